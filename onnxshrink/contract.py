@@ -1,0 +1,162 @@
+"""The contract of a pass: a step that breaks the model, or makes it bigger or wrong, is refused.
+
+The model must pass the checker, load and run in ONNX Runtime, keep its inputs and outputs, answer
+within the step's bound of what it answered before the step, and not have grown. All of it runs in
+a child process, so that a model that crashes the runtime is refused like any other.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from onnxshrink.errors import DataError, ModelError, UnsupportedModel
+from onnxshrink.report import Step, size
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from onnxshrink.graph.model import Model
+    from onnxshrink.runtime.worker import Worker
+
+Level = Literal["full", "quick", "off"]
+Feeds = Sequence[Mapping[str, "np.ndarray"]]
+Progress = Callable[[str, int, int], None]
+
+_QUICK_FEEDS = 2
+_FULL_FEEDS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a run is checked, apart from what it does.
+
+    Attributes:
+        check: ``full``: up to 64 feeds; ``quick``: the first two; ``off``: not at all, and the
+            report warns of it.
+        feeds: Inputs to check on, and for passes that calibrate.
+        generated: Whether ``feeds`` are made up rather than real.
+        seed: For passes that draw random numbers.
+        folder: Where intermediate models are written; None is the system's temporary folder.
+        progress: Called with what is done, how much of it, and out of how much.
+    """
+
+    check: Level = "full"
+    feeds: Feeds = ()
+    generated: bool = False
+    seed: int = 0
+    folder: Path | None = None
+    progress: Progress = field(default=lambda what, done, total: None)
+
+
+class Judge:
+    """Holds what the model answered so far, and decides whether a step may stand.
+
+    Args:
+        model: The input model.
+        settings: How to check.
+        worker: The process to run models in.
+
+    Raises:
+        ModelError: The input model itself is invalid or does not run.
+        UnsupportedModel: ONNX Runtime lacks an operator that it needs.
+    """
+
+    def __init__(self, model: Model, settings: Settings, worker: Worker):
+        self._settings = settings
+        self._worker = worker
+        self._signature = model.signature
+        limit = _QUICK_FEEDS if settings.check == "quick" else _FULL_FEEDS
+        self._feeds = () if settings.check == "off" else settings.feeds[:limit]
+        self._original = self._last = self._observe(model)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader of the report must know about the checks."""
+        if self._settings.check == "off":
+            return ["the outputs were not checked (--check off)"]
+        if not self._feeds:
+            return ["the outputs were not compared: there were no inputs"]
+        if self._settings.generated:
+            return [
+                "checked on generated inputs only; pass --calibration with real inputs to prove it"
+            ]
+        return []
+
+    def describe(self) -> dict[str, Any]:
+        """How the checks were done."""
+        from onnxshrink.runtime.session import SessionOptions
+
+        if self._settings.check == "off":
+            return {"level": "off"}
+        return {
+            "level": self._settings.check,
+            "inputs": "generated" if self._settings.generated else "given",
+            "feeds": len(self._feeds),
+            **SessionOptions().describe(),
+        }
+
+    def refusal(self, trial: Model, bound: float, may_grow: bool, step: Step) -> str:
+        """Why a step may not stand; empty when it may, and then it is the next one's reference.
+
+        Args:
+            trial: The model after the step.
+            bound: Largest relative L2 error that an output may have against the step's input.
+            may_grow: Whether the file may become bigger.
+            step: Receives the size and the figures for every output.
+        """
+        if trial.signature != self._signature:
+            return f"inputs or outputs changed: {trial.signature} instead of {self._signature}"
+        step.bytes_after = trial.nbytes()
+        if step.bytes_after > step.bytes_before and not may_grow:
+            grown = step.bytes_after - step.bytes_before
+            return f"the file would be {size(grown)} bigger ({size(step.bytes_after)})"
+        try:
+            answers = self._observe(trial)
+        except (ModelError, UnsupportedModel, DataError) as error:
+            return f"the result does not run: {error}"
+        figures = self._compare(self._last, answers)
+        step.outputs = figures
+        step.max_error = max((row["relative_error"] for row in figures.values()), default=None)
+        for name, row in figures.items():
+            if not row["relative_error"] <= bound:  # also when it is NaN
+                return (
+                    f"output {name!r} changed by {row['relative_error']:.3g} (relative), "
+                    f"more than {bound:g}; --max-error allows more"
+                )
+        self._last = answers
+        return ""
+
+    def total_effect(self) -> dict[str, dict[str, float]]:
+        """Figures for every output of the present model against the original."""
+        return self._compare(self._original, self._last)
+
+    def _observe(self, model: Model) -> tuple[tuple[str, ...], list[list[np.ndarray]]] | None:
+        """Check, load and run a model; what it answers."""
+        if self._settings.check == "off":
+            return None
+        with tempfile.TemporaryDirectory(dir=self._settings.folder, prefix=".onnxshrink-") as folder:
+            path = Path(folder) / "model.onnx"
+            model.save(path, durable=False)
+            try:
+                self._worker.check(path)
+                run = self._worker.run(path, self._feeds)
+            except ModelError as error:
+                # The temporary file means nothing to the reader; the model does.
+                raise type(error)(str(error).replace(str(path), model.label)) from error
+        return run.output_names, run.outputs
+
+    def _compare(
+        self,
+        reference: tuple[tuple[str, ...], list[list[np.ndarray]]] | None,
+        other: tuple[tuple[str, ...], list[list[np.ndarray]]] | None,
+    ) -> dict[str, dict[str, float]]:
+        from onnxshrink.kernels.metrics import compare_outputs
+
+        if reference is None or other is None or not reference[1]:
+            return {}
+        rows = compare_outputs(reference[0], reference[1], other[1])
+        return {row.name: row.to_dict() for row in rows}

@@ -1,0 +1,280 @@
+"""Edits that passes make to a graph: a weight is replaced by nodes that rebuild it.
+
+The rebuilt value takes the name of the weight, so the operators that use it stay as they are,
+byte for byte, and people still find the weight by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxshrink.graph.model import Model
+from onnxshrink.graph.weights import WeightView
+from onnxshrink.kernels import bits
+from onnxshrink.kernels.affine import Quantized
+
+#: ``dq``: DequantizeLinear, which ONNX Runtime fuses into integer MatMul kernels. ``cast-mul``:
+#: Cast and Mul, which it folds once at load. ``gather``: rows are rebuilt after the lookup.
+Form = Literal["dq", "cast-mul", "gather"]
+
+_SHORT_SCALES = 48  # fewer are not worth a Cast
+
+
+def overhead(view: WeightView) -> int:
+    """Bytes that the nodes and headers of a rebuilt weight cost, apart from its codes and scales."""
+    return 120
+
+
+class Rebuild:
+    """Nodes and constants that take the place of one weight, in the scope where it lives.
+
+    Constants are stored the way the weight was: as initializers, or as Constant nodes where the
+    scope has no initializers (functions) or its initializers would be inputs (IR version 3).
+    """
+
+    def __init__(self, model: Model, view: WeightView):
+        self.model, self.view = model, view
+        # Every name is written twice or more: in a small model long ones are a good part of it.
+        self._prefix = model.unused_name("w")
+        self._nodes: list[ir.Node] = []
+        self._as_nodes = (
+            view.is_node or model.ir.ir_version < 4 or isinstance(view.scope, ir.Function)
+        )
+
+    def constant(self, values: np.ndarray | ir.TensorProtocol, suffix: str) -> ir.Value:
+        """A new constant."""
+        name = self.model.unused_name(f"{self._prefix}.{suffix}")
+        tensor = self.model.store(values, name)
+        self.model.touch(name)
+        if self._as_nodes:
+            return self._add("Constant", [], [ir.AttrTensor("value", tensor)], name)
+        value = ir.Value(
+            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
+        )  # fmt: skip
+        assert isinstance(self.view.scope, ir.Graph)
+        self.view.scope.register_initializer(value)
+        return value
+
+    def node(
+        self, op_type: str, inputs: Sequence[ir.Value], suffix: str, **attributes: Any
+    ) -> ir.Value:
+        """A new node with one output."""
+        name = self.model.unused_name(f"{self._prefix}.{suffix}")
+        return self._add(op_type, inputs, ir.convenience.convert_attributes(attributes), name)
+
+    def _add(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        attributes: Sequence[ir.Attr],
+        name: str,
+    ) -> ir.Value:
+        node = ir.Node("", op_type, inputs, attributes, name="")
+        node.outputs[0].name = name
+        self.model.touch(name)
+        self._nodes.append(node)
+        return node.outputs[0]
+
+    def finish(self, result: ir.Value) -> None:
+        """Put ``result`` in the place of the weight, and the weight out of the file."""
+        value, scope, name = self.view.value, self.view.scope, self.view.name
+        self.model.touch(name)
+        old = value.producer()
+        first = old if old is not None else next(iter(scope), None)
+        if first is None:
+            scope.extend(self._nodes)
+        else:
+            scope.insert_before(first, self._nodes)
+        value.replace_all_uses_with(result)
+        self._drop(value)
+        result.name = name
+
+    def finish_lookup(self, before: ir.Node, result: ir.Value) -> None:
+        """Put the nodes so far in the place of one lookup of the weight."""
+        output = before.outputs[0]
+        name, graph = output.name, before.graph
+        assert graph is not None
+        self.model.touch(name)
+        graph.insert_before(before, self._nodes)
+        self._nodes = []
+        output.replace_all_uses_with(result, replace_graph_outputs=True)
+        result.type, result.shape = output.type, output.shape
+        graph.remove(before, safe=True)
+        result.name = name
+
+    def drop(self) -> None:
+        """Take the weight out of the file once nothing uses it any more."""
+        self.model.touch(self.view.name)
+        self._drop(self.view.value)
+
+    def _drop(self, value: ir.Value) -> None:
+        node, scope = value.producer(), self.view.scope
+        if node is not None:
+            scope.remove(node, safe=True)
+            return
+        assert isinstance(scope, ir.Graph)
+        scope.initializers.pop(value.name or "")
+        if value in scope.inputs:
+            scope.inputs.remove(value)
+
+
+def _codes(stored: Quantized, shape: Sequence[int]) -> np.ndarray | ir.TensorProtocol:
+    if stored.bits == 8:
+        return stored.codes.reshape(shape)
+    dtype = ir.DataType.INT4 if stored.dtype == "int4" else ir.DataType.UINT4
+    return ir.PackedTensor(bits.pack(stored.codes, 4), dtype, shape=ir.Shape(shape))
+
+
+def dequantized(model: Model, view: WeightView, stored: Quantized, form: Form) -> None:
+    """Replace a weight by integer codes and the nodes that turn them back into it.
+
+    Args:
+        model: The model, whose journal is kept.
+        view: The weight.
+        stored: Its codes, in the stored shape or with one axis split into blocks.
+        form: How the codes are turned back; ``dq`` takes scales per tensor, per axis, or per
+            block of one axis, ``cast-mul`` any, ``gather`` one scale per row of the first axis.
+    """
+    rebuild = Rebuild(model, view)
+    if form == "gather":
+        _gathered(rebuild, stored)
+    elif form == "dq":
+        rebuild.finish(_dequantize_linear(rebuild, stored, view.shape))
+    else:
+        rebuild.finish(_cast_mul(rebuild, stored))
+
+
+def dequantized_gemm(model: Model, view: WeightView, stored: Quantized) -> None:
+    """Replace the weight of one Gemm by DequantizeLinear of its transpose, and turn the Gemm.
+
+    ONNX Runtime fuses DequantizeLinear with a Gemm only where ``transB`` is 0.
+
+    Args:
+        model: The model, whose journal is kept.
+        view: A weight with one use, the second input of a Gemm.
+        stored: Codes of the *transposed* weight.
+    """
+    node = view.main.node
+    node.attributes["transB"] = ir.AttrInt64("transB", 1 - node.attributes["transB"].as_int())
+    model.touch_node(node)
+    rebuild = Rebuild(model, view)
+    rebuild.finish(_dequantize_linear(rebuild, stored, view.shape[::-1]))
+
+
+def _cast_mul(rebuild: Rebuild, stored: Quantized) -> ir.Value:
+    view = rebuild.view
+    # Products are taken in float32 where the runtime has no kernel for the weight's own type.
+    working = view.dtype if view.dtype != ir.DataType.BFLOAT16 else ir.DataType.FLOAT
+    kind = working.numpy()
+    shape = stored.codes.shape
+    codes = rebuild.constant(_codes(stored, shape), "q")
+    result = rebuild.node("Cast", [codes], "c", to=working.value)
+    if stored.zero_point is not None:
+        zero = rebuild.constant(_trimmed(stored.zero_point, len(shape)).astype(kind), "z")
+        result = rebuild.node("Sub", [result, zero], "d")
+    scale = _scale(rebuild, _trimmed(stored.scale, len(shape)), working)
+    result = rebuild.node("Mul", [result, scale], "w")
+    if shape != view.shape:
+        target = rebuild.constant(np.array(view.shape, np.int64), "n")
+        result = rebuild.node("Reshape", [result, target], "r")
+    if working != view.dtype:
+        result = rebuild.node("Cast", [result], "t", to=view.dtype.value)
+    return result
+
+
+def _scale(rebuild: Rebuild, scale: np.ndarray, dtype: ir.DataType) -> ir.Value:
+    """A scale in the type that it is multiplied in, stored as float16 where that saves bytes."""
+    short = _short(scale, dtype)
+    if short is None:
+        return rebuild.constant(scale.astype(dtype.numpy()), "s")
+    return rebuild.node("Cast", [rebuild.constant(short, "s")], "f", to=dtype.value)
+
+
+def _short(scale: np.ndarray, dtype: ir.DataType) -> np.ndarray | None:
+    """The scale as float16, if that is exact and saves more than the Cast costs."""
+    if dtype == ir.DataType.FLOAT16 or scale.size < _SHORT_SCALES:
+        return None
+    with np.errstate(over="ignore"):
+        short = scale.astype(np.float16)
+    return short if np.array_equal(short.astype(scale.dtype), scale) else None
+
+
+def _trimmed(array: np.ndarray, rank: int) -> np.ndarray:
+    """The same array without leading axes of size 1, which broadcasting supplies."""
+    lead = next((i for i, dim in enumerate(array.shape) if dim > 1), rank)
+    return array.reshape(array.shape[lead:])
+
+
+def _dequantize_linear(
+    rebuild: Rebuild, stored: Quantized, shape: tuple[int, ...]
+) -> ir.Value:
+    attributes, scale_shape = _placement(stored, shape)
+    kind = rebuild.view.dtype.numpy()
+    codes = rebuild.constant(_codes(stored, shape), "q")
+    scale = rebuild.constant(stored.scale.reshape(scale_shape).astype(kind), "s")
+    zeros = stored.zero_point
+    if zeros is None:
+        # Written even when all are zero: some runtimes refuse a signed DQ without it.
+        zeros = np.zeros(stored.scale.shape, stored.codes.dtype)
+    packed = _codes(replace(stored, codes=zeros), scale_shape)
+    zero = rebuild.constant(packed, "z")
+    return rebuild.node("DequantizeLinear", [codes, scale, zero], "w", **attributes)
+
+
+def _placement(
+    stored: Quantized, shape: tuple[int, ...]
+) -> tuple[dict[str, int], tuple[int, ...]]:
+    """DequantizeLinear's attributes and the shape of its scale."""
+    scale = stored.scale.shape
+    if stored.codes.shape != shape:  # [.., K / block, block, ..]: one axis is split in two
+        axis = next(a for a, dim in enumerate(shape) if stored.codes.shape[a] != dim)
+        block = stored.codes.shape[axis + 1]
+        return {"axis": axis, "block_size": block}, scale[: axis + 1] + scale[axis + 2 :]
+    wide = [axis for axis, dim in enumerate(scale) if dim > 1]
+    if len(wide) > 1:
+        raise ValueError("DequantizeLinear has scales along one axis only")
+    return ({"axis": wide[0]}, (scale[wide[0]],)) if wide else ({}, ())
+
+
+def _gathered(rebuild: Rebuild, stored: Quantized) -> None:
+    """Look up codes and scales, and multiply only the rows that were asked for."""
+    view = rebuild.view
+    codes = rebuild.constant(_codes(stored, view.shape), "q")
+    per_row = stored.scale.shape[0] > 1
+    short = _short(stored.scale, view.dtype) if per_row else None
+    if per_row:
+        values = stored.scale.astype(view.dtype.numpy()) if short is None else short
+        scale = rebuild.constant(values, "s")
+    else:
+        scale = _scale(rebuild, _trimmed(stored.scale, len(view.shape)), view.dtype)
+    for use in view.uses:
+        indices = use.node.inputs[1]
+        assert indices is not None
+        picked = rebuild.node("Gather", [codes, indices], "q", axis=0)
+        rows = rebuild.node("Cast", [picked], "c", to=view.dtype.value)
+        factors = scale
+        if per_row:
+            factors = rebuild.node("Gather", [scale, indices], "s", axis=0)
+        if short is not None:
+            factors = rebuild.node("Cast", [factors], "f", to=view.dtype.value)
+        result = rebuild.node("Mul", [rows, factors], "w")
+        rebuild.finish_lookup(use.node, result)
+    rebuild.drop()
+
+
+def stored_as(model: Model, view: WeightView, values: np.ndarray) -> None:
+    """Replace a constant by the same values in another type, and a Cast back.
+
+    Args:
+        model: The model, whose journal is kept.
+        view: The constant.
+        values: Its values in the type to store them in.
+    """
+    rebuild = Rebuild(model, view)
+    narrow = rebuild.constant(values, "h")
+    rebuild.finish(rebuild.node("Cast", [narrow], "w", to=view.dtype.value))

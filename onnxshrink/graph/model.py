@@ -1,0 +1,402 @@
+"""A model in memory: load, save, clone, digest.
+
+The graph is an ``onnx_ir`` model. Weights stay on disk until someone asks for one, so a model of
+several gigabytes is edited tensor by tensor. What onnx_ir would lose is put back by ``preserve``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxshrink.errors import ModelError, OutputError
+from onnxshrink.graph import preserve, tensors, wire
+
+#: protobuf cannot hold more than this in one file.
+SINGLE_FILE_LIMIT = 2**31 - 1
+
+#: New tensors of a model above this size go to a temporary file instead of memory.
+_SPILL_ABOVE = 512 * 2**20
+_SPILLED_BYTES = 2**20
+_OUTSIDE_BYTES = 1024
+
+Storage = Literal["auto", "single", "external"]
+
+
+class Model:
+    """An ONNX model, its weights wherever they lie, and the journal of what was touched.
+
+    Attributes:
+        ir: The graph, free to edit; tell :meth:`touch` what was edited.
+        path: The file that it came from, if any.
+    """
+
+    def __init__(self, proto: onnx.ModelProto, path: Path | None = None):
+        self.path = path
+        self._original = proto
+        self._touched: set[str] = set()
+        self._rewritten = False
+        self._names: set[str] | None = None
+        self._numbers: dict[str, int] = {}
+        self._spill: tempfile.TemporaryDirectory[str] | None = None
+        try:
+            self.ir = ir.from_proto(preserve.readable(proto))
+        except Exception as error:  # onnx_ir wraps every failure in its own kinds
+            raise ModelError(f"{self.label}: not a graph that can be read: {_root(error)}") from error
+        self._resolve()
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Model:
+        """Open a model file; its weights are read when they are needed.
+
+        Raises:
+            ModelError: No such file, not an ONNX model, truncated, or its external data are
+                missing, too short, or outside the model's folder.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise ModelError(f"{path}: no such file")
+        if path.is_dir():
+            raise ModelError(f"{path}: is a folder; name the .onnx file in it")
+        try:
+            if path.stat().st_size == 0:
+                raise ModelError(f"{path}: the file is empty")
+            proto = wire.read(str(path))
+        except OSError as error:
+            raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
+            raise ModelError(f"{path}: not an ONNX file, or truncated: {error}") from error
+        if not proto.HasField("graph") or proto.ir_version < 1:
+            raise ModelError(f"{path}: not an ONNX model: it holds no graph")
+        tensors.check_all(proto, path)
+        return cls(proto, path)
+
+    @classmethod
+    def from_proto(cls, proto: onnx.ModelProto) -> Model:
+        """Take over a model that is already in memory; external data must have been loaded."""
+        for tensor in preserve.tensors(proto):
+            tensors.check_inline(tensor, "the model")
+        return cls(proto)
+
+    def clone(self) -> Model:
+        """A copy whose graph can be edited apart; both share the tensors."""
+        other = object.__new__(Model)
+        other.__dict__.update(self.__dict__)
+        other._touched = set(self._touched)
+        other._names, other._numbers = None, {}
+        other.ir = self.ir.clone()
+        return other
+
+    # ---------------------------------------------------------------- views
+
+    @property
+    def label(self) -> str:
+        """What to call the model in messages."""
+        return str(self.path) if self.path else "the model"
+
+    @property
+    def opset(self) -> int:
+        """The version of the default operator set."""
+        return self.ir.opset_imports.get("", 1)
+
+    @property
+    def scopes(self) -> Iterator[ir.Graph | ir.Function]:
+        """The main graph, every subgraph at any depth, and every function with its subgraphs."""
+        for root in (self.ir.graph, *self.ir.functions.values()):
+            yield root
+            yield from root.subgraphs()
+
+    @property
+    def nodes(self) -> Iterator[ir.Node]:
+        """Every node, wherever it is."""
+        for scope in self.scopes:
+            yield from scope
+
+    @property
+    def inputs(self) -> list[ir.Value]:
+        """What the caller must feed: graph inputs without those that have an initializer."""
+        stored = self.ir.graph.initializers
+        return [value for value in self.ir.graph.inputs if value.name not in stored]
+
+    @property
+    def signature(self) -> tuple[tuple[str, ...], ...]:
+        """Names of the inputs (without initializers) and outputs, in order."""
+        outputs = self.ir.graph.outputs
+        return tuple(v.name or "" for v in self.inputs), tuple(v.name or "" for v in outputs)
+
+    def unused_name(self, name: str) -> str:
+        """The name itself, or with a number behind it, such that no value has it; now taken."""
+        if self._names is None:
+            self._names = {v.name for v in self.ir.graph.inputs if v.name}
+            for scope in self.scopes:
+                if isinstance(scope, ir.Graph):
+                    self._names.update(scope.initializers)
+                self._names.update(v.name for node in scope for v in node.outputs if v.name)
+        candidate = name
+        while candidate in self._names:
+            self._numbers[name] = self._numbers.get(name, 1) + 1
+            candidate = f"{name}{self._numbers[name]}"
+        self._names.add(candidate)
+        return candidate
+
+    # --------------------------------------------------------------- journal
+
+    def touch(self, *names: str | None) -> None:
+        """Record values that were changed, removed or made; a node goes by its first output."""
+        self._touched.update(name for name in names if name)
+
+    def touch_node(self, node: ir.Node) -> None:
+        """Record a node that was changed, removed or made."""
+        self.touch(next((v.name for v in node.outputs if v.name), node.name))
+
+    def rewrite(self, change: Callable[[ir.Model], ir.Model]) -> None:
+        """Let a whole-graph rewriter replace the graph; inputs, outputs and metadata stay guarded."""
+        self._rewritten = True
+        self._names = None
+        self.ir = change(self.ir)
+
+    # --------------------------------------------------------------- tensors
+
+    def store(self, array: np.ndarray | ir.TensorProtocol, name: str) -> ir.TensorProtocol:
+        """A new constant; in a large model it is put into a temporary file at once.
+
+        Args:
+            array: The values, or a tensor such as ``ir.PackedTensor`` for types narrower than 8 bits.
+            name: The tensor's name.
+        """
+        tensor = ir.Tensor(array, name=name) if isinstance(array, np.ndarray) else array
+        if tensor.nbytes < _SPILLED_BYTES or self._held_bytes < _SPILL_ABOVE:
+            return tensor
+        if self._spill is None:
+            self._spill = tempfile.TemporaryDirectory(prefix="onnxshrink-")
+        location = secrets.token_hex(8)
+        with open(os.path.join(self._spill.name, location), "wb") as file:
+            tensor.tofile(file)
+        return ir.ExternalTensor(
+            location, 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape), name=name,
+            base_dir=self._spill.name,
+        )  # fmt: skip
+
+    @property
+    def _held_bytes(self) -> int:
+        return sum(
+            int(e.value)
+            for t in self._original.graph.initializer
+            for e in t.external_data
+            if e.key == "length"
+        )
+
+    def _resolve(self) -> None:
+        """Point the tensors that lie in files at those files."""
+        if self.path is None:
+            return
+        folder, file = self.path.parent, os.fspath(self.path.absolute())
+
+        def resolved(tensor: ir.TensorProtocol | None) -> ir.TensorProtocol | None:
+            if not isinstance(tensor, ir.ExternalTensor):
+                return tensor
+            if tensor.location == wire.INSIDE:
+                return tensors.InsideTensor(tensor, file)
+            tensor.base_dir = folder
+            return tensor
+
+        for scope in self.scopes:
+            if isinstance(scope, ir.Graph):
+                for value in scope.initializers.values():
+                    value.const_value = resolved(value.const_value)
+        for node in self.nodes:
+            for attribute in list(node.attributes.values()):
+                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                    tensor = resolved(attribute.as_tensor())
+                    if tensor is not attribute.as_tensor():
+                        node.attributes[attribute.name] = ir.AttrTensor(attribute.name, tensor)
+
+    # ----------------------------------------------------------------- save
+
+    def to_proto(self) -> onnx.ModelProto:
+        """The whole model as one message in memory, its weights included."""
+        with self._outside() as (proto, outside):
+            for stub in proto.graph.initializer:
+                if stub.name in outside:
+                    tensor = outside[stub.name]
+                    tensors.clear_external(stub)
+                    stub.raw_data = tensor.tobytes()
+                    tensors.release(tensor)
+        return proto
+
+    @contextlib.contextmanager
+    def _outside(self) -> Iterator[tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]]:
+        """Serialise with the main graph's larger initializers left out, as stubs to fill in."""
+        outside: dict[str, ir.TensorProtocol] = {}
+        graph = self.ir.graph
+        try:
+            for name, value in graph.initializers.items():
+                tensor = value.const_value
+                if (
+                    tensor is not None
+                    and tensor.nbytes >= _OUTSIDE_BYTES
+                    and tensor.dtype != ir.DataType.STRING
+                ):
+                    outside[name] = tensor
+                    value.const_value = ir.ExternalTensor(
+                        wire.INSIDE, 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape),
+                        name=name, doc_string=tensor.doc_string,
+                        metadata_props=dict(tensor.metadata_props),
+                    )  # fmt: skip
+            proto = ir.to_proto(self.ir)
+        finally:
+            for name, tensor in outside.items():
+                graph.initializers[name].const_value = tensor
+        preserve.merge(proto, self._original, self._touched, rewritten=self._rewritten)
+        self._inline_the_rest(proto)
+        yield proto, outside
+
+    def _inline_the_rest(self, proto: onnx.ModelProto) -> None:
+        """Tensors in attributes, subgraphs and functions that still name a file."""
+        folder = self.path.parent if self.path else Path()
+        for tensor in preserve.tensors(proto, main_initializers=False):
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                tensors.inline(tensor, self.path, folder)
+
+    def nbytes(self) -> int:
+        """Exact size in bytes of this model saved as one file."""
+        with self._outside() as (proto, outside):
+            return self._layout(proto, outside).nbytes
+
+    @staticmethod
+    def _layout(proto: onnx.ModelProto, outside: dict[str, ir.TensorProtocol]) -> wire.Layout:
+        payloads: list[tuple[int, Callable[[BinaryIO], object]] | None] = []
+        for stub in proto.graph.initializer:
+            tensor = outside.get(stub.name)
+            if tensor is None:
+                payloads.append(None)
+                continue
+            tensors.clear_external(stub)
+            payloads.append((tensor.nbytes, lambda file, t=tensor: tensors.write(t, file)))
+        return wire.Layout(proto, payloads)
+
+    def save(
+        self, path: str | os.PathLike[str], storage: Storage = "auto", *, durable: bool = True
+    ) -> int:
+        """Write the model in one go: either the whole file appears or none.
+
+        Args:
+            path: Where to; must not be the file that the model came from.
+            storage: ``single`` file, ``external`` data in ``path + '.data'``, or ``auto``:
+                external only where one file could not hold it.
+            durable: Wait until the bytes are on the disk; not needed for a scratch file.
+
+        Returns:
+            Bytes written, external data included.
+
+        Raises:
+            OutputError: ``path`` is the input, or cannot be written.
+            ModelError: Something changed that no pass reported, or ``single`` is impossible.
+        """
+        path = Path(path)
+        self._refuse_input(path)
+        with self._outside() as (proto, outside):
+            if storage != "external":
+                size = proto.ByteSize() + sum(t.nbytes + 32 for t in outside.values())
+                if size <= SINGLE_FILE_LIMIT:
+                    layout = self._layout(proto, outside)
+                    with atomic_write(path, durable=durable) as file:
+                        layout.write(file)
+                    return layout.nbytes
+                if storage == "single":
+                    raise ModelError(f"{path}: {size:,} bytes do not fit one file; use external data")
+            return self._save_external(path, proto, outside, durable)
+
+    def _save_external(
+        self,
+        path: Path,
+        proto: onnx.ModelProto,
+        outside: dict[str, ir.TensorProtocol],
+        durable: bool,
+    ) -> int:
+        data = path.with_name(path.name + ".data")
+        self._refuse_input(data)
+        with contextlib.ExitStack() as stack:
+            # The data file is renamed first: a model file never names data that do not exist.
+            model_file = stack.enter_context(atomic_write(path, durable=durable))
+            data_file = stack.enter_context(atomic_write(data, durable=durable))
+            for stub in proto.graph.initializer:
+                tensor = outside.get(stub.name)
+                if tensor is not None:
+                    data_file.write(b"\0" * (-data_file.tell() % 64))
+                    tensors.point_at(stub, data.name, data_file.tell(), tensor.nbytes)
+                    tensors.write(tensor, data_file)
+            model_file.write(proto.SerializeToString(deterministic=True))
+            return model_file.tell() + data_file.tell()
+
+    def _refuse_input(self, path: Path) -> None:
+        """Refuse to write over the model's own file or its data."""
+        if self.path is None:
+            return
+        own = {self.path} | {
+            self.path.parent / e.value
+            for t in preserve.tensors(self._original)
+            for e in t.external_data
+            if e.key == "location" and e.value != wire.INSIDE
+        }
+        if path.exists() and any(p.exists() and path.samefile(p) for p in own):
+            raise OutputError(f"{path}: is the input, which is never modified; name another output")
+
+    def digest(self) -> str:
+        """SHA-256 of the model: its graph and its weights, wherever they are stored."""
+        hasher = hashlib.sha256()
+
+        class Sink:
+            def write(self, data: bytes) -> int:
+                hasher.update(data)
+                return len(data)
+
+        with self._outside() as (proto, outside):
+            names = sorted(outside)
+            for stub in proto.graph.initializer:
+                if stub.name in outside:
+                    tensors.clear_external(stub)
+            hasher.update(proto.SerializeToString(deterministic=True))
+            for name in names:
+                hasher.update(outside[name].tobytes())
+                tensors.release(outside[name])
+        return hasher.hexdigest()
+
+
+def _root(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{error}" or type(error).__name__
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Open a temporary file beside ``path``; rename it onto ``path`` only when all went well.
+
+    Raises:
+        OutputError: The folder does not exist, cannot be written, or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,271 @@
+"""What onnx_ir would lose on a round trip, kept; what nobody meant to change, guarded.
+
+``readable`` hides from onnx_ir what it cannot read. ``merge`` takes what onnx_ir wrote and puts
+the original text of everything outside the journal of touched names back, after checking that it
+still says the same: an unjournaled difference is an error, never a silent loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+
+import onnx
+
+from onnxshrink.errors import ModelError
+
+_SPARSE = {onnx.AttributeProto.SPARSE_TENSOR, onnx.AttributeProto.SPARSE_TENSORS}
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
+    """The graphs in a node's attributes, each with a key that is unique in the node."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.name, attribute.g
+        for index, graph in enumerate(attribute.graphs):
+            yield f"{attribute.name}[{index}]", graph
+
+
+def node_lists(model: onnx.ModelProto) -> Iterator[Collection[onnx.NodeProto]]:
+    """The nodes of the main graph, of every subgraph at any depth, and of every function."""
+    pending: list[Collection[onnx.NodeProto]] = [model.graph.node]
+    pending += [function.node for function in model.functions]
+    while pending:
+        nodes = pending.pop()
+        yield nodes
+        pending += [graph.node for node in nodes for _, graph in subgraphs(node)]
+
+
+def graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    """The main graph and every subgraph at any depth, also in functions."""
+    yield model.graph
+    for nodes in node_lists(model):
+        for node in nodes:
+            for _, graph in subgraphs(node):
+                yield graph
+
+
+def tensors(
+    model: onnx.ModelProto, *, main_initializers: bool = True
+) -> Iterator[onnx.TensorProto]:
+    """Every TensorProto of a model: initializers, sparse ones, and attributes."""
+    for depth, graph in enumerate(graphs(model)):
+        if depth or main_initializers:
+            yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+    for nodes in node_lists(model):
+        for node in nodes:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+                for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                    yield from (sparse.values, sparse.indices)
+
+
+def _has_map(kind: onnx.TypeProto) -> bool:
+    which = kind.WhichOneof("value")
+    if which == "sequence_type":
+        return _has_map(kind.sequence_type.elem_type)
+    if which == "optional_type":
+        return _has_map(kind.optional_type.elem_type)
+    return which == "map_type"
+
+
+def readable(original: onnx.ModelProto) -> onnx.ModelProto:
+    """Copy a model without the map types and sparse attributes at which onnx_ir raises."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(original)
+    for graph in graphs(proto):
+        for values in (graph.input, graph.output, graph.value_info):
+            for value in values:
+                if _has_map(value.type):
+                    value.ClearField("type")
+    for nodes in node_lists(proto):
+        for node in nodes:
+            kept = [a for a in node.attribute if a.type not in _SPARSE]
+            if len(kept) < len(node.attribute):
+                kept = [onnx.AttributeProto.FromString(a.SerializeToString()) for a in kept]
+                del node.attribute[:]
+                node.attribute.extend(kept)
+    return proto
+
+
+def key(node: onnx.NodeProto) -> str:
+    """What names a node in the journal: its first output that has a name (names are SSA)."""
+    return next(filter(None, node.output), node.name)
+
+
+def merge(
+    new: onnx.ModelProto, original: onnx.ModelProto, touched: Collection[str], *, rewritten: bool
+) -> None:
+    """Put back into ``new`` the original text of everything that was not touched.
+
+    Args:
+        new: What onnx_ir serialised; changed in place.
+        original: The model as it was read.
+        touched: Names of values that passes changed; a node goes by its first output.
+        rewritten: A whole-graph rewriter ran: a node or initializer that differs is taken as
+            touched. Inputs, outputs and metadata stay guarded.
+
+    Raises:
+        ModelError: Something outside the journal differs; this is a bug in a pass.
+    """
+    new.training_info.extend(original.training_info)
+    opsets = [{o.domain: o.version for o in model.opset_import} for model in (new, original)]
+    if opsets[0] == opsets[1]:
+        del new.opset_import[:]
+        new.opset_import.extend(original.opset_import)
+    functions = {(f.domain, f.name, f.overload): f for f in original.functions}
+    for function in new.functions:
+        before = functions.get((function.domain, function.name, function.overload))
+        if before is not None:
+            _merge_nodes(function.node, before.node, touched, rewritten)
+    for name in ("producer_name", "producer_version", "domain", "doc_string", "model_version"):
+        if getattr(new, name) != getattr(original, name):
+            raise _unjournaled(f"the model's {name}")
+    _merge_graph(new.graph, original.graph, touched, rewritten)
+
+
+def _unjournaled(what: str) -> ModelError:
+    return ModelError(f"internal guard: {what} changed although no pass reported it; not saved")
+
+
+def _same_type(a: onnx.ValueInfoProto, b: onnx.ValueInfoProto) -> bool:
+    return a.type.tensor_type.elem_type == b.type.tensor_type.elem_type
+
+
+def _merge_graph(
+    new: onnx.GraphProto, original: onnx.GraphProto, touched: Collection[str], rewritten: bool
+) -> None:
+    for side in ("input", "output"):
+        now, before = getattr(new, side), getattr(original, side)
+        known = {value.name: value for value in before}
+        expected = [value.name for value in before if value.name not in touched]
+        if [value.name for value in now if value.name not in touched] != expected:
+            raise _unjournaled(f"the {side}s of graph {original.name!r}")
+        for value in now:
+            if value.name in known and value.name not in touched:
+                if not _has_map(known[value.name].type) and not _same_type(
+                    value, known[value.name]
+                ):
+                    raise _unjournaled(f"the type of {side} {value.name!r}")
+                value.CopyFrom(known[value.name])
+    present = {tensor.name for tensor in new.initializer}
+    new.sparse_initializer.extend(
+        sparse
+        for sparse in original.sparse_initializer
+        if sparse.values.name not in touched and sparse.values.name not in present
+    )
+    if not rewritten:
+        present |= {sparse.values.name for sparse in new.sparse_initializer}
+        stored = [t.name for t in original.initializer]
+        stored += [sparse.values.name for sparse in original.sparse_initializer]
+        if lost := [name for name in stored if name not in present and name not in touched]:
+            raise _unjournaled(f"initializer {lost[0]!r}")
+    _merge_value_info(new, original, touched)
+    _merge_nodes(new.node, original.node, touched, rewritten)
+
+
+def _merge_value_info(
+    new: onnx.GraphProto, original: onnx.GraphProto, touched: Collection[str]
+) -> None:
+    produced = {name for node in new.node for name in node.output}
+    stored = {tensor.name for tensor in new.initializer}
+    stored |= {sparse.values.name for sparse in new.sparse_initializer}
+    before = {value.name for value in original.value_info}
+    infos = [
+        value
+        for value in original.value_info
+        if value.name in (produced | stored) and value.name not in touched
+    ]
+    # onnx_ir also writes one for every initializer, which only repeats its tensor's header.
+    infos += [
+        value
+        for value in new.value_info
+        if value.name in touched and (value.name in produced or value.name in before)
+    ]
+    infos = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in infos]
+    del new.value_info[:]
+    new.value_info.extend(infos)
+
+
+def _stripped(outputs: Iterable[str]) -> list[str]:
+    names = list(outputs)
+    while names and not names[-1]:
+        names.pop()
+    return names
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, bytes]:
+    return {
+        a.name: onnx.AttributeProto(
+            name=a.name, type=a.type, f=a.f, i=a.i, s=a.s, floats=a.floats, ints=a.ints,
+            strings=a.strings, ref_attr_name=a.ref_attr_name,
+        ).SerializeToString()
+        for a in node.attribute
+        if a.type not in _SPARSE
+    }  # fmt: skip
+
+
+def _tensors_of(node: onnx.NodeProto) -> list[tuple[object, ...]]:
+    return [
+        (t.name, t.data_type, tuple(t.dims), t.raw_data, t.int32_data, t.float_data, t.int64_data)
+        + tuple((e.key, e.value) for e in t.external_data)
+        for a in node.attribute
+        for t in ((a.t,) if a.HasField("t") else a.tensors)
+    ]
+
+
+def _says_the_same(a: onnx.NodeProto, b: onnx.NodeProto) -> bool:
+    return (
+        (a.op_type, a.domain, a.overload) == (b.op_type, b.domain, b.overload)
+        and _stripped(a.input) == _stripped(b.input)
+        and _stripped(a.output) == _stripped(b.output)
+        and _attributes(a) == _attributes(b)
+        and _tensors_of(a) == _tensors_of(b)
+    )
+
+
+def _merge_nodes(
+    new: Collection[onnx.NodeProto],
+    original: Collection[onnx.NodeProto],
+    touched: Collection[str],
+    rewritten: bool,
+) -> None:
+    before = {key(node): node for node in original}
+    for node in new:
+        name = key(node)
+        old = before.pop(name, None)
+        if name in touched or (old is None and rewritten):
+            if old is not None and old.op_type == node.op_type:
+                _merge_subgraphs(node, old, touched, rewritten)
+            continue
+        if old is None:
+            raise _unjournaled(f"a new node that makes {name!r}")
+        _merge_subgraphs(node, old, touched, rewritten)
+        if _says_the_same(node, old):
+            now = dict(subgraphs(node))
+            if not now:
+                node.CopyFrom(old)
+                continue
+            keep = {
+                a.name: a.SerializeToString() for a in node.attribute if a.HasField("g") or a.graphs
+            }
+            node.CopyFrom(old)
+            for attribute in node.attribute:
+                if attribute.name in keep:
+                    attribute.ParseFromString(keep[attribute.name])
+        elif not rewritten:
+            raise _unjournaled(f"node {node.op_type} {old.name!r} that makes {name!r}")
+    if not rewritten and (lost := [name for name in before if name not in touched]):
+        raise _unjournaled(f"the node that makes {lost[0]!r}")
+
+
+def _merge_subgraphs(
+    node: onnx.NodeProto, old: onnx.NodeProto, touched: Collection[str], rewritten: bool
+) -> None:
+    before = dict(subgraphs(old))
+    for name, graph in subgraphs(node):
+        if name in before:
+            _merge_graph(graph, before[name], touched, rewritten)

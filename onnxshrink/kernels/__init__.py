@@ -1,0 +1,1 @@
+"""Pure numpy and scipy: arrays in, arrays out. No ONNX, no files, no global state."""

@@ -1,0 +1,240 @@
+"""Affine quantization of weights: ``value = (code - zero_point) * scale``.
+
+A caller chooses which weights share a scale by the shape in which it passes the array and the
+axes that it names: per tensor is all axes, per channel all but one, blocks an extra axis.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Dtype = Literal["int8", "uint8", "int4", "uint4"]
+Clip = Literal["minmax", "mse"]
+Rounding = Literal["rtn", "balanced"]
+Array = npt.NDArray[np.float32]
+
+#: Smallest and largest code. Signed types leave out the lowest code of 8 bits, so that
+#: the range is symmetric and sums of u8 x s8 products are safer; 4 bits cannot afford to.
+RANGES: dict[Dtype, tuple[int, int]] = {
+    "int8": (-127, 127),
+    "uint8": (0, 255),
+    "int4": (-8, 7),
+    "uint4": (0, 15),
+}
+#: Fractions of the full range tried by ``clip="mse"``.
+_CLIPS = np.linspace(1.0, 0.4, 25, dtype=np.float32)
+_CHUNK = 2**21
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Integer codes and what turns them back into weights.
+
+    Attributes:
+        codes: int8 or uint8, of the shape that was passed; 4-bit codes are not packed here.
+        scale: float32, of the same rank, with size 1 along the axes that share a scale.
+        zero_point: Like ``scale``, of the codes' type; None when all are zero.
+        dtype: The ONNX type that the codes are meant for.
+    """
+
+    codes: npt.NDArray[np.int8] | npt.NDArray[np.uint8]
+    scale: Array
+    zero_point: npt.NDArray[np.int8] | npt.NDArray[np.uint8] | None
+    dtype: Dtype
+
+    @property
+    def bits(self) -> int:
+        """Stored bits a code."""
+        return 4 if self.dtype.endswith("4") else 8
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes of codes, scales and zero points."""
+        zero_points = 0 if self.zero_point is None else self.zero_point.size
+        return -(-self.codes.size * self.bits // 8) + self.scale.nbytes + zero_points
+
+
+def quantize(
+    weights: npt.NDArray[np.floating],
+    dtype: Dtype,
+    axes: tuple[int, ...],
+    *,
+    symmetric: bool = True,
+    clip: Clip = "minmax",
+    rounding: Rounding = "rtn",
+    short_scale: bool = False,
+) -> Quantized:
+    """Round weights to integer codes.
+
+    Args:
+        weights: Finite floats of any shape.
+        dtype: Type of the codes.
+        axes: Axes along which weights share a scale.
+        symmetric: Whether zero is the middle of the range. Unsigned types then have their zero
+            point at 2**(bits - 1).
+        clip: ``minmax`` covers every weight; ``mse`` searches, for every scale, the range with the
+            least squared error.
+        rounding: ``rtn`` rounds to nearest (error <= scale / 2 within the range); ``balanced``
+            then turns the closest calls of each group the other way (error <= scale) until the
+            group's errors add up to at most half a step, so that inputs with a mean, such as
+            those behind a ReLU, do not shift the output (the channel step of SQuant, 2202.07471).
+        short_scale: Round scales to 11 bits first, so that float16 can store them. This costs no
+            accuracy worth the name: the codes are chosen for the rounded scale.
+
+    Raises:
+        ValueError: A weight is NaN or infinite.
+    """
+    weights = np.asarray(weights)
+    if weights.size == 0:
+        raise ValueError("no weights to quantize")
+    axes = tuple(axis % weights.ndim for axis in axes)
+    along = _chunk_axis(weights, axes)
+    if along is None:
+        return _quantize(weights, dtype, axes, symmetric, clip, rounding, short_scale)
+    step = max(1, _CHUNK * weights.shape[along] // weights.size)
+    parts = [
+        _quantize(
+            weights[(slice(None),) * along + (slice(at, at + step),)],
+            dtype, axes, symmetric, clip, rounding, short_scale,
+        )
+        for at in range(0, weights.shape[along], step)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    zeros = [part.zero_point for part in parts if part.zero_point is not None]
+    return Quantized(
+        np.concatenate([part.codes for part in parts], along),
+        np.concatenate([part.scale for part in parts], along),
+        np.concatenate(zeros, along) if zeros else None,
+        dtype,
+    )
+
+
+def _chunk_axis(weights: npt.NDArray[np.floating], axes: tuple[int, ...]) -> int | None:
+    """The longest axis that can be cut without cutting through a scale's weights."""
+    free = [axis for axis in range(weights.ndim) if axis not in axes]
+    return max(free, key=lambda axis: weights.shape[axis], default=None)
+
+
+def _quantize(
+    weights: npt.NDArray[np.floating],
+    dtype: Dtype,
+    axes: tuple[int, ...],
+    symmetric: bool,
+    clip: Clip,
+    rounding: Rounding,
+    short_scale: bool,
+) -> Quantized:
+    values = weights.astype(np.float32)
+    lowest, highest = values.min(axes, keepdims=True), values.max(axes, keepdims=True)
+    if not (np.isfinite(lowest).all() and np.isfinite(highest).all()):
+        raise ValueError("holds NaN or infinity")
+    scale, zero = _parameters(lowest, highest, dtype, symmetric, short_scale)
+    if clip == "mse":
+        best = _squared_error(values, scale, zero, dtype, axes)
+        for fraction in _CLIPS[1:]:
+            tried = _parameters(
+                lowest * fraction, highest * fraction, dtype, symmetric, short_scale
+            )
+            error = _squared_error(values, *tried, dtype, axes)
+            better = error < best
+            best = np.where(better, error, best)
+            scale = np.where(better, tried[0], scale)
+            zero = np.where(better, tried[1], zero)
+    kind = np.uint8 if dtype.startswith("u") else np.int8
+    codes = _codes(values, scale, zero, dtype)
+    if rounding == "balanced":
+        _balance(codes, values / scale + zero, axes, dtype)
+    has_zero = dtype.startswith("u") or not symmetric
+    return Quantized(
+        codes.astype(kind), scale, zero.astype(kind) if has_zero else None, dtype
+    )
+
+
+def _parameters(
+    lowest: Array, highest: Array, dtype: Dtype, symmetric: bool, short_scale: bool
+) -> tuple[Array, Array]:
+    """Scale and zero point that cover [lowest, highest] and represent 0 exactly."""
+    first, last = RANGES[dtype]
+    if symmetric:
+        middle = (first + last + 1) // 2
+        reach = np.maximum(-lowest, highest).astype(np.float32)
+        scale = _usable(reach / np.float32(last - middle), short_scale)
+        return scale, np.full_like(scale, middle)
+    lowest, highest = np.minimum(lowest, 0), np.maximum(highest, 0)
+    # Divided before they are subtracted: the difference of two large weights may overflow.
+    steps = np.float32(last - first)
+    scale = _usable(highest / steps - lowest / steps, short_scale)
+    return scale, np.clip(np.rint(first - lowest / scale), first, last).astype(np.float32)
+
+
+def _usable(scale: Array, short: bool) -> Array:
+    """Scales that can be divided by: a group of zeros has none, and a subnormal one overflows."""
+    scale = np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale).astype(np.float32)
+    if not short:
+        return scale
+    # Down to 2**-18 even subnormal numbers of float16 are fine enough, when they are rounded up so
+    # that the range still covers every weight.
+    held = (scale >= 2.0**-18) & (scale <= np.finfo(np.float16).max)
+    rounded = np.where(held, scale, 1).astype(np.float16)
+    rounded = np.where(rounded < scale, np.nextafter(rounded, np.float16(np.inf)), rounded)
+    return np.where(held, rounded.astype(np.float32), scale)
+
+
+def _codes(values: Array, scale: Array, zero: Array, dtype: Dtype) -> Array:
+    first, last = RANGES[dtype]
+    codes = values / scale
+    np.rint(codes, out=codes)
+    codes += zero
+    return np.clip(codes, first, last, out=codes)
+
+
+def _balance(codes: Array, exact: Array, axes: tuple[int, ...], dtype: Dtype) -> None:
+    """Turn roundings in ``codes`` until the errors of each group add up to about nothing."""
+    order = [axis for axis in range(codes.ndim) if axis not in axes] + list(axes)
+    group = int(np.prod([codes.shape[axis] for axis in axes]))
+    rows = codes.transpose(order).reshape(-1, group)
+    # Only what is rounded: a code at the end of the range is off by more, and must stay there.
+    first, last = RANGES[dtype]
+    error = rows - exact.transpose(order).reshape(-1, group)
+    error[np.abs(error) > 0.5] = 0
+    total = error.sum(1, keepdims=True)
+    direction = np.sign(total)
+    # Errors that pull the sum most are those closest to being rounded the other way.
+    error *= direction
+    most = int(np.rint(np.abs(total)).max(initial=0))
+    if most == 0:
+        return
+    column = np.argpartition(-error, min(most, group - 1), axis=1)[:, :most]
+    pull = np.take_along_axis(error, column, 1)
+    rank = np.argsort(np.argsort(-pull, axis=1, kind="stable"), axis=1)
+    turned = (rank < np.rint(np.abs(total))) & (pull > 0)
+    moved = np.take_along_axis(rows, column, 1) - turned * direction
+    np.put_along_axis(rows, column, np.clip(moved, first, last), 1)
+    back = rows.reshape([codes.shape[axis] for axis in order]).transpose(np.argsort(order))
+    codes[...] = back
+
+
+def _squared_error(
+    values: Array, scale: Array, zero: Array, dtype: Dtype, axes: tuple[int, ...]
+) -> Array:
+    error = _codes(values, scale, zero, dtype)
+    error -= zero
+    error *= scale
+    error -= values
+    np.square(error, out=error)
+    total: Array = error.sum(axes, keepdims=True)
+    return total
+
+
+def dequantize(stored: Quantized) -> Array:
+    """The weights that a runtime computes with, in float32, of the shape of the codes."""
+    values = stored.codes.astype(np.float32)
+    if stored.zero_point is not None:
+        values -= stored.zero_point.astype(np.float32)
+    values *= stored.scale
+    return values

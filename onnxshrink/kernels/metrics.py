@@ -1,0 +1,293 @@
+"""How far one model's outputs are from another's.
+
+Rules that hold for every figure:
+
+* Floats of any width are compared as float64. Places where both have NaN, or the same infinity,
+  count as equal and are left out of norms. A NaN or infinity on one side only makes the error
+  infinite, and so do shapes that differ.
+* Integers, booleans and strings are labels: their relative error is the fraction that is unequal.
+* Empty arrays agree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+# Rows that sum to one within this are probabilities already (float16 softmax needs the slack).
+_PROBABILITY_SLACK = 1e-2
+_SMALLEST_PROBABILITY = 1e-12
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class OutputComparison:
+    """How far one output is from its reference, over all feeds.
+
+    Attributes:
+        name: The output.
+        elements: Values compared.
+        relative_error: L2 norm of the difference over the L2 norm of the reference; for labels
+            the fraction that is unequal.
+        max_abs: Largest absolute difference.
+        max_rel: Largest difference relative to its reference value, where that is not zero.
+        sqnr_db: Signal to noise ratio in decibels; infinite without any error.
+        cosine: Cosine of the angle between the outputs; blind to scale.
+        top1: Fraction of rows (along the last axis) whose largest value is at the same place, for
+            labels the fraction that is equal; None without at least two classes.
+        kl: Mean Kullback-Leibler divergence of the rows, in nats; None where ``top1`` has no rows.
+        outside: Values further from the reference than ``atol + rtol * |reference|``.
+    """
+
+    name: str
+    elements: int
+    relative_error: float
+    max_abs: float
+    max_rel: float
+    sqnr_db: float
+    cosine: float
+    top1: float | None
+    kl: float | None
+    outside: int
+
+    def to_dict(self) -> dict[str, object]:
+        """The figures for JSON, which has no infinity: those become None."""
+        return {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in asdict(self).items()
+        }
+
+
+class Agreement:
+    """Adds up pairs of reference and other, so that figures over many feeds need one at a time.
+
+    Args:
+        atol: Absolute tolerance of :attr:`outside`.
+        rtol: Tolerance of :attr:`outside` relative to the reference.
+    """
+
+    def __init__(self, *, atol: float = 0.0, rtol: float = 0.0):
+        self._atol, self._rtol = atol, rtol
+        self._discrete = self._broken = False
+        self._unequal = self._rows = 0
+        self._error = self._signal = self._power = self._dot = self._agreeing = self._kl = 0.0
+        self.elements = 0
+        self.outside = 0
+        self.max_abs = 0.0
+        self.max_rel = 0.0
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def add(self, reference: ArrayLike, other: ArrayLike) -> None:
+        """Take in one more pair."""
+        reference, other = np.asarray(reference), np.asarray(other)
+        self.elements += reference.size
+        if reference.shape != other.shape:
+            self._break(reference.size)
+            return
+        if _is_discrete(reference):
+            self._discrete = True
+            self._unequal += int(np.count_nonzero(reference != other))
+        x, y = _as_floats(reference, other)
+        same = (x == y) | (np.isnan(x) & np.isnan(y))
+        finite = np.isfinite(x) & np.isfinite(y)
+        if not (same | finite).all():
+            self._break(int(np.count_nonzero(~(same | finite))))
+        self._add_rows(x, y)
+        x, y = x[finite], y[finite]
+        difference = np.abs(y - x)
+        self._error += float(difference @ difference)
+        self._signal += float(x @ x)
+        self._power += float(y @ y)
+        self._dot += float(x @ y)
+        self.max_abs = max(self.max_abs, float(difference.max(initial=0.0)))
+        relative = difference[x != 0] / np.abs(x[x != 0])
+        self.max_rel = max(self.max_rel, float(relative.max(initial=0.0)))
+        self.outside += int(np.count_nonzero(difference > self._atol + self._rtol * np.abs(x)))
+
+    def _break(self, elements: int) -> None:
+        self._broken = True
+        self.outside += elements
+        self.max_abs = self.max_rel = math.inf
+
+    def _add_rows(self, x: Floats, y: Floats) -> None:
+        """Top-1 and divergence, for rows of at least two classes."""
+        if self._discrete or x.ndim == 0 or x.shape[-1] < 2 or not x.size:
+            return
+        x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, x.shape[-1])
+        spoiled = (np.isnan(y) & ~np.isnan(x)).any(axis=1)
+        top_x, top_y = (np.where(np.isnan(z), -np.inf, z) for z in (x, y))
+        # Where the reference has ties, any of its maxima will do.
+        chosen = np.take_along_axis(top_x, top_y.argmax(axis=1)[:, None], axis=1)[:, 0]
+        self._rows += len(x)
+        self._agreeing += int(np.count_nonzero((chosen == top_x.max(axis=1)) & ~spoiled))
+        if not self._broken:
+            self._kl += float(_divergences(x, y).sum())
+
+    @property
+    def relative_error(self) -> float:
+        """See :class:`OutputComparison`."""
+        if self._broken:
+            return math.inf
+        if self._discrete:
+            return self._unequal / max(self.elements, 1)
+        if self._error == 0:
+            return 0.0
+        too_much = self._signal == 0 or math.isinf(self._error)
+        return math.inf if too_much else math.sqrt(self._error / self._signal)
+
+    @property
+    def sqnr_db(self) -> float:
+        """See :class:`OutputComparison`."""
+        if not self._broken and self._error == 0:
+            return math.inf
+        too_much = self._broken or self._signal == 0 or math.isinf(self._error)
+        return -math.inf if too_much else 10 * math.log10(self._signal / self._error)
+
+    @property
+    def cosine(self) -> float:
+        """See :class:`OutputComparison`; 1 for two zero vectors, 0 where nothing can be said."""
+        if self._broken:
+            return 0.0
+        if self._error == 0:
+            return 1.0
+        norms = math.sqrt(self._signal) * math.sqrt(self._power)
+        return min(1.0, max(-1.0, self._dot / norms)) if norms else 0.0
+
+    @property
+    def top1(self) -> float | None:
+        """See :class:`OutputComparison`."""
+        if self._broken and not self._rows:
+            return 0.0
+        if self._discrete:
+            return 1 - self._unequal / max(self.elements, 1)
+        return self._agreeing / self._rows if self._rows else None
+
+    @property
+    def kl(self) -> float | None:
+        """See :class:`OutputComparison`."""
+        if not self._rows:
+            return None
+        return math.inf if self._broken else self._kl / self._rows
+
+    def result(self, name: str) -> OutputComparison:
+        """All figures under the output's name."""
+        return OutputComparison(
+            name, self.elements, self.relative_error, self.max_abs, self.max_rel, self.sqnr_db,
+            self.cosine, self.top1, self.kl, self.outside,
+        )  # fmt: skip
+
+
+def _is_discrete(array: np.ndarray) -> bool:
+    # ml_dtypes' narrow integers have no kind of their own, only a name.
+    return array.dtype.kind in "biuSUOT" or array.dtype.name.startswith(("int", "uint"))
+
+
+def _as_floats(reference: np.ndarray, other: np.ndarray) -> tuple[Floats, Floats]:
+    """Both as float64; strings as 0, and 1 where they differ."""
+    if reference.dtype.kind in "SUOT":
+        return np.zeros(reference.shape), np.asarray(reference != other, np.float64)
+    return reference.astype(np.float64), other.astype(np.float64)
+
+
+def _divergences(x: Floats, y: Floats) -> Floats:
+    """KL(x || y) of each row; 0 for rows that softmax cannot take in (NaN, +inf)."""
+    sums = x.sum(axis=1)
+    given = bool((x >= 0).all() and (np.abs(sums - 1) <= _PROBABILITY_SLACK).all())
+    log_p, log_q = (_log_given(z) if given else _log_softmax(z) for z in (x, y))
+    rows: Floats = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+    return np.maximum(np.nan_to_num(rows), 0.0)  # rounding can take it below
+
+
+def _log_given(rows: Floats) -> Floats:
+    rows = np.maximum(rows, _SMALLEST_PROBABILITY)
+    result: Floats = np.log(rows / rows.sum(axis=1, keepdims=True))
+    return result
+
+
+def _log_softmax(rows: Floats) -> Floats:
+    rows = rows - rows.max(axis=1, keepdims=True)
+    result: Floats = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
+    return np.maximum(result, math.log(_SMALLEST_PROBABILITY))
+
+
+def _pair(reference: ArrayLike, other: ArrayLike) -> Agreement:
+    agreement = Agreement()
+    agreement.add(reference, other)
+    return agreement
+
+
+def relative_error(reference: ArrayLike, other: ArrayLike) -> float:
+    """L2 norm of the difference over that of the reference.
+
+    A reference of zeros gives 0 when ``other`` is zero too, else infinity. Labels (integers,
+    booleans, strings) give the fraction that is unequal.
+    """
+    return _pair(reference, other).relative_error
+
+
+def max_abs(reference: ArrayLike, other: ArrayLike) -> float:
+    """Largest absolute difference."""
+    return _pair(reference, other).max_abs
+
+
+def max_rel(reference: ArrayLike, other: ArrayLike) -> float:
+    """Largest difference relative to its reference value, where that is not zero."""
+    return _pair(reference, other).max_rel
+
+
+def sqnr_db(reference: ArrayLike, other: ArrayLike) -> float:
+    """Signal to quantization noise ratio in decibels: ``-20 log10`` of the relative error."""
+    return _pair(reference, other).sqnr_db
+
+
+def cosine(reference: ArrayLike, other: ArrayLike) -> float:
+    """Cosine of the angle between the two, flattened."""
+    return _pair(reference, other).cosine
+
+
+def top1_agreement(reference: ArrayLike, other: ArrayLike) -> float:
+    """Fraction of rows along the last axis whose maximum is at one of the reference's maxima.
+
+    Labels give the fraction that is equal; rows of fewer than two classes always agree.
+    """
+    top1 = _pair(reference, other).top1
+    return 1.0 if top1 is None else top1
+
+
+def kl(reference: ArrayLike, other: ArrayLike) -> float:
+    """Mean KL(reference || other) of the rows along the last axis, in nats.
+
+    Rows that are not probabilities (non-negative, sum 1) go through softmax first. Probabilities
+    count as at least 1e-12, so that the divergence is finite.
+    """
+    divergence = _pair(reference, other).kl
+    return 0.0 if divergence is None else divergence
+
+
+def compare_outputs(
+    names: Sequence[str],
+    reference_runs: Iterable[Sequence[np.ndarray]],
+    other_runs: Iterable[Sequence[np.ndarray]],
+    *,
+    atol: float = 0.0,
+    rtol: float = 0.0,
+) -> tuple[OutputComparison, ...]:
+    """Compare the outputs of two models, each output over all feeds.
+
+    Args:
+        names: Names of the outputs.
+        reference_runs: For each feed, the reference's outputs in the order of ``names``.
+        other_runs: The other's, for the same feeds.
+        atol: Absolute tolerance of ``OutputComparison.outside``.
+        rtol: Its relative tolerance.
+    """
+    agreements = [Agreement(atol=atol, rtol=rtol) for _ in names]
+    for reference, other in zip(reference_runs, other_runs, strict=True):
+        for agreement, x, y in zip(agreements, reference, other, strict=True):
+            agreement.add(x, y)
+    return tuple(a.result(name) for a, name in zip(agreements, names, strict=True))

@@ -1,0 +1,218 @@
+"""Options are dataclass fields, declared once; YAML, the command line and Python all read them.
+
+>>> @dataclass(frozen=True, kw_only=True)
+... class Example:
+...     bits: int = option(8, help="bits a weight", ge=1, le=8)
+>>> build(Example, {"bits": 4}, "example").bits
+4
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from onnxshrink.errors import RecipeError
+
+T = TypeVar("T")
+_META = "onnxshrink"
+
+
+def option(
+    default: Any,
+    *,
+    help: str,
+    ge: float | None = None,
+    le: float | None = None,
+    also: Iterable[str] = (),
+    spellings: Mapping[str, Any] | None = None,
+) -> Any:
+    """Declare one option of a dataclass.
+
+    Args:
+        default: Its value when nothing is said.
+        help: One line for ``--help`` and ``explain``.
+        ge: Smallest value allowed.
+        le: Largest value allowed.
+        also: Other names under which users know it, for instance ONNX Runtime's.
+        spellings: Other ways to write a value, for instance ``{"QInt8": "int8"}``.
+    """
+    meta = {"default": default, "help": help, "ge": ge, "le": le, "also": tuple(also), "spellings": spellings or {}}
+    if isinstance(default, dict):  # every object gets a dict of its own
+        return dataclasses.field(default_factory=default.copy, metadata={_META: meta})
+    return dataclasses.field(default=default, metadata={_META: meta})
+
+
+def nested(kind: type[T], **defaults: Any) -> Any:
+    """Declare a field whose own options appear among those of its owner."""
+    return dataclasses.field(default=kind(**defaults), metadata={_META: {"nested": kind}})
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option as everybody sees it.
+
+    Attributes:
+        name: Its name in Python and YAML; the command line writes ``-`` for ``_``.
+        kind: The annotated type, resolved.
+        owner: Name of the nested field that it belongs to, or None.
+    """
+
+    name: str
+    kind: Any
+    default: Any
+    help: str
+    ge: float | None
+    le: float | None
+    also: tuple[str, ...]
+    spellings: Mapping[str, Any]
+    owner: str | None
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The values of a ``Literal``; empty for other types."""
+        kind = _without_none(self.kind)
+        return typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+
+    @property
+    def many(self) -> bool:
+        """Whether it takes a list."""
+        return typing.get_origin(self.kind) is tuple
+
+    def parse(self, value: Any, where: str) -> Any:
+        """Check a value from Python, YAML or the command line, and give it its type.
+
+        Raises:
+            RecipeError: Names ``where``, the option, and what it takes.
+        """
+        try:
+            if isinstance(value, str) and value in self.spellings:
+                value = self.spellings[value]
+            parsed = _convert(value, self.kind)
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"{where}: option {self.name!r} {error}") from error
+        for bound, wrong, word in (
+            (self.ge, lambda v, b: v < b, "at least"),
+            (self.le, lambda v, b: v > b, "at most"),
+        ):
+            if bound is not None and parsed is not None and wrong(parsed, bound):
+                raise RecipeError(
+                    f"{where}: option {self.name!r} must be {word} {bound:g}, not {parsed!r}"
+                )
+        return parsed
+
+
+def _without_none(kind: Any) -> Any:
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        inner = [part for part in typing.get_args(kind) if part is not type(None)]
+        return inner[0] if len(inner) == 1 else kind
+    return kind
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    if kind is Any:
+        return value
+    inner = _without_none(kind)
+    if inner is not kind:
+        return None if value is None else _convert(value, inner)
+    origin = typing.get_origin(kind)
+    if origin is Literal:
+        choices = typing.get_args(kind)
+        if value not in choices:
+            raise ValueError(f"takes one of {', '.join(map(str, choices))}, not {value!r}")
+        return value
+    if origin is tuple:
+        if isinstance(value, str):
+            value = [value]
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"takes a list, not {value!r}")
+        return tuple(_convert(item, typing.get_args(kind)[0]) for item in value)
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise ValueError(f"takes true or false, not {value!r}")
+        return value
+    if kind in (int, float):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"takes a number, not {value!r}")
+        if kind is int and value != int(value):
+            raise ValueError(f"takes a whole number, not {value!r}")
+        if value != value:
+            raise ValueError("takes a number, not NaN")
+        return kind(value)
+    if kind is str:
+        if not isinstance(value, str):
+            raise ValueError(f"takes text, not {value!r}")
+        return value
+    if isinstance(value, dict) and typing.get_origin(kind) is not None:
+        return dict(value)
+    return value
+
+
+@functools.cache
+def options_of(cls: type) -> tuple[Option, ...]:
+    """The options of a dataclass, those of its nested fields included, in order."""
+    hints = typing.get_type_hints(cls)
+    found: list[Option] = []
+    for field in dataclasses.fields(cls):
+        meta = field.metadata.get(_META)
+        if meta is None:
+            continue
+        if "nested" in meta:
+            found += [
+                dataclasses.replace(o, owner=field.name, default=getattr(field.default, o.name))
+                for o in options_of(meta["nested"])
+            ]
+        else:
+            found.append(
+                Option(field.name, hints[field.name], owner=None, **meta)
+            )
+    return tuple(found)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint such as ``; did you mean 'dtype'?``, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Make an object from named values, checking every one.
+
+    Raises:
+        RecipeError: An unknown option (with the nearest name), or a value that it does not take.
+    """
+    by_name = {o.name: o for o in options_of(cls)}
+    by_name |= {other: o for o in options_of(cls) for other in o.also}
+    own: dict[str, Any] = {}
+    inner: dict[str, dict[str, Any]] = {}
+    for given, value in values.items():
+        option_ = by_name.get(str(given).replace("-", "_"))
+        if option_ is None:
+            names = [o.name for o in options_of(cls)]
+            raise RecipeError(
+                f"{where}: unknown option {given!r}{nearest(str(given), by_name)}"
+                f" (options: {', '.join(names)})"
+            )
+        target = own if option_.owner is None else inner.setdefault(option_.owner, {})
+        target[option_.name] = option_.parse(value, where)
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if field.name in inner:
+            own[field.name] = dataclasses.replace(field.default, **inner[field.name])  # type: ignore[type-var]
+    return cls(**own)
+
+
+def dump(obj: Any) -> dict[str, Any]:
+    """The options that differ from their defaults, as plain YAML values."""
+    out: dict[str, Any] = {}
+    for option_ in options_of(type(obj)):
+        owner = obj if option_.owner is None else getattr(obj, option_.owner)
+        value = getattr(owner, option_.name)
+        if value != option_.default:
+            out[option_.name] = list(value) if isinstance(value, tuple) else value
+    return out

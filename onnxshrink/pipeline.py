@@ -1,0 +1,197 @@
+"""Passes, and the runner that holds them to their contract."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from onnxshrink.contract import Feeds, Judge, Progress, Settings
+from onnxshrink.errors import RecipeError, ShrinkError
+from onnxshrink.options import build, dump, option
+from onnxshrink.report import Change, Report, Skip, Step
+from onnxshrink.select import Select, unmatched
+
+if TYPE_CHECKING:
+    from onnxshrink.graph.model import Model
+    from onnxshrink.graph.weights import WeightView
+    from onnxshrink.runtime.worker import Worker
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """One step of a recipe. Its fields are its options, its docstring is its help.
+
+    Attributes:
+        name: The command's name, taken from the module: ``quantize_weights.py`` is
+            ``quantize-weights``.
+        may_grow: Whether the step may make the file bigger.
+    """
+
+    name: ClassVar[str] = ""
+    may_grow: ClassVar[bool] = False
+
+    max_error: float | None = option(
+        None,
+        help="roll the step back when an output changes by more than this (relative L2 error)",
+        ge=0,
+    )
+
+    def __init_subclass__(cls) -> None:
+        cls.name = cls.__module__.rpartition(".")[2].replace("_", "-")
+
+    @property
+    def bound(self) -> float:
+        """Largest relative output error that the step may cause unless ``max_error`` says."""
+        return 1e-3
+
+    def apply(self, model: Model, ctx: Context) -> None:
+        """Edit the model; report every change to ``ctx``, and everything left alone.
+
+        Raises:
+            ShrinkError: The pass cannot work on this model; the step is rolled back.
+        """
+        raise TypeError(f"{type(self).__name__} has no apply()")
+
+
+@dataclass
+class Context:
+    """What a pass sees of the run.
+
+    Attributes:
+        step: The report of this step.
+        feeds: Calibration inputs, possibly none.
+        seed: For the pass's own random numbers.
+    """
+
+    step: Step
+    feeds: Feeds = ()
+    seed: int = 0
+    progress: Progress = field(default=lambda what, done, total: None)
+
+    def changed(
+        self, what: WeightView | str, after: int, *, note: str = "", before: int = 0,
+        kind: str = "", **error: float,
+    ) -> None:  # fmt: skip
+        """Report something that became ``after`` bytes, with error figures by name."""
+        if isinstance(what, str):
+            self.step.changes.append(Change(what, kind, before, after, note, error))
+        else:
+            self.step.changes.append(
+                Change(what.name, what.op_type, what.nbytes, after, note, error)
+            )
+
+    def skip(self, what: WeightView | str, reason: str) -> None:
+        """Report something that was left alone, and why."""
+        if isinstance(what, str):
+            self.step.skips.append(Skip(what, reason))
+        else:
+            self.step.skips.append(Skip(what.name, reason, what.op_type, what.nbytes))
+
+    def each(self, owner: Any, views: Iterable[WeightView]) -> Iterator[tuple[WeightView, Any]]:
+        """The weights that a pass may touch, each with the pass's options for it.
+
+        Args:
+            owner: A pass with a field ``weights`` of type ``Select``.
+            views: All weights; those that the selection leaves out become skip rows.
+
+        Raises:
+            RecipeError: An override in ``layers`` does not fit the pass, or a pattern matches
+                nothing.
+        """
+        select: Select = owner.weights
+        views = list(views)
+        if missing := unmatched(select, views):
+            raise RecipeError(f"{owner.name}: no weight matches {', '.join(map(repr, missing))}")
+        chosen = []
+        for view in views:
+            reason = select.why_not(view)
+            if reason:
+                self.skip(view, reason)
+            else:
+                chosen.append(view)
+        for done, view in enumerate(chosen):
+            self.progress(owner.name, done, len(chosen))
+            overrides = select.overrides(view)
+            options = owner
+            if overrides:
+                where = f"{owner.name}: layers: {view.name}"
+                options = build(type(owner), {**dump(owner), **dict(overrides)}, where)
+            yield view, options
+            view.release()
+        self.progress(owner.name, len(chosen), len(chosen))
+
+
+@dataclass
+class Result:
+    """The model after a run, and what happened."""
+
+    model: Model
+    report: Report
+
+
+def run(
+    steps: Iterable[Pass],
+    model: Model,
+    settings: Settings | None = None,
+    worker: Worker | None = None,
+) -> Result:
+    """Apply passes in order; each stands only if it keeps the contract.
+
+    Args:
+        steps: The passes.
+        model: Left as it is; the result is another model.
+        settings: How to check.
+        worker: The process to check in, when the caller has one already.
+
+    Raises:
+        ModelError: The input model itself is invalid or does not run.
+        UnsupportedModel: ONNX Runtime lacks an operator of the input model.
+        RecipeError: An option does not fit the model, for instance a pattern that matches nothing.
+    """
+    from onnxshrink.runtime.worker import Worker
+
+    settings = settings or Settings()
+    report = Report(source=str(model.path or ""))
+    report.bytes_before = report.bytes_after = model.nbytes()
+    with contextlib.ExitStack() as stack:
+        judge = Judge(model, settings, worker or stack.enter_context(Worker()))
+        report.checks, report.warnings = judge.describe(), judge.warnings
+        for pass_ in steps:
+            now = report.bytes_after
+            step = Step(pass_.name, dump(pass_), bytes_before=now, bytes_after=now)
+            report.steps.append(step)
+            started = time.perf_counter()
+            model = _step(pass_, model, step, settings, judge)
+            step.seconds = round(time.perf_counter() - started, 3)
+            report.bytes_after = step.bytes_after
+        report.outputs = judge.total_effect()
+    return Result(model, report)
+
+
+def _step(pass_: Pass, model: Model, step: Step, settings: Settings, judge: Judge) -> Model:
+    """The model after one pass, or as it was when the pass is refused."""
+    trial = model.clone()
+    ctx = Context(step, settings.feeds, settings.seed, settings.progress)
+    bound = pass_.bound if pass_.max_error is None else pass_.max_error
+    try:
+        pass_.apply(trial, ctx)
+        reason = judge.refusal(trial, bound, pass_.may_grow, step) if step.changes else ""
+    except RecipeError:
+        raise
+    except ShrinkError as error:
+        reason = str(error)
+    if reason:
+        _log.warning("%s rolled back: %s", step.name, reason)
+        step.status, step.reason, step.bytes_after = "rolled back", reason, step.bytes_before
+        step.changes.clear()
+    elif step.changes:
+        return trial
+    else:
+        step.status = "nothing to do"
+    return model

@@ -1,0 +1,173 @@
+"""What a run did: one row for every change, one row with a reason for everything left alone."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Status = Literal["done", "nothing to do", "rolled back"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something that a pass made smaller or different.
+
+    Attributes:
+        what: Name of the weight or node.
+        kind: Its operator or role, for instance ``Conv``.
+        before: Stored bytes before.
+        after: Stored bytes after.
+        note: What it became, for instance ``int8 per channel, folded at load``.
+        error: Error figures by name, for instance ``{"sqnr_db": 41.2}``.
+    """
+
+    what: str
+    kind: str
+    before: int
+    after: int
+    note: str = ""
+    error: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Something that a pass left alone, and why."""
+
+    what: str
+    reason: str
+    kind: str = ""
+    nbytes: int = 0
+
+
+@dataclass
+class Step:
+    """One pass of a run.
+
+    Attributes:
+        bytes_before: Size in bytes of the model file before the pass, external data included.
+        outputs: Measured effect on the outputs: name -> figures against the step's input.
+        reason: Why a rolled back step was rolled back.
+    """
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    status: Status = "done"
+    reason: str = ""
+    bytes_before: int = 0
+    bytes_after: int = 0
+    seconds: float = 0.0
+    changes: list[Change] = field(default_factory=list)
+    skips: list[Skip] = field(default_factory=list)
+    outputs: dict[str, dict[str, float]] = field(default_factory=dict)
+    max_error: float | None = None
+
+
+@dataclass
+class Report:
+    """A whole run: its steps, its checks, its warnings.
+
+    Attributes:
+        checks: How the contract was checked (runtime, provider, inputs), for reproducing it.
+        outputs: Effect of the whole run on every output: name -> figures against the original.
+    """
+
+    source: str = ""
+    result: str = ""
+    steps: list[Step] = field(default_factory=list)
+    checks: dict[str, Any] = field(default_factory=dict)
+    outputs: dict[str, dict[str, float]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    bytes_before: int = 0
+    bytes_after: int = 0
+
+    @property
+    def changed(self) -> bool:
+        """Whether any step changed the model."""
+        return any(step.status == "done" for step in self.steps)
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller the result is."""
+        return self.bytes_before / self.bytes_after if self.bytes_after else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        from dataclasses import asdict
+
+        return {**asdict(self), "changed": self.changed, "ratio": round(self.ratio, 4)}
+
+    def to_json(self) -> str:
+        """The report for machines."""
+        return json.dumps(self.to_dict(), indent=1, default=str)
+
+    def tables(self) -> list[Table]:
+        """The report for people: the steps, then what was left alone, then the effect."""
+        steps = Table(
+            "steps", ("step", "result", "before", "after", "ratio", "changed", "left alone", "error")
+        )
+        for step in self.steps:
+            steps.add(
+                step.name, step.status, size(step.bytes_before), size(step.bytes_after),
+                times(step.bytes_before, step.bytes_after), len(step.changes), len(step.skips),
+                "" if step.max_error is None else f"{step.max_error:.2g}",
+            )  # fmt: skip
+        tables = [steps]
+        reasons: Counter[tuple[str, str]] = Counter()
+        weight: Counter[tuple[str, str]] = Counter()
+        for step in self.steps:
+            if step.reason:
+                reasons[step.name, f"{step.status}: {step.reason}"] += 1
+            for skip in step.skips:
+                reasons[step.name, skip.reason] += 1
+                weight[step.name, skip.reason] += skip.nbytes
+        if reasons:
+            left = Table("left alone", ("step", "reason", "count", "bytes"))
+            for (name, reason), count in reasons.most_common():
+                left.add(name, reason, count, size(weight[name, reason]))
+            tables.append(left)
+        return tables
+
+    def to_markdown(self) -> str:
+        """The tables in Markdown, for pasting into an issue."""
+        return "\n\n".join(table.to_markdown() for table in self.tables())
+
+
+class Table:
+    """Rows under headings; the same table goes to a terminal, Markdown or a test."""
+
+    def __init__(self, title: str, columns: Sequence[str]):
+        self.title = title
+        self.columns = tuple(columns)
+        self.rows: list[tuple[str, ...]] = []
+
+    def add(self, *cells: object) -> None:
+        """Append one row; numbers are aligned right when shown."""
+        if len(cells) != len(self.columns):
+            raise ValueError(f"{len(cells)} cells for {len(self.columns)} columns")
+        self.rows.append(tuple(str(cell) for cell in cells))
+
+    def to_markdown(self) -> str:
+        """A Markdown table."""
+
+        def line(cells: Iterable[str]) -> str:
+            return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+        rule = "|" + "|".join(" --- " for _ in self.columns) + "|"
+        return "\n".join([line(self.columns), rule, *map(line, self.rows)])
+
+
+def size(nbytes: float) -> str:
+    """Bytes for people, in powers of 1000: ``17.4 MB``."""
+    for unit in ("B", "kB", "MB"):
+        if abs(nbytes) < 1000:
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.2f} GB"
+
+
+def times(before: float, after: float) -> str:
+    """A ratio for people: ``3.94x``."""
+    return f"{before / after:.2f}x" if after else "-"

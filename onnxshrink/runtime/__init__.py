@@ -1,0 +1,1 @@
+"""The only package that imports onnxruntime, and only inside the functions that use it."""

@@ -1,0 +1,163 @@
+"""The other end of ``Worker``'s pipes: a process that may crash, hang or run out of memory."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import pickle
+import re
+import signal
+import sys
+import time
+import traceback
+from typing import IO, TYPE_CHECKING, Any
+
+from onnxshrink.errors import ModelError, ShrinkError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from onnxruntime import InferenceSession
+
+    from onnxshrink.runtime.session import SessionOptions
+
+_LENGTH_BYTES = 8
+
+
+def send(pipe: IO[bytes], message: object) -> None:
+    """Write one message: its length, then its pickle."""
+    data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    pipe.write(len(data).to_bytes(_LENGTH_BYTES, "little"))
+    pipe.write(data)
+    pipe.flush()
+
+
+def receive(pipe: IO[bytes]) -> Any:
+    """Read one message.
+
+    Raises:
+        EOFError: The other end is gone.
+    """
+    head = pipe.read(_LENGTH_BYTES)
+    data = pipe.read(int.from_bytes(head, "little")) if len(head) == _LENGTH_BYTES else b""
+    if not data:
+        raise EOFError
+    return pickle.loads(data)
+
+
+class Service:
+    """What a worker does when asked: one session at a time; a method for each kind of request."""
+
+    def __init__(self) -> None:
+        self._session: InferenceSession | None = None
+        self.label = ""
+        self._before = 0
+
+    def check(self, path: str) -> None:
+        """Hold a model file against the ONNX specification."""
+        import onnx.checker
+
+        try:
+            onnx.checker.check_model(path)
+        except Exception as error:  # it raises its own kind, or protobuf's, or ValueError
+            raise ModelError(f"{path}: not valid ONNX: {' '.join(str(error).split())}") from error
+
+    def open(self, path: str, options: SessionOptions) -> tuple[tuple[str, ...], float]:
+        """Load a model; return the names of its outputs and the seconds that it took."""
+        from onnxshrink.runtime.session import open_session
+
+        self.close()
+        _start_over()
+        self.label, self._before = path, memory()[0]
+        start = time.perf_counter()
+        self._session = open_session(path, options)
+        seconds = time.perf_counter() - start
+        return tuple(output.name for output in self._session.get_outputs()), seconds
+
+    def run(self, feed: dict[str, np.ndarray]) -> tuple[list[np.ndarray], float]:
+        """Run the loaded model once; return its outputs and the seconds that it took."""
+        from onnxshrink.runtime.session import run_session
+
+        assert self._session is not None
+        start = time.perf_counter()
+        outputs = run_session(self._session, feed, self.label)
+        return outputs, time.perf_counter() - start
+
+    def time(self, feed: dict[str, np.ndarray], at_least: float) -> float:
+        """Run the loaded model on one feed for a while; return the seconds of one run."""
+        count, seconds = 0, 0.0
+        while seconds < at_least or not count:
+            count, seconds = count + 1, seconds + self.run(feed)[1]
+        return seconds / count
+
+    def memory(self) -> tuple[int, int]:
+        """Resident bytes now, and at their peak, beyond those before the model was loaded."""
+        return tuple(value - self._before for value in memory())  # type: ignore[return-value]
+
+    def close(self) -> None:
+        """Let go of the session."""
+        self._session = None
+
+
+def memory() -> tuple[int, int]:
+    """Resident bytes of this process, and their peak since the last reset.
+
+    On Linux the peak comes from ``/proc``: ``ru_maxrss`` survives exec, so a child would report
+    its parent's peak as its own.
+    """
+    with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii") as status:
+        found = dict(re.findall(r"(VmRSS|VmHWM):\s+(\d+) kB", status.read()))
+        return int(found["VmRSS"]) * 1024, int(found["VmHWM"]) * 1024
+    import psutil
+
+    info = psutil.Process().memory_info()
+    return info.rss, getattr(info, "peak_wset", info.rss)
+
+
+def _start_over() -> None:
+    """Give what the last model used back to the system, and forget its peak (Linux)."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as refs:
+        refs.write("5")
+
+
+def _limit_memory(limit: int) -> None:
+    with contextlib.suppress(ImportError):  # Windows has no such limit
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def main() -> None:
+    """Answer requests until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it ends this process
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    # Whatever native code prints or reads must not get between the messages.
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    if len(sys.argv) > 1:
+        _limit_memory(int(sys.argv[1]))
+    import onnxruntime  # noqa: F401  (while the parent is still at work)
+
+    service = Service()
+    while True:
+        try:
+            method, arguments = receive(requests)
+        except EOFError:
+            return
+        try:
+            reply: tuple[str, object] = ("value", getattr(service, method)(*arguments))
+        except ShrinkError as error:
+            reply = ("refusal", error)
+        except MemoryError:
+            reply = ("refusal", ModelError(f"{service.label}: not enough memory"))
+        except Exception:
+            reply = ("bug", traceback.format_exc())
+        send(replies, reply)
+
+
+if __name__ == "__main__":
+    main()

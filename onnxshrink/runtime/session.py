@@ -1,0 +1,232 @@
+"""ONNX Runtime sessions whose every setting is pinned, so that two runs can be compared."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from onnxshrink.errors import DataError, ModelError, RecipeError, UnsupportedModel
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+_OPTIMIZATION = {
+    "disable": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+_ERRORS_ONLY = 3
+
+# Types that ONNX Runtime does not exchange with numpy by itself: its name, ml_dtypes' name, and
+# the number of the type in onnx.proto.
+_BYTEWISE = {
+    "tensor(bfloat16)": ("bfloat16", 16),
+    "tensor(float8e4m3fn)": ("float8_e4m3fn", 17),
+    "tensor(float8e4m3fnuz)": ("float8_e4m3fnuz", 18),
+    "tensor(float8e5m2)": ("float8_e5m2", 19),
+    "tensor(float8e5m2fnuz)": ("float8_e5m2fnuz", 20),
+}
+
+# What ONNX Runtime says about a valid model that it cannot run, and what that means.
+_LACKS = (
+    (r"Could not find an implementation for (\S+) node", "no kernel for operator {}"),
+    (r"Fatal error: (\S+?)\(-?\d+\) is not a registered function/op", "no custom operator {}"),
+    (r"No Op registered for (\S+) with domain_version of (\d+)", "no operator {} in opset {}"),
+    (r"Type '(.+?)' of input parameter .*? of operator \((\w+)\)", "no kernel for {} {}"),
+    (r"Opset (\d+) is under development", "no support for opset {} yet"),
+    (r"Unsupported model IR version: (\d+)", "no support for IR version {} yet"),
+)
+_CODE_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
+_SOURCE_PREFIX = re.compile(r"^\S+\.(?:cc|h):\d+ .*?\) (?=[A-Z])")
+_LONGEST_REASON = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionOptions:
+    """Everything about a session that can change its answers or its speed.
+
+    Attributes:
+        provider: The execution provider; ONNX Runtime runs on the CPU what it does not take.
+        threads: Threads inside one operator; 0 means one for each core.
+        optimization: How far ONNX Runtime rewrites the graph when it loads it.
+        accuracy_level: ``session.qdq_matmulnbits_accuracy_level``. 0 computes with the dequantized
+            weights themselves; ``None`` leaves ONNX Runtime its default, which rounds activations
+            to int8 in front of 2, 4 and 8-bit MatMul weights.
+    """
+
+    provider: str = "CPUExecutionProvider"
+    threads: int = 1
+    optimization: Literal["disable", "basic", "extended", "all"] = "all"
+    accuracy_level: int | None = None
+
+    def describe(self) -> dict[str, object]:
+        """The options, ONNX Runtime's version and the CPU, as a report needs them."""
+        import onnxruntime
+
+        return {**asdict(self), "onnxruntime": onnxruntime.__version__, **_cpu()}
+
+
+DEFAULT_OPTIONS = SessionOptions()
+
+
+@cache
+def _cpu() -> dict[str, object]:
+    """The CPU and the instructions that decide how int8 is computed on it."""
+    name, flags = platform.processor() or platform.machine(), set[str]()
+    try:
+        info = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # not Linux
+        info = ""
+    for line in info.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            name = value.strip()
+        elif key.strip() in ("flags", "Features"):
+            flags.update(value.split())
+    return {
+        "cpu": name,
+        "vnni": bool(flags & {"avx512_vnni", "avx_vnni", "asimddp"}),
+        "amx": "amx_int8" in flags,
+    }
+
+
+def open_session(
+    model: str | os.PathLike[str] | bytes, options: SessionOptions = DEFAULT_OPTIONS
+) -> InferenceSession:
+    """Load a model into ONNX Runtime.
+
+    Args:
+        model: Path of a model file, or a whole model as bytes.
+        options: What to pin.
+
+    Raises:
+        RecipeError: The execution provider is not installed.
+        UnsupportedModel: The installed ONNX Runtime has no kernel for an operator, or does not
+            know the model's opset; the message names it.
+        ModelError: Any other reason why the model does not load.
+    """
+    import onnxruntime
+
+    installed = onnxruntime.get_available_providers()
+    if options.provider not in installed:
+        raise RecipeError(
+            f"provider {options.provider} is not installed; installed: {', '.join(installed)}"
+        )
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = _ERRORS_ONLY
+    settings.intra_op_num_threads = options.threads
+    settings.inter_op_num_threads = 1
+    settings.graph_optimization_level = getattr(
+        onnxruntime.GraphOptimizationLevel, _OPTIMIZATION[options.optimization]
+    )
+    if options.accuracy_level is not None:
+        settings.add_session_config_entry(
+            "session.qdq_matmulnbits_accuracy_level", str(options.accuracy_level)
+        )
+    source = model if isinstance(model, bytes) else os.fspath(model)
+    label = "the model" if isinstance(model, bytes) else os.fspath(model)
+    try:
+        session = onnxruntime.InferenceSession(source, settings, providers=[options.provider])
+    except Exception as error:  # ONNX Runtime's exceptions share no class of their own
+        raise _refusal(error, label) from error
+    if options.provider not in session.get_providers():  # its library did not load: a CPU run
+        raise RecipeError(f"provider {options.provider} is installed, but does not start here")
+    return session
+
+
+def _refusal(error: Exception, label: str) -> ModelError:
+    for pattern, message in _LACKS:
+        if found := re.search(pattern, str(error)):
+            return UnsupportedModel(f"{label}: ONNX Runtime has {message.format(*found.groups())}")
+    if _out_of_memory(error):
+        return ModelError(f"{label}: not enough memory to load it into ONNX Runtime")
+    return ModelError(f"{label}: ONNX Runtime does not load it: {_reason(error)}")
+
+
+def _out_of_memory(error: Exception) -> bool:
+    signs = ("bad_alloc", "Failed to allocate", "Cannot allocate memory")
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
+
+
+def _reason(error: Exception) -> str:
+    """What ONNX Runtime has to say, without its codes and the places in its sources."""
+    text = _SOURCE_PREFIX.sub("", _CODE_PREFIX.sub("", str(error)))
+    return " ".join(text.split())[:_LONGEST_REASON] or type(error).__name__
+
+
+def run_session(
+    session: InferenceSession, feed: Mapping[str, np.ndarray], label: str = "the model"
+) -> list[np.ndarray]:
+    """Run a session once.
+
+    bfloat16 and float8 arrays (of ``ml_dtypes``) go in and come out as such. Outputs that are not
+    tensors become arrays, see :func:`as_array`.
+
+    Raises:
+        DataError: The feed does not fit the model's inputs.
+        ModelError: A node failed on this feed.
+    """
+    from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+
+    ports = [*session.get_inputs(), *session.get_outputs()]
+    try:
+        if any(port.type in _BYTEWISE for port in ports):
+            feeds = {name: _to_value(array) for name, array in feed.items()}
+            return [_from_value(value) for value in session.run_with_ort_values(None, feeds)]
+        return [as_array(value) for value in session.run(None, dict(feed))]
+    except Exception as error:  # see open_session
+        if _out_of_memory(error):
+            raise ModelError(f"{label}: not enough memory to run it") from error
+        in_a_node = "while running" in str(error)
+        if isinstance(error, InvalidArgument | ValueError) and not in_a_node:
+            raise DataError(f"{label}: the inputs do not fit it: {_reason(error)}") from error
+        raise ModelError(f"{label}: ONNX Runtime fails to run it: {_reason(error)}") from error
+
+
+def as_array(value: Any) -> np.ndarray:
+    """Make an array of an output that ONNX Runtime gives as something else.
+
+    A map becomes its values in the order of its sorted keys; a sequence (for instance of maps, as
+    ZipMap makes) the stack of its elements, or their concatenation when shapes differ; an absent
+    optional an empty array.
+    """
+    if isinstance(value, np.ndarray):
+        return value
+    if isinstance(value, dict):
+        return np.asarray([value[key] for key in sorted(value)])
+    if isinstance(value, list | tuple):
+        arrays = [as_array(element) for element in value]
+        if len({array.shape for array in arrays}) > 1:
+            return np.concatenate([array.ravel() for array in arrays])
+        return np.stack(arrays) if arrays else np.zeros(0, np.float32)
+    return np.zeros(0, np.float32) if value is None else np.asarray(value)
+
+
+def _to_value(array: np.ndarray) -> Any:
+    from onnxruntime import OrtValue
+
+    numbers = dict(_BYTEWISE.values())
+    if array.dtype.name not in numbers:
+        return OrtValue.ortvalue_from_numpy(array)
+    bits = np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
+    return OrtValue.ortvalue_from_numpy_with_onnx_type(bits, numbers[array.dtype.name])
+
+
+def _from_value(value: Any) -> np.ndarray:
+    import ml_dtypes
+
+    if value.data_type() not in _BYTEWISE:
+        return as_array(value.numpy())
+    data = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
+    dtype = np.dtype(getattr(ml_dtypes, _BYTEWISE[value.data_type()][0]))
+    return np.frombuffer(data, dtype).reshape(tuple(value.shape()))

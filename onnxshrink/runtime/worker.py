@@ -1,0 +1,248 @@
+"""ONNX Runtime in a process of its own: a model that crashes it is an error, not the end.
+
+The child is spoken to over its stdin and stdout, and not by ``multiprocessing``, which would
+import the user's script again in the child.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxshrink.errors import DataError, ModelError, UnsupportedModel
+from onnxshrink.runtime.child import receive, send
+from onnxshrink.runtime.session import DEFAULT_OPTIONS, SessionOptions
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What came of running a model on some feeds.
+
+    Attributes:
+        output_names: Names of the outputs, in the model's order.
+        outputs: For each feed, the outputs in that order.
+        load_seconds: Time to load the model.
+        seconds: For each feed, the time of its run.
+        peak_bytes: By how much loading and running the model raised the child's resident memory
+            at its peak.
+    """
+
+    output_names: tuple[str, ...]
+    outputs: list[list[np.ndarray]]
+    load_seconds: float
+    seconds: list[float]
+    peak_bytes: int
+
+
+class Worker:
+    """A child process that loads and runs models.
+
+    It starts at the first request (or at :meth:`start`), and again after a crash. Use it as a
+    context manager, or :meth:`close` it.
+
+    Args:
+        timeout: Seconds that one load, one check or one inference may take.
+        memory_limit: Bytes of address space for the child, on systems that have such a limit.
+    """
+
+    def __init__(self, *, timeout: float | None = None, memory_limit: int | None = None):
+        self._timeout = timeout
+        self._arguments = [] if memory_limit is None else [str(memory_limit)]
+        self._child: subprocess.Popen[bytes] | None = None
+        self._errors: Any = None
+        self._end: weakref.finalize[..., Worker] | None = None
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start the child, without waiting: it imports ONNX Runtime while the caller works on."""
+        if self._child is not None:
+            return
+        # The child resolves imports as this process does, and never from the working directory.
+        search = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (it lives as long as the child)
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "onnxshrink.runtime.child", *self._arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env={**os.environ, "PYTHONPATH": search, "PYTHONSAFEPATH": "1"},
+        )
+        self._end = weakref.finalize(self, _end, self._child, self._errors)
+
+    def close(self) -> None:
+        """End the child. A later request starts another."""
+        if self._end is not None:
+            self._end()
+        self._child = self._errors = self._end = None
+
+    def check(self, path: PathLike) -> None:
+        """Hold a model file against the ONNX specification, with ``onnx.checker``.
+
+        Raises:
+            ModelError: The checker's complaint, or that it crashed.
+        """
+        self._call(f"checking {os.fspath(path)}", "check", os.fspath(path))
+
+    def run(
+        self,
+        path: PathLike,
+        feeds: Sequence[Mapping[str, np.ndarray]],
+        options: SessionOptions = DEFAULT_OPTIONS,
+    ) -> Run:
+        """Load a model and run it on every feed.
+
+        Raises:
+            RecipeError: The execution provider is not installed.
+            UnsupportedModel: ONNX Runtime lacks something that the model needs.
+            ModelError: The model does not load or run, crashed, or took longer than the timeout.
+            DataError: A feed does not fit the model.
+        """
+        names, load_seconds = self.open(path, options)
+        try:
+            runs = [self.step(path, feed) for feed in feeds]
+            peak = self.memory()[1]
+        finally:
+            self.release()
+        return Run(
+            output_names=names,
+            outputs=[outputs for outputs, _ in runs],
+            load_seconds=load_seconds,
+            seconds=[seconds for _, seconds in runs],
+            peak_bytes=peak,
+        )
+
+    def refusals(
+        self, path: PathLike, feeds: Sequence[Mapping[str, np.ndarray]]
+    ) -> list[str | None]:
+        """Try feeds until the model takes one; why it refused each before, then None.
+
+        Raises:
+            UnsupportedModel, ModelError: The model does not load at all.
+        """
+        self.open(path)
+        answers: list[str | None] = []
+        try:
+            for feed in feeds:
+                try:
+                    self.step(path, feed)
+                    return [*answers, None]
+                except UnsupportedModel:
+                    raise
+                except (DataError, ModelError) as error:
+                    answers.append(str(error))
+                    if self._child is None:  # it crashed
+                        self.open(path)
+        finally:
+            self.release()
+        return answers
+
+    # ---- one session, step by step; ``run`` and ``bench`` are made of these
+
+    def open(
+        self, path: PathLike, options: SessionOptions = DEFAULT_OPTIONS
+    ) -> tuple[tuple[str, ...], float]:
+        """Load a model in place of the last; its outputs' names and the seconds it took."""
+        path = os.fspath(path)
+        answer: tuple[tuple[str, ...], float] = self._call(f"loading {path}", "open", path, options)
+        return answer
+
+    def step(
+        self, path: PathLike, feed: Mapping[str, np.ndarray]
+    ) -> tuple[list[np.ndarray], float]:
+        """Run the loaded model once; its outputs and the seconds it took."""
+        answer: tuple[list[np.ndarray], float] = self._call(
+            f"running {os.fspath(path)}", "run", dict(feed)
+        )
+        return answer
+
+    def time(self, path: PathLike, feed: Mapping[str, np.ndarray], at_least: float) -> float:
+        """Mean seconds of a run, over as many runs of one feed as take ``at_least`` seconds."""
+        seconds: float = self._call(f"running {os.fspath(path)}", "time", dict(feed), at_least)
+        return seconds
+
+    def memory(self) -> tuple[int, int]:
+        """Resident bytes now, and at their peak, beyond those before the model was loaded."""
+        answer: tuple[int, int] = self._call("measuring memory", "memory")
+        return answer
+
+    def release(self) -> None:
+        """Let go of the loaded model; the child stays."""
+        if self._child is not None:
+            self._call("closing a session", "close")
+
+    # ---- the pipe
+
+    def _call(self, doing: str, method: str, *arguments: object) -> Any:
+        self.start()
+        child = self._child
+        assert child is not None
+        assert child.stdin is not None
+        assert child.stdout is not None
+        expired = threading.Event()
+        watchdog = threading.Timer(self._timeout or 0, _expire, (child, expired))
+        watchdog.daemon = True
+        if self._timeout is not None:
+            watchdog.start()
+        try:
+            send(child.stdin, (method, arguments))
+            kind, answer = receive(child.stdout)
+        except (EOFError, OSError) as error:
+            reason = self._post_mortem(child, expired.is_set())
+            self.close()
+            raise ModelError(f"ONNX Runtime {reason} while {doing}") from error
+        except BaseException:  # Ctrl-C in the middle of a message: nobody can go on from there
+            self.close()
+            raise
+        finally:
+            watchdog.cancel()
+        if kind == "bug":
+            raise RuntimeError(f"in the worker, while {doing}:\n{answer}")
+        if kind == "refusal":
+            raise answer
+        return answer
+
+    def _post_mortem(self, child: subprocess.Popen[bytes], expired: bool) -> str:
+        if expired:
+            return f"took longer than {self._timeout:g} s"
+        code = child.wait()
+        self._errors.seek(0)
+        last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:]
+        said = f", saying {last[0].strip()!r}," if last else ""
+        if code >= 0:
+            return f"ended with exit code {code}{said}"
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else "unknown"
+        why = "; is there enough memory?" if name == "SIGKILL" else ""
+        return f"crashed (signal {-code}, {name}{why}){said}"
+
+
+def _expire(child: subprocess.Popen[bytes], expired: threading.Event) -> None:
+    expired.set()
+    child.kill()
+
+
+def _end(child: subprocess.Popen[bytes], errors: Any) -> None:
+    """Kill the child, wait for it, and close what belonged to it."""
+    child.kill()
+    child.wait()
+    for pipe in (child.stdin, child.stdout, errors):
+        assert pipe is not None
+        with contextlib.suppress(OSError):  # unsent bytes in a broken pipe
+            pipe.close()

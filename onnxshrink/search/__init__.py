@@ -1,0 +1,1 @@
+"""Searches over recipes. Each returns a recipe, never a model."""

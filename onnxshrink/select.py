@@ -1,0 +1,93 @@
+"""Which weights a pass works on, and with which options: global < operator type < name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Literal
+
+from onnxshrink.errors import RecipeError
+from onnxshrink.options import nested, option
+
+if TYPE_CHECKING:
+    from onnxshrink.graph.weights import WeightView
+
+SKIP: Literal["skip"] = "skip"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Select:
+    """The weights that a pass may touch.
+
+    A pattern is an operator type (``Conv``), the name of a weight or of a node that uses it, or
+    either with ``*`` and ``?`` (``encoder.layer.0*``).
+    """
+
+    only: tuple[str, ...] = option(
+        (),
+        help="work on these weights only: operator types, names, or patterns",
+        also=("op_types_to_quantize", "nodes_to_quantize"),
+    )
+    keep: tuple[str, ...] = option(
+        (),
+        help="leave these weights alone: operator types, names, or patterns",
+        also=("nodes_to_exclude", "ignored_layers"),
+    )
+    min_size: int = option(256, help="leave tensors with fewer elements alone", ge=0)
+    layers: Mapping[str, Any] = option(
+        {}, help="other options by pattern, or 'skip': '{Gather: {dtype: int4}, head*: skip}'"
+    )
+
+    def __post_init__(self) -> None:
+        for pattern, value in self.layers.items():
+            if value != SKIP and not isinstance(value, Mapping):
+                raise RecipeError(
+                    f"layers: {pattern!r} takes 'skip' or options such as {{dtype: int8}}, "
+                    f"not {value!r}"
+                )
+
+    def why_not(self, view: WeightView) -> str:
+        """Why this weight is left alone, or an empty string."""
+        if view.size < self.min_size:
+            return f"fewer than {self.min_size} elements"
+        if self.only and not any(matches(pattern, view) for pattern in self.only):
+            return "not among those asked for"
+        if any(matches(pattern, view) for pattern in self.keep):
+            return "kept as asked"
+        if self.overrides(view) == SKIP:
+            return "kept as asked"
+        return view.why_not
+
+    def overrides(self, view: WeightView) -> Mapping[str, Any] | Literal["skip"]:
+        """Options that differ for this weight: those for its operator, then those for its name."""
+        by_type = [v for pattern, v in self.layers.items() if pattern == view.op_type]
+        by_name = [
+            v for pattern, v in self.layers.items() if pattern != view.op_type and matches(pattern, view)
+        ]  # fmt: skip
+        merged: dict[str, Any] = {}
+        for value in by_type + by_name:
+            if value == SKIP:
+                return SKIP
+            merged.update(value)
+        return merged
+
+
+def matches(pattern: str, view: WeightView) -> bool:
+    """Whether a pattern names this weight, its operator type, or a node that uses it."""
+    types = {use.op_type for use in view.uses} or {view.op_type}
+    return pattern in types or any(
+        fnmatchcase(name, pattern) for name in (view.name, *view.node_names) if name
+    )
+
+
+def unmatched(select: Select, views: Iterable[WeightView]) -> list[str]:
+    """Patterns that name no weight at all: a typing error, most likely."""
+    views = list(views)
+    patterns = (*select.only, *select.keep, *select.layers)
+    return [p for p in patterns if not any(matches(p, view) for view in views)]
+
+
+def select(**defaults: Any) -> Any:
+    """Declare the field of a pass that selects weights."""
+    return nested(Select, **defaults)

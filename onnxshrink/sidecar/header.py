@@ -1,0 +1,431 @@
+"""The header of a packed sidecar: what it says, and every check before it is believed.
+
+``docs/sidecar.md`` is the specification; the C and JavaScript readers make the same checks. Nothing
+in this module reads chunks or allocates by what a header claims.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+import zlib
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+from onnxshrink.errors import SidecarError
+from onnxshrink.kernels.entropy import MAX_RATIO
+from onnxshrink.kernels.filters import CHUNK, MAX_BLOCK, MIN_BLOCK, Filter
+
+MAGIC = b"ONXSPAK1"
+VERSION = 1
+HEAD = struct.Struct("<8sIIQII")  # magic, version, flags, header length, header crc32, zero
+MAX_HEADER = 1 << 24
+MAX_INTEGER = (1 << 53) - 1  # what every JSON reader holds exactly
+ALIGN, ALIGN_CODED = 64, 8
+MAX_NAME, MAX_RANK = 4096, 64
+
+STORED, DEFLATE, BASE = 0, 1, 2
+"""Methods of a chunk. 3 (zstd) and 4 (interleaved Huffman) are reserved."""
+
+BITS = {
+    "BOOL": 8, "INT2": 2, "UINT2": 2, "INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4,
+    "INT8": 8, "UINT8": 8, "FLOAT8E4M3FN": 8, "FLOAT8E4M3FNUZ": 8, "FLOAT8E5M2": 8,
+    "FLOAT8E5M2FNUZ": 8, "FLOAT8E8M0": 8, "INT16": 16, "UINT16": 16, "FLOAT16": 16, "BFLOAT16": 16,
+    "INT32": 32, "UINT32": 32, "FLOAT": 32, "INT64": 64, "UINT64": 64, "DOUBLE": 64,
+    "COMPLEX64": 64, "COMPLEX128": 128,
+}  # fmt: skip
+"""Bits of an element, by the name of its type in ONNX' ``TensorProto.DataType``."""
+
+FLOATING = {"FLOAT16", "BFLOAT16", "FLOAT", "DOUBLE", "COMPLEX64", "COMPLEX128"}
+
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class Chunk(NamedTuple):
+    """One run of bytes of one stream.
+
+    Attributes:
+        method: ``STORED``, ``DEFLATE``, or ``BASE`` for a chunk that the base pack holds.
+        offset: From the start of the chunks; for ``BASE``, the chunk's number in the base.
+        packed: Bytes in this file.
+        raw: Bytes when decoded, at most ``CHUNK``.
+        crc: crc32 of the raw bytes.
+        sha256: Of the raw bytes, hexadecimal; only for ``BASE``, else empty.
+    """
+
+    method: int
+    offset: int
+    packed: int
+    raw: int
+    crc: int
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor.
+
+    Attributes:
+        name: A key, never a path.
+        dtype: Its name in ONNX' ``TensorProto.DataType``, for instance ``"BFLOAT16"``.
+        shape: Its dimensions.
+        offset: Where its bytes begin in the unpacked data file.
+        how: The filter.
+        table: The chunk that holds the filter's table, if it has one.
+        block: Symbols of a block.
+        chunks: The streams of block 0, of block 1, and so on.
+        packed: Bytes of its chunks in this file; shared ones are counted here too.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    how: Filter
+    table: int | None
+    block: int
+    chunks: tuple[int, ...]
+    packed: int
+
+    @property
+    def elements(self) -> int:
+        """Elements of the tensor."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor when unpacked."""
+        return nbytes(self.dtype, self.shape)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Packed bits an element; 0 for an empty tensor."""
+        return 8 * self.packed / max(self.elements, 1)
+
+
+@dataclass(frozen=True)
+class Header:
+    """Everything that a pack says about itself.
+
+    Attributes:
+        model: sha256 of the .onnx file that this pack belongs to, or None.
+        data_name: Base name of the unpacked data file.
+        data_length: Bytes of the unpacked data file.
+        base: sha256 of the head and header of the pack that this one updates, or None.
+        chunks: In the order of the file.
+        tensors: In the order of the unpacked data file.
+    """
+
+    model: str | None
+    data_name: str
+    data_length: int
+    base: str | None
+    chunks: tuple[Chunk, ...]
+    tensors: tuple[Entry, ...]
+
+    def dump(self) -> bytes:
+        """The header as JSON; the same header always gives the same bytes."""
+        document = {
+            "model": self.model,
+            "base": self.base,
+            "data": {"name": self.data_name, "length": self.data_length},
+            "chunks": [list(chunk[: 6 if chunk.method == BASE else 5]) for chunk in self.chunks],
+            "tensors": [
+                {
+                    "name": t.name, "dtype": t.dtype, "shape": t.shape, "offset": t.offset,
+                    "unit": t.how.unit, "bits": t.how.bits, "gaps": t.how.gaps,
+                    "rotate": t.how.rotate, "table": t.table, "block": t.block, "chunks": t.chunks,
+                }
+                for t in self.tensors
+            ],
+        }  # fmt: skip
+        return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def nbytes(dtype: str, shape: Sequence[int]) -> int:
+    """Bytes of a tensor; narrow elements are packed, the last byte padded.
+
+    Raises:
+        SidecarError: A type that this format does not know.
+    """
+    if dtype not in BITS:
+        raise SidecarError(f"element type {dtype!r} cannot be packed; leave it in the .onnx file")
+    return (math.prod(shape) * BITS[dtype] + 7) // 8
+
+
+def check_basename(name: str) -> str:
+    """Refuse a name that is not a plain file name beside the model.
+
+    Raises:
+        SidecarError: It is empty, too long, not text, or leads elsewhere.
+    """
+    if (
+        not 0 < len(_text(name).encode()) <= 255
+        or name in (".", "..")
+        or any(c in name for c in "/\\:")
+        or _CONTROL.search(name)
+    ):
+        raise SidecarError(f"{name!r} is not the plain name of a file beside the model")
+    return name
+
+
+def check_name(name: str, taken: Container[str]) -> None:
+    """Refuse a tensor's name that another has, or that not every reader can hold.
+
+    Raises:
+        SidecarError: It is taken, empty, too long, or has characters that are not text.
+    """
+    if name in taken:
+        raise SidecarError(f"two tensors have the name {name!r}")
+    if not 0 < len(_text(name).encode()) <= MAX_NAME or _CONTROL.search(name):
+        raise SidecarError(f"a tensor's name is empty, too long, or not text: {name[:40]!r}")
+
+
+def data_start(header_length: int) -> int:
+    """Where the chunks begin: after head and header, padded to ``ALIGN``."""
+    return align(HEAD.size + header_length, ALIGN)
+
+
+def align(offset: int, to: int) -> int:
+    """The next multiple of ``to``."""
+    return -(-offset // to) * to
+
+
+def preamble(text: bytes) -> bytes:
+    """Head, header and padding: all that stands before the chunks."""
+    head = HEAD.pack(MAGIC, VERSION, 0, len(text), zlib.crc32(text), 0)
+    return (head + text).ljust(data_start(len(text)), b"\0")
+
+
+def parse_head(head: bytes, size: int) -> tuple[int, int]:
+    """Check the head of a file.
+
+    Args:
+        head: The first bytes of the file, at most 32.
+        size: Bytes of the file.
+
+    Returns:
+        Length of the header, and its crc32.
+
+    Raises:
+        SidecarError: Not a pack, another version, or longer than the file or the limit.
+    """
+    if len(head) < HEAD.size:
+        raise SidecarError(f"{size} bytes are too few for a packed sidecar")
+    magic, version, flags, length, crc, zero = HEAD.unpack(head)
+    if magic != MAGIC:
+        raise SidecarError("not a packed sidecar: it does not begin with ONXSPAK1")
+    if version != VERSION:
+        raise SidecarError(f"version {version} of the format; this reader knows only {VERSION}")
+    if flags or zero:
+        raise SidecarError(f"unknown flags {flags:#x}, {zero:#x}: a newer onnxshrink may know them")
+    if length > MAX_HEADER or data_start(length) > size:
+        raise SidecarError(f"a header of {length} bytes does not fit the file of {size} bytes")
+    return length, crc
+
+
+def parse(raw: bytes, crc: int, area: int, limit: int) -> Header:
+    """Read a header and check everything in it.
+
+    Args:
+        raw: The header's bytes.
+        crc: Their crc32, from the head.
+        area: Bytes of the file from where the chunks begin.
+        limit: Largest unpacked data file to accept, in bytes.
+
+    Returns:
+        The header; all offsets, lengths and references in it hold.
+
+    Raises:
+        SidecarError: It is damaged, or breaks a rule of the format or the limit.
+    """
+    if zlib.crc32(raw) != crc:
+        raise SidecarError("the header is damaged: its checksum differs")
+    try:
+        document = json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=_distinct,
+            parse_int=_integer,
+            parse_float=_no_number,
+            parse_constant=_no_number,
+        )
+    except (ValueError, RecursionError) as error:
+        raise SidecarError(f"the header is not the JSON it must be: {error}") from error
+    top = _keys(document, "the header", "model", "base", "data", "chunks", "tensors")
+    data = _keys(top["data"], "data", "name", "length")
+    length = _int(data["length"], "data.length")
+    if length > limit:
+        raise SidecarError(
+            f"it unpacks to {length:,} bytes, over the limit of {limit:,}; raise the limit if you "
+            "trust the file"
+        )
+    base = _sha256(top["base"], "base")
+    chunks = _chunks(top["chunks"], area, base is not None)
+    tensors = tuple(_tensors(top["tensors"], chunks))
+    end = 0
+    for entry in tensors:
+        if entry.offset < end:
+            raise SidecarError(f"tensor {entry.name!r} overlaps the one before it")
+        end = entry.offset + entry.nbytes
+    if end != length:
+        raise SidecarError(f"the tensors end at byte {end} of a data file of {length}")
+    return Header(
+        model=_sha256(top["model"], "model"),
+        data_name=check_basename(_str(data["name"], "data.name")),
+        data_length=length,
+        base=base,
+        chunks=chunks,
+        tensors=tensors,
+    )
+
+
+def _chunks(rows: object, area: int, based: bool) -> tuple[Chunk, ...]:
+    """The chunk table: in the order of the file, gapless but for alignment."""
+    chunks: list[Chunk] = []
+    end = 0
+    for number, row in enumerate(_list(rows, "chunks")):
+        where = f"chunk {number}"
+        fields = _list(row, where)
+        if not fields or len(fields) != (6 if fields[0] == BASE else 5):
+            raise SidecarError(f"{where} has {len(fields)} fields")
+        method, offset, packed, raw, crc = (_int(field, where) for field in fields[:5])
+        if raw > CHUNK or crc >= 1 << 32:
+            raise SidecarError(f"{where}: raw length or checksum out of range")
+        if method == BASE:
+            digest = _sha256(fields[5], where)
+            if not based or digest is None or packed:
+                raise SidecarError(f"{where} refers to a base that the pack does not name")
+            chunks.append(Chunk(method, offset, packed, raw, crc, digest))
+            continue
+        if method == STORED:
+            fits = packed == raw and offset == align(end, ALIGN)
+        elif method == DEFLATE:
+            fits = 0 < packed < raw <= MAX_RATIO * packed and offset == align(end, ALIGN_CODED)
+        else:
+            raise SidecarError(f"{where}: unknown method {method}")
+        if not fits:
+            raise SidecarError(f"{where}: offset or lengths break the format")
+        end = offset + packed
+        if end > area:
+            raise SidecarError(f"{where} ends {end - area} bytes after the end of the file")
+        chunks.append(Chunk(method, offset, packed, raw, crc))
+    if end != area:
+        raise SidecarError(f"{area - end} bytes after the last chunk")
+    return tuple(chunks)
+
+
+def _tensors(rows: object, chunks: tuple[Chunk, ...]) -> Iterable[Entry]:
+    """The tensors: each one's blocks cover exactly its bytes."""
+    names: set[str] = set()
+    for row in _list(rows, "tensors"):
+        fields = _keys(
+            row, "a tensor", "name", "dtype", "shape", "offset", "unit", "bits", "gaps", "rotate",
+            "table", "block", "chunks",
+        )  # fmt: skip
+        name = _str(fields["name"], "a tensor's name")
+        where = f"tensor {name!r}"
+        check_name(name, names)
+        names.add(name)
+        shape = tuple(_int(dim, where) for dim in _list(fields["shape"], where))
+        dtype = _str(fields["dtype"], where)
+        if len(shape) > MAX_RANK or dtype not in BITS or nbytes(dtype, shape) > MAX_INTEGER:
+            raise SidecarError(f"{where}: unknown type {dtype!r}, or its shape overflows")
+        if type(fields["rotate"]) is not bool:
+            raise SidecarError(f"{where}: rotate is not true or false")
+        table = None if fields["table"] is None else _int(fields["table"], where)
+        ids = tuple(_int(number, where) for number in _list(fields["chunks"], where))
+        try:
+            used = [chunks[i] for i in ids]
+            packed = sum(c.packed for c in used) + (0 if table is None else chunks[table].packed)
+        except IndexError:
+            raise SidecarError(f"{where} refers to a chunk that does not exist") from None
+        try:
+            how = Filter(
+                unit=_int(fields["unit"], where),
+                bits=_int(fields["bits"], where),
+                gaps=cast(Any, _str(fields["gaps"], where)),
+                rotate=fields["rotate"],
+                table=table is not None,
+            )
+            entry = Entry(
+                name, dtype, shape, _int(fields["offset"], where), how, table,
+                _int(fields["block"], where), ids, packed,
+            )  # fmt: skip
+            _check_blocks(entry, used)
+            if table is not None:
+                how.check_table(chunks[table].raw)
+        except ValueError as error:
+            raise SidecarError(f"{where}: {error}") from error
+        yield entry
+
+
+def _check_blocks(entry: Entry, chunks: list[Chunk]) -> None:
+    """Refuse chunks that cannot hold the tensor, by their lengths alone."""
+    how, block = entry.how, entry.block
+    if not MIN_BLOCK <= block <= MAX_BLOCK or block & (block - 1):
+        raise ValueError(f"blocks of {block} symbols")
+    total = how.symbols_of(entry.nbytes)
+    blocks = -(-total // block)
+    if len(chunks) != blocks * how.streams:
+        raise ValueError(f"{len(chunks)} chunks for {blocks} blocks of {how.streams} streams")
+    for number in range(blocks):
+        used = chunks[number * how.streams : (number + 1) * how.streams]
+        how.check_lengths(min(block, total - number * block), [chunk.raw for chunk in used])
+
+
+def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return fields
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 16 or not 0 <= int(digits) <= MAX_INTEGER or digits == "-0":
+        raise ValueError(f"{digits[:20]} is not between 0 and 2**53 - 1")
+    return int(digits)
+
+
+def _no_number(text: str) -> object:
+    raise ValueError(f"{text[:20]} is not an integer")
+
+
+def _keys(value: object, where: str, *keys: str) -> dict[str, object]:
+    if not isinstance(value, dict) or set(value) != set(keys):
+        raise SidecarError(f"{where} must have exactly the keys {', '.join(keys)}")
+    return value
+
+
+def _list(value: object, where: str) -> list[object]:
+    if not isinstance(value, list):
+        raise SidecarError(f"{where}: a list is missing")
+    return value
+
+
+def _int(value: object, where: str) -> int:
+    if type(value) is not int:
+        raise SidecarError(f"{where}: {value!r} is not an integer")
+    return value
+
+
+def _str(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise SidecarError(f"{where}: {value!r} is not text")
+    return _text(value)
+
+
+def _text(value: str) -> str:
+    """Refuse half of a surrogate pair, which UTF-8 cannot hold."""
+    if any("\ud800" <= c <= "\udfff" for c in value):
+        raise SidecarError(f"{value[:40]!a} is not text")
+    return value
+
+
+def _sha256(value: object, where: str) -> str | None:
+    if value is not None and not (isinstance(value, str) and _SHA256.match(value)):
+        raise SidecarError(f"{where}: not a sha256")
+    return value

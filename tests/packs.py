@@ -1,0 +1,298 @@
+"""Packs made by hand, sound and hostile, that the readers of every language are tested on."""
+
+import json
+import zlib
+
+import numpy as np
+
+from onnxshrink.sidecar.header import HEAD, align, data_start, preamble
+
+BIG = (1 << 53) - 1
+
+
+def take_apart(pack):
+    """The header's document, and the bytes of the chunks."""
+    _, _, _, length, _, _ = HEAD.unpack(pack[: HEAD.size])
+    text = pack[HEAD.size : HEAD.size + length]
+    return json.loads(text), pack[data_start(length) :]
+
+
+def put_together(document, area):
+    """A pack of this document, or of these very bytes of JSON, with a right checksum."""
+    text = document if isinstance(document, bytes) else json.dumps(document).encode()
+    return preamble(text) + area
+
+
+def raw_deflate(data, strategy=zlib.Z_DEFAULT_STRATEGY):
+    coder = zlib.compressobj(9, zlib.DEFLATED, -15, 9, strategy)
+    return coder.compress(data) + coder.flush()
+
+
+def by_hand(streams, *, table=None, **fields):
+    """A pack of one tensor with these stored or ready-made chunks.
+
+    Args:
+        streams: Raw bytes, or a full row with its payload: (method, payload, raw length, crc).
+        table: Bytes of the table.
+        fields: What differs from an INT8 tensor of 8 elements without a filter.
+    """
+    rows, area, ids = [], b"", []
+    for stream in streams if table is None else [*streams, table]:
+        stored = isinstance(stream, bytes)
+        method, payload, raw, crc = (
+            (0, stream, len(stream), zlib.crc32(stream)) if stored else stream
+        )
+        area = area.ljust(align(len(area), 8 if method else 64), b"\0")
+        ids.append(len(rows))
+        rows.append([method, len(area), len(payload), raw, crc])
+        area += payload
+    tensor = {
+        "name": "w", "dtype": "INT8", "shape": [8], "offset": 0, "unit": 8, "bits": 8,
+        "gaps": "none", "rotate": False, "table": None, "block": 64, "chunks": ids,
+    } | fields  # fmt: skip
+    if table is not None:
+        tensor["table"] = ids.pop()
+    bits = {"INT8": 8, "INT4": 4, "FLOAT16": 16, "FLOAT": 32}.get(tensor["dtype"], 8)
+    length = (int(np.prod(tensor["shape"], dtype=object)) * bits + 7) // 8
+    document = {
+        "model": None, "base": None, "data": {"name": "w.data", "length": length},
+        "chunks": rows, "tensors": [tensor],
+    }  # fmt: skip
+    return put_together(document, area)
+
+
+def sound():
+    """A small pack of three tensors, stored, deflated and with a table, in ten chunks."""
+    rng = np.random.default_rng(11)
+    floats = rng.normal(size=200).astype("<f4").tobytes()
+    planes = [floats[i::4] for i in range(4)]
+    top = raw_deflate(planes[3])
+    rows, area = [], b""
+    for stream in (*planes[:3], (1, top, planes[3])):
+        method, payload, raw = (0, stream, stream) if isinstance(stream, bytes) else stream
+        area = area.ljust(align(len(area), 8 if method else 64), b"\0")
+        rows.append([method, len(area), len(payload), len(raw), zlib.crc32(raw)])
+        area += payload
+    for stream in (b"\x02\x05\x00", b"\x07\x08\x09", b"\x10\x21", b"\x00\x80", b"\x81", b"\x05"):
+        area = area.ljust(align(len(area), 64), b"\0")
+        rows.append([0, len(area), len(stream), len(stream), zlib.crc32(stream)])
+        area += stream
+    common = {"rotate": False, "table": None, "block": 256}
+    tensors = [
+        {"name": "f", "dtype": "FLOAT", "shape": [10, 20], "offset": 0, "unit": 32, "bits": 32,
+         "gaps": "none", "chunks": [0, 1, 2, 3]},
+        {"name": "runs/../é", "dtype": "INT8", "shape": [12], "offset": 832, "unit": 8, "bits": 8,
+         "gaps": "runs", "chunks": [4, 5]},
+        {"name": "table", "dtype": "UINT8", "shape": [2, 2], "offset": 896, "unit": 8, "bits": 4,
+         "gaps": "none", "chunks": [6], "table": 11},
+    ]  # fmt: skip
+    # The table of four elements stands last, so that an index can be made to point beyond it.
+    area = area.ljust(align(len(area), 64), b"\0")
+    rows.append([0, len(area), 4, 4, zlib.crc32(b"abcd")])
+    area += b"abcd"
+    tensors[2]["table"] = len(rows) - 1
+    document = {
+        "model": "ab" * 32, "base": None, "data": {"name": "model.onnx.data", "length": 900},
+        "chunks": rows, "tensors": [common | tensor for tensor in tensors],
+    }  # fmt: skip
+    return put_together(document, area)
+
+
+def _edits():
+    """(name, path into the document, new value) that make a sound pack unsound."""
+    chunk, float_, runs, table = ("chunks", 0), ("tensors", 0), ("tensors", 1), ("tensors", 2)
+    yield "offset past the end", (*chunk, 1), 1 << 20
+    yield "offset at the largest integer", (*chunk, 1), BIG
+    yield "offset beyond it", (*chunk, 1), BIG + 1
+    yield "offset that overflows 64 bits", (*chunk, 1), 1 << 64
+    yield "offset and length that wrap around", ("chunks", 0), [0, BIG - 99, 200, 200, 0]
+    yield "negative offset", (*chunk, 1), -64
+    yield "unaligned offset", ("chunks", 1, 1), 255
+    yield "overlap", ("chunks", 1, 1), 0
+    yield "stored with two lengths", (*chunk, 3), 199
+    yield "chunk longer than a chunk may be", ("chunks", 3, 3), (1 << 18) + 1
+    yield "ratio that deflate cannot reach", ("chunks", 3), [1, 704, 1, 1033, 0]
+    yield "coded longer than raw", ("chunks", 3, 3), 10
+    yield "wrong crc", (*chunk, 4), 1
+    yield "crc of 33 bits", (*chunk, 4), 1 << 32
+    for method in (2, 3, 4, 7, BIG):
+        yield f"method {method}", (*chunk, 0), method
+    yield "chunk without fields", chunk, []
+    yield "chunk with four fields", chunk, [0, 0, 200, 200]
+    yield "chunk with six fields", chunk, [0, 0, 200, 200, 0, "ab" * 32]
+    yield "chunk that is no list", chunk, {}
+    yield "chunk of a base that is not named", chunk, [2, 0, 0, 200, 0, "ab" * 32]
+    yield "chunk number out of range", (*float_, "chunks", 0), 99
+    yield "negative chunk number", (*float_, "chunks", 0), -1
+    yield "largest chunk number", (*float_, "chunks", 0), BIG
+    yield "one chunk too few", (*float_, "chunks"), [0, 1, 2]
+    yield "one chunk too many", (*float_, "chunks"), [0, 1, 2, 3, 3]
+    yield "no chunks", (*float_, "chunks"), []
+    yield "planes of different lengths", (*float_, "chunks"), [0, 1, 2, 4]
+    yield "table out of range", (*table, "table"), 99
+    yield "negative table", (*table, "table"), -1
+    yield "table too long", (*table, "table"), 0
+    yield "table of one element for an index of 3", (*table, "table"), 9
+    yield "narrow bits without a table", (*table, "table"), None
+    yield "the same name twice", (*runs, "name"), "f"
+    yield "empty name", (*runs, "name"), ""
+    yield "name with a zero byte", (*runs, "name"), "a\0b"
+    yield "name with a newline", (*runs, "name"), "a\nb"
+    yield "name too long", (*runs, "name"), "n" * 4097
+    yield "name that is half a surrogate", (*runs, "name"), "\ud800"
+    yield "name that is the other half", (*runs, "name"), "\udc00x"
+    yield "name that is no text", (*runs, "name"), 5
+    yield "shape that overflows", (*float_, "shape"), [1 << 32, 1 << 32]
+    yield "shape that overflows to the right size", (*float_, "shape"), [1 << 33, 1 << 31, 200]
+    yield "shape just beyond the integers", (*float_, "shape"), [1 << 51]
+    yield "shape that is zero after all", (*float_, "shape"), [BIG, BIG, 0]
+    yield "negative shape", (*float_, "shape"), [-10, -20]
+    yield "shape of 65 dimensions", (*float_, "shape"), [200] + [1] * 64
+    yield "shape of fractions", (*float_, "shape"), [10.0, 20]
+    yield "shape too large", (*float_, "shape"), [201]
+    yield "shape too small", (*float_, "shape"), [199]
+    yield "unknown type", (*float_, "dtype"), "FLOAT128"
+    yield "strings", (*float_, "dtype"), "STRING"
+    yield "type that is no text", (*float_, "dtype"), 1
+    yield "other unit", (*float_, "unit"), 16
+    yield "unknown unit", (*float_, "unit"), 12
+    yield "unit of 2**32", (*float_, "unit"), 1 << 32
+    yield "unit 0", (*float_, "unit"), 0
+    yield "other bits", (*float_, "bits"), 8
+    yield "unknown gaps", (*float_, "gaps"), "some"
+    yield "joint with wide symbols", (*runs, "gaps"), "joint"
+    yield "mask of too few bytes", (*runs, "gaps"), "mask"
+    yield "rotated bytes", (*runs, "rotate"), True
+    yield "rotate that is a number", (*float_, "rotate"), 1
+    for block in (0, 1, 32, 65, 255, 1 << 22, BIG, (1 << 32) + 64):
+        yield f"blocks of {block}", (*float_, "block"), block
+    yield "block too small for the chunks", (*float_, "block"), 64
+    for name in ("../w", "/w", "a/w", "a\\w", "..", ".", "", "C:w", "w\0", "w\n", "w" * 256):
+        yield f"data named {name!r}", ("data", "name"), name
+    yield "data too short", ("data", "length"), 899
+    yield "data too long", ("data", "length"), 901
+    yield "data of the largest length", ("data", "length"), BIG
+    yield "tensors that overlap", (*runs, "offset"), 799
+    yield "tensor that ends at the largest integer", (*runs, "offset"), BIG - 5
+    yield "true for an integer", (*runs, "offset"), True
+    yield "null for an integer", (*runs, "offset"), None
+    yield "text for an integer", (*runs, "offset"), "832"
+    yield "an unknown key", ("more",), 1
+    yield "an unknown key in data", ("data", "more"), 1
+    yield "an unknown key in a tensor", (*runs, "more"), 1
+    yield "tensors that are no list", ("tensors",), {}
+    yield "a tensor that is no object", float_, [1]
+    yield "model that is no digest", ("model",), "AB" * 32
+    yield "model of 63 digits", ("model",), "a" * 63
+    yield "base that is no digest", ("base",), 5
+
+
+def _texts(text):
+    """(name, other bytes of JSON): what a parser must not let pass."""
+    offset = b'"offset": 832'
+    for value in (
+        b"NaN", b"Infinity", b"-Infinity", b"1e400", b"832.0", b"8.32e2", b"832e0", b"-0", b"0832",
+        b"+832", b"0x340", b"9" * 5000, b"18446744073710384448", b"4294968128000000000000",
+    ):  # fmt: skip
+        yield f"number {value[:24].decode()}", text.replace(offset, b'"offset": ' + value)
+    yield "the same key twice", text.replace(offset, offset + b", " + offset)
+    yield "the same key twice at the top", text.replace(b'"base"', b'"model": null, "base"')
+    yield "the same key spelt two ways", text.replace(offset, offset + b', "\\u006fffset": 832')
+    yield "the same key with two data", text.replace(b'"length"', b'"length": 900, "length"')
+    yield "bytes that are not UTF-8", text.replace(b"runs", b"r\xffns")
+    yield "overlong UTF-8", text.replace(b"runs", b"r\xc0\xafns")
+    yield "a surrogate in UTF-8", text.replace(b"runs", b"r\xed\xa0\x80ns")
+    yield "beyond the last character", text.replace(b"runs", b"r\xf4\x90\x80\x80ns")
+    yield "a control character", text.replace(b"runs", b"r\x01ns")
+    yield "an unknown escape", text.replace(b"runs", b"r\\xns")
+    yield "an escape cut short", text.replace(b"runs", b"r\\u12")
+    yield "a byte order mark", b"\xef\xbb\xbf" + text
+    yield "something after the end", text + b"{}"
+    yield "a zero byte after the end", text + b"\0"
+    yield "a comma too many", text[:-1] + b",}"
+    yield "a comma too few", text.replace(b", ", b" ", 1)
+    yield "a comment", text.replace(b"{", b"{/**/", 1)
+    yield "single quotes", text.replace(b'"', b"'")
+    yield "no header", b""
+    yield "only a space", b" "
+    yield "a number", b"1"
+    yield "a list", b"[]"
+    yield "an empty object", b"{}"
+    yield "deep lists", b"[" * 100_000
+    yield "deep objects", b'{"chunks":' * 50_000
+    yield "deep lists in a place", text.replace(b'"chunks": [[', b'"chunks": ' + b"[" * 50_000, 1)
+    for cut in range(1, len(text), 97):
+        yield f"JSON cut at {cut}", text[:cut]
+
+
+def _chunks():
+    """(name, pack of one tensor whose header holds but whose chunks do not)."""
+    eight = bytes(range(8))
+
+    def coded(payload, raw=eight * 8):
+        return by_hand([(1, payload, len(raw), zlib.crc32(raw))], shape=[len(raw)])
+
+    good = raw_deflate(eight * 8)
+    yield "deflate cut short", coded(good[:-1])
+    yield "deflate with a tail", coded(good + b"\0")
+    yield "deflate that says less", coded(raw_deflate(eight * 7))
+    yield "deflate that says more", coded(raw_deflate(eight * 9))
+    yield "a deflate bomb", coded(raw_deflate(bytes(30_000)))
+    yield "deflate of other bytes", coded(raw_deflate(bytes(64)))
+    yield "deflate with a zlib head", coded(zlib.compress(eight * 8))
+    yield "deflate that never ends", coded(b"\0\x08\0\xf7\xff" + eight)
+    yield "deflate of a reserved kind", coded(b"\xff" * 20)
+    yield "deflate that looks back too far", coded(b"\x63\x00\x42\x00")
+    yield "stored bytes of another crc", by_hand([(0, eight, 8, 1)])
+    yield "runs past the end", by_hand([b"\xff", b"\1"], gaps="runs")
+    yield "runs past the end by one", by_hand([b"\3\4", b"\1\1"], gaps="runs")
+    yield "more runs than symbols", by_hand([bytes(9), bytes(9)], gaps="runs")
+    yield "fewer values than runs", by_hand([b"\0\0", b"\1"], gaps="runs")
+    yield "joint runs past the end", by_hand([b"\xf1"], gaps="joint", dtype="INT4", unit=4, bits=4)
+    yield "a mask with more ones than values", by_hand([b"\xff", b"\1"], gaps="mask")
+    yield "a mask with fewer ones than values", by_hand([b"\1", b"\1\2"], gaps="mask")
+    yield "a mask too short", by_hand([b"", b""], gaps="mask")
+    yield "an index beyond the table", by_hand([eight], table=b"abcdefg")
+    yield "an empty table", by_hand([eight], table=b"")
+    yield (
+        "a table of half elements",
+        by_hand([bytes(4)], table=b"abc", dtype="FLOAT16", shape=[8], unit=16, bits=4),
+    )
+    yield (
+        "a table wider than its elements",
+        by_hand([bytes(4)], table=b"\x10", dtype="INT4", unit=4, bits=4),
+    )
+    # 16 PiB from a kilobyte: every block is the same empty stream.
+    yield "a bomb of nothing", by_hand([b"", b""], gaps="runs", shape=[1 << 50], block=1 << 21)
+    many = by_hand([b"", b""], gaps="runs", shape=[1 << 36], block=1 << 21)
+    document, area = take_apart(many)
+    document["tensors"][0]["chunks"] = [0, 1] * (1 << 15)
+    yield "a bomb that keeps every rule but the limit", put_together(document, area)
+
+
+def attacks():
+    """(name, bytes) of packs that every reader must refuse, opening or reading them."""
+    pack = sound()
+    document, area = take_apart(pack)
+    for name, path, value in _edits():
+        copy = json.loads(json.dumps(document))
+        at = copy
+        for key in path[:-1]:
+            at = at[key]
+        at[path[-1]] = value
+        yield name, put_together(copy, area)
+    for key in ("model", "base", "data", "chunks", "tensors"):
+        yield f"no {key}", put_together({k: v for k, v in document.items() if k != key}, area)
+    for key in document["tensors"][0]:
+        copy = json.loads(json.dumps(document))
+        del copy["tensors"][1][key]
+        yield f"a tensor without {key}", put_together(copy, area)
+    for name, text in _texts(json.dumps(document, ensure_ascii=False).encode()):
+        yield name, put_together(text, area)
+    yield "a byte after the end", pack + b"\0"
+    yield "a page after the end", pack + bytes(4096)
+    yield "a header longer than the file", pack[:16] + (1 << 24).to_bytes(8, "little") + pack[24:]
+    yield "a header longer than memory", pack[:16] + b"\xff" * 8 + pack[24:]
+    yield "a header that wraps around", pack[:16] + (2**64 - 16).to_bytes(8, "little") + pack[24:]
+    yield "an empty file", b""
+    yield from _chunks()

@@ -1,0 +1,192 @@
+"""Damaged and hostile packs: always a SidecarError, never a crash, a hang or a bomb."""
+
+import contextlib
+import json
+import os
+import random
+import tracemalloc
+
+import numpy as np
+import packs
+import pytest
+
+from onnxshrink.errors import SidecarError
+from onnxshrink.sidecar import Sidecar, pack
+from onnxshrink.sidecar.header import HEAD
+
+ATTACKS = list(packs.attacks())
+LIMIT = 1 << 20
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "m.pack"
+
+
+def _verify(path, limit=LIMIT):
+    with Sidecar.open(path, limit=limit, threads=1) as opened:
+        opened.verify()
+        return {entry.name: data.tobytes() for entry, data in opened}
+
+
+def test_the_pack_that_all_attacks_start_from_is_sound(path):
+    path.write_bytes(packs.sound())
+    found = _verify(path)
+    assert found["f"] == np.random.default_rng(11).normal(size=200).astype("<f4").tobytes()
+    assert found["runs/../é"] == bytes([0, 0, 7, 0, 0, 0, 0, 0, 8, 9, 0, 0])
+    assert found["table"] == b"abbc"
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=[name for name, _ in ATTACKS])
+def test_attack(path, attack):
+    path.write_bytes(attack[1])
+    tracemalloc.start()
+    with pytest.raises(SidecarError) as caught:
+        _verify(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert str(path) in str(caught.value)
+    assert peak < LIMIT + 20 * len(attack[1])
+
+
+def test_no_two_attacks_are_the_same():
+    assert len({data for _, data in ATTACKS}) == len(ATTACKS)
+    assert packs.sound() not in {data for _, data in ATTACKS}
+
+
+def test_every_flipped_bit_of_head_and_header(path):
+    data = bytearray(packs.sound())
+    end = HEAD.size + HEAD.unpack(data[: HEAD.size])[3]
+    path.write_bytes(data)
+    with open(path, "r+b", buffering=0) as file:
+        for bit in range(8 * end):
+            file.seek(bit // 8)
+            file.write(bytes([data[bit // 8] ^ 1 << bit % 8]))
+            with pytest.raises(SidecarError):
+                Sidecar.open(path, limit=LIMIT, threads=1)
+            file.seek(bit // 8)
+            file.write(data[bit // 8 : bit // 8 + 1])
+    assert len(_verify(path)) == 3
+
+
+def test_every_flipped_bit_of_the_chunks_gives_an_error_or_the_same_bytes(path):
+    data = bytearray(packs.sound())
+    path.write_bytes(data)
+    right = _verify(path)
+    start = HEAD.size + HEAD.unpack(data[: HEAD.size])[3]
+    with open(path, "r+b", buffering=0) as file:
+        for bit in range(8 * start, 8 * len(data)):
+            file.seek(bit // 8)
+            file.write(bytes([data[bit // 8] ^ 1 << bit % 8]))
+            with contextlib.suppress(SidecarError):
+                assert _verify(path) == right
+            file.seek(bit // 8)
+            file.write(data[bit // 8 : bit // 8 + 1])
+
+
+def test_every_truncation(path):
+    data = packs.sound()
+    for size in {*range(0, len(data), 64), *range(40), len(data) - 1}:
+        path.write_bytes(data[:size])
+        with pytest.raises(SidecarError):
+            Sidecar.open(path, limit=LIMIT)
+
+
+def test_padding_hides_nothing(path):
+    data = bytearray(packs.sound())
+    end = HEAD.size + HEAD.unpack(data[: HEAD.size])[3]
+    for at in (end, -5):
+        assert data[at] == 0
+        data[at] = 1
+        path.write_bytes(data)
+        with Sidecar.open(path) as opened, pytest.raises(SidecarError, match="padding"):
+            opened.verify()
+        data[at] = 0
+
+
+def test_the_limit_is_the_users(path):
+    """A megabyte that a few hundred bytes become, within every other rule."""
+    pack(path, [("w", "INT8", (1 << 20,), bytes(1 << 20))], data_name="w.data")
+    assert path.stat().st_size < 1000
+    assert len(_verify(path, limit=1 << 20)["w"]) == 1 << 20
+    with pytest.raises(SidecarError, match=r"over the limit of 1,048,575; raise the limit"):
+        _verify(path, limit=(1 << 20) - 1)
+
+
+def test_an_update_that_lies_about_its_base(tmp_path, path):
+    rng = np.random.default_rng(3)
+    tensors = [("w", "UINT8", (500,), rng.integers(0, 256, 500, np.uint8))]
+    tensors += [("v", "UINT8", (500,), rng.integers(0, 256, 500, np.uint8))]
+    pack(tmp_path / "base", tensors, data_name="w.data")
+    pack(path, tensors, data_name="w.data", base=tmp_path / "base")
+    document, area = packs.take_apart(path.read_bytes())
+    assert document["chunks"][0][:2] == [2, 0]
+    for change, why in [
+        ({1: 1}, "not in the base"),
+        ({1: 2}, "not in the base"),
+        ({1: packs.BIG}, "not in the base"),
+        ({3: 499}, "cannot hold"),
+        ({4: 0}, "not in the base"),
+        ({5: "ab" * 32}, "not what the base holds"),
+        ({5: "AB" * 32}, "not a sha256"),
+        ({2: 1}, "refers to a base"),
+    ]:
+        copy = json.loads(json.dumps(document))
+        for field, value in change.items():
+            copy["chunks"][0][field] = value
+        path.write_bytes(packs.put_together(copy, area))
+        with pytest.raises(SidecarError, match=why):  # noqa: SIM117
+            with Sidecar.open(path, base=tmp_path / "base") as opened:
+                opened.verify()
+
+
+def _mutated(rng, document, area):
+    """A document with one to three random changes, a number being nudged or made extreme."""
+    copy = json.loads(json.dumps(document))
+    for _ in range(rng.randint(1, 3)):
+        parent, key = None, None
+        at = copy
+        while isinstance(at, dict | list) and at and (parent is None or rng.random() < 0.9):
+            parent, key = at, rng.choice(list(at) if isinstance(at, dict) else range(len(at)))
+            at = parent[key]
+        action = rng.randrange(5)
+        if type(at) is int:
+            near = [at - 1, at + 1, at ^ 1 << rng.randrange(54), at * 2, at // 2]
+            parent[key] = rng.choice([*near, 0, 64, 256, 1 << 18, 1 << 31, 1 << 32, packs.BIG, -1])
+        elif action == 0 and isinstance(parent, list):
+            parent.insert(key, json.loads(json.dumps(at)))
+        elif action == 1 and parent:
+            del parent[key]
+        elif action == 2 and parent is not None:
+            parent[key] = rng.choice([None, True, "", [], {}, 0, "joint", "mask", "runs", "none"])
+        elif parent is not None:
+            other = rng.choice(copy["tensors"] or [0])
+            parent[key] = json.loads(json.dumps(rng.choice(list(other.values())))) if other else 0
+        if not isinstance(copy.get("tensors"), list) or not all(
+            isinstance(t, dict) and t for t in copy["tensors"]
+        ):
+            break
+    data = bytearray(packs.put_together(copy, area))
+    if rng.random() < 0.3:
+        data[rng.randrange(len(data) - len(area), len(data))] ^= 1 << rng.randrange(8)
+    return bytes(data)
+
+
+@pytest.mark.fuzz
+def test_fuzz(path):
+    """Random changes that keep the checksum right; ONNXSHRINK_FUZZ sets how many."""
+    rng = random.Random(int(os.environ.get("ONNXSHRINK_FUZZ_SEED", "0")))
+    document, area = packs.take_apart(packs.sound())
+    refused = 0
+    tracemalloc.start()
+    for _ in range(int(os.environ.get("ONNXSHRINK_FUZZ", "10000"))):
+        path.write_bytes(_mutated(rng, document, area))
+        try:
+            for data in _verify(path).values():
+                assert len(data) <= LIMIT
+        except SidecarError:
+            refused += 1
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert refused
+    assert peak < 3 * LIMIT
