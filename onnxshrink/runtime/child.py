@@ -14,10 +14,11 @@ import time
 import traceback
 from typing import IO, TYPE_CHECKING, Any
 
+import numpy as np
+
 from onnxshrink.errors import ModelError, ShrinkError
 
 if TYPE_CHECKING:
-    import numpy as np
     from onnxruntime import InferenceSession
 
     from onnxshrink.runtime.session import SessionOptions
@@ -63,17 +64,34 @@ class Service:
         except Exception as error:  # it raises its own kind, or protobuf's, or ValueError
             raise ModelError(f"{path}: not valid ONNX: {' '.join(str(error).split())}") from error
 
-    def open(self, path: str, options: SessionOptions) -> tuple[tuple[str, ...], float]:
-        """Load a model; return the names of its outputs and the seconds that it took."""
+    def warm_up(self) -> None:
+        """Load and run the smallest model, so that no other pays for what all need."""
+        from onnx import parser
+
+        from onnxshrink.runtime.session import open_session
+
+        model = parser.parse_model(
+            '<ir_version: 7, opset_import: ["": 13]> g (float[1] x) => (float[1] y) { y = Neg(x) }'
+        )
+        open_session(model.SerializeToString()).run(None, {"x": np.zeros(1, np.float32)})
+
+    def open(
+        self, path: str, options: SessionOptions
+    ) -> tuple[dict[str, str], dict[str, str], float]:
+        """Load a model; return the types of its inputs and outputs, and the seconds it took."""
         from onnxshrink.runtime.session import open_session
 
         self.close()
         _start_over()
         self.label, self._before = path, memory()[0]
         start = time.perf_counter()
-        self._session = open_session(path, options)
+        session = self._session = open_session(path, options)
         seconds = time.perf_counter() - start
-        return tuple(output.name for output in self._session.get_outputs()), seconds
+        inputs, outputs = (
+            {port.name: port.type for port in ports}
+            for ports in (session.get_inputs(), session.get_outputs())
+        )
+        return inputs, outputs, seconds
 
     def run(self, feed: dict[str, np.ndarray]) -> tuple[list[np.ndarray], float]:
         """Run the loaded model once; return its outputs and the seconds that it took."""

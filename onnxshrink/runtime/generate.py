@@ -74,11 +74,12 @@ class _Use:
     def limits(self, columns: int) -> np.ndarray:
         """For each column, the number of entries of its smallest table."""
         smallest = min(size for sizes in self.sizes.values() for size in sizes)
-        return np.asarray([
-            min((size for key in (None, column, column - columns) for size in self.sizes.get(key, ())),
-                default=smallest)
-            for column in range(columns)
-        ])  # fmt: skip
+        limits = []
+        for column in range(columns):
+            names = (None, column, column - columns)
+            sizes = [size for name in names for size in self.sizes.get(name, ())]
+            limits.append(min(sizes, default=smallest))
+        return np.asarray(limits)
 
 
 def generated_inputs(
@@ -123,7 +124,7 @@ def generated_inputs(
     with contextlib.ExitStack() as stack:
         path = stack.enter_context(_on_disk(model))
         worker = worker or stack.enter_context(Worker(timeout=_TIMEOUT))
-        refusals = worker.refusals(path, [make(guess, 0) for guess in candidates])
+        refusals = worker.refusals(path, (make(guess, 0) for guess in candidates))
     if refusals[-1] is not None:
         example = " ".join(f"--shape {n}:{_commas(s)}" for n, s in candidates[0].items())
         raise DataError(

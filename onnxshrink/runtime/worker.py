@@ -14,9 +14,9 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,7 +37,7 @@ class Run:
         load_seconds: Time to load the model.
         seconds: For each feed, the time of its run.
         peak_bytes: By how much loading and running the model raised the child's resident memory
-            at its peak.
+            at its peak. ``bench`` measures it better: without what other models left behind.
     """
 
     output_names: tuple[str, ...]
@@ -45,6 +45,14 @@ class Run:
     load_seconds: float
     seconds: list[float]
     peak_bytes: int
+
+
+class Signature(NamedTuple):
+    """What a loaded model takes and gives: its inputs' and outputs' types by name, in order."""
+
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    load_seconds: float
 
 
 class Worker:
@@ -61,6 +69,7 @@ class Worker:
     def __init__(self, *, timeout: float | None = None, memory_limit: int | None = None):
         self._timeout = timeout
         self._arguments = [] if memory_limit is None else [str(memory_limit)]
+        self._model = ""
         self._child: subprocess.Popen[bytes] | None = None
         self._errors: Any = None
         self._end: weakref.finalize[..., Worker] | None = None
@@ -75,7 +84,7 @@ class Worker:
         """Start the child, without waiting: it imports ONNX Runtime while the caller works on."""
         if self._child is not None:
             return
-        # The child resolves imports as this process does, and never from the working directory.
+        # The child finds modules where this process does.
         search = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (it lives as long as the child)
         self._child = subprocess.Popen(
@@ -99,12 +108,13 @@ class Worker:
         Raises:
             ModelError: The checker's complaint, or that it crashed.
         """
-        self._call(f"checking {os.fspath(path)}", "check", os.fspath(path))
+        path = os.path.abspath(path)
+        self._call(f"checking {path}", "check", path)
 
     def run(
         self,
         path: PathLike,
-        feeds: Sequence[Mapping[str, np.ndarray]],
+        feeds: Iterable[Mapping[str, np.ndarray]],
         options: SessionOptions = DEFAULT_OPTIONS,
     ) -> Run:
         """Load a model and run it on every feed.
@@ -115,34 +125,34 @@ class Worker:
             ModelError: The model does not load or run, crashed, or took longer than the timeout.
             DataError: A feed does not fit the model.
         """
-        names, load_seconds = self.open(path, options)
+        signature = self.open(path, options)
         try:
-            runs = [self.step(path, feed) for feed in feeds]
+            runs = [self.step(feed) for feed in feeds]
             peak = self.memory()[1]
         finally:
             self.release()
         return Run(
-            output_names=names,
+            output_names=tuple(signature.outputs),
             outputs=[outputs for outputs, _ in runs],
-            load_seconds=load_seconds,
+            load_seconds=signature.load_seconds,
             seconds=[seconds for _, seconds in runs],
             peak_bytes=peak,
         )
 
     def refusals(
-        self, path: PathLike, feeds: Sequence[Mapping[str, np.ndarray]]
+        self, path: PathLike, feeds: Iterable[Mapping[str, np.ndarray]]
     ) -> list[str | None]:
         """Try feeds until the model takes one; why it refused each before, then None.
 
         Raises:
-            UnsupportedModel, ModelError: The model does not load at all.
+            ModelError: The model does not load at all.
         """
         self.open(path)
         answers: list[str | None] = []
         try:
             for feed in feeds:
                 try:
-                    self.step(path, feed)
+                    self.step(feed)
                     return [*answers, None]
                 except UnsupportedModel:
                     raise
@@ -156,26 +166,24 @@ class Worker:
 
     # ---- one session, step by step; ``run`` and ``bench`` are made of these
 
-    def open(
-        self, path: PathLike, options: SessionOptions = DEFAULT_OPTIONS
-    ) -> tuple[tuple[str, ...], float]:
-        """Load a model in place of the last; its outputs' names and the seconds it took."""
-        path = os.fspath(path)
-        answer: tuple[tuple[str, ...], float] = self._call(f"loading {path}", "open", path, options)
-        return answer
+    def open(self, path: PathLike, options: SessionOptions = DEFAULT_OPTIONS) -> Signature:
+        """Load a model in place of the last."""
+        self._model = os.path.abspath(path)  # the child may have another working directory
+        return Signature(*self._call(f"loading {self._model}", "open", self._model, options))
 
-    def step(
-        self, path: PathLike, feed: Mapping[str, np.ndarray]
-    ) -> tuple[list[np.ndarray], float]:
+    def warm_up(self) -> None:
+        """Make the child ready: the next load takes the time and memory of its model alone."""
+        self._call("warming up", "warm_up")
+
+    def step(self, feed: Mapping[str, np.ndarray]) -> tuple[list[np.ndarray], float]:
         """Run the loaded model once; its outputs and the seconds it took."""
-        answer: tuple[list[np.ndarray], float] = self._call(
-            f"running {os.fspath(path)}", "run", dict(feed)
-        )
+        doing = f"running {self._model}"
+        answer: tuple[list[np.ndarray], float] = self._call(doing, "run", dict(feed))
         return answer
 
-    def time(self, path: PathLike, feed: Mapping[str, np.ndarray], at_least: float) -> float:
+    def time(self, feed: Mapping[str, np.ndarray], at_least: float) -> float:
         """Mean seconds of a run, over as many runs of one feed as take ``at_least`` seconds."""
-        seconds: float = self._call(f"running {os.fspath(path)}", "time", dict(feed), at_least)
+        seconds: float = self._call(f"running {self._model}", "time", dict(feed), at_least)
         return seconds
 
     def memory(self) -> tuple[int, int]:

@@ -1,0 +1,874 @@
+/* onnxshrink_pack.h - reads packed sidecars (model.onnx.pack) of onnxshrink, format version 1.
+ *
+ * C99 over zlib. In one source file of your program:
+ *
+ *     #define ONNXSHRINK_PACK_IMPLEMENTATION
+ *     #include "onnxshrink_pack.h"
+ *
+ * and everywhere else without the #define. Link with -lz.
+ *
+ *     oxp_pack *pack;
+ *     if (oxp_open_memory(bytes, size, limit, NULL, &pack) != OXP_OK) ...
+ *     uint8_t *data = malloc(oxp_data_length(pack));   // the unpacked data file, in memory
+ *     if (oxp_read_data(pack, data, oxp_data_length(pack)) != OXP_OK) ...
+ *     oxp_close(pack);
+ *
+ * A pack may come from anywhere: whatever it holds, these functions return an error or the right
+ * bytes, never read or write out of bounds, and allocate no more than 3 MiB and a small
+ * multiple of its header, which is at most 16 MiB. Nothing is written to disk. A pack is used by
+ * one thread at a time.
+ *
+ * SPDX-License-Identifier: Apache-2.0
+ */
+#ifndef ONNXSHRINK_PACK_H
+#define ONNXSHRINK_PACK_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum {
+    OXP_OK = 0,
+    OXP_IO,      /* the read function failed */
+    OXP_MEMORY,  /* malloc failed */
+    OXP_FORMAT,  /* the header breaks a rule of the format */
+    OXP_LIMIT,   /* it unpacks to more than the limit */
+    OXP_DAMAGED, /* a chunk's bytes are not what the header says */
+    OXP_BASE,    /* an update without its base, or with another */
+    OXP_ARGUMENT /* no such tensor, or the wrong size of buffer */
+} oxp_status;
+
+typedef struct oxp_pack oxp_pack;
+
+typedef struct {
+    const char* name;      /* UTF-8; a key, never a path */
+    const char* dtype;     /* as in ONNX' TensorProto.DataType, for instance "BFLOAT16" */
+    const uint64_t* shape; /* rank dimensions */
+    uint32_t rank;
+    uint64_t offset; /* in the unpacked data file */
+    uint64_t nbytes;
+} oxp_tensor;
+
+/* Reads length bytes at offset into a buffer; returns 0 if it got them all. */
+typedef int (*oxp_read_fn)(void* user, uint64_t offset, void* into, size_t length);
+
+/* Opens a pack and checks its header. limit: bytes that it may unpack to. base: the pack that it
+ * updates, or NULL; it must stay open as long as this one. On error *pack is NULL. */
+oxp_status oxp_open(oxp_read_fn read, void* user, uint64_t size, uint64_t limit, oxp_pack* base,
+                    oxp_pack** pack);
+/* The same for a file in memory, for instance mapped; it must stay there until oxp_close. */
+oxp_status oxp_open_memory(const void* data, size_t size, uint64_t limit, oxp_pack* base,
+                           oxp_pack** pack);
+void oxp_close(oxp_pack* pack);
+
+const char* oxp_data_name(const oxp_pack* pack); /* base name of the unpacked data file */
+uint64_t oxp_data_length(const oxp_pack* pack);
+const char* oxp_model(const oxp_pack* pack); /* sha256 of the .onnx, hexadecimal, or NULL */
+size_t oxp_count(const oxp_pack* pack);
+const oxp_tensor* oxp_get(const oxp_pack* pack, size_t index); /* NULL beyond the last */
+
+/* Decodes one tensor; size must be its nbytes. */
+oxp_status oxp_read_tensor(oxp_pack* pack, size_t index, void* into, size_t size);
+/* Decodes all tensors, each at its offset; size must be the data length. */
+oxp_status oxp_read_data(oxp_pack* pack, void* into, size_t size);
+
+/* sha256 as hexadecimal: to compare a model with oxp_model. */
+void oxp_sha256(const void* data, size_t size, char hex[65]);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* ONNXSHRINK_PACK_H */
+
+#ifdef ONNXSHRINK_PACK_IMPLEMENTATION
+#include <stdlib.h>
+#include <string.h>
+#include <zlib.h>
+
+#define OXP__MAX_INT ((UINT64_C(1) << 53) - 1)
+#define OXP__MAX_HEADER (1u << 24)
+#define OXP__CHUNK (1u << 18)
+#define OXP__STREAMS 9 /* gaps and eight planes */
+
+enum { OXP__STORED, OXP__DEFLATE, OXP__FROM_BASE };
+enum { OXP__NONE, OXP__MASK, OXP__RUNS, OXP__JOINT };
+
+typedef struct {
+    uint64_t offset, packed;
+    uint32_t method, raw, crc;
+    const char* sha256;
+} oxp__chunk;
+
+typedef struct {
+    oxp_tensor seen;
+    size_t shape, first, chunks; /* places in the lists of numbers */
+    uint64_t unit, bits, block, table;
+    int gaps, rotate, has_table;
+} oxp__entry;
+
+typedef struct {
+    uint64_t* at;
+    size_t count, room;
+} oxp__numbers;
+
+struct oxp_pack {
+    oxp_read_fn read;
+    void* user;
+    const uint8_t* memory;
+    uint64_t start;
+    char* text; /* the header; names are decoded in place */
+    char id[65];
+    const char *model, *base_id, *data_name;
+    uint64_t data_length;
+    oxp__chunk* chunks;
+    oxp__entry* entries;
+    size_t chunk_count, chunk_room, entry_count, entry_room;
+    oxp__numbers numbers;
+    oxp_pack* base;
+    uint8_t* scratch; /* OXP__STREAMS streams, the coded bytes and a table */
+    z_stream zlib;
+    int zlib_ready;
+};
+
+/* ------------------------------------------------------------------ sha256 (FIPS 180-4) */
+
+static void oxp__sha256_block(uint32_t h[8], const uint8_t* p) {
+    static const uint32_t k[64] = {
+        0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4,
+        0xab1c5ed5, 0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe,
+        0x9bdc06a7, 0xc19bf174, 0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f,
+        0x4a7484aa, 0x5cb0a9dc, 0x76f988da, 0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7,
+        0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967, 0x27b70a85, 0x2e1b2138, 0x4d2c6dfc,
+        0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85, 0xa2bfe8a1, 0xa81a664b,
+        0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070, 0x19a4c116,
+        0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
+        0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7,
+        0xc67178f2};
+#define OXP__ROR(x, n) ((x) >> (n) | (x) << (32 - (n)))
+    uint32_t w[64], v[8];
+    for (int i = 0; i < 16; i++)
+        w[i] = (uint32_t)p[4 * i] << 24 | (uint32_t)p[4 * i + 1] << 16 |
+               (uint32_t)p[4 * i + 2] << 8 | p[4 * i + 3];
+    for (int i = 16; i < 64; i++) {
+        uint32_t a = w[i - 15], b = w[i - 2];
+        w[i] = w[i - 16] + w[i - 7] + (OXP__ROR(a, 7) ^ OXP__ROR(a, 18) ^ a >> 3) +
+               (OXP__ROR(b, 17) ^ OXP__ROR(b, 19) ^ b >> 10);
+    }
+    memcpy(v, h, sizeof v);
+    for (int i = 0; i < 64; i++) {
+        uint32_t a = v[0], e = v[4];
+        uint32_t t = v[7] + (OXP__ROR(e, 6) ^ OXP__ROR(e, 11) ^ OXP__ROR(e, 25)) +
+                     ((e & v[5]) ^ (~e & v[6])) + k[i] + w[i];
+        uint32_t u = (OXP__ROR(a, 2) ^ OXP__ROR(a, 13) ^ OXP__ROR(a, 22)) +
+                     ((a & v[1]) ^ (a & v[2]) ^ (v[1] & v[2]));
+        memmove(v + 1, v, 7 * sizeof *v);
+        v[4] += t;
+        v[0] = t + u;
+    }
+    for (int i = 0; i < 8; i++) h[i] += v[i];
+#undef OXP__ROR
+}
+
+void oxp_sha256(const void* data, size_t size, char hex[65]) {
+    uint32_t h[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
+                     0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+    const uint8_t* p = (const uint8_t*)data;
+    uint8_t last[128] = {0};
+    size_t rest = size % 64, tail = rest < 56 ? 64 : 128;
+    for (size_t i = 0; i < size / 64; i++) oxp__sha256_block(h, p + 64 * i);
+    if (rest) memcpy(last, p + size - rest, rest);
+    last[rest] = 0x80;
+    for (int i = 0; i < 8; i++) last[tail - 1 - i] = (uint8_t)((uint64_t)size * 8 >> (8 * i));
+    for (size_t i = 0; i < tail; i += 64) oxp__sha256_block(h, last + i);
+    for (int i = 0; i < 64; i++) hex[i] = "0123456789abcdef"[h[i / 8] >> (28 - 4 * (i % 8)) & 15];
+    hex[64] = 0;
+}
+
+/* ------------------------------------------------------------------ JSON, as far as headers need
+ * it The header has a fixed shape, so nothing here recurses, and every key must be a known one. */
+
+typedef struct {
+    char *p, *end; /* *end is 0 */
+    oxp_status status;
+} oxp__in;
+
+static void oxp__fail(oxp__in* in, oxp_status status) {
+    if (in->status == OXP_OK) in->status = status;
+    in->p = in->end;
+}
+
+static char oxp__peek(oxp__in* in) {
+    while (*in->p == ' ' || *in->p == '\n' || *in->p == '\r' || *in->p == '\t') in->p++;
+    return *in->p;
+}
+
+static void oxp__expect(oxp__in* in, char c) {
+    if (oxp__peek(in) == c && c)
+        in->p++;
+    else
+        oxp__fail(in, OXP_FORMAT);
+}
+
+static int oxp__word(oxp__in* in, const char* word) {
+    size_t n = strlen(word);
+    oxp__peek(in);
+    if ((size_t)(in->end - in->p) < n || memcmp(in->p, word, n)) return 0;
+    in->p += n;
+    return 1;
+}
+
+/* Whether the list or object that ends with `close` has another item. */
+static int oxp__more(oxp__in* in, char close, int* first) {
+    if (oxp__peek(in) == close) {
+        in->p++;
+        return 0;
+    }
+    if (!*first) oxp__expect(in, ',');
+    *first = 0;
+    return in->status == OXP_OK;
+}
+
+static uint64_t oxp__int(oxp__in* in) {
+    uint64_t value = 0;
+    int digits = 0;
+    oxp__peek(in);
+    for (; *in->p >= '0' && *in->p <= '9'; in->p++) {
+        if (digits && !value) digits = 17; /* a leading zero */
+        if (++digits > 16) break;
+        value = value * 10 + (uint64_t)(*in->p - '0');
+    }
+    if (!digits || digits > 16 || value > OXP__MAX_INT) oxp__fail(in, OXP_FORMAT);
+    return value;
+}
+
+static uint32_t oxp__hex4(oxp__in* in) {
+    uint32_t value = 0;
+    for (int i = 0; i < 4; i++, in->p++) {
+        char c = *in->p, low = (char)(c | 32);
+        if (c >= '0' && c <= '9')
+            value = value * 16 + (uint32_t)(c - '0');
+        else if (low >= 'a' && low <= 'f')
+            value = value * 16 + (uint32_t)(low - 'a' + 10);
+        else {
+            oxp__fail(in, OXP_FORMAT);
+            return 0;
+        }
+    }
+    return value;
+}
+
+/* A string, decoded in place (it can only shrink) and ended with 0. Control characters, which no
+ * string of a header may hold, are refused here. */
+static const char* oxp__string(oxp__in* in) {
+    oxp__expect(in, '"');
+    char *start = in->p, *to = start;
+    while (in->status == OXP_OK && *in->p != '"') {
+        uint32_t c = (uint8_t)*in->p++;
+        if (c >= 0x80) {
+            *to++ = (char)c; /* the text was checked to be UTF-8 */
+            continue;
+        }
+        if (c == '\\') {
+            static const char from[] = "\"\\/bfnrt", into[] = "\"\\/\b\f\n\r\t";
+            char escape = *in->p++;
+            const char* found = escape ? strchr(from, escape) : NULL;
+            if (escape == 'u') {
+                c = oxp__hex4(in);
+                if (c >= 0xD800 && c < 0xDC00 && in->p[0] == '\\' && in->p[1] == 'u') {
+                    in->p += 2;
+                    uint32_t low = oxp__hex4(in);
+                    c = low >= 0xDC00 && low < 0xE000
+                            ? 0x10000 + ((c - 0xD800) << 10) + (low - 0xDC00)
+                            : 0;
+                }
+                if (c >= 0xD800 && c < 0xE000) c = 0;
+            } else
+                c = found ? (uint8_t)into[found - from] : 0;
+        }
+        if (c < 0x20 || c == 0x7F) {
+            oxp__fail(in, OXP_FORMAT);
+        } else if (c < 0x80) {
+            *to++ = (char)c;
+        } else {
+            int more = c < 0x800 ? 1 : c < 0x10000 ? 2 : 3;
+            *to++ = (char)((0xFF00 >> (more + 1) & 0xFF) | c >> (6 * more));
+            while (more--) *to++ = (char)(0x80 | (c >> (6 * more) & 63));
+        }
+    }
+    if (in->status != OXP_OK) return "";
+    in->p++;
+    *to = 0;
+    return start;
+}
+
+static const char* oxp__digest(oxp__in* in) {
+    const char* hex = oxp__string(in);
+    if (strlen(hex) != 64 || strspn(hex, "0123456789abcdef") != 64) oxp__fail(in, OXP_FORMAT);
+    return hex;
+}
+
+/* The number of the next key among `names`, or -1 when the object ends, having had each once. */
+static int oxp__key(oxp__in* in, const char* const* names, unsigned* seen) {
+    int first = !*seen, i = 0;
+    if (!oxp__more(in, '}', &first)) {
+        while (names[i]) i++;
+        if (*seen != (1u << i) - 1) oxp__fail(in, OXP_FORMAT);
+        return -1;
+    }
+    const char* key = oxp__string(in);
+    oxp__expect(in, ':');
+    while (names[i] && strcmp(names[i], key)) i++;
+    if (!names[i] || *seen >> i & 1) oxp__fail(in, OXP_FORMAT);
+    if (in->status != OXP_OK) return -1;
+    *seen |= 1u << i;
+    return i;
+}
+
+static int oxp__utf8(const uint8_t* p, const uint8_t* end) {
+    while (p < end) {
+        uint32_t c = *p++;
+        int more = c < 0x80                ? 0
+                   : c >= 0xC2 && c < 0xE0 ? 1
+                   : c >= 0xE0 && c < 0xF0 ? 2
+                   : c >= 0xF0 && c < 0xF5 ? 3
+                                           : -1;
+        if (more < 0 || end - p < more) return 0;
+        uint32_t least = more == 2 ? 0x800 : more == 3 ? 0x10000 : 0;
+        c &= 0xFFu >> (more ? more + 2 : 1);
+        for (; more; more--) {
+            if ((*p & 0xC0) != 0x80) return 0;
+            c = c << 6 | (*p++ & 63u);
+        }
+        if (c < least || c > 0x10FFFF || (c >= 0xD800 && c < 0xE000)) return 0;
+    }
+    return 1;
+}
+
+/* Room for one more item. What a header can ask for is a small multiple of its own length. */
+static int oxp__grow(oxp__in* in, void** items, size_t count, size_t* room, size_t size) {
+    if (count < *room) return 1;
+    size_t wanted = *room ? *room * 2 : 16;
+    void* more = wanted > SIZE_MAX / size ? NULL : realloc(*items, wanted * size);
+    if (!more) {
+        oxp__fail(in, OXP_MEMORY);
+        return 0;
+    }
+    *items = more;
+    *room = wanted;
+    return 1;
+}
+
+static size_t oxp__list(oxp__in* in, oxp__numbers* numbers) {
+    size_t count = 0;
+    int first = 1;
+    oxp__expect(in, '[');
+    while (oxp__more(in, ']', &first)) {
+        void* at = numbers->at;
+        if (!oxp__grow(in, &at, numbers->count, &numbers->room, sizeof *numbers->at)) break;
+        numbers->at = (uint64_t*)at;
+        numbers->at[numbers->count++] = oxp__int(in);
+        count++;
+    }
+    return count;
+}
+
+static void oxp__parse_chunk(oxp__in* in, oxp__chunk* chunk) {
+    uint64_t field[5] = {0};
+    int first = 1, count = 0;
+    oxp__expect(in, '[');
+    while (oxp__more(in, ']', &first)) {
+        if (count < 5)
+            field[count] = oxp__int(in);
+        else if (count == 5)
+            chunk->sha256 = oxp__digest(in);
+        if (++count > 6) oxp__fail(in, OXP_FORMAT);
+    }
+    if (count != (field[0] == OXP__FROM_BASE ? 6 : 5) || field[0] > OXP__FROM_BASE ||
+        field[3] > OXP__CHUNK || field[4] > UINT32_MAX)
+        oxp__fail(in, OXP_FORMAT);
+    chunk->method = (uint32_t)field[0];
+    chunk->offset = field[1];
+    chunk->packed = field[2];
+    chunk->raw = (uint32_t)field[3];
+    chunk->crc = (uint32_t)field[4];
+}
+
+static void oxp__parse_tensor(oxp__in* in, oxp_pack* pack, oxp__entry* entry) {
+    static const char* const keys[] = {"name", "dtype",  "shape", "offset", "unit",   "bits",
+                                       "gaps", "rotate", "table", "block",  "chunks", NULL};
+    static const char* const gaps[] = {"none", "mask", "runs", "joint"};
+    unsigned seen = 0;
+    const char* text;
+    oxp__expect(in, '{');
+    for (int key; (key = oxp__key(in, keys, &seen)) >= 0;) switch (key) {
+            case 0: entry->seen.name = oxp__string(in); break;
+            case 1: entry->seen.dtype = oxp__string(in); break;
+            case 2:
+                entry->shape = pack->numbers.count;
+                entry->seen.rank = (uint32_t)oxp__list(in, &pack->numbers);
+                break;
+            case 3: entry->seen.offset = oxp__int(in); break;
+            case 4: entry->unit = oxp__int(in); break;
+            case 5: entry->bits = oxp__int(in); break;
+            case 6:
+                text = oxp__string(in);
+                while (entry->gaps < 4 && strcmp(gaps[entry->gaps], text)) entry->gaps++;
+                break;
+            case 7:
+                entry->rotate = oxp__word(in, "true");
+                if (!entry->rotate && !oxp__word(in, "false")) oxp__fail(in, OXP_FORMAT);
+                break;
+            case 8:
+                entry->has_table = !oxp__word(in, "null");
+                if (entry->has_table) entry->table = oxp__int(in);
+                break;
+            case 9: entry->block = oxp__int(in); break;
+            default:
+                entry->first = pack->numbers.count;
+                entry->chunks = oxp__list(in, &pack->numbers);
+        }
+}
+
+static void oxp__parse(oxp__in* in, oxp_pack* pack) {
+    static const char* const top[] = {"model", "base", "data", "chunks", "tensors", NULL};
+    static const char* const data[] = {"name", "length", NULL};
+    unsigned seen = 0, inner = 0;
+    oxp__expect(in, '{');
+    for (int key; (key = oxp__key(in, top, &seen)) >= 0;) {
+        int first = 1;
+        void* items;
+        if (key < 2) {
+            const char* digest = oxp__word(in, "null") ? NULL : oxp__digest(in);
+            *(key ? &pack->base_id : &pack->model) = digest;
+        } else if (key == 2) {
+            oxp__expect(in, '{');
+            for (int k; (k = oxp__key(in, data, &inner)) >= 0;) {
+                if (k)
+                    pack->data_length = oxp__int(in);
+                else
+                    pack->data_name = oxp__string(in);
+            }
+        } else {
+            oxp__expect(in, '[');
+            while (oxp__more(in, ']', &first)) {
+                if (key == 3) {
+                    items = pack->chunks;
+                    if (!oxp__grow(in, &items, pack->chunk_count, &pack->chunk_room,
+                                   sizeof *pack->chunks))
+                        break;
+                    pack->chunks = (oxp__chunk*)items;
+                    memset(pack->chunks + pack->chunk_count, 0, sizeof *pack->chunks);
+                    oxp__parse_chunk(in, pack->chunks + pack->chunk_count++);
+                } else {
+                    items = pack->entries;
+                    if (!oxp__grow(in, &items, pack->entry_count, &pack->entry_room,
+                                   sizeof *pack->entries))
+                        break;
+                    pack->entries = (oxp__entry*)items;
+                    memset(pack->entries + pack->entry_count, 0, sizeof *pack->entries);
+                    oxp__parse_tensor(in, pack, pack->entries + pack->entry_count++);
+                }
+            }
+        }
+    }
+    if (in->status == OXP_OK && (oxp__peek(in) || in->p != in->end)) oxp__fail(in, OXP_FORMAT);
+}
+
+/* ------------------------------------------------------------------ checks, before anything is
+ * read */
+
+static uint64_t oxp__ceil(uint64_t a, uint64_t b) { return a / b + (a % b != 0); }
+static uint64_t oxp__align(uint64_t a, uint64_t to) { return oxp__ceil(a, to) * to; }
+
+static int oxp__check_chunks(const oxp_pack* pack, uint64_t area) {
+    uint64_t end = 0;
+    for (size_t i = 0; i < pack->chunk_count; i++) {
+        const oxp__chunk* c = pack->chunks + i;
+        if (c->method == OXP__FROM_BASE) {
+            if (!pack->base_id || c->packed) return 0;
+            continue;
+        }
+        if (c->method == OXP__STORED
+                ? c->packed != c->raw || c->offset != oxp__align(end, 64)
+                : !c->packed || c->packed >= c->raw || c->raw > 1032 * c->packed ||
+                      c->offset != oxp__align(end, 8))
+            return 0;
+        end = c->offset + c->packed;
+        if (end > area) return 0;
+    }
+    return end == area;
+}
+
+static unsigned oxp__planes(const oxp__entry* e) {
+    return e->gaps == OXP__JOINT ? 0 : e->bits <= 8 ? 1 : (unsigned)e->bits / 8;
+}
+
+static unsigned oxp__streams(const oxp__entry* e) {
+    return oxp__planes(e) + (e->gaps != OXP__NONE);
+}
+
+static unsigned oxp__dtype_bits(const char* dtype) {
+    static const struct {
+        unsigned bits;
+        const char* names;
+    } types[] = {
+        {2, " INT2 UINT2 "},
+        {4, " INT4 UINT4 FLOAT4E2M1 "},
+        {8, " BOOL INT8 UINT8 FLOAT8E4M3FN FLOAT8E4M3FNUZ FLOAT8E5M2 FLOAT8E5M2FNUZ FLOAT8E8M0 "},
+        {16, " INT16 UINT16 FLOAT16 BFLOAT16 "},
+        {32, " INT32 UINT32 FLOAT "},
+        {64, " INT64 UINT64 DOUBLE COMPLEX64 "},
+        {128, " COMPLEX128 "}};
+    size_t n = strlen(dtype);
+    for (size_t i = 0; n && !strchr(dtype, ' ') && i < sizeof types / sizeof *types; i++)
+        for (const char* at = types[i].names; (at = strstr(at, dtype)); at++)
+            if (at[-1] == ' ' && at[n] == ' ') return types[i].bits;
+    return 0;
+}
+
+static int oxp__check_lengths(const oxp_pack* pack, const oxp__entry* e, uint64_t block,
+                              uint64_t symbols) {
+    const uint64_t* id = pack->numbers.at + e->first + block * oxp__streams(e);
+    uint64_t narrow = e->bits < 8 ? e->bits : 8, most = oxp__ceil(symbols * narrow, 8);
+    unsigned streams = oxp__streams(e), values = streams - oxp__planes(e);
+    uint64_t first = pack->chunks[id[0]].raw;
+    if (e->gaps == OXP__MASK && first != oxp__ceil(symbols, 8)) return 0;
+    if (e->gaps >= OXP__RUNS && first > symbols) return 0;
+    for (unsigned i = values; i < streams; i++) {
+        uint64_t length = pack->chunks[id[i]].raw;
+        if (length > most || length != pack->chunks[id[values]].raw) return 0;
+        if (e->gaps == OXP__NONE && length != most) return 0;
+        if (e->gaps == OXP__RUNS && length != oxp__ceil(first * narrow, 8)) return 0;
+    }
+    return 1;
+}
+
+static int oxp__check_tensor(oxp_pack* pack, oxp__entry* e) {
+    uint64_t type = oxp__dtype_bits(e->seen.dtype), most, count = 1, *numbers = pack->numbers.at;
+    size_t length = strlen(e->seen.name);
+    if (!type || !length || length > 4096 || e->seen.rank > 64) return 0;
+    most = 8 * OXP__MAX_INT / type;
+    for (uint32_t i = 0; i < e->seen.rank; i++)
+        if (!numbers[e->shape + i]) count = 0;
+    for (uint32_t i = 0; count && i < e->seen.rank; i++) {
+        if (count > most / numbers[e->shape + i]) return 0;
+        count *= numbers[e->shape + i];
+    }
+    e->seen.shape = numbers + e->shape;
+    e->seen.nbytes = oxp__ceil(count * type, 8);
+
+    uint64_t unit = e->unit, bits = e->bits;
+    if (unit != 2 && unit != 4 && unit != 8 && unit != 16 && unit != 32 && unit != 64) return 0;
+    if (e->has_table ? (bits != 1 && bits != 2 && bits != 4 && bits != 8) || bits > unit
+                     : bits != unit)
+        return 0;
+    if (e->gaps > OXP__JOINT || (e->gaps == OXP__JOINT && bits > 4) || (e->rotate && bits <= 8))
+        return 0;
+    if (e->block < 64 || e->block > 1u << 21 || (e->block & (e->block - 1))) return 0;
+    if (e->has_table) {
+        uint64_t size = unit < 8 ? 1 : unit / 8;
+        if (e->table >= pack->chunk_count) return 0;
+        uint64_t table = pack->chunks[e->table].raw;
+        if (!table || table > size << bits || table % size) return 0;
+    }
+    if (e->seen.nbytes * 8 % unit) return 0;
+    uint64_t symbols = e->seen.nbytes * 8 / unit, blocks = oxp__ceil(symbols, e->block);
+    if (blocks > e->chunks || blocks * oxp__streams(e) != e->chunks) return 0;
+    for (size_t i = 0; i < e->chunks; i++)
+        if (numbers[e->first + i] >= pack->chunk_count) return 0;
+    for (uint64_t b = 0; b < blocks; b++) {
+        uint64_t rest = symbols - b * e->block;
+        if (!oxp__check_lengths(pack, e, b, rest < e->block ? rest : e->block)) return 0;
+    }
+    return 1;
+}
+
+static int oxp__by_name(const void* a, const void* b) {
+    return strcmp(*(const char* const*)a, *(const char* const*)b);
+}
+
+static oxp_status oxp__check(oxp_pack* pack, uint64_t area, uint64_t limit) {
+    size_t length = strlen(pack->data_name), n = pack->entry_count;
+    uint64_t end = 0;
+    if (pack->data_length > limit) return OXP_LIMIT;
+    if (!length || length > 255 || strpbrk(pack->data_name, "/\\:") ||
+        !strcmp(pack->data_name, ".") || !strcmp(pack->data_name, "..") ||
+        !oxp__check_chunks(pack, area))
+        return OXP_FORMAT;
+    const char** names = (const char**)malloc((n + 1) * sizeof *names);
+    if (!names) return OXP_MEMORY;
+    int good = 1;
+    for (size_t i = 0; good && i < n; i++) {
+        good = oxp__check_tensor(pack, pack->entries + i) && pack->entries[i].seen.offset >= end;
+        end = pack->entries[i].seen.offset + pack->entries[i].seen.nbytes;
+        names[i] = pack->entries[i].seen.name;
+    }
+    if (good) qsort(names, n, sizeof *names, oxp__by_name);
+    for (size_t i = 1; good && i < n; i++) good = strcmp(names[i - 1], names[i]) != 0;
+    free((void*)names);
+    return good && end == pack->data_length ? OXP_OK : OXP_FORMAT;
+}
+
+static oxp_status oxp__check_base(const oxp_pack* pack) {
+    const oxp_pack* base = pack->base;
+    if (!base) return OXP_OK; /* it can be looked at, but its tensors cannot be read */
+    if (!pack->base_id || strcmp(pack->base_id, base->id) || base->base_id) return OXP_BASE;
+    for (size_t i = 0; i < pack->chunk_count; i++) {
+        const oxp__chunk* c = pack->chunks + i;
+        if (c->method != OXP__FROM_BASE) continue;
+        if (c->offset >= base->chunk_count) return OXP_BASE;
+        if (base->chunks[c->offset].raw != c->raw || base->chunks[c->offset].crc != c->crc)
+            return OXP_BASE;
+    }
+    return OXP_OK;
+}
+
+/* ------------------------------------------------------------------ decoding */
+
+static oxp_status oxp__fetch(oxp_pack* pack, uint64_t id, uint8_t* into) {
+    const oxp__chunk* c = pack->chunks + id;
+    if (c->method == OXP__FROM_BASE) {
+        char hex[65];
+        if (!pack->base) return OXP_BASE;
+        oxp_status status = oxp__fetch(pack->base, c->offset, into); /* once: a base has no base */
+        if (status != OXP_OK) return status;
+        oxp_sha256(into, c->raw, hex);
+        return strcmp(hex, c->sha256) ? OXP_BASE : OXP_OK;
+    }
+    uint8_t* coded =
+        c->method == OXP__STORED ? into : pack->scratch + OXP__STREAMS * (size_t)OXP__CHUNK;
+    if (c->packed && pack->read(pack->user, pack->start + c->offset, coded, (size_t)c->packed))
+        return OXP_IO;
+    if (c->method == OXP__DEFLATE) {
+        z_stream* z = &pack->zlib;
+        if (inflateReset(z) != Z_OK) return OXP_DAMAGED;
+        z->next_in = coded;
+        z->avail_in = (uInt)c->packed;
+        z->next_out = into;
+        z->avail_out = c->raw;
+        if (inflate(z, Z_FINISH) != Z_STREAM_END || z->avail_out || z->avail_in) return OXP_DAMAGED;
+    }
+    return crc32(0, into, c->raw) == c->crc ? OXP_OK : OXP_DAMAGED;
+}
+
+typedef struct {
+    const oxp__entry* e;
+    const uint8_t *values[8], *table;
+    uint64_t entries; /* of the table */
+    uint8_t* into;
+} oxp__block;
+
+/* Puts the k-th symbol of the streams at place i; 0 if it is not in the table. */
+static int oxp__put(const oxp__block* b, uint64_t i, uint64_t k) {
+    const oxp__entry* e = b->e;
+    unsigned bits = (unsigned)e->bits, unit = (unsigned)e->unit;
+    uint64_t v = 0;
+    if (bits <= 8) {
+        v = b->values[0][k * bits / 8] >> (k * bits % 8) & ((1u << bits) - 1);
+    } else {
+        for (unsigned p = 0; p < bits / 8; p++) v |= (uint64_t)b->values[p][k] << (8 * p);
+        if (e->rotate) v = v >> 1 | (v & 1) << (bits - 1);
+    }
+    if (b->table) {
+        unsigned size = unit < 8 ? 1 : unit / 8;
+        const uint8_t* element = b->table + v * size;
+        if (v >= b->entries) return 0;
+        v = 0;
+        for (unsigned p = 0; p < size; p++) v |= (uint64_t)element[p] << (8 * p);
+    }
+    if (unit < 8) {
+        unsigned shift = (unsigned)(i * unit % 8);
+        uint8_t* byte = b->into + i * unit / 8;
+        *byte = (uint8_t)((*byte & ~(((1u << unit) - 1) << shift)) | v << shift);
+    } else {
+        for (unsigned p = 0; p < unit / 8; p++)
+            b->into[i * (unit / 8) + p] = (uint8_t)(v >> (8 * p));
+    }
+    return 1;
+}
+
+static oxp_status oxp__decode_block(oxp_pack* pack, oxp__block* b, uint64_t number,
+                                    uint64_t symbols) {
+    static const uint8_t zeros[8] = {0};
+    const oxp__entry* e = b->e;
+    const uint64_t* id = pack->numbers.at + e->first + number * oxp__streams(e);
+    unsigned streams = oxp__streams(e), planes = oxp__planes(e),
+             limit = 1u << (e->bits < 8 ? e->bits : 8);
+    uint8_t* stream = pack->scratch;
+    for (unsigned i = 0; i < streams; i++) {
+        oxp_status status = oxp__fetch(pack, id[i], stream + i * (size_t)OXP__CHUNK);
+        if (status != OXP_OK) return status;
+    }
+    for (unsigned p = 0; p < planes; p++)
+        b->values[p] = stream + (streams - planes + p) * (size_t)OXP__CHUNK;
+    if (e->unit < 8)
+        memset(b->into, 0, (size_t)(symbols * e->unit / 8)); /* then bits are set in it */
+    if (e->gaps == OXP__NONE) {
+        if (!b->table && e->bits <= 8) {
+            memcpy(b->into, stream, (size_t)(symbols * e->bits / 8));
+            return OXP_OK;
+        }
+        for (uint64_t i = 0; i < symbols; i++)
+            if (!oxp__put(b, i, i)) return OXP_DAMAGED;
+        return OXP_OK;
+    }
+    /* First symbol 0 everywhere, then the others. */
+    oxp__block zero = *b;
+    for (int p = 0; p < 8; p++) zero.values[p] = zeros;
+    for (uint64_t i = 0; i < symbols; i++) oxp__put(&zero, i, 0);
+    uint64_t length = pack->chunks[id[0]].raw, kept = 0, at = 0;
+    if (e->gaps == OXP__MASK) {
+        uint64_t there = pack->chunks[id[1]].raw;
+        for (uint64_t i = 0; i < symbols; i++) kept += stream[i / 8] >> (i % 8) & 1;
+        if (there != (e->bits < 8 ? oxp__ceil(kept * e->bits, 8) : kept)) return OXP_DAMAGED;
+        for (uint64_t i = 0, k = 0; i < symbols; i++)
+            if (stream[i / 8] >> (i % 8) & 1 && !oxp__put(b, i, k++)) return OXP_DAMAGED;
+        return OXP_OK;
+    }
+    for (uint64_t k = 0; k < length; k++, at++) {
+        uint8_t one[8];
+        at += e->gaps == OXP__JOINT ? stream[k] >> e->bits : stream[k];
+        if (at >= symbols) return OXP_DAMAGED;
+        if (e->gaps == OXP__JOINT) {
+            one[0] = (uint8_t)(stream[k] & (limit - 1));
+            b->values[0] = one;
+        }
+        if (!oxp__put(b, at, e->gaps == OXP__JOINT ? 0 : k)) return OXP_DAMAGED;
+    }
+    return OXP_OK;
+}
+
+oxp_status oxp_read_tensor(oxp_pack* pack, size_t index, void* into, size_t size) {
+    if (index >= pack->entry_count || size != pack->entries[index].seen.nbytes) return OXP_ARGUMENT;
+    const oxp__entry* e = pack->entries + index;
+    uint64_t symbols = e->seen.nbytes * 8 / e->unit;
+    oxp__block b = {e, {NULL}, NULL, 0, (uint8_t*)into};
+    if (e->has_table && symbols) {
+        uint8_t* table = pack->scratch + (OXP__STREAMS + 1) * (size_t)OXP__CHUNK;
+        uint64_t element = e->unit < 8 ? 1 : e->unit / 8;
+        oxp_status status = oxp__fetch(pack, e->table, table);
+        if (status != OXP_OK) return status;
+        b.table = table;
+        b.entries = pack->chunks[e->table].raw / element;
+        for (uint64_t i = 0; e->unit < 8 && i < b.entries; i++)
+            if (table[i] >> e->unit) return OXP_DAMAGED;
+    }
+    for (uint64_t number = 0, from = 0; from < symbols; number++, from += e->block) {
+        uint64_t rest = symbols - from;
+        b.into = (uint8_t*)into + from * e->unit / 8;
+        oxp_status status = oxp__decode_block(pack, &b, number, rest < e->block ? rest : e->block);
+        if (status != OXP_OK) return status;
+    }
+    return OXP_OK;
+}
+
+oxp_status oxp_read_data(oxp_pack* pack, void* into, size_t size) {
+    if (size != pack->data_length) return OXP_ARGUMENT;
+    if (size) memset(into, 0, size);
+    for (size_t i = 0; i < pack->entry_count; i++) {
+        const oxp_tensor* t = &pack->entries[i].seen;
+        if (!t->nbytes) continue;
+        oxp_status status = oxp_read_tensor(pack, i, (uint8_t*)into + t->offset, (size_t)t->nbytes);
+        if (status != OXP_OK) return status;
+    }
+    return OXP_OK;
+}
+
+/* ------------------------------------------------------------------ opening */
+
+static uint64_t oxp__little(const uint8_t* p, int bytes) {
+    uint64_t value = 0;
+    while (bytes--) value = value << 8 | p[bytes];
+    return value;
+}
+
+static oxp_status oxp__load(oxp_pack* pack, uint64_t size, uint64_t limit) {
+    uint8_t head[32];
+    if (size < 32) return OXP_FORMAT;
+    if (pack->read(pack->user, 0, head, 32)) return OXP_IO;
+    uint64_t length = oxp__little(head + 16, 8);
+    if (memcmp(head, "ONXSPAK1", 8) || oxp__little(head + 8, 4) != 1 || oxp__little(head + 12, 4) ||
+        oxp__little(head + 28, 4) || length > OXP__MAX_HEADER ||
+        (pack->start = oxp__align(32 + length, 64)) > size)
+        return OXP_FORMAT;
+    pack->text = (char*)malloc((size_t)length + 33);
+    pack->scratch = (uint8_t*)malloc((OXP__STREAMS + 2) * (size_t)OXP__CHUNK);
+    if (!pack->text || !pack->scratch) return OXP_MEMORY;
+    if (pack->read(pack->user, 0, pack->text, (size_t)length + 32)) return OXP_IO;
+    oxp_sha256(pack->text, (size_t)length + 32, pack->id);
+    oxp__in in = {pack->text + 32, pack->text + 32 + length, OXP_OK};
+    *in.end = 0;
+    if (crc32(0, (const Bytef*)in.p, (uInt)length) != oxp__little(head + 24, 4) ||
+        !oxp__utf8((const uint8_t*)in.p, (const uint8_t*)in.end))
+        return OXP_FORMAT;
+    oxp__parse(&in, pack);
+    if (in.status != OXP_OK) return in.status;
+    oxp_status status = oxp__check(pack, size - pack->start, limit);
+    if (status == OXP_OK) status = oxp__check_base(pack);
+    if (status != OXP_OK) return status;
+    if (inflateInit2(&pack->zlib, -15) != Z_OK) return OXP_MEMORY;
+    pack->zlib_ready = 1;
+    return OXP_OK;
+}
+
+static int oxp__from_memory(void* user, uint64_t offset, void* into, size_t length) {
+    memcpy(into, ((oxp_pack*)user)->memory + offset, length);
+    return 0;
+}
+
+static oxp_status oxp__open(oxp_pack from, uint64_t size, uint64_t limit, oxp_pack** out) {
+    oxp_pack* pack = (oxp_pack*)malloc(sizeof *pack);
+    *out = NULL;
+    if (!pack) return OXP_MEMORY;
+    *pack = from;
+    if (from.memory) pack->user = pack;
+    oxp_status status = oxp__load(pack, size, limit);
+    if (status == OXP_OK)
+        *out = pack;
+    else
+        oxp_close(pack);
+    return status;
+}
+
+oxp_status oxp_open(oxp_read_fn read, void* user, uint64_t size, uint64_t limit, oxp_pack* base,
+                    oxp_pack** pack) {
+    oxp_pack from;
+    memset(&from, 0, sizeof from);
+    from.read = read;
+    from.user = user;
+    from.base = base;
+    return oxp__open(from, size, limit, pack);
+}
+
+oxp_status oxp_open_memory(const void* data, size_t size, uint64_t limit, oxp_pack* base,
+                           oxp_pack** pack) {
+    oxp_pack from;
+    memset(&from, 0, sizeof from);
+    from.read = oxp__from_memory;
+    from.memory = (const uint8_t*)data;
+    from.base = base;
+    return oxp__open(from, size, limit, pack);
+}
+
+void oxp_close(oxp_pack* pack) {
+    if (!pack) return;
+    if (pack->zlib_ready) inflateEnd(&pack->zlib);
+    free(pack->text);
+    free(pack->scratch);
+    free(pack->chunks);
+    free(pack->entries);
+    free(pack->numbers.at);
+    free(pack);
+}
+
+const char* oxp_data_name(const oxp_pack* pack) { return pack->data_name; }
+uint64_t oxp_data_length(const oxp_pack* pack) { return pack->data_length; }
+const char* oxp_model(const oxp_pack* pack) { return pack->model; }
+size_t oxp_count(const oxp_pack* pack) { return pack->entry_count; }
+const oxp_tensor* oxp_get(const oxp_pack* pack, size_t index) {
+    return index < pack->entry_count ? &pack->entries[index].seen : NULL;
+}
+#endif /* ONNXSHRINK_PACK_IMPLEMENTATION */

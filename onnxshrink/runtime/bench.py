@@ -1,0 +1,181 @@
+"""Latency, load time and memory of models, side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import os
+import random
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from onnxshrink.errors import DataError, RecipeError
+from onnxshrink.runtime.session import DEFAULT_OPTIONS, SessionOptions
+from onnxshrink.runtime.worker import Worker
+
+#: With fewer rounds not even their whole range holds the median in 95 of 100 cases.
+FEWEST_ROUNDS = 6
+
+_LOADS = 5
+_CONFIDENCE = 0.95
+_BURST_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class ModelBench:
+    """What one model costs.
+
+    Attributes:
+        path: The model.
+        file_bytes: Its size on disk, external data included.
+        load_seconds: Median time to load it.
+        peak_bytes: Resident memory at its peak, while it was loaded and first run, beyond that of
+            a process with the smallest of models loaded.
+        steady_bytes: The same after the first run.
+        seconds: Median time of one run.
+        ratio: Median of that time over the first model's in the same round.
+        ratio_low: Lower end of the 95 % confidence interval of ``ratio``.
+        ratio_high: Its upper end.
+    """
+
+    path: str
+    file_bytes: int
+    load_seconds: float
+    peak_bytes: int
+    steady_bytes: int
+    seconds: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """Models measured together.
+
+    Attributes:
+        models: In the order in which they were given; ratios are to the first.
+        rounds: How often each was timed.
+        options: What they ran with, and on which CPU.
+    """
+
+    models: tuple[ModelBench, ...]
+    rounds: int
+    options: Mapping[str, object]
+
+    def to_dict(self) -> dict[str, object]:
+        """Everything, for JSON."""
+        return asdict(self)
+
+
+def bench(
+    paths: Sequence[str | os.PathLike[str]],
+    feeds: Sequence[Mapping[str, np.ndarray]],
+    options: SessionOptions = DEFAULT_OPTIONS,
+    rounds: int = 25,
+    *,
+    seed: int = 0,
+) -> BenchResult:
+    """Measure models, each in a process of its own, taking turns.
+
+    In a round every model runs for at least 20 ms on the same feed, in random order. A disturbance
+    from outside meets all of them alike, and the ratio of two times of one round cancels it.
+
+    Args:
+        paths: The models; the first is what the others are compared with.
+        feeds: Inputs that all of them take; round after round the next one.
+        options: How to run them.
+        rounds: How often to time each.
+        seed: Decides the order within rounds.
+
+    Raises:
+        RecipeError: Too few rounds, or the execution provider is not installed.
+        DataError: No feeds, or one does not fit.
+        ModelError: A model does not load or run.
+    """
+    if rounds < FEWEST_ROUNDS:
+        raise RecipeError(f"{rounds} rounds are too few for a confidence interval; use 6 or more")
+    if not feeds:
+        raise DataError("there are no inputs to run the models on")
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(Worker()) for _ in paths]
+        for worker in workers:
+            worker.start()
+        costs = [
+            _load(worker, path, feeds[0], options)
+            for worker, path in zip(workers, paths, strict=True)
+        ]
+        times: list[list[float]] = [[] for _ in paths]
+        order = random.Random(seed)
+        for turn in range(rounds):
+            feed = feeds[turn % len(feeds)]
+            for index in order.sample(range(len(paths)), len(paths)):
+                times[index].append(workers[index].time(feed, _BURST_SECONDS))
+    models = []
+    for path, cost, seconds in zip(paths, costs, times, strict=True):
+        ratios = [mine / first for mine, first in zip(seconds, times[0], strict=True)]
+        low, high = median_interval(ratios)
+        model = ModelBench(
+            path=os.fspath(path),
+            file_bytes=stored_bytes(path),
+            load_seconds=cost[0],
+            peak_bytes=cost[1],
+            steady_bytes=cost[2],
+            seconds=statistics.median(seconds),
+            ratio=statistics.median(ratios),
+            ratio_low=low,
+            ratio_high=high,
+        )
+        models.append(model)
+    return BenchResult(tuple(models), rounds, options.describe())
+
+
+def _load(
+    worker: Worker,
+    path: str | os.PathLike[str],
+    feed: Mapping[str, np.ndarray],
+    options: SessionOptions,
+) -> tuple[float, int, int]:
+    """Load a model a few times; its median load time, and its memory after the first time."""
+    worker.warm_up()
+    seconds = [worker.open(path, options).load_seconds]
+    worker.step(feed)
+    steady, peak = worker.memory()
+    seconds += [worker.open(path, options).load_seconds for _ in range(_LOADS - 1)]
+    worker.step(feed)
+    return statistics.median(seconds), peak, steady
+
+
+def median_interval(
+    values: Sequence[float], confidence: float = _CONFIDENCE
+) -> tuple[float, float]:
+    """A confidence interval of the median, from order statistics: no assumption but independence.
+
+    The number of values below the median is binomial(n, 1/2), so the interval between the k-th
+    smallest and the k-th largest misses it with probability ``2 P(B < k)``. With fewer than six
+    values no k is good enough, and the interval is their whole range.
+    """
+    ordered, n = sorted(values), len(values)
+    ways = itertools.accumulate(math.comb(n, below) for below in range(n))
+    k = sum(2 * tail <= (1 - confidence) * 2**n for tail in ways)
+    return ordered[max(k - 1, 0)], ordered[n - max(k, 1)]
+
+
+def stored_bytes(path: str | os.PathLike[str]) -> int:
+    """Bytes of a model file and of the files with its external data."""
+    from onnxshrink.graph import preserve, tensors, wire
+
+    path = Path(path)
+    locations = {
+        entry.value
+        for tensor in preserve.tensors(wire.read(str(path)))
+        for entry in tensor.external_data
+        if entry.key == "location" and entry.value != wire.INSIDE
+    }
+    files = [tensors.file_bytes(path, location) for location in sorted(locations)]
+    return path.stat().st_size + sum(files)

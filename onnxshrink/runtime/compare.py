@@ -1,0 +1,164 @@
+"""Two models, the same inputs: how far apart are their answers?"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxshrink.errors import DataError, ModelError
+from onnxshrink.kernels.metrics import OutputComparison, compare_outputs
+from onnxshrink.runtime.session import DEFAULT_OPTIONS, SessionOptions
+from onnxshrink.runtime.worker import Signature, Worker
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How far model ``b`` is from model ``a``, the reference, and what was asked of it.
+
+    Attributes:
+        a: Path of the reference.
+        b: Path of the other.
+        feeds: How many feeds both ran on.
+        outputs: The figures of each output, over all feeds.
+        options_a: What ``a`` ran with.
+        options_b: What ``b`` ran with.
+        atol: Largest absolute difference allowed, on top of ``rtol``.
+        rtol: Largest difference allowed, relative to each reference value.
+        min_agreement: Least top-1 agreement allowed, 0 to 1.
+        max_error: Largest relative error allowed.
+    """
+
+    a: str
+    b: str
+    feeds: int
+    outputs: tuple[OutputComparison, ...]
+    options_a: Mapping[str, object]
+    options_b: Mapping[str, object]
+    atol: float | None = None
+    rtol: float | None = None
+    min_agreement: float | None = None
+    max_error: float | None = None
+
+    @property
+    def relative_error(self) -> float:
+        """The largest of any output."""
+        return max((output.relative_error for output in self.outputs), default=0.0)
+
+    @property
+    def top1(self) -> float | None:
+        """The lowest of any output that has classes."""
+        return min((o.top1 for o in self.outputs if o.top1 is not None), default=None)
+
+    @property
+    def missed(self) -> list[str]:
+        """The thresholds that were missed, one line each; empty when all is well."""
+        lines = []
+        with_tolerance = self.atol is not None or self.rtol is not None
+        for output in self.outputs:
+            name = f"output {output.name!r}"
+            if self.max_error is not None and output.relative_error > self.max_error:
+                error = f"{output.relative_error:.3g}"
+                lines.append(f"{name}: relative error {error} is above {self.max_error:g}")
+            if with_tolerance and output.outside:
+                limit = f"{self.atol or 0:g} + {self.rtol or 0:g} * |reference|"
+                count = f"{output.outside:,} of {output.elements:,}"
+                lines.append(f"{name}: {count} values differ by more than {limit}")
+            least, top1 = self.min_agreement, output.top1
+            if least is not None and top1 is not None and top1 < least:
+                lines.append(f"{name}: top-1 agreement {top1:.4g} is below {least:g}")
+        if self.min_agreement is not None and self.top1 is None:
+            lines.append("no output has classes: there is no top-1 agreement to ask for")
+        return lines
+
+    def to_dict(self) -> dict[str, object]:
+        """Everything, for JSON."""
+        return {
+            "a": self.a,
+            "b": self.b,
+            "feeds": self.feeds,
+            "outputs": [output.to_dict() for output in self.outputs],
+            "options_a": dict(self.options_a),
+            "options_b": dict(self.options_b),
+            "missed": self.missed,
+        }
+
+
+def compare(
+    a: PathLike,
+    b: PathLike,
+    feeds: Sequence[Mapping[str, np.ndarray]],
+    *,
+    options_a: SessionOptions = DEFAULT_OPTIONS,
+    options_b: SessionOptions = DEFAULT_OPTIONS,
+    atol: float | None = None,
+    rtol: float | None = None,
+    min_agreement: float | None = None,
+    max_error: float | None = None,
+    worker: Worker | None = None,
+) -> Comparison:
+    """Run two models on the same feeds and compare their outputs, by name.
+
+    Args:
+        a: The reference.
+        b: The other.
+        feeds: Inputs that ``a`` takes.
+        options_a: How to run ``a``.
+        options_b: How to run ``b``.
+        atol: See :class:`Comparison`, as for the other thresholds.
+        rtol: See there.
+        min_agreement: See there.
+        max_error: See there.
+        worker: Where to run them; without one, a process is started for it.
+
+    Raises:
+        ModelError: A model does not load or run, or their inputs or outputs differ.
+        DataError: No feeds, or one does not fit.
+        RecipeError: An execution provider is not installed.
+    """
+    if not feeds:
+        raise DataError("there are no inputs to compare the models on")
+    with contextlib.ExitStack() as stack:
+        worker = worker or stack.enter_context(Worker())
+        stack.callback(worker.release)
+        signature = worker.open(a, options_a)
+        references = [worker.step(feed)[0] for feed in feeds]
+        other = worker.open(b, options_b)
+        _check_signatures(os.fspath(a), signature, os.fspath(b), other)
+        order = [list(other.outputs).index(name) for name in signature.outputs]
+        results = (worker.step(feed)[0] for feed in feeds)
+        outputs = compare_outputs(
+            tuple(signature.outputs),
+            references,
+            ([result[place] for place in order] for result in results),
+            atol=atol or 0.0,
+            rtol=rtol or 0.0,
+        )
+    return Comparison(
+        a=os.fspath(a), b=os.fspath(b), feeds=len(references), outputs=outputs,
+        options_a=options_a.describe(), options_b=options_b.describe(),
+        atol=atol, rtol=rtol, min_agreement=min_agreement, max_error=max_error,
+    )  # fmt: skip
+
+
+def _check_signatures(a: str, first: Signature, b: str, second: Signature) -> None:
+    """Outputs may differ in type, which the figures then show; inputs must take the same feeds."""
+    for kind, mine, theirs in (
+        ("input", first.inputs, second.inputs),
+        ("output", first.outputs, second.outputs),
+    ):
+        for path, names in ((b, mine.keys() - theirs.keys()), (a, theirs.keys() - mine.keys())):
+            if names:
+                listed = ", ".join(sorted(names))
+                raise ModelError(f"{a} and {b} cannot be compared: {path} has no {kind} {listed}")
+    for name, kind in first.inputs.items():
+        if kind != second.inputs[name]:
+            raise ModelError(
+                f"{a} and {b} cannot be compared: input {name!r} is {kind} in the first and "
+                f"{second.inputs[name]} in the second"
+            )
