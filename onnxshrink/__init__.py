@@ -1,3 +1,51 @@
-"""Make any exported ONNX model several times smaller, and prove that it still gives the same answers."""
+"""Make any exported ONNX model several times smaller, and prove that it answers the same.
+
+>>> import onnxshrink
+>>> report = onnxshrink.shrink("model.onnx", "small.onnx")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxshrink.api import Options, apply_recipe, shrink
+    from onnxshrink.errors import (
+        BudgetMissed, DataError, ModelError, OutputError, RecipeError, ShrinkError, SidecarError,
+        UnsupportedModel,
+    )  # fmt: skip
+    from onnxshrink.graph.model import Model
+    from onnxshrink.pipeline import Context, Pass, run
+    from onnxshrink.recipe import Recipe
+    from onnxshrink.report import Report
+    from onnxshrink.search.ladder import Goal
 
 __version__ = "0.1.0"
+
+# Imported when they are used: a script that only catches an error need not load onnx.
+_HOMES = {
+    "api": ("Options", "apply_recipe", "shrink"),
+    "errors": (
+        "BudgetMissed", "DataError", "ModelError", "OutputError", "RecipeError", "ShrinkError",
+        "SidecarError", "UnsupportedModel",
+    ),
+    "graph.model": ("Model",),
+    "pipeline": ("Context", "Pass", "run"),
+    "recipe": ("Recipe",),
+    "report": ("Report",),
+    "search.ladder": ("Goal",),
+}  # fmt: skip
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [  # noqa: RUF022  (by room)
+    "Options", "apply_recipe", "shrink", "BudgetMissed", "DataError", "ModelError", "OutputError",
+    "RecipeError", "ShrinkError", "SidecarError", "UnsupportedModel", "Model", "Context", "Pass",
+    "run", "Recipe", "Report", "Goal",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

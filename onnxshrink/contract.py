@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from onnxshrink.errors import DataError, ModelError, UnsupportedModel
+from onnxshrink.errors import DataError, ModelError
 from onnxshrink.report import Step, size
 
 if TYPE_CHECKING:
     import numpy as np
 
     from onnxshrink.graph.model import Model
+    from onnxshrink.kernels.metrics import OutputComparison
     from onnxshrink.runtime.worker import Worker
 
 Level = Literal["full", "quick", "off"]
@@ -52,6 +53,14 @@ class Settings:
     progress: Progress = field(default=lambda what, done, total: None)
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a model answered: for every feed, its outputs by name."""
+
+    names: tuple[str, ...]
+    outputs: list[list[np.ndarray]]
+
+
 class Judge:
     """Holds what the model answered so far, and decides whether a step may stand.
 
@@ -72,6 +81,11 @@ class Judge:
         limit = _QUICK_FEEDS if settings.check == "quick" else _FULL_FEEDS
         self._feeds = () if settings.check == "off" else settings.feeds[:limit]
         self._original = self._last = self._observe(model)
+
+    @property
+    def original(self) -> Answers | None:
+        """What the input model answers; None when nothing is checked."""
+        return self._original
 
     @property
     def warnings(self) -> list[str]:
@@ -99,6 +113,14 @@ class Judge:
             **SessionOptions().describe(),
         }
 
+    def verify(self, trial: Model, bound: float) -> str:
+        """Why a model half-way through a step does not do; empty when it does."""
+        try:
+            figures = self._compare(self._last, self._observe(trial))
+        except (ModelError, DataError) as error:
+            return f"the result does not run: {error}"
+        return self._excess(figures, bound)
+
     def refusal(self, trial: Model, bound: float, may_grow: bool, step: Step) -> str:
         """Why a step may not stand; empty when it may, and then it is the next one's reference.
 
@@ -116,25 +138,40 @@ class Judge:
             return f"the file would be {size(grown)} bigger ({size(step.bytes_after)})"
         try:
             answers = self._observe(trial)
-        except (ModelError, UnsupportedModel, DataError) as error:
+        except (ModelError, DataError) as error:
             return f"the result does not run: {error}"
         figures = self._compare(self._last, answers)
-        step.outputs = figures
-        step.max_error = max((row["relative_error"] for row in figures.values()), default=None)
-        for name, row in figures.items():
-            if not row["relative_error"] <= bound:  # also when it is NaN
+        step.outputs = {row.name: row.to_dict() for row in figures}
+        step.max_error = max((row.relative_error for row in figures), default=None)
+        reason = self._excess(figures, bound)
+        if not reason:
+            self._last = answers
+        return reason
+
+    @staticmethod
+    def _excess(figures: tuple[OutputComparison, ...], bound: float) -> str:
+        for row in figures:
+            if not row.relative_error <= bound:  # also when it is NaN
                 return (
-                    f"output {name!r} changed by {row['relative_error']:.3g} (relative), "
+                    f"output {row.name!r} changed by {row.relative_error:.3g} (relative), "
                     f"more than {bound:g}; --max-error allows more"
                 )
-        self._last = answers
         return ""
 
-    def total_effect(self) -> dict[str, dict[str, float]]:
+    def effect(self, model: Model) -> tuple[tuple[OutputComparison, ...], Answers]:
+        """Figures for every output of any model against the original, and its answers.
+
+        Raises:
+            ModelError: The model does not load or run.
+        """
+        answers = self._observe(model)
+        return self._compare(self._original, answers), answers or Answers((), [])
+
+    def total_effect(self) -> tuple[OutputComparison, ...]:
         """Figures for every output of the present model against the original."""
         return self._compare(self._original, self._last)
 
-    def _observe(self, model: Model) -> tuple[tuple[str, ...], list[list[np.ndarray]]] | None:
+    def _observe(self, model: Model) -> Answers | None:
         """Check, load and run a model; what it answers."""
         if self._settings.check == "off":
             return None
@@ -147,16 +184,13 @@ class Judge:
             except ModelError as error:
                 # The temporary file means nothing to the reader; the model does.
                 raise type(error)(str(error).replace(str(path), model.label)) from error
-        return run.output_names, run.outputs
+        return Answers(run.output_names, run.outputs)
 
     def _compare(
-        self,
-        reference: tuple[tuple[str, ...], list[list[np.ndarray]]] | None,
-        other: tuple[tuple[str, ...], list[list[np.ndarray]]] | None,
-    ) -> dict[str, dict[str, float]]:
+        self, reference: Answers | None, other: Answers | None
+    ) -> tuple[OutputComparison, ...]:
         from onnxshrink.kernels.metrics import compare_outputs
 
-        if reference is None or other is None or not reference[1]:
-            return {}
-        rows = compare_outputs(reference[0], reference[1], other[1])
-        return {row.name: row.to_dict() for row in rows}
+        if reference is None or other is None or not reference.outputs:
+            return ()
+        return compare_outputs(reference.names, reference.outputs, other.outputs)

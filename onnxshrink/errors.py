@@ -40,6 +40,14 @@ class OutputError(ShrinkError):
 
 
 class BudgetMissed(ShrinkError):
-    """The result exists, but misses the size, error or agreement that was asked for."""
+    """The result exists, but misses the size, error or agreement that was asked for.
+
+    Attributes:
+        report: What was done, as the run that missed would have returned it.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, report: object = None):
+        super().__init__(message)
+        self.report = report

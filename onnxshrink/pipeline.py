@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,11 +13,12 @@ from onnxshrink.contract import Feeds, Judge, Progress, Settings
 from onnxshrink.errors import RecipeError, ShrinkError
 from onnxshrink.options import build, dump, option
 from onnxshrink.report import Change, Report, Skip, Step
-from onnxshrink.select import Select, unmatched
+from onnxshrink.select import SKIP, Select, unmatched
 
 if TYPE_CHECKING:
     from onnxshrink.graph.model import Model
     from onnxshrink.graph.weights import WeightView
+    from onnxshrink.kernels.metrics import OutputComparison
     from onnxshrink.runtime.worker import Worker
 
 _log = logging.getLogger(__name__)
@@ -67,12 +68,16 @@ class Context:
         step: The report of this step.
         feeds: Calibration inputs, possibly none.
         seed: For the pass's own random numbers.
+        progress: To be told what is done, how much of it, and out of how much.
+        verify: Why a model half-way through the step breaks the contract, or an empty text; for
+            passes that try something and can do without.
     """
 
     step: Step
     feeds: Feeds = ()
     seed: int = 0
     progress: Progress = field(default=lambda what, done, total: None)
+    verify: Callable[[Model], str] = field(default=lambda model: "")
 
     def changed(
         self, what: WeightView | str, after: int, *, note: str = "", before: int = 0,
@@ -119,9 +124,9 @@ class Context:
             self.progress(owner.name, done, len(chosen))
             overrides = select.overrides(view)
             options = owner
-            if overrides:
+            if overrides and overrides != SKIP:
                 where = f"{owner.name}: layers: {view.name}"
-                options = build(type(owner), {**dump(owner), **dict(overrides)}, where)
+                options = build(type(owner), {**dump(owner), **overrides}, where)
             yield view, options
             view.release()
         self.progress(owner.name, len(chosen), len(chosen))
@@ -129,10 +134,15 @@ class Context:
 
 @dataclass
 class Result:
-    """The model after a run, and what happened."""
+    """The model after a run, and what happened.
+
+    Attributes:
+        effect: Figures for every output against the original model; empty when not checked.
+    """
 
     model: Model
     report: Report
+    effect: tuple[OutputComparison, ...] = ()
 
 
 def run(
@@ -158,7 +168,7 @@ def run(
 
     settings = settings or Settings()
     report = Report(source=str(model.path or ""))
-    report.bytes_before = report.bytes_after = model.nbytes()
+    report.bytes_before, report.bytes_after = model.stored_bytes(), model.nbytes()
     with contextlib.ExitStack() as stack:
         judge = Judge(model, settings, worker or stack.enter_context(Worker()))
         report.checks, report.warnings = judge.describe(), judge.warnings
@@ -170,15 +180,19 @@ def run(
             model = _step(pass_, model, step, settings, judge)
             step.seconds = round(time.perf_counter() - started, 3)
             report.bytes_after = step.bytes_after
-        report.outputs = judge.total_effect()
-    return Result(model, report)
+        effect = judge.total_effect()
+        report.outputs = {row.name: row.to_dict() for row in effect}
+    return Result(model, report, effect)
 
 
 def _step(pass_: Pass, model: Model, step: Step, settings: Settings, judge: Judge) -> Model:
     """The model after one pass, or as it was when the pass is refused."""
     trial = model.clone()
-    ctx = Context(step, settings.feeds, settings.seed, settings.progress)
     bound = pass_.bound if pass_.max_error is None else pass_.max_error
+    ctx = Context(
+        step, settings.feeds, settings.seed, settings.progress,
+        verify=lambda half_way: judge.verify(half_way, bound),
+    )  # fmt: skip
     try:
         pass_.apply(trial, ctx)
         reason = judge.refusal(trial, bound, pass_.may_grow, step) if step.changes else ""

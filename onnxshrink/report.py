@@ -61,7 +61,7 @@ class Step:
     seconds: float = 0.0
     changes: list[Change] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
-    outputs: dict[str, dict[str, float]] = field(default_factory=dict)
+    outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     max_error: float | None = None
 
 
@@ -72,14 +72,20 @@ class Report:
     Attributes:
         checks: How the contract was checked (runtime, provider, inputs), for reproducing it.
         outputs: Effect of the whole run on every output: name -> figures against the original.
+        bench: Latency of the result against the input, where it was measured.
+        moved: Weights that a search kept at a higher precision than the others, and at which.
+        missed: What a search could not keep or reach, one line each.
     """
 
     source: str = ""
     result: str = ""
     steps: list[Step] = field(default_factory=list)
     checks: dict[str, Any] = field(default_factory=dict)
-    outputs: dict[str, dict[str, float]] = field(default_factory=dict)
+    outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    bench: dict[str, Any] | None = None
+    moved: dict[str, str] = field(default_factory=dict)
+    missed: list[str] = field(default_factory=list)
     bytes_before: int = 0
     bytes_after: int = 0
 
@@ -123,6 +129,10 @@ class Report:
             for skip in step.skips:
                 reasons[step.name, skip.reason] += 1
                 weight[step.name, skip.reason] += skip.nbytes
+        effect = Table("effect on the outputs", ("output", "relative error", "cosine", "top-1"))
+        for name, row in self.outputs.items():
+            effect.add(name, *(_figure(row[key]) for key in ("relative_error", "cosine", "top1")))
+        tables.append(effect)
         if reasons:
             left = Table("left alone", ("step", "reason", "count", "bytes"))
             for (name, reason), count in reasons.most_common():
@@ -130,9 +140,50 @@ class Report:
             tables.append(left)
         return tables
 
+    def headline(self) -> str:
+        """The run in one line."""
+        if not self.changed:
+            return f"{self.result}: nothing was changed ({size(self.bytes_after)})"
+        line = (
+            f"{self.result}: {size(self.bytes_before)} -> {size(self.bytes_after)}, "
+            f"{times(self.bytes_before, self.bytes_after)} smaller"
+        )
+        if self.outputs:
+            worst = max(self._errors(), default=0.0)
+            line += f", largest relative error of an output {worst:.2g}"
+        if self.bench is not None:
+            line += f", latency {self.bench['ratio']:.2f}x"
+        return line
+
+    def _errors(self) -> list[float]:
+        rows = self.outputs.values()
+        return [float("inf") if r["relative_error"] is None else r["relative_error"] for r in rows]
+
     def to_markdown(self) -> str:
         """The tables in Markdown, for pasting into an issue."""
         return "\n\n".join(table.to_markdown() for table in self.tables())
+
+    def to_html(self) -> str:
+        """A page of its own: the headline, the tables, the warnings."""
+        from html import escape
+
+        def rows(table: Table) -> str:
+            head = "".join(f"<th>{escape(cell)}" for cell in table.columns)
+            body = ("".join(f"<td>{escape(cell)}" for cell in row) for row in table.rows)
+            return f"<table><caption>{escape(table.title)}<tr>{head}" + "".join(
+                f"<tr>{cells}" for cells in body
+            )
+
+        style = (
+            "body{font:15px system-ui;margin:2em}table{border-collapse:collapse;margin:1em 0}"
+            "caption{text-align:left;font-weight:600}td,th{border:1px solid #ccc;padding:.3em .6em}"
+        )
+        notes = "".join(f"<p><strong>{escape(w)}</strong>" for w in self.warnings + self.missed)
+        tables = "".join(rows(table) + "</table>" for table in self.tables())
+        return (
+            f"<!doctype html><meta charset=utf-8><title>onnxshrink</title><style>{style}</style>"
+            f"<h1>{escape(self.headline())}</h1>{notes}{tables}\n"
+        )
 
 
 class Table:
@@ -157,6 +208,10 @@ class Table:
 
         rule = "|" + "|".join(" --- " for _ in self.columns) + "|"
         return "\n".join([line(self.columns), rule, *map(line, self.rows)])
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
 
 
 def size(nbytes: float) -> str:

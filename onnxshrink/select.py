@@ -76,8 +76,11 @@ class Select:
 def matches(pattern: str, view: WeightView) -> bool:
     """Whether a pattern names this weight, its operator type, or a node that uses it."""
     types = {use.op_type for use in view.uses} or {view.op_type}
+    # Equality first: exporters write names such as 'layers[0].weight', which are patterns too.
     return pattern in types or any(
-        fnmatchcase(name, pattern) for name in (view.name, *view.node_names) if name
+        name == pattern or fnmatchcase(name, pattern)
+        for name in (view.name, *view.node_names)
+        if name
     )
 
 

@@ -140,38 +140,6 @@ def test_an_update_that_lies_about_its_base(tmp_path, path):
                 opened.verify()
 
 
-def _mutated(rng, document, area):
-    """A document with one to three random changes, a number being nudged or made extreme."""
-    copy = json.loads(json.dumps(document))
-    for _ in range(rng.randint(1, 3)):
-        parent, key = None, None
-        at = copy
-        while isinstance(at, dict | list) and at and (parent is None or rng.random() < 0.9):
-            parent, key = at, rng.choice(list(at) if isinstance(at, dict) else range(len(at)))
-            at = parent[key]
-        action = rng.randrange(5)
-        if type(at) is int:
-            near = [at - 1, at + 1, at ^ 1 << rng.randrange(54), at * 2, at // 2]
-            parent[key] = rng.choice([*near, 0, 64, 256, 1 << 18, 1 << 31, 1 << 32, packs.BIG, -1])
-        elif action == 0 and isinstance(parent, list):
-            parent.insert(key, json.loads(json.dumps(at)))
-        elif action == 1 and parent:
-            del parent[key]
-        elif action == 2 and parent is not None:
-            parent[key] = rng.choice([None, True, "", [], {}, 0, "joint", "mask", "runs", "none"])
-        elif parent is not None:
-            other = rng.choice(copy["tensors"] or [0])
-            parent[key] = json.loads(json.dumps(rng.choice(list(other.values())))) if other else 0
-        if not isinstance(copy.get("tensors"), list) or not all(
-            isinstance(t, dict) and t for t in copy["tensors"]
-        ):
-            break
-    data = bytearray(packs.put_together(copy, area))
-    if rng.random() < 0.3:
-        data[rng.randrange(len(data) - len(area), len(data))] ^= 1 << rng.randrange(8)
-    return bytes(data)
-
-
 @pytest.mark.fuzz
 def test_fuzz(path):
     """Random changes that keep the checksum right; ONNXSHRINK_FUZZ sets how many."""
@@ -180,7 +148,7 @@ def test_fuzz(path):
     refused = 0
     tracemalloc.start()
     for _ in range(int(os.environ.get("ONNXSHRINK_FUZZ", "10000"))):
-        path.write_bytes(_mutated(rng, document, area))
+        path.write_bytes(packs.mutated(rng, document, area))
         try:
             for data in _verify(path).values():
                 assert len(data) <= LIMIT

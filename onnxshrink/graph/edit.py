@@ -22,12 +22,41 @@ from onnxshrink.kernels.affine import Quantized
 #: Cast and Mul, which it folds once at load. ``gather``: rows are rebuilt after the lookup.
 Form = Literal["dq", "cast-mul", "gather"]
 
+#: Bytes that the nodes, names and headers of a rebuilt weight cost, about.
+REBUILD_OVERHEAD = 120
+CAST_OVERHEAD = 50
 _SHORT_SCALES = 48  # fewer are not worth a Cast
 
 
-def overhead(view: WeightView) -> int:
-    """Bytes that the nodes and headers of a rebuilt weight cost, apart from its codes and scales."""
-    return 120
+def _has_initializers(model: Model, view: WeightView) -> bool:
+    """Whether constants beside the weight can be initializers that are not inputs."""
+    return not view.is_node and model.ir.ir_version >= 4 and isinstance(view.scope, ir.Graph)
+
+
+def can_gather(model: Model, view: WeightView) -> bool:
+    """Whether ``gather`` can be used: lookups of whole rows are all that happens to the weight."""
+    return (
+        _has_initializers(model, view)
+        and not view.others
+        and all(
+            use.op_type == "Gather" and use.direct and use.axes.out == (0,) for use in view.uses
+        )
+    )
+
+
+def can_dequantize(view: WeightView, grouping: tuple[tuple[int, ...], tuple[int, ...]]) -> bool:
+    """Whether ``dq`` can be used: a float type that DequantizeLinear makes, scales along one axis.
+
+    Args:
+        view: The weight.
+        grouping: The shape in which it is quantized, and the axes that share a scale.
+    """
+    shape, shared = grouping
+    if view.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+        return False
+    if shape == view.shape:
+        return sum(dim > 1 for axis, dim in enumerate(shape) if axis not in shared) <= 1
+    return len(shape) == len(view.shape) + 1  # one axis is cut into blocks
 
 
 class Rebuild:
@@ -42,9 +71,7 @@ class Rebuild:
         # Every name is written twice or more: in a small model long ones are a good part of it.
         self._prefix = model.unused_name("w")
         self._nodes: list[ir.Node] = []
-        self._as_nodes = (
-            view.is_node or model.ir.ir_version < 4 or isinstance(view.scope, ir.Function)
-        )
+        self._as_nodes = not _has_initializers(model, view)
 
     def constant(self, values: np.ndarray | ir.TensorProtocol, suffix: str) -> ir.Value:
         """A new constant."""

@@ -13,7 +13,7 @@ import secrets
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, TypeGuard
 
 import numpy as np
 import onnx
@@ -52,7 +52,9 @@ class Model:
         try:
             self.ir = ir.from_proto(preserve.readable(proto))
         except Exception as error:  # onnx_ir wraps every failure in its own kinds
-            raise ModelError(f"{self.label}: not a graph that can be read: {_root(error)}") from error
+            raise ModelError(
+                f"{self.label}: not a graph that can be read: {_root(error)}"
+            ) from error
         self._resolve()
 
     @classmethod
@@ -160,10 +162,25 @@ class Model:
         self.touch(next((v.name for v in node.outputs if v.name), node.name))
 
     def rewrite(self, change: Callable[[ir.Model], ir.Model]) -> None:
-        """Let a whole-graph rewriter replace the graph; inputs, outputs and metadata stay guarded."""
-        self._rewritten = True
-        self._names = None
+        """Let a whole-graph rewriter replace the graph.
+
+        Nodes and initializers may then differ; inputs, outputs and metadata stay guarded.
+        """
+        self._rewritten, self._names = True, None
         self.ir = change(self.ir)
+
+    def rewrite_proto(self, change: Callable[[onnx.ModelProto], onnx.ModelProto]) -> None:
+        """Like :meth:`rewrite`, for tools that work on protos; large weights are not in it."""
+        with self._outside() as (proto, outside):
+            changed = ir.from_proto(preserve.readable(change(proto)))
+        for name, value in changed.graph.initializers.items():
+            if name in outside:
+                value.const_value = outside[name]
+        self.rewrite(lambda _: changed)
+
+    def adopt(self, other: Model) -> None:
+        """Become what a clone of this model was turned into."""
+        self.__dict__.update(other.__dict__)
 
     # --------------------------------------------------------------- tensors
 
@@ -171,7 +188,7 @@ class Model:
         """A new constant; in a large model it is put into a temporary file at once.
 
         Args:
-            array: The values, or a tensor such as ``ir.PackedTensor`` for types narrower than 8 bits.
+            array: The values, or a tensor such as ``ir.PackedTensor`` for types below 8 bits.
             name: The tensor's name.
         """
         tensor = ir.Tensor(array, name=name) if isinstance(array, np.ndarray) else array
@@ -235,18 +252,23 @@ class Model:
         return proto
 
     @contextlib.contextmanager
-    def _outside(self) -> Iterator[tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]]:
-        """Serialise with the main graph's larger initializers left out, as stubs to fill in."""
+    def _outside(
+        self, *, every: bool = False
+    ) -> Iterator[tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]]:
+        """Serialise with the main graph's larger initializers left out, as stubs to fill in.
+
+        Args:
+            every: Take out those too that were read from the typed fields of their message, and
+                which otherwise go back as they were (numbers there can take fewer bytes).
+        """
         outside: dict[str, ir.TensorProtocol] = {}
-        graph = self.ir.graph
+        values = self.ir.graph.initializers
         try:
-            for name, value in graph.initializers.items():
+            for name, value in values.items():
                 tensor = value.const_value
-                if (
-                    tensor is not None
-                    and tensor.nbytes >= _OUTSIDE_BYTES
-                    and tensor.dtype != ir.DataType.STRING
-                ):
+                if isinstance(tensor, ir.ExternalTensor):
+                    outside[name] = tensor
+                elif _is_large(tensor) and not isinstance(tensor, ir.serde.TensorProtoTensor):
                     outside[name] = tensor
                     value.const_value = ir.ExternalTensor(
                         wire.INSIDE, 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape),
@@ -256,17 +278,41 @@ class Model:
             proto = ir.to_proto(self.ir)
         finally:
             for name, tensor in outside.items():
-                graph.initializers[name].const_value = tensor
+                values[name].const_value = tensor
         preserve.merge(proto, self._original, self._touched, rewritten=self._rewritten)
+        for stub in proto.graph.initializer:
+            tensor = values[stub.name].const_value
+            if (
+                stub.name not in outside
+                and _is_large(tensor)
+                and (every or stub.HasField("raw_data"))
+            ):
+                outside[stub.name] = tensor
+                tensors.clear_values(stub)
+                tensors.point_at(stub, wire.INSIDE, 0, tensor.nbytes)
         self._inline_the_rest(proto)
         yield proto, outside
 
     def _inline_the_rest(self, proto: onnx.ModelProto) -> None:
         """Tensors in attributes, subgraphs and functions that still name a file."""
-        folder = self.path.parent if self.path else Path()
         for tensor in preserve.tensors(proto, main_initializers=False):
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                tensors.inline(tensor, self.path, folder)
+                location = next(e.value for e in tensor.external_data if e.key == "location")
+                tensors.inline(tensor, self._file_of(location))
+
+    def _file_of(self, location: str) -> Path:
+        """The file that a tensor's location means in this model."""
+        spilled = Path(self._spill.name, location) if self._spill and "\0" not in location else None
+        if spilled is not None and spilled.exists():
+            return spilled
+        assert self.path is not None  # a model from memory has no other files
+        return self.path if location == wire.INSIDE else self.path.parent / location
+
+    def stored_bytes(self) -> int:
+        """Bytes of the files that it came from, external data included; as one file, if from none."""
+        if self.path is None:
+            return self.nbytes()
+        return sum(path.stat().st_size for path in self._own_files())
 
     def nbytes(self) -> int:
         """Exact size in bytes of this model saved as one file."""
@@ -304,17 +350,18 @@ class Model:
             ModelError: Something changed that no pass reported, or ``single`` is impossible.
         """
         path = Path(path)
-        self._refuse_input(path)
-        with self._outside() as (proto, outside):
-            if storage != "external":
+        self.check_output(path)
+        if storage != "external":
+            with self._outside() as (proto, outside):
                 size = proto.ByteSize() + sum(t.nbytes + 32 for t in outside.values())
                 if size <= SINGLE_FILE_LIMIT:
                     layout = self._layout(proto, outside)
                     with atomic_write(path, durable=durable) as file:
                         layout.write(file)
                     return layout.nbytes
-                if storage == "single":
-                    raise ModelError(f"{path}: {size:,} bytes do not fit one file; use external data")
+            if storage == "single":
+                raise ModelError(f"{path}: {size:,} bytes do not fit one file; use external data")
+        with self._outside(every=True) as (proto, outside):
             return self._save_external(path, proto, outside, durable)
 
     def _save_external(
@@ -339,17 +386,32 @@ class Model:
             model_file.write(proto.SerializeToString(deterministic=True))
             return model_file.tell() + data_file.tell()
 
-    def _refuse_input(self, path: Path) -> None:
-        """Refuse to write over the model's own file or its data."""
+    def check_output(self, path: Path) -> None:
+        """Find out early whether a result could be written to ``path``.
+
+        Raises:
+            OutputError: It is a folder, its folder does not exist, or it is the model's own file.
+        """
+        if path.is_dir():
+            raise OutputError(f"{path}: is a folder; name the file to write in it")
+        if not path.absolute().parent.is_dir():
+            raise OutputError(f"{path}: cannot be written: there is no folder {path.parent}")
+        self._refuse_input(path)
+
+    def _own_files(self) -> set[Path]:
         if self.path is None:
-            return
-        own = {self.path} | {
+            return set()
+        data = {
             self.path.parent / e.value
             for t in preserve.tensors(self._original)
             for e in t.external_data
             if e.key == "location" and e.value != wire.INSIDE
         }
-        if path.exists() and any(p.exists() and path.samefile(p) for p in own):
+        return {path for path in (self.path, *data) if path.exists()}
+
+    def _refuse_input(self, path: Path) -> None:
+        """Refuse to write over the model's own file or its data."""
+        if path.exists() and any(path.samefile(own) for own in self._own_files()):
             raise OutputError(f"{path}: is the input, which is never modified; name another output")
 
     def digest(self) -> str:
@@ -361,7 +423,7 @@ class Model:
                 hasher.update(data)
                 return len(data)
 
-        with self._outside() as (proto, outside):
+        with self._outside(every=True) as (proto, outside):
             names = sorted(outside)
             for stub in proto.graph.initializer:
                 if stub.name in outside:
@@ -371,6 +433,15 @@ class Model:
                 hasher.update(outside[name].tobytes())
                 tensors.release(outside[name])
         return hasher.hexdigest()
+
+
+def _is_large(tensor: ir.TensorProtocol | None) -> TypeGuard[ir.TensorProtocol]:
+    """Whether an initializer is worth writing by itself; strings have no fixed size."""
+    return (
+        tensor is not None
+        and tensor.dtype != ir.DataType.STRING
+        and tensor.nbytes >= _OUTSIDE_BYTES
+    )
 
 
 def _root(error: BaseException) -> str:

@@ -13,6 +13,7 @@ import onnx
 
 from onnxshrink.errors import ModelError
 
+_ABOUT_MODEL = ("producer_name", "producer_version", "domain", "doc_string", "model_version")
 _SPARSE = {onnx.AttributeProto.SPARSE_TENSOR, onnx.AttributeProto.SPARSE_TENSORS}
 
 
@@ -112,19 +113,63 @@ def merge(
         ModelError: Something outside the journal differs; this is a bug in a pass.
     """
     new.training_info.extend(original.training_info)
-    opsets = [{o.domain: o.version for o in model.opset_import} for model in (new, original)]
-    if opsets[0] == opsets[1]:
+    _keep_opsets(new, original)
+    _keep_scalars(new, original, _ABOUT_MODEL, "the model")
+    before = {(f.domain, f.name, f.overload): f for f in original.functions}
+    for function in new.functions:
+        old = before.pop((function.domain, function.name, function.overload), None)
+        if old is not None:
+            _merge_function(function, old, touched, rewritten)
+        elif not rewritten:
+            raise _unjournaled(f"a new function {function.name!r}")
+    if before and not rewritten:
+        raise _unjournaled(f"function {next(iter(before))[1]!r}")
+    _merge_graph(new.graph, original.graph, touched, rewritten)
+
+
+def _keep_opsets(
+    new: onnx.ModelProto | onnx.FunctionProto, original: onnx.ModelProto | onnx.FunctionProto
+) -> None:
+    """The order and spelling of the operator sets, unless a pass changed them."""
+    now, before = ({o.domain: o.version for o in side.opset_import} for side in (new, original))
+    if now == before:
         del new.opset_import[:]
         new.opset_import.extend(original.opset_import)
-    functions = {(f.domain, f.name, f.overload): f for f in original.functions}
-    for function in new.functions:
-        before = functions.get((function.domain, function.name, function.overload))
-        if before is not None:
-            _merge_nodes(function.node, before.node, touched, rewritten)
-    for name in ("producer_name", "producer_version", "domain", "doc_string", "model_version"):
+
+
+def _keep_scalars(
+    new: onnx.ModelProto | onnx.GraphProto | onnx.FunctionProto,
+    original: onnx.ModelProto | onnx.GraphProto | onnx.FunctionProto,
+    names: Iterable[str],
+    what: str,
+) -> None:
+    """Guard texts and numbers; a field that is written although it is empty stays written."""
+    for name in names:
         if getattr(new, name) != getattr(original, name):
-            raise _unjournaled(f"the model's {name}")
-    _merge_graph(new.graph, original.graph, touched, rewritten)
+            raise _unjournaled(f"{what}'s {name}")
+        if original.HasField(name):
+            setattr(new, name, getattr(original, name))
+
+
+def _merge_function(
+    new: onnx.FunctionProto, original: onnx.FunctionProto, touched: Collection[str], rewritten: bool
+) -> None:
+    what = f"function {original.name!r}"
+    if list(new.input) != list(original.input) or list(new.output) != list(original.output):
+        raise _unjournaled(f"the inputs or outputs of {what}")
+    _keep_opsets(new, original)
+    _keep_scalars(new, original, ("doc_string",), what)
+    for name in ("attribute", "attribute_proto", "metadata_props"):
+        new.ClearField(name)
+        getattr(new, name).extend(getattr(original, name))
+    _merge_value_info(new, original, touched, _gone(new.node, original.node))
+    _merge_nodes(new.node, original.node, touched, rewritten)
+
+
+def _gone(new: Iterable[onnx.NodeProto], original: Iterable[onnx.NodeProto]) -> set[str]:
+    """Names that the original nodes made and the new ones do not."""
+    now, before = ({name for node in nodes for name in node.output} for nodes in (new, original))
+    return before - now
 
 
 def _unjournaled(what: str) -> ModelError:
@@ -138,6 +183,7 @@ def _same_type(a: onnx.ValueInfoProto, b: onnx.ValueInfoProto) -> bool:
 def _merge_graph(
     new: onnx.GraphProto, original: onnx.GraphProto, touched: Collection[str], rewritten: bool
 ) -> None:
+    _keep_scalars(new, original, ("name", "doc_string"), f"graph {original.name!r}")
     for side in ("input", "output"):
         now, before = getattr(new, side), getattr(original, side)
         known = {value.name: value for value in before}
@@ -151,7 +197,7 @@ def _merge_graph(
                 ):
                     raise _unjournaled(f"the type of {side} {value.name!r}")
                 value.CopyFrom(known[value.name])
-    present = {tensor.name for tensor in new.initializer}
+    present = _merge_initializers(new, original, touched, rewritten)
     new.sparse_initializer.extend(
         sparse
         for sparse in original.sparse_initializer
@@ -163,27 +209,56 @@ def _merge_graph(
         stored += [sparse.values.name for sparse in original.sparse_initializer]
         if lost := [name for name in stored if name not in present and name not in touched]:
             raise _unjournaled(f"initializer {lost[0]!r}")
-    _merge_value_info(new, original, touched)
+    gone = _gone(new.node, original.node)
+    gone |= {tensor.name for tensor in original.initializer} - present
+    _merge_value_info(new, original, touched, gone - present)
     _merge_nodes(new.node, original.node, touched, rewritten)
 
 
+def _merge_initializers(
+    new: onnx.GraphProto, original: onnx.GraphProto, touched: Collection[str], rewritten: bool
+) -> set[str]:
+    """Guard the initializers; return the names of those that are there now."""
+    before = {tensor.name: tensor for tensor in original.initializer}
+    for tensor in new.initializer:
+        old = before.get(tensor.name)
+        if tensor.name in touched or (rewritten and old is None):
+            continue
+        if old is not None and _content(tensor) == _content(old):
+            tensor.CopyFrom(old)
+        elif not rewritten:
+            raise _unjournaled(f"initializer {tensor.name!r}")
+    return {tensor.name for tensor in new.initializer}
+
+
+def _content(tensor: onnx.TensorProto) -> bytes:
+    """A tensor's type, shape and values, or where they lie; without what is only about it."""
+    text = onnx.TensorProto()
+    text.CopyFrom(tensor)
+    for name in ("doc_string", "metadata_props", "external_data"):
+        text.ClearField(name)
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    for name in ("location", "offset", "length"):
+        if name in place:
+            text.external_data.add(key=name, value=place[name])
+    return text.SerializeToString()
+
+
 def _merge_value_info(
-    new: onnx.GraphProto, original: onnx.GraphProto, touched: Collection[str]
+    new: onnx.GraphProto | onnx.FunctionProto,
+    original: onnx.GraphProto | onnx.FunctionProto,
+    touched: Collection[str],
+    gone: Collection[str],
 ) -> None:
-    produced = {name for node in new.node for name in node.output}
-    stored = {tensor.name for tensor in new.initializer}
-    stored |= {sparse.values.name for sparse in new.sparse_initializer}
+    """Keep what is said about values that are still there, and about touched ones what is new."""
     before = {value.name for value in original.value_info}
-    infos = [
-        value
-        for value in original.value_info
-        if value.name in (produced | stored) and value.name not in touched
-    ]
+    infos = [v for v in original.value_info if v.name not in gone and v.name not in touched]
     # onnx_ir also writes one for every initializer, which only repeats its tensor's header.
+    made = {name for node in new.node for name in node.output}
     infos += [
         value
         for value in new.value_info
-        if value.name in touched and (value.name in produced or value.name in before)
+        if value.name in touched and (value.name in made or value.name in before)
     ]
     infos = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in infos]
     del new.value_info[:]
@@ -208,13 +283,8 @@ def _attributes(node: onnx.NodeProto) -> dict[str, bytes]:
     }  # fmt: skip
 
 
-def _tensors_of(node: onnx.NodeProto) -> list[tuple[object, ...]]:
-    return [
-        (t.name, t.data_type, tuple(t.dims), t.raw_data, t.int32_data, t.float_data, t.int64_data)
-        + tuple((e.key, e.value) for e in t.external_data)
-        for a in node.attribute
-        for t in ((a.t,) if a.HasField("t") else a.tensors)
-    ]
+def _tensors_of(node: onnx.NodeProto) -> list[bytes]:
+    return [_content(t) for a in node.attribute for t in ((a.t,) if a.HasField("t") else a.tensors)]
 
 
 def _says_the_same(a: onnx.NodeProto, b: onnx.NodeProto) -> bool:

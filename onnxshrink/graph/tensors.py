@@ -14,6 +14,10 @@ from onnxshrink.errors import ModelError
 from onnxshrink.graph import preserve, wire
 
 _COPY_BYTES = 4 * 2**20
+_VALUES = (
+    "raw_data", "float_data", "int32_data", "string_data", "int64_data", "double_data",
+    "uint64_data",
+)  # fmt: skip
 
 
 class InsideTensor(ir.ExternalTensor):
@@ -135,14 +139,21 @@ def point_at(tensor: onnx.TensorProto, location: str, offset: int, length: int) 
         tensor.external_data.add(key=key, value=str(value))
 
 
-def inline(tensor: onnx.TensorProto, model: Path | None, folder: Path) -> None:
+def clear_values(tensor: onnx.TensorProto) -> None:
+    """Forget a tensor's values, whichever field they are in."""
+    for name in _VALUES:
+        tensor.ClearField(name)
+
+
+def inline(tensor: onnx.TensorProto, file: Path) -> None:
     """Read a tensor's bytes from their file into the message."""
     entry = {e.key: e.value for e in tensor.external_data}
-    location = entry["location"]
-    source = model if location == wire.INSIDE and model else folder / location
-    with open(source, "rb") as file:
-        file.seek(int(entry.get("offset", 0)))
-        data = file.read(payload_bytes(tensor, str(source)))
+    expected = payload_bytes(tensor, str(file))
+    with open(file, "rb") as source:
+        source.seek(int(entry.get("offset", 0)))
+        data = source.read(expected)
+    if len(data) < expected:
+        raise ModelError(f"{file}: was cut short while it was read")
     clear_external(tensor)
     tensor.raw_data = data
 

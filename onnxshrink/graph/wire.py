@@ -158,4 +158,3 @@ class Layout:
             file.write(head)
             if write is not None:
                 write(file)
-

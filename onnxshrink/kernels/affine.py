@@ -6,7 +6,7 @@ axes that it names: per tensor is all axes, per channel all but one, blocks an e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -99,7 +99,12 @@ def quantize(
     parts = [
         _quantize(
             weights[(slice(None),) * along + (slice(at, at + step),)],
-            dtype, axes, symmetric, clip, rounding, short_scale,
+            dtype,
+            axes,
+            symmetric,
+            clip,
+            rounding,
+            short_scale,
         )
         for at in range(0, weights.shape[along], step)
     ]
@@ -150,9 +155,7 @@ def _quantize(
     if rounding == "balanced":
         _balance(codes, values / scale + zero, axes, dtype)
     has_zero = dtype.startswith("u") or not symmetric
-    return Quantized(
-        codes.astype(kind), scale, zero.astype(kind) if has_zero else None, dtype
-    )
+    return Quantized(codes.astype(kind), scale, zero.astype(kind) if has_zero else None, dtype)
 
 
 def _parameters(
@@ -238,3 +241,31 @@ def dequantize(stored: Quantized) -> Array:
         values -= stored.zero_point.astype(np.float32)
     values *= stored.scale
     return values
+
+
+def sqnr_db(weights: npt.NDArray[np.floating], stored: Quantized) -> float:
+    """Signal to quantization noise of the whole tensor in dB, a slice at a time.
+
+    Args:
+        weights: What was quantized, in the shape in which it was.
+        stored: What became of it.
+    """
+    along = int(np.argmax(weights.shape)) if weights.ndim else 0
+    step = max(1, _CHUNK * weights.shape[along] // weights.size) if weights.ndim else 1
+    signal = noise = 0.0
+    for at in range(0, weights.shape[along] if weights.ndim else 1, step):
+        cut = (slice(None),) * along + (slice(at, at + step),)
+        part = replace(
+            stored,
+            codes=stored.codes[cut],
+            scale=stored.scale[cut] if stored.scale.shape[along] > 1 else stored.scale,
+            zero_point=None if stored.zero_point is None else stored.zero_point[cut]
+            if stored.zero_point.shape[along] > 1 else stored.zero_point,
+        )  # fmt: skip
+        exact = weights[cut].astype(np.float32)
+        signal += float(np.vdot(exact, exact))
+        exact -= dequantize(part)
+        noise += float(np.vdot(exact, exact))
+    if noise == 0:
+        return float("inf")
+    return float(10 * np.log10(signal / noise)) if signal else float("-inf")

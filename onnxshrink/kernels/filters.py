@@ -36,6 +36,13 @@ CHUNK = 1 << 18
 MIN_BLOCK, MAX_BLOCK = 64, 1 << 21
 """Symbols of a block: a power of two in this range."""
 
+# Shifts and masks that move a byte's 4- or 2-bit symbols to bytes of their own, all words at once;
+# and what is left of a word when a shift has been undone.
+_SPREAD: dict[int, tuple[np.dtype[Any], tuple[tuple[int, int], ...]]] = {
+    4: (np.dtype("<u2"), ((4, 0x0F0F),)),
+    2: (np.dtype("<u4"), ((12, 0x000F000F), (6, 0x03030303))),
+}
+_SQUEEZED = {4: 0xFF, 12: 0xFF, 6: 0x000F000F}
 _WORDS: dict[int, np.dtype[Any]] = {
     8: np.dtype("u1"),
     16: np.dtype("<u2"),
@@ -164,6 +171,8 @@ def encode(data: Bytes, how: Filter, table: Bytes | None = None) -> list[Bytes]:
     Raises:
         ValueError: Not whole elements, or an element that is not in the table.
     """
+    if how.gaps == "none" and not how.table and how.bits <= 8:
+        return [data]
     symbols: Symbols = elements(data, how.unit)
     if how.table:
         symbols = _index(symbols, _entries(how, table))
@@ -199,6 +208,8 @@ def decode(streams: Sequence[Bytes], how: Filter, nbytes: int, table: Bytes | No
     if not count:
         return np.zeros(0, np.uint8)
     how.check_lengths(count, [stream.size for stream in streams])
+    if how.gaps == "none" and not how.table and how.bits <= 8:
+        return streams[0]
     symbols: Symbols
     values: Symbols
     if how.gaps == "none":
@@ -240,13 +251,16 @@ def pack_bits(symbols: Symbols, bits: int) -> Bytes:
     narrow: Bytes = symbols.astype(np.uint8, copy=False)
     if bits == 8:
         return narrow
-    lanes = 8 // bits
-    grid = np.zeros((_ceil(narrow.size, lanes), lanes), np.uint8)
-    grid.reshape(-1)[: narrow.size] = narrow
-    packed: Bytes = grid[:, 0].copy()
-    for lane in range(1, lanes):
-        packed |= grid[:, lane] << (bits * lane)
-    return packed
+    if bits == 1:
+        return np.packbits(narrow, bitorder="little")
+    word, steps = _SPREAD[bits]
+    padded = np.zeros(_ceil(narrow.size, word.itemsize) * word.itemsize, np.uint8)
+    padded[: narrow.size] = narrow
+    words = padded.view(word)
+    for shift, _ in reversed(steps):
+        words |= words >> shift
+        words &= _SQUEEZED[shift]
+    return words.astype(np.uint8)
 
 
 def unpack_bits(data: Bytes, bits: int, count: int) -> Bytes:
@@ -255,11 +269,12 @@ def unpack_bits(data: Bytes, bits: int, count: int) -> Bytes:
         return data[:count]
     if bits == 1:
         return np.unpackbits(data, count=count, bitorder="little")
-    lanes = 8 // bits
-    grid = np.empty((data.size, lanes), np.uint8)
-    for lane in range(lanes):
-        grid[:, lane] = (data >> (bits * lane)) & ((1 << bits) - 1)
-    return grid.reshape(-1)[:count]
+    word, steps = _SPREAD[bits]
+    words = data.astype(word)
+    for shift, mask in steps:
+        words |= words << shift
+        words &= mask
+    return words.view(np.uint8)[:count]
 
 
 def _tokens(symbols: Symbols, longest: int) -> tuple[Bytes, Symbols]:
@@ -294,12 +309,14 @@ def _gather(streams: Sequence[Bytes], how: Filter, count: int) -> Symbols:
         raise ValueError(f"{streams[0].size} bytes instead of {count} {how.bits}-bit symbols")
     if how.bits <= 8:
         return unpack_bits(streams[0], how.bits, count)
-    grid = np.empty((count, how.bits // 8), np.uint8)
-    for plane, stream in enumerate(streams):
-        grid[:, plane] = stream
-    symbols: Symbols = grid.reshape(-1).view(_WORDS[how.bits])
+    symbols: Symbols = streams[-1].astype(_WORDS[how.bits])
+    for stream in reversed(streams[:-1]):
+        symbols <<= 8
+        symbols |= stream
     if how.rotate:
-        symbols = (symbols >> 1) | (symbols << (how.bits - 1))
+        signs = symbols << (how.bits - 1)
+        symbols >>= 1
+        symbols |= signs
     return symbols
 
 

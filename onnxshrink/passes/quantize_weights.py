@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from onnxshrink.options import option
+from onnxshrink.options import build, dump, option
 from onnxshrink.pipeline import Context, Pass
-from onnxshrink.select import Select, select
+from onnxshrink.select import SKIP, Select, select
 
 if TYPE_CHECKING:
     from onnxshrink.graph.edit import Form
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 _SPELLINGS = {"QInt8": "int8", "QUInt8": "uint8", "QInt4": "int4", "QUInt4": "uint4"}
 _VECTOR = 64  # shorter biases save less than the nodes that rebuild them cost
-_SHORT = 32
+_SHORT_ROW = 32  # a scale for every row of a lookup that is shorter would cost more than it gains
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +28,11 @@ class QuantizeWeights(Pass):
     model and makes its weights four times smaller; 4 bits with blocks of 32 make them seven times
     smaller at a larger error.
 
-    MatMul and Gemm weights become DequantizeLinear, which ONNX Runtime fuses into integer kernels
-    that are faster than float. All others become Cast and Mul, which it folds when it loads the
-    model: they are small on disk and run exactly as fast as before.
+    By default a weight becomes Cast and Mul, which ONNX Runtime folds when it loads the model: it
+    is small on disk and runs exactly as fast as before, on every provider. Embeddings stay small
+    in memory too: rows are looked up as integers. ``form: dq`` writes DequantizeLinear instead,
+    which ONNX Runtime's CPU provider fuses with MatMul into integer kernels: less memory, and
+    faster or slower with the shapes, so measure it with ``onnxshrink bench``.
     """
 
     dtype: Literal["int8", "uint8", "int4", "uint4"] = option(
@@ -63,103 +66,101 @@ class QuantizeWeights(Pass):
 
     def apply(self, model: Model, ctx: Context) -> None:
         """Quantize every selected weight, the largest first; then narrow the long vectors."""
-        from onnxshrink.graph import weights
+        from onnxshrink.graph import opset, weights
+        from onnxshrink.passes.to_float16 import narrow
 
         views = list(weights.find(model))
-        narrowed = [v for v in views if self.vectors == "float16" and _is_vector(v)]
-        for view, options in ctx.each(self, [v for v in views if v not in narrowed]):
+        if any(not self.weights.why_not(view) for view in views):
+            before = model.opset
+            if raised := opset.raise_opset(model, self._opset()):
+                views = list(weights.find(model))
+        else:
+            raised = False
+        vectors = [v for v in views if self.vectors == "float16" and _is_vector(v)]
+        for view, options in ctx.each(self, [v for v in views if v not in vectors]):
             options._quantize(view, model, ctx)
-        # In a model whose weights stay as they are, so do its vectors.
-        for view in narrowed if ctx.step.changes else ():
-            self._narrow(view, model, ctx)
+        if not ctx.step.changes:
+            return  # in a model whose weights stay as they are, so do its vectors
+        if raised:
+            ctx.changed("opset", 0, kind="model", note=f"raised from {before} to {model.opset}")
+        for view in vectors:
+            narrow(view, model, ctx)
+            view.release()
+
+    def _opset(self) -> int:
+        """The operator set that the emitted nodes need, under every override."""
+        overrides = [o for o in self.weights.layers.values() if o != SKIP]
+        variants = [self, *(build(type(self), {**dump(self), **o}, self.name) for o in overrides)]
+        needed = 0
+        for variant in variants:
+            if variant.dtype.endswith("4") or (variant.form == "dq" and variant.block_size):
+                needed = max(needed, 21)
+            elif variant.form == "dq":
+                needed = max(needed, 13)
+        return needed
 
     def _quantize(self, view: WeightView, model: Model, ctx: Context) -> None:
         from onnxshrink.graph import edit
-        from onnxshrink.kernels import affine, metrics
+        from onnxshrink.kernels import affine
 
-        form = self._form(view)
-        turned = form == "dq" and transposed_gemm(view)
+        form = self._form(view, model)
+        turned = form == "dq" and _transposed_gemm(view)
         values = view.array().T if turned else view.array()
-        shape, axes = self._grouping(view, form, turned)
+        shape, axes = self._grouping(view, turned)
+        values = values.reshape(shape)
         try:
             stored = affine.quantize(
-                values.reshape(shape), self.dtype, axes,
+                values, self.dtype, axes,
                 symmetric=self.symmetric, clip=self.clip, rounding=self.rounding,
                 short_scale=form != "dq",
             )  # fmt: skip
         except ValueError as error:
             ctx.skip(view, str(error))
             return
-        after = stored.nbytes + edit.overhead(view)
+        after = stored.nbytes + edit.REBUILD_OVERHEAD
         if after >= view.nbytes:
             ctx.skip(view, f"would not be smaller as {self.dtype}")
             return
-        error = metrics.sqnr_db(values.reshape(shape), affine.dequantize(stored))
+        error = affine.sqnr_db(values, stored)
         if turned:
             edit.dequantized_gemm(model, view, stored)
         else:
             edit.dequantized(model, view, stored, form)
-        how = f"blocks of {self.block_size}" if self._blocks(view) else "per channel"
-        ctx.changed(view, after, note=f"{self.dtype} {how}, {form}", sqnr_db=error)
-
-    def _narrow(self, view: WeightView, model: Model, ctx: Context) -> None:
-        import numpy as np
-
-        from onnxshrink.graph import edit
-
-        values = view.array().astype(np.float32)
-        with np.errstate(over="ignore"):
-            narrow = values.astype(np.float16)
-        # Half a unit in the last place of the tensor as a whole: a few subnormal values may lose
-        # more, which is nothing beside the others; infinity is never within it.
-        if not np.linalg.norm(narrow - values) <= np.linalg.norm(values) * 2.0**-11:
-            ctx.skip(view, "float16 does not hold its values to 11 bits")
-            return
-        after = narrow.nbytes + edit.overhead(view)
-        if after >= view.nbytes:
-            ctx.skip(view, "would not be smaller as float16")
-            return
-        edit.stored_as(model, view, narrow)
-        ctx.changed(view, after, note="float16")
-
-    def _blocks(self, view: WeightView) -> bool:
-        """Whether the channels of a weight can be cut into blocks."""
-        import math
-
-        per_channel = math.prod(view.shape[axis] for axis in view.axes.contract)
-        return bool(self.block_size) and per_channel % self.block_size == 0
+        groups = stored.scale.size
+        ctx.changed(view, after, note=f"{self.dtype}, {groups} scales, {form}", sqnr_db=error)
 
     def _grouping(
-        self, view: WeightView, form: Form, turned: bool
+        self, view: WeightView, turned: bool
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The shape in which to see a weight, and the axes along which weights share a scale."""
-        import math
-
         shape, contract = view.shape, tuple(sorted(view.axes.contract))
         if turned:
             shape, contract = shape[::-1], tuple(1 - axis for axis in contract)
-        if self._blocks(view):
+        if not self.per_channel or not contract:
+            return shape, tuple(range(len(shape)))
+        if self.block_size:
             first, last = contract[0], contract[-1] + 1
             inner = math.prod(shape[first:last])
-            if last - first == len(contract):  # adjacent: they can be cut as one
+            # Axes that lie side by side are cut as one; a channel that the size does not divide
+            # keeps one scale.
+            if last - first == len(contract) and inner % self.block_size == 0:
                 split = (inner // self.block_size, self.block_size)
                 return shape[:first] + split + shape[last:], (first + 1,)
-        if not self.per_channel:
-            return shape, tuple(range(len(shape)))
-        if _short_rows(view):
+        if view.op_type == "Gather" and view.size // shape[view.axes.out[0]] < _SHORT_ROW:
             return shape, view.axes.out
         return shape, contract
 
-    def _form(self, view: WeightView) -> Form:
-        """The form that runs fastest in ONNX Runtime."""
-        if self.form != "auto":
-            return self.form
-        ops = {use.op_type for use in view.uses}
-        simple = all(use.direct for use in view.uses) and not view.others
-        one_scale_a_row = not self.block_size and self.symmetric and self.dtype == "int8"
-        if ops == {"Gather"} and simple and one_scale_a_row and not view.is_node:
-            return "gather"
-        return "cast-mul"
+    def _form(self, view: WeightView, model: Model) -> Form:
+        """The form that is asked for where it can be had, else the one that never costs time."""
+        from onnxshrink.graph import edit
+
+        if self.form == "auto":
+            # Codes of narrow types cannot be looked up; zero points would double the nodes.
+            plain = self.dtype == "int8" and self.symmetric and not self.block_size
+            return "gather" if plain and edit.can_gather(model, view) else "cast-mul"
+        if self.form == "dq" and not edit.can_dequantize(view, self._grouping(view, False)):
+            return "cast-mul"
+        return self.form
 
 
 def _is_vector(view: WeightView) -> bool:
@@ -167,12 +168,14 @@ def _is_vector(view: WeightView) -> bool:
     return not view.locked and not view.uses and len(view.shape) == 1 and view.size >= _VECTOR
 
 
-def _short_rows(view: WeightView) -> bool:
-    """Whether a lookup's rows are so short that a scale for each would cost more than it gains."""
-    return view.op_type == "Gather" and view.size // view.shape[view.axes.out[0]] < _SHORT
-
-
-def transposed_gemm(view: WeightView) -> bool:
-    """Whether a weight is the second input of Gemm nodes with transB=1."""
-    attribute = view.main.node.attributes.get("transB")
-    return view.op_type == "Gemm" and attribute is not None and attribute.as_int() == 1
+def _transposed_gemm(view: WeightView) -> bool:
+    """Whether a weight is the second input of one Gemm with transB=1, and of nothing else."""
+    use = view.main
+    attribute = use.node.attributes.get("transB")
+    return (
+        (use.op_type, use.index, use.direct) == ("Gemm", 1, True)
+        and len(view.uses) == 1
+        and not view.others
+        and attribute is not None
+        and attribute.as_int() == 1
+    )

@@ -222,10 +222,10 @@ def _values(port: Port, shape: tuple[int, ...], use: _Use, rng: np.random.Genera
         return np.asarray(rng.integers(0, limits, shape)).astype(dtype)
     if dtype.kind == "b" or "mask" in port.name.lower():
         return _mask(shape, rng).astype(dtype)
-    if set(use.choices) - {0, 1}:  # a comparison with 0 or 1 alone tells nothing
-        return np.asarray(rng.choice(use.choices, shape)).astype(dtype)
     if dtype.kind == "O":
         return np.asarray(rng.choice(["a", "b", "some words"], shape)).astype(object)
+    if set(use.choices) - {0, 1}:  # a comparison with 0 or 1 alone tells nothing
+        return np.asarray(rng.choice(use.choices, shape)).astype(dtype)
     if dtype.kind in "iu" or dtype.name.startswith(("int", "uint")):
         return np.asarray(rng.integers(0, 256 if dtype == np.uint8 else 2, shape)).astype(dtype)
     return np.asarray(rng.standard_normal(shape)).astype(dtype)
@@ -271,6 +271,8 @@ def _uses(value: ir.Value, model: Model) -> _Use:
                 last = value.shape is not None and _axis(node) in (-1, len(value.shape) - 1)
                 picked = int(constant.item()) if intact and last and constant.size == 1 else column
                 ahead.append((node.outputs[0], offset, picked, False))
+            elif op == "Mul" and constant.size and constant.max() > 1:
+                continue  # part of a computed index: how large it may be depends on the rest
             elif op in _CARRIERS:
                 moved = offset + int(constant.max()) if op == "Add" and constant.size else offset
                 intact_after = intact and op in _KEEPS_COLUMNS
@@ -294,30 +296,32 @@ def _table_size(node: ir.Node, position: int) -> int:
 
 
 def _dims(value: ir.Value) -> list[Any] | None:
-    if value.const_value is not None:
-        return list(value.const_value.shape)
+    if (tensor := _tensor(value)) is not None:
+        return list(tensor.shape)
     if value.shape is not None:
         return list(value.shape)
-    if (constant := _constant(value)) is not None:
-        return list(constant.shape)
     producer = value.producer()
     if producer is not None and producer.op_type in _KEEPS_SHAPE and producer.inputs[0]:
         return _dims(producer.inputs[0])
     return None
 
 
+def _tensor(value: ir.Value) -> ir.TensorProtocol | None:
+    """What the graph stores as this value, if it does."""
+    producer = value.producer()
+    if value.const_value is None and producer is not None and producer.op_type == "Constant":
+        stored = producer.attributes.get("value")
+        return None if stored is None else stored.as_tensor()
+    return value.const_value
+
+
 def _constant(value: ir.Value | None) -> np.ndarray | None:
-    """A value that the graph itself holds, if it is small enough to be a parameter."""
+    """A stored value that is small enough to be a parameter."""
     if value is None:
         return None
-    tensor = value.const_value
-    producer = value.producer()
-    if tensor is None and producer is not None and producer.op_type == "Constant":
-        attribute = next(iter(producer.attributes.values()))
-        if attribute.name == "value":
-            tensor = attribute.as_tensor()
-        elif attribute.name.startswith("value_"):
-            return np.asarray(attribute.value)
-    if tensor is None or tensor.size > _LARGEST_PARAMETER:
-        return None
-    return np.asarray(tensor.numpy())
+    tensor, producer = _tensor(value), value.producer()
+    if tensor is not None:
+        return np.asarray(tensor.numpy()) if tensor.size <= _LARGEST_PARAMETER else None
+    if producer is not None and producer.op_type == "Constant":  # value_int, value_floats, ...
+        return np.asarray(next(iter(producer.attributes.values())).value)
+    return None

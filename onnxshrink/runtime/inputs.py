@@ -165,7 +165,7 @@ class _Reader:
         if function:
             yield from self._call(Path(function[1]), function[2])
         elif split:
-            yield from self._read_npz(Path(split[1]), split[2])
+            yield from self._read_numpy(Path(split[1]), split[2])
         else:
             yield from self._read_file(Path(path))
 
@@ -174,17 +174,19 @@ class _Reader:
             yield from self._read_folder(path)
         elif not path.exists():
             raise DataError(f"{path}: no such file")
-        elif path.suffix == ".npz":
-            yield from self._read_npz(path, None)
-        elif path.suffix == ".npy":
-            yield from self._split({self._only_name(str(path)): _load_npy(path)}, str(path))
+        elif path.suffix in (".npz", ".npy"):
+            yield from self._read_numpy(path, None)
         elif path.suffix == ".pb":
             yield from self._split({self._only_name(str(path)): _load_pb(path)}, str(path))
         else:
             raise DataError(f"{path}: not a .npz, .npy or .pb file, folder or module.py:function")
 
-    def _read_npz(self, path: Path, split: str | None) -> Iterator[_Found]:
-        with _readable(path), contextlib.closing(np.load(path, allow_pickle=False)) as archive:
+    def _read_numpy(self, path: Path, split: str | None) -> Iterator[_Found]:
+        with _readable(path), open(path, "rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                yield from self._split({self._only_name(str(path)): archive}, str(path))
+                return
             keys = [found for key in archive.files if (found := _INDEXED_KEY.fullmatch(key))]
             if not keys:
                 if split is not None:

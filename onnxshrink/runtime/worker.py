@@ -59,7 +59,7 @@ class Worker:
     """A child process that loads and runs models.
 
     It starts at the first request (or at :meth:`start`), and again after a crash. Use it as a
-    context manager, or :meth:`close` it.
+    context manager, or :meth:`close` it. One thread at a time may use it.
 
     Args:
         timeout: Seconds that one load, one check or one inference may take.

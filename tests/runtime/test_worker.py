@@ -8,6 +8,7 @@ import time
 import numpy as np
 import psutil
 import pytest
+from onnx import numpy_helper, parser
 
 from onnxshrink.errors import DataError, ModelError, RecipeError, UnsupportedModel
 from onnxshrink.runtime.session import SessionOptions
@@ -82,6 +83,21 @@ def test_memory_of_the_model_is_reported(worker, onnx_file):
     assert run.outputs[0][0].nbytes == 200_000_000
     assert 200e6 < run.peak_bytes < 900e6
     assert worker.run(onnx_file(SQUARE), [{"x": X}]).peak_bytes < 50e6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there memory can be given back")
+def test_memory_that_the_last_model_left_is_not_reused_unseen(worker, onnx_file):
+    nodes = " ".join(f"h{i + 1} = Add(h{i}, w{i})" for i in range(200))
+    text = f"(float[4096] h0) => (float[4096] h200) {{ {nodes} }}"
+    model = parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> g {text}')
+    weights = [(f"w{i}", np.full(4096, i, np.float32)) for i in range(200)]
+    model.graph.initializer.extend(numpy_helper.from_array(w, name) for name, w in weights)
+    path, feed = onnx_file(model), {"h0": np.zeros(4096, np.float32)}
+    worker.warm_up()
+    for _ in range(3):
+        run = worker.run(path, [feed])
+        assert run.outputs[0][0][0] == sum(range(200))
+        assert run.peak_bytes > 200 * 4096 * 4
 
 
 def test_refusals_end_with_the_first_feed_that_is_taken(worker, onnx_file):

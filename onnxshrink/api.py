@@ -1,0 +1,204 @@
+"""What the command line does, for Python: shrink a model, apply a recipe.
+
+Both load, run the passes under their contract, and write the result in one go.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnxshrink.contract import Judge, Level, Progress, Settings
+from onnxshrink.errors import BudgetMissed
+from onnxshrink.pipeline import Pass, Result, run
+from onnxshrink.recipe import Recipe, find_pass
+from onnxshrink.report import Report, size
+
+if TYPE_CHECKING:
+    from onnxshrink.graph.model import Model, Storage
+    from onnxshrink.runtime.worker import Worker
+    from onnxshrink.search.ladder import Goal
+
+_GENERATED = 4
+_CALIBRATION = 64
+
+StrPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to run, apart from what to do.
+
+    Attributes:
+        calibration: Real inputs in any form that ``runtime.inputs.load_inputs`` takes; None
+            generates some, and the report warns of it.
+        shapes: Shapes for generated inputs by input name.
+        check: ``full``, ``quick`` or ``off``.
+        seed: For generated inputs and for passes that draw random numbers.
+        storage: ``auto``, ``single`` file or ``external`` data.
+        progress: Called with what is done, how much of it, and out of how much (0: unknown).
+    """
+
+    calibration: Any = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    check: Level = "full"
+    seed: int = 0
+    storage: Storage = "auto"
+    progress: Progress = field(default=lambda what, done, total: None)
+
+
+def apply_recipe(
+    recipe: Recipe, source: StrPath, out: StrPath, options: Options | None = None
+) -> Report:
+    """Apply a recipe to a model file and write the result.
+
+    The result is written even when every step was rolled back: it then equals the input.
+
+    Args:
+        recipe: The passes.
+        source: The model file; never modified.
+        out: Where the result goes.
+        options: How to run.
+
+    Raises:
+        ShrinkError: Whatever is wrong with the recipe, the model, the inputs or the output;
+            nothing is written then.
+    """
+    from onnxshrink.runtime.worker import Worker
+
+    options = options or Options()
+    with Worker() as worker:
+        worker.start()  # it imports ONNX Runtime while this process reads the model
+        model, settings = _prepare(source, out, options, worker)
+        return _write(run(recipe.steps, model, settings, worker), out, options)
+
+
+def shrink(
+    source: StrPath,
+    out: StrPath,
+    options: Options | None = None,
+    *,
+    goal: Goal | None = None,
+    max_size: int | None = None,
+    target_ratio: float | None = None,
+    recipe_out: StrPath | None = None,
+) -> Report:
+    """Find the smallest weight-only form of a model that keeps its answers, and write it.
+
+    With calibration inputs the search goes down to 4 bits and keeps the layers that hurt at a
+    higher precision. Without them it stays at 8 bits, which needs no data to be safe.
+
+    Args:
+        source: The model file; never modified.
+        out: Where the result goes.
+        options: How to run.
+        goal: What the answers must keep; see :class:`onnxshrink.search.ladder.Goal`.
+        max_size: Bytes that the result must not exceed.
+        target_ratio: How many times smaller it must be.
+        recipe_out: Where to write the recipe; ``apply_recipe`` of it gives the same bytes.
+
+    Raises:
+        BudgetMissed: The best result was written, but is too big or strays too far.
+        ShrinkError: As for :func:`apply_recipe`.
+    """
+    from onnxshrink.graph.model import atomic_write
+    from onnxshrink.runtime.worker import Worker
+    from onnxshrink.search import ladder
+
+    options = options or Options()
+    goal = goal or ladder.Goal()
+    with Worker() as worker:
+        worker.start()
+        model, settings = _prepare(source, out, options, worker)
+        first = _cleaning(model)
+        misses: list[str] = []
+        moved: dict[str, str] = {}
+        if options.calibration is None or options.check == "off":
+            steps: tuple[Pass, ...] = (find_pass("quantize-weights")(),)
+        else:
+            cleaned = run(first, model, settings, worker).model
+            judge = Judge(model, settings, worker)
+            found = ladder.find_recipe(cleaned, judge, goal, options.progress)
+            steps, moved, misses = found.recipe.steps, found.moved, found.misses
+        recipe = Recipe((*first, *steps))
+        result = run(recipe.steps, model, settings, worker)
+        result.report.moved = moved
+        report = _write(result, out, options)
+    if recipe_out is not None:
+        with atomic_write(Path(recipe_out)) as file:
+            file.write(recipe.to_yaml().encode())
+    misses += _too_big(report, max_size, target_ratio)
+    if misses:
+        report.missed = misses
+        raise BudgetMissed(
+            f"{out}: written, {report.ratio:.2f}x smaller, but the goal was missed: "
+            + "; ".join(misses),
+            report,
+        )
+    return report
+
+
+def bench_pair(source: StrPath, out: StrPath, options: Options) -> dict[str, Any]:
+    """Latency of a result against its source: median ratio with its 95 % interval."""
+    from onnxshrink.graph.model import Model
+    from onnxshrink.runtime.bench import FEWEST_ROUNDS, bench
+
+    feeds = _feeds(Model.load(source), options, None)
+    first, second = bench([source, out], feeds[:4], rounds=FEWEST_ROUNDS + 3).models
+    return {
+        "ratio": second.ratio, "low": second.ratio_low, "high": second.ratio_high,
+        "before_ms": first.seconds * 1e3, "after_ms": second.seconds * 1e3,
+    }  # fmt: skip
+
+
+def _cleaning(model: Model) -> tuple[Pass, ...]:
+    """The passes that change no answers: clean, and lower-ml where there is something to lower."""
+    steps = [find_pass("clean")()]
+    if any(node.domain == "ai.onnx.ml" for node in model.nodes):
+        steps.append(find_pass("lower-ml")())
+    return tuple(steps)
+
+
+def _too_big(report: Report, max_size: int | None, target_ratio: float | None) -> list[str]:
+    lines = []
+    if max_size is not None and report.bytes_after > max_size:
+        lines.append(f"{size(report.bytes_after)} is more than {size(max_size)}")
+    if target_ratio is not None and report.ratio < target_ratio:
+        lines.append(f"{report.ratio:.2f}x is less than {target_ratio:g}x")
+    return lines
+
+
+def _prepare(
+    source: StrPath, out: StrPath, options: Options, worker: Worker
+) -> tuple[Model, Settings]:
+    """Load the model and its inputs; find out now whether the result could be written."""
+    from onnxshrink.graph.model import Model
+
+    model = Model.load(source)
+    model.check_output(Path(out))
+    feeds: list[dict[str, Any]] = []
+    if options.calibration is not None or options.check != "off":
+        feeds = _feeds(model, options, worker)
+    return model, Settings(
+        check=options.check, feeds=feeds, generated=options.calibration is None,
+        seed=options.seed, folder=Path(out).absolute().parent, progress=options.progress,
+    )  # fmt: skip
+
+
+def _feeds(model: Model, options: Options, worker: Worker | None) -> list[dict[str, Any]]:
+    from onnxshrink.runtime.generate import generated_inputs
+    from onnxshrink.runtime.inputs import load_inputs
+
+    if options.calibration is not None:
+        return load_inputs(options.calibration, model, limit=_CALIBRATION)
+    return generated_inputs(model, _GENERATED, options.seed, shapes=options.shapes, worker=worker)
+
+
+def _write(result: Result, out: StrPath, options: Options) -> Report:
+    report = result.report
+    report.bytes_after = result.model.save(out, options.storage)
+    report.result = str(out)
+    return report

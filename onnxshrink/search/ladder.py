@@ -1,0 +1,226 @@
+"""The smallest weight-only recipe whose answers stay inside a budget.
+
+The ladder has three rungs: int4 in blocks, int8 per channel, float16. Every weight starts on the
+lowest. While the answers are outside the budget, the weights that hurt most for the bytes they
+save are moved up a rung; how many is found by bisection.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxshrink.contract import Answers, Judge, Progress
+from onnxshrink.errors import ModelError
+from onnxshrink.pipeline import Context, Pass
+from onnxshrink.recipe import Recipe, find_pass
+from onnxshrink.report import Step
+from onnxshrink.select import SKIP, Select
+
+if TYPE_CHECKING:
+    from onnxshrink.graph.model import Model
+    from onnxshrink.graph.weights import WeightView
+    from onnxshrink.kernels.metrics import OutputComparison
+
+_log = logging.getLogger(__name__)
+
+Metric = Callable[[list[list[np.ndarray]]], float]
+
+#: Options of quantize-weights for each rung below float.
+_RUNGS: tuple[dict[str, Any], ...] = ({"dtype": "int4", "block_size": 32}, {"dtype": "int8"})
+#: Weights whose effect is measured one by one; the rest, being small, move up first.
+_MEASURED = 64
+_FIDELITY = 0.99
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """What the answers must keep. With nothing asked for: cosine, and top-1 of classes, >= .99.
+
+    Attributes:
+        min_agreement: Least share of rows whose largest output stays at the same place.
+        max_error: Largest relative L2 error of any output.
+        max_drop: Largest loss of ``metric``; without one, of top-1 agreement.
+        metric: Takes the outputs of every feed, gives a number; higher is better.
+    """
+
+    min_agreement: float | None = None
+    max_error: float | None = None
+    max_drop: float | None = None
+    metric: Metric | None = None
+
+    def misses(
+        self, effect: Sequence[OutputComparison], before: Answers, after: Answers
+    ) -> list[str]:
+        """What is not kept, one line each; empty when all is."""
+        lines = []
+        classes = {row.name: row.top1 for row in effect if _has_classes(row.name, before)}
+        tops = {row.name: row.top1 for row in effect if row.top1 is not None}
+        if self.min_agreement is not None:
+            lines += _below("top-1 agreement", tops, self.min_agreement)
+        if self.max_error is not None:
+            lines += [
+                f"relative error of {row.name!r} is {row.relative_error:.3g}, above {self.max_error:g}"
+                for row in effect
+                if not row.relative_error <= self.max_error
+            ]
+        if self.max_drop is not None and self.metric is not None:
+            drop = self.metric(before.outputs) - self.metric(after.outputs)
+            if not drop <= self.max_drop:
+                lines.append(f"the metric drops by {drop:.4g}, more than {self.max_drop:g}")
+        elif self.max_drop is not None:
+            lines += _below("top-1 agreement", tops, 1 - self.max_drop)
+        if (self.min_agreement, self.max_error, self.max_drop) == (None, None, None):
+            lines += _below("cosine", {row.name: row.cosine for row in effect}, _FIDELITY)
+            lines += _below("top-1 agreement", classes, _FIDELITY)
+        return lines
+
+
+def _below(what: str, figures: Mapping[str, float | None], least: float) -> list[str]:
+    return [
+        f"{what} of {name!r} is {figure:.4f}, below {least:g}"
+        for name, figure in figures.items()
+        if figure is not None and not figure >= least
+    ]
+
+
+def _has_classes(name: str, answers: Answers) -> bool:
+    """Whether an output is labels, or rows of probabilities."""
+    place = answers.names.index(name)
+    for outputs in answers.outputs:
+        values = outputs[place]
+        if values.dtype.kind in "iubOUS":
+            return True
+        if values.ndim < 2 or values.shape[-1] < 2 or values.size == 0:
+            return False
+        rows = values.astype(np.float64)
+        if rows.min() < -1e-6 or np.abs(rows.sum(-1) - 1).max() > 1e-3:
+            return False
+    return bool(answers.outputs)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The outcome of a search.
+
+    Attributes:
+        recipe: What to run.
+        moved: Weights that could not stay on the lowest rung: name -> where they went.
+        misses: What the best result still misses; empty when the goal is met.
+    """
+
+    recipe: Recipe
+    moved: dict[str, str]
+    misses: list[str]
+
+
+def find_recipe(model: Model, judge: Judge, goal: Goal, progress: Progress) -> Found:
+    """Search the ladder.
+
+    Args:
+        model: The model to shrink, cleaned already.
+        judge: Holds the original's answers on real inputs.
+        goal: What must be kept.
+        progress: Told of every model that was tried.
+
+    Returns:
+        The recipe without the cleaning.
+    """
+    search = _Search(model, judge, goal, progress)
+    rungs = dict.fromkeys(search.names, 0)
+    misses = search.misses(rungs)
+    for rung in range(len(_RUNGS)):
+        if not misses:
+            break
+        rungs, misses = search.move_up(rungs, rung)
+    moved = {name: _rung_name(rung) for name, rung in rungs.items() if rung > 0}
+    return Found(Recipe(search.steps(rungs)), moved, misses)
+
+
+def _rung_name(rung: int) -> str:
+    return str(_RUNGS[rung]["dtype"]) if rung < len(_RUNGS) else "float16"
+
+
+class _Search:
+    def __init__(self, model: Model, judge: Judge, goal: Goal, progress: Progress):
+        from onnxshrink.graph import weights
+
+        self._model, self._judge, self._goal, self._progress = model, judge, goal, progress
+        self._tried = 0
+        assert judge.original is not None
+        self._before = judge.original
+        select = Select()
+        self._views: dict[str, WeightView] = {
+            view.name: view for view in weights.find(model) if not select.why_not(view)
+        }
+        self.names = list(self._views)
+
+    def steps(self, rungs: Mapping[str, int]) -> tuple[Pass, ...]:
+        """The passes that put every weight on its rung."""
+        quantize, narrow = find_pass("quantize-weights"), find_pass("to-float16")
+        low = min(rungs.values(), default=len(_RUNGS))
+        if low >= len(_RUNGS):
+            return (narrow(),)
+        layers: dict[str, Any] = {}
+        for name, rung in rungs.items():
+            if rung >= len(_RUNGS):
+                layers[name] = SKIP
+            elif rung > low:
+                # An override says all that differs from the step's own options.
+                layers[name] = {"block_size": 0, **_RUNGS[rung]}
+        step = quantize(**_RUNGS[low], weights=Select(layers=layers))  # type: ignore[call-arg]
+        floats = tuple(name for name, rung in rungs.items() if rung >= len(_RUNGS))
+        if not floats:
+            return (step,)
+        return (step, narrow(weights=Select(only=floats, min_size=64)))  # type: ignore[call-arg]
+
+    def misses(self, rungs: Mapping[str, int]) -> list[str]:
+        """What the model on these rungs does not keep."""
+        effect, answers = self._effect(self.steps(rungs))
+        return self._goal.misses(effect, self._before, answers)
+
+    def _effect(self, steps: Sequence[Pass]) -> tuple[tuple[OutputComparison, ...], Answers]:
+        trial = self._model.clone()
+        for step in steps:
+            step.apply(trial, Context(Step(step.name)))
+        self._tried += 1
+        self._progress("trying recipes", self._tried, 0)
+        return self._judge.effect(trial)
+
+    def move_up(self, rungs: dict[str, int], rung: int) -> tuple[dict[str, int], list[str]]:
+        """Move the fewest weights from one rung to the next, or all when even that misses."""
+        order = self._by_harm([name for name in rungs if rungs[name] == rung], rung)
+
+        def moved(count: int) -> dict[str, int]:
+            return {**rungs, **dict.fromkeys(order[:count], rung + 1)}
+
+        low, high = 0, len(order)  # `low` misses; `high` is not known to
+        misses = self.misses(moved(high))
+        if misses:
+            return moved(high), misses
+        while high - low > 1:
+            middle = (low + high) // 2
+            found = self.misses(moved(middle))
+            low, high = (middle, high) if found else (low, middle)
+        return moved(high), []
+
+    def _by_harm(self, names: Sequence[str], rung: int) -> list[str]:
+        """Weights by the output error that each alone causes for every byte that it saves."""
+        quantize = find_pass("quantize-weights")
+        large = sorted(names, key=lambda name: -self._views[name].nbytes)[:_MEASURED]
+        harm: dict[str, float] = {}
+        for name in large:
+            step = quantize(**_RUNGS[rung], weights=Select(only=(name,)), vectors="keep")  # type: ignore[call-arg]
+            try:
+                effect, _ = self._effect([step])
+                error = sum(row.relative_error**2 for row in effect)
+            except ModelError as failure:
+                _log.info("%s cannot be quantized: %s", name, failure)
+                error = float("inf")
+            harm[name] = error / self._views[name].nbytes
+        small = [name for name in names if name not in harm]
+        return small + sorted(harm, key=lambda name: -harm[name])
