@@ -11,6 +11,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -271,9 +272,10 @@ def shrink(**values: Any) -> None:
     target_ratio, recipe_out = values.pop("target_ratio"), values.pop("recipe_out")
     with_bench = values.pop("with_bench")
     from onnxshrink import api
+    from onnxshrink.functions import load_function
     from onnxshrink.search.ladder import Goal
 
-    goal = Goal(metric=_function(metric) if metric else None, **values)
+    goal = Goal(metric=load_function(metric) if metric else None, **values)
     missed: BudgetMissed | None = None
     with _progress() as progress:
         options = run.options(progress)
@@ -300,12 +302,6 @@ def _bytes(text: str) -> int:
         return int(float(number) * units[unit])
     except (KeyError, ValueError) as error:
         raise RecipeError(f"--max-size takes a size such as 5MB, not {text!r}") from error
-
-
-def _function(text: str) -> Callable[..., Any]:
-    from onnxshrink.runtime.inputs import load_function
-
-    return load_function(text)
 
 
 @main.command("apply", help=_FIXED["apply"])
@@ -347,17 +343,26 @@ def compare(
     from onnxshrink.runtime.session import SessionOptions
     from onnxshrink.runtime.worker import Worker
 
-    pinned = {"threads": threads, "accuracy_level": accuracy_level}
+    reference = SessionOptions(threads=threads, accuracy_level=accuracy_level)
     with Worker() as worker:
         feeds = _feeds(a, calibration, shape, count, seed, worker)
         found = run_compare(
-            a, b, feeds, worker=worker, options_a=SessionOptions(**pinned),
-            options_b=SessionOptions(provider=provider, **pinned), **thresholds,
+            a, b, feeds, worker=worker, options_a=reference,
+            options_b=replace(reference, provider=provider), **thresholds,
         )  # fmt: skip
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=1, default=str))
     else:
-        columns = ("output", "relative error", "max abs", "max rel", "SQNR dB", "cosine", "top-1", "KL")
+        columns = (
+            "output",
+            "relative error",
+            "max abs",
+            "max rel",
+            "SQNR dB",
+            "cosine",
+            "top-1",
+            "KL",
+        )
         table = Table(f"{b} against {a}", columns)
         for row in found.outputs:
             table.add(

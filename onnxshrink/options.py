@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -43,7 +42,14 @@ def option(
         also: Other names under which users know it, for instance ONNX Runtime's.
         spellings: Other ways to write a value, for instance ``{"QInt8": "int8"}``.
     """
-    meta = {"default": default, "help": help, "ge": ge, "le": le, "also": tuple(also), "spellings": spellings or {}}
+    meta = {
+        "default": default,
+        "help": help,
+        "ge": ge,
+        "le": le,
+        "also": tuple(also),
+        "spellings": spellings or {},
+    }
     if isinstance(default, dict):  # every object gets a dict of its own
         return dataclasses.field(default_factory=default.copy, metadata={_META: meta})
     return dataclasses.field(default=default, metadata={_META: meta})
@@ -154,8 +160,7 @@ def _convert(value: Any, kind: Any) -> Any:
     return value
 
 
-@functools.cache
-def options_of(cls: type) -> tuple[Option, ...]:
+def options_of(cls: type[Any]) -> tuple[Option, ...]:
     """The options of a dataclass, those of its nested fields included, in order."""
     hints = typing.get_type_hints(cls)
     found: list[Option] = []
@@ -169,9 +174,7 @@ def options_of(cls: type) -> tuple[Option, ...]:
                 for o in options_of(meta["nested"])
             ]
         else:
-            found.append(
-                Option(field.name, hints[field.name], owner=None, **meta)
-            )
+            found.append(Option(field.name, hints[field.name], owner=None, **meta))
     return tuple(found)
 
 

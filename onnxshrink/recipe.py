@@ -75,12 +75,16 @@ class Recipe:
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             line = f", line {mark.line + 1}" if mark else ""
-            raise RecipeError(f"{where}{line}: not YAML: {getattr(error, 'problem', error)}") from error
+            raise RecipeError(
+                f"{where}{line}: not YAML: {getattr(error, 'problem', error)}"
+            ) from error
         if not isinstance(data, dict):
             raise RecipeError(f"{where}: a recipe has 'version: {VERSION}' and 'steps:'")
         for key in data:
             if key not in ("version", "steps"):
-                raise RecipeError(f"{where}: unknown key {key!r}{nearest(str(key), ['version', 'steps'])}")
+                raise RecipeError(
+                    f"{where}: unknown key {key!r}{nearest(str(key), ['version', 'steps'])}"
+                )
         if data.get("version") != VERSION:
             raise RecipeError(f"{where}: needs 'version: {VERSION}', not {data.get('version')!r}")
         steps = data.get("steps")

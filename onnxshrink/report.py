@@ -112,7 +112,8 @@ class Report:
     def tables(self) -> list[Table]:
         """The report for people: the steps, then what was left alone, then the effect."""
         steps = Table(
-            "steps", ("step", "result", "before", "after", "ratio", "changed", "left alone", "error")
+            "steps",
+            ("step", "result", "before", "after", "ratio", "changed", "left alone", "error"),
         )
         for step in self.steps:
             steps.add(

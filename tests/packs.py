@@ -221,6 +221,12 @@ def _texts(text):
     yield "deep lists", b"[" * 100_000
     yield "deep objects", b'{"chunks":' * 50_000
     yield "deep lists in a place", text.replace(b'"chunks": [[', b'"chunks": ' + b"[" * 50_000, 1)
+    yield "a name of a million escapes", text.replace(b"runs", b"\\n" * 1_000_000)
+    yield "a name of a million letters", text.replace(b"runs", b"n" * 1_000_000)
+    yield (
+        "a million empty lists",
+        text.replace(b'"tensors": [', b'"tensors": [' + b"[]," * 1_000_000),
+    )
     for cut in range(1, len(text), 97):
         yield f"JSON cut at {cut}", text[:cut]
 

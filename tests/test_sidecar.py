@@ -333,14 +333,23 @@ def test_unpacking_a_damaged_pack_leaves_no_file(tmp_path):
 
 
 _WRITER = """
+import os
+import signal
 import sys
 import numpy as np
 from onnxshrink.sidecar import pack
 seed = int(sys.argv[2])
 rng = np.random.default_rng(seed)
 data = [(f"w{i}", "FLOAT", (200_000,), rng.normal(size=200_000).astype("f4")) for i in range(6)]
-print("go", flush=True)
+if sys.argv[3].startswith("die"):
+    real = os.replace
+    def replace(*paths):
+        if sys.argv[3] == "die after":
+            real(*paths)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.replace = replace
 while True:
+    print("go", flush=True)
     pack(sys.argv[1], data, data_name="model.onnx.data")
     if sys.argv[3] == "once":
         break
@@ -353,26 +362,46 @@ def _writer(path, seed, times):
     return subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
 
 
-def test_a_killed_writer_leaves_a_whole_pack(tmp_path):
-    """kill -9 at 20 random moments of packing over an old file; then the retry works."""
-    path, moments = tmp_path / "m", random.Random(0)
-    with _writer(path, 1, "once") as process:
+@pytest.fixture
+def old(tmp_path):
+    """A pack, and its bytes."""
+    with _writer(tmp_path / "m", 1, "once") as process:
         assert process.wait() == 0
-    old, replaced = path.read_bytes(), 0
+    return tmp_path / "m", (tmp_path / "m").read_bytes()
+
+
+def test_a_killed_writer_leaves_a_whole_pack(old):
+    """kill -9 at 20 random moments of packing over an old file; then the retry works."""
+    path, before = old
+    moments = random.Random(0)
+    with _writer(path, 2, "again and again") as process:
+        process.stdout.readline()
+        start = time.perf_counter()
+        process.stdout.readline()
+        once = time.perf_counter() - start
+        process.kill()
+    after = path.read_bytes()
+    assert after != before
     for _ in range(20):
+        path.write_bytes(before)
         with _writer(path, 2, "again and again") as process:
             process.stdout.readline()
-            time.sleep(moments.uniform(0, 0.3))
-            process.send_signal(signal.SIGKILL)
-        if path.read_bytes() != old:
-            replaced += 1
-            assert len(_unpacked(path)) == 6
-            path.write_bytes(old)
-    assert 0 < replaced < 20  # some were killed before they had written it all, some after
+            time.sleep(moments.uniform(0, 1.5 * once))
+            process.kill()
+        assert path.read_bytes() in (before, after)
     with _writer(path, 2, "once") as process:
         assert process.wait() == 0
+    assert path.read_bytes() == after
     assert len(_unpacked(path)) == 6
-    assert path.read_bytes() != old
+
+
+@pytest.mark.parametrize("moment", ["die before", "die after"])
+def test_a_writer_killed_beside_its_rename(old, moment):
+    path, before = old
+    with _writer(path, 2, moment) as process:
+        assert process.wait() == -signal.SIGKILL
+    assert (path.read_bytes() == before) == (moment == "die before")
+    assert len(_unpacked(path)) == 6
 
 
 def test_concurrent_writers_leave_one_whole_pack(tmp_path):

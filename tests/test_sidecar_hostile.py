@@ -46,7 +46,7 @@ def test_attack(path, attack):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert str(path) in str(caught.value)
-    assert peak < LIMIT + 20 * len(attack[1])
+    assert peak < LIMIT + 24 * len(attack[1])  # an empty list is 3 bytes of JSON, 64 of Python
 
 
 def test_no_two_attacks_are_the_same():

@@ -54,7 +54,7 @@ def share_duplicates(model: Model) -> None:
                 continue
             digest = hashlib.sha256(tensor.tobytes()).digest()
             tensors.release(tensor)
-            key = (tensor.dtype, tuple(tensor.shape), digest)  # type: ignore[arg-type]
+            key = (tensor.dtype, tuple(tensor.shape), digest)
             first = seen.setdefault(key, value)
             if first is not value:
                 for node, _ in value.uses():
@@ -83,7 +83,7 @@ def drop_unused(model: Model) -> None:
     from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
 
     _run(model, RemoveUnusedNodesPass())
-    _run(model, RemoveUnusedFunctionsPass())
+    _run(model, RemoveUnusedFunctionsPass())  # type: ignore[no-untyped-call]
 
 
 def _run(model: Model, pass_: Callable[[ir.Model], object]) -> None:
@@ -208,6 +208,6 @@ def _forget(model: Model, scope: ir.Graph, value: ir.Value) -> None:
     if producer is not None:
         scope.remove(producer, safe=True)
     elif value.name in scope.initializers:
-        del scope.initializers[value.name]
+        scope.initializers.pop(value.name)
         if value in scope.inputs:
             scope.inputs.remove(value)

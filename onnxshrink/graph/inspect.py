@@ -1,273 +1,49 @@
 """What is in a model: parameters, bytes, multiply-accumulates, and what its weights look like.
 
-``inspect_model`` reads weights one by one, so a large model takes little memory. ``tables`` and
-``compare_models`` are for people; ``to_dict`` is for machines.
+Weights are read one by one and let go, so a large model takes little memory.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxshrink.errors import RecipeError
-from onnxshrink.graph import macs, operands, shapes, tensors, weights
+from onnxshrink.graph import macs, tensors
+from onnxshrink.graph.inspection import (
+    Inspection,
+    NodeMacs,
+    Operator,
+    Weight,
+    compare_models,
+    weight_table,
+)
 from onnxshrink.graph.model import Model
-from onnxshrink.graph.operands import Operand
+from onnxshrink.graph.operands import Operand, label
+from onnxshrink.graph.operands import find as find_operands
+from onnxshrink.graph.shape_rules import static
+from onnxshrink.graph.shapes import Walk, walk
+from onnxshrink.graph.weights import FLOATS, WeightView
+from onnxshrink.graph.weights import find as find_views
 from onnxshrink.kernels import affine, distribution
 from onnxshrink.kernels.distribution import Distribution
-from onnxshrink.report import Table, size, times
+from onnxshrink.report import Table
+
+__all__ = ["Inspection", "compare_models", "inspect_model", "layer_table"]
 
 _LOWERED = {"LinearClassifier", "LinearRegressor", "Normalizer", "Scaler"}
+_TYPES = {ir.DataType.FLOAT: "float32", ir.DataType.DOUBLE: "float64"}
+#: Operators whose codes are followed by their scale or operand, then their zero point.
+_ZERO_BEHIND = {"ConvInteger", "MatMulInteger", "QGemm", "QLinearConv", "QLinearMatMul"}
+_BLOCK = 32
 _SCALE_BYTES = 4
-_ROWS = 25  # of a table for people
-_ESTIMATES = ("float16", "int8 per channel", "int4 block 32", "int8 entropy-coded")
-
-
-@dataclass(frozen=True)
-class Weight:
-    """One parameter of the model, whatever it is stored as.
-
-    Attributes:
-        name: Its name; a rebuilt weight has the name that it had before.
-        op_type: The operator that uses it.
-        nodes: Names of the nodes that use it.
-        shape: Its shape where it is used.
-        dtype: The type that its values or codes are stored in.
-        parameters: Number of its elements.
-        nbytes: Stored bytes, with scales and zero points.
-        form: The operators that rebuild it from what is stored; empty when there are none.
-        left_alone: Why a pass would leave it alone; empty when it may be changed.
-        values: Distribution of the stored values; None when they were not read.
-        entropy_bits: Order-0 entropy a value: of codes as stored, of floats after rounding to int8
-            per channel. None when they were not read or are not finite.
-        estimates: Bytes that it would take, by form.
-    """
-
-    name: str
-    op_type: str
-    nodes: tuple[str, ...]
-    shape: tuple[int, ...]
-    dtype: str
-    parameters: int
-    nbytes: int
-    form: str = ""
-    left_alone: str = ""
-    values: Distribution | None = None
-    entropy_bits: float | None = None
-    estimates: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Operator:
-    """All nodes of one type.
-
-    Attributes:
-        op_type: The type, with its domain unless that is the default one.
-        count: Nodes in the file; those of a function's body once.
-        nbytes: Stored bytes of the constants that they finally use.
-        macs: Multiply-accumulates of those whose shapes are known.
-        unknown: Calls whose multiply-accumulates are unknown.
-    """
-
-    op_type: str
-    count: int
-    nbytes: int
-    macs: int
-    unknown: int = 0
-
-
-@dataclass(frozen=True)
-class NodeMacs:
-    """Multiply-accumulates of one node in all its calls; None where a shape is unknown."""
-
-    name: str
-    op_type: str
-    macs: int | None
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What ``inspect_model`` found.
-
-    Attributes:
-        name: The file, or ``the model``.
-        file_bytes: Size of the file and its external data.
-        constant_bytes: Bytes of all constants; the rest of the file is the graph itself.
-        opset: Version of the default operator set.
-        inputs: Shape of each input as declared, for instance ``[N,3,224,224]``.
-        operators: By type, the most bytes first.
-        weights: Every parameter, the largest first.
-        node_macs: Nodes that multiply matrices, in the order in which they run.
-        notes: What was assumed, and what could not be known.
-    """
-
-    name: str
-    file_bytes: int
-    constant_bytes: int
-    opset: int
-    inputs: Mapping[str, str]
-    operators: tuple[Operator, ...]
-    weights: tuple[Weight, ...]
-    node_macs: tuple[NodeMacs, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights."""
-        return sum(weight.parameters for weight in self.weights)
-
-    @property
-    def nodes(self) -> int:
-        """Number of nodes in the file."""
-        return sum(operator.count for operator in self.operators)
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates of a run, without the nodes that :attr:`unknown_macs` counts."""
-        return sum(operator.macs for operator in self.operators)
-
-    @property
-    def unknown_macs(self) -> int:
-        """Calls of nodes whose multiply-accumulates are unknown."""
-        return sum(operator.unknown for operator in self.operators)
-
-    @property
-    def by_dtype(self) -> dict[str, tuple[int, int]]:
-        """Stored type -> number of weights and their bytes, the most bytes first."""
-        count: Counter[str] = Counter()
-        stored: Counter[str] = Counter()
-        for weight in self.weights:
-            count[weight.dtype] += weight.parameters
-            stored[weight.dtype] += weight.nbytes
-        return {dtype: (count[dtype], nbytes) for dtype, nbytes in stored.most_common()}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; NaN becomes None."""
-        plain = asdict(self)
-        for weight in plain["weights"]:
-            values = weight["values"] or {}
-            values.update({k: None for k, v in values.items() if v != v})
-        return {
-            **plain,
-            "parameters": self.parameters,
-            "parameters_by_dtype": {
-                dtype: {"parameters": count, "nbytes": nbytes}
-                for dtype, (count, nbytes) in self.by_dtype.items()
-            },
-            "nodes": self.nodes,
-            "macs": self.macs,
-            "unknown_macs": self.unknown_macs,
-        }
-
-    def tables(self, rows: int = _ROWS) -> list[Table]:
-        """For people: the model, its operators, its heaviest nodes and weights.
-
-        Args:
-            rows: The most rows of a table by node or weight; the rest is summed up in one.
-        """
-        found = [self._overview(), self._operators(), self._nodes(rows), self._weights(rows)]
-        if any(weight.values for weight in self.weights):
-            found += [self._values(rows), self._estimates(rows)]
-        if self.notes:
-            notes = Table("notes", ("note",))
-            for note in self.notes:
-                notes.add(note)
-            found.append(notes)
-        return [table for table in found if table.rows]
-
-    def _overview(self) -> Table:
-        table = Table("model", ("what", "figure"))
-        table.add("file", f"{self.name}, {size(self.file_bytes)}")
-        table.add("parameters", count(self.parameters))
-        for dtype, (number, nbytes) in self.by_dtype.items():
-            table.add(f"stored as {dtype}", f"{count(number)}, {size(nbytes)}")
-        table.add("graph and other constants", size(self.file_bytes - self._weight_bytes))
-        table.add("MACs", _macs(self.macs, self.unknown_macs))
-        table.add("nodes", self.nodes)
-        table.add("opset", self.opset)
-        for name, shape in self.inputs.items():
-            table.add(f"input {name}", shape)
-        return table
-
-    @property
-    def _weight_bytes(self) -> int:
-        return sum(weight.nbytes for weight in self.weights)
-
-    def _operators(self) -> Table:
-        table = Table("operators", ("operator", "count", "bytes", "share", "MACs", "share of MACs"))
-        for each in self.operators:
-            table.add(
-                each.op_type, each.count, size(each.nbytes),
-                _share(each.nbytes, self.file_bytes), _macs(each.macs, each.unknown),
-                _share(each.macs, self.macs),
-            )  # fmt: skip
-        total = _macs(self.macs, self.unknown_macs)
-        table.add("total", self.nodes, size(self.constant_bytes),
-                  _share(self.constant_bytes, self.file_bytes), total, "")  # fmt: skip
-        return table
-
-    def _nodes(self, rows: int) -> Table:
-        table = Table("MACs by node", ("node", "operator", "MACs", "share"))
-        unknown_first = sorted(
-            self.node_macs, key=lambda node: (node.macs is not None, -(node.macs or 0))
-        )
-        for node in unknown_first[:rows]:
-            shown = "unknown" if node.macs is None else count(node.macs)
-            table.add(node.name, node.op_type, shown, _share(node.macs or 0, self.macs))
-        rest = unknown_first[rows:]
-        if rest:
-            total = sum(node.macs or 0 for node in rest)
-            table.add(f"{len(rest)} more", "", count(total), _share(total, self.macs))
-        return table
-
-    def _weights(self, rows: int) -> Table:
-        columns = ("weight", "operator", "shape", "type", "bytes", "share", "left alone because")
-        table = Table("weights", columns)
-        for weight in self.weights[:rows]:
-            stored = f"{weight.dtype} ({weight.form})" if weight.form else weight.dtype
-            table.add(
-                weight.name, weight.op_type, _by(weight.shape), stored, size(weight.nbytes),
-                _share(weight.nbytes, self.file_bytes), weight.left_alone,
-            )  # fmt: skip
-        rest = sum(weight.nbytes for weight in self.weights[rows:])
-        if rest:
-            more = f"{len(self.weights) - rows} more"
-            table.add(more, "", "", "", size(rest), _share(rest, self.file_bytes), "")
-        return table
-
-    def _values(self, rows: int) -> Table:
-        table = Table(
-            "values",
-            ("weight", "min", "max", "mean", "std", "zeros", "unique", "bits of entropy"),
-        )
-        for weight in self.weights[:rows]:
-            if weight.values is not None:
-                table.add(weight.name, *_statistics(weight, weight.values))
-        return table
-
-    def _estimates(self, rows: int) -> Table:
-        """What could be saved; a form that a weight cannot take leaves it as it is."""
-        table = Table("estimated bytes", ("weight", "now", *_ESTIMATES))
-
-        def add(name: str, group: Sequence[Weight]) -> None:
-            sums = [sum(w.estimates.get(form, w.nbytes) for w in group) for form in _ESTIMATES]
-            table.add(name, size(sum(w.nbytes for w in group)), *map(size, sums))
-
-        for weight in self.weights[:rows]:
-            add(weight.name, [weight])
-        if self.weights[rows:]:
-            add(f"{len(self.weights) - rows} more", self.weights[rows:])
-        add("total", self.weights)
-        return table
-
-
-# --------------------------------------------------------------------------- reading
 
 
 def inspect_model(
@@ -283,40 +59,37 @@ def inspect_model(
     Raises:
         DataError: ``shapes`` do not fit the model's inputs.
     """
-    found = operands.find(model)
-    walked = _walk(model, shapes)
-    views = {view.value: view for view in _views(model)}
-    parameters = [_weight(o, walked, views, read=weights) for o in found if o.is_weight]
-    parameters += _in_attributes(model, read=weights)
+    found = find_operands(model)
+    walked = walk(model, shapes)
+    parameters = list(_weights(model, found, walked, read=weights))
     parameters.sort(key=lambda weight: -weight.nbytes)
-    by_node = _by_node(walked)
     operators = _count_operators(model, walked, found)
     notes = list(walked.notes)
     if unknown := sum(operator.unknown for operator in operators):
-        open_inputs = [f"{v.name} {v.shape}" for v in model.inputs if _is_open(v)]
+        given = shapes or {}
+        open_inputs = [
+            f"{v.name} {v.shape}" for v in model.inputs if _is_open(v) and v.name not in given
+        ]
         notes.append(
-            f"MACs of {unknown} nodes are unknown and missing from the totals"
+            f"MACs of {unknown} of the nodes are unknown, and missing from the totals"
             + (f"; give the shapes of {', '.join(open_inputs)}" if open_inputs else "")
         )
     return Inspection(
         name=model.label,
-        file_bytes=_file_bytes(model),
+        file_bytes=model.stored_bytes(),
         constant_bytes=sum(operator.nbytes for operator in operators),
         opset=model.opset,
         inputs={value.name or "": str(value.shape or "?") for value in model.inputs},
         operators=operators,
         weights=tuple(parameters),
-        node_macs=by_node,
+        node_macs=_by_node(walked),
         notes=tuple(notes),
     )
 
 
-def _walk(model: Model, given: Mapping[str, Sequence[int]] | None) -> shapes.Walk:
-    return shapes.walk(model, given)
-
-
-def _views(model: Model) -> Iterator[weights.WeightView]:
-    return weights.find(model)
+def _node_name(node: ir.Node) -> str:
+    """A node's name, or that of its first output."""
+    return node.name or node.outputs[0].name or ""
 
 
 def _is_open(value: ir.Value) -> bool:
@@ -324,32 +97,19 @@ def _is_open(value: ir.Value) -> bool:
     return value.shape is None or any(not isinstance(dim, int) for dim in value.shape)
 
 
-def _file_bytes(model: Model) -> int:
-    """Bytes on disk, external data included; of a model without a file, those that it would take."""
-    if model.path is None:
-        return model.nbytes()
-    files = {model.path.absolute()}
-    for _, tensor in operands.constants(model):
-        if isinstance(tensor, ir.ExternalTensor) and not isinstance(tensor, tensors.InsideTensor):
-            files.add(model.path.parent.absolute() / tensor.location)
-    return sum(file.stat().st_size for file in files)
-
-
-def _count_operators(
-    model: Model, walked: shapes.Walk, found: Sequence[Operand]
-) -> tuple[Operator, ...]:
-    number = Counter(operands.label(node) for node in model.nodes)
+def _count_operators(model: Model, walked: Walk, found: Sequence[Operand]) -> tuple[Operator, ...]:
+    number = Counter(label(node) for node in model.nodes)
     nbytes: Counter[str] = Counter()
     total: Counter[str] = Counter()
     unknown: Counter[str] = Counter()
     for operand in found:
         nbytes[operand.op_type] += operand.nbytes
     for node, _, values in _attribute_arrays(model):
-        nbytes[operands.label(node)] += values.nbytes
+        nbytes[label(node)] += values.nbytes
     for call in walked.calls:
         each = macs.count(call)
-        total[operands.label(call.node)] += each or 0
-        unknown[operands.label(call.node)] += each is None
+        total[label(call.node)] += each or 0
+        unknown[label(call.node)] += each is None
     rows = [
         Operator(kind, number[kind], nbytes[kind], total[kind], unknown[kind])
         for kind in {**number, **nbytes}
@@ -357,33 +117,30 @@ def _count_operators(
     return tuple(sorted(rows, key=lambda row: (-row.nbytes, -row.macs, -row.count, row.op_type)))
 
 
-def _by_node(walked: shapes.Walk) -> tuple[NodeMacs, ...]:
+def _by_node(walked: Walk) -> tuple[NodeMacs, ...]:
     found: dict[ir.Node, int | None] = {}
     for call in walked.calls:
         each = macs.count(call)
         if each != 0:
             before = found.get(call.node, 0)
             found[call.node] = None if each is None or before is None else before + each
-    return tuple(
-        NodeMacs(node.name or node.outputs[0].name or "", operands.label(node), each)
-        for node, each in found.items()
-    )
+    return tuple(NodeMacs(_node_name(node), label(node), each) for node, each in found.items())
 
 
 def _weight(
     operand: Operand,
-    walked: shapes.Walk,
-    views: Mapping[ir.Value, weights.WeightView],
+    walked: Walk,
+    views: Mapping[ir.Value, WeightView],
     *,
     read: bool,
 ) -> Weight:
     main, tensor = operand.main, operand.main.tensor
     view = views.get(main.value)
-    shape = shapes.static(walked.shapes.get(operand.value)) or tuple(tensor.shape)
+    shape = static(walked.shapes.get(operand.value)) or main.shape
     form = ", ".join(main.path)
-    dtype = tensor.dtype.name.lower()
+    dtype = _TYPES.get(tensor.dtype, tensor.dtype.name.lower())
     left_alone = view.why_not if view is not None else ""
-    if tensor.dtype not in weights.FLOATS:
+    if tensor.dtype not in FLOATS:
         left_alone = left_alone or f"already quantized ({form or operand.op_type})"
     elements = int(np.prod(shape, dtype=np.int64))
     attributes = operand.node.attributes if operand.node is not None else {}
@@ -395,18 +152,16 @@ def _weight(
     values = bits_of_entropy = None
     estimates: dict[str, int] = {}
     if read:
-        zero = _zero_point(operand)
-        axes = view.axes if view is not None and view.uses else None
-        others = operand.nbytes - main.nbytes
+        axes = view.axes.contract if view is not None and view.uses else ()
         values, bits_of_entropy, estimates = _measure(
-            tensor.numpy(), tensor.dtype in weights.FLOATS, axes, zero, others
+            tensor.numpy(), axes, zero=_zero_point(operand), others=operand.nbytes - main.nbytes
         )
         tensors.release(tensor)
     return Weight(
         name=operand.name,
         op_type=operand.op_type,
-        nodes=tuple(node.name or node.outputs[0].name or "" for node in operand.nodes),
-        shape=shape,  # type: ignore[arg-type]
+        nodes=tuple(_node_name(node) for node in operand.nodes),
+        shape=shape,
         dtype=dtype,
         parameters=elements,
         nbytes=operand.nbytes,
@@ -416,3 +171,122 @@ def _weight(
         entropy_bits=bits_of_entropy,
         estimates=estimates,
     )
+
+
+def _weights(
+    model: Model, found: Sequence[Operand], walked: Walk, *, read: bool
+) -> Iterator[Weight]:
+    views = {view.value: view for view in find_views(model)}
+    for operand in found:
+        if operand.is_weight:
+            yield _weight(operand, walked, views, read=read)
+    for node, name, values in _attribute_arrays(model):
+        lowered = "; lower-ml makes it a tensor" if node.op_type in _LOWERED else ""
+        measured = _measure(values, (), zero=0, others=0) if read else (None, None, {})
+        yield Weight(
+            name=f"{_node_name(node)}.{name}",
+            op_type=label(node),
+            nodes=(_node_name(node),),
+            shape=values.shape,
+            dtype="float32",
+            parameters=values.size,
+            nbytes=values.nbytes,
+            left_alone=f"lies in an attribute{lowered}",
+            values=measured[0],
+            entropy_bits=measured[1],
+            estimates=measured[2],
+        )
+
+
+def _attribute_arrays(model: Model) -> Iterator[tuple[ir.Node, str, npt.NDArray[np.float32]]]:
+    """Lists of floats in attributes: the weights of ai.onnx.ml operators."""
+    for node in model.nodes:
+        for attribute in node.attributes.values() if node.domain == "ai.onnx.ml" else ():
+            if attribute.type == ir.AttributeType.FLOATS and not attribute.is_ref():
+                yield node, attribute.name, np.array(attribute.as_floats(), np.float32)
+
+
+def _zero_point(operand: Operand) -> float:
+    """The code that stands for zero; 0 where there is none, or more than one."""
+    main, node = operand.main, operand.node
+    if main.tensor.dtype in FLOATS:
+        return 0.0
+    stored = [
+        part.tensor
+        for part in operand.parts[1:]
+        if part.tensor.dtype == main.tensor.dtype or part.path[:1] == ("Sub",)
+    ]
+    if node is not None and node.op_type in _ZERO_BEHIND and len(node.inputs) > operand.index + 2:
+        value = node.inputs[operand.index + 2]
+        if value is not None and value.const_value is not None:
+            stored.append(value.const_value)
+    zeros = {float(zero) for tensor in stored for zero in tensor.numpy().reshape(-1).tolist()}
+    return zeros.pop() if len(zeros) == 1 else 0.0
+
+
+def _measure(
+    values: npt.NDArray[Any], axes: tuple[int, ...], *, zero: float, others: int
+) -> tuple[Distribution, float | None, dict[str, int]]:
+    """Distribution, entropy in bits a value, and estimates of bytes by form.
+
+    Args:
+        values: Floats, or codes.
+        axes: Axes of floats along which weights would share a scale; all when empty.
+        zero: The code that stands for zero.
+        others: Bytes of the scales and zero points that codes have already.
+    """
+    found = distribution.describe(values, zero)
+    number = values.size
+    if not _is_float(values):
+        bits = distribution.entropy(values)
+        return found, bits, {"int8 entropy-coded": math.ceil(number * bits / 8) + others}
+    estimates = {"float16": 2 * number}
+    if found.not_finite or max(-found.minimum, found.maximum) > np.finfo(np.float32).max:
+        return found, None, {} if found.not_finite else estimates
+    codes = affine.quantize(values, "int8", axes or tuple(range(values.ndim)))
+    bits = distribution.entropy(codes.codes)
+    scales = codes.scale.nbytes
+    blocks = codes.scale.size * math.ceil(number / codes.scale.size / _BLOCK)
+    estimates["int8 per channel"] = number + scales
+    estimates["int4 block 32"] = math.ceil(number / 2) + _SCALE_BYTES * blocks
+    estimates["int8 entropy-coded"] = math.ceil(number * bits / 8) + scales
+    return found, bits, estimates
+
+
+def _is_float(values: npt.NDArray[Any]) -> bool:
+    """Whether an array holds weights rather than codes; bfloat16 is no float to numpy."""
+    return values.dtype.kind == "f" or values.dtype.name == "bfloat16"
+
+
+def layer_table(model: Model, name: str) -> list[Table]:
+    """One layer in detail: its weights' figures, and a histogram of each.
+
+    Args:
+        model: The model.
+        name: The name of a weight, or of a node: then every weight that the node uses.
+
+    Raises:
+        RecipeError: No weight or node has that name.
+    """
+    found = [operand for operand in find_operands(model) if operand.is_weight]
+    chosen = [operand for operand in found if operand.name == name] or [
+        operand for operand in found if name in map(_node_name, operand.nodes)
+    ]
+    if not chosen:
+        names = {operand.name for operand in found}
+        names.update(_node_name(node) for operand in found for node in operand.nodes)
+        near = get_close_matches(name, names, 3)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise RecipeError(f"layer {name!r}: no weight or node of {model.label} has that name{hint}")
+    tables = []
+    for weight, operand in zip(
+        _weights(model, chosen, walk(model), read=True), chosen, strict=False
+    ):
+        tables.append(weight_table(weight))
+        bars = Table(f"distribution of {weight.name}", ("from", "to", "values", "share", ""))
+        tensor = operand.main.tensor
+        for low, high, values, bar in distribution.histogram(tensor.numpy()):
+            bars.add(f"{low:.4g}", f"{high:.4g}", values, f"{values / operand.main.size:.2%}", bar)
+        tensors.release(tensor)
+        tables.append(bars)
+    return tables

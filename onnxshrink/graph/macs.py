@@ -11,7 +11,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from onnxshrink.graph.shapes import Call, Shape, static
+from onnxshrink.graph.shape_rules import Shape, static
+from onnxshrink.graph.shapes import Call
 
 Attributes = Mapping[str, Any]
 Rule = Callable[[Sequence[Shape], Sequence[Shape], Attributes], int | None]
@@ -31,7 +32,9 @@ def _at(shapes: Sequence[Shape], index: int) -> Shape:
 def _conv(weight: int) -> Rule:
     """Every output element sums over one filter, [channels in / groups, kernel]."""
 
-    def count(inputs: Sequence[Shape], outputs: Sequence[Shape], attributes: Attributes) -> int | None:
+    def count(
+        inputs: Sequence[Shape], outputs: Sequence[Shape], attributes: Attributes
+    ) -> int | None:
         filters = _at(inputs, weight)
         return None if filters is None else _product(outputs[0], filters[1:])
 
@@ -49,7 +52,9 @@ def _conv_transpose(
 def _matmul(left: int, right: int) -> Rule:
     """[.., M, K] x [.., K, N]: M * N * K for every batch; both may be broadcast, or vectors."""
 
-    def count(inputs: Sequence[Shape], outputs: Sequence[Shape], attributes: Attributes) -> int | None:
+    def count(
+        inputs: Sequence[Shape], outputs: Sequence[Shape], attributes: Attributes
+    ) -> int | None:
         a, b = static(_at(inputs, left)), static(_at(inputs, right))
         if not a or not b:
             return None
@@ -108,7 +113,9 @@ def _einsum(
 def _projected_attention(past: int) -> Rule:
     """Attention of ONNX Runtime: the projection to Q, K and V, then the two products."""
 
-    def count(inputs: Sequence[Shape], outputs: Sequence[Shape], attributes: Attributes) -> int | None:
+    def count(
+        inputs: Sequence[Shape], outputs: Sequence[Shape], attributes: Attributes
+    ) -> int | None:
         x, weight = static(inputs[0]), static(_at(inputs, 1))
         if x is None or weight is None or len(x) != 3 or len(weight) != 2:
             return None
@@ -116,7 +123,7 @@ def _projected_attention(past: int) -> Rule:
         sizes = attributes.get("qkv_hidden_sizes") or [weight[1] // 3] * 3
         before = static(_at(inputs, past))  # [2, batch, heads, length, head size]
         total = length + (before[3] if before is not None and len(before) == 5 else 0)
-        products = length * total * (sizes[0] + sizes[2])
+        products = length * total * int(sizes[0] + sizes[2])
         return batch * (length * hidden * weight[1] + products)
 
     return count
@@ -125,7 +132,9 @@ def _projected_attention(past: int) -> Rule:
 def _attention(query_heads: str, key_heads: str, *, past: int) -> Rule:
     """Q x K^T, then the result x V; Q, K and V are [batch, length, heads * size] or 4-D."""
 
-    def count(inputs: Sequence[Shape], outputs: Sequence[Shape], attributes: Attributes) -> int | None:
+    def count(
+        inputs: Sequence[Shape], outputs: Sequence[Shape], attributes: Attributes
+    ) -> int | None:
         q, k, v = (static(_at(inputs, index)) for index in range(3))
         if q is None or k is None or v is None or not len(q) == len(k) == len(v) in (3, 4):
             return None
@@ -133,9 +142,9 @@ def _attention(query_heads: str, key_heads: str, *, past: int) -> Rule:
             batch, heads, length, size = q
             source, value_size = k[2], v[3]
         else:
-            heads = attributes[query_heads]
+            heads = int(attributes[query_heads])
             batch, length, size = q[0], q[1], q[2] // heads
-            source, value_size = k[1], v[2] // attributes[key_heads]
+            source, value_size = k[1], v[2] // int(attributes[key_heads])
         before = static(_at(inputs, past))  # [batch, heads, length, size]
         source += before[2] if before is not None and len(before) == 4 else 0
         return batch * heads * length * source * (size + value_size)

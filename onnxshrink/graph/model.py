@@ -20,7 +20,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxshrink.errors import ModelError, OutputError
-from onnxshrink.graph import preserve, tensors, wire
+from onnxshrink.graph import preserve, tensors, wellformed, wire
 
 #: protobuf cannot hold more than this in one file.
 SINGLE_FILE_LIMIT = 2**31 - 1
@@ -80,12 +80,14 @@ class Model:
             raise ModelError(f"{path}: not an ONNX file, or truncated: {error}") from error
         if not proto.HasField("graph") or proto.ir_version < 1:
             raise ModelError(f"{path}: not an ONNX model: it holds no graph")
+        wellformed.check(proto, str(path))
         tensors.check_all(proto, path)
         return cls(proto, path)
 
     @classmethod
     def from_proto(cls, proto: onnx.ModelProto) -> Model:
         """Take over a model that is already in memory; external data must have been loaded."""
+        wellformed.check(proto, "the model")
         for tensor in preserve.tensors(proto):
             tensors.check_inline(tensor, "the model")
         return cls(proto)

@@ -64,9 +64,14 @@ class Constant:
         return self.tensor.nbytes
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the stored tensor."""
+        return tuple(int(dim) for dim in self.tensor.shape)  # type: ignore[arg-type]
+
+    @property
     def size(self) -> int:
         """Number of elements."""
-        return math.prod(int(dim) for dim in self.tensor.shape)  # type: ignore[arg-type]
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -113,16 +118,38 @@ class Operand:
     def is_weight(self) -> bool:
         """Whether it is a parameter of the model, rather than a shape, a scale or an index."""
         tensor = self.main.tensor
-        if not tensor.shape or tensor.dtype in _NO_WEIGHTS or self.main.size == 0:
+        if not self.main.shape or tensor.dtype in _NO_WEIGHTS or self.main.size == 0:
             return False
         if self.node is not None and self.node.op_type in _CODES:
             return self.index in _CODES[self.node.op_type]
+        if self.node is not None and _looks_up_scales(self.node):
+            return False
         return tensor.dtype in FLOATS or tensor.dtype.bitwidth <= 16
 
 
 def label(node: ir.Node) -> str:
     """A node's type, with its domain unless that is the default one."""
     return f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+
+
+def _looks_up_scales(node: ir.Node) -> bool:
+    """Whether a Gather picks the scales of rows of codes that another Gather picks."""
+    if node.op_type != "Gather":
+        return False
+    ends = [node.outputs[0]]
+    ends += [use.node.outputs[0] for use in ends[0].uses() if use.node.op_type == "Cast"]
+    products = [use.node for end in ends for use in end.uses() if use.node.op_type == "Mul"]
+    others = [value for product in products for value in product.inputs if value not in ends]
+    return any(_looks_up_codes(value) for value in others)
+
+
+def _looks_up_codes(value: ir.Value | None) -> bool:
+    """Whether a value is Cast(Gather(codes, indices))."""
+    cast = None if value is None else value.producer()
+    picked = cast.inputs[0] if cast is not None and cast.op_type == "Cast" else None
+    gather = None if picked is None else picked.producer()
+    codes = gather.inputs[0] if gather is not None and gather.op_type == "Gather" else None
+    return codes is not None and codes.dtype is not None and codes.dtype not in FLOATS
 
 
 def constants(model: Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:

@@ -60,8 +60,10 @@ def tensors(
                 if attribute.HasField("t"):
                     yield attribute.t
                 yield from attribute.tensors
-                for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
-                    yield from (sparse.values, sparse.indices)
+                sparse = list(attribute.sparse_tensors)
+                sparse += [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+                for one in sparse:
+                    yield from (one.values, one.indices)
 
 
 def _has_map(kind: onnx.TypeProto) -> bool:
@@ -70,7 +72,7 @@ def _has_map(kind: onnx.TypeProto) -> bool:
         return _has_map(kind.sequence_type.elem_type)
     if which == "optional_type":
         return _has_map(kind.optional_type.elem_type)
-    return which == "map_type"
+    return bool(which == "map_type")
 
 
 def readable(original: onnx.ModelProto) -> onnx.ModelProto:
@@ -241,7 +243,8 @@ def _content(tensor: onnx.TensorProto) -> bytes:
     for name in ("location", "offset", "length"):
         if name in place:
             text.external_data.add(key=name, value=place[name])
-    return text.SerializeToString()
+    content: bytes = text.SerializeToString()
+    return content
 
 
 def _merge_value_info(

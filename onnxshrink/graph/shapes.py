@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -23,16 +23,17 @@ import onnx_ir as ir
 from onnxshrink.errors import DataError, ModelError
 from onnxshrink.graph import tensors
 from onnxshrink.graph.model import Model
+from onnxshrink.graph.shape_rules import LIKE, RULES, Shape, shape_of, static, tensor_type
 
 logger = logging.getLogger(__name__)
 
-#: Sizes along the axes; None where unknown. None altogether when even the rank is unknown.
-Shape = tuple[int | None, ...] | None
 Frame = tuple[ir.Node, ...]
 
 _KNOWN_ELEMENTS = 1024  # larger constants are weights, not shapes
 _MOST_VISITS = 10**6
 _NOT_BATCH = re.compile("seq|len|time|frame|step|token|height|width", re.IGNORECASE)
+_OTHER_ATTRIBUTES = {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS,
+                     ir.AttributeType.TYPE_PROTO, ir.AttributeType.TYPE_PROTOS}  # fmt: skip
 _NOT_FOLDED = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
                "RandomUniformLike"}  # fmt: skip
 
@@ -44,7 +45,7 @@ class Call:
     Attributes:
         node: The node.
         attributes: Plain values, references of functions resolved.
-        inputs: Shape of each input; the empty shape's place is None where there is none.
+        inputs: Shape of each input; None where it is unknown or the input is left out.
         outputs: Shape of each output.
     """
 
@@ -135,35 +136,6 @@ def _sizes(model: Model, shapes: Mapping[str, Sequence[int]]) -> tuple[dict[str,
 # ------------------------------------------------------------------------------ types
 
 
-def tensor_type(elem: int, shape: Shape) -> onnx.TypeProto:
-    """A tensor's type; ``elem`` is 0 where unknown."""
-    kind = onnx.TypeProto()
-    kind.tensor_type.elem_type = elem
-    if shape is not None:
-        kind.tensor_type.shape.SetInParent()
-        for size in shape:
-            dim = kind.tensor_type.shape.dim.add()
-            if size is not None:
-                dim.dim_value = size
-    return kind
-
-
-def shape_of(kind: onnx.TypeProto | None) -> Shape:
-    """The shape in a type, None when it has none."""
-    if kind is None or not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
-        return None
-    return tuple(
-        dim.dim_value if dim.HasField("dim_value") else None for dim in kind.tensor_type.shape.dim
-    )
-
-
-def static(shape: Shape) -> tuple[int, ...] | None:
-    """The shape if every size in it is known."""
-    if shape is None or any(size is None for size in shape):
-        return None
-    return tuple(size for size in shape if size is not None)
-
-
 def _common(one: onnx.TypeProto, two: onnx.TypeProto) -> onnx.TypeProto:
     """What two types agree on."""
     if not (one.HasField("tensor_type") and two.HasField("tensor_type")):
@@ -189,78 +161,6 @@ def _filled(inferred: onnx.TypeProto, declared: onnx.TypeProto) -> onnx.TypeProt
         return tensor_type(elem, b)
     return tensor_type(elem, tuple(n if m is None else m for m, n in zip(a, b, strict=True)))
 
-
-# ------------------------------------------------------- operators of ONNX Runtime
-
-# Operators with the shapes of a standard one: its name, and which inputs it would take.
-_LIKE: dict[str, tuple[str, slice]] = {
-    **dict.fromkeys(
-        ("BiasGelu", "FastGelu", "Gelu", "QLinearLeakyRelu", "QLinearSigmoid", "QLinearSoftmax",
-         "QuickGelu", "RotaryEmbedding", "SimplifiedLayerNormalization", "SkipLayerNormalization",
-         "SkipSimplifiedLayerNormalization"), ("Identity", slice(1)),
-    ),
-    "DequantizeLinear": ("DequantizeLinear", slice(None)),
-    "QuantizeLinear": ("QuantizeLinear", slice(None)),
-    "DynamicQuantizeMatMul": ("MatMul", slice(2)),
-    "FusedConv": ("Conv", slice(2)),
-    "FusedGemm": ("Gemm", slice(2)),
-    "GatherBlockQuantized": ("Gather", slice(2)),
-    "MatMulIntegerToFloat": ("MatMul", slice(2)),
-    "QGemm": ("Gemm", slice(0, 4, 3)),
-    "QLinearAdd": ("Add", slice(0, 4, 3)),
-    "QLinearAveragePool": ("AveragePool", slice(1)),
-    "QLinearConcat": ("Concat", slice(2, None, 3)),
-    "QLinearGlobalAveragePool": ("GlobalAveragePool", slice(1)),
-    "QLinearMul": ("Mul", slice(0, 4, 3)),
-}  # fmt: skip
-
-
-def _last(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> Shape:
-    """[.., K] x [K, N]: the batch axes and N."""
-    return None if shapes[0] is None else (*shapes[0][:-1], attributes.get("N"))
-
-
-def _fused_matmul(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> Shape:
-    a, b = shapes[:2]
-    if a is None or b is None or len(a) < 2 or len(b) < 2:
-        return None
-    rows = a[-1 if attributes.get("transA") else -2]
-    columns = b[-2 if attributes.get("transB") else -1]
-    longer = a if len(a) >= len(b) else b
-    return (*longer[:-2], rows, columns)
-
-
-def _attention(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> Shape:
-    if shapes[0] is None or len(shapes[0]) != 3:
-        return None
-    sizes, weight = attributes.get("qkv_hidden_sizes"), shapes[1]
-    hidden = sizes[2] if sizes else None
-    if hidden is None and weight is not None and weight[-1] is not None:
-        hidden = weight[-1] // 3
-    return (*shapes[0][:2], hidden)
-
-
-def _query(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> Shape:
-    return shapes[0] if shapes[0] is not None and len(shapes[0]) == 3 else None
-
-
-def _quantized_lstm(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> Shape:
-    x, weight = shapes[:2]
-    if x is None or weight is None or len(x) != 3:
-        return None
-    return (x[0], weight[0], x[1], attributes.get("hidden_size"))
-
-
-_SHAPE_RULES: dict[str, Callable[[Sequence[Shape], Mapping[str, Any]], Shape]] = {
-    "Attention": _attention,
-    "DynamicQuantizeLSTM": _quantized_lstm,
-    "FusedMatMul": _fused_matmul,
-    "GroupQueryAttention": _query,
-    "MatMulBnb4": _last,
-    "MatMulNBits": _last,
-    "MultiHeadAttention": _query,
-    "QAttention": _attention,
-}
 
 # ------------------------------------------------------------------------------- walk
 
@@ -328,7 +228,9 @@ class _Walker:
             self._constant(node.outputs[0], attributes["value"])
             kinds = (self.types[node.outputs[0]],)
         else:
-            for graph in _graphs(node):  # SequenceMap and what is not known: shapes inside stay open
+            for graph in _graphs(
+                node
+            ):  # SequenceMap and what is not known: shapes inside stay open
                 self.scope(graph, frame)
             kinds = self._infer(node, attributes)
         blank = onnx.TypeProto()
@@ -350,18 +252,13 @@ class _Walker:
     # ------------------------------------------------------------------ plain nodes
 
     def _infer(self, node: ir.Node, attributes: Mapping[str, Any]) -> Sequence[onnx.TypeProto]:
-        op_type, inputs = node.op_type, list(node.inputs)
-        if node.domain == "com.microsoft":
-            if op_type in _SHAPE_RULES:
-                found = _SHAPE_RULES[op_type](list(map(self._shape, inputs)), attributes)
-                return [tensor_type(self._type(inputs[0]).tensor_type.elem_type, found)]
-            if op_type not in _LIKE:
-                return ()
-            op_type, taken = _LIKE[op_type]
-            inputs = inputs[taken]
-        elif node.domain not in self.model.ir.opset_imports:
-            return ()
-        domain = "" if node.domain == "com.microsoft" else node.domain
+        op_type, domain, inputs = node.op_type, node.domain, list(node.inputs)
+        if domain == "com.microsoft" and op_type in RULES:
+            found = RULES[op_type](list(map(self._shape, inputs)), attributes)
+            return [tensor_type(self._type(inputs[0]).tensor_type.elem_type, found)]
+        if domain and op_type in LIKE:
+            op_type, taken = LIKE[op_type]
+            domain, inputs = "", inputs[taken]
         version = self.model.ir.opset_imports.get(domain, onnx.defs.onnx_opset_version())
         if not onnx.defs.has(op_type, version, domain):
             return ()
@@ -377,18 +274,18 @@ class _Walker:
         kinds = {name: self._type(value) for name, value in names.items()}
         opset = [onnx.helper.make_opsetid(domain, version)]
         try:
-            found = onnx.shape_inference.infer_node_outputs(
+            inferred = onnx.shape_inference.infer_node_outputs(
                 schema, proto, kinds, data, opset_imports=opset, ir_version=self.model.ir.ir_version
             )
-        except (onnx.shape_inference.InferenceError, RuntimeError) as error:
+        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
             # Not lost: the shape stays unknown, and whoever needs it says so.
             logger.debug("%s %r: %s", op_type, node.name, error)
             return ()
-        return [found.get(name, onnx.TypeProto()) for name in proto.output]
+        return [inferred.get(name, onnx.TypeProto()) for name in proto.output]
 
     def _fold(self, node: ir.Node, attributes: Mapping[str, Any]) -> None:
         """Compute the outputs of a node whose inputs are small constants or known shapes."""
-        if node.domain not in ("", "ai.onnx") or any(True for _ in _graphs(node)):
+        if node.domain or any(True for _ in _graphs(node)):
             return
         first = node.inputs[0] if node.inputs else None
         if node.op_type in ("Shape", "Size") and first is not None:
@@ -397,8 +294,8 @@ class _Walker:
                 shape = shape[attributes.get("start", 0) : attributes.get("end")]
             sizes = static(shape)
             if sizes is not None:
-                value = math.prod(sizes) if node.op_type == "Size" else sizes
-                self.known[node.outputs[0]] = np.array(value, np.int64)
+                result = math.prod(sizes) if node.op_type == "Size" else sizes
+                self.known[node.outputs[0]] = np.array(result, np.int64)
             return
         results = [self._shape(value) for value in node.outputs]
         if (
@@ -440,9 +337,7 @@ class _Walker:
 
     # ------------------------------------------------------------------ bodies
 
-    def _function(
-        self, node: ir.Node, function: ir.Function, frame: Frame
-    ) -> list[onnx.TypeProto]:
+    def _function(self, node: ir.Node, function: ir.Function, frame: Frame) -> list[onnx.TypeProto]:
         if any(caller.op_identifier() == node.op_identifier() for caller in frame):
             raise ModelError(f"{self.model.label}: function {node.op_type!r} calls itself")
         for value, given in zip(function.inputs, [*node.inputs, *[None] * len(function.inputs)],
@@ -452,9 +347,7 @@ class _Walker:
         self.notes.append("the nodes of functions are counted at every call")
         return self._results(function.outputs, node.outputs)
 
-    def _enter(
-        self, value: ir.Value, kind: onnx.TypeProto, given: ir.Value | None = None
-    ) -> None:
+    def _enter(self, value: ir.Value, kind: onnx.TypeProto, given: ir.Value | None = None) -> None:
         """Give an input of a body its type, and its value where that is known."""
         self.types[value] = kind
         self.known.pop(value, None)
@@ -478,9 +371,7 @@ class _Walker:
             self.scope(graph, frame)
             self.notes.append("branches of If that are never taken count nothing")
             return self._results(graph.outputs, node.outputs)
-        then, other = (
-            node.attributes[name].as_graph() for name in ("then_branch", "else_branch")
-        )
+        then, other = (node.attributes[name].as_graph() for name in ("then_branch", "else_branch"))
         self.scope(then, frame)
         self.scope(other, frame)
         self.notes.append("both branches of If are counted, although one of them runs")
@@ -557,7 +448,7 @@ def _attributes(node: ir.Node, frame: Frame) -> dict[str, Any]:
             passed = _attributes(caller, frame[:-1]) if caller is not None else {}
             if attribute.ref_attr_name in passed:
                 values[name] = passed[attribute.ref_attr_name or ""]
-        elif attribute.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+        elif attribute.type not in _OTHER_ATTRIBUTES:
             values[name] = attribute.value
     return values
 
@@ -578,9 +469,8 @@ def _proto(
     proto = onnx.NodeProto(op_type=op_type, domain=domain, input=names)
     proto.output.extend(f"o{index}" for index in range(len(outputs)))
     for name, value in attributes.items():
-        if name in schema.attributes:
+        if name in schema.attributes and value != []:  # an empty list has no type
             if isinstance(value, ir.TensorProtocol):
                 value = ir.serde.serialize_tensor(value)
-            kind = onnx.AttributeProto.AttributeType.Value(schema.attributes[name].type.name)
-            proto.attribute.append(onnx.helper.make_attribute(name, value, attr_type=kind))
+            proto.attribute.append(onnx.helper.make_attribute(name, value))
     return proto

@@ -14,6 +14,13 @@ from onnxshrink.errors import ModelError
 from onnxshrink.graph import preserve, wire
 
 _COPY_BYTES = 4 * 2**20
+# Where a tensor that is not raw_data has its values; all other types are in int32_data.
+_FIELD_OF = {
+    onnx.TensorProto.FLOAT: "float_data", onnx.TensorProto.COMPLEX64: "float_data",
+    onnx.TensorProto.DOUBLE: "double_data", onnx.TensorProto.COMPLEX128: "double_data",
+    onnx.TensorProto.INT64: "int64_data",
+    onnx.TensorProto.UINT32: "uint64_data", onnx.TensorProto.UINT64: "uint64_data",
+}  # fmt: skip
 _VALUES = (
     "raw_data", "float_data", "int32_data", "string_data", "int64_data", "double_data",
     "uint64_data",
@@ -60,17 +67,32 @@ def payload_bytes(tensor: onnx.TensorProto, where: str) -> int:
 
 
 def check_inline(tensor: onnx.TensorProto, where: str) -> None:
-    """Check that a tensor's bytes in the message are as many as its shape asks for."""
-    if tensor.data_type in (onnx.TensorProto.STRING, onnx.TensorProto.UNDEFINED):
-        return
-    expected = payload_bytes(tensor, where)
+    """Check that a tensor in a message holds as many values as its shape asks for."""
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         raise ModelError(f"{where}: tensor {tensor.name!r} lies in a file; load it with its file")
-    if tensor.HasField("raw_data") and len(tensor.raw_data) != expected:
+    if tensor.data_type == onnx.TensorProto.STRING:
+        found, expected, unit = len(tensor.string_data), math.prod(tensor.dims), "texts"
+    elif tensor.HasField("raw_data"):
+        found, expected, unit = len(tensor.raw_data), payload_bytes(tensor, where), "bytes"
+    else:
+        found, expected, unit = _typed_count(tensor), _typed_entries(tensor, where), "values"
+    if found != expected:
         raise ModelError(
-            f"{where}: tensor {tensor.name!r} has {len(tensor.raw_data):,} bytes, but its shape "
+            f"{where}: tensor {tensor.name!r} has {found:,} {unit}, but its shape "
             f"{list(tensor.dims)} asks for {expected:,}"
         )
+
+
+def _typed_count(tensor: onnx.TensorProto) -> int:
+    return len(getattr(tensor, _FIELD_OF.get(tensor.data_type, "int32_data")))
+
+
+def _typed_entries(tensor: onnx.TensorProto, where: str) -> int:
+    """Entries of the typed field: several narrow values, or half a complex one, share one."""
+    size, count = payload_bytes(tensor, where), math.prod(tensor.dims)
+    if tensor.data_type in (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128):
+        return 2 * count
+    return min(size, count)
 
 
 def check_all(model: onnx.ModelProto, path: Path) -> None:
@@ -84,45 +106,65 @@ def check_all(model: onnx.ModelProto, path: Path) -> None:
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             check_inline(tensor, str(path))
             continue
+        what = f"{path}: tensor {tensor.name!r}"
         entry = {e.key: e.value for e in tensor.external_data}
         location = entry.get("location", "")
-        file = path if location == wire.INSIDE else path.parent / location
         if location not in sizes:
-            sizes[location] = file_bytes(path, location)
+            sizes[location] = file_bytes(path, location, what)
         expected = payload_bytes(tensor, str(path))
         try:
             offset = int(entry.get("offset", 0))
             length = int(entry.get("length", expected))
         except ValueError as error:
-            raise ModelError(f"{path}: tensor {tensor.name!r} has a damaged offset") from error
+            raise ModelError(f"{what} has an offset or length that is no number") from error
         if length != expected:
             raise ModelError(
-                f"{path}: tensor {tensor.name!r} has {length:,} bytes, but its shape "
-                f"{list(tensor.dims)} asks for {expected:,}"
+                f"{what} has {length:,} bytes, but its shape {list(tensor.dims)} asks for "
+                f"{expected:,}"
             )
-        if offset < 0 or offset + length > sizes[location]:
+        if offset < 0:
+            raise ModelError(f"{what} has a negative offset")
+        if offset + length > sizes[location]:
+            name = path.name if location == wire.INSIDE else location
             raise ModelError(
-                f"{path}: tensor {tensor.name!r} ends at byte {offset + length:,} of {file.name}, "
-                f"which has {sizes[location]:,}: the file is truncated or another model's"
+                f"{what} ends at byte {offset + length:,} of {name}, which has "
+                f"{sizes[location]:,}: the file is truncated or another model's"
             )
 
 
-def file_bytes(model: Path, location: str) -> int:
-    """Size of an external data file, after making sure that it lies in the model's folder."""
+def file_bytes(model: Path, location: str, what: str = "") -> int:
+    """Size of an external data file, after making sure that it lies in the model's folder.
+
+    Args:
+        model: The model file.
+        location: Where a tensor says that its data are.
+        what: The tensor, for messages; the model when it does not matter which.
+
+    Raises:
+        ModelError: The location is outside the model's folder, a link, or no file.
+    """
+    what = what or str(model)
     if location == wire.INSIDE:
         return model.stat().st_size
     windows = PureWindowsPath(location)
     parts = PurePosixPath(location).parts + windows.parts
-    if not location or windows.is_absolute() or windows.drive or "/" in parts or ".." in parts:
-        raise ModelError(f"{model}: external data {location!r} is outside the model's folder")
+    rooted = windows.root or windows.drive or PurePosixPath(location).is_absolute()
+    if not parts or rooted or ".." in parts or "\0" in location:
+        raise ModelError(f"{what}: external data {location!r} is outside the model's folder")
     file = model.parent / location
-    if file.is_symlink() or not file.resolve().is_relative_to(model.parent.resolve()):
-        raise ModelError(
-            f"{model}: external data {location!r} is a link; ONNX Runtime refuses it: copy the file"
-        )
-    if not file.is_file():
-        raise ModelError(f"{model}: external data {location!r} is missing; put it beside the model")
-    return file.stat().st_size
+    try:
+        if file.is_symlink() or not file.resolve().is_relative_to(model.parent.resolve()):
+            raise ModelError(
+                f"{what}: external data {location!r} is a link, which ONNX Runtime refuses too: "
+                "copy the file to where the link is"
+            )
+        if not file.is_file():
+            raise ModelError(
+                f"{what}: external data {location!r} is missing: put it beside the model"
+            )
+        return file.stat().st_size
+    except OSError as error:
+        raise ModelError(f"{what}: external data cannot be read: {error.strerror}") from error
 
 
 def clear_external(tensor: onnx.TensorProto) -> None:

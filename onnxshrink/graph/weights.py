@@ -69,7 +69,14 @@ Rule = Callable[[ir.Node, int, int], Axes | None]
 
 def _int(node: ir.Node, name: str, default: int) -> int:
     attribute = node.attributes.get(name)
-    return default if attribute is None or attribute.is_ref() else attribute.as_int()
+    known = attribute is not None and attribute.type == ir.AttributeType.INT
+    return attribute.as_int() if known and not attribute.is_ref() else default
+
+
+def _ints(node: ir.Node, name: str) -> tuple[int, ...] | None:
+    attribute = node.attributes.get(name)
+    known = attribute is not None and attribute.type == ir.AttributeType.INTS
+    return tuple(attribute.as_ints()) if known and not attribute.is_ref() else None
 
 
 def _split(rank: int, contract: Sequence[int], groups: int = 1) -> Axes:
@@ -102,9 +109,10 @@ def _lookup(node: ir.Node, index: int, rank: int) -> Axes | None:
 
 
 def _einsum(node: ir.Node, index: int, rank: int) -> Axes | None:
-    equation = node.attributes["equation"].as_string().replace(" ", "")
-    left, _, right = equation.partition("->")
-    term = left.split(",")[index]
+    attribute = node.attributes.get("equation")
+    equation = "" if attribute is None or attribute.is_ref() else str(attribute.value)
+    left, _, right = equation.replace(" ", "").partition("->")
+    term = (left.split(",") + [""] * 2)[index]
     if not right or len(term) != rank or "." in term or len(set(term)) != rank:
         return None
     return _split(rank, [axis for axis, letter in enumerate(term) if letter not in right])
@@ -292,7 +300,9 @@ def _constant(value: ir.Value) -> ir.TensorProtocol | None:
     if node is None:
         return value.const_value
     attribute = node.attributes.get("value")
-    return None if attribute is None or attribute.is_ref() else attribute.as_tensor()
+    if attribute is None or attribute.is_ref() or attribute.type != ir.AttributeType.TENSOR:
+        return None
+    return attribute.as_tensor()
 
 
 def _view(
@@ -302,7 +312,7 @@ def _view(
         tracer = _Tracer(model, len(tensor.shape))
         tracer.follow(value, tuple(range(tracer.rank)), direct=True)
         uses, others = tuple(tracer.uses), tuple(tracer.others)
-        if not uses and not others:
+        if not uses and not others and not tracer.rebuilds:
             return None
         return WeightView(value, scope, tensor, uses, others, tracer.obstacle(value))
     if tensor.dtype in _INTEGERS and (how := _quantized_by(value)):
@@ -319,17 +329,20 @@ class _Tracer:
         self.uses: list[Use] = []
         self.others: list[str] = []
         self.escapes = False
+        self.rebuilds = False
 
     def follow(self, value: ir.Value, order: Order, *, direct: bool) -> None:
         """Visit what uses ``value``, whose axis i is the stored axis ``order[i]``."""
         self.escapes |= value.is_graph_output()
         for node, index in value.uses():
             called = self.model.ir.functions.get(node.op_identifier())
-            if called is not None:
+            if called is not None and index < len(called.inputs):
                 self.follow(called.inputs[index], order, direct=False)
             elif (moved := _rearranged(node, index, order)) is not None:
                 for output in node.outputs:
                     self.follow(output, moved, direct=False)
+            elif _rebuilds(node):
+                self.rebuilds = True
             elif (use := self._use(node, index, order, direct)) is not None:
                 self.uses.append(use)
             else:
@@ -359,11 +372,30 @@ class _Tracer:
             return "is an output of a graph: its values must stay"
         if value.is_graph_input() and self.model.ir.ir_version >= 4:
             return "is a default that the caller may override"
+        if self.rebuilds:
+            return "is a scale or zero point of a quantized weight"
         if quantized := set(self.others) & QUANTIZED:
             return f"belongs to a quantized operator ({', '.join(sorted(quantized))})"
         if len({use.axes.groups for use in self.uses}) > 1:
             return "its uses disagree about channel groups"
         return ""
+
+
+def _rebuilds(node: ir.Node) -> bool:
+    """Whether a Mul or Sub rebuilds a weight: one side comes from integer codes through a Cast."""
+    if node.op_type not in ("Mul", "Sub"):
+        return False
+    for value in node.inputs:
+        source = value.producer() if value is not None else None
+        while source is not None and source.op_type in ("Sub", "Cast", "Gather", "Reshape"):
+            first = source.inputs[0]
+            if first is None:
+                break
+            tensor = _constant(first)
+            if tensor is not None and tensor.dtype in _INTEGERS:
+                return True
+            source = first.producer()
+    return False
 
 
 def _rearranged(node: ir.Node, index: int, order: Order) -> Order | None:
@@ -375,9 +407,8 @@ def _rearranged(node: ir.Node, index: int, order: Order) -> Order | None:
     if node.op_type == "Cast":
         return order if ir.DataType(_int(node, "to", 1)) in FLOATS else None
     if node.op_type == "Transpose":
-        attribute = node.attributes.get("perm")
-        perm = tuple(attribute.as_ints()) if attribute else tuple(range(len(order)))[::-1]
-        return tuple(order[axis] for axis in perm)
+        perm = _ints(node, "perm") or tuple(range(len(order)))[::-1]
+        return tuple(order[a] for a in perm) if sorted(perm) == list(range(len(order))) else None
     if node.op_type in ("Unsqueeze", "Squeeze") and index == 0:
         axes = _axes(node)
         if axes is None:
@@ -406,8 +437,8 @@ def _is_constant(value: ir.Value | None, depth: int = 8) -> bool:
 
 def _axes(node: ir.Node) -> tuple[int, ...] | None:
     """The axes of Squeeze or Unsqueeze: an attribute before opset 13, an input since."""
-    if "axes" in node.attributes:
-        return tuple(node.attributes["axes"].as_ints())
+    if (axes := _ints(node, "axes")) is not None:
+        return axes
     source = node.inputs[1] if len(node.inputs) > 1 else None
     tensor = None if source is None else _constant(source)
     return None if tensor is None else tuple(tensor.numpy().reshape(-1).tolist())

@@ -10,15 +10,16 @@ bytes (protobuf.dev/programming-guides/encoding).
 from __future__ import annotations
 
 import mmap
+import secrets
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
 import onnx
 from google.protobuf.message import DecodeError
 
-# A location that no real model can name (ONNX locations are relative paths without NUL): the
-# tensor's bytes lie in the model file itself.
-INSIDE = "\0inside"
+#: A location that no file can name, since it is drawn anew in every process: the tensor's bytes lie
+#: in the model file itself.
+INSIDE = f"\0{secrets.token_hex(8)}"
 
 #: Smaller tensors stay in memory: a reference to the file would cost as much as they do.
 STREAMED_BYTES = 4096

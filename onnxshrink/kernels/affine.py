@@ -28,6 +28,7 @@ RANGES: dict[Dtype, tuple[int, int]] = {
 #: Fractions of the full range tried by ``clip="mse"``.
 _CLIPS = np.linspace(1.0, 0.4, 25, dtype=np.float32)
 _CHUNK = 2**21
+_LARGEST = 2.0**127
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def quantize(
             accuracy worth the name: the codes are chosen for the rounded scale.
 
     Raises:
-        ValueError: A weight is NaN or infinite.
+        ValueError: A weight is NaN, infinite, or beyond 2**127.
     """
     weights = np.asarray(weights)
     if weights.size == 0:
@@ -134,19 +135,25 @@ def _quantize(
     rounding: Rounding,
     short_scale: bool,
 ) -> Quantized:
-    values = weights.astype(np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
+        values = weights.astype(np.float32)
     lowest, highest = values.min(axes, keepdims=True), values.max(axes, keepdims=True)
     if not (np.isfinite(lowest).all() and np.isfinite(highest).all()):
         raise ValueError("holds NaN or infinity")
+    if max(-lowest.min(), highest.max()) > _LARGEST:
+        raise ValueError("holds values so large that rounding them may overflow")
     scale, zero = _parameters(lowest, highest, dtype, symmetric, short_scale)
     if clip == "mse":
+        full = scale
         best = _squared_error(values, scale, zero, dtype, axes)
         for fraction in _CLIPS[1:]:
             tried = _parameters(
                 lowest * fraction, highest * fraction, dtype, symmetric, short_scale
             )
-            error = _squared_error(values, *tried, dtype, axes)
-            better = error < best
+            # Both in steps of the full range: squares of weights themselves may overflow.
+            ratio = np.minimum(tried[0] / full, 1)
+            error = _squared_error(values, *tried, dtype, axes) * np.square(ratio)
+            better = (error < best) & (tried[0] <= full)  # a scale too small to use became 1
             best = np.where(better, error, best)
             scale = np.where(better, tried[0], scale)
             zero = np.where(better, tried[1], zero)
@@ -190,7 +197,7 @@ def _usable(scale: Array, short: bool) -> Array:
 
 def _codes(values: Array, scale: Array, zero: Array, dtype: Dtype) -> Array:
     first, last = RANGES[dtype]
-    codes = values / scale
+    codes: Array = np.divide(values, scale, out=np.empty_like(values))
     np.rint(codes, out=codes)
     codes += zero
     return np.clip(codes, first, last, out=codes)
@@ -225,10 +232,10 @@ def _balance(codes: Array, exact: Array, axes: tuple[int, ...], dtype: Dtype) ->
 def _squared_error(
     values: Array, scale: Array, zero: Array, dtype: Dtype, axes: tuple[int, ...]
 ) -> Array:
+    """Sum of squared errors of each group, in units of its squared scale."""
     error = _codes(values, scale, zero, dtype)
     error -= zero
-    error *= scale
-    error -= values
+    error -= values / scale
     np.square(error, out=error)
     total: Array = error.sum(axes, keepdims=True)
     return total
@@ -247,13 +254,13 @@ def sqnr_db(weights: npt.NDArray[np.floating], stored: Quantized) -> float:
     """Signal to quantization noise of the whole tensor in dB, a slice at a time.
 
     Args:
-        weights: What was quantized, in the shape in which it was.
+        weights: What was quantized, in the shape in which it was; at least one axis.
         stored: What became of it.
     """
-    along = int(np.argmax(weights.shape)) if weights.ndim else 0
-    step = max(1, _CHUNK * weights.shape[along] // weights.size) if weights.ndim else 1
+    along = int(np.argmax(weights.shape))
+    step = max(1, _CHUNK * weights.shape[along] // weights.size)
     signal = noise = 0.0
-    for at in range(0, weights.shape[along] if weights.ndim else 1, step):
+    for at in range(0, weights.shape[along], step):
         cut = (slice(None),) * along + (slice(at, at + step),)
         part = replace(
             stored,

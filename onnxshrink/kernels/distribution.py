@@ -57,8 +57,9 @@ def describe(values: npt.NDArray[Any], zero: float = 0.0) -> Distribution:
         zeros += part.size - int(np.count_nonzero(part - zero))
         # Chan, Golub and LeVeque (1983): merge the mean and scatter of two parts without
         # subtracting large squares.
-        delta, share = part.mean() - mean, part.size / (count + part.size)
-        scatter += ((part - part.mean()) ** 2).sum() + delta**2 * count * share
+        with np.errstate(over="ignore"):  # float64 beyond 1e154 has an infinite deviation
+            delta, share = part.mean() - mean, part.size / (count + part.size)
+            scatter += ((part - part.mean()) ** 2).sum() + delta**2 * count * share
         mean += delta * share
         count += part.size
     blank = count == 0
@@ -91,10 +92,18 @@ def count_unique(values: npt.NDArray[Any]) -> int:
         part = bits[start : start + 2 * MOST_UNIQUE]
         new = part[~np.isin(part, found)] if found.size else part
         if new.size:
-            found = np.union1d(found, new)
+            found = _distinct(np.concatenate([found, _distinct(new)]))
         if found.size > MOST_UNIQUE:
             return MOST_UNIQUE + 1
     return int(found.size)
+
+
+def _distinct(bits: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Sorted and without repeats; several times faster than the hash table of numpy.unique."""
+    ordered = np.sort(bits)
+    first = np.ones(ordered.size, bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return ordered[first]
 
 
 def entropy(codes: npt.NDArray[Any]) -> float:

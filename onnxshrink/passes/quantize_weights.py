@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _SPELLINGS = {"QInt8": "int8", "QUInt8": "uint8", "QInt4": "int4", "QUInt4": "uint4"}
 _VECTOR = 64  # shorter biases save less than the nodes that rebuild them cost
+_LOOKED_UP = 2**20  # smaller tables are not worth the nodes that a lookup of integers takes
 _SHORT_ROW = 32  # a scale for every row of a lookup that is shorter would cost more than it gains
 
 
@@ -121,17 +122,15 @@ class QuantizeWeights(Pass):
         if after >= view.nbytes:
             ctx.skip(view, f"would not be smaller as {self.dtype}")
             return
-        error = affine.sqnr_db(values, stored)
+        sqnr = affine.sqnr_db(values, stored)
         if turned:
             edit.dequantized_gemm(model, view, stored)
         else:
             edit.dequantized(model, view, stored, form)
         groups = stored.scale.size
-        ctx.changed(view, after, note=f"{self.dtype}, {groups} scales, {form}", sqnr_db=error)
+        ctx.changed(view, after, note=f"{self.dtype}, {groups} scales, {form}", sqnr_db=sqnr)
 
-    def _grouping(
-        self, view: WeightView, turned: bool
-    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _grouping(self, view: WeightView, turned: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The shape in which to see a weight, and the axes along which weights share a scale."""
         shape, contract = view.shape, tuple(sorted(view.axes.contract))
         if turned:
@@ -157,6 +156,7 @@ class QuantizeWeights(Pass):
         if self.form == "auto":
             # Codes of narrow types cannot be looked up; zero points would double the nodes.
             plain = self.dtype == "int8" and self.symmetric and not self.block_size
+            plain = plain and view.size >= _LOOKED_UP
             return "gather" if plain and edit.can_gather(model, view) else "cast-mul"
         if self.form == "dq" and not edit.can_dequantize(view, self._grouping(view, False)):
             return "cast-mul"

@@ -278,11 +278,7 @@ function decodeText(bytes) {
   } catch {
     throw new PackError("the header is not UTF-8");
   }
-  const token = new RegExp(
-    "[ \\t\\n\\r]*(?:([{}[\\],:]|true|false|null)|(0|[1-9]\\d{0,15})(?![\\d.eE])|" +
-      '"([^"\\\\\\x00-\\x1f]*(?:\\\\(?:["\\\\/bfnrt]|u[\\dA-Fa-f]{4})[^"\\\\\\x00-\\x1f]*)*)")',
-    "uy",
-  );
+  const token = /[ \t\n\r]*(?:([{}[\],:]|true|false|null)|(0|[1-9]\d{0,15})(?![\d.eE])|("))/uy;
   let kind, value;
   const next = () => {
     const found = token.exec(text);
@@ -292,8 +288,16 @@ function decodeText(bytes) {
       [kind, value] = ["number", Number(found[2])];
       check(Number.isSafeInteger(value), "a number is too large");
     } else {
-      [kind, value] = ["string", JSON.parse(`"${found[3]}"`)];
+      let end = token.lastIndex;
+      while (end < text.length && text[end] !== '"') end += text[end] === "\\" ? 2 : 1;
+      check(end - token.lastIndex < 2 ** 16, "a text is too long");
+      try {
+        [kind, value] = ["string", JSON.parse(text.slice(token.lastIndex - 1, end + 1))];
+      } catch {
+        throw new PackError("a text is not the JSON it must be");
+      }
       check(!/\p{Surrogate}/u.test(value), "half of a surrogate pair");
+      token.lastIndex = end + 1;
     }
   };
   const item = (depth) => {

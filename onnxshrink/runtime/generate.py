@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxshrink.errors import DataError
-from onnxshrink.runtime.inputs import Feed, Port, nearest, ports
+from onnxshrink.options import nearest
+from onnxshrink.runtime.inputs import Feed, Port, ports
 from onnxshrink.runtime.worker import Worker
 
 if TYPE_CHECKING:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
-import importlib.util
 import itertools
 import logging
 import os
 import re
-import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxshrink.errors import DataError, ShrinkError, UnsupportedModel
+from onnxshrink.functions import load_function
+from onnxshrink.options import nearest
 
 if TYPE_CHECKING:
     from onnxshrink.graph.model import Model
@@ -110,12 +109,6 @@ def load_inputs(
         label = source if isinstance(source, str | os.PathLike) else "the inputs"
         raise DataError(f"{label}: holds no inputs")
     return feeds
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """A hint for a message: the name that was probably meant, or nothing."""
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 class _Reader:
@@ -232,10 +225,9 @@ class _Reader:
 
     def _call(self, path: Path, name: str) -> Iterator[_Found]:
         where = f"{path}:{name}"
-        if not path.is_file():
-            raise DataError(f"{path}: no such file")
+        function = load_function(where)
         try:
-            source = _function(path, name)()
+            source = function()
             if source is None:
                 raise DataError(f"{where}: returned None")
             yield from self.read(source, where)
@@ -314,24 +306,6 @@ def _load_pb(path: Path) -> np.ndarray:
         return onnx.numpy_helper.to_array(onnx.TensorProto.FromString(path.read_bytes()))
     except (DecodeError, OSError, ValueError, TypeError) as error:
         raise DataError(f"{path}: not a tensor of ONNX: {error}") from error
-
-
-def _function(path: Path, name: str) -> Callable[[], object]:
-    """Import a function from a file, whose own imports find the files beside it."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent.absolute()))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(path.parent.absolute()))
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise DataError(f"{path}: has no function {name!r}{nearest(name, vars(module))}")
-    result: Callable[[], object] = function
-    return result
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

@@ -1,7 +1,7 @@
 """The smallest weight-only recipe whose answers stay inside a budget.
 
-The ladder has three rungs: int4 in blocks, int8 per channel, float16. Every weight starts on the
-lowest. While the answers are outside the budget, the weights that hurt most for the bytes they
+The ladder's rungs: int4 in blocks, int8 per channel, int8 in blocks, float16. Every weight starts
+on the lowest. While the answers are outside the budget, the weights that hurt most for the bytes they
 save are moved up a rung; how many is found by bisection.
 """
 
@@ -31,9 +31,15 @@ _log = logging.getLogger(__name__)
 Metric = Callable[[list[list[np.ndarray]]], float]
 
 #: Options of quantize-weights for each rung below float.
-_RUNGS: tuple[dict[str, Any], ...] = ({"dtype": "int4", "block_size": 32}, {"dtype": "int8"})
+_RUNGS: tuple[dict[str, Any], ...] = (
+    {"dtype": "int4", "block_size": 32},
+    {"dtype": "int8", "block_size": 0},
+    {"dtype": "int8", "block_size": 32},
+)
 #: Weights whose effect is measured one by one; the rest, being small, move up first.
 _MEASURED = 64
+#: An order needs fewer inputs than a verdict.
+_RANKING_FEEDS = 8
 _FIDELITY = 0.99
 
 
@@ -109,7 +115,7 @@ class Found:
 
     Attributes:
         recipe: What to run.
-        moved: Weights that could not stay on the lowest rung: name -> where they went.
+        moved: Weights that could not stay on the lowest rung in use: name -> where they went.
         misses: What the best result still misses; empty when the goal is met.
     """
 
@@ -137,12 +143,16 @@ def find_recipe(model: Model, judge: Judge, goal: Goal, progress: Progress) -> F
         if not misses:
             break
         rungs, misses = search.move_up(rungs, rung)
-    moved = {name: _rung_name(rung) for name, rung in rungs.items() if rung > 0}
+    lowest = min(rungs.values(), default=0)
+    moved = {name: _rung_name(rung) for name, rung in rungs.items() if rung > lowest}
     return Found(Recipe(search.steps(rungs)), moved, misses)
 
 
 def _rung_name(rung: int) -> str:
-    return str(_RUNGS[rung]["dtype"]) if rung < len(_RUNGS) else "float16"
+    if rung >= len(_RUNGS):
+        return "float16"
+    blocks = _RUNGS[rung]["block_size"]
+    return f"{_RUNGS[rung]['dtype']}" + (f" in blocks of {blocks}" if blocks else "")
 
 
 class _Search:
@@ -161,6 +171,8 @@ class _Search:
 
     def steps(self, rungs: Mapping[str, int]) -> tuple[Pass, ...]:
         """The passes that put every weight on its rung."""
+        if not rungs:
+            return ()
         quantize, narrow = find_pass("quantize-weights"), find_pass("to-float16")
         low = min(rungs.values(), default=len(_RUNGS))
         if low >= len(_RUNGS):
@@ -171,7 +183,7 @@ class _Search:
                 layers[name] = SKIP
             elif rung > low:
                 # An override says all that differs from the step's own options.
-                layers[name] = {"block_size": 0, **_RUNGS[rung]}
+                layers[name] = _RUNGS[rung]
         step = quantize(**_RUNGS[low], weights=Select(layers=layers))  # type: ignore[call-arg]
         floats = tuple(name for name, rung in rungs.items() if rung >= len(_RUNGS))
         if not floats:
@@ -183,25 +195,28 @@ class _Search:
         effect, answers = self._effect(self.steps(rungs))
         return self._goal.misses(effect, self._before, answers)
 
-    def _effect(self, steps: Sequence[Pass]) -> tuple[tuple[OutputComparison, ...], Answers]:
+    def _effect(
+        self, steps: Sequence[Pass], feeds: int | None = None
+    ) -> tuple[tuple[OutputComparison, ...], Answers]:
         trial = self._model.clone()
         for step in steps:
             step.apply(trial, Context(Step(step.name)))
         self._tried += 1
         self._progress("trying recipes", self._tried, 0)
-        return self._judge.effect(trial)
+        return self._judge.effect(trial, feeds)
 
     def move_up(self, rungs: dict[str, int], rung: int) -> tuple[dict[str, int], list[str]]:
         """Move the fewest weights from one rung to the next, or all when even that misses."""
-        order = self._by_harm([name for name in rungs if rungs[name] == rung], rung)
+        names = [name for name in rungs if rungs[name] == rung]
+        above = {**rungs, **dict.fromkeys(names, rung + 1)}
+        if misses := self.misses(above):
+            return above, misses
+        order = self._by_harm(names, rung)
 
         def moved(count: int) -> dict[str, int]:
             return {**rungs, **dict.fromkeys(order[:count], rung + 1)}
 
-        low, high = 0, len(order)  # `low` misses; `high` is not known to
-        misses = self.misses(moved(high))
-        if misses:
-            return moved(high), misses
+        low, high = 0, len(order)  # `low` misses, `high` does not
         while high - low > 1:
             middle = (low + high) // 2
             found = self.misses(moved(middle))
@@ -216,7 +231,7 @@ class _Search:
         for name in large:
             step = quantize(**_RUNGS[rung], weights=Select(only=(name,)), vectors="keep")  # type: ignore[call-arg]
             try:
-                effect, _ = self._effect([step])
+                effect, _ = self._effect([step], _RANKING_FEEDS)
                 error = sum(row.relative_error**2 for row in effect)
             except ModelError as failure:
                 _log.info("%s cannot be quantized: %s", name, failure)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -29,10 +30,12 @@ class Seen:
 
     Attributes:
         sizes: For every axis, its length in both runs.
+        dtype: Its numpy type.
         values: What it was in both runs, kept for small integers only.
     """
 
     sizes: tuple[Pair, ...]
+    dtype: np.dtype[Any]
     values: tuple[np.ndarray, np.ndarray] | None = None
 
 
@@ -67,7 +70,7 @@ class Runs:
                 continue
             small = a.dtype.kind in "iub" and a.size <= _LARGEST_PARAMETER
             values = (a, b) if small else None
-            seen[name] = Seen(tuple(zip(a.shape, b.shape, strict=True)), values)
+            seen[name] = Seen(tuple(zip(a.shape, b.shape, strict=True)), a.dtype, values)
         return cls(seen, varied)
 
 
@@ -122,6 +125,13 @@ class Facts:
             return tuple((int(n), int(n)) for n in tensor.shape)
         seen = self._runs.seen.get(value.name or "")
         return None if seen is None else seen.sizes
+
+    def dtype(self, value: ir.Value) -> np.dtype[Any] | None:
+        """The numpy type of a value, where it is known."""
+        seen = self._runs.seen.get(value.name or "")
+        if seen is not None:
+            return seen.dtype
+        return None if value.dtype is None else value.dtype.numpy()
 
     def computed(self, value: ir.Value) -> bool:
         """Whether a value depends on constants and on the shapes of other values alone."""

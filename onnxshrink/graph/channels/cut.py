@@ -1,0 +1,329 @@
+"""Taking chosen channels out of a model: its constants, its parameters, its declared shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxshrink.errors import ModelError
+from onnxshrink.graph import tensors
+from onnxshrink.graph.channels.atoms import Labels
+from onnxshrink.graph.channels.facts import stored
+from onnxshrink.graph.model import Model
+
+if TYPE_CHECKING:
+    from onnxshrink.graph.channels.walk import Axis, Slot, Walk
+
+
+@dataclass(frozen=True)
+class Shortened:
+    """A constant that lost channels."""
+
+    name: str
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    nbytes_before: int
+    nbytes_after: int
+    op_type: str
+
+
+class Cut:
+    """One removal from one model.
+
+    Args:
+        walk: The labels of the model, which is edited.
+        removed: For every atom, whether it goes; only free undefined representatives count.
+    """
+
+    def __init__(self, walk: Walk, removed: npt.NDArray[np.bool_]):
+        self.model: Model = walk.model
+        self._walk = walk
+        self._gone = removed
+        self._replaced: set[ir.Value] = set()
+
+    # --------------------------------------------------------- what rules ask for
+
+    def kept(self, labels: Labels) -> npt.NDArray[np.bool_]:
+        """Which indices of an axis stay."""
+        return self._walk.atoms.kept(labels, self._gone)
+
+    def removed(self, axis: Axis) -> int:
+        """How many indices of an axis go."""
+        return 0 if axis is None else int((~self.kept(axis)).sum())
+
+    def set_integer(self, node: ir.Node, name: str, value: int) -> None:
+        """Give a node an attribute."""
+        node.attributes[name] = ir.AttrInt64(name, value)
+        self.model.touch_node(node)
+
+    def set_integers(self, node: ir.Node, name: str, values: Sequence[int]) -> None:
+        """Give a node an attribute."""
+        node.attributes[name] = ir.AttrInt64s(name, list(values))
+        self.model.touch_node(node)
+
+    def set_float(self, node: ir.Node, name: str, value: float) -> None:
+        """Give a node an attribute."""
+        node.attributes[name] = ir.AttrFloat32(name, value)
+        self.model.touch_node(node)
+
+    def drop_attribute(self, node: ir.Node, name: str) -> None:
+        """Take an attribute from a node."""
+        if name in node.attributes:
+            del node.attributes[name]
+            self.model.touch_node(node)
+
+    def replace_input(self, node: ir.Node, index: int, array: np.ndarray) -> None:
+        """Give a node another constant as input."""
+        old = node.inputs[index] if index < len(node.inputs) else None
+        kind = self._walk.facts.dtype(old) if old is not None else None
+        if old is not None:
+            self._replaced.add(old)
+        else:
+            node.resize_inputs(max(index + 1, len(node.inputs)))
+        name = (old.name if old is not None else None) or f"{node.outputs[0].name}.{index}"
+        value = self._constant(array if kind is None else array.astype(kind), name, node)
+        node.replace_input_with(index, value)
+        self.model.touch_node(node)
+
+    def subtract(
+        self, node: ir.Node, index: int, removed: Labels, explicit: Mapping[int, int] | None = None
+    ) -> None:
+        """Take removed channels off the sizes that a node gets as input.
+
+        Args:
+            node: The node.
+            index: Which of its inputs.
+            removed: What to take off each entry.
+            explicit: Entries that get a new value instead.
+
+        Raises:
+            ModelError: An entry must be replaced, but the input is computed.
+        """
+        value = node.inputs[index]
+        assert value is not None
+        tensor = stored(value)
+        if tensor is not None:
+            target = tensor.numpy() - removed
+            for entry, size in (explicit or {}).items():
+                target[entry] = size
+            self.replace_input(node, index, target)
+            return
+        if explicit:
+            raise ModelError(f"{value.name!r}: a computed shape copies an axis that changes")
+        delta = self._constant(removed, f"{value.name}.removed", node)
+        less = self._node("Sub", [value, delta], f"{value.name}.left", node)
+        node.replace_input_with(index, less)
+        self.model.touch_node(node)
+
+    def add_behind(self, node: ir.Node, addend: np.ndarray) -> None:
+        """Add a constant to what a node makes; all users get the sum."""
+        self._behind(node, "Add", addend)
+
+    def multiply_behind(self, node: ir.Node, factor: float) -> None:
+        """Multiply what a node makes by a constant; all users get the product."""
+        kind = self._walk.facts.dtype(node.outputs[0])
+        self._behind(node, "Mul", np.array(factor, np.float32 if kind is None else kind))
+
+    def _behind(self, node: ir.Node, op_type: str, operand: np.ndarray) -> None:
+        """The new value takes the name of the old, so users read the same."""
+        old = node.outputs[0]
+        name = old.name or ""
+        following = next((n for n in self._after(node)), None)
+        constant = self._constant(operand, f"{name}.part", following or node)
+        made = ir.Node("", op_type, [old, constant], name="")
+        graph = node.graph
+        assert graph is not None
+        graph.insert_after(node, made)
+        old.replace_all_uses_with(made.outputs[0], replace_graph_outputs=True)
+        made.replace_input_with(0, old)
+        old.name = self.model.unused_name(f"{name}.whole")
+        made.outputs[0].name = name
+        made.outputs[0].type, made.outputs[0].shape = old.type, old.shape
+        self.model.touch(name, old.name)
+
+    def _after(self, node: ir.Node) -> Sequence[ir.Node]:
+        graph = node.graph
+        assert graph is not None
+        nodes = list(graph)
+        return nodes[nodes.index(node) + 1 :][:1]
+
+    def replace_by_gather(
+        self, nodes: Sequence[ir.Node], source: ir.Value, index: Labels, axis: int
+    ) -> None:
+        """Put one Gather in the place of a chain of nodes."""
+        old, graph = nodes[-1].outputs[0], nodes[-1].graph
+        assert graph is not None
+        name = old.name or ""
+        order = self._constant(index, f"{name}.order", nodes[-1])
+        attributes = [ir.AttrInt64("axis", axis)]
+        made = ir.Node("", "Gather", [source, order], attributes, name="")
+        graph.insert_before(nodes[-1], made)
+        made.outputs[0].type, made.outputs[0].shape = old.type, old.shape
+        old.replace_all_uses_with(made.outputs[0], replace_graph_outputs=True)
+        for node in reversed(nodes):
+            self._replaced.update(value for value in node.inputs if value is not None)
+            self.model.touch_node(node)
+            self.model.touch(*(value.name for value in node.outputs))
+            graph.remove(node, safe=True)
+        made.outputs[0].name = name
+        self._walk.labels[made.outputs[0]] = self._walk.labels.pop(old)
+
+    def _constant(self, array: np.ndarray, name: str, before: ir.Node) -> ir.Value:
+        graph = self.model.ir.graph
+        name = self.model.unused_name(name)
+        tensor = self.model.store(np.ascontiguousarray(array), name)
+        self.model.touch(name)
+        if self.model.ir.ir_version < 4:  # its initializers would be inputs
+            node = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], name="")
+            node.outputs[0].name = name
+            graph.insert_before(before, node)
+            return node.outputs[0]
+        value = ir.Value(
+            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape),
+            const_value=tensor,
+        )  # fmt: skip
+        graph.register_initializer(value)
+        return value
+
+    def _node(
+        self, op_type: str, inputs: Sequence[ir.Value], name: str, before: ir.Node
+    ) -> ir.Value:
+        node = ir.Node("", op_type, inputs, name="")
+        node.outputs[0].name = self.model.unused_name(name)
+        self.model.touch(node.outputs[0].name)
+        assert before.graph is not None
+        before.graph.insert_before(before, node)
+        return node.outputs[0]
+
+    # -------------------------------------------------------------------- the cut
+
+    def apply(self) -> list[Shortened]:
+        """Change the model.
+
+        Returns:
+            Every constant that lost channels.
+
+        Raises:
+            ModelError: An axis would be left without any channel.
+        """
+        keeps = {slot: self._keeps(slot, axes) for slot, axes in self._walk.labels.items()}
+        for _, rewrite in self._walk.rewrites:
+            rewrite(self)
+        done: list[Shortened] = []
+        by_value: dict[ir.Value, list[tuple[Slot, list[Any]]]] = {}
+        for slot, keep in keeps.items():
+            value = slot[0] if isinstance(slot, tuple) else slot
+            if stored(value) is not None:
+                by_value.setdefault(value, []).append((slot, keep))
+            elif any(k is not None for k in keep):
+                self._declare(value, keep)
+        for value, uses in by_value.items():
+            tensor = stored(value)
+            assert tensor is not None
+            done += self._shorten(value, tensor, uses)
+            tensors.release(tensor)
+        self._drop_replaced()
+        return done
+
+    def _keeps(self, slot: Slot, axes: Sequence[Axis]) -> list[npt.NDArray[np.bool_] | None]:
+        keeps: list[npt.NDArray[np.bool_] | None] = []
+        for labels in axes:
+            kept = None if labels is None else self.kept(labels)
+            if kept is not None and len(kept) and not kept.any():
+                value = slot[0] if isinstance(slot, tuple) else slot
+                raise ModelError(f"{value.name!r}: no channel would be left of {len(kept)}")
+            keeps.append(None if kept is None or kept.all() else kept)
+        return keeps
+
+    def _declare(self, value: ir.Value, keeps: Sequence[Any]) -> None:
+        """Bring the declared shape of a value up to date."""
+        if value.shape is None:
+            return
+        dims = [
+            int(keep.sum()) if keep is not None and isinstance(dim, int) else dim
+            for dim, keep in zip(value.shape, keeps, strict=True)
+        ]
+        value.shape = ir.Shape(dims)
+        self.model.touch(value.name)
+
+    def _shorten(
+        self, value: ir.Value, tensor: ir.TensorProtocol, uses: Sequence[tuple[Slot, list[Any]]]
+    ) -> list[Shortened]:
+        """Cut a constant; a vector whose uses lose different channels becomes several."""
+        if all(k is None for _, keep in uses for k in keep):
+            return []
+        array = tensor.numpy()
+        op_type = next((use.node.op_type for use in value.uses()), "")
+        variants: dict[bytes, ir.Value | None] = {}
+        done = []
+        # Uses without a label of their own keep the whole vector.
+        labelled = {(slot[1], slot[2]) for slot, _ in uses if isinstance(slot, tuple)}
+        whole = isinstance(uses[0][0], tuple) and any(
+            (use.node, use.idx) not in labelled for use in value.uses()
+        )
+        for slot, keep in uses:
+            key = b"".join(b"*" if k is None else k.tobytes() for k in keep)
+            if key in variants:
+                target = variants[key]
+            else:
+                short = array
+                for axis, k in enumerate(keep):
+                    short = short if k is None else short.compress(k, axis)
+                own = not whole and not variants
+                target = self._variant(value, tensor, short, own, slot)
+                variants[key] = target
+                if short is not array:
+                    done.append(
+                        Shortened(
+                            target.name or "", array.shape, short.shape, tensor.nbytes,
+                            tensor.nbytes * short.size // max(array.size, 1), op_type,
+                        )
+                    )  # fmt: skip
+            if isinstance(slot, tuple) and target is not value:
+                slot[1].replace_input_with(slot[2], target)
+                self.model.touch_node(slot[1])
+        return done
+
+    def _variant(
+        self, value: ir.Value, tensor: ir.TensorProtocol, array: np.ndarray, own: bool, slot: Slot
+    ) -> ir.Value:
+        """A constant with these values: the old one, or a new one beside it."""
+        if not own:
+            assert isinstance(slot, tuple)
+            return self._constant(array, value.name or "", slot[1])
+        if array.shape == tuple(tensor.shape):
+            return value
+        name = value.name or ""
+        made = ir.Tensor(np.ascontiguousarray(array), dtype=tensor.dtype, name=name)
+        short = self.model.store(made, name)
+        node = value.producer()
+        if node is not None:
+            node.attributes.clear()
+            node.attributes["value"] = ir.AttrTensor("value", short)
+        else:
+            value.const_value = short
+        if value.shape is not None:
+            value.shape = ir.Shape(array.shape)
+        self.model.touch(name)
+        return value
+
+    def _drop_replaced(self) -> None:
+        """Take constants that nothing uses any more out of the file."""
+        graph = self.model.ir.graph
+        for value in self._replaced:
+            if value.uses() or value.is_graph_output():
+                continue
+            node = value.producer()
+            if node is not None and node.op_type == "Constant":
+                self.model.touch(value.name)
+                graph.remove(node, safe=True)
+            elif node is None and value.name in graph.initializers:
+                self.model.touch(value.name)
+                graph.initializers.pop(value.name)
+                if value in graph.inputs:
+                    graph.inputs.remove(value)

@@ -1,0 +1,21 @@
+"""How every operator carries channels: one table, made of one part for each kind of operator."""
+
+from onnxshrink.graph.channels.rules import (
+    contraction,
+    elementwise,
+    movement,
+    quantized,
+    recurrent,
+    reduction,
+    reshape,
+)
+
+RULES = {
+    **contraction.RULES,
+    **elementwise.RULES,
+    **movement.RULES,
+    **quantized.RULES,
+    **recurrent.RULES,
+    **reduction.RULES,
+    **reshape.RULES,
+}

@@ -1,0 +1,189 @@
+"""Operators that sum products over an axis: the two sides of that axis go together."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxshrink.graph.channels.cut import Cut
+from onnxshrink.graph.channels.rules.reshape import factor
+from onnxshrink.graph.channels.walk import (
+    Axis,
+    Barrier,
+    Operand,
+    Rule,
+    Walk,
+    attribute,
+    describe,
+    integer,
+)
+
+
+def contract(walk: Walk, node: ir.Node, a: Operand, i: int, b: Operand, j: int) -> None:
+    """Tie the axes that are summed over; a term may go only if it is zero in the original."""
+    if not (a.zero[i] or b.zero[j]):
+        reason = f"{describe(node)}: sums over channels that are not zero without their weights"
+        walk.freeze(a.axes[i], reason)
+        walk.freeze(b.axes[j], reason)
+    walk.join(a.axes[i], b.axes[j], node)
+
+
+def _matmul(walk: Walk, node: ir.Node) -> None:
+    a, b = walk.operand(node, 0), walk.operand(node, 1)
+    if node.domain and (attribute(node, "transBatchA", 0) or attribute(node, "transBatchB", 0)):
+        raise Barrier("batches are transposed")
+    for operand, name in ((a, "transA"), (b, "transB")):
+        if node.domain and integer(node, name, 0) and operand.rank > 1:
+            operand.axes[-2:] = operand.axes[:-3:-1]
+            operand.zero[-2:] = operand.zero[:-3:-1]
+    matmul(walk, node, a, b)
+
+
+def matmul(walk: Walk, node: ir.Node, a: Operand, b: Operand) -> None:
+    """numpy.matmul of two operands, vectors included; labels the first output."""
+    if not a.rank or not b.rank:
+        raise Barrier("a scalar operand")
+    contract(walk, node, a, -1, b, -2 if b.rank > 1 else -1)
+    lead = [Operand(o.axes[:-2], o.zero[:-2]) for o in (a, b)]
+    batch = walk.broadcast(lead, node, product=True)
+    axes, zero = list(batch.axes), list(batch.zero)
+    if a.rank > 1:
+        axes.append(a.axes[-2])
+        zero.append(a.zero[-2])
+    if b.rank > 1:
+        axes.append(b.axes[-1])
+        zero.append(b.zero[-1])
+    walk.put(node, axes, zero)
+
+
+def _gemm(walk: Walk, node: ir.Node) -> None:
+    a, b = walk.operand(node, 0), walk.operand(node, 1)
+    k, m = (0, 1) if integer(node, "transA", 0) else (1, 0)
+    n, j = (0, 1) if integer(node, "transB", 0) else (1, 0)
+    if a.rank != 2 or b.rank != 2:
+        raise Barrier("operands that are no matrices")
+    contract(walk, node, a, k, b, j)
+    result = Operand([a.axes[m], b.axes[n]], [a.zero[m], b.zero[n]])
+    if walk.has(node, 2):
+        result = walk.broadcast([result, walk.operand(node, 2)], node)
+    walk.put(node, result.axes, result.zero)
+
+
+def _filters(walk: Walk, node: ir.Node) -> tuple[Operand, Operand, int]:
+    """The two operands of a convolution, with all axes but batch and channels frozen."""
+    x, w = walk.operand(node, 0), walk.operand(node, 1)
+    if x.rank != w.rank or x.rank < 3:
+        raise Barrier("operands of different rank")
+    for axis in range(2, w.rank):
+        walk.freeze(w.axes[axis], f"{describe(node)}: a kernel axis")
+        walk.freeze(x.axes[axis], f"{describe(node)}: a spatial axis")
+    return x, w, integer(node, "group", 1)
+
+
+def _conv(walk: Walk, node: ir.Node) -> None:
+    """``X [N, C, ..], W [M, C / group, ..], B [M]``."""
+    x, w, group = _filters(walk, node)
+    if walk.has(node, 3):
+        raise Barrier("adds a third operand")
+    if group == 1:
+        contract(walk, node, x, 1, w, 1)
+    else:
+        groups = _grouped(walk, node, x.axes[1], w.axes[1], group)
+        outer, _ = _split(walk, w.axes[0], group)
+        walk.join(groups, outer, node)
+        if not (x.zero[1] or w.zero[1]):
+            raise Barrier("sums over channels that are not zero without their weights")
+        _count_groups(walk, node, groups)
+    out = Operand([w.axes[0]], [w.zero[0]])
+    if walk.has(node, 2):
+        out = walk.broadcast([out, walk.operand(node, 2)], node)
+    _put_filtered(walk, node, x, out)
+
+
+def _conv_transpose(walk: Walk, node: ir.Node) -> None:
+    """``X [N, C, ..], W [C, M / group, ..], B [M]``."""
+    x, w, group = _filters(walk, node)
+    contract(walk, node, x, 1, w, 0)
+    out = Operand([w.axes[1]], [w.zero[1]])
+    if group > 1:
+        groups, _ = _split(walk, w.axes[0], group)
+        out.axes[0] = _merged(walk, groups, w.axes[1])
+        _count_groups(walk, node, groups)
+    if walk.has(node, 2):
+        out = walk.broadcast([out, walk.operand(node, 2)], node)
+    _put_filtered(walk, node, x, out)
+
+
+def _put_filtered(walk: Walk, node: ir.Node, x: Operand, out: Operand) -> None:
+    spatial = walk.fresh(walk.sizes(node.outputs[0])[2:], f"{describe(node)}: a spatial axis")
+    zero = [x.zero[0], out.zero[0]] + [False] * len(spatial)
+    walk.put(node, [x.axes[0], out.axes[0], *spatial], zero)
+
+
+def _split(walk: Walk, axis: Axis, group: int) -> tuple[Axis, Axis]:
+    """Labels of the groups of an axis, and of the places in a group."""
+    if axis is None:
+        raise Barrier("channels in groups that vary")
+    outer, inner = factor(walk, axis, (group, len(axis) // group))
+    return outer, inner
+
+
+def _grouped(walk: Walk, node: ir.Node, x: Axis, inner: Axis, group: int) -> Axis:
+    """Channels in groups are products of a group and a place that all groups share."""
+    outer, place = _split(walk, x, group)
+    walk.join(place, inner, node)
+    return outer
+
+
+def _merged(walk: Walk, outer: Axis, inner: Axis) -> Axis:
+    if outer is None or inner is None:
+        raise Barrier("channels in groups that vary")
+    a = outer.repeat(len(inner))
+    b = inner[None].repeat(len(outer), 0).reshape(-1)
+    return walk.atoms.product([a, b])
+
+
+def _count_groups(walk: Walk, node: ir.Node, groups: Axis) -> None:
+    def rewrite(cut: Cut) -> None:
+        assert groups is not None
+        if cut.removed(groups):
+            cut.set_integer(node, "group", len(groups) - cut.removed(groups))
+
+    walk.on_cut(node, rewrite)
+
+
+def _einsum(walk: Walk, node: ir.Node) -> None:
+    equation = attribute(node, "equation", "")
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if "." in equation or not arrow or len(terms) != len(node.inputs):
+        raise Barrier("an equation with ... or without ->")
+    places: dict[str, list[tuple[Operand, int]]] = {}
+    for index, term in enumerate(terms):
+        operand = walk.operand(node, index)
+        if len(term) != operand.rank or len(set(term)) != len(term):
+            raise Barrier(f"the term {term!r} does not fit its operand")
+        for axis, letter in enumerate(term):
+            places.setdefault(letter, []).append((operand, axis))
+    axes: dict[str, Axis] = {}
+    zero: dict[str, bool] = {}
+    for letter, uses in places.items():
+        wide = [(o, axis) for o, axis in uses if o.length(axis) != 1] or uses
+        zero[letter] = any(o.zero[axis] for o, axis in wide)
+        axes[letter] = wide[0][0].axes[wide[0][1]]
+        for operand, axis in wide[1:]:
+            axes[letter] = walk.join(axes[letter], operand.axes[axis], node)
+        if letter not in right and not zero[letter]:
+            walk.freeze(axes[letter], f"{describe(node)}: sums over {letter!r}")
+    walk.put(node, [axes[letter] for letter in right], [zero[letter] for letter in right])
+
+
+RULES: dict[tuple[str, str], Rule] = {
+    ("", "Conv"): _conv,
+    ("", "ConvTranspose"): _conv_transpose,
+    ("", "Einsum"): _einsum,
+    ("", "Gemm"): _gemm,
+    ("", "MatMul"): _matmul,
+    ("com.microsoft", "FusedConv"): _conv,
+    ("com.microsoft", "FusedGemm"): _gemm,
+    ("com.microsoft", "FusedMatMul"): _matmul,
+}

@@ -1,0 +1,223 @@
+"""Reshape and its kin, as algebra: axes are cut into digits that both shapes are made of.
+
+``[B, S, 12 * 64] -> [B, S, 12, 64]`` has the digits B, S, 12, 64. An axis that is one digit keeps
+its labels; one of several is their product, so that each digit may lose indices of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxshrink.graph.channels.atoms import Labels
+from onnxshrink.graph.channels.cut import Cut
+from onnxshrink.graph.channels.facts import Pair
+from onnxshrink.graph.channels.walk import Axis, Barrier, Rule, Walk, describe, integer
+
+
+def factor(walk: Walk, labels: Labels, sizes: Sequence[int]) -> list[Labels]:
+    """Cut one axis into digits, and say that it is their product.
+
+    Args:
+        walk: Where the labels live.
+        labels: Labels of the axis.
+        sizes: Lengths of the digits, the slowest first; their product is the axis' length.
+    """
+    atoms = walk.atoms
+    roots = atoms.find(labels).reshape(sizes)
+    names = ["an axis of length 1", "a digit of a reshaped axis along which nothing changes"]
+    digits: list[Labels | None] = []
+    for axis, size in enumerate(sizes):
+        first = roots.take([0], axis)
+        same = bool((roots == first).all())
+        digits.append(atoms.fresh(size, names[size > 1]) if same else None)
+    open_ = [axis for axis, digit in enumerate(digits) if digit is None]
+    if len(open_) == 1:
+        axis = open_[0]
+        index = tuple(slice(None) if i == axis else 0 for i in range(len(sizes)))
+        digits[axis] = roots[index]
+    elif open_:
+        for axis in open_:
+            digits[axis] = atoms.fresh(sizes[axis])
+        atoms.join(labels, merge(walk, [digit for digit in digits if digit is not None]))
+    return [digit for digit in digits if digit is not None]
+
+
+def merge(walk: Walk, digits: Sequence[Labels]) -> Labels:
+    """The labels of one axis made of digits, the slowest first."""
+    if len(digits) == 1:
+        return digits[0]
+    grids = np.meshgrid(*digits, indexing="ij")
+    return walk.atoms.product([grid.reshape(-1) for grid in grids])
+
+
+def _boundaries(sizes: Sequence[Pair]) -> list[Pair]:
+    """How many elements one step along each axis passes over, in both runs."""
+    behind = [sizes[axis + 1 :] for axis in range(len(sizes))]
+    return [(math.prod(a for a, _ in rest), math.prod(b for _, b in rest)) for rest in behind]
+
+
+def reshaped(
+    walk: Walk, node: ir.Node, axes: Sequence[Axis], zero: Sequence[bool],
+    before: Sequence[Pair], after: Sequence[Pair],
+) -> tuple[list[Axis], list[bool]]:  # fmt: skip
+    """Labels behind a change of shape.
+
+    Raises:
+        Barrier: The two shapes are not made of the same digits.
+    """
+    if any(0 in size for size in (*before, *after)):
+        raise Barrier("an empty axis")
+    total = (math.prod(a for a, _ in before), math.prod(b for _, b in before))
+    strides = set(_boundaries(before)) | set(_boundaries(after)) | {total}
+    steps = sorted(strides, reverse=True)
+    for (a, b), (c, d) in zip(steps, steps[1:], strict=False):
+        if a % c or b % d:
+            raise Barrier("the two shapes share no digits")
+    digit_of: dict[Pair, tuple[Axis, bool]] = {}  # by the stride that it starts at
+    for axis, size, stride in zip(range(len(before)), before, _boundaries(before), strict=True):
+        outer = (stride[0] * size[0], stride[1] * size[1])
+        inside = steps[steps.index(outer) : steps.index(stride) + 1]
+        sizes = [(a // c, b // d) for (a, b), (c, d) in zip(inside, inside[1:], strict=False)]
+        labels = axes[axis]
+        if len(sizes) == 1:
+            digit_of[inside[0]] = labels, zero[axis]
+            continue
+        if labels is None or any(a != b for a, b in sizes):
+            walk.freeze(labels, f"{describe(node)}: digits of varying length")
+            parts = walk.fresh(sizes, f"{describe(node)}: digits of varying length")
+        else:
+            parts = list(factor(walk, labels, [a for a, _ in sizes])) if sizes else []
+        for start, part in zip(inside, parts, strict=False):
+            digit_of[start] = part, zero[axis]
+    result: list[Axis] = []
+    zeros: list[bool] = []
+    for size, stride in zip(after, _boundaries(after), strict=True):
+        outer = (stride[0] * size[0], stride[1] * size[1])
+        inside = steps[steps.index(outer) : steps.index(stride)]
+        digits = [digit_of[start] for start in inside]
+        zeros.append(all(z for _, z in digits) and bool(digits))
+        if not digits:
+            result += walk.fresh([size])
+        elif any(labels is None for labels, _ in digits):
+            if len(digits) > 1:
+                for labels, _ in digits:
+                    walk.freeze(labels, f"{describe(node)}: merged with an axis of varying length")
+            result.append(None if size[0] != size[1] else walk.fresh([size], "varying digits")[0])
+        else:
+            result.append(merge(walk, [labels for labels, _ in digits if labels is not None]))
+    return result, zeros
+
+
+def _reshape(walk: Walk, node: ir.Node) -> None:
+    if _shuffled(walk, node):
+        return
+    x = walk.operand(node, 0)
+    before, after = walk.sizes(node.inputs[0]), walk.sizes(node.outputs[0])
+    axes, zero = reshaped(walk, node, x.axes, x.zero, before, after)
+    walk.put(node, axes, zero)
+    if node.op_type == "Reshape":
+        _retarget(walk, node, x.axes, axes)
+
+
+def _retarget(walk: Walk, node: ir.Node, before: Sequence[Axis], after: Sequence[Axis]) -> None:
+    """Take what is removed off the target of a Reshape."""
+    values = walk.facts.values(node.inputs[1] if len(node.inputs) > 1 else None)
+    if values is None or integer(node, "allowzero", 0):
+        raise Barrier("its target is not known")
+    if len(values[0]) != len(after):
+        raise Barrier("its target is not known")
+    kinds = [(np.sign(a), np.sign(b)) for a, b in zip(*values, strict=True)]
+    if any(a != b for a, b in kinds):
+        raise Barrier("its target has entries that change their meaning")
+
+    def rewrite(cut: Cut) -> None:
+        removed = np.zeros(len(after), np.int64)
+        explicit: dict[int, int] = {}
+        for axis, labels in enumerate(after):
+            gone = cut.removed(labels)
+            entry = int(values[0][axis])
+            if entry > 0:
+                removed[axis] = gone
+            elif entry == 0 and gone != cut.removed(before[axis]):
+                assert labels is not None
+                explicit[axis] = len(labels) - gone
+        if removed.any() or explicit:
+            cut.subtract(node, 1, removed, explicit)
+
+    walk.on_cut(node, rewrite)
+
+
+def _shuffled(walk: Walk, node: ir.Node) -> bool:
+    """Whether this Reshape begins a channel shuffle; labels all of its nodes if so.
+
+    ShuffleNet's Reshape, Transpose, Reshape permutes one axis. As a Gather it lets every channel go
+    alone, where digits would tie the channels of a group.
+    """
+    second = _only_user(node.outputs[0])
+    third = _only_user(second.outputs[0]) if second is not None else None
+    if second is None or third is None:
+        return False
+    if [n.op_type for n in (node, second, third)] != ["Reshape", "Transpose", "Reshape"]:
+        return False
+    sizes = [walk.facts.sizes(n.outputs[0]) for n in (node, second, third)]
+    before = walk.facts.sizes(node.inputs[0]) if node.inputs[0] is not None else None
+    if before is None or any(size is None for size in sizes) or before != sizes[2]:
+        return False
+    assert sizes[0] is not None
+    perm = list(second.attributes["perm"].as_ints()) if "perm" in second.attributes else None
+    if perm is None or math.prod(a for a, _ in before) > 2**24:
+        return False
+    first = np.arange(math.prod(a for a, _ in before)).reshape([a for a, _ in before])
+    moved = first.reshape([a for a, _ in sizes[0]]).transpose(perm).reshape(first.shape)
+    x = walk.operand(node, 0)
+    for axis, labels in enumerate(x.axes):
+        if labels is None or len(labels) < 4:
+            continue
+        index: list[int | slice] = [0] * first.ndim
+        index[axis] = slice(None)
+        line = first[tuple(index)]
+        order = np.searchsorted(line, moved[tuple(index)])
+        if (order >= len(line)).any() or not np.array_equal(first.take(order, axis), moved):
+            continue
+        if np.array_equal(order, np.arange(len(order))):
+            continue
+        for middle in (node, second):
+            reason = f"{describe(middle)}: a channel shuffle"
+            walk.put(middle, walk.fresh(walk.sizes(middle.outputs[0]), reason))
+        axes = list(x.axes)
+        axes[axis] = labels[order]
+        walk.put(third, axes, x.zero)
+        walk.handled |= {second, third}
+        walk.on_cut(third, lambda cut: _gather(cut, (node, second, third), axis, labels, order))
+        return True
+    return False
+
+
+def _gather(
+    cut: Cut, nodes: tuple[ir.Node, ir.Node, ir.Node], axis: int, labels: Labels, order: Labels
+) -> None:
+    """Put a Gather of the channels that are left in the place of a shuffle."""
+    kept = cut.kept(labels)
+    if kept.all():
+        return
+    new_index = np.cumsum(kept) - 1
+    source = nodes[0].inputs[0]
+    assert source is not None
+    cut.replace_by_gather(nodes, source, new_index[order[kept[order]]], axis)
+
+
+def _only_user(value: ir.Value) -> ir.Node | None:
+    uses = value.uses()
+    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+
+
+RULES: dict[tuple[str, str], Rule] = {
+    ("", "Flatten"): _reshape,
+    ("", "Reshape"): _reshape,
+    ("", "Squeeze"): _reshape,
+    ("", "Unsqueeze"): _reshape,
+}

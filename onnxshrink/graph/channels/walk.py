@@ -1,0 +1,357 @@
+"""One pass over a graph in execution order that labels every axis of every value with atoms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxshrink.graph.channels.atoms import Atoms, Labels
+from onnxshrink.graph.channels.facts import Facts, Pair, stored
+from onnxshrink.graph.model import Model
+
+if TYPE_CHECKING:
+    from onnxshrink.graph.channels.cut import Cut
+
+#: Labels of one axis; None where its length varies from run to run, and so nothing can go.
+Axis = Labels | None
+
+#: What makes a constant's copy its own: vectors that an exporter shared between nodes that have
+#: nothing to do with each other are labelled apart, use by use.
+Slot = ir.Value | tuple[ir.Value, ir.Node, int]
+
+Rewrite = Callable[["Cut"], None]
+Rule = Callable[["Walk", ir.Node], None]
+
+FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
+
+
+class Barrier(Exception):
+    """A rule cannot say how a node carries channels; all of its inputs and outputs stay whole."""
+
+
+@dataclass
+class Operand:
+    """One input of a node as rules see it.
+
+    Attributes:
+        axes: Labels of its axes.
+        zero: For each axis, whether all values at a removed index are zero when the weights that
+            make them are.
+    """
+
+    axes: list[Axis]
+    zero: list[bool]
+
+    @property
+    def rank(self) -> int:
+        """How many axes it has."""
+        return len(self.axes)
+
+    def length(self, axis: int) -> int | None:
+        """The length of an axis; None when it varies."""
+        labels = self.axes[axis]
+        return None if labels is None else len(labels)
+
+
+@dataclass
+class Walk:
+    """The labels of a graph.
+
+    Attributes:
+        labels: Labels by value, or by use for vectors.
+        zero: See ``Operand``.
+        rewrites: What to change in a node besides its weights, when channels go; in order.
+        couplings: The nodes that each atom passed through are found by the values they make; these
+            are the names of barriers with their reasons.
+    """
+
+    model: Model
+    facts: Facts
+    atoms: Atoms = field(default_factory=Atoms)
+    labels: dict[Slot, list[Axis]] = field(default_factory=dict)
+    zero: dict[Slot, list[bool]] = field(default_factory=dict)
+    rewrites: list[tuple[ir.Node, Rewrite]] = field(default_factory=list)
+    barriers: dict[str, str] = field(default_factory=dict)
+    #: Axes of constants that a rule laid out anew: (slot, axis), left alone by plain slicing.
+    handled: set[ir.Node] = field(default_factory=set)
+    _captured: set[ir.Value] = field(default_factory=set)
+    _used: set[tuple[ir.Node, int]] = field(default_factory=set)
+    _parameters: set[Slot] = field(default_factory=set)
+
+    # -------------------------------------------------------------------- inputs
+
+    def operand(self, node: ir.Node, index: int) -> Operand:
+        """Labels of an input of a node.
+
+        Raises:
+            Barrier: It is missing, or its shape is not known.
+        """
+        value = node.inputs[index] if index < len(node.inputs) else None
+        if value is None:
+            raise Barrier(f"its input {index} is missing")
+        self._used.add((node, index))
+        slot = self.slot(value, node, index)
+        if slot not in self.labels and stored(value) is not None:
+            self._label_constant(slot, value)
+        if slot not in self.labels:
+            raise Barrier(f"the shape of {value.name!r} is not known")
+        return Operand(list(self.labels[slot]), list(self.zero[slot]))
+
+    def has(self, node: ir.Node, index: int) -> bool:
+        """Whether a node has an input at this place."""
+        return index < len(node.inputs) and node.inputs[index] is not None
+
+    def slot(self, value: ir.Value, node: ir.Node, index: int) -> Slot:
+        """What labels are kept under for one use of a value."""
+        tensor = stored(value)
+        return (value, node, index) if tensor is not None and len(tensor.shape) == 1 else value
+
+    def _label_constant(self, slot: Slot, value: ir.Value) -> None:
+        tensor = stored(value)
+        assert tensor is not None
+        axes: list[Axis] = []
+        for length in map(int, tensor.shape):
+            axes.append(self.atoms.fresh(length, "an axis of length 1" if length == 1 else ""))
+        self.labels[slot] = axes
+        self.zero[slot] = [True] * len(axes)
+        if value in self._captured:
+            self._freeze_all(axes, f"{value.name!r} is used in a subgraph")
+        if value in self.model.ir.graph.outputs:
+            self._freeze_all(axes, f"graph output {value.name!r}")
+
+    def constant(self, node: ir.Node, index: int) -> np.ndarray | None:
+        """A parameter of a node, if it is known to be the same in every run."""
+        value = node.inputs[index] if index < len(node.inputs) else None
+        return self.facts.constant(value)
+
+    def sizes(self, value: ir.Value | None) -> tuple[Pair, ...]:
+        """Length of every axis in the two runs.
+
+        Raises:
+            Barrier: Not known.
+        """
+        found = None if value is None else self.facts.sizes(value)
+        if found is None:
+            raise Barrier(f"the shape of {value.name if value else ''!r} is not known")
+        return found
+
+    # ------------------------------------------------------------------- outputs
+
+    def put(
+        self, node: ir.Node, axes: Sequence[Axis], zero: Sequence[bool] = (), output: int = 0
+    ) -> None:
+        """Label an output of a node.
+
+        Raises:
+            Barrier: The labels do not fit the output's shape.
+        """
+        if output >= len(node.outputs):
+            return
+        value = node.outputs[output]
+        sizes = self.facts.sizes(value)
+        if sizes is not None:
+            fits = len(sizes) == len(axes) and all(
+                a is None or (len(a), len(a)) == size for a, size in zip(axes, sizes, strict=True)
+            )
+            if not fits:
+                raise Barrier(f"the shape of {value.name!r} is not what its inputs imply")
+        for labels in axes:
+            if labels is not None and len(labels) == 1:
+                self.atoms.freeze(labels, f"{describe(node)}: an axis of length 1")
+        self.labels[value] = list(axes)
+        self.zero[value] = list(zero) or [False] * len(axes)
+        if value in self._captured:
+            self._freeze_all(axes, f"{value.name!r} is used in a subgraph")
+        if value in self.model.ir.graph.outputs:
+            self._freeze_all(axes, f"graph output {value.name!r}")
+
+    def on_cut(self, node: ir.Node, rewrite: Rewrite) -> None:
+        """Have a node changed when channels are removed."""
+        self.rewrites.append((node, rewrite))
+
+    def fresh(self, sizes: Iterable[Pair], reason: str = "") -> list[Axis]:
+        """New labels for axes of these lengths; free ones, unless a reason freezes them."""
+        axes: list[Axis] = []
+        for a, b in sizes:
+            held = reason or ("an axis of length 1" if a == 1 else "")
+            axes.append(self.atoms.fresh(a, held) if a == b else None)
+        return axes
+
+    # ------------------------------------------------------------------- joining
+
+    def join(self, a: Axis, b: Axis, node: ir.Node) -> Axis:
+        """Tie two axes index by index; an axis of varying length freezes the other.
+
+        Raises:
+            Barrier: Their lengths differ.
+        """
+        if a is None or b is None:
+            for axis in (a, b):
+                self.freeze(axis, f"{describe(node)}: an axis of varying length")
+            return None
+        if len(a) != len(b):
+            raise Barrier(f"axes of lengths {len(a)} and {len(b)} meet")
+        self.atoms.join(a, b)
+        return a
+
+    def freeze(self, axis: Axis, reason: str) -> None:
+        """Keep every index of an axis."""
+        if axis is not None and len(axis):
+            self.atoms.freeze(axis, reason)
+
+    def _freeze_all(self, axes: Sequence[Axis], reason: str) -> None:
+        for axis in axes:
+            self.freeze(axis, reason)
+
+    def broadcast(
+        self, operands: Sequence[Operand], node: ir.Node, *, product: bool = False
+    ) -> Operand:
+        """Join operands aligned to the right; axes of length 1 are repeated.
+
+        Args:
+            operands: The operands.
+            node: For messages.
+            product: Whether one zero makes the result zero; otherwise all must be.
+        """
+        rank = max((o.rank for o in operands), default=0)
+        axes: list[Axis] = []
+        zero: list[bool] = []
+        for axis in range(-rank, 0):
+            present = [o for o in operands if o.rank >= -axis]
+            wide = [o for o in present if o.length(axis) != 1]
+            joined = present[0].axes[axis] if not wide else wide[0].axes[axis]
+            for other in wide[1:]:
+                joined = self.join(joined, other.axes[axis], node)
+            axes.append(joined)
+            zeros = [o.zero[axis] for o in wide]
+            zero.append(any(zeros) if product else len(wide) == len(operands) and all(zeros))
+        return Operand(axes, zero)
+
+    # ----------------------------------------------------------------- the driver
+
+    def run(self, rules: Mapping[tuple[str, str], Rule]) -> None:
+        """Label the whole main graph."""
+        graph = self.model.ir.graph
+        for subgraph in graph.subgraphs():
+            inside = {v for n in subgraph for v in n.outputs} | set(subgraph.inputs)
+            used = {v for n in subgraph for v in n.inputs if v is not None} | set(subgraph.outputs)
+            self._captured |= used - inside
+        for value in graph.inputs:
+            if value.name in graph.initializers:
+                continue
+            sizes = self.facts.sizes(value)
+            if sizes is not None:
+                axes = self.fresh(sizes, f"graph input {value.name!r}")
+                self.labels[value], self.zero[value] = axes, [False] * len(axes)
+        for node in graph:
+            if node.op_type == "Constant" and not node.domain:
+                continue
+            if node not in self.handled:
+                self._visit(node, rules)
+        self._freeze_parameters()
+
+    def _visit(self, node: ir.Node, rules: Mapping[tuple[str, str], Rule]) -> None:
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        rule = rules.get((domain, node.op_type))
+        try:
+            if (domain, node.op_type) == ("", "Shape"):
+                self._shape(node)
+            elif all(self._is_number(value) for value in node.outputs):
+                self._put_frozen(node, "computed from shapes")
+            elif rule is None:
+                raise Barrier("no rule for this operator")
+            else:
+                rule(self, node)
+                missing = [v for v in node.outputs if v.name and v not in self.labels and v.uses()]
+                if missing:
+                    raise Barrier(f"no rule for its output {missing[0].name!r}")
+        except Barrier as barrier:
+            self._block(node, str(barrier))
+
+    def _is_number(self, value: ir.Value) -> bool:
+        """Whether a value is an integer computed from shapes and constants: a parameter."""
+        integer = self.facts.values(value) is not None or (
+            value.dtype is not None and value.dtype not in FLOATS
+        )
+        return self.facts.computed(value) and integer
+
+    def _shape(self, node: ir.Node) -> None:
+        """The rest of the graph goes on computing with the sizes that it knew."""
+        x = self.operand(node, 0)
+        self._put_frozen(node, "a shape")
+        start = integer(node, "start", 0) % (x.rank + 1) if x.rank else 0
+        end = integer(node, "end", x.rank)
+        end = min(end + x.rank if end < 0 else end, x.rank)
+
+        def restore(cut: Cut) -> None:
+            removed = [cut.removed(axis) for axis in x.axes[start:end]]
+            if any(removed):
+                cut.add_behind(node, np.array(removed, np.int64))
+
+        self.on_cut(node, restore)
+
+    def _put_frozen(self, node: ir.Node, reason: str) -> None:
+        for value in node.outputs:
+            sizes = self.facts.sizes(value)
+            if sizes is not None:
+                axes = self.fresh(sizes, reason)
+                self.labels[value], self.zero[value] = axes, [False] * len(axes)
+
+    def _block(self, node: ir.Node, why: str) -> None:
+        reason = f"{describe(node)}: {why}"
+        self.barriers[describe(node)] = why
+        for index, value in enumerate(node.inputs):
+            if value is None or (stored(value) is None and value not in self.labels):
+                continue
+            self._freeze_all(self.operand(node, index).axes, reason)
+        for value in node.outputs:
+            self._freeze_all(self.labels.get(value, ()), reason)
+            sizes = self.facts.sizes(value)
+            if value not in self.labels and sizes is not None:
+                axes = self.fresh(sizes, reason)
+                self.labels[value], self.zero[value] = axes, [False] * len(axes)
+
+    def _freeze_parameters(self) -> None:
+        """Constants of which some use is not a matter of channels stay whole."""
+        for node in self.model.ir.graph:
+            for index, value in enumerate(node.inputs):
+                if value is None or (node, index) in self._used:
+                    continue
+                axes = self.labels.get(self.slot(value, node, index), ())
+                if stored(value) is not None:
+                    self._freeze_all(axes, f"{describe(node)}: a parameter")
+
+
+def describe(node: ir.Node) -> str:
+    """A node for people: its operator, and its name or what it makes."""
+    name = node.name or next((v.name for v in node.outputs if v.name), "")
+    return f"{node.op_type} {name!r}"
+
+
+def attribute(node: ir.Node, name: str, default: Any) -> Any:
+    """The value of an attribute."""
+    found = node.attributes.get(name)
+    return default if found is None else found.value
+
+
+def integer(node: ir.Node, name: str, default: int) -> int:
+    """The value of an integer attribute."""
+    return int(attribute(node, name, default))
+
+
+def analyse(model: Model, facts: Facts) -> Walk:
+    """Label every axis of every value of a model's main graph.
+
+    Args:
+        model: The model, which is only read.
+        facts: Sizes and constants of its values.
+    """
+    from onnxshrink.graph.channels.rules import RULES
+
+    walk = Walk(model, facts)
+    walk.run(RULES)
+    return walk

@@ -1,0 +1,113 @@
+"""Shapes as plain tuples, and shape rules for the operators that only ONNX Runtime knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import onnx
+
+#: Sizes along the axes; None where unknown. None altogether when even the rank is unknown.
+Shape = tuple[int | None, ...] | None
+
+
+def tensor_type(elem: int, shape: Shape) -> onnx.TypeProto:
+    """A tensor's type; ``elem`` is 0 where unknown."""
+    kind = onnx.TypeProto()
+    kind.tensor_type.elem_type = elem
+    if shape is not None:
+        kind.tensor_type.shape.SetInParent()
+        for size in shape:
+            dim = kind.tensor_type.shape.dim.add()
+            if size is not None:
+                dim.dim_value = size
+    return kind
+
+
+def shape_of(kind: onnx.TypeProto | None) -> Shape:
+    """The shape in a type, None when it has none."""
+    if kind is None or not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
+        return None
+    return tuple(
+        dim.dim_value if dim.HasField("dim_value") else None for dim in kind.tensor_type.shape.dim
+    )
+
+
+def static(shape: Shape) -> tuple[int, ...] | None:
+    """The shape if every size in it is known."""
+    if shape is None or any(size is None for size in shape):
+        return None
+    return tuple(size for size in shape if size is not None)
+
+
+#: Operators of other domains with the shapes of a standard one: its name, and which inputs it
+#: would take.
+LIKE: dict[str, tuple[str, slice]] = {
+    **dict.fromkeys(
+        ("BiasGelu", "FastGelu", "Gelu", "Imputer", "Normalizer", "QLinearLeakyRelu",
+         "QLinearSigmoid", "QLinearSoftmax", "QuickGelu", "RotaryEmbedding", "Scaler",
+         "SimplifiedLayerNormalization", "SkipLayerNormalization",
+         "SkipSimplifiedLayerNormalization"), ("Identity", slice(1)),
+    ),
+    "DequantizeLinear": ("DequantizeLinear", slice(None)),
+    "QuantizeLinear": ("QuantizeLinear", slice(None)),
+    "DynamicQuantizeMatMul": ("MatMul", slice(2)),
+    "FusedConv": ("Conv", slice(2)),
+    "FusedGemm": ("Gemm", slice(2)),
+    "GatherBlockQuantized": ("Gather", slice(2)),
+    "MatMulIntegerToFloat": ("MatMul", slice(2)),
+    "QGemm": ("Gemm", slice(0, 4, 3)),
+    "QLinearAdd": ("Add", slice(0, 4, 3)),
+    "QLinearAveragePool": ("AveragePool", slice(1)),
+    "QLinearConcat": ("Concat", slice(2, None, 3)),
+    "QLinearGlobalAveragePool": ("GlobalAveragePool", slice(1)),
+    "QLinearMul": ("Mul", slice(0, 4, 3)),
+}  # fmt: skip
+
+
+def _last(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> Shape:
+    """[.., K] x [K, N]: the batch axes and N."""
+    return None if shapes[0] is None else (*shapes[0][:-1], attributes.get("N"))
+
+
+def _fused_matmul(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> Shape:
+    a, b = shapes[:2]
+    if a is None or b is None or len(a) < 2 or len(b) < 2:
+        return None
+    rows = a[-1 if attributes.get("transA") else -2]
+    columns = b[-2 if attributes.get("transB") else -1]
+    longer = a if len(a) >= len(b) else b
+    return (*longer[:-2], rows, columns)
+
+
+def _attention(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> Shape:
+    if shapes[0] is None or len(shapes[0]) != 3:
+        return None
+    sizes, weight = attributes.get("qkv_hidden_sizes"), shapes[1]
+    hidden = sizes[2] if sizes else None
+    if hidden is None and weight is not None and weight[-1] is not None:
+        hidden = weight[-1] // 3
+    return (*shapes[0][:2], hidden)
+
+
+def _query(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> Shape:
+    return shapes[0] if shapes[0] is not None and len(shapes[0]) == 3 else None
+
+
+def _quantized_lstm(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> Shape:
+    x, weight = shapes[:2]
+    if x is None or weight is None or len(x) != 3:
+        return None
+    return (x[0], weight[0], x[1], attributes.get("hidden_size"))
+
+
+RULES: dict[str, Callable[[Sequence[Shape], Mapping[str, Any]], Shape]] = {
+    "Attention": _attention,
+    "DynamicQuantizeLSTM": _quantized_lstm,
+    "FusedMatMul": _fused_matmul,
+    "GroupQueryAttention": _query,
+    "MatMulBnb4": _last,
+    "MatMulNBits": _last,
+    "MultiHeadAttention": _query,
+    "QAttention": _attention,
+}

@@ -1,0 +1,296 @@
+"""The runner refuses a step that breaks the contract, says why, and hides nothing else."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hard_models import rows, text, weight
+
+from onnxshrink.contract import Settings
+from onnxshrink.errors import ModelError, RecipeError, ShrinkError, UnsupportedModel
+from onnxshrink.graph.model import Model
+from onnxshrink.options import option
+from onnxshrink.pipeline import Context, Pass, Result, run
+from onnxshrink.runtime.worker import Worker
+
+FEEDS = rows(3, 64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit(Pass):
+    """Does what its test says. An edit that is not reported is not one: it reports a change."""
+
+    edit: Callable[[Model], None] | None = option(None, help="what it does to the model")
+
+    def apply(self, model: Model, ctx: Context) -> None:
+        assert self.edit is not None
+        self.edit(model)
+        ctx.changed("w", 1, before=2, kind="test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growing(Edit):
+    """As ``Edit``, for a step whose result may be bigger."""
+
+    may_grow: ClassVar[bool] = True
+
+
+@pytest.fixture
+def model() -> Model:
+    return Model.from_proto(
+        text(
+            "g (float[n, 64] x) => (float[n, 64] y) { a = MatMul(x, w)  y = Relu(a) }",
+            w=weight(1, 64, 64),
+        )
+    )
+
+
+@pytest.fixture
+def attempt(model: Model, worker: Worker) -> Callable[..., Result]:
+    """Runs one step; checks that the input is left as it was, and that a refused step leaves it."""
+
+    def attempt(
+        edit: Callable[[Model], None], kind: type[Edit] = Edit, **settings: object
+    ) -> Result:
+        before = model.digest()
+        max_error = settings.pop("max_error", None)
+        step = kind(edit=edit, max_error=max_error)
+        result = run([step], model, Settings(**{"feeds": FEEDS, **settings}), worker)
+        assert model.digest() == before
+        row = result.report.steps[0]
+        assert (result.model.digest() == before) == (row.status != "done")
+        assert result.report.bytes_after == row.bytes_after == result.model.nbytes()
+        if row.status == "rolled back":
+            assert row.reason
+            assert row.changes == []
+            assert not result.report.changed
+            assert all(effect.relative_error == 0 for effect in result.effect)
+        return result
+
+    return attempt
+
+
+def reason(result: Result) -> str:
+    assert result.report.steps[0].status == "rolled back"
+    return result.report.steps[0].reason
+
+
+def scale(factor: float) -> Callable[[Model], None]:
+    """Multiply the weight."""
+
+    def edit(model: Model) -> None:
+        value = model.ir.graph.initializers["w"]
+        array = (value.const_value.numpy() * np.float32(factor)).astype(np.float32)
+        value.const_value = ir.Tensor(array, name="w")
+        model.touch("w")
+
+    return edit
+
+
+def pad(model: Model) -> None:
+    """Add a constant that nothing uses."""
+    array = np.ones(100, np.float32)
+    value = ir.Value(name="extra", const_value=ir.Tensor(array, name="extra"))
+    value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([100])
+    model.ir.graph.register_initializer(value)
+    model.touch("extra")
+
+
+def set_op(name: str, domain: str = "") -> Callable[[Model], None]:
+    """Make the last node another operator."""
+
+    def edit(model: Model) -> None:
+        node = list(model.ir.graph)[-1]
+        node.op_type, node.domain = name, domain
+        model.touch_node(node)
+
+    return edit
+
+
+def rename_output(model: Model) -> None:
+    model.touch("y", "z")
+    model.ir.graph.outputs[0].name = "z"
+
+
+def cast_output(model: Model) -> None:
+    node = list(model.ir.graph)[-1]
+    cast = ir.Node("", "Cast", [node.inputs[0]], [ir.AttrInt64("to", ir.DataType.FLOAT16)])
+    output = model.ir.graph.outputs[0]
+    model.ir.graph.append(cast)
+    model.ir.graph.outputs[0] = cast.outputs[0]
+    model.ir.graph.remove(node)
+    cast.outputs[0].name = output.name
+    cast.outputs[0].type = ir.TensorType(ir.DataType.FLOAT16)
+    cast.outputs[0].shape = output.shape
+    model.touch("y")
+
+
+def test_a_step_that_keeps_the_contract_stands(attempt):
+    result = attempt(scale(1 + 1e-5))
+    row = result.report.steps[0]
+    assert row.status == "done"
+    assert [change.what for change in row.changes] == ["w"]
+    assert row.max_error == pytest.approx(1e-5, rel=0.05)
+    assert row.outputs["y"]["relative_error"] == row.max_error
+    assert result.report.outputs["y"]["relative_error"] == row.max_error
+
+
+def test_growth_is_refused_unless_the_step_may(attempt):
+    assert "bigger" in reason(attempt(pad))
+    assert attempt(pad, Growing).report.steps[0].status == "done"
+    assert "bigger" in reason(attempt(pad, check="off"))
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (set_op("NoSuchOperator"), "not valid ONNX"),
+        (set_op("NoSuchOperator", "com.microsoft"), "does not run"),
+        (rename_output, "inputs or outputs changed"),
+        (cast_output, "inputs or outputs changed"),
+        (scale(1.01), r"'y' changed by 0.01 .*more than 0.001"),
+        (scale(np.nan), "'y' changed by inf"),
+        (scale(0), r"'y' changed by 1 "),
+    ],
+    ids=[
+        "checker", "no kernel", "output renamed", "output of another type", "error", "nan", "zero",
+    ],
+)  # fmt: skip
+def test_a_step_that_breaks_the_contract_is_rolled_back(attempt, edit, said):
+    import re
+
+    assert re.search(said, reason(attempt(edit)))
+
+
+def test_an_edit_outside_the_journal_is_rolled_back(attempt):
+    def edit(model: Model) -> None:
+        value = model.ir.graph.initializers["w"]
+        value.const_value = ir.Tensor(np.zeros((64, 64), np.float32), name="w")
+
+    assert "internal guard" in reason(attempt(edit))
+    assert "internal guard" in reason(attempt(edit, check="off"))
+
+
+def test_max_error_moves_the_bound(attempt):
+    assert attempt(scale(1.01), max_error=0.02).report.steps[0].status == "done"
+    assert "more than 0.005" in reason(attempt(scale(1.01), max_error=0.005))
+
+
+def test_the_bound_is_against_the_step_before(model, worker):
+    """Ten steps of 0.9e-3 each may stand; the report adds them up."""
+    steps = [Edit(edit=scale(1.0009))] * 10
+    result = run(steps, model, Settings(feeds=FEEDS), worker)
+    assert {step.status for step in result.report.steps} == {"done"}
+    assert all(step.max_error == pytest.approx(0.9e-3, rel=1e-3) for step in result.report.steps)
+    assert result.effect[0].relative_error == pytest.approx(1.0009**10 - 1, rel=1e-3)
+
+
+def test_a_refused_step_does_not_stop_the_others(model, worker):
+    steps = [Edit(edit=scale(1.0001)), Edit(edit=scale(2)), Edit(edit=scale(1.0001))]
+    result = run(steps, model, Settings(feeds=FEEDS), worker)
+    assert [step.status for step in result.report.steps] == ["done", "rolled back", "done"]
+    expected = weight(1, 64, 64) * np.float32(1.0001) * np.float32(1.0001)
+    found = result.model.ir.graph.initializers["w"].const_value.numpy()
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_refusal_by_the_pass_is_rolled_back(attempt):
+    def refuse(model: Model) -> None:
+        scale(2)(model)
+        raise ShrinkError("no such thing here")
+
+    assert reason(attempt(refuse)) == "no such thing here"
+
+
+@pytest.mark.parametrize("error", [RecipeError, ZeroDivisionError, AssertionError])
+def test_other_errors_are_not_hidden(attempt, error):
+    def fail(model: Model) -> None:
+        raise error("on purpose")
+
+    with pytest.raises(error, match="on purpose"):
+        attempt(fail)
+
+
+def test_no_change_is_nothing_to_do(model, worker):
+    @dataclass(frozen=True, kw_only=True)
+    class Idle(Pass):
+        def apply(self, model: Model, ctx: Context) -> None:
+            ctx.skip("w", "not today")
+
+    result = run([Idle()], model, Settings(feeds=FEEDS), worker)
+    assert result.report.steps[0].status == "nothing to do"
+    assert not result.report.changed
+    assert result.model.digest() == model.digest()
+
+
+def test_check_off_compares_nothing_and_says_so(attempt):
+    result = attempt(scale(2), check="off")
+    assert result.report.steps[0].status == "done"
+    assert result.report.checks == {"level": "off"}
+    assert "not checked" in result.report.warnings[0]
+    assert result.effect == ()
+
+
+def test_check_quick_looks_at_two_inputs(model, worker):
+    zeros = {"x": np.zeros((3, 64), np.float32)}
+    settings = Settings(check="quick", feeds=[zeros, zeros, *FEEDS])
+    result = run([Edit(edit=scale(2))], model, settings, worker)
+    assert result.report.steps[0].status == "done"  # doubling nothing is no difference
+    assert result.report.checks["feeds"] == 2
+    full = Settings(feeds=settings.feeds)
+    assert run([Edit(edit=scale(2))], model, full, worker).report.checks["feeds"] == 4
+
+
+def test_checks_are_described(model, worker):
+    report = run([Edit(edit=scale(1))], model, Settings(feeds=FEEDS, generated=True), worker).report
+    assert report.checks["inputs"] == "generated"
+    assert report.checks["provider"] == "CPUExecutionProvider"
+    assert "--calibration" in report.warnings[0]
+    report = run([Edit(edit=scale(1))], model, Settings(), worker).report
+    assert "no inputs" in report.warnings[0]
+
+
+def test_the_worker_is_our_own_when_none_is_given(model):
+    assert run([Edit(edit=scale(1.0001))], model, Settings(feeds=FEEDS)).report.changed
+
+
+def test_an_input_model_that_does_not_run_is_an_error(worker):
+    unknown = text("g (float[n, 64] x) => (float[n, 64] y) { y = NoSuchOperator(x) }")
+    with pytest.raises(ModelError, match="not valid ONNX"):
+        run([], Model.from_proto(unknown), Settings(feeds=FEEDS), worker)
+    custom = text(
+        '<ir_version: 8, opset_import: ["": 17, "acme": 1]>'
+        "g (float[n, 64] x) => (float[n, 64] y) { y = acme.Mystery(x) }"
+    )
+    with pytest.raises(UnsupportedModel, match="Mystery"):
+        run([], Model.from_proto(custom), Settings(feeds=FEEDS), worker)
+
+
+def test_a_pass_may_ask_the_judge(model, worker):
+    said = []
+
+    @dataclass(frozen=True, kw_only=True)
+    class Careful(Pass):
+        def apply(self, model: Model, ctx: Context) -> None:
+            for factor in (1.5, 1 + 1e-6):
+                trial = model.clone()
+                scale(factor)(trial)
+                said.append(ctx.verify(trial))
+                if not said[-1]:
+                    model.adopt(trial)
+                    ctx.changed("w", 1, before=2)
+
+    result = run([Careful()], model, Settings(feeds=FEEDS), worker)
+    assert "'y' changed by 0.5" in said[0]
+    assert said[1] == ""
+    assert result.report.steps[0].max_error == pytest.approx(1e-6, rel=0.2)
+
+
+def test_a_feed_that_does_not_fit_is_the_callers_error(model, worker: Worker):
+    from onnxshrink.errors import DataError
+
+    with pytest.raises(DataError):
+        run([], model, Settings(feeds=rows(3, 5)), worker)

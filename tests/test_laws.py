@@ -1,0 +1,316 @@
+"""What holds for every pass on every hard model. A new pass joins by being there.
+
+A pass that does nothing without options needs a row in ``EXAMPLES``; one whose identity setting
+is not "no weight is large enough" a row in ``IDENTITY``. Neither is needed for anything else.
+"""
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from hard_models import HARD, Hard
+from onnx import numpy_helper
+
+from onnxshrink.contract import Settings
+from onnxshrink.graph import preserve
+from onnxshrink.graph.model import Model
+from onnxshrink.options import build, options_of
+from onnxshrink.passes import clean
+from onnxshrink.pipeline import Pass, run
+from onnxshrink.recipe import Recipe, find_pass, pass_names
+from onnxshrink.report import Report, Step
+from onnxshrink.runtime.worker import Worker
+
+SURGERY = """
+def nothing(graph):
+    return graph
+
+def tidy(graph):
+    return graph.cleanup().toposort()
+"""
+
+#: Options with which a pass does its work, where the defaults do not.
+EXAMPLES: dict[str, dict[str, Any]] = {"surgeon": {"function": "{surgery}:tidy"}}
+#: Options with which a pass must change nothing. None: it has no such setting.
+IDENTITY: dict[str, dict[str, Any] | None] = {
+    "clean": {"keep": clean._REWRITERS},
+    "lower-ml": None,
+    "surgeon": {"function": "{surgery}:nothing"},
+}
+NOTHING_IS_LARGE_ENOUGH = {"min_size": 2**40}
+
+
+@pytest.fixture(scope="session")
+def step_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, dict[str, Any]], Pass]:
+    """A pass with these options, in which ``{surgery}`` is the file of a user's function."""
+    surgery = tmp_path_factory.mktemp("surgery") / "surgery.py"
+    surgery.write_text(SURGERY)
+
+    def make(name: str, options: dict[str, Any]) -> Pass:
+        given = {
+            key: value.format(surgery=surgery) if isinstance(value, str) else value
+            for key, value in options.items()
+        }
+        return build(find_pass(name), given, name)
+
+    return make
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A pass on a hard model: the files before and after, and the report."""
+
+    hard: Hard
+    step: Pass
+    source: Path
+    result: Path
+    report: Report
+
+    @property
+    def row(self) -> Step:
+        return self.report.steps[0]
+
+    @functools.cached_property
+    def before(self) -> onnx.ModelProto:
+        return loaded(self.source)
+
+    @functools.cached_property
+    def after(self) -> onnx.ModelProto:
+        return loaded(self.result)
+
+
+def loaded(path: Path) -> onnx.ModelProto:
+    proto = onnx.load(path)
+    for tensor in proto.graph.initializer:  # left over where its data were in another file
+        if tensor.data_location == onnx.TensorProto.DEFAULT:
+            tensor.ClearField("data_location")
+    return proto
+
+
+@pytest.fixture(scope="session")
+def outcome_of(
+    worker: Worker,
+    step_of: Callable[[str, dict[str, Any]], Pass],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, str], Outcome]:
+    """Each pass runs once on each model; every law looks at the same outcome."""
+
+    @functools.cache
+    def outcome(name: str, case: str) -> Outcome:
+        hard, step = HARD[case](), step_of(name, EXAMPLES.get(name, {}))
+        folder = tmp_path_factory.mktemp(f"{name}-{case}")
+        source, result = hard.save(folder), folder / "result.onnx"
+        done = run([step], Model.load(source), Settings(feeds=hard.feeds), worker)
+        done.model.save(result, durable=False)
+        return Outcome(hard, step, source, result, done.report)
+
+    return outcome
+
+
+@pytest.fixture(params=[(name, case) for name in pass_names() for case in HARD], ids="-".join)
+def outcome(request: pytest.FixtureRequest, outcome_of: Callable[[str, str], Outcome]) -> Outcome:
+    return outcome_of(*request.param)
+
+
+def stored(proto: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:
+    """Every constant, wherever it lives, with the name of its value."""
+    for graph in preserve.graphs(proto):
+        for tensor in graph.initializer:
+            yield tensor.name, tensor
+        for sparse in graph.sparse_initializer:
+            yield sparse.values.name, sparse.values
+    for nodes in preserve.node_lists(proto):
+        for node in nodes:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield node.output[0], attribute.t
+
+
+def names(proto: onnx.ModelProto) -> set[str]:
+    """Names of all values and nodes."""
+    found = {name for name, _ in stored(proto)}
+    for nodes in preserve.node_lists(proto):
+        for node in nodes:
+            found |= {node.name, *node.input, *node.output}
+    return found
+
+
+def answers(path: Path, feeds: list[dict[str, np.ndarray]]) -> list[list[Any]]:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return [session.run(None, feed) for feed in feeds]
+
+
+def distance(before: list[Any], after: list[Any]) -> float:
+    """Relative L2 error of one output over all feeds; 0 or 1 for what has no norm."""
+    x, y = list(numbers(before)), list(numbers(after))
+    if [v.shape for v in x] != [v.shape for v in y] or labels(before) != labels(after):
+        return 1.0
+    error = sum(float(((a - b) ** 2).sum()) for a, b in zip(x, y, strict=True))
+    return (error / max(sum(float((a**2).sum()) for a in x), 1e-30)) ** 0.5
+
+
+def numbers(answer: Any) -> Iterator[np.ndarray]:
+    """All floats of an answer, which may be nested in lists and maps."""
+    for part in answer.values() if isinstance(answer, dict) else answer:
+        if isinstance(part, list | dict):
+            yield from numbers(part)
+        elif np.asarray(part).dtype.kind == "f":
+            yield np.asarray(part, np.float64)
+
+
+def labels(answer: Any) -> list[Any]:
+    """All else of an answer."""
+    found: list[Any] = []
+    for part in answer:
+        if isinstance(part, list):
+            found += labels(part)
+        elif isinstance(part, dict):
+            found += part
+        elif np.asarray(part).dtype.kind != "f":
+            found += np.asarray(part).ravel().tolist()
+    return found
+
+
+# ------------------------------------------------------------------------------------------ laws
+
+
+def test_signature_and_metadata_are_kept(outcome: Outcome) -> None:
+    own = {tensor.name for tensor in outcome.before.graph.initializer}
+
+    def said(proto: onnx.ModelProto) -> list[Any]:
+        graph = proto.graph
+        return [
+            [v.SerializeToString() for v in graph.input if v.name not in own],
+            [v.SerializeToString() for v in graph.output],
+            [p.SerializeToString() for p in (*proto.metadata_props, *graph.metadata_props)],
+            proto.producer_name, proto.producer_version, proto.domain, proto.doc_string,
+            proto.model_version, graph.name, graph.doc_string,
+        ]  # fmt: skip
+
+    assert said(outcome.after) == said(outcome.before)
+    if outcome.before.ir_version >= 4:  # what the caller may override stays so
+        assert list(outcome.after.graph.input) == list(outcome.before.graph.input)
+
+
+def test_the_result_is_valid_and_answers_within_the_bound(outcome: Outcome) -> None:
+    onnx.checker.check_model(outcome.result)
+    before = answers(outcome.source, outcome.hard.feeds)
+    after = answers(outcome.result, outcome.hard.feeds)
+    # One list of answers to all feeds for each output.
+    worst = max(map(distance, zip(*before, strict=True), zip(*after, strict=True)))
+    assert worst <= (outcome.step.bound if outcome.report.changed else 0)
+    if outcome.row.max_error is not None and outcome.report.changed:
+        assert worst <= outcome.row.max_error * 1.001 + 1e-7
+
+
+def test_what_was_not_touched_has_the_same_bytes(outcome: Outcome) -> None:
+    changed = {change.what for change in outcome.row.changes}
+    after: dict[str, list[bytes]] = {}
+    for name, tensor in stored(outcome.after):
+        after.setdefault(name, []).append(tensor.SerializeToString())
+    for name, tensor in stored(outcome.before):
+        if name not in changed and name in after:
+            # Two branches of an If may both have a weight of that name.
+            assert tensor.SerializeToString() in after[name], name
+    if not outcome.report.changed:
+        assert outcome.after == outcome.before
+
+
+def test_the_report_agrees_with_the_files(outcome: Outcome) -> None:
+    report, row = outcome.report, outcome.row
+    on_disk = sum(p.stat().st_size for p in outcome.source.parent.glob("model.*"))
+    assert report.bytes_before == on_disk
+    assert report.bytes_after == row.bytes_after == outcome.result.stat().st_size
+    sizes: dict[str, list[int]] = {}
+    for name, tensor in stored(outcome.before):
+        sizes.setdefault(name, []).append(numpy_helper.to_array(tensor).nbytes)
+    rows_of_weights = [c for c in row.changes if c.kind not in ("graph", "model")]
+    for change in rows_of_weights:
+        assert change.what in names(outcome.before)
+        if change.what in sizes:
+            assert change.before in sizes[change.what]
+            assert 0 < change.after < change.before
+    assert all(skip.reason for skip in row.skips)
+
+
+def test_a_replaced_weight_is_gone(outcome: Outcome) -> None:
+    """Not left dead in the file, and not there twice."""
+    contents = {
+        hashlib.sha256(tensor.raw_data).hexdigest()
+        for _, tensor in stored(outcome.after)
+        if tensor.raw_data
+    }
+    replaced = {c.what for c in outcome.row.changes if c.kind not in ("graph", "model")}
+    for name, tensor in stored(outcome.before):
+        twin = [t for n, t in stored(outcome.before) if t.raw_data == tensor.raw_data]
+        if name in replaced and len(twin) == 1:
+            assert hashlib.sha256(tensor.raw_data).hexdigest() not in contents, name
+
+
+def test_it_never_grows(outcome: Outcome) -> None:
+    if not outcome.step.may_grow:
+        assert outcome.report.bytes_after <= outcome.report.bytes_before
+
+
+def test_it_works_or_says_why_not(outcome: Outcome) -> None:
+    row = outcome.row
+    if row.status == "rolled back":
+        assert row.reason
+        assert not row.changes
+    elif row.status == "nothing to do":
+        large = [t for _, t in stored(outcome.before) if len(t.raw_data) >= 4096]
+        weights = "weights" in type(outcome.step).__dataclass_fields__
+        assert row.skips or not (large and weights)
+    else:
+        assert row.changes
+
+
+@pytest.mark.parametrize("case", HARD)
+@pytest.mark.parametrize("name", pass_names())
+def test_the_same_bytes_again(
+    name: str,
+    case: str,
+    outcome_of: Callable[[str, str], Outcome],
+    worker: Worker,
+    tmp_path: Path,
+) -> None:
+    """Also from the YAML of its recipe."""
+    first = outcome_of(name, case)
+    recipe = Recipe.parse(Recipe((first.step,)).to_yaml())
+    settings = Settings(feeds=first.hard.feeds)
+    second = run(recipe.steps, Model.load(first.source), settings, worker)
+    second.model.save(tmp_path / "again.onnx", durable=False)
+    assert (tmp_path / "again.onnx").read_bytes() == first.result.read_bytes()
+
+
+@pytest.mark.parametrize("case", HARD)
+@pytest.mark.parametrize("name", pass_names())
+def test_the_identity_setting_changes_nothing(
+    name: str, case: str, step_of: Callable[[str, dict[str, Any]], Pass], tmp_path: Path
+) -> None:
+    known = {option.name for option in options_of(find_pass(name))}
+    fallback = NOTHING_IS_LARGE_ENOUGH if "min_size" in known else None
+    options = IDENTITY.get(name, fallback)
+    if options is None:
+        pytest.skip("has no identity setting")
+    source = HARD[case]().save(tmp_path)
+    model = Model.load(source)
+    done = run([step_of(name, options)], model, Settings(check="off"))
+    assert done.report.steps[0].status == "nothing to do"
+    assert done.model.digest() == model.digest()
+
+
+def test_every_pass_changes_some_hard_model(outcome_of: Callable[[str, str], Outcome]) -> None:
+    """So that the laws above are about something."""
+    for name in pass_names():
+        assert any(outcome_of(name, case).report.changed for case in HARD), name
