@@ -9,24 +9,15 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import click
 
 from onnxshrink import __version__
+from onnxshrink.commands import Run, pass_command, progress_bar, run_options, shape_option, show
 from onnxshrink.errors import BudgetMissed, RecipeError, ShrinkError
-
-if TYPE_CHECKING:
-    from onnxshrink.api import Options
-    from onnxshrink.options import Option
-    from onnxshrink.pipeline import Pass
-    from onnxshrink.report import Report, Table
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 _FIXED = {
     "apply": "Apply a recipe file to a model.",
@@ -54,7 +45,7 @@ class Commands(click.Group):
 
         if name in self.commands:
             return self.commands[name]
-        return _pass_command(name) if name in pass_names() else None
+        return pass_command(name) if name in pass_names() else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -95,163 +86,14 @@ def main(verbose: bool) -> None:
     \b
     onnxshrink shrink model.onnx small.onnx --calibration inputs.npz
     onnxshrink inspect model.onnx small.onnx
-    """
+    """  # noqa: D301  (click reads the escape)
     level = logging.INFO if verbose else logging.ERROR
     logging.basicConfig(stream=sys.stderr, level=level, format="%(message)s")
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
 
 
-# ------------------------------------------------------------------ options shared by commands
-
-
-def _shape(text: str) -> tuple[str, tuple[int, ...]]:
-    name, colon, dims = text.rpartition(":")
-    try:
-        return name, tuple(int(dim) for dim in dims.split(",")) if colon else ()
-    except ValueError as error:
-        raise RecipeError(f"--shape takes NAME:1,3,224,224, not {text!r}") from error
-
-
-def _run_options(command: F) -> F:
-    """Options of every command that writes a model."""
-    for decorate in reversed(
-        (
-            click.argument("source", metavar="IN"),
-            click.argument("out", metavar="OUT", required=False),
-            click.option("-o", "--output", "out_option", metavar="OUT", help="Same as OUT."),
-            click.option(
-                "--calibration", metavar="DATA", multiple=True,
-                help="Real inputs: .npz, .npy, a folder, or module.py:function. Repeatable.",
-            ),
-            click.option(
-                "--check", type=click.Choice(["full", "quick", "off"]), default="full",
-                help="Compare outputs on up to 64 inputs, on two, or not at all.",
-            ),
-            click.option(
-                "--shape", multiple=True, metavar="NAME:DIMS",
-                help="Shape of a generated input, as in x:1,3,224,224. Repeatable.",
-            ),
-            click.option("--seed", default=0, help="For everything that is random."),
-            click.option(
-                "--storage", type=click.Choice(["auto", "single", "external"]), default="auto",
-                help="One file, external data beside it, or external above 2 GB only.",
-            ),
-            click.option(
-                "--report", "report_file", metavar="FILE",
-                help="Write the whole report as .json, .md or .html.",
-            ),
-            click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
-            click.option("--strict", is_flag=True, help="Exit 1 when nothing was changed."),
-        )
-    ):  # fmt: skip
-        command = decorate(command)
-    return command
-
-
-class _Run:
-    """The values of the shared options, taken out of a command's."""
-
-    def __init__(self, values: dict[str, Any]):
-        self.source: str = values.pop("source")
-        positional, named = values.pop("out"), values.pop("out_option")
-        if (positional is None) == (named is None):
-            raise click.UsageError("name the output once: IN OUT, or IN -o OUT")
-        self.out: str = positional or named
-        self.report_file: str | None = values.pop("report_file")
-        self.as_json: bool = values.pop("as_json")
-        self.strict: bool = values.pop("strict")
-        self.calibration = list(values.pop("calibration")) or None
-        self.shapes = dict(map(_shape, values.pop("shape")))
-        self.rest = {name: values.pop(name) for name in ("check", "seed", "storage")}
-
-    def options(self, progress: Callable[[str, int, int], None]) -> Options:
-        from onnxshrink.api import Options
-
-        calibration = self.calibration
-        return Options(
-            calibration=calibration[0] if calibration and len(calibration) == 1 else calibration,
-            shapes=self.shapes, progress=progress, **self.rest,
-        )  # fmt: skip
-
-    def finish(self, report: Report) -> None:
-        """Print and write the report; exit 1 under --strict when nothing was done."""
-        if self.report_file:
-            _write_report(report, Path(self.report_file))
-        if self.as_json:
-            click.echo(report.to_json())
-        else:
-            for table in report.tables():
-                _show(table)
-            for name, rung in report.moved.items():
-                click.echo(f"kept at {rung}: {name}")
-            for warning in report.warnings:
-                click.secho(f"warning: {warning}", err=True, fg="yellow", bold=True)
-            click.echo(report.headline())
-        if self.strict and not report.changed:
-            click.echo("error: nothing was changed", err=True)
-            sys.exit(1)
-
-
-def _write_report(report: Report, path: Path) -> None:
-    views = {".json": report.to_json, ".md": report.to_markdown, ".html": report.to_html}
-    if path.suffix not in views:
-        raise RecipeError(f"--report {path}: takes a .json, .md or .html file")
-    from onnxshrink.graph.model import atomic_write
-
-    with atomic_write(path) as file:
-        file.write(views[path.suffix]().encode())
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on stderr, on a terminal only, and only once a second has passed."""
-    if not sys.stderr.isatty():
-        yield lambda what, done, total: None
-        return
-    import time
-
-    from rich.console import Console
-    from rich.progress import Progress
-
-    started = time.monotonic()
-    tasks: dict[str, Any] = {}
-    with Progress(console=Console(stderr=True), transient=True) as bars:
-
-        def update(what: str, done: int, total: int) -> None:
-            if time.monotonic() - started < 1:
-                return
-            task = tasks.get(what)
-            if task is None:
-                task = tasks[what] = bars.add_task(what, total=total or None)
-            bars.update(task, completed=done, total=total or None)
-
-        yield update
-
-
-def _show(table: Table) -> None:
-    """Print a table: drawn for a terminal, in Markdown for a pipe."""
-    if not table.rows:
-        return
-    if not sys.stdout.isatty():
-        click.echo(table.to_markdown() + "\n")
-        return
-    from rich.console import Console
-    from rich.table import Table as Drawn
-
-    drawn = Drawn(title=table.title, title_justify="left")
-    for index, column in enumerate(table.columns):
-        numeric = all(row[index][:1].isdigit() or not row[index] for row in table.rows)
-        drawn.add_column(column, justify="right" if numeric else "left")
-    for row in table.rows:
-        drawn.add_row(*row)
-    Console().print(drawn)
-
-
-# ------------------------------------------------------------------------------------- commands
-
-
 @main.command(help=_FIXED["shrink"])
-@_run_options
+@run_options
 @click.option("--min-agreement", type=float, metavar="SHARE", help="Least top-1 agreement, 0 to 1.")
 @click.option("--max-error", type=float, metavar="E", help="Largest relative error of an output.")
 @click.option(
@@ -267,7 +109,7 @@ def _show(table: Table) -> None:
 @click.option("--bench/--no-bench", "with_bench", default=True, help="Measure latency at the end.")
 def shrink(**values: Any) -> None:
     """Registered above with its one-line help."""
-    run = _Run(values)
+    run = Run(values)
     metric, max_size = values.pop("metric"), values.pop("max_size")
     target_ratio, recipe_out = values.pop("target_ratio"), values.pop("recipe_out")
     with_bench = values.pop("with_bench")
@@ -277,7 +119,7 @@ def shrink(**values: Any) -> None:
 
     goal = Goal(metric=load_function(metric) if metric else None, **values)
     missed: BudgetMissed | None = None
-    with _progress() as progress:
+    with progress_bar() as progress:
         options = run.options(progress)
         try:
             report = api.shrink(
@@ -306,14 +148,14 @@ def _bytes(text: str) -> int:
 
 @main.command("apply", help=_FIXED["apply"])
 @click.argument("recipe", metavar="RECIPE")
-@_run_options
+@run_options
 def apply_command(recipe: str, **values: Any) -> None:
     """Registered above with its one-line help."""
-    run = _Run(values)
+    run = Run(values)
     from onnxshrink import api
     from onnxshrink.recipe import Recipe
 
-    with _progress() as progress:
+    with progress_bar() as progress:
         report = api.apply_recipe(Recipe.load(recipe), run.source, run.out, run.options(progress))
     run.finish(report)
 
@@ -354,15 +196,8 @@ def compare(
         click.echo(json.dumps(found.to_dict(), indent=1, default=str))
     else:
         columns = (
-            "output",
-            "relative error",
-            "max abs",
-            "max rel",
-            "SQNR dB",
-            "cosine",
-            "top-1",
-            "KL",
-        )
+            "output", "relative error", "max abs", "max rel", "SQNR dB", "cosine", "top-1", "KL",
+        )  # fmt: skip
         table = Table(f"{b} against {a}", columns)
         for row in found.outputs:
             table.add(
@@ -371,7 +206,7 @@ def compare(
                 "-" if row.top1 is None else f"{row.top1:.4f}",
                 "-" if row.kl is None else f"{row.kl:.3g}",
             )  # fmt: skip
-        _show(table)
+        show(table)
         click.echo(f"{found.feeds} inputs; {_settings(found.options_b)}")
     if found.missed:
         raise BudgetMissed("; ".join(found.missed))
@@ -411,7 +246,7 @@ def bench(
             f"{row.ratio_low:.3f} to {row.ratio_high:.3f}", f"{row.load_seconds * 1e3:.0f} ms",
             size(row.steady_bytes), size(row.peak_bytes),
         )  # fmt: skip
-    _show(table)
+    show(table)
     click.echo(f"{found.rounds} rounds; {_settings(found.options)}")
 
 
@@ -433,7 +268,7 @@ def _feeds(
         sources = calibration[0] if len(calibration) == 1 else list(calibration)
         return load_inputs(sources, model, limit=count)
     click.secho("warning: inputs are generated; pass --calibration", err=True, fg="yellow")
-    return generated_inputs(model, 4, seed, shapes=dict(map(_shape, shape)), worker=worker)
+    return generated_inputs(model, 4, seed, shapes=dict(map(shape_option, shape)), worker=worker)
 
 
 @main.command(help=_FIXED["inspect"])
@@ -448,11 +283,11 @@ def inspect(
     from onnxshrink.graph import inspect as look
     from onnxshrink.graph.model import Model
 
-    shapes = dict(map(_shape, shape))
+    shapes = dict(map(shape_option, shape))
     if layer is not None:
         for path in models:
             for table in look.layer_table(Model.load(path), layer):
-                _show(table)
+                show(table)
         return
     found = [look.inspect_model(Model.load(path), shapes=shapes) for path in models]
     if as_json:
@@ -460,7 +295,7 @@ def inspect(
         click.echo(json.dumps(data if len(data) > 1 else data[0], indent=1, default=str))
         return
     for table in found[0].tables() if len(found) == 1 else look.compare_models(found):
-        _show(table)
+        show(table)
 
 
 @main.command(help=_FIXED["passes"])
@@ -476,7 +311,7 @@ def passes(as_json: bool) -> None:
     table = Table("passes", ("pass", "what it does"))
     for name in pass_names():
         table.add(name, summary(name))
-    _show(table)
+    show(table)
 
 
 @main.command(help=_FIXED["explain"])
@@ -494,72 +329,6 @@ def explain(name: str) -> None:
         also = f" (also: {', '.join(option.also)})" if option.also else ""
         values = f" [{'|'.join(option.choices)}]" if option.choices else ""
         click.echo(f"  {option.name}: {option.help}{values}; default {option.default!r}{also}")
-
-
-# ------------------------------------------------------------------------------ one for each pass
-
-
-def _click_option(option: Option) -> Callable[[F], F]:
-    """The command-line form of an option; unset means that the pass's default holds."""
-    import typing
-
-    flags = [f"--{name.replace('_', '-')}" for name in (option.name, *option.also)]
-    default = option.default
-    shown = "" if default in (None, (), {}) else f"  [default: {default}]"
-    settings: dict[str, Any] = {"default": None, "help": option.help + shown}
-    kinds = [part for part in typing.get_args(option.kind) if part is not type(None)]
-    kind = kinds[0] if kinds and type(None) in typing.get_args(option.kind) else option.kind
-    if kind is bool:
-        positive = flags[0]
-        flags = ["/".join((positive, positive.replace("--", "--no-", 1)))]
-    elif option.choices:
-        settings["type"] = click.Choice([*option.choices, *option.spellings])
-    elif option.many:
-        settings["multiple"] = True
-    elif kind in (int, float):
-        settings["type"] = kind
-    else:
-        settings["metavar"] = "YAML" if isinstance(default, dict) else "TEXT"
-    return click.option(*flags, option.name, **settings)
-
-
-def _pass_command(name: str) -> click.Command:
-    from onnxshrink.options import options_of
-    from onnxshrink.recipe import find_pass, summary
-
-    kind = find_pass(name)
-
-    def command(**values: Any) -> None:
-        run = _Run(values)
-        given = {key: value for key, value in values.items() if value not in (None, ())}
-        step = _build(kind, given)
-        from onnxshrink import api
-        from onnxshrink.recipe import Recipe
-
-        with _progress() as progress:
-            report = api.apply_recipe(Recipe((step,)), run.source, run.out, run.options(progress))
-        run.finish(report)
-
-    for option in reversed(options_of(kind)):
-        command = _click_option(option)(command)
-    command.__doc__ = f"{summary(name)}\n\n\b\nonnxshrink {name} model.onnx small.onnx"
-    return click.command(name)(_run_options(command))
-
-
-def _build(kind: type[Pass], given: dict[str, Any]) -> Pass:
-    """A pass from the values of its command; mappings are written in YAML there."""
-    import yaml
-
-    from onnxshrink.options import build, options_of
-
-    for option in options_of(kind):
-        if isinstance(option.default, dict) and isinstance(given.get(option.name), str):
-            where = f"--{option.name}"
-            try:
-                given[option.name] = yaml.safe_load(given[option.name])
-            except yaml.YAMLError as error:
-                raise RecipeError(f"{where}: not YAML: {given[option.name]!r}") from error
-    return build(kind, given, kind.name)
 
 
 if __name__ == "__main__":

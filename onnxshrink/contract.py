@@ -7,9 +7,12 @@ a child process, so that a model that crashes the runtime is refused like any ot
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -70,24 +73,45 @@ class Judge:
         model: The input model.
         settings: How to check.
         worker: The process to run models in.
-
-    Raises:
-        ModelError: The input model itself is invalid or does not run.
-        UnsupportedModel: ONNX Runtime lacks an operator that it needs.
     """
 
     def __init__(self, model: Model, settings: Settings, worker: Worker):
         self._settings = settings
         self._worker = worker
-        self._signature = model.signature
+        self._signature = _signature(model)
         limit = _QUICK_FEEDS if settings.check == "quick" else _FULL_FEEDS
         self._feeds = () if settings.check == "off" else settings.feeds[:limit]
-        self._original = self._last = self._observe(model)
+        self._first: Future[Answers | None] = Future()
+        if model.path is not None and model.untouched:
+            # It runs while the first pass is at work here: nobody needs its answers before. The
+            # thread reads the file only, never the graph.
+            threading.Thread(target=self._observe_first, args=[model], daemon=True).start()
+        else:
+            self._observe_first(model)
+        self._newest: Answers | None = None
 
     @property
     def original(self) -> Answers | None:
-        """What the input model answers; None when nothing is checked."""
-        return self._original
+        """What the input model answers; None when nothing is checked.
+
+        Waits for them; until then nothing else may use the worker.
+
+        Raises:
+            ModelError: The input model is invalid or does not run.
+            UnsupportedModel: ONNX Runtime lacks an operator that it needs.
+        """
+        return self._first.result()
+
+    def _observe_first(self, model: Model) -> None:
+        try:
+            self._first.set_result(self._observe(model))
+        except BaseException as error:  # whoever asks for the answers gets it
+            self._first.set_exception(error)
+
+    @property
+    def _last(self) -> Answers | None:
+        """What the model answered after the last step that stood."""
+        return self.original if self._newest is None else self._newest
 
     @property
     def warnings(self) -> list[str]:
@@ -117,8 +141,9 @@ class Judge:
 
     def verify(self, trial: Model, bound: float) -> str:
         """Why a model half-way through a step does not do; empty when it does."""
+        before = self._last
         try:
-            figures = self._compare(self._last, self._observe(trial))
+            figures = self._compare(before, self._observe(trial))
         except (ModelError, DataError) as error:
             return f"the result does not run: {error}"
         return self._excess(figures, bound)
@@ -132,22 +157,23 @@ class Judge:
             may_grow: Whether the file may become bigger.
             step: Receives the size and the figures for every output.
         """
-        if trial.signature != self._signature:
-            return f"inputs or outputs changed: {trial.signature} instead of {self._signature}"
+        if (now := _signature(trial)) != self._signature:
+            return f"inputs or outputs changed: {now} instead of {self._signature}"
         step.bytes_after = trial.nbytes()
         if step.bytes_after > step.bytes_before and not may_grow:
             grown = step.bytes_after - step.bytes_before
             return f"the file would be {size(grown)} bigger ({size(step.bytes_after)})"
+        before = self._last
         try:
             answers = self._observe(trial)
         except (ModelError, DataError) as error:
             return f"the result does not run: {error}"
-        figures = self._compare(self._last, answers)
+        figures = self._compare(before, answers)
         step.outputs = {row.name: row.to_dict() for row in figures}
         step.max_error = max((row.relative_error for row in figures), default=None)
         reason = self._excess(figures, bound)
         if not reason:
-            self._last = answers
+            self._newest = answers
         return reason
 
     @staticmethod
@@ -175,22 +201,25 @@ class Judge:
         Raises:
             ModelError: The model does not load or run.
         """
-        answers = self._observe(model, feeds)
-        return self._compare(self._original, answers), answers or Answers((), [])
+        original, answers = self.original, self._observe(model, feeds)
+        return self._compare(original, answers), answers or Answers((), [])
 
     def total_effect(self) -> tuple[OutputComparison, ...]:
         """Figures for every output of the present model against the original."""
-        return self._compare(self._original, self._last)
+        return self._compare(self.original, self._last)
 
     def _observe(self, model: Model, feeds: int | None = None) -> Answers | None:
         """Check, load and run a model; what it answers."""
         if self._settings.check == "off":
             return None
-        with tempfile.TemporaryDirectory(
-            dir=self._settings.folder, prefix=".onnxshrink-"
-        ) as folder:
-            path = Path(folder) / "model.onnx"
-            model.save(path, durable=False)
+        with contextlib.ExitStack() as stack:
+            path = model.path
+            if path is None or not model.untouched:
+                folder = stack.enter_context(
+                    tempfile.TemporaryDirectory(dir=self._settings.folder, prefix=".onnxshrink-")
+                )
+                path = Path(folder) / "model.onnx"
+                model.save(path, durable=False)
             try:
                 self._worker.check(path)
                 run = self._worker.run(path, self._feeds[:feeds])
@@ -208,3 +237,9 @@ class Judge:
             return ()
         paired = reference.outputs[: len(other.outputs)]
         return compare_outputs(reference.names, paired, other.outputs)
+
+
+def _signature(model: Model) -> str:
+    """The inputs and the outputs, each with its name and type."""
+    sides = (model.inputs, model.ir.graph.outputs)
+    return " -> ".join(f"({', '.join(f'{v.name} {v.type}' for v in side)})" for side in sides)

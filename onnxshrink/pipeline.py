@@ -98,12 +98,15 @@ class Context:
         else:
             self.step.skips.append(Skip(what.name, reason, what.op_type, what.nbytes))
 
-    def each(self, owner: Any, views: Iterable[WeightView]) -> Iterator[tuple[WeightView, Any]]:
+    def each(
+        self, owner: Any, views: Iterable[WeightView], *, any_role: bool = False
+    ) -> Iterator[tuple[WeightView, Any]]:
         """The weights that a pass may touch, each with the pass's options for it.
 
         Args:
             owner: A pass with a field ``weights`` of type ``Select``.
             views: All weights; those that the selection leaves out become skip rows.
+            any_role: Whether constants will do that no known operator multiplies with.
 
         Raises:
             RecipeError: An override in ``layers`` does not fit the pass, or a pattern matches
@@ -115,7 +118,7 @@ class Context:
             raise RecipeError(f"{owner.name}: no weight matches {', '.join(map(repr, missing))}")
         chosen = []
         for view in views:
-            reason = select.why_not(view)
+            reason = select.why_not(view, any_role=any_role)
             if reason:
                 self.skip(view, reason)
             else:
@@ -198,7 +201,10 @@ def _step(pass_: Pass, model: Model, step: Step, settings: Settings, judge: Judg
         reason = judge.refusal(trial, bound, pass_.may_grow, step) if step.changes else ""
     except RecipeError:
         raise
-    except ShrinkError as error:
+    except Exception as error:
+        judge.original  # noqa: B018  (a model that was broken to begin with is told as such)
+        if not isinstance(error, ShrinkError):
+            raise
         reason = str(error)
     if reason:
         _log.warning("%s rolled back: %s", step.name, reason)

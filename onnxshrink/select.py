@@ -47,8 +47,13 @@ class Select:
                     f"not {value!r}"
                 )
 
-    def why_not(self, view: WeightView) -> str:
-        """Why this weight is left alone, or an empty string."""
+    def why_not(self, view: WeightView, *, any_role: bool = False) -> str:
+        """Why this weight is left alone, or an empty string.
+
+        Args:
+            view: The weight.
+            any_role: Whether constants will do that no known operator multiplies with.
+        """
         if view.size < self.min_size:
             return f"fewer than {self.min_size} elements"
         if self.only and not any(matches(pattern, view) for pattern in self.only):
@@ -57,7 +62,7 @@ class Select:
             return "kept as asked"
         if self.overrides(view) == SKIP:
             return "kept as asked"
-        return view.why_not
+        return view.locked if any_role else view.why_not
 
     def overrides(self, view: WeightView) -> Mapping[str, Any] | Literal["skip"]:
         """Options that differ for this weight: those for its operator, then those for its name."""

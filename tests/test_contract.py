@@ -1,5 +1,6 @@
 """The runner refuses a step that breaks the contract, says why, and hides nothing else."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,7 +11,7 @@ import pytest
 from hard_models import rows, text, weight
 
 from onnxshrink.contract import Settings
-from onnxshrink.errors import ModelError, RecipeError, ShrinkError, UnsupportedModel
+from onnxshrink.errors import DataError, ModelError, RecipeError, ShrinkError, UnsupportedModel
 from onnxshrink.graph.model import Model
 from onnxshrink.options import option
 from onnxshrink.pipeline import Context, Pass, Result, run
@@ -23,7 +24,7 @@ FEEDS = rows(3, 64)
 class Edit(Pass):
     """Does what its test says. An edit that is not reported is not one: it reports a change."""
 
-    edit: Callable[[Model], None] | None = option(None, help="what it does to the model")
+    edit: Callable[[Model], None] | None = option(None, help="edits the model")  # noqa: RUF009
 
     def apply(self, model: Model, ctx: Context) -> None:
         assert self.edit is not None
@@ -160,9 +161,7 @@ def test_growth_is_refused_unless_the_step_may(attempt):
     ],
 )  # fmt: skip
 def test_a_step_that_breaks_the_contract_is_rolled_back(attempt, edit, said):
-    import re
-
-    assert re.search(said, reason(attempt(edit)))
+    assert re.search(said, reason(attempt(edit, Growing)))
 
 
 def test_an_edit_outside_the_journal_is_rolled_back(attempt):
@@ -290,7 +289,5 @@ def test_a_pass_may_ask_the_judge(model, worker):
 
 
 def test_a_feed_that_does_not_fit_is_the_callers_error(model, worker: Worker):
-    from onnxshrink.errors import DataError
-
     with pytest.raises(DataError):
         run([], model, Settings(feeds=rows(3, 5)), worker)

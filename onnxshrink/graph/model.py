@@ -10,8 +10,11 @@ import contextlib
 import hashlib
 import os
 import secrets
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeGuard
 
@@ -48,7 +51,7 @@ class Model:
         self._rewritten = False
         self._names: set[str] | None = None
         self._numbers: dict[str, int] = {}
-        self._spill: tempfile.TemporaryDirectory[str] | None = None
+        self._spill: _Spill | None = None
         try:
             self.ir = ir.from_proto(preserve.readable(proto))
         except Exception as error:  # onnx_ir wraps every failure in its own kinds
@@ -66,7 +69,7 @@ class Model:
                 missing, too short, or outside the model's folder.
         """
         path = Path(path)
-        if not path.exists():
+        if not os.path.exists(path):  # unlike Path.exists(), also False for impossible names
             raise ModelError(f"{path}: no such file")
         if path.is_dir():
             raise ModelError(f"{path}: is a folder; name the .onnx file in it")
@@ -109,6 +112,11 @@ class Model:
         return str(self.path) if self.path else "the model"
 
     @property
+    def untouched(self) -> bool:
+        """Whether nothing was edited since it was read."""
+        return not self._touched and not self._rewritten
+
+    @property
     def opset(self) -> int:
         """The version of the default operator set."""
         return self.ir.opset_imports.get("", 1)
@@ -141,8 +149,11 @@ class Model:
     def unused_name(self, name: str) -> str:
         """The name itself, or with a number behind it, such that no value has it; now taken."""
         if self._names is None:
-            self._names = {v.name for v in self.ir.graph.inputs if v.name}
+            self._names = set()
+            for graph in preserve.graphs(self._original):
+                self._names.update(sparse.values.name for sparse in graph.sparse_initializer)
             for scope in self.scopes:
+                self._names.update(v.name for v in scope.inputs if v.name)
                 if isinstance(scope, ir.Graph):
                     self._names.update(scope.initializers)
                 self._names.update(v.name for node in scope for v in node.outputs if v.name)
@@ -197,16 +208,17 @@ class Model:
         if tensor.nbytes < _SPILLED_BYTES or self._held_bytes < _SPILL_ABOVE:
             return tensor
         if self._spill is None:
-            self._spill = tempfile.TemporaryDirectory(prefix="onnxshrink-")
+            self._spill = _Spill()
         location = secrets.token_hex(8)
-        with open(os.path.join(self._spill.name, location), "wb") as file:
+        self._spill.locations.add(location)
+        with open(self._spill.folder / location, "wb") as file:
             tensor.tofile(file)
         return ir.ExternalTensor(
             location, 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape), name=name,
-            base_dir=self._spill.name,
+            base_dir=self._spill.folder,
         )  # fmt: skip
 
-    @property
+    @cached_property
     def _held_bytes(self) -> int:
         return sum(
             int(e.value)
@@ -284,11 +296,12 @@ class Model:
         preserve.merge(proto, self._original, self._touched, rewritten=self._rewritten)
         for stub in proto.graph.initializer:
             tensor = values[stub.name].const_value
-            if (
-                stub.name not in outside
-                and _is_large(tensor)
-                and (every or stub.HasField("raw_data"))
-            ):
+            if not _is_large(tensor):
+                if (small := outside.pop(stub.name, None)) is not None:
+                    tensors.clear_external(stub)
+                    stub.raw_data = small.tobytes()
+                    tensors.release(small)
+            elif stub.name not in outside and (every or stub.HasField("raw_data")):
                 outside[stub.name] = tensor
                 tensors.clear_values(stub)
                 tensors.point_at(stub, wire.INSIDE, 0, tensor.nbytes)
@@ -304,9 +317,8 @@ class Model:
 
     def _file_of(self, location: str) -> Path:
         """The file that a tensor's location means in this model."""
-        spilled = Path(self._spill.name, location) if self._spill and "\0" not in location else None
-        if spilled is not None and spilled.exists():
-            return spilled
+        if self._spill and location in self._spill.locations:
+            return self._spill.folder / location
         assert self.path is not None  # a model from memory has no other files
         return self.path if location == wire.INSIDE else self.path.parent / location
 
@@ -394,9 +406,9 @@ class Model:
         Raises:
             OutputError: It is a folder, its folder does not exist, or it is the model's own file.
         """
-        if path.is_dir():
+        if os.path.isdir(path):
             raise OutputError(f"{path}: is a folder; name the file to write in it")
-        if not path.absolute().parent.is_dir():
+        if not os.path.isdir(path.absolute().parent):
             raise OutputError(f"{path}: cannot be written: there is no folder {path.parent}")
         self._refuse_input(path)
 
@@ -413,7 +425,7 @@ class Model:
 
     def _refuse_input(self, path: Path) -> None:
         """Refuse to write over the model's own file or its data."""
-        if path.exists() and any(path.samefile(own) for own in self._own_files()):
+        if os.path.exists(path) and any(path.samefile(own) for own in self._own_files()):
             raise OutputError(f"{path}: is the input, which is never modified; name another output")
 
     def digest(self) -> str:
@@ -435,6 +447,15 @@ class Model:
                 hasher.update(outside[name].tobytes())
                 tensors.release(outside[name])
         return hasher.hexdigest()
+
+
+class _Spill:
+    """A folder for tensors that are too much for memory; it goes with the last model that has it."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="onnxshrink-"))
+        self.locations: set[str] = set()
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
 
 def _is_large(tensor: ir.TensorProtocol | None) -> TypeGuard[ir.TensorProtocol]:
@@ -459,7 +480,7 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     Raises:
         OutputError: The folder does not exist, cannot be written, or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".onnxshrink-{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
             yield file

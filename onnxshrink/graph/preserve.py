@@ -116,7 +116,7 @@ def merge(
     """
     new.training_info.extend(original.training_info)
     _keep_opsets(new, original)
-    _keep_scalars(new, original, _ABOUT_MODEL, "the model")
+    _keep_texts(new, original, _ABOUT_MODEL, "the model")
     before = {(f.domain, f.name, f.overload): f for f in original.functions}
     for function in new.functions:
         old = before.pop((function.domain, function.name, function.overload), None)
@@ -139,18 +139,25 @@ def _keep_opsets(
         new.opset_import.extend(original.opset_import)
 
 
-def _keep_scalars(
+def _keep_texts(
     new: onnx.ModelProto | onnx.GraphProto | onnx.FunctionProto,
     original: onnx.ModelProto | onnx.GraphProto | onnx.FunctionProto,
     names: Iterable[str],
     what: str,
 ) -> None:
-    """Guard texts and numbers; a field that is written although it is empty stays written."""
+    """Guard texts, numbers and metadata; what is written although it is empty stays written."""
     for name in names:
         if getattr(new, name) != getattr(original, name):
             raise _unjournaled(f"{what}'s {name}")
         if original.HasField(name):
             setattr(new, name, getattr(original, name))
+    now, before = ({e.key: e.value for e in side.metadata_props} for side in (new, original))
+    if lost := [key for key, value in before.items() if now.get(key) != value]:
+        raise _unjournaled(f"{what}'s metadata {lost[0]!r}")
+    added = [entry for entry in new.metadata_props if entry.key not in before]
+    added = [onnx.StringStringEntryProto(key=e.key, value=e.value) for e in added]
+    del new.metadata_props[:]
+    new.metadata_props.extend([*original.metadata_props, *added])
 
 
 def _merge_function(
@@ -160,8 +167,8 @@ def _merge_function(
     if list(new.input) != list(original.input) or list(new.output) != list(original.output):
         raise _unjournaled(f"the inputs or outputs of {what}")
     _keep_opsets(new, original)
-    _keep_scalars(new, original, ("doc_string",), what)
-    for name in ("attribute", "attribute_proto", "metadata_props"):
+    _keep_texts(new, original, ("doc_string",), what)
+    for name in ("attribute", "attribute_proto"):
         new.ClearField(name)
         getattr(new, name).extend(getattr(original, name))
     _merge_value_info(new, original, touched, _gone(new.node, original.node))
@@ -185,7 +192,7 @@ def _same_type(a: onnx.ValueInfoProto, b: onnx.ValueInfoProto) -> bool:
 def _merge_graph(
     new: onnx.GraphProto, original: onnx.GraphProto, touched: Collection[str], rewritten: bool
 ) -> None:
-    _keep_scalars(new, original, ("name", "doc_string"), f"graph {original.name!r}")
+    _keep_texts(new, original, ("name", "doc_string"), f"graph {original.name!r}")
     for side in ("input", "output"):
         now, before = getattr(new, side), getattr(original, side)
         known = {value.name: value for value in before}
@@ -239,6 +246,7 @@ def _content(tensor: onnx.TensorProto) -> bytes:
     text.CopyFrom(tensor)
     for name in ("doc_string", "metadata_props", "external_data"):
         text.ClearField(name)
+    text.name = tensor.name  # absent and empty are the same
     place = {entry.key: entry.value for entry in tensor.external_data}
     for name in ("location", "offset", "length"):
         if name in place:

@@ -9,7 +9,7 @@ what belongs to the same node, graph or function put back.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,8 @@ class Difference:
 
     Attributes:
         what: Name of the node or initializer.
-        kind: Its operator, or ``initializer``, ``input``, ``output``, ``function``, ``opset``.
+        kind: Its operator, or ``initializer``, ``input``, ``output``, ``function``, ``shape`` (that
+            is recorded of a value); ``graph`` and ``model`` for what is said of all of it.
         note: ``added``, ``removed`` or ``changed``.
         before: Its bytes before; 0 when it is new.
         after: Its bytes after; 0 when it is gone.
@@ -72,6 +73,7 @@ class Comparison:
         self.original, self.plain, self.result = original, plain, result
         self.differences: list[Difference] = []
         self.touched: set[str] = set()
+        self._reshaped: set[str] = set()
         self._prints = prints
 
     def restore(self, unread: Mapping[str, onnx.TensorProto]) -> None:
@@ -125,11 +127,10 @@ class Comparison:
             if {note.tensor_name, *(p.value for p in note.quant_parameter_tensor_names)} <= known:
                 new.quantization_annotation.append(note)
         infos = {value.name: _text(value) for value in plain.value_info}
-        self.touched |= {
-            value.name
-            for value in new.value_info
-            if value.name in infos and infos[value.name] != _text(value)
-        }
+        reshaped = {v.name for v in new.value_info if infos.get(v.name, _text(v)) != _text(v)}
+        for name in sorted(reshaped):
+            self._differs(name, "shape", 1, 1)
+        self._reshaped |= reshaped
 
     def _ports(
         self,
@@ -179,12 +180,15 @@ class Comparison:
 
     def _nodes(
         self,
-        new: Iterable[onnx.NodeProto],
+        new: Collection[onnx.NodeProto],
         plain: Iterable[onnx.NodeProto],
         old: Iterable[onnx.NodeProto],
     ) -> None:
         exported = {preserve.key(node): node for node in plain}
         gone = {preserve.key(node): node for node in old}
+        kept = [name for node in new if (name := preserve.key(node)) in gone]
+        if kept != [name for name in gone if name in set(kept)]:
+            self.differences.append(Difference("order of nodes", "graph", "changed"))
         for node in new:
             name = preserve.key(node)
             known = gone.pop(name, None)
@@ -262,13 +266,14 @@ class Comparison:
 
     def _forget_stale_shapes(self) -> None:
         """Shapes recorded behind an edit may be wrong; ones that the user set are kept."""
-        explicit = set(self.touched)
         for nodes in [self.result.graph.node, *(f.node for f in self.result.functions)]:
             for node in nodes:
                 if self.touched & _names_read(node):
                     self.touched |= set(filter(None, _names_made(node)))
         graph = self.result.graph
-        kept = [v for v in graph.value_info if v.name in explicit or v.name not in self.touched]
+        kept = [
+            v for v in graph.value_info if v.name in self._reshaped or v.name not in self.touched
+        ]
         kept = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in kept]
         del graph.value_info[:]
         graph.value_info.extend(kept)
@@ -310,7 +315,7 @@ def _lift(
                     present.add(weight)
                 elif weight not in present:
                     upward[weight] = tensor
-    foreign = [t for t in new.initializer if t.name in outer and t.name not in own]
+    foreign = [tensor for tensor in new.initializer if tensor.name in outer]
     for tensor in foreign:
         upward[tensor.name] = onnx.TensorProto.FromString(tensor.SerializeToString())
         new.initializer.remove(tensor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO
 
@@ -191,11 +192,7 @@ def inline(tensor: onnx.TensorProto, file: Path) -> None:
     """Read a tensor's bytes from their file into the message."""
     entry = {e.key: e.value for e in tensor.external_data}
     expected = payload_bytes(tensor, str(file))
-    with open(file, "rb") as source:
-        source.seek(int(entry.get("offset", 0)))
-        data = source.read(expected)
-    if len(data) < expected:
-        raise ModelError(f"{file}: was cut short while it was read")
+    data = b"".join(_pieces(str(file), int(entry.get("offset", 0)), expected))
     clear_external(tensor)
     tensor.raw_data = data
 
@@ -205,15 +202,27 @@ def write(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
     if not isinstance(tensor, ir.ExternalTensor):
         file.write(tensor.tobytes())
         return
-    left = tensor.nbytes
-    with open(os.fspath(tensor.path), "rb") as source:
-        source.seek(tensor.offset or 0)
-        while left:
-            piece = source.read(min(left, _COPY_BYTES))
-            if not piece:
-                raise ModelError(f"{tensor.path}: was cut short while it was read")
-            file.write(piece)
-            left -= len(piece)
+    for piece in _pieces(os.fspath(tensor.path), tensor.offset or 0, tensor.nbytes):
+        file.write(piece)
+
+
+def _pieces(path: str, offset: int, length: int) -> Iterator[bytes]:
+    """A part of a file, read without holding more than a piece of it.
+
+    Raises:
+        ModelError: The file ended early, or cannot be read any more.
+    """
+    try:
+        with open(path, "rb") as source:
+            source.seek(offset)
+            while length:
+                piece = source.read(min(length, _COPY_BYTES))
+                if not piece:
+                    raise ModelError(f"{path}: was cut short while it was read")
+                length -= len(piece)
+                yield piece
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def release(tensor: ir.TensorProtocol | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from onnxshrink.errors import RecipeError
 from onnxshrink.options import option
 from onnxshrink.pipeline import Context, Pass
 from onnxshrink.select import Select, select
@@ -38,33 +39,27 @@ class ToFloat16(Pass):
         if self.full:
             self._convert(model, ctx)
             return
-        for view, _ in ctx.each(self, [v for v in weights.find(model) if v.uses or v.locked]):
+        for view, _ in ctx.each(self, weights.find(model), any_role=True):
             narrow(view, model, ctx)
-        vectors = [v for v in weights.find(model) if not v.uses and not v.locked]
-        for view in vectors:
-            if view.size >= self.weights.min_size:
-                narrow(view, model, ctx)
-                view.release()
 
     def _convert(self, model: Model, ctx: Context) -> None:
-        import onnx_ir as ir
-
+        from onnxshrink.graph import whole
         from onnxshrink.runtime import half
 
+        if self.weights != type(self)().weights:
+            raise RecipeError(f"{self.name}: 'full' converts every weight; it takes no selection")
         before = model.nbytes()
-        converted = ir.from_proto(half.to_float16(model.to_proto()))
-        model.rewrite(lambda _: converted)
+        whole.rewrite(model, half.to_float16)
         ctx.changed("graph", model.nbytes(), before=before, kind="graph", note="float16")
 
 
 def narrow(view: WeightView, model: Model, ctx: Context) -> None:
     """Store one constant as float16 behind a Cast, where that loses nothing worth the name."""
     import numpy as np
-    import onnx_ir as ir
 
     from onnxshrink.graph import edit
 
-    if view.dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE):
+    if view.dtype.name not in ("FLOAT", "DOUBLE"):
         ctx.skip(view, f"is stored as {view.dtype.name.lower()} already")
         return
     values = view.array().astype(np.float32)

@@ -146,8 +146,8 @@ function parse(pack, document, limit) {
   pack.dataLength = integer(data.length);
   check(pack.dataLength <= limit, `it unpacks to ${pack.dataLength} bytes, over the limit`);
   const { dataName: name } = pack;
-  check(byteLength(name) <= 255 && name !== "." && name !== "..", "a bad name of the data file");
-  check(/^[^/\\:\x00-\x1f\x7f]+$/u.test(name), "a bad name of the data file");
+  const plain = /^(?!\.\.?$)[^/\\:\x00-\x1f\x7f]+$/u.test(name) && byteLength(name) <= 255;
+  check(plain, "the data file's name is not plain");
   pack.chunks = parseChunks(list(top.chunks), pack.chunkBytes.length, pack.baseId !== null);
   pack.tensors = list(top.tensors).map((t) => parseTensor(t, pack.chunks));
   check(new Set(pack.tensors.map((t) => t.name)).size === pack.tensors.length, "a name twice");
@@ -355,14 +355,12 @@ function decodeBlock(streams, t, count, table) {
       for (let p = 0; p < width; p++) symbols[at * width + p] = values[k * width + p];
     };
     if (t.gaps === "mask") {
-      const [mask] = streams;
-      const kept = [];
+      const [mask] = streams, kept = [];
       for (let i = 0; i < count; i++) if ((mask[i >> 3] >> (i & 7)) & 1) kept.push(i);
       const values = gather(streams.slice(1), t, kept.length, width);
       kept.forEach((at, k) => put(at, values, k));
     } else {
-      let runs = streams[0];
-      let values;
+      let runs = streams[0], values;
       if (t.gaps === "joint") {
         values = runs.map((byte) => byte & ((1 << t.bits) - 1));
         runs = runs.map((byte) => byte >> t.bits);
@@ -441,8 +439,7 @@ async function inflate(payload, length) {
   const writer = stream.writable.getWriter();
   const written = Promise.all([writer.write(payload), writer.close()]);
   written.catch(() => {}); // the reader sees the same error
-  const out = new Uint8Array(length);
-  const reader = stream.readable.getReader();
+  const out = new Uint8Array(length), reader = stream.readable.getReader();
   let at = 0;
   try {
     for (let part; !(part = await reader.read()).done; at += part.value.length) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -9,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -71,12 +73,22 @@ class SessionOptions:
 
     def describe(self) -> dict[str, object]:
         """The options, ONNX Runtime's version and the CPU, as a report needs them."""
-        import onnxruntime
-
-        return {**asdict(self), "onnxruntime": onnxruntime.__version__, **_cpu()}
+        return {**asdict(self), "onnxruntime": _version(), **_cpu()}
 
 
 DEFAULT_OPTIONS = SessionOptions()
+
+
+@cache
+def _version() -> str:
+    """ONNX Runtime's version, without the time and memory that importing it takes."""
+    for distribution in ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(distribution)
+    import onnxruntime
+
+    version: str = onnxruntime.__version__
+    return version
 
 
 @cache

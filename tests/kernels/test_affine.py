@@ -354,8 +354,6 @@ def test_stored_bytes(dtype: affine.Dtype, expected: int) -> None:
     assert quantize(np.ones((3, 20), np.float32), dtype, (1,)).nbytes == expected
 
 
-def test_sqnr_without_noise_and_without_signal() -> None:
+def test_sqnr_without_noise() -> None:
     exact = np.array([[127.0, -127.0, 1.0]], np.float32)
     assert affine.sqnr_db(exact, quantize(exact, "int8", (1,))) == np.inf
-    tiny = np.full((1, 3), 1e-40, np.float32)
-    assert affine.sqnr_db(tiny, quantize(tiny, "int8", (1,))) == -np.inf

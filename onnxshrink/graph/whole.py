@@ -1,0 +1,17 @@
+"""Rewriters that need a model with all its weights in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx
+import onnx_ir as ir
+
+from onnxshrink.graph import preserve
+from onnxshrink.graph.model import Model
+
+
+def rewrite(model: Model, change: Callable[[onnx.ModelProto], onnx.ModelProto]) -> None:
+    """Replace a model's graph by what a function makes of the whole of it."""
+    changed = ir.from_proto(preserve.readable(change(model.to_proto())))
+    model.rewrite(lambda _: changed)

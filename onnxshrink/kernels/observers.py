@@ -1,0 +1,426 @@
+"""What a calibration run adds up about the values of a model, one feed at a time.
+
+A *statistic* says what is wanted of a value; it is plain data, so that two passes that want the
+same share it. ``start`` gives its *sums*: a dataclass whose fields are arrays, which grows by
+``add`` and never keeps an activation.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxshrink.kernels.patches import Window, sample, spread
+
+Array = npt.NDArray[np.floating]
+Floats64 = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
+
+#: Rows (tokens, places of a convolution) of one feed that enter a second moment.
+ROWS_PER_FEED = 8192
+_CHUNK_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """Smallest and largest values, means and norms; of the tensor, or of each channel.
+
+    Attributes:
+        axis: The axis of the channels; None for the tensor as a whole.
+    """
+
+    axis: int | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the sums, about."""
+        return 0
+
+    def start(self) -> ExtremeSums:
+        """Empty sums."""
+        return ExtremeSums()
+
+
+@dataclass
+class ExtremeSums:
+    """See :class:`Extremes`. Every field has one element a channel, or one.
+
+    Attributes:
+        low: Smallest value.
+        high: Largest value.
+        low_sum: Sum over feeds of the smallest value, for averages.
+        high_sum: Sum over feeds of the largest value.
+        total: Sum of the values.
+        square: Sum of their squares.
+        count: Finite values of one channel.
+        feeds: Feeds seen.
+        spoiled: Values that are NaN or infinite; they enter nothing else.
+    """
+
+    low: Floats64 = field(default_factory=lambda: np.zeros(0))
+    high: Floats64 = field(default_factory=lambda: np.zeros(0))
+    low_sum: Floats64 = field(default_factory=lambda: np.zeros(0))
+    high_sum: Floats64 = field(default_factory=lambda: np.zeros(0))
+    total: Floats64 = field(default_factory=lambda: np.zeros(0))
+    square: Floats64 = field(default_factory=lambda: np.zeros(0))
+    count: Floats64 = field(default_factory=lambda: np.zeros(0))
+    feeds: Any = 0
+    spoiled: Any = 0
+
+    def add(self, statistic: Extremes, array: Array, feed: int) -> None:
+        """Take in one feed's values.
+
+        Raises:
+            ValueError: The number of channels changed.
+        """
+        if not array.size:
+            return
+        axis = statistic.axis
+        rows = array.reshape(1, -1) if axis is None else np.moveaxis(array, axis, 0)
+        rows = rows.reshape(len(rows), -1).astype(np.float64)
+        finite = np.isfinite(rows)
+        if not self.low.size:
+            self.low, self.high = np.full(len(rows), np.inf), np.full(len(rows), -np.inf)
+            for name in ("low_sum", "high_sum", "total", "square", "count"):
+                setattr(self, name, np.zeros(len(rows)))
+        elif len(self.low) != len(rows):
+            raise ValueError(f"{len(rows)} channels, but {len(self.low)} before")
+        self.spoiled += int(rows.size - np.count_nonzero(finite))
+        low = np.where(finite, rows, np.inf).min(1)
+        high = np.where(finite, rows, -np.inf).max(1)
+        rows[~finite] = 0
+        self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
+        self.low_sum += np.where(np.isfinite(low), low, 0)
+        self.high_sum += np.where(np.isfinite(high), high, 0)
+        self.total += rows.sum(1)
+        self.square += np.einsum("ij,ij->i", rows, rows)
+        self.count += np.count_nonzero(finite, axis=1)
+        self.feeds += 1
+
+    @property
+    def mean(self) -> Floats64:
+        """Mean of each channel; 0 where nothing was seen."""
+        mean: Floats64 = self.total / np.maximum(self.count, 1)
+        return mean
+
+    @property
+    def rms(self) -> Floats64:
+        """Root mean square of each channel."""
+        rms: Floats64 = np.sqrt(self.square / np.maximum(self.count, 1))
+        return rms
+
+    @property
+    def average_range(self) -> tuple[Floats64, Floats64]:
+        """Means over feeds of the smallest and largest value: ONNX Runtime's moving average."""
+        feeds = max(int(self.feeds), 1)
+        return self.low_sum / feeds, self.high_sum / feeds
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How often values occur, in bins that widen as larger values come.
+
+    Attributes:
+        bins: Most bins that are kept.
+    """
+
+    bins: int = 4096
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the sums."""
+        return 8 * self.bins
+
+    def start(self) -> HistogramSums:
+        """Empty sums."""
+        return HistogramSums()
+
+
+@dataclass
+class HistogramSums:
+    """See :class:`Histogram`.
+
+    Bin i holds the values in ``[(first + i) w, (first + i + 1) w)`` with ``w = 2 ** exponent``.
+    Widths and edges are powers of two and their multiples, so that widening merges pairs of bins
+    exactly: the counts do not depend on the order in which values came.
+
+    Attributes:
+        counts: Values in each bin.
+        first: Number of the first bin.
+        exponent: Of the bins' width.
+        low: Smallest value.
+        high: Largest value.
+        spoiled: Values that are NaN or infinite; they enter nothing else.
+    """
+
+    counts: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
+    first: Any = 0
+    exponent: Any = 0
+    low: Any = math.inf
+    high: Any = -math.inf
+    spoiled: Any = 0
+
+    def add(self, statistic: Histogram, array: Array, feed: int) -> None:
+        """Take in one feed's values."""
+        values = array.reshape(-1).astype(np.float64)
+        finite = np.isfinite(values)
+        if not finite.all():
+            self.spoiled += int(values.size - np.count_nonzero(finite))
+            values = values[finite]
+        if not values.size:
+            return
+        low, high = float(values.min()), float(values.max())
+        self.low, self.high = min(float(self.low), low), max(float(self.high), high)
+        if not self.counts.size:
+            reach = (high - low) or max(abs(high), 2.0**-100) * 2.0**-10
+            self.exponent = math.ceil(math.log2(reach / statistic.bins))
+        while self._bin(self.high) - self._bin(self.low) >= statistic.bins:
+            self._widen()
+        start, stop = self._bin(self.low), self._bin(self.high) + 1
+        if not self.counts.size:
+            self.first = start
+        before = max(int(self.first) - start, 0)
+        after = max(stop - int(self.first) - self.counts.size, 0)
+        self.counts = np.pad(self.counts, (before, after))
+        self.first = int(self.first) - before
+        numbers = np.floor(np.ldexp(values, -int(self.exponent))).astype(np.int64) - self.first
+        self.counts += np.bincount(numbers, minlength=self.counts.size)
+
+    def _bin(self, value: float) -> int:
+        return math.floor(math.ldexp(value, -int(self.exponent)))
+
+    def _widen(self) -> None:
+        self.exponent = int(self.exponent) + 1
+        if self.counts.size:
+            numbers = (int(self.first) + np.arange(self.counts.size)) // 2
+            self.first = int(numbers[0])
+            self.counts = np.bincount(numbers - self.first, self.counts).astype(np.int64)
+
+    @property
+    def edges(self) -> Floats64:
+        """The bins' limits, one more than there are bins."""
+        numbers = int(self.first) + np.arange(self.counts.size + 1)
+        return np.ldexp(numbers.astype(np.float64), int(self.exponent))
+
+    def percentile(self, share: float) -> tuple[float, float]:
+        """The range that holds this share of the values (0 to 1), the same beyond either end."""
+        if not self.counts.size:
+            return 0.0, 0.0
+        cumulative = np.concatenate(([0], np.cumsum(self.counts))) / self.counts.sum()
+        low, high = np.interp([(1 - share) / 2, (1 + share) / 2], cumulative, self.edges)
+        return max(float(low), float(self.low)), min(float(high), float(self.high))
+
+    def entropy(self, levels: int = 128) -> float:
+        """The largest magnitude to keep, so that ``levels`` steps lose the least information.
+
+        TensorRT's calibration (Migacz, 2017): for every threshold, the Kullback-Leibler divergence
+        of the magnitudes, those above it clipped, from the same in ``levels`` equal steps.
+        """
+        magnitudes, width = self._magnitudes()
+        best, least = magnitudes.size, math.inf
+        for stop in range(min(levels, magnitudes.size), magnitudes.size + 1):
+            kept = magnitudes[:stop].astype(np.float64)
+            group = np.arange(stop) * min(levels, stop) // stop
+            filled = np.bincount(group, kept > 0)
+            level = np.bincount(group, kept) / np.maximum(filled, 1)
+            coarse = np.where(kept > 0, level[group], 0)
+            kept[-1] += magnitudes[stop:].sum()
+            coarse[-1] = max(coarse[-1], 1e-12 * kept[-1])
+            seen = kept > 0
+            p, q = kept[seen] / kept.sum(), coarse[seen] / coarse.sum()
+            divergence = float((p * np.log(p / q)).sum())
+            if divergence < least:
+                best, least = stop, divergence
+        return min(best * width, max(abs(float(self.low)), abs(float(self.high))))
+
+    def least_squares(self, levels: int = 128) -> float:
+        """The largest magnitude to keep, so that ``levels`` steps have the least squared error."""
+        magnitudes, width = self._magnitudes()
+        centres = (np.arange(magnitudes.size) + 0.5) * width
+        best, least = magnitudes.size * width, math.inf
+        for fraction in np.linspace(0.02, 1, 99):
+            reach = magnitudes.size * width * fraction
+            step = reach / levels
+            rounded = np.minimum(np.rint(centres / step), levels) * step
+            error = float(magnitudes @ np.square(rounded - centres))
+            if error < least:
+                best, least = reach, error
+        return min(best, max(abs(float(self.low)), abs(float(self.high))))
+
+    def _magnitudes(self) -> tuple[Counts, float]:
+        """Counts of the absolute values in bins from zero, and the width of a bin."""
+        numbers = int(self.first) + np.arange(self.counts.size)
+        folded = np.where(numbers < 0, -1 - numbers, numbers)
+        counts = np.bincount(folded, self.counts) if folded.size else np.zeros(1)
+        return counts.astype(np.int64), math.ldexp(1.0, int(self.exponent))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """An activation whose rows a weight matrix is multiplied with.
+
+    Attributes:
+        axis: The axis that is summed over.
+        batch: Sizes of the leading axes of a weight that has several matrices, else empty.
+    """
+
+    axis: int = -1
+    batch: tuple[int, ...] = ()
+
+    @property
+    def groups(self) -> int:
+        """Matrices that see rows of their own."""
+        return math.prod(self.batch)
+
+
+@dataclass(frozen=True)
+class SecondMoment:
+    """Sum of X^T X over the rows X that a weight is multiplied with.
+
+    Feeds with even and odd numbers are summed apart, so that what was fitted to one half can be
+    judged by the other.
+
+    Attributes:
+        width: Length of a row: the inputs of one output.
+        layout: How the activation's values make rows.
+    """
+
+    width: int
+    layout: Rows | Window = Rows()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the sums."""
+        return 8 * self.layout.groups * self.width**2
+
+    def start(self) -> MomentSums:
+        """Empty sums."""
+        shape = (2, self.layout.groups, self.width, self.width)
+        return MomentSums(np.zeros(shape, np.float32), np.zeros(2))
+
+
+@dataclass
+class MomentSums:
+    """See :class:`SecondMoment`.
+
+    Attributes:
+        sums: [half, groups, width, width].
+        rows: Rows in each half.
+        spoiled: Rows with NaN or infinity; they are left out.
+    """
+
+    sums: npt.NDArray[np.float32]
+    rows: Floats64
+    spoiled: Any = 0
+
+    def add(self, statistic: SecondMoment, array: Array, feed: int) -> None:
+        """Take in one feed's values.
+
+        Raises:
+            ValueError: The activation has not the shape that the statistic was made for.
+        """
+        if not array.size:
+            return
+        layout, half = statistic.layout, feed % 2
+        if isinstance(layout, Window):
+            parts = sample(array, layout, ROWS_PER_FEED, feed)
+        else:
+            parts = _rows(array, layout, feed)
+        for part in parts:
+            if part.shape[1:] != self.sums.shape[1:3]:
+                raise ValueError(f"an activation of shape {array.shape} for {statistic}")
+            finite = np.isfinite(part).all((1, 2))
+            if not finite.all():
+                self.spoiled += int(len(part) - np.count_nonzero(finite))
+                part = part[finite]
+            for group in range(part.shape[1]):
+                rows = np.ascontiguousarray(part[:, group])
+                self.sums[half, group] += rows.T @ rows
+            self.rows[half] += len(part)
+
+    def mean(self, half: int | None = None) -> Floats64:
+        """E[x x^T] of every group, [groups, width, width], of all feeds or of one half.
+
+        A half without rows gives that of the other.
+        """
+        chosen = [0, 1] if half is None or not self.rows[half] else [half]
+        total: Floats64 = self.sums[chosen].sum(0, dtype=np.float64)
+        total /= max(float(self.rows[chosen].sum()), 1)
+        return total
+
+
+def _rows(array: Array, layout: Rows, feed: int) -> Any:
+    """Rows of an activation, [rows, groups, width], some at a time."""
+    if layout.axis % array.ndim != array.ndim - 1:
+        array = np.moveaxis(array, layout.axis, -1)
+    groups = layout.groups
+    if groups > 1:
+        batch, lead = len(layout.batch), array.ndim - 2 - len(layout.batch)
+        if lead < 0 or array.shape[lead : lead + batch] != layout.batch:
+            raise ValueError(f"an activation of shape {array.shape} for {layout}")
+        order = [*range(lead), array.ndim - 2, *range(lead, lead + batch), array.ndim - 1]
+        array = array.transpose(order)
+    rows = array.reshape(-1, groups, array.shape[-1])
+    places = spread(len(rows), ROWS_PER_FEED, feed)
+    for start in range(0, places.size, _CHUNK_ROWS):
+        yield rows[places[start : start + _CHUNK_ROWS]].astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Lookups:
+    """How often each row of a table is looked up.
+
+    Attributes:
+        size: Rows of the table.
+    """
+
+    size: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the sums."""
+        return 8 * self.size
+
+    def start(self) -> LookupSums:
+        """Empty sums."""
+        return LookupSums(np.zeros(self.size, np.int64))
+
+
+@dataclass
+class LookupSums:
+    """See :class:`Lookups`.
+
+    Attributes:
+        counts: Lookups of each row.
+    """
+
+    counts: Counts
+
+    def add(self, statistic: Lookups, array: npt.NDArray[Any], feed: int) -> None:
+        """Take in one feed's indices; negative ones count from the end."""
+        indices = array.reshape(-1).astype(np.int64)
+        self.counts += np.bincount(indices % statistic.size, minlength=statistic.size)
+
+
+Statistic: TypeAlias = Extremes | Histogram | SecondMoment | Lookups
+Sums: TypeAlias = ExtremeSums | HistogramSums | MomentSums | LookupSums
+SUMS: dict[type, type] = {
+    Extremes: ExtremeSums, Histogram: HistogramSums, SecondMoment: MomentSums, Lookups: LookupSums
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Need:
+    """A statistic of one value, as a pass asks for it.
+
+    Attributes:
+        value: The value's name in the model.
+        statistic: What is wanted of it.
+    """
+
+    value: str
+    statistic: Statistic

@@ -1,0 +1,224 @@
+"""The house rules that a machine can hold: who imports whom, what, and when."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import onnxshrink
+
+PACKAGE = Path(onnxshrink.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+#: A room may import those on its own line and above.
+LAYERS = (
+    ("errors", "report", "kernels"),
+    ("options", "functions", "graph", "sidecar"),
+    ("runtime", "target"),
+    ("select", "contract", "pipeline"),
+    ("passes",),
+    ("recipe",),
+    ("search",),
+    ("api",),
+    ("commands",),
+    ("cli",),
+    ("__main__",),
+)
+RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
+
+#: Who may import what from outside; nobody else may. Whatever is not named is for nobody.
+OUTSIDE = {
+    "numpy": {"kernels", "graph", "sidecar", "runtime", "contract", "passes", "search"},
+    "scipy": {"kernels"},
+    "onnx": {"graph", "runtime"},
+    "onnx_ir": {"graph", "runtime"},
+    "onnx_graphsurgeon": {"graph"},
+    "onnxscript": {"graph"},
+    "google": {"graph", "runtime"},
+    "onnxruntime": {"runtime"},
+    "ml_dtypes": {"graph", "runtime"},  # numpy types of bfloat16; comes with onnx
+    "psutil": {"runtime"},
+    "yaml": {"recipe", "commands"},
+    "click": {"cli", "commands"},
+    "rich": {"commands"},
+}
+#: Imported inside the functions that use them: ``--help`` must not wait for them.
+HEAVY = {"numpy", "scipy", "onnx", "onnx_ir", "onnx_graphsurgeon", "onnxscript", "onnxruntime"}
+FORBIDDEN = {
+    "utils", "util", "common", "helpers", "helper", "base", "manager", "factory", "registry",
+    "constants", "config", "misc",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Import:
+    file: Path
+    line: int
+    module: str
+    at_top: bool
+    for_types: bool
+
+    def __str__(self) -> str:
+        return f"{self.file.relative_to(PACKAGE.parent)}:{self.line} imports {self.module}"
+
+
+def room(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(file: Path) -> Iterator[Import]:
+    """Every import of a file, also those inside functions and for type checkers."""
+
+    def visit(node: ast.AST, at_top: bool, for_types: bool) -> Iterator[Import]:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(file, node.lineno, alias.name, at_top, for_types)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: relative import"
+            module = node.module or ""
+            for alias in node.names:
+                # ``from onnxshrink import passes`` names a room, not a value.
+                full = f"{module}.{alias.name}" if module == "onnxshrink" else module
+                yield Import(file, node.lineno, full, at_top, for_types)
+        at_top = at_top and not isinstance(
+            node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+        )
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            for_types = True
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, at_top, for_types)
+
+    yield from visit(ast.parse(file.read_text()), True, False)
+
+
+EVERY = [found for file in FILES if file.parent != PACKAGE or file.stem != "__init__"
+         for found in imports(file)]  # fmt: skip
+
+
+def test_every_room_has_its_place():
+    rooms = {room(file) for file in FILES} - {"__init__"}
+    assert rooms <= set(RANK)
+
+
+def test_imports_run_one_way():
+    wrong = []
+    for found in EVERY:
+        top, _, rest = found.module.partition(".")
+        target = rest.partition(".")[0]
+        if top == "onnxshrink" and target in RANK and RANK[target] > RANK[room(found.file)]:
+            wrong.append(str(found))
+    assert wrong == []
+
+
+def test_no_room_hangs_together_in_a_circle():
+    """Within a room, modules that import each other at the top could not be read one by one."""
+    needs: dict[str, set[str]] = {}
+    modules = {
+        ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts): file for file in FILES
+    }
+    for name, file in modules.items():
+        needs[name] = {
+            found.module
+            for found in imports(file)
+            if found.at_top and not found.for_types and found.module in modules
+        }
+    while ready := [name for name, others in needs.items() if not others & set(needs)]:
+        for name in ready:
+            del needs[name]
+    assert needs == {}
+
+
+def test_outside_imports_keep_to_their_rooms():
+    wrong = [
+        str(found)
+        for found in EVERY
+        if (top := found.module.partition(".")[0]) not in ("onnxshrink", "__future__")
+        and top not in sys.stdlib_module_names
+        and room(found.file) not in OUTSIDE.get(top, set())
+    ]
+    assert wrong == []
+
+
+def test_rich_is_for_terminals_and_kernels_are_pure():
+    kernels = {f.module.partition(".")[0] for f in EVERY if room(f.file) == "kernels"}
+    assert kernels - set(sys.stdlib_module_names) <= {"numpy", "scipy", "onnxshrink", "__future__"}
+    inside = {f.module for f in EVERY if room(f.file) == "kernels" and "onnxshrink" in f.module}
+    assert all(module.startswith(("onnxshrink.kernels", "onnxshrink.errors")) for module in inside)
+    sidecar = {f.module.partition(".")[0] for f in EVERY if room(f.file) == "sidecar"}
+    assert not sidecar & {"onnx", "onnx_ir", "onnxruntime"}
+
+
+def test_heavy_imports_wait_in_passes():
+    """What the list of passes, a recipe or a command line needs must not load onnx."""
+    light = {
+        "passes", "options", "select", "contract", "pipeline", "recipe", "api", "cli", "commands",
+        "report", "errors", "functions",
+    }  # fmt: skip
+    wrong = [
+        str(found)
+        for found in EVERY
+        if found.at_top
+        and not found.for_types
+        and found.module.partition(".")[0] in HEAVY
+        and (
+            room(found.file) in light
+            or (room(found.file) == "search" and "numpy" not in str(found))
+        )
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_files_are_short_and_well_named(file: Path):
+    source = file.read_text()
+    assert source.count("\n") <= 500
+    assert file.stem not in FORBIDDEN
+    assert file.parent.name not in FORBIDDEN
+    if room(file) not in ("cli", "commands", "__main__"):
+        called = [n.func for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call)]
+        assert not [f for f in called if isinstance(f, ast.Name) and f.id == "print"]
+
+
+def modules_after(code: str) -> set[str]:
+    """Top-level modules that a fresh process has loaded after running some code."""
+    script = f"import sys\n{code}\nsys.stderr.write(' '.join(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    return set(done.stderr.split())
+
+
+def test_help_loads_nothing_heavy():
+    code = "from onnxshrink.cli import main\nmain(['--help'], standalone_mode=False)"
+    heavy = {"numpy", "onnx", "onnx_ir", "onnxruntime", "scipy", "yaml", "rich", "onnxscript"}
+    assert modules_after(code) & heavy == set()
+
+
+def test_catching_an_error_loads_nothing_heavy():
+    assert modules_after("import onnxshrink; onnxshrink.RecipeError") & HEAVY == set()
+
+
+def test_exported_names_resolve():
+    assert len(set(onnxshrink.__all__)) == len(onnxshrink.__all__)
+    for name in onnxshrink.__all__:
+        assert getattr(onnxshrink, name).__name__ == name
+    with pytest.raises(AttributeError, match="no_such_name"):
+        onnxshrink.no_such_name  # noqa: B018
+    typed = {
+        alias.name
+        for node in ast.walk(ast.parse((PACKAGE / "__init__.py").read_text()))
+        if isinstance(node, ast.ImportFrom) and "onnxshrink." in (node.module or "")
+        for alias in node.names
+    }
+    assert typed == set(onnxshrink.__all__)  # what type checkers see is what there is
+
+
+def test_the_version_is_said_once():
+    import tomllib
+
+    metadata = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    assert metadata.get("version", onnxshrink.__version__) == onnxshrink.__version__
