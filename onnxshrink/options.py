@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import operator
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -104,8 +106,8 @@ class Option:
         except (TypeError, ValueError) as error:
             raise RecipeError(f"{where}: option {self.name!r} {error}") from error
         for bound, wrong, word in (
-            (self.ge, lambda v, b: v < b, "at least"),
-            (self.le, lambda v, b: v > b, "at most"),
+            (self.ge, operator.lt, "at least"),
+            (self.le, operator.gt, "at most"),
         ):
             if bound is not None and parsed is not None and wrong(parsed, bound):
                 raise RecipeError(
@@ -146,16 +148,18 @@ def _convert(value: Any, kind: Any) -> Any:
     if kind in (int, float):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError(f"takes a number, not {value!r}")
-        if kind is int and value != int(value):
-            raise ValueError(f"takes a whole number, not {value!r}")
-        if value != value:
+        if math.isnan(value):
             raise ValueError("takes a number, not NaN")
+        if kind is int and isinstance(value, float) and not value.is_integer():
+            raise ValueError(f"takes a whole number, not {value!r}")
         return kind(value)
     if kind is str:
         if not isinstance(value, str):
             raise ValueError(f"takes text, not {value!r}")
         return value
-    if isinstance(value, dict) and typing.get_origin(kind) is not None:
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"takes a mapping, not {value!r}")
         return dict(value)
     return value
 
@@ -203,11 +207,16 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
                 f" (options: {', '.join(names)})"
             )
         target = own if option_.owner is None else inner.setdefault(option_.owner, {})
+        if option_.name in target:
+            raise RecipeError(f"{where}: option {option_.name!r} is given twice, once as {given!r}")
         target[option_.name] = option_.parse(value, where)
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        if field.name in inner:
-            own[field.name] = dataclasses.replace(field.default, **inner[field.name])  # type: ignore[type-var]
-    return cls(**own)
+    try:
+        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+            if field.name in inner:
+                own[field.name] = dataclasses.replace(field.default, **inner[field.name])  # type: ignore[type-var]
+        return cls(**own)
+    except RecipeError as error:  # of an object that looks at its options together
+        raise RecipeError(f"{where}: {error}") from error
 
 
 def dump(obj: Any) -> dict[str, Any]:

@@ -41,6 +41,8 @@ class Select:
 
     def __post_init__(self) -> None:
         for pattern, value in self.layers.items():
+            if not isinstance(pattern, str):
+                raise RecipeError(f"layers: takes names and patterns, not {pattern!r}")
             if value != SKIP and not isinstance(value, Mapping):
                 raise RecipeError(
                     f"layers: {pattern!r} takes 'skip' or options such as {{dtype: int8}}, "
@@ -68,8 +70,10 @@ class Select:
         """Options that differ for this weight: those for its operator, then those for its name."""
         by_type = [v for pattern, v in self.layers.items() if pattern == view.op_type]
         by_name = [
-            v for pattern, v in self.layers.items() if pattern != view.op_type and matches(pattern, view)
-        ]  # fmt: skip
+            v
+            for pattern, v in self.layers.items()
+            if pattern != view.op_type and matches(pattern, view)
+        ]
         merged: dict[str, Any] = {}
         for value in by_type + by_name:
             if value == SKIP:

@@ -54,7 +54,7 @@ def options(draw: st.DrawFn, kind: type[Pass]) -> dict[str, Any]:
     return {opt.name: draw(values(opt)) for opt in known if opt.name in chosen}
 
 
-class Parsed(Exception):  # noqa: N818  (carries the object out of the command)
+class Parsed(Exception):
     """What the command line made of its words."""
 
 
@@ -160,7 +160,7 @@ class Example:
     mode: Literal["rtn", "best"] = option("rtn", help="a choice", spellings={"RTN": "rtn"})
     names: tuple[str, ...] = option((), help="a list", also=("nodes",))
     title: str = option("", help="text")
-    weights: Select = nested(Select, min_size=3)
+    weights: Select = nested(Select, min_size=3)  # noqa: RUF009
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ class Example:
         ({"title": 3}, "'title' takes text, not 3"),
         ({"layers": "skip"}, "'layers' takes a mapping"),
         ({"layers": {"a": 3}}, "layers: 'a' takes 'skip' or options"),
-        ({"layers": {3: "skip"}}, "layers: 3 "),
+        ({"layers": {3: "skip"}}, "layers: takes names and patterns, not 3"),
         ({"min_size": -1}, "'min_size' must be at least 0"),
         ({"bits": 4, "Bits": 3}, "unknown option 'Bits'"),
         ({"names": ["a"], "nodes": ["b"]}, "'names' is given twice"),

@@ -204,7 +204,7 @@ def _cast_mul(rebuild: Rebuild, stored: Quantized) -> ir.Value:
     if stored.zero_point is not None:
         zero = rebuild.constant(_trimmed(stored.zero_point, len(shape)).astype(kind), "z")
         result = rebuild.node("Sub", [result, zero], "d")
-    scale = _scale(rebuild, _trimmed(stored.scale, len(shape)), working)
+    scale = factor(rebuild, _trimmed(stored.scale, len(shape)), working)
     result = rebuild.node("Mul", [result, scale], "w")
     if shape != view.shape:
         target = rebuild.constant(np.array(view.shape, np.int64), "n")
@@ -214,7 +214,7 @@ def _cast_mul(rebuild: Rebuild, stored: Quantized) -> ir.Value:
     return result
 
 
-def _scale(rebuild: Rebuild, scale: np.ndarray, dtype: ir.DataType) -> ir.Value:
+def factor(rebuild: Rebuild, scale: np.ndarray, dtype: ir.DataType) -> ir.Value:
     """A scale in the type that it is multiplied in, stored as float16 where that saves bytes."""
     short = _short(scale, dtype)
     if short is None:
@@ -278,7 +278,7 @@ def _gathered(rebuild: Rebuild, stored: Quantized) -> None:
         values = stored.scale.astype(view.dtype.numpy()) if short is None else short
         scale = rebuild.constant(values, "s")
     else:
-        scale = _scale(rebuild, _trimmed(stored.scale, len(view.shape)), view.dtype)
+        scale = factor(rebuild, _trimmed(stored.scale, len(view.shape)), view.dtype)
     for use in view.uses:
         indices = use.node.inputs[1]
         assert indices is not None

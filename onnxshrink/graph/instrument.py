@@ -7,16 +7,14 @@ level; constants there move to the main graph, whose names its bodies can see.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import onnx
 
-from onnxshrink.graph import tensors
-
-_BODIES = {"If", "Loop", "Scan"}
+from onnxshrink.graph.model import Model
 
 
 @dataclass
@@ -37,48 +35,51 @@ class Instrumented:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where something is: the graphs from the main one inwards, and the nodes between them."""
+    """Where something is: the graphs from the main one inwards, and what holds each inner one."""
 
     graphs: tuple[onnx.GraphProto, ...]
-    nodes: tuple[onnx.NodeProto, ...] = ()
+    holders: tuple[tuple[onnx.NodeProto, str], ...] = ()
 
 
 def instrument(
-    path: str | os.PathLike[str], watch: Iterable[str] = (), free: Iterable[str] = ()
+    model: Model, path: Path, watch: Iterable[str] = (), free: Iterable[str] = ()
 ) -> Instrumented:
-    """Add measuring points to a model file, in place.
+    """Save a model with measuring points.
 
     Args:
-        path: The file; its large tensors should lie in external data, which are left alone.
+        model: The model; it is left as it is.
+        path: Where to write the copy. Its large tensors go to external data beside it.
         watch: Names of values to make outputs.
         free: Names of floating-point constants to make inputs.
 
     Returns:
         What can be watched and fed, and what not.
     """
-    model = onnx.load(path, load_external_data=False)
+    model.save(path, "external", durable=False)
+    proto = onnx.load(path, load_external_data=False)
+    types = {v.name: v.dtype for node in model.nodes for v in node.outputs if v.dtype is not None}
     done = Instrumented()
     made: dict[str, list[_Place]] = {}
     stored: dict[str, list[_Place]] = {}
-    for place in _places(_Place((model.graph,))):
+    for place in _places(_Place((proto.graph,))):
         graph = place.graphs[-1]
         for tensor in graph.initializer:
             stored.setdefault(tensor.name, []).append(place)
-        for node in graph.node:
-            for name in filter(None, node.output):
-                made.setdefault(name, []).append(place)
-    names = Counter([*made, *stored, *(value.name for value in model.graph.input)])
-    given = {value.name for value in model.graph.input}
+        entering = [value.name for value in graph.input] if place.holders else []
+        for name in (*entering, *(name for node in graph.node for name in node.output if name)):
+            made.setdefault(name, []).append(place)
+    given = {value.name for value in proto.graph.input}
+    names = Counter([*made, *stored, *given])
     for name in dict.fromkeys(free):
         places = [*stored.get(name, ()), *_constant_nodes(name, made)]
-        if model.ir_version < 4:
+        if proto.ir_version < 4:
             done.refused[name] = "the IR version is below 4"
         elif len(places) != 1:
             done.refused[name] = "its name is not unique" if places else "is inside a function"
         else:
-            _free(model.graph, places[0], name, given)
+            _free(proto.graph, places[0], name, given)
             done.inputs.add(name)
-    outputs = {value.name for value in model.graph.output}
+    outputs = {value.name for value in proto.graph.output}
     for name in dict.fromkeys(watch):
         places = made.get(name, [])
         if name in outputs:
@@ -86,10 +87,12 @@ def instrument(
         elif len(places) != 1:
             done.refused[name] = "its name is not unique" if places else "is inside a function"
         else:
-            output = _hand_out(places[0], name, names)
-            model.graph.output.append(onnx.ValueInfoProto(name=output))
+            kind = types.get(name)
+            element = onnx.TensorProto.FLOAT if kind is None else kind.value
+            output = _hand_out(places[0], name, element, names)
+            proto.graph.output.append(onnx.ValueInfoProto(name=output))
             done.outputs[name] = output
-    onnx.save(model, path)
+    onnx.save(proto, path)
     return done
 
 
@@ -98,9 +101,11 @@ def _places(place: _Place) -> Iterator[_Place]:
     yield place
     for node in place.graphs[-1].node:
         for attribute in node.attribute:
-            graphs = [attribute.g] if attribute.HasField("g") else attribute.graphs
-            for graph in graphs:
-                yield from _places(_Place((*place.graphs, graph), (*place.nodes, node)))
+            if attribute.HasField("g"):
+                holder = (node, attribute.name)
+                yield from _places(
+                    _Place((*place.graphs, attribute.g), (*place.holders, holder))
+                )
 
 
 def _constant_nodes(name: str, made: dict[str, list[_Place]]) -> list[_Place]:
@@ -132,19 +137,23 @@ def _free(main: onnx.GraphProto, place: _Place, name: str, given: set[str]) -> N
         main.input.append(info)
 
 
-def _hand_out(place: _Place, name: str, names: Counter[str]) -> str:
+def _hand_out(place: _Place, name: str, element: int, names: Counter[str]) -> str:
     """Pass a value outwards through every operator whose body it is in."""
     value = name
-    for level in range(len(place.nodes) - 1, -1, -1):
-        node, inner = place.nodes[level], place.graphs[level + 1]
+    for level in range(len(place.holders) - 1, -1, -1):
+        (node, branch), inner = place.holders[level], place.graphs[level + 1]
+        if value in {entering.name for entering in inner.input}:
+            copy = _unused(value, names)
+            inner.node.append(onnx.helper.make_node("Identity", [value], [copy]))
+            value = copy
         if node.op_type == "If":
             for attribute in node.attribute:
-                if attribute.g is inner or attribute.g == inner:
-                    inner.output.append(_info(value))
-                else:
-                    attribute.g.output.append(_info(_nothing(attribute.g, names)))
+                out = value
+                if attribute.name != branch:
+                    out = _nothing(attribute.g, element, names)
+                attribute.g.output.append(_info(out, element))
         else:
-            inner.output.append(_info(value))
+            inner.output.append(_info(value, element))
             if node.op_type == "Scan":
                 _extend_axes(node)
         value = _unused(name, names)
@@ -152,14 +161,14 @@ def _hand_out(place: _Place, name: str, names: Counter[str]) -> str:
     return value
 
 
-def _info(name: str) -> onnx.ValueInfoProto:
-    return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+def _info(name: str, element: int) -> onnx.ValueInfoProto:
+    return onnx.helper.make_tensor_value_info(name, element, None)
 
 
-def _nothing(graph: onnx.GraphProto, names: Counter[str]) -> str:
+def _nothing(graph: onnx.GraphProto, element: int, names: Counter[str]) -> str:
     """An empty value for the branch that does not have what the other hands out."""
     name = _unused("nothing", names)
-    empty = onnx.helper.make_tensor(name, onnx.TensorProto.FLOAT, [0], [])
+    empty = onnx.TensorProto(data_type=element, dims=[0], name=name)
     graph.node.append(onnx.helper.make_node("Constant", [], [name], value=empty))
     return name
 

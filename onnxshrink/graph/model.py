@@ -10,9 +10,6 @@ import contextlib
 import hashlib
 import os
 import secrets
-import shutil
-import tempfile
-import weakref
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +27,6 @@ SINGLE_FILE_LIMIT = 2**31 - 1
 
 #: New tensors of a model above this size go to a temporary file instead of memory.
 _SPILL_ABOVE = 512 * 2**20
-_SPILLED_BYTES = 2**20
 _OUTSIDE_BYTES = 1024
 
 Storage = Literal["auto", "single", "external"]
@@ -51,7 +47,7 @@ class Model:
         self._rewritten = False
         self._names: set[str] | None = None
         self._numbers: dict[str, int] = {}
-        self._spill: _Spill | None = None
+        self._spill: tensors.Spill | None = None
         try:
             self.ir = ir.from_proto(preserve.readable(proto))
         except Exception as error:  # onnx_ir wraps every failure in its own kinds
@@ -205,18 +201,11 @@ class Model:
             name: The tensor's name.
         """
         tensor = ir.Tensor(array, name=name) if isinstance(array, np.ndarray) else array
-        if tensor.nbytes < _SPILLED_BYTES or self._held_bytes < _SPILL_ABOVE:
+        if tensor.nbytes < wire.STREAMED_BYTES or self._held_bytes < _SPILL_ABOVE:
             return tensor
         if self._spill is None:
-            self._spill = _Spill()
-        location = secrets.token_hex(8)
-        self._spill.locations.add(location)
-        with open(self._spill.folder / location, "wb") as file:
-            tensor.tofile(file)
-        return ir.ExternalTensor(
-            location, 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape), name=name,
-            base_dir=self._spill.folder,
-        )  # fmt: skip
+            self._spill = tensors.Spill()
+        return self._spill.put(tensor, name)
 
     @cached_property
     def _held_bytes(self) -> int:
@@ -297,10 +286,8 @@ class Model:
         for stub in proto.graph.initializer:
             tensor = values[stub.name].const_value
             if not _is_large(tensor):
-                if (small := outside.pop(stub.name, None)) is not None:
-                    tensors.clear_external(stub)
-                    stub.raw_data = small.tobytes()
-                    tensors.release(small)
+                if outside.pop(stub.name, None) is not None:
+                    self._inline(stub)
             elif stub.name not in outside and (every or stub.HasField("raw_data")):
                 outside[stub.name] = tensor
                 tensors.clear_values(stub)
@@ -312,18 +299,21 @@ class Model:
         """Tensors in attributes, subgraphs and functions that still name a file."""
         for tensor in preserve.tensors(proto, main_initializers=False):
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                location = next(e.value for e in tensor.external_data if e.key == "location")
-                tensors.inline(tensor, self._file_of(location))
+                self._inline(tensor)
+
+    def _inline(self, tensor: onnx.TensorProto) -> None:
+        location = next(e.value for e in tensor.external_data if e.key == "location")
+        tensors.inline(tensor, self._file_of(location))
 
     def _file_of(self, location: str) -> Path:
         """The file that a tensor's location means in this model."""
-        if self._spill and location in self._spill.locations:
-            return self._spill.folder / location
+        if self._spill and location == self._spill.file.name:
+            return self._spill.file
         assert self.path is not None  # a model from memory has no other files
         return self.path if location == wire.INSIDE else self.path.parent / location
 
     def stored_bytes(self) -> int:
-        """Bytes of the files that it came from, external data included; as one file, if from none."""
+        """Bytes of the files that it came from, external data included, or as one new file."""
         if self.path is None:
             return self.nbytes()
         return sum(path.stat().st_size for path in self._own_files())
@@ -447,15 +437,6 @@ class Model:
                 hasher.update(outside[name].tobytes())
                 tensors.release(outside[name])
         return hasher.hexdigest()
-
-
-class _Spill:
-    """A folder for tensors that are too much for memory; it goes with the last model that has it."""
-
-    def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="onnxshrink-"))
-        self.locations: set[str] = set()
-        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
 
 def _is_large(tensor: ir.TensorProtocol | None) -> TypeGuard[ir.TensorProtocol]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import onnx
+from onnx import version_converter
 
 from onnxshrink.errors import UnsupportedModel
+from onnxshrink.graph.hoist import separate_inputs
 from onnxshrink.graph.model import Model
 
 #: The IR version that came with an operator set, for the sets that passes ask for.
@@ -30,21 +32,15 @@ def raise_opset(model: Model, version: int) -> bool:
 
     def convert(proto: onnx.ModelProto) -> onnx.ModelProto:
         try:
-            return onnx.version_converter.convert_version(proto, version)
+            return version_converter.convert_version(proto, version)
         except (RuntimeError, ValueError) as error:  # the converter's C++ exceptions
             raise UnsupportedModel(
                 f"{model.label}: opset {before} cannot be raised to {version}, which this needs: "
                 f"{str(error).splitlines()[0] if str(error) else 'the converter gives no reason'}"
             ) from error
 
-    import onnx.version_converter
-
     model.rewrite_proto(convert)
-    graph = model.ir.graph
     if model.ir.ir_version < 4:
-        # From IR 4 on, an initializer that is also an input may be overridden by the caller.
-        for value in [v for v in graph.inputs if v.name in graph.initializers]:
-            graph.inputs.remove(value)
-            model.touch(value.name)
+        separate_inputs(model)
     model.ir.ir_version = max(model.ir.ir_version, _IR_VERSIONS[version])
     return True

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import secrets
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO
@@ -11,7 +15,7 @@ from typing import BinaryIO
 import onnx
 import onnx_ir as ir
 
-from onnxshrink.errors import ModelError
+from onnxshrink.errors import ModelError, OutputError
 from onnxshrink.graph import preserve, wire
 
 _COPY_BYTES = 4 * 2**20
@@ -223,6 +227,35 @@ def _pieces(path: str, offset: int, length: int) -> Iterator[bytes]:
                 yield piece
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+class Spill:
+    """A file for tensors that are too much for memory; it goes with the last model that has it."""
+
+    def __init__(self) -> None:
+        folder = tempfile.mkdtemp(prefix="onnxshrink-")
+        self.file = Path(folder, secrets.token_hex(8))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+
+    def put(self, tensor: ir.TensorProtocol, name: str) -> ir.ExternalTensor:
+        """Append a tensor to the file.
+
+        Raises:
+            OutputError: There is no room for it.
+        """
+        try:
+            with open(self.file, "ab") as file:
+                offset = file.tell()
+                file.write(tensor.tobytes())
+        except OSError as error:
+            raise OutputError(
+                f"{self.file.parent}: cannot hold temporary weights: {error.strerror}; "
+                "TMPDIR names another folder"
+            ) from error
+        return ir.ExternalTensor(
+            self.file.name, offset, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape),
+            name=name, base_dir=self.file.parent,
+        )  # fmt: skip
 
 
 def release(tensor: ir.TensorProtocol | None) -> None:

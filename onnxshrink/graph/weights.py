@@ -341,7 +341,7 @@ class _Tracer:
             elif (moved := _rearranged(node, index, order)) is not None:
                 for output in node.outputs:
                     self.follow(output, moved, direct=False)
-            elif _rebuilds(node):
+            elif _rebuilds(node, index):
                 self.rebuilds = True
             elif (use := self._use(node, index, order, direct)) is not None:
                 self.uses.append(use)
@@ -373,7 +373,7 @@ class _Tracer:
         if value.is_graph_input() and self.model.ir.ir_version >= 4:
             return "is a default that the caller may override"
         if self.rebuilds:
-            return "is a scale or zero point of a quantized weight"
+            return "is a scale, zero point or table of a quantized weight"
         if quantized := set(self.others) & QUANTIZED:
             return f"belongs to a quantized operator ({', '.join(sorted(quantized))})"
         if len({use.axes.groups for use in self.uses}) > 1:
@@ -381,21 +381,26 @@ class _Tracer:
         return ""
 
 
-def _rebuilds(node: ir.Node) -> bool:
-    """Whether a Mul or Sub rebuilds a weight: one side comes from integer codes through a Cast."""
-    if node.op_type not in ("Mul", "Sub"):
+def _rebuilds(node: ir.Node, index: int) -> bool:
+    """Whether a node rebuilds a weight from integer codes: by Mul or Sub, or by a table."""
+    if node.op_type in ("Mul", "Sub"):
+        return any(map(_from_codes, node.inputs))
+    return node.op_type == "Gather" and index == 0 and _from_codes(node.inputs[1])
+
+
+def _from_codes(value: ir.Value | None, depth: int = 8) -> bool:
+    """Whether a value is integer codes on their way to becoming a weight."""
+    if value is None or depth == 0:
         return False
-    for value in node.inputs:
-        source = value.producer() if value is not None else None
-        while source is not None and source.op_type in ("Sub", "Cast", "Gather", "Reshape"):
-            first = source.inputs[0]
-            if first is None:
-                break
-            tensor = _constant(first)
-            if tensor is not None and tensor.dtype in _INTEGERS:
-                return True
-            source = first.producer()
-    return False
+    tensor, node = _constant(value), value.producer()
+    if tensor is not None or node is None:
+        return tensor is not None and tensor.dtype in _INTEGERS
+    if node.op_type == "Gather":  # of rows of codes, or of a table by codes
+        rows = node.inputs[0]
+        rows = rows if rows is not None and _constant(rows) is not None else None
+        return _from_codes(rows) or _from_codes(node.inputs[1], depth - 1)
+    moves = node.op_type in ("Add", "Cast", "Reshape", "Slice", "Sub", "Transpose")
+    return moves and _from_codes(node.inputs[0], depth - 1)
 
 
 def _rearranged(node: ir.Node, index: int, order: Order) -> Order | None:
@@ -446,12 +451,16 @@ def _axes(node: ir.Node) -> tuple[int, ...] | None:
 
 def _quantized_by(value: ir.Value) -> str:
     """The operator that shows an integer constant to be a quantized weight, or nothing."""
-    for node, _ in value.uses():
+    for node, index in value.uses():
         if node.op_type in QUANTIZED:
             return node.op_type
+        # Codes of a group of rows are moved to where its table begins.
+        after = node.outputs[0].uses() if node.op_type == "Add" else [(node, index)]
+        if any(later.op_type == "Gather" and place == 1 for later, place in after):
+            return "palette"
         if node.op_type in ("Cast", "Transpose", "Gather", "Reshape", "Identity"):
-            after = [use.node.op_type for use in node.outputs[0].uses()]
-            if node.op_type == "Cast" and set(after) & {"Mul", "Sub"}:
+            types = {use.node.op_type for use in node.outputs[0].uses()}
+            if node.op_type == "Cast" and types & {"Mul", "Sub"}:
                 return "Cast, Mul"
             if how := _quantized_by(node.outputs[0]):
                 return how

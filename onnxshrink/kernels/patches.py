@@ -58,7 +58,7 @@ def sample(images: npt.NDArray[np.floating], window: Window, most: int, seed: in
     """Patches at evenly spread places, all of them where there are no more than ``most``.
 
     Args:
-        images: [batch, channels, *sizes].
+        images: [batch, channels, *sizes]; axes before them count as batch.
         window: How the convolution moves.
         most: How many places to take.
         seed: Shifts the places, so that every call sees others.
@@ -67,11 +67,12 @@ def sample(images: npt.NDArray[np.floating], window: Window, most: int, seed: in
         [places, groups, channels / groups * kernel] in the order of a kernel's flattened axes.
 
     Raises:
-        ValueError: The input has another rank than the window, or is smaller than it.
+        ValueError: The input has too few axes, or is smaller than the window.
     """
     rank = len(window.kernel)
-    if images.ndim != rank + 2:
+    if images.ndim < rank + 2:
         raise ValueError(f"a {rank}-D convolution of an input of shape {images.shape}")
+    images = images.reshape(-1, *images.shape[-rank - 1 :])
     batch, channels, *sizes = images.shape
     padding = window.padding(tuple(sizes))
     reach = [d * (k - 1) + 1 for k, d in zip(window.kernel, window.dilations, strict=True)]

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,9 +22,12 @@ from onnxshrink.errors import ModelError, ShrinkError
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
+    from onnxshrink.kernels.observers import Need, Sums
     from onnxshrink.runtime.session import SessionOptions
 
 _LENGTH_BYTES = 8
+_WATCHED_BYTES = 32 * 2**20  # values that one run hands out at most; one of them may be larger
+_FIRST_OUTPUTS = 4  # so many in a run of the first feed, while their sizes are not known
 
 
 def send(pipe: IO[bytes], message: object) -> None:
@@ -54,6 +58,9 @@ class Service:
         self._session: InferenceSession | None = None
         self.label = ""
         self._before = 0
+        self._held: dict[str, np.ndarray] = {}
+        self._watched: list[tuple[str, Need, Sums]] = []
+        self._sizes: dict[str, int] = {}
 
     def check(self, path: str) -> None:
         """Hold a model file against the ONNX specification."""
@@ -99,8 +106,61 @@ class Service:
 
         assert self._session is not None
         start = time.perf_counter()
-        outputs = run_session(self._session, feed, self.label)
+        outputs = run_session(self._session, {**feed, **self._held}, self.label)
         return outputs, time.perf_counter() - start
+
+    def hold(self, arrays: dict[str, np.ndarray]) -> None:
+        """Keep arrays here that join the feed of every run of the loaded model, in place of others."""
+        self._held = arrays
+
+    def watch(self, wanted: list[tuple[str, Need]]) -> None:
+        """Begin to add up statistics of outputs (or inputs) of the loaded model."""
+        self._watched = [(output, need, need.statistic.start()) for output, need in wanted]
+        self._sizes = {}
+
+    def observe(self, feed: dict[str, np.ndarray], number: int) -> None:
+        """Run the loaded model on one feed, and add up what is watched, a few outputs at a time.
+
+        Activations stay here: only :meth:`collect` hands anything out.
+        """
+        from onnxshrink.runtime.session import run_session
+
+        assert self._session is not None
+        for output, array in feed.items():
+            self._add(output, array, number)
+        outputs = dict.fromkeys(output for output, _, _ in self._watched if output not in feed)
+        for part in self._slices(list(outputs)):
+            arrays = run_session(self._session, feed, self.label, part)
+            for output, array in zip(part, arrays, strict=True):
+                self._sizes[output] = max(self._sizes.get(output, 0), array.nbytes)
+                self._add(output, array, number)
+
+    def _slices(self, outputs: list[str]) -> Iterator[list[str]]:
+        part: list[str] = []
+        room = _WATCHED_BYTES
+        for output in outputs:
+            need = self._sizes.get(output, _WATCHED_BYTES // _FIRST_OUTPUTS)
+            if part and need > room:
+                yield part
+                part, room = [], _WATCHED_BYTES
+            part.append(output)
+            room -= need
+        if part:
+            yield part
+
+    def _add(self, output: str, array: np.ndarray, number: int) -> None:
+        for watched, need, sums in self._watched:
+            if watched == output:
+                try:
+                    sums.add(need.statistic, array, number)  # type: ignore[arg-type]
+                except ValueError as error:
+                    raise ModelError(f"{self.label}: value {need.value!r}: {error}") from error
+
+    def collect(self, folder: str) -> None:
+        """Write the sums of every statistic to a file of its own, numbered in the order asked."""
+        for number, (_, _, sums) in enumerate(self._watched):
+            np.savez(os.path.join(folder, f"{number}.npz"), **vars(sums))
+        self._watched = []
 
     def time(self, feed: dict[str, np.ndarray], at_least: float) -> float:
         """Run the loaded model on one feed for a while; return the seconds of one run."""
@@ -114,8 +174,8 @@ class Service:
         return tuple(value - self._before for value in memory())  # type: ignore[return-value]
 
     def close(self) -> None:
-        """Let go of the session."""
-        self._session = None
+        """Let go of the session, and of what was held and watched for it."""
+        self._session, self._held, self._watched = None, {}, []
 
 
 def memory() -> tuple[int, int]:

@@ -14,15 +14,18 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from onnxshrink.errors import DataError, ModelError, UnsupportedModel
 from onnxshrink.runtime.child import receive, send
 from onnxshrink.runtime.session import DEFAULT_OPTIONS, SessionOptions
+
+if TYPE_CHECKING:
+    from onnxshrink.kernels.observers import Need
 
 PathLike = str | os.PathLike[str]
 
@@ -180,6 +183,22 @@ class Worker:
         doing = f"running {self._model}"
         answer: tuple[list[np.ndarray], float] = self._call(doing, "run", dict(feed))
         return answer
+
+    def hold(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep arrays in the child that join the feed of every later run of the loaded model."""
+        self._call("holding arrays", "hold", dict(arrays))
+
+    def watch(self, wanted: Sequence[tuple[str, Need]]) -> None:
+        """Begin to add up statistics: which output of the loaded model, or input, has each."""
+        self._call("starting to observe", "watch", list(wanted))
+
+    def observe(self, feed: Mapping[str, np.ndarray], number: int) -> None:
+        """Run the loaded model on a feed; its watched values are added up in the child."""
+        self._call(f"running {self._model}", "observe", dict(feed), number)
+
+    def collect(self, folder: PathLike) -> None:
+        """Have the statistics written: number i of those watched to ``folder/i.npz``."""
+        self._call("collecting statistics", "collect", os.path.abspath(folder))
 
     def time(self, feed: Mapping[str, np.ndarray], at_least: float) -> float:
         """Mean seconds of a run, over as many runs of one feed as take ``at_least`` seconds."""

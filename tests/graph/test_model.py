@@ -5,6 +5,7 @@ import errno
 import itertools
 import os
 import resource
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from onnx import AttributeProto, TensorProto, helper, numpy_helper, parser
 
 from onnxshrink.errors import ModelError, OutputError
-from onnxshrink.graph import edit, model, preserve, weights
+from onnxshrink.graph import edit, model, preserve, weights, wire
 from onnxshrink.graph.model import Model
 from onnxshrink.kernels import affine
 
@@ -565,8 +566,8 @@ def test_new_tensors_of_large_models_wait_on_disk(
     count = len(halved(expected))
     expected.save(tmp_path / "expected.onnx", storage)
     monkeypatch.setattr(model, "_SPILL_ABOVE", 0)
-    monkeypatch.setattr(model, "_SPILLED_BYTES", 0)
-    monkeypatch.setattr(model.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(wire, "STREAMED_BYTES", 100)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     loaded = Model.load(path).clone()
     assert len(halved(loaded)) == count > 0
     assert list(tmp_path.glob("onnxshrink-*/*"))

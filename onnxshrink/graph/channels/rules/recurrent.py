@@ -40,8 +40,9 @@ def _recurrent(gates: int, biases: int) -> Rule:
                 zero = zero and state.zero[2]
         if walk.has(node, 7):
             walk.join(walk.operand(node, 7).axes[1], np.tile(hidden, 3), node)
-        for index in (0, 1, 2):  # as many directions as there are
-            walk.freeze(walk.operand(node, index).axes[0], "directions and steps of time")
+        for index in (0, 1, 2, 3, 7):  # as many directions as there are
+            if walk.has(node, index):
+                walk.freeze(walk.operand(node, index).axes[0], "directions and steps of time")
         walk.put(node, [x.axes[0], w.axes[0], x.axes[1], hidden], [False, False, False, zero])
         for output in (1, 2):
             walk.put(node, [w.axes[0], x.axes[1], hidden], [False, False, zero], output)

@@ -1,0 +1,180 @@
+"""The operators whose constant weights read channels, and how to make up for removed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxshrink.graph.channels.atoms import Labels
+from onnxshrink.graph.channels.facts import stored
+from onnxshrink.graph.channels.groups import Removed
+from onnxshrink.graph.channels.walk import FLOATS, Walk, attribute, integer
+from onnxshrink.kernels.refit import Array, Moments, patches, refit
+
+#: More features than this are left alone: their moments would take gigabytes.
+MOST_FEATURES = 4608
+_ROWS = 256  # of one input
+
+
+@dataclass(frozen=True, eq=False)
+class Consumer:
+    """One Conv, Gemm or MatMul with a constant weight.
+
+    Attributes:
+        node: The node.
+        x: What it reads.
+        weight: Its constant.
+        weight_axis: The axis of the constant along which it sums over channels.
+        channels: Length of that axis.
+        features: Channels times the kernel's size.
+        labels: Labels of the channels.
+        bias: A constant vector that is added to the output and used nowhere else, if any.
+    """
+
+    node: ir.Node
+    x: ir.Value
+    weight: ir.Value
+    weight_axis: int
+    channels: int
+    features: int
+    labels: Labels
+    bias: ir.Value | None
+
+    def matrix(self) -> Array:
+        """The weight as [outputs, features]."""
+        tensor = stored(self.weight)
+        assert tensor is not None
+        array = np.asarray(tensor.numpy(), np.float64)
+        if array.ndim == 2 and self.weight_axis == 0:
+            return array.T
+        return array.reshape(array.shape[0], -1)
+
+    def columns(self, matrix: Array) -> Array:
+        """[outputs, features] as [outputs, channels, kernel]."""
+        return matrix.reshape(len(matrix), self.channels, -1)
+
+    def rows(self, x: npt.NDArray[np.floating], rng: np.random.Generator) -> np.ndarray:
+        """What the weight is multiplied with, as [samples, features]."""
+        if self.node.op_type != "Conv":
+            rows = x.reshape(-1, self.features)
+            if len(rows) > _ROWS:
+                rows = rows[np.sort(rng.choice(len(rows), _ROWS, replace=False))]
+            return rows
+        rank = x.ndim - 2
+        ones = [1] * rank
+        kernel = tuple(stored(self.weight).shape[2:])  # type: ignore[union-attr]
+        strides = tuple(attribute(self.node, "strides", ones))
+        dilations = tuple(attribute(self.node, "dilations", ones))
+        pads = _pads(self.node, x.shape[2:], kernel, strides, dilations)
+        return patches(x, kernel, strides, dilations, pads, _ROWS, rng)
+
+
+def _pads(
+    node: ir.Node, shape: tuple[int, ...], kernel: tuple[int, ...], strides: tuple[int, ...],
+    dilations: tuple[int, ...],
+) -> tuple[int, ...]:  # fmt: skip
+    how = attribute(node, "auto_pad", "NOTSET")
+    if how in ("NOTSET", "VALID"):
+        zeros = [0] * (2 * len(shape))
+        return tuple(attribute(node, "pads", zeros)) if how == "NOTSET" else tuple(zeros)
+    begins, ends = [], []
+    for n, k, s, d in zip(shape, kernel, strides, dilations, strict=True):
+        total = max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0)
+        half = total // 2
+        begins.append(half if how == "SAME_UPPER" else total - half)
+        ends.append(total - begins[-1])
+    return (*begins, *ends)
+
+
+def find(walk: Walk) -> Iterator[Consumer]:
+    """Consumers whose channels may go."""
+    for node in walk.model.ir.graph:
+        if node.op_type not in ("Conv", "Gemm", "MatMul") or node.domain:
+            continue
+        x, weight = node.inputs[0], node.inputs[1]
+        tensor = None if weight is None else stored(weight)
+        if x is None or weight is None or tensor is None or tensor.dtype not in FLOATS:
+            continue
+        shape = tuple(map(int, tensor.shape))
+        if node.op_type == "Conv":
+            usable, axis = integer(node, "group", 1) == 1, 1
+        elif node.op_type == "Gemm":
+            plain = attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0
+            usable = plain and not integer(node, "transA", 0)
+            axis = integer(node, "transB", 0)
+        else:
+            usable, axis = len(shape) == 2, 0
+        labels = walk.labels.get(weight, [None] * len(shape))[axis] if usable else None
+        if labels is None or walk.atoms.is_frozen(labels).all():
+            continue
+        features = int(np.prod(shape)) // shape[0 if axis == 1 else 1]
+        if features <= MOST_FEATURES and stored(x) is None and len(weight.uses()) == 1:
+            bias = _bias(node)
+            yield Consumer(node, x, weight, axis, shape[axis], features, labels, bias)
+
+
+def _bias(node: ir.Node) -> ir.Value | None:
+    """The vector that is added to what a node makes, if it is its own."""
+    candidates: list[ir.Value | None] = []
+    if node.op_type == "MatMul":
+        uses = node.outputs[0].uses()
+        if len(uses) == 1 and uses[0].node.op_type == "Add":
+            candidates = [v for v in uses[0].node.inputs if v is not node.outputs[0]]
+    elif len(node.inputs) > 2:
+        candidates = [node.inputs[2]]
+    for value in candidates:
+        tensor = None if value is None else stored(value)
+        if value is not None and tensor is not None and len(tensor.shape) == 1:
+            return value if len(value.uses()) == 1 else None
+    return None
+
+
+def compensate(walk: Walk, seen: Mapping[Consumer, Moments], removed: Removed, damping: float) -> int:
+    """Give the weights that read removed channels values that make up for them.
+
+    Must come before the cut.
+
+    Returns:
+        How many weights were refitted.
+    """
+    count = 0
+    for consumer, moments in seen.items():
+        kept = walk.atoms.kept(consumer.labels, removed)
+        if kept.all() or moments.count < 2:
+            continue
+        matrix = consumer.matrix()
+        features = kept.repeat(consumer.features // consumer.channels)
+        fitted, shift = refit(
+            matrix, moments.sums, features, damping, bias=consumer.bias is not None
+        )
+        tensor = stored(consumer.weight)
+        assert tensor is not None
+        turned = len(tensor.shape) == 2 and consumer.weight_axis == 0
+        _store(walk, consumer.weight, (fitted.T if turned else fitted).reshape(tensor.shape))
+        if consumer.bias is not None:
+            old = stored(consumer.bias)
+            assert old is not None
+            if old.size in (1, len(shift)):
+                _store(walk, consumer.bias, np.asarray(old.numpy(), np.float64) + shift)
+        count += 1
+    return count
+
+
+def _store(walk: Walk, value: ir.Value, array: np.ndarray) -> None:
+    tensor = stored(value)
+    assert tensor is not None
+    kind: Any = tensor.dtype.numpy()
+    name = value.name or ""
+    new = walk.model.store(ir.Tensor(np.ascontiguousarray(array.astype(kind)), name=name), name)
+    node = value.producer()
+    if node is not None:
+        node.attributes.clear()
+        node.attributes["value"] = ir.AttrTensor("value", new)
+    else:
+        value.const_value = new
+    walk.model.touch(name)

@@ -1,0 +1,98 @@
+"""How much each unit of a group matters, from weights and from what calibration saw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxshrink.graph.channels.consumers import Consumer
+from onnxshrink.graph.channels.facts import stored
+from onnxshrink.graph.channels.groups import Group, Member
+from onnxshrink.graph.channels.walk import Walk
+from onnxshrink.kernels.importance import Array, index_power
+from onnxshrink.kernels.refit import Moments
+
+Importance = Literal["l1", "l2", "bn-gamma", "activation", "variance", "hessian", "random"]
+#: Those that need inputs to run the model on.
+CALIBRATED = {"activation", "variance", "hessian"}
+
+_NORMS = {"BatchNormalization", "LayerNormalization", "InstanceNormalization", "GroupNormalization",
+          "RMSNormalization", "SimplifiedLayerNormalization"}  # fmt: skip
+
+
+def score(
+    walk: Walk, groups: Sequence[Group], importance: Importance,
+    seen: Mapping[Consumer, Moments], rng: np.random.Generator,
+) -> list[Array]:  # fmt: skip
+    """A score for every unit of every group; higher matters more.
+
+    Args:
+        walk: The labelled model.
+        groups: Its groups.
+        importance: ``l1`` and ``l2``: norms of all weights that go with a unit, those of each
+            tensor relative to their mean; ``bn-gamma``: the scale that normalises its channel (l2
+            where there is none); ``activation``: weights that read the unit times the root mean
+            square of what they read; ``variance``: times its standard deviation; ``hessian``: the
+            error that removing it leaves when the other weights make up for it; ``random``.
+        seen: Moments of what consumers read.
+        rng: For ``random``.
+    """
+    readers: dict[ir.Value, list[Consumer]] = {}
+    for consumer in seen:
+        readers.setdefault(consumer.weight, []).append(consumer)
+    scores = []
+    for group in groups:
+        if importance == "random":
+            scores.append(rng.random(len(group)))
+            continue
+        parts: list[Array] = []
+        if importance == "bn-gamma":
+            parts = [_spread(group, m, np.abs(_array(m))) for m in group.members if _is_gamma(m)]
+        if importance in CALIBRATED:
+            for member in group.members:
+                for consumer in readers.get(member.value, ()):
+                    if consumer.weight_axis == member.axis:
+                        own = _read(consumer, seen[consumer], importance)
+                        parts.append(_spread(group, member, own))
+        if not parts:
+            order = 1 if importance == "l1" else 2
+            for member in group.members:
+                if len(walk.labels[member.slot]) > 1:
+                    own = index_power(_array(member), member.axis, order)
+                    parts.append(_spread(group, member, own))
+        if not parts:
+            parts = [_spread(group, m, np.abs(_array(m).reshape(-1))) for m in group.members]
+        scores.append(np.mean([part / max(part.mean(), 1e-30) for part in parts], 0))
+    return scores
+
+
+def _read(consumer: Consumer, moments: Moments, importance: Importance) -> Array:
+    """A score for every channel that a consumer reads."""
+    squares = consumer.columns(np.square(consumer.matrix())).sum((0, 2))
+    size = consumer.features // consumer.channels
+    if importance == "hessian":
+        gram = moments.sums[:-1, :-1] / max(moments.count, 1.0)
+        gram = gram + np.eye(len(gram)) * (0.01 * np.diagonal(gram).mean() + 1e-12)
+        left = 1 / np.diagonal(np.linalg.inv(gram))
+        each = np.square(consumer.matrix()).sum(0) * left
+        return np.asarray(each.reshape(consumer.channels, size).sum(1))
+    power = moments.mean_squares() if importance == "activation" else moments.variances()
+    return np.asarray(np.sqrt(squares * power.reshape(consumer.channels, size).mean(1)))
+
+
+def _array(member: Member) -> np.ndarray:
+    tensor = stored(member.value)
+    assert tensor is not None
+    return np.asarray(tensor.numpy(), np.float64)
+
+
+def _is_gamma(member: Member) -> bool:
+    return any(u.node.op_type in _NORMS and u.idx == 1 for u in member.value.uses())
+
+
+def _spread(group: Group, member: Member, per_index: Array) -> Array:
+    """From scores of an axis' indices to scores of the units that decide over them."""
+    return np.bincount(member.units, per_index[member.positions], len(group)).astype(np.float64)

@@ -1,0 +1,71 @@
+"""Constants move out of nodes and subgraphs into the main graph's initializers.
+
+There they can be stored outside the model file. Values in functions stay: a function sees nothing
+of the graph that calls it.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxshrink.graph.model import Model
+
+
+def hoist_constants(model: Model, at_least: int) -> int:
+    """Turn large Constant nodes and subgraph initializers into initializers of the main graph.
+
+    Args:
+        model: Changed in place.
+        at_least: Bytes; smaller constants stay where they are.
+
+    Returns:
+        How many were moved.
+    """
+    main, moved = model.ir.graph, 0
+    for scope in [main, *main.subgraphs()]:
+        for node in [node for node in scope if node.op_type == "Constant"]:
+            attribute = node.attributes.get("value")
+            if attribute is None or attribute.is_ref():
+                continue
+            output, tensor = node.outputs[0], attribute.as_tensor()
+            if tensor.nbytes >= at_least and not output.is_graph_output():
+                _move(model, output, tensor)
+                scope.remove(node, safe=True)
+                moved += 1
+        if scope is main:
+            continue
+        for name, value in list(scope.initializers.items()):
+            tensor = value.const_value
+            free = not value.is_graph_output() and not value.is_graph_input()
+            if tensor is not None and tensor.nbytes >= at_least and free:
+                _move(model, value, tensor)
+                del scope.initializers[name]
+                moved += 1
+    if moved and model.ir.ir_version < 4:
+        separate_inputs(model)
+    return moved
+
+
+def _move(model: Model, old: ir.Value, tensor: ir.TensorProtocol) -> None:
+    # The old name may be taken in another branch: subgraphs are scopes of their own.
+    name = model.unused_name(old.name or "constant")
+    model.touch(old.name, name)
+    value = ir.Value(
+        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
+    )  # fmt: skip
+    for node, _ in old.uses():
+        model.touch_node(node)
+    old.replace_all_uses_with(value)
+    model.ir.graph.register_initializer(value)
+
+
+def separate_inputs(model: Model) -> None:
+    """Raise IR 3 to 4, the first in which an initializer need not be an input.
+
+    From IR 4 on, one that is an input may be overridden by the caller: it must not be one any more.
+    """
+    graph = model.ir.graph
+    for value in [v for v in graph.inputs if v.name in graph.initializers]:
+        graph.inputs.remove(value)
+        model.touch(value.name)
+    model.ir.ir_version = 4

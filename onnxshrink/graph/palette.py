@@ -1,0 +1,150 @@
+"""Palettes in the graph: packed codes, a table, and the nodes that look the weights up.
+
+Only operators of the standard, and codes in plain bytes: a byte holds as many codes as fit, written
+as digits (two of a 16-entry table, five of a ternary one). The table is first expanded to one row
+for every byte, ``Gather(table, digits)``, then the bytes pick rows. This needs neither 4-bit types
+nor a new operator set, and half the indices, which ONNX Runtime holds as int32 while it folds.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxshrink.graph.edit import Rebuild, factor
+from onnxshrink.graph.model import Model
+from onnxshrink.graph.weights import WeightView
+from onnxshrink.kernels import codebooks
+from onnxshrink.kernels.codebooks import Codebook
+
+#: Bytes that nodes, names and headers cost, about: of a palette, and of packed codes besides.
+OVERHEAD = 160
+PACKED_OVERHEAD = 140
+HASH_OVERHEAD = 500
+#: Range and Mod of whole numbers, which hashing needs.
+HASH_OPSET = 11
+
+_SHARED_BYTES = 2**16  # larger constants are not compared
+_SLICE_TAKES_INPUTS = 10
+
+
+class Palettes:
+    """Writes palettes into a model. Constants that several need are stored once for each graph."""
+
+    def __init__(self, model: Model):
+        self._model = model
+        self._known: dict[tuple[ir.Graph | ir.Function, str, bytes], ir.Value] = {}
+
+    def replace(
+        self,
+        view: WeightView,
+        stored: Codebook,
+        scale: npt.NDArray[np.float32] | None = None,
+        *,
+        rows: bool = False,
+    ) -> None:
+        """Replace a weight by codes and a table.
+
+        Args:
+            view: The weight; with ``rows``, not one with groups of channels.
+            stored: Codes in the order in which the weights are stored, in one group; with
+                ``rows``, of the groups of rows of ``view.matrix``.
+            scale: Multiplies the looked up weights; broadcasts to their stored shape.
+            rows: See ``stored``.
+        """
+        rebuild = Rebuild(self._model, view)
+        # Products are taken in float32 where the runtime has no kernel for the weight's own type.
+        short = view.dtype == ir.DataType.BFLOAT16 and scale is not None
+        working = ir.DataType.FLOAT if short else view.dtype
+        order = view.axes.out + view.axes.contract if rows else tuple(range(len(view.shape)))
+        shape = tuple(view.shape[axis] for axis in order)
+        value = self._looked_up(rebuild, stored, shape, working)
+        if order != tuple(sorted(order)):
+            value = rebuild.node("Transpose", [value], "p", perm=np.argsort(order).tolist())
+        if scale is not None:
+            value = rebuild.node("Mul", [value, factor(rebuild, scale, working)], "w")
+        if working != view.dtype:
+            value = rebuild.node("Cast", [value], "b", to=view.dtype.value)
+        rebuild.finish(value)
+
+    def _looked_up(
+        self, rebuild: Rebuild, stored: Codebook, shape: tuple[int, ...], dtype: ir.DataType
+    ) -> ir.Value:
+        groups, count = stored.codes.shape
+        size, places = codebooks.base(stored.entries), codebooks.codes_per_byte(stored.entries)
+        table = np.pad(stored.table, ((0, 0), (0, size - stored.entries), (0, 0)), "edge")
+        table = table.astype(dtype.numpy())
+        if places == 1 and stored.width == 1 and groups == 1:
+            codes = self._index(rebuild, stored.codes.reshape(shape))
+            return rebuild.node("Gather", [self._constant(rebuild, table.ravel(), "t"), codes], "w")
+        packed = codebooks.pack(stored.codes, stored.entries)
+        entry = [stored.width] if stored.width > 1 else []
+        if places == 1:
+            entries = self._constant(rebuild, table.reshape(-1, *entry), "t")
+        else:
+            lead = [groups] if groups > 1 else []
+            narrow = self._constant(rebuild, table.reshape(*lead, size, *entry), "t")
+            digits = self._index(rebuild, codebooks.digits(stored.entries), shared=True)
+            entries = rebuild.node("Gather", [narrow, digits], "e", axis=len(lead))
+            if groups > 1:
+                entries = self._reshaped(rebuild, entries, [-1, places * stored.width])
+        index = self._index(rebuild, packed if groups > 1 else packed[0])
+        if groups > 1:
+            first = np.arange(groups, dtype=np.int32)[:, None] * np.int32(size**places)
+            index = rebuild.node("Add", [index, rebuild.constant(first, "o")], "a")
+        value = rebuild.node("Gather", [entries, index], "v")
+        if packed.shape[1] * places != count:
+            value = self._reshaped(rebuild, value, [groups, -1])
+            value = self._cut(rebuild, value, count * stored.width)
+        return self._reshaped(rebuild, value, shape)
+
+    def _index(self, rebuild: Rebuild, codes: npt.NDArray[np.uint8], *, shared: bool = False) -> ir.Value:
+        """Codes as Gather takes them."""
+        constant = self._constant(rebuild, codes, "q") if shared else rebuild.constant(codes, "q")
+        return rebuild.node("Cast", [constant], "i", to=ir.DataType.INT32.value)
+
+    def _reshaped(
+        self, rebuild: Rebuild, value: ir.Value, shape: tuple[int, ...] | list[int]
+    ) -> ir.Value:
+        target = self._constant(rebuild, np.array(shape, np.int64), "n")
+        return rebuild.node("Reshape", [value, target], "r")
+
+    def _cut(self, rebuild: Rebuild, value: ir.Value, end: int) -> ir.Value:
+        """The first columns of a matrix."""
+        if self._model.opset < _SLICE_TAKES_INPUTS:
+            return rebuild.node("Slice", [value], "s", starts=[0], ends=[end], axes=[1])
+        bounds = [self._constant(rebuild, np.array([x], np.int64), "n") for x in (0, end, 1)]
+        return rebuild.node("Slice", [value, *bounds], "s")
+
+    def _constant(self, rebuild: Rebuild, values: np.ndarray, suffix: str) -> ir.Value:
+        """A constant, or an equal one that is there already."""
+        if values.nbytes > _SHARED_BYTES:
+            return rebuild.constant(values, suffix)
+        key = (rebuild.view.scope, f"{values.dtype}{values.shape}", values.tobytes())
+        found = self._known.get(key)
+        if found is None:
+            found = rebuild.constant(values, suffix)
+            if found.producer() is None:  # a Constant node may come after the next weight's nodes
+                self._known[key] = found
+        return found
+
+    def replace_hashed(
+        self, view: WeightView, table: npt.NDArray[np.float32], multiplier: int, offset: int
+    ) -> None:
+        """Replace a weight by a table into which its positions are hashed; see ``codebooks``."""
+        rebuild = Rebuild(self._model, view)
+
+        def number(value: int) -> ir.Value:
+            return self._constant(rebuild, np.array(value, np.int64), "n")
+
+        value = rebuild.node("Range", [number(0), number(math.prod(view.shape)), number(1)], "h")
+        for op_type, operand in (
+            ("Mul", multiplier), ("Add", offset), ("Mod", codebooks.PRIME), ("Mod", len(table)),
+        ):  # fmt: skip
+            value = rebuild.node(op_type, [value, number(operand)], "h")
+        entries = rebuild.constant(table.astype(view.dtype.numpy()), "t")
+        value = rebuild.node("Gather", [entries, value], "v")
+        rebuild.finish(self._reshaped(rebuild, value, view.shape))

@@ -1,0 +1,115 @@
+"""What a removed channel costs, and which to remove: scores of units, and choices among them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
+
+
+def index_power(
+    weights: npt.NDArray[np.floating], axis: int, order: int, factors: Array | None = None
+) -> Array:
+    """Sum of ``|w|^order`` for every index of one axis.
+
+    Args:
+        weights: Any shape.
+        axis: The axis whose indices are scored.
+        order: 1 or 2.
+        factors: What each index is multiplied with when the weights are used, for instance the
+            root mean square of the channel that they read (Wanda, 2306.11695).
+    """
+    values = np.abs(np.moveaxis(np.asarray(weights, np.float64), axis, 0)).reshape(
+        weights.shape[axis], -1
+    )
+    if order == 2:
+        values = np.square(values)
+    power: Array = values.sum(1)
+    return power if factors is None else power * np.abs(factors) ** order
+
+
+def units_to_keep(count: int, wanted: float, granule: int, minimum: int) -> int:
+    """How many units to keep: the multiple of ``granule`` nearest to ``wanted``.
+
+    At least one granule or ``minimum`` stay, and never fewer than one; a group smaller than a
+    granule stays whole.
+    """
+    lowest = max(1, min(minimum, count))
+    if granule <= 1:
+        return min(count, max(lowest, math.floor(wanted + 0.5)))
+    if count < granule:
+        return count
+    floor = math.ceil(max(lowest, granule) / granule) * granule
+    kept = max(floor, granule * math.floor(wanted / granule + 0.5))
+    return min(count, kept)
+
+
+def choose_local(
+    scores: Sequence[Array], ratios: Sequence[float], granules: Sequence[int], minimum: int = 1
+) -> list[Indices]:
+    """The lowest units of every group, the same share of each.
+
+    Args:
+        scores: For each group, a score for each unit.
+        ratios: For each group, the share to remove.
+        granules: For each group, what the number of units kept is a multiple of.
+        minimum: Units that every group keeps.
+
+    Returns:
+        For each group, the units to remove, in ascending order.
+    """
+    chosen = []
+    for own, ratio, granule in zip(scores, ratios, granules, strict=True):
+        keep = units_to_keep(len(own), (1 - ratio) * len(own), granule, minimum)
+        keep = len(own) if ratio <= 0 else keep
+        chosen.append(_lowest(own, len(own) - keep))
+    return chosen
+
+
+def choose_global(
+    scores: Sequence[Array], costs: Sequence[float], ratio: float, granules: Sequence[int],
+    minimum: int = 1, most: float = 0.9,
+) -> list[Indices]:  # fmt: skip
+    """The units that are cheapest to lose for what they save, wherever they are.
+
+    Scores are divided by the mean of their group, which makes layers comparable, and by the cost
+    of a unit relative to the others'.
+
+    Args:
+        scores: For each group, a score for each unit.
+        costs: For each group, what removing one unit saves.
+        ratio: Share of the total cost to remove.
+        granules: For each group, what the number of units kept is a multiple of.
+        minimum: Units that every group keeps.
+        most: Largest share of a group that may go.
+    """
+    if not scores or ratio <= 0:
+        return [np.empty(0, np.int64) for _ in scores]
+    weights = np.array([max(cost, 1e-12) for cost in costs])
+    weights = np.sqrt(weights / np.exp(np.log(weights).mean()))
+    ranked = [
+        np.sort(own / max(own.mean(), 1e-30)) / weight
+        for own, weight in zip(scores, weights, strict=True)
+    ]
+    allowed = [min(int(most * len(own)), len(own) - max(1, minimum)) for own in scores]
+    group = np.concatenate([np.full(max(n, 0), i) for i, n in enumerate(allowed)])
+    value = np.concatenate([r[: max(n, 0)] for r, n in zip(ranked, allowed, strict=True)])
+    order = np.argsort(value, kind="stable")
+    saved = np.cumsum(np.asarray(costs, float)[group[order]])
+    total = sum(cost * len(own) for cost, own in zip(costs, scores, strict=True))
+    taken = group[order[: int(np.searchsorted(saved, ratio * total)) + 1]]
+    counts = np.bincount(taken, minlength=len(scores))
+    chosen = []
+    for own, count, granule in zip(scores, counts.tolist(), granules, strict=True):
+        keep = units_to_keep(len(own), len(own) - count, granule, minimum) if count else len(own)
+        chosen.append(_lowest(own, len(own) - keep))
+    return chosen
+
+
+def _lowest(scores: Array, count: int) -> Indices:
+    return np.sort(np.argsort(scores, kind="stable")[:count])

@@ -1,0 +1,117 @@
+"""One run over the calibration inputs collects every statistic that the passes of a recipe need."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxshrink.kernels.observers import SUMS, Need, Sums
+
+if TYPE_CHECKING:
+    from onnxshrink.graph.model import Model
+    from onnxshrink.runtime.worker import Worker
+
+_LEAST_SUMS_BYTES = 64 * 2**20
+Progress = Callable[[str, int, int], None]
+
+
+class Statistics(Mapping[Need, Any]):
+    """What was collected: need -> sums. They lie in files and are read when they are asked for.
+
+    Attributes:
+        refused: Values that could not be observed, and why.
+    """
+
+    def __init__(self) -> None:
+        self.refused: dict[str, str] = {}
+        self._files: dict[Need, Path] = {}
+        self._folders: list[tempfile.TemporaryDirectory[str]] = []
+
+    def __getitem__(self, need: Need) -> Sums:
+        """The sums of one statistic.
+
+        Raises:
+            KeyError: It was not asked for, or refused.
+        """
+        with np.load(self._files[need]) as arrays:
+            sums: Sums = SUMS[type(need.statistic)](**{name: arrays[name] for name in arrays})
+        return sums
+
+    def __iter__(self) -> Iterator[Need]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def _add(self, needs: Sequence[Need], worker: Worker) -> None:
+        folder = tempfile.TemporaryDirectory(prefix="onnxshrink-")
+        self._folders.append(folder)  # it goes with this object
+        worker.collect(folder.name)
+        self._files |= {need: Path(folder.name, f"{i}.npz") for i, need in enumerate(needs)}
+
+
+def calibrate(
+    model: Model,
+    needs: Iterable[Need],
+    feeds: Sequence[Mapping[str, np.ndarray]],
+    worker: Worker,
+    progress: Progress = lambda what, done, total: None,
+) -> Statistics:
+    """Run a model and add up statistics of its values, in bounded memory.
+
+    The model runs in the worker's process with the observed values as extra outputs, a few at a
+    time; there they are reduced, and never leave it. Sums that together take more than half the
+    model (and 64 MB) are collected in several rounds.
+
+    Args:
+        model: The model; values in If, Loop and Scan bodies can be observed, those in functions not.
+        needs: What to collect; equal needs are collected once.
+        feeds: The inputs.
+        worker: Where to run.
+        progress: Told of every feed.
+
+    Raises:
+        ModelError: The model does not run, or a value has not the shape that a need expects.
+        DataError: A feed does not fit.
+    """
+    from onnxshrink.graph.instrument import instrument
+
+    found = Statistics()
+    wanted = list(dict.fromkeys(needs))
+    if not wanted or not feeds:
+        return found
+    entering = {value.name for value in model.inputs}
+    with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
+        path = Path(folder, "observed.onnx")
+        inside = [need.value for need in wanted if need.value not in entering]
+        points = instrument(model, path, watch=inside)
+        found.refused = points.refused
+        wanted = [need for need in wanted if need.value not in points.refused]
+        rounds = list(_rounds(wanted, max(_LEAST_SUMS_BYTES, model.nbytes() // 2)))
+        for number, part in enumerate(rounds):
+            worker.open(path)
+            worker.watch([(points.outputs.get(need.value, need.value), need) for need in part])
+            for i, feed in enumerate(feeds):
+                progress("calibrating", number * len(feeds) + i, len(rounds) * len(feeds))
+                worker.observe(feed, i)
+            found._add(part, worker)
+        worker.release()
+    return found
+
+
+def _rounds(needs: list[Need], budget: int) -> Iterator[list[Need]]:
+    """Needs whose sums fit the budget together."""
+    part: list[Need] = []
+    room = budget
+    for need in needs:
+        if part and need.statistic.nbytes > room:
+            yield part
+            part, room = [], budget
+        part.append(need)
+        room -= need.statistic.nbytes
+    if part:
+        yield part
