@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from onnxshrink.pipeline import Context, Pass, run
     from onnxshrink.recipe import Recipe
     from onnxshrink.report import Report
+    from onnxshrink.runtime.packed import session
     from onnxshrink.search.ladder import Goal
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ _HOMES = {
     "pipeline": ("Context", "Pass", "run"),
     "recipe": ("Recipe",),
     "report": ("Report",),
+    "runtime.packed": ("session",),
     "search.ladder": ("Goal",),
 }  # fmt: skip
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -41,7 +43,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [  # noqa: RUF022  (by room)
     "Options", "apply_recipe", "shrink", "BudgetMissed", "DataError", "ModelError", "OutputError",
     "RecipeError", "ShrinkError", "SidecarError", "UnsupportedModel", "Model", "Context", "Pass",
-    "run", "Recipe", "Report", "Goal",
+    "run", "Recipe", "Report", "Goal", "session",
 ]  # fmt: skip
 
 

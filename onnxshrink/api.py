@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from onnxshrink.contract import Judge, Level, Progress, Settings
 from onnxshrink.errors import BudgetMissed
@@ -18,7 +18,7 @@ from onnxshrink.recipe import Recipe, find_pass
 from onnxshrink.report import Report, size
 
 if TYPE_CHECKING:
-    from onnxshrink.graph.model import Model, Storage
+    from onnxshrink.graph.model import Model
     from onnxshrink.runtime.worker import Worker
     from onnxshrink.search.ladder import Goal
 
@@ -38,7 +38,8 @@ class Options:
         shapes: Shapes for generated inputs by input name.
         check: ``full``, ``quick`` or ``off``.
         seed: For generated inputs and for passes that draw random numbers.
-        storage: ``auto``, ``single`` file or ``external`` data.
+        storage: ``auto``, ``single`` file, ``external`` data, or ``packed``: entropy-coded in a
+            sidecar, see :func:`session`.
         progress: Called with what is done, how much of it, and out of how much (0: unknown).
     """
 
@@ -46,7 +47,7 @@ class Options:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     check: Level = "full"
     seed: int = 0
-    storage: Storage = "auto"
+    storage: Literal["auto", "single", "external", "packed"] = "auto"
     progress: Progress = field(default=lambda what, done, total: None)
 
 
@@ -199,6 +200,15 @@ def _feeds(model: Model, options: Options, worker: Worker | None) -> list[dict[s
 
 def _write(result: Result, out: StrPath, options: Options) -> Report:
     report = result.report
-    report.bytes_after = result.model.save(out, options.storage)
     report.result = str(out)
+    if options.storage != "packed":
+        report.bytes_after = result.model.save(out, options.storage)
+        return report
+    from onnxshrink.graph import packed
+
+    try:
+        report.bytes_after = packed.save(result.model, out)
+    except BudgetMissed as error:
+        report.warnings.append(f"written as one plain file: {error}")
+        report.bytes_after = result.model.save(out)
     return report

@@ -25,8 +25,11 @@ _FIXED = {
     "compare": "Compare the outputs of two models on the same inputs.",
     "explain": "Say what a pass does and what its options are.",
     "inspect": "Show what a model is made of, or several side by side.",
+    "pack": "Entropy-code the weights into a sidecar that edge readers decode.",
     "passes": "List the passes.",
     "shrink": "Make a model smaller and prove that it still gives the same answers.",
+    "unpack": "Turn a packed model into a plain one, bit for bit.",
+    "verify": "Decode all of a packed model and check every checksum.",
 }
 
 
@@ -124,7 +127,8 @@ def shrink(**values: Any) -> None:
         try:
             report = api.shrink(
                 run.source, run.out, options, goal=goal, target_ratio=target_ratio,
-                max_size=_bytes(max_size) if max_size else None, recipe_out=recipe_out,
+                max_size=_bytes(max_size, "--max-size") if max_size else None,
+                recipe_out=recipe_out,
             )  # fmt: skip
         except BudgetMissed as error:
             missed, report = error, error.report  # type: ignore[assignment]
@@ -135,7 +139,7 @@ def shrink(**values: Any) -> None:
         raise missed
 
 
-def _bytes(text: str) -> int:
+def _bytes(text: str, option: str) -> int:
     units = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9,
              "kib": 2**10, "mib": 2**20, "gib": 2**30}  # fmt: skip
     number = text.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ")
@@ -143,7 +147,7 @@ def _bytes(text: str) -> int:
     try:
         return int(float(number) * units[unit])
     except (KeyError, ValueError) as error:
-        raise RecipeError(f"--max-size takes a size such as 5MB, not {text!r}") from error
+        raise RecipeError(f"{option} takes a size such as 5MB, not {text!r}") from error
 
 
 @main.command("apply", help=_FIXED["apply"])
@@ -329,6 +333,81 @@ def explain(name: str) -> None:
         also = f" (also: {', '.join(option.also)})" if option.also else ""
         values = f" [{'|'.join(option.choices)}]" if option.choices else ""
         click.echo(f"  {option.name}: {option.help}{values}; default {option.default!r}{also}")
+
+
+# ----------------------------------------------------------------------------- packed sidecars
+
+
+_base = click.option("--base", metavar="PACK", help="The pack that this one updates.")
+_limit = click.option("--limit", metavar="SIZE", help="Refuse to unpack more  [default: 16GiB]")
+
+
+@main.command(help=_FIXED["pack"])
+@click.argument("source", metavar="IN")
+@click.argument("out", metavar="OUT")
+@click.option("--base", metavar="OLD.pack", help="Store only what this pack does not hold.")
+@click.option(
+    "--with-reader", type=click.Choice(["c", "js"]), multiple=True,
+    help="Write the reader for C99 or JavaScript beside OUT. Repeatable.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def pack(
+    source: str, out: str, base: str | None, with_reader: tuple[Any, ...], as_json: bool
+) -> None:
+    """Registered above with its one-line help."""
+    from onnxshrink.graph import packed
+    from onnxshrink.graph.model import Model
+
+    model = Model.load(source)
+    before = model.stored_bytes()
+    after = packed.save(model, out, base=base)
+    for kind in with_reader:
+        packed.write_reader(kind, Path(out).parent)
+    _say_sizes(out, before, after, as_json)
+
+
+@main.command(help=_FIXED["unpack"])
+@click.argument("source", metavar="IN")
+@click.argument("out", metavar="OUT")
+@_base
+@_limit
+@click.option(
+    "--storage", type=click.Choice(["auto", "single", "external"]), default="auto",
+    help="One file, external data beside it, or external above 2 GB only.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def unpack(
+    source: str, out: str, base: str | None, limit: str | None, storage: Any, as_json: bool
+) -> None:
+    """Registered above with its one-line help."""
+    from onnxshrink.graph import packed
+
+    most = _bytes(limit, "--limit") if limit else None
+    after = packed.unpack(source, out, storage, base=base, limit=most)
+    _say_sizes(out, packed.stored_bytes(source), after, as_json)
+
+
+@main.command(help=_FIXED["verify"])
+@click.argument("source", metavar="IN")
+@_base
+@_limit
+def verify(source: str, base: str | None, limit: str | None) -> None:
+    """Registered above with its one-line help."""
+    from onnxshrink.graph import packed
+
+    most = _bytes(limit, "--limit") if limit else None
+    with packed.open_pack(source, base=base, limit=most) as opened:
+        opened.verify()
+        click.echo(f"{opened.path}: {len(opened)} tensors, every checksum is right")
+
+
+def _say_sizes(out: str, before: int, after: int, as_json: bool) -> None:
+    from onnxshrink.report import size, times
+
+    if as_json:
+        click.echo(json.dumps({"result": out, "bytes_before": before, "bytes_after": after}))
+    else:
+        click.echo(f"{out}: {size(before)} -> {size(after)}, {times(before, after)} smaller")
 
 
 if __name__ == "__main__":

@@ -59,8 +59,9 @@ def run_options(command: F) -> F:
             ),
             click.option("--seed", default=0, help="For everything that is random."),
             click.option(
-                "--storage", type=click.Choice(["auto", "single", "external"]), default="auto",
-                help="One file, external data beside it, or external above 2 GB only.",
+                "--storage", default="auto",
+                type=click.Choice(["auto", "single", "external", "packed"]),
+                help="One file, external data, external above 2 GB only, or a packed sidecar.",
             ),
             click.option(
                 "--report", "report_file", metavar="FILE",
@@ -201,10 +202,10 @@ def _click_option(option: Option) -> Callable[[F], F]:
     if kind is bool:
         positive = flags[0]
         flags = ["/".join((positive, positive.replace("--", "--no-", 1)))]
-    elif option.choices:
-        settings["type"] = click.Choice([*option.choices, *option.spellings])
     elif option.many:
         settings["multiple"] = True
+    if option.choices:
+        settings["type"] = click.Choice([*option.choices, *option.spellings])
     elif kind in (int, float):
         settings["type"] = kind
     else:

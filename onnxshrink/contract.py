@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from onnxshrink.errors import DataError, ModelError
+from onnxshrink.errors import DataError, ModelError, OutputError
 from onnxshrink.report import Step, size
 
 if TYPE_CHECKING:
@@ -101,6 +101,10 @@ class Judge:
             UnsupportedModel: ONNX Runtime lacks an operator that it needs.
         """
         return self._first.result()
+
+    def settle(self) -> None:
+        """Wait until the worker is free for others."""
+        self._first.exception()
 
     def _observe_first(self, model: Model) -> None:
         try:
@@ -215,10 +219,7 @@ class Judge:
         with contextlib.ExitStack() as stack:
             path = model.path
             if path is None or not model.untouched:
-                folder = stack.enter_context(
-                    tempfile.TemporaryDirectory(dir=self._settings.folder, prefix=".onnxshrink-")
-                )
-                path = Path(folder) / "model.onnx"
+                path = Path(stack.enter_context(self._scratch())) / "model.onnx"
                 model.save(path, durable=False)
             try:
                 self._worker.check(path)
@@ -227,6 +228,14 @@ class Judge:
                 # The temporary file means nothing to the reader; the model does.
                 raise type(error)(str(error).replace(str(path), model.label)) from error
         return Answers(run.output_names, run.outputs)
+
+    def _scratch(self) -> tempfile.TemporaryDirectory[str]:
+        """A folder for a model on trial, beside the result: where there is room for one."""
+        try:
+            return tempfile.TemporaryDirectory(dir=self._settings.folder, prefix=".onnxshrink-")
+        except OSError as error:
+            place = self._settings.folder or tempfile.gettempdir()
+            raise OutputError(f"{place}: cannot be written: {error.strerror}") from error
 
     def _compare(
         self, reference: Answers | None, other: Answers | None

@@ -84,8 +84,8 @@ class Option:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The values of a ``Literal``; empty for other types."""
-        kind = _without_none(self.kind)
+        """The values of a ``Literal``, or of a list of them; empty for other types."""
+        kind = typing.get_args(self.kind)[0] if self.many else _without_none(self.kind)
         return typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
 
     @property
@@ -217,6 +217,18 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         return cls(**own)
     except RecipeError as error:  # of an object that looks at its options together
         raise RecipeError(f"{where}: {error}") from error
+
+
+def check(obj: Any, where: str) -> None:
+    """Hold the options of an object that was made in Python against their declarations.
+
+    Raises:
+        RecipeError: A value that an option does not take.
+    """
+    for option_ in options_of(type(obj)):
+        if option_.owner is None:
+            value = option_.parse(getattr(obj, option_.name), where)
+            object.__setattr__(obj, option_.name, value)  # a list becomes a tuple; it is frozen
 
 
 def dump(obj: Any) -> dict[str, Any]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from onnxshrink.contract import Feeds, Judge, Progress, Settings
-from onnxshrink.errors import RecipeError, ShrinkError
-from onnxshrink.options import build, dump, option
+from onnxshrink.errors import OutputError, RecipeError, ShrinkError
+from onnxshrink.options import build, check, dump, option
 from onnxshrink.report import Change, Report, Skip, Step
 from onnxshrink.select import SKIP, Select, unmatched
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from onnxshrink.graph.model import Model
     from onnxshrink.graph.weights import WeightView
     from onnxshrink.kernels.metrics import OutputComparison
+    from onnxshrink.kernels.observers import Need
     from onnxshrink.runtime.worker import Worker
 
 _log = logging.getLogger(__name__)
@@ -46,10 +47,17 @@ class Pass:
     def __init_subclass__(cls) -> None:
         cls.name = cls.__module__.rpartition(".")[2].replace("_", "-")
 
+    def __post_init__(self) -> None:
+        check(self, self.name)
+
     @property
     def bound(self) -> float:
         """Largest relative output error that the step may cause unless ``max_error`` says."""
         return 1e-3
+
+    def needs(self, model: Model) -> Iterable[Need]:
+        """The statistics of the model's values that :meth:`apply` wants to find in its context."""
+        return ()
 
     def apply(self, model: Model, ctx: Context) -> None:
         """Edit the model; report every change to ``ctx``, and everything left alone.
@@ -67,6 +75,9 @@ class Context:
     Attributes:
         step: The report of this step.
         feeds: Calibration inputs, possibly none.
+        generated: Whether they are made up rather than real.
+        statistics: What the pass needs, as far as it can be observed; empty without feeds.
+        worker: The process to run models in; None outside a run.
         seed: For the pass's own random numbers.
         progress: To be told what is done, how much of it, and out of how much.
         verify: Why a model half-way through the step breaks the contract, or an empty text; for
@@ -75,6 +86,9 @@ class Context:
 
     step: Step
     feeds: Feeds = ()
+    generated: bool = False
+    statistics: Mapping[Need, Any] = field(default_factory=dict)
+    worker: Worker | None = None
     seed: int = 0
     progress: Progress = field(default=lambda what, done, total: None)
     verify: Callable[[Model], str] = field(default=lambda model: "")
@@ -166,6 +180,7 @@ def run(
         ModelError: The input model itself is invalid or does not run.
         UnsupportedModel: ONNX Runtime lacks an operator of the input model.
         RecipeError: An option does not fit the model, for instance a pattern that matches nothing.
+        OutputError: There is no room for the models on trial.
     """
     from onnxshrink.runtime.worker import Worker
 
@@ -173,14 +188,15 @@ def run(
     report = Report(source=str(model.path or ""))
     report.bytes_before, report.bytes_after = model.stored_bytes(), model.nbytes()
     with contextlib.ExitStack() as stack:
-        judge = Judge(model, settings, worker or stack.enter_context(Worker()))
+        worker = worker or stack.enter_context(Worker())
+        judge = Judge(model, settings, worker)
         report.checks, report.warnings = judge.describe(), judge.warnings
         for pass_ in steps:
             now = report.bytes_after
             step = Step(pass_.name, dump(pass_), bytes_before=now, bytes_after=now)
             report.steps.append(step)
             started = time.perf_counter()
-            model = _step(pass_, model, step, settings, judge)
+            model = _step(pass_, model, step, settings, judge, worker)
             step.seconds = round(time.perf_counter() - started, 3)
             report.bytes_after = step.bytes_after
         effect = judge.total_effect()
@@ -188,18 +204,25 @@ def run(
     return Result(model, report, effect)
 
 
-def _step(pass_: Pass, model: Model, step: Step, settings: Settings, judge: Judge) -> Model:
+def _step(
+    pass_: Pass, model: Model, step: Step, settings: Settings, judge: Judge, worker: Worker
+) -> Model:
     """The model after one pass, or as it was when the pass is refused."""
+    from onnxshrink.runtime.calibrate import calibrate
+
     trial = model.clone()
     bound = pass_.bound if pass_.max_error is None else pass_.max_error
     ctx = Context(
-        step, settings.feeds, settings.seed, settings.progress,
-        verify=lambda half_way: judge.verify(half_way, bound),
+        step, settings.feeds, settings.generated, worker=worker, seed=settings.seed,
+        progress=settings.progress, verify=lambda half_way: judge.verify(half_way, bound),
     )  # fmt: skip
     try:
+        if needs := tuple(pass_.needs(trial)):
+            ctx.statistics = calibrate(trial, needs, settings.feeds, worker, settings.progress)
         pass_.apply(trial, ctx)
         reason = judge.refusal(trial, bound, pass_.may_grow, step) if step.changes else ""
-    except RecipeError:
+    except (RecipeError, OutputError):  # no fault of the step: its options, or a full disk
+        judge.settle()
         raise
     except Exception as error:
         judge.original  # noqa: B018  (a model that was broken to begin with is told as such)

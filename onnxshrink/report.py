@@ -143,7 +143,7 @@ class Report:
 
     def headline(self) -> str:
         """The run in one line."""
-        if not self.changed:
+        if not self.changed and self.bytes_after >= self.bytes_before:
             return f"{self.result}: nothing was changed ({size(self.bytes_after)})"
         line = (
             f"{self.result}: {size(self.bytes_before)} -> {size(self.bytes_after)}, "

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
 from onnxshrink.errors import RecipeError
-from onnxshrink.options import nested, option
+from onnxshrink.options import check, nested, option
 
 if TYPE_CHECKING:
     from onnxshrink.graph.weights import WeightView
@@ -40,6 +40,7 @@ class Select:
     )
 
     def __post_init__(self) -> None:
+        check(self, "weights")
         for pattern, value in self.layers.items():
             if not isinstance(pattern, str):
                 raise RecipeError(f"layers: takes names and patterns, not {pattern!r}")

@@ -40,7 +40,7 @@ def tidy(graph):
 EXAMPLES: dict[str, dict[str, Any]] = {"surgeon": {"function": "{surgery}:tidy"}}
 #: Options with which a pass must change nothing. None: it has no such setting.
 IDENTITY: dict[str, dict[str, Any] | None] = {
-    "clean": {"keep": clean._REWRITERS},
+    "clean": {"keep": clean.REWRITERS},
     "lower-ml": None,
     "surgeon": {"function": "{surgery}:nothing"},
 }

@@ -31,10 +31,11 @@ def values(opt: Option) -> st.SearchStrategy[Any]:
     """Values that an option takes."""
     if opt.name == "layers":
         return LAYERS
+    if opt.many:
+        items = st.sampled_from(opt.choices) if opt.choices else TEXT
+        return st.lists(items, min_size=1, max_size=3).map(tuple)
     if opt.choices:
         return st.sampled_from(opt.choices)
-    if opt.many:
-        return st.lists(TEXT, min_size=1, max_size=3).map(tuple)
     kind = str(opt.kind)
     low, high = opt.ge if opt.ge is not None else -1000, opt.le if opt.le is not None else 1000
     if "bool" in kind:
@@ -92,16 +93,22 @@ def test_three_ways_make_the_same_pass(name: str, monkeypatch: pytest.MonkeyPatc
     kind = find_pass(name)
 
     @given(options(kind))
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=15, deadline=None)
     def same(given: dict[str, Any]) -> None:
-        in_python = build(kind, given, "Python")
+        words = [name, *as_words(kind, given), "--", "in.onnx", "out.onnx"]
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
+        text = yaml.safe_dump({"version": 1, "steps": [{name: plain}]})
+        try:
+            in_python = build(kind, given, "Python")
+        except RecipeError:  # options that contradict each other do so everywhere
+            for refuse in (lambda: Recipe.parse(text), lambda: main(words, standalone_mode=False)):
+                with pytest.raises((RecipeError, click.exceptions.Exit)):
+                    refuse()
+            return
         again = Recipe.parse(Recipe((in_python,)).to_yaml()).steps[0]
         assert again == in_python
         assert dump(again) == dump(in_python)
-        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
-        text = yaml.safe_dump({"version": 1, "steps": [{name: plain}]})
         assert Recipe.parse(text).steps[0] == in_python
-        words = [name, *as_words(kind, given), "--", "in.onnx", "out.onnx"]
         assert from_command_line(monkeypatch, words) == in_python
         own = {f.name: getattr(in_python, f.name) for f in fields(in_python)}
         assert kind(**own) == in_python
@@ -205,7 +212,7 @@ def test_values_that_do_not_fit_are_refused(given: dict[Any, Any], said: str) ->
                                     | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3)
                                     | st.dictionaries(st.text(max_size=3), inner, max_size=2)),
                        min_size=1))  # fmt: skip
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_any_value_fits_or_is_refused(given: dict[str, Any]) -> None:
     """Nothing that YAML can say raises anything else, and what is taken round-trips."""
     try:
@@ -213,6 +220,17 @@ def test_any_value_fits_or_is_refused(given: dict[str, Any]) -> None:
     except RecipeError:
         return
     assert build(Example, dump(made), "again") == made
+
+
+@every_pass
+def test_python_is_held_to_the_options_too(name: str) -> None:
+    kind: Callable[..., Pass] = find_pass(name)
+    with pytest.raises(RecipeError, match=f"{name}: option 'max_error' must be at least 0"):
+        kind(max_error=-1)
+    with pytest.raises(RecipeError, match="weights: option 'min_size' takes a whole number"):
+        Select(min_size=1.5)  # type: ignore[arg-type]
+    assert kind(max_error=1).max_error == 1.0
+    assert Select(keep=["a"]) == Select(keep=("a",))  # type: ignore[arg-type]
 
 
 def test_values_are_given_their_type() -> None:

@@ -17,6 +17,8 @@ from onnxshrink.graph.model import Model
 
 #: Larger constants are not folded into one: it saves no time worth the bytes.
 _FOLDED_ELEMENTS = 4096
+#: Nor are those of narrow types: they are codes of a compressed weight, or as good as that.
+_FOLDED_CODES = 64
 #: Folding these would undo a compression: they rebuild a weight from its small form.
 _REBUILDING = {"DequantizeLinear", "Cast", "Mul", "Sub", "Gather", "Reshape", "Expand", "Tile"}
 
@@ -25,10 +27,15 @@ def fold_constants(model: Model) -> None:
     """Compute what depends on constants only, where the result is not larger than what it needs."""
     from onnxscript.optimizer import fold_constants as fold
 
+    def rebuilds(value: ir.Value | None) -> bool:
+        tensor = None if value is None else value.const_value
+        if tensor is None:
+            return False
+        narrow = tensor.dtype != ir.DataType.STRING and tensor.dtype.bitwidth < 32
+        return tensor.size > (_FOLDED_CODES if narrow else _FOLDED_ELEMENTS)
+
     def should_fold(node: ir.Node) -> bool | None:
-        sizes = [v.const_value.size for v in node.inputs if v is not None and v.const_value]
-        large = any(size > _FOLDED_ELEMENTS for size in sizes)
-        return False if large and node.op_type in _REBUILDING else None
+        return False if node.op_type in _REBUILDING and any(map(rebuilds, node.inputs)) else None
 
     def change(graph: ir.Model) -> ir.Model:
         fold(
@@ -101,8 +108,20 @@ def fold_batch_norms(model: Model) -> None:
     float64. Only where the weight and the convolution serve nobody else.
     """
     for scope in list(model.scopes):
-        for norm in [node for node in scope if node.op_type == "BatchNormalization"]:
+        for norm in [node for node in scope if _is_inference_norm(node, model.opset)]:
             _fold_batch_norm(model, scope, norm)
+
+
+def _is_inference_norm(node: ir.Node, opset: int) -> bool:
+    """Whether a node normalizes with stored statistics, one for each channel."""
+    if (node.domain, node.op_type) != ("", "BatchNormalization") or opset < 7:
+        return False
+    flags = {"training_mode": 0, "spatial": 1}  # what they are when they are left out
+    return all(
+        node.attributes[name].as_int() == usual
+        for name, usual in flags.items()
+        if name in node.attributes
+    )
 
 
 def _fold_batch_norm(model: Model, scope: ir.Graph | ir.Function, norm: ir.Node) -> None:
@@ -116,7 +135,7 @@ def _fold_batch_norm(model: Model, scope: ir.Graph | ir.Function, norm: ir.Node)
         or conv.graph is not scope
         or len(source.uses()) != 1
         or source.is_graph_output()
-        or any(output.uses() for output in norm.outputs[1:])
+        or any(output.uses() or output.is_graph_output() for output in norm.outputs[1:])
         or not isinstance(scope, ir.Graph)
     ):
         return
@@ -174,9 +193,7 @@ def _own_values(model: Model, value: ir.Value | None) -> np.ndarray | None:
     return values
 
 
-def _replace(
-    model: Model, scope: ir.Graph, node: ir.Node, index: int, values: np.ndarray
-) -> None:
+def _replace(model: Model, scope: ir.Graph, node: ir.Node, index: int, values: np.ndarray) -> None:
     """Give one input of a node new constant values, under the old name if it had one."""
     old = node.inputs[index] if index < len(node.inputs) else None
     stem = node.outputs[0].name or node.op_type
@@ -207,7 +224,7 @@ def _forget(model: Model, scope: ir.Graph, value: ir.Value) -> None:
     producer = value.producer()
     if producer is not None:
         scope.remove(producer, safe=True)
-    elif value.name in scope.initializers:
-        scope.initializers.pop(value.name)
-        if value in scope.inputs:
-            scope.inputs.remove(value)
+        return
+    scope.initializers.pop(value.name or "", None)  # none, if it belongs to an outer graph
+    if value in scope.inputs:
+        scope.inputs.remove(value)

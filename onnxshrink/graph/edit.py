@@ -64,10 +64,14 @@ class Rebuild:
 
     Constants are stored the way the weight was: as initializers, or as Constant nodes where the
     scope has no initializers (functions) or its initializers would be inputs (IR version 3).
+
+    Attributes:
+        nbytes: Bytes of the constants so far, and about as many as nodes and headers cost.
     """
 
     def __init__(self, model: Model, view: WeightView):
         self.model, self.view = model, view
+        self.nbytes = REBUILD_OVERHEAD
         # Every name is written twice or more: in a small model long ones are a good part of it.
         self._prefix = model.unused_name("w")
         self._nodes: list[ir.Node] = []
@@ -77,6 +81,7 @@ class Rebuild:
         """A new constant."""
         name = self.model.unused_name(f"{self._prefix}.{suffix}")
         tensor = self.model.store(values, name)
+        self.nbytes += tensor.nbytes
         self.model.touch(name)
         if self._as_nodes:
             return self._add("Constant", [], [ir.AttrTensor("value", tensor)], name)
@@ -157,7 +162,7 @@ def _codes(stored: Quantized, shape: Sequence[int]) -> np.ndarray | ir.TensorPro
     return ir.PackedTensor(bits.pack(stored.codes, 4), dtype, shape=ir.Shape(shape))
 
 
-def dequantized(model: Model, view: WeightView, stored: Quantized, form: Form) -> None:
+def dequantized(model: Model, view: WeightView, stored: Quantized, form: Form) -> int:
     """Replace a weight by integer codes and the nodes that turn them back into it.
 
     Args:
@@ -166,6 +171,9 @@ def dequantized(model: Model, view: WeightView, stored: Quantized, form: Form) -
         stored: Its codes, in the stored shape or with one axis split into blocks.
         form: How the codes are turned back; ``dq`` takes scales per tensor, per axis, or per
             block of one axis, ``cast-mul`` any, ``gather`` one scale per row of the first axis.
+
+    Returns:
+        Bytes that it takes now, about.
     """
     rebuild = Rebuild(model, view)
     if form == "gather":
@@ -174,9 +182,10 @@ def dequantized(model: Model, view: WeightView, stored: Quantized, form: Form) -
         rebuild.finish(_dequantize_linear(rebuild, stored, view.shape))
     else:
         rebuild.finish(_cast_mul(rebuild, stored))
+    return rebuild.nbytes
 
 
-def dequantized_gemm(model: Model, view: WeightView, stored: Quantized) -> None:
+def dequantized_gemm(model: Model, view: WeightView, stored: Quantized) -> int:
     """Replace the weight of one Gemm by DequantizeLinear of its transpose, and turn the Gemm.
 
     ONNX Runtime fuses DequantizeLinear with a Gemm only where ``transB`` is 0.
@@ -185,25 +194,27 @@ def dequantized_gemm(model: Model, view: WeightView, stored: Quantized) -> None:
         model: The model, whose journal is kept.
         view: A weight with one use, the second input of a Gemm.
         stored: Codes of the *transposed* weight.
+
+    Returns:
+        Bytes that it takes now, about.
     """
     node = view.main.node
     node.attributes["transB"] = ir.AttrInt64("transB", 1 - node.attributes["transB"].as_int())
     model.touch_node(node)
     rebuild = Rebuild(model, view)
     rebuild.finish(_dequantize_linear(rebuild, stored, view.shape[::-1]))
+    return rebuild.nbytes
 
 
 def _cast_mul(rebuild: Rebuild, stored: Quantized) -> ir.Value:
     view = rebuild.view
     # Products are taken in float32 where the runtime has no kernel for the weight's own type.
     working = view.dtype if view.dtype != ir.DataType.BFLOAT16 else ir.DataType.FLOAT
-    kind = working.numpy()
     shape = stored.codes.shape
     codes = rebuild.constant(_codes(stored, shape), "q")
     result = rebuild.node("Cast", [codes], "c", to=working.value)
     if stored.zero_point is not None:
-        zero = rebuild.constant(_trimmed(stored.zero_point, len(shape)).astype(kind), "z")
-        result = rebuild.node("Sub", [result, zero], "d")
+        result = rebuild.node("Sub", [result, _zero(rebuild, stored, working)], "d")
     scale = factor(rebuild, _trimmed(stored.scale, len(shape)), working)
     result = rebuild.node("Mul", [result, scale], "w")
     if shape != view.shape:
@@ -212,6 +223,18 @@ def _cast_mul(rebuild: Rebuild, stored: Quantized) -> ir.Value:
     if working != view.dtype:
         result = rebuild.node("Cast", [result], "t", to=view.dtype.value)
     return result
+
+
+def _zero(rebuild: Rebuild, stored: Quantized, dtype: ir.DataType) -> ir.Value:
+    """Zero points in the type that they are taken off in, stored as codes where there are many."""
+    assert stored.zero_point is not None
+    zero = _trimmed(stored.zero_point, stored.zero_point.ndim)
+    if (zero == zero.flat[0]).all():
+        zero = np.asarray(zero.flat[0])
+    if zero.size < _SHORT_SCALES:
+        return rebuild.constant(zero.astype(dtype.numpy()), "z")
+    packed = rebuild.constant(_codes(replace(stored, codes=zero), zero.shape), "z")
+    return rebuild.node("Cast", [packed], "y", to=dtype.value)
 
 
 def factor(rebuild: Rebuild, scale: np.ndarray, dtype: ir.DataType) -> ir.Value:
@@ -237,9 +260,7 @@ def _trimmed(array: np.ndarray, rank: int) -> np.ndarray:
     return array.reshape(array.shape[lead:])
 
 
-def _dequantize_linear(
-    rebuild: Rebuild, stored: Quantized, shape: tuple[int, ...]
-) -> ir.Value:
+def _dequantize_linear(rebuild: Rebuild, stored: Quantized, shape: tuple[int, ...]) -> ir.Value:
     attributes, scale_shape = _placement(stored, shape)
     kind = rebuild.view.dtype.numpy()
     codes = rebuild.constant(_codes(stored, shape), "q")
@@ -253,9 +274,7 @@ def _dequantize_linear(
     return rebuild.node("DequantizeLinear", [codes, scale, zero], "w", **attributes)
 
 
-def _placement(
-    stored: Quantized, shape: tuple[int, ...]
-) -> tuple[dict[str, int], tuple[int, ...]]:
+def _placement(stored: Quantized, shape: tuple[int, ...]) -> tuple[dict[str, int], tuple[int, ...]]:
     """DequantizeLinear's attributes and the shape of its scale."""
     scale = stored.scale.shape
     if stored.codes.shape != shape:  # [.., K / block, block, ..]: one axis is split in two

@@ -65,21 +65,7 @@ class Model:
                 missing, too short, or outside the model's folder.
         """
         path = Path(path)
-        if not os.path.exists(path):  # unlike Path.exists(), also False for impossible names
-            raise ModelError(f"{path}: no such file")
-        if path.is_dir():
-            raise ModelError(f"{path}: is a folder; name the .onnx file in it")
-        try:
-            if path.stat().st_size == 0:
-                raise ModelError(f"{path}: the file is empty")
-            proto = wire.read(str(path))
-        except OSError as error:
-            raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:
-            raise ModelError(f"{path}: not an ONNX file, or truncated: {error}") from error
-        if not proto.HasField("graph") or proto.ir_version < 1:
-            raise ModelError(f"{path}: not an ONNX model: it holds no graph")
-        wellformed.check(proto, str(path))
+        proto = read(path)
         tensors.check_all(proto, path)
         return cls(proto, path)
 
@@ -180,7 +166,7 @@ class Model:
 
     def rewrite_proto(self, change: Callable[[onnx.ModelProto], onnx.ModelProto]) -> None:
         """Like :meth:`rewrite`, for tools that work on protos; large weights are not in it."""
-        with self._outside() as (proto, outside):
+        with self.apart() as (proto, outside):
             changed = ir.from_proto(preserve.readable(change(proto)))
         for name, value in changed.graph.initializers.items():
             if name in outside:
@@ -245,7 +231,7 @@ class Model:
 
     def to_proto(self) -> onnx.ModelProto:
         """The whole model as one message in memory, its weights included."""
-        with self._outside() as (proto, outside):
+        with self.apart() as (proto, outside):
             for stub in proto.graph.initializer:
                 if stub.name in outside:
                     tensor = outside[stub.name]
@@ -255,10 +241,12 @@ class Model:
         return proto
 
     @contextlib.contextmanager
-    def _outside(
+    def apart(
         self, *, every: bool = False
     ) -> Iterator[tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]]:
         """Serialise with the main graph's larger initializers left out, as stubs to fill in.
+
+        Yields the message, and the tensors by the names of their stubs.
 
         Args:
             every: Take out those too that were read from the typed fields of their message, and
@@ -320,7 +308,7 @@ class Model:
 
     def nbytes(self) -> int:
         """Exact size in bytes of this model saved as one file."""
-        with self._outside() as (proto, outside):
+        with self.apart() as (proto, outside):
             return self._layout(proto, outside).nbytes
 
     @staticmethod
@@ -356,7 +344,7 @@ class Model:
         path = Path(path)
         self.check_output(path)
         if storage != "external":
-            with self._outside() as (proto, outside):
+            with self.apart() as (proto, outside):
                 size = proto.ByteSize() + sum(t.nbytes + 32 for t in outside.values())
                 if size <= SINGLE_FILE_LIMIT:
                     layout = self._layout(proto, outside)
@@ -365,7 +353,7 @@ class Model:
                     return layout.nbytes
             if storage == "single":
                 raise ModelError(f"{path}: {size:,} bytes do not fit one file; use external data")
-        with self._outside(every=True) as (proto, outside):
+        with self.apart(every=True) as (proto, outside):
             return self._save_external(path, proto, outside, durable)
 
     def _save_external(
@@ -422,12 +410,7 @@ class Model:
         """SHA-256 of the model: its graph and its weights, wherever they are stored."""
         hasher = hashlib.sha256()
 
-        class Sink:
-            def write(self, data: bytes) -> int:
-                hasher.update(data)
-                return len(data)
-
-        with self._outside(every=True) as (proto, outside):
+        with self.apart(every=True) as (proto, outside):
             names = sorted(outside)
             for stub in proto.graph.initializer:
                 if stub.name in outside:
@@ -475,3 +458,27 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def read(path: Path) -> onnx.ModelProto:
+    """Parse a model file; larger tensors stay in it (see ``wire``), external data is not looked at.
+
+    Raises:
+        ModelError: No such file, or not an ONNX model.
+    """
+    if not os.path.exists(path):  # unlike Path.exists(), also False for impossible names
+        raise ModelError(f"{path}: no such file")
+    if path.is_dir():
+        raise ModelError(f"{path}: is a folder; name the .onnx file in it")
+    try:
+        if path.stat().st_size == 0:
+            raise ModelError(f"{path}: the file is empty")
+        proto = wire.read(str(path))
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not an ONNX file, or truncated: {error}") from error
+    if not proto.HasField("graph") or proto.ir_version < 1:
+        raise ModelError(f"{path}: not an ONNX model: it holds no graph")
+    wellformed.check(proto, str(path))
+    return proto

@@ -101,7 +101,9 @@ class Palettes:
             value = self._cut(rebuild, value, count * stored.width)
         return self._reshaped(rebuild, value, shape)
 
-    def _index(self, rebuild: Rebuild, codes: npt.NDArray[np.uint8], *, shared: bool = False) -> ir.Value:
+    def _index(
+        self, rebuild: Rebuild, codes: npt.NDArray[np.uint8], *, shared: bool = False
+    ) -> ir.Value:
         """Codes as Gather takes them."""
         constant = self._constant(rebuild, codes, "q") if shared else rebuild.constant(codes, "q")
         return rebuild.node("Cast", [constant], "i", to=ir.DataType.INT32.value)

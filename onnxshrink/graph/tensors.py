@@ -18,6 +18,8 @@ import onnx_ir as ir
 from onnxshrink.errors import ModelError, OutputError
 from onnxshrink.graph import preserve, wire
 
+#: The metadata of a packed model: what its weights are packed in (see ``packed``).
+PACK_KEY = "onnxshrink.pack"
 _COPY_BYTES = 4 * 2**20
 # Where a tensor that is not raw_data has its values; all other types are in int32_data.
 _FIELD_OF = {
@@ -107,6 +109,7 @@ def check_all(model: onnx.ModelProto, path: Path) -> None:
         ModelError: Names the tensor and what is wrong with it.
     """
     sizes: dict[str, int] = {}
+    packed = any(entry.key == PACK_KEY for entry in model.metadata_props)
     for tensor in preserve.tensors(model):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             check_inline(tensor, str(path))
@@ -115,6 +118,8 @@ def check_all(model: onnx.ModelProto, path: Path) -> None:
         entry = {e.key: e.value for e in tensor.external_data}
         location = entry.get("location", "")
         if location not in sizes:
+            if packed and not (path.parent / location).exists():
+                raise ModelError(f"{path}: its weights are packed; 'onnxshrink unpack' it first")
             sizes[location] = file_bytes(path, location, what)
         expected = payload_bytes(tensor, str(path))
         try:

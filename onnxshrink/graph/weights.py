@@ -410,7 +410,7 @@ def _rearranged(node: ir.Node, index: int, order: Order) -> Order | None:
     if node.op_type == "Identity" or (node.op_type in ("Slice", "Split", "Pad") and index == 0):
         return order
     if node.op_type == "Cast":
-        return order if ir.DataType(_int(node, "to", 1)) in FLOATS else None
+        return order if _int(node, "to", 1) in FLOATS else None
     if node.op_type == "Transpose":
         perm = _ints(node, "perm") or tuple(range(len(order)))[::-1]
         return tuple(order[a] for a in perm) if sorted(perm) == list(range(len(order))) else None

@@ -47,9 +47,9 @@ def histogram(
     for at in range(0, flat.size, _CHUNK):
         part = flat[at : at + _CHUNK].astype(np.float64)
         bins = ((part - low) * ((_FINE - 1) / (high - low))).astype(np.int64)
-        each = None if mass is None else mass[at : at + _CHUNK].astype(np.float64)
-        weight += np.bincount(bins, each, _FINE)
-        total += np.bincount(bins, part if each is None else part * each, _FINE)
+        here = np.ones(part.size) if mass is None else mass[at : at + _CHUNK].astype(np.float64)
+        weight += np.bincount(bins, here, _FINE)
+        total += np.bincount(bins, part * here, _FINE)
     used = weight > 0
     return total[used] / weight[used], weight[used]
 
@@ -179,10 +179,10 @@ def _intervals(points: Array64, mass: Array64, clusters: int) -> Indices:
             place[ends], least[ends] = start[hits], minimum
         places.append(place)
         best = least
-    ends = [count]
+    found = [count]
     for place in reversed(places):
-        ends.append(int(place[ends[-1]]))
-    return np.array([0, *reversed(ends)], np.int64)
+        found.append(int(place[found[-1]]))
+    return np.array([0, *reversed(found)], np.int64)
 
 
 def kmeans_vectors(
@@ -212,12 +212,12 @@ def kmeans_vectors(
     sample, weight = vectors[chosen], mass[chosen]
     centres = _seeds(sample, weight, clusters, rng)
     for _ in range(_VECTOR_ROUNDS):
-        moved = _moved(sample, weight, _closest(sample, centres), centres)
+        moved = _moved(sample, weight, closest(sample, centres), centres)
         if np.array_equal(moved, centres):
             break
         centres = moved
-    centres = _moved(vectors, mass, _closest(vectors, centres), centres)
-    return _closest(vectors, centres), centres
+    centres = _moved(vectors, mass, closest(vectors, centres), centres)
+    return closest(vectors, centres), centres
 
 
 def _seeds(
@@ -235,9 +235,8 @@ def _seeds(
     return np.stack(found)
 
 
-def _closest(
-    vectors: npt.NDArray[np.float32], centres: npt.NDArray[np.float32]
-) -> Indices:
+def closest(vectors: npt.NDArray[np.float32], centres: npt.NDArray[np.float32]) -> Indices:
+    """The nearest centre of each vector."""
     size = np.square(centres).sum(1) / 2
     step = max(1, _CHUNK // len(centres))
     found = np.empty(len(vectors), np.int64)

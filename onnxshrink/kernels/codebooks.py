@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from onnxshrink.kernels.clusters import histogram, kmeans, kmeans_vectors
+from onnxshrink.kernels.clusters import closest, histogram, kmeans, kmeans_vectors
 
 Method = Literal["kmeans", "uniform", "unique", "nf4", "pow2"]
 Array = npt.NDArray[np.float32]
@@ -67,7 +67,7 @@ class Codebook:
         """Bytes of the packed codes and of the tables in float32, padded as they are stored."""
         groups, vectors = self.codes.shape
         entries = groups * base(self.entries) * self.width
-        return groups * -(-vectors // codes_per_byte(self.entries)) + 4 * entries
+        return int(groups * -(-vectors // codes_per_byte(self.entries)) + 4 * entries)
 
     def decode(self) -> Array:
         """The weights that a runtime computes with, [groups, vectors * width]."""
@@ -143,8 +143,8 @@ def _uniform(low: float, high: float, entries: int, zero: bool) -> npt.NDArray[n
     """Entries at equal distances; one of them is 0 where weights are."""
     step = (high - low) / (entries - 1)
     if zero and step > 0:
-        low = step * np.rint(low / step)
-    return low + step * np.arange(entries)
+        low = step * round(low / step)
+    return low + step * np.arange(entries, dtype=np.float64)
 
 
 def _powers(row: npt.NDArray[np.floating], entries: int) -> npt.NDArray[np.float64]:
@@ -189,7 +189,7 @@ def _encode_vectors(
     importance: npt.NDArray[np.floating] | None,
     rng: np.random.Generator | None,
 ) -> Codebook:
-    groups, count = weights.shape
+    count = weights.shape[1]
     if count % width:
         raise ValueError(f"{count:,} weights cannot be taken {width} at a time")
     rng = np.random.default_rng(0) if rng is None else rng
@@ -223,6 +223,61 @@ def assign(values: npt.NDArray[np.floating], table: npt.NDArray[np.floating]) ->
     for at in range(0, flat.size, _CHUNK):
         codes[at : at + _CHUNK] = _nearest(flat[at : at + _CHUNK].astype(table.dtype), table)
     return codes.reshape(values.shape)
+
+
+def nearest(weights: npt.NDArray[np.floating], table: Array) -> Codes:
+    """Codes of weights for a table that is given.
+
+    Args:
+        weights: [groups, weights].
+        table: [entries, width], ascending where the width is 1.
+
+    Raises:
+        ValueError: The width does not divide the weights of a group.
+    """
+    width = table.shape[1]
+    if weights.shape[1] % width:
+        raise ValueError(f"{weights.shape[1]:,} weights cannot be taken {width} at a time")
+    if width == 1:
+        return assign(weights, table[:, 0])
+    vectors = weights.reshape(-1, width).astype(np.float32)
+    return closest(vectors, table).reshape(len(weights), -1).astype(np.uint8)
+
+
+def balance(weights: npt.NDArray[np.floating], codes: Codes, table: Array) -> Codes:
+    """Move the closest calls to the next entry until the errors of each row about cancel.
+
+    Inputs with a mean, such as those behind a ReLU, then do not shift the output (the channel
+    step of SQuant, 2202.07471, for entries at unequal distances).
+
+    Args:
+        weights: [rows, weights]; those that are zero keep their code.
+        codes: Of the nearest entries; like ``weights``.
+        table: Ascending entries.
+
+    Returns:
+        Codes with which each row's errors sum up to at most half of what one move would change.
+    """
+    found = codes.copy()
+    rows = max(1, _CHUNK // weights.shape[1])
+    for at in range(0, len(codes), rows):
+        exact, now = weights[at : at + rows].astype(np.float32), codes[at : at + rows]
+        error = table[now] - exact
+        total = error.sum(1, keepdims=True)
+        direction = -np.sign(total).astype(np.int64)
+        other = now + direction
+        free = (other >= 0) & (other < len(table)) & (exact != 0) & (direction != 0)
+        other = np.where(free, other, now)
+        step = np.abs(table[other] - table[now])
+        # What a move adds to the squared error for each unit that it takes off the sum.
+        price = np.where(free, step + 2 * direction * error, np.inf)
+        order = np.argsort(price, axis=1, kind="stable")
+        step = np.take_along_axis(step, order, 1)
+        wanted = np.cumsum(step, axis=1, dtype=np.float64) - step / 2 <= np.abs(total)
+        moved = np.zeros(now.shape, bool)
+        np.put_along_axis(moved, order, wanted, 1)
+        found[at : at + rows] = np.where(moved & free, other, now)
+    return found
 
 
 # ------------------------------------------------------------------------------------- packing
@@ -270,9 +325,7 @@ def digits(entries: int) -> Codes:
 # --------------------------------------------------------------------------------------- scales
 
 
-def scales(
-    weights: npt.NDArray[np.floating], axes: tuple[int, ...], method: Method
-) -> Array:
+def scales(weights: npt.NDArray[np.floating], axes: tuple[int, ...], method: Method) -> Array:
     """What to divide each channel by, so that all can share a table.
 
     Args:
@@ -325,9 +378,7 @@ def hash_positions(count: int, factor: int, offset: int, entries: int) -> npt.ND
     return (np.arange(count, dtype=np.int64) * factor + offset) % PRIME % entries
 
 
-def hash_table(
-    weights: npt.NDArray[np.floating], factor: int, offset: int, entries: int
-) -> Array:
+def hash_table(weights: npt.NDArray[np.floating], factor: int, offset: int, entries: int) -> Array:
     """The table with the least squared error: each entry is the mean of what hashes to it.
 
     HashedNets (1504.04788) train the table; this one is fitted to given weights.

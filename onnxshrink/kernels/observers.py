@@ -23,6 +23,7 @@ Counts = npt.NDArray[np.int64]
 #: Rows (tokens, places of a convolution) of one feed that enter a second moment.
 ROWS_PER_FEED = 8192
 _CHUNK_ROWS = 2048
+_MAGNITUDES = 4096
 
 
 @dataclass(frozen=True)
@@ -252,11 +253,14 @@ class HistogramSums:
         return min(best, max(abs(float(self.low)), abs(float(self.high))))
 
     def _magnitudes(self) -> tuple[Counts, float]:
-        """Counts of the absolute values in bins from zero, and the width of a bin."""
+        """Counts of the absolute values in a few thousand bins from zero, and their width."""
         numbers = int(self.first) + np.arange(self.counts.size)
         folded = np.where(numbers < 0, -1 - numbers, numbers)
+        exponent = int(self.exponent)
+        while folded.max(initial=0) >= _MAGNITUDES:  # values far from zero, close together
+            folded, exponent = folded // 2, exponent + 1
         counts = np.bincount(folded, self.counts) if folded.size else np.zeros(1)
-        return counts.astype(np.int64), math.ldexp(1.0, int(self.exponent))
+        return counts.astype(np.int64), math.ldexp(1.0, exponent)
 
 
 @dataclass(frozen=True)

@@ -100,10 +100,12 @@ def patches(
     seen = np.lib.stride_tricks.sliding_window_view(padded, reach, tuple(range(2, 2 + rank)))
     steps = tuple(slice(None, None, s) for s in strides)
     holes = tuple(slice(None, None, d) for d in dilations)
-    seen = seen[(slice(None), slice(None), *steps, *holes)]
+    everything: tuple[slice, ...] = (slice(None), slice(None), *steps, *holes)
+    seen = seen[everything]
     places = [seen.shape[0], *seen.shape[2 : 2 + rank]]
     total = int(np.prod(places))
     chosen = np.sort(rng.choice(total, min(limit, total), replace=False))
     where = np.unravel_index(chosen, places)
-    rows = seen[(where[0], slice(None), *where[1:])]
+    # One row for each place: channels go behind the places, in front of the kernel.
+    rows = np.moveaxis(seen, 1, 1 + rank)[tuple(where)]
     return rows.reshape(len(chosen), -1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from onnxshrink.errors import ShrinkError
 from onnxshrink.options import option
@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from onnxshrink.graph.model import Model
 
 #: In this order: folding makes duplicates, and sharing makes nodes that nobody uses.
-_REWRITERS = (
+Rewriter = Literal[
     "fold_constants",
     "fold_batch_norms",
     "drop_identities",
     "share_duplicates",
     "share_subexpressions",
     "drop_unused",
-)
+]
+REWRITERS = get_args(Rewriter)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +34,14 @@ class Clean(Pass):
     by itself and reported.
     """
 
-    keep: tuple[str, ...] = option((), help=f"rewriters not to run: {', '.join(_REWRITERS)}")
+    keep: tuple[Rewriter, ...] = option((), help="rewriters not to run")
 
     def apply(self, model: Model, ctx: Context) -> None:
         """Run every rewriter on a copy and adopt what stands."""
         from onnxshrink.graph import clean
 
-        for done, name in enumerate(_REWRITERS):
-            ctx.progress(self.name, done, len(_REWRITERS))
+        for done, name in enumerate(REWRITERS):
+            ctx.progress(self.name, done, len(REWRITERS))
             if name in self.keep:
                 ctx.skip(name, "kept as asked")
                 continue

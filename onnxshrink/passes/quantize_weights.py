@@ -118,15 +118,14 @@ class QuantizeWeights(Pass):
         except ValueError as error:
             ctx.skip(view, str(error))
             return
-        after = stored.nbytes + edit.REBUILD_OVERHEAD
-        if after >= view.nbytes:
+        if stored.nbytes + edit.REBUILD_OVERHEAD >= view.nbytes:
             ctx.skip(view, f"would not be smaller as {self.dtype}")
             return
         sqnr = affine.sqnr_db(values, stored)
         if turned:
-            edit.dequantized_gemm(model, view, stored)
+            after = edit.dequantized_gemm(model, view, stored)
         else:
-            edit.dequantized(model, view, stored, form)
+            after = edit.dequantized(model, view, stored, form)
         groups = stored.scale.size
         ctx.changed(view, after, note=f"{self.dtype}, {groups} scales, {form}", sqnr_db=sqnr)
 

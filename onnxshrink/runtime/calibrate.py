@@ -50,8 +50,12 @@ class Statistics(Mapping[Need, Any]):
     def _add(self, needs: Sequence[Need], worker: Worker) -> None:
         folder = tempfile.TemporaryDirectory(prefix="onnxshrink-")
         self._folders.append(folder)  # it goes with this object
-        worker.collect(folder.name)
-        self._files |= {need: Path(folder.name, f"{i}.npz") for i, need in enumerate(needs)}
+        unfit = worker.collect(folder.name)
+        for number, need in enumerate(needs):
+            if number in unfit:
+                self.refused[need.value] = unfit[number]
+            else:
+                self._files[need] = Path(folder.name, f"{number}.npz")
 
 
 def calibrate(
@@ -75,7 +79,7 @@ def calibrate(
         progress: Told of every feed.
 
     Raises:
-        ModelError: The model does not run, or a value has not the shape that a need expects.
+        ModelError: The model does not run.
         DataError: A feed does not fit.
     """
     from onnxshrink.graph.instrument import instrument

@@ -60,6 +60,7 @@ class Service:
         self._before = 0
         self._held: dict[str, np.ndarray] = {}
         self._watched: list[tuple[str, Need, Sums]] = []
+        self._unfit: dict[int, str] = {}
         self._sizes: dict[str, int] = {}
 
     def check(self, path: str) -> None:
@@ -116,7 +117,7 @@ class Service:
     def watch(self, wanted: list[tuple[str, Need]]) -> None:
         """Begin to add up statistics of outputs (or inputs) of the loaded model."""
         self._watched = [(output, need, need.statistic.start()) for output, need in wanted]
-        self._sizes = {}
+        self._sizes, self._unfit = {}, {}
 
     def observe(self, feed: dict[str, np.ndarray], number: int) -> None:
         """Run the loaded model on one feed, and add up what is watched, a few outputs at a time.
@@ -149,29 +150,24 @@ class Service:
             yield part
 
     def _add(self, output: str, array: np.ndarray, number: int) -> None:
-        for watched, need, sums in self._watched:
-            if watched == output:
+        for place, (watched, need, sums) in enumerate(self._watched):
+            if watched == output and place not in self._unfit:
                 try:
                     sums.add(need.statistic, array, number)  # type: ignore[arg-type]
                 except ValueError as error:
-                    raise ModelError(f"{self.label}: value {need.value!r}: {error}") from error
+                    self._unfit[place] = str(error)
 
-    def collect(self, folder: str) -> None:
-        """Write the sums of every statistic to a file of its own, numbered in the order asked."""
-        for number, (_, _, sums) in enumerate(self._watched):
-            np.savez(os.path.join(folder, f"{number}.npz"), **vars(sums))
+    def collect(self, folder: str) -> dict[int, str]:
+        """Write the sums of every statistic to a file of its own, numbered in the order asked.
+
+        Returns:
+            Those that could not be collected, and why.
+        """
+        for place, (_, _, sums) in enumerate(self._watched):
+            if place not in self._unfit:
+                np.savez(os.path.join(folder, f"{place}.npz"), **vars(sums))
         self._watched = []
-
-    def time(self, feed: dict[str, np.ndarray], at_least: float) -> float:
-        """Run the loaded model on one feed for a while; return the seconds of one run."""
-        count, seconds = 0, 0.0
-        while seconds < at_least or not count:
-            count, seconds = count + 1, seconds + self.run(feed)[1]
-        return seconds / count
-
-    def memory(self) -> tuple[int, int]:
-        """Resident bytes now, and at their peak, beyond those before the model was loaded."""
-        return tuple(value - self._before for value in memory())  # type: ignore[return-value]
+        return self._unfit
 
     def close(self) -> None:
         """Let go of the session, and of what was held and watched for it."""

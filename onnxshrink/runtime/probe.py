@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxshrink.errors import DataError
+from onnxshrink.runtime.generate import generated_inputs
 from onnxshrink.runtime.inputs import Feed, ports
 from onnxshrink.runtime.session import SessionOptions
 from onnxshrink.runtime.worker import Worker
@@ -17,8 +18,11 @@ from onnxshrink.runtime.worker import Worker
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from onnxshrink.graph.channels.consumers import Consumer
     from onnxshrink.graph.channels.facts import Runs
+    from onnxshrink.graph.channels.walk import Walk
     from onnxshrink.graph.model import Model
+    from onnxshrink.kernels.refit import Moments
 
 #: Optimization may put other operators in the place of watched ones, but not change their values.
 _PLAIN = SessionOptions(optimization="basic", accuracy_level=0)
@@ -53,6 +57,39 @@ def probe(model: Model, feed: Mapping[str, np.ndarray], worker: Worker) -> Runs:
     second, varied = _other_feed(model, first, worker)
     runs = list(observe(model, watched(model), [first, second], worker))
     return Runs.of({**first, **runs[0]}, {**second, **runs[1]}, varied)
+
+
+def probe_any(
+    model: Model, feeds: Sequence[Mapping[str, np.ndarray]], seed: int, worker: Worker
+) -> Runs:
+    """The same with the first of some feeds, or with a generated one."""
+    return probe(
+        model, feeds[0] if feeds else generated_inputs(model, 1, seed, worker=worker)[0], worker
+    )
+
+
+def moments(
+    walk: Walk, feeds: Sequence[Mapping[str, np.ndarray]], rng: np.random.Generator, worker: Worker
+) -> dict[Consumer, Moments]:
+    """Second moments of what every weight reads that can make up for removed channels.
+
+    Args:
+        walk: A labelled model.
+        feeds: Inputs to run it on.
+        rng: Chooses positions of convolutions.
+        worker: Where to run it.
+    """
+    from onnxshrink.graph.channels import consumers
+    from onnxshrink.kernels.refit import Moments
+
+    found = list(consumers.find(walk))
+    seen = {consumer: Moments(consumer.features) for consumer in found}
+    values = list({consumer.x.name: consumer.x for consumer in found}.values())
+    for feed, arrays in zip(feeds, observe(walk.model, values, feeds, worker), strict=True):
+        for consumer in found:
+            name = consumer.x.name or ""
+            seen[consumer].add(consumer.rows(arrays[name] if name in arrays else feed[name], rng))
+    return seen
 
 
 def observe(

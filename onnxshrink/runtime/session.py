@@ -113,13 +113,16 @@ def _cpu() -> dict[str, object]:
 
 
 def open_session(
-    model: str | os.PathLike[str] | bytes, options: SessionOptions = DEFAULT_OPTIONS
+    model: str | os.PathLike[str] | bytes,
+    options: SessionOptions = DEFAULT_OPTIONS,
+    files: Mapping[str, np.ndarray] | None = None,
 ) -> InferenceSession:
     """Load a model into ONNX Runtime.
 
     Args:
         model: Path of a model file, or a whole model as bytes.
         options: What to pin.
+        files: Contents of external data files by name, uint8, in place of files on disk.
 
     Raises:
         RecipeError: The execution provider is not installed.
@@ -145,6 +148,11 @@ def open_session(
         settings.add_session_config_entry(
             "session.qdq_matmulnbits_accuracy_level", str(options.accuracy_level)
         )
+    if files:
+        # ONNX Runtime keeps no reference: `files` lives in this frame until the session exists.
+        names, buffers = list(files), list(files.values())
+        sizes = [buffer.size for buffer in buffers]
+        settings.add_external_initializers_from_files_in_memory(names, buffers, sizes)
     source = model if isinstance(model, bytes) else os.fspath(model)
     label = "the model" if isinstance(model, bytes) else os.fspath(model)
     try:
@@ -202,7 +210,10 @@ def run_session(
     try:
         if any(port.type in _BYTEWISE for port in ports):
             feeds = {name: _to_value(array) for name, array in feed.items()}
-            return [_from_value(value) for value in session.run_with_ort_values(outputs, feeds, settings)]
+            return [
+                _from_value(value)
+                for value in session.run_with_ort_values(outputs, feeds, settings)
+            ]
         return [as_array(value) for value in session.run(outputs, dict(feed), settings)]
     except Exception as error:  # see open_session
         if _out_of_memory(error):

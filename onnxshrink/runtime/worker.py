@@ -196,9 +196,15 @@ class Worker:
         """Run the loaded model on a feed; its watched values are added up in the child."""
         self._call(f"running {self._model}", "observe", dict(feed), number)
 
-    def collect(self, folder: PathLike) -> None:
-        """Have the statistics written: number i of those watched to ``folder/i.npz``."""
-        self._call("collecting statistics", "collect", os.path.abspath(folder))
+    def collect(self, folder: PathLike) -> dict[int, str]:
+        """Have the statistics written: number i of those watched to ``folder/i.npz``.
+
+        Returns:
+            The numbers of those that do not fit what they were asked of, and why.
+        """
+        folder = os.path.abspath(folder)
+        unfit: dict[int, str] = self._call("collecting statistics", "collect", folder)
+        return unfit
 
     def time(self, feed: Mapping[str, np.ndarray], at_least: float) -> float:
         """Mean seconds of a run, over as many runs of one feed as take ``at_least`` seconds."""

@@ -1,15 +1,15 @@
 """The smallest weight-only recipe whose answers stay inside a budget.
 
 The ladder's rungs: int4 in blocks, int8 per channel, int8 in blocks, float16. Every weight starts
-on the lowest. While the answers are outside the budget, the weights that hurt most for the bytes they
-save are moved up a rung; how many is found by bisection.
+on the lowest. While the answers are outside the budget, the weights that hurt most for the bytes
+they save are moved up a rung; how many is found by bisection.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,7 +70,8 @@ class Goal:
             lines += _below("top-1 agreement", tops, self.min_agreement)
         if self.max_error is not None:
             lines += [
-                f"relative error of {row.name!r} is {row.relative_error:.3g}, above {self.max_error:g}"
+                f"relative error of {row.name!r} is {row.relative_error:.3g}, "
+                f"above {self.max_error:g}"
                 for row in effect
                 if not row.relative_error <= self.max_error
             ]
@@ -145,7 +146,7 @@ def find_recipe(model: Model, judge: Judge, goal: Goal, progress: Progress) -> F
         rungs, misses = search.move_up(rungs, rung)
     lowest = min(rungs.values(), default=0)
     moved = {name: _rung_name(rung) for name, rung in rungs.items() if rung > lowest}
-    return Found(Recipe(search.steps(rungs)), moved, misses)
+    return Found(Recipe(search.allowed(rungs)), moved, misses)
 
 
 def _rung_name(rung: int) -> str:
@@ -168,6 +169,7 @@ class _Search:
             view.name: view for view in weights.find(model) if not select.why_not(view)
         }
         self.names = list(self._views)
+        self._worst: dict[tuple[int, ...], float] = {}
 
     def steps(self, rungs: Mapping[str, int]) -> tuple[Pass, ...]:
         """The passes that put every weight on its rung."""
@@ -193,7 +195,19 @@ class _Search:
     def misses(self, rungs: Mapping[str, int]) -> list[str]:
         """What the model on these rungs does not keep."""
         effect, answers = self._effect(self.steps(rungs))
+        self._worst[tuple(rungs.values())] = max((row.relative_error for row in effect), default=0)
         return self._goal.misses(effect, self._before, answers)
+
+    def allowed(self, rungs: Mapping[str, int]) -> tuple[Pass, ...]:
+        """The passes for rungs that were tried, none with a bound below what was measured then.
+
+        What the goal accepts must not be rolled back because a pass expects to do better.
+        """
+        worst = 1.1 * self._worst[tuple(rungs.values())]
+        return tuple(
+            step if worst <= step.bound else replace(step, max_error=worst)
+            for step in self.steps(rungs)
+        )
 
     def _effect(
         self, steps: Sequence[Pass], feeds: int | None = None
@@ -206,22 +220,29 @@ class _Search:
         return self._judge.effect(trial, feeds)
 
     def move_up(self, rungs: dict[str, int], rung: int) -> tuple[dict[str, int], list[str]]:
-        """Move the fewest weights from one rung to the next, or all when even that misses."""
+        """Move the fewest weights from one rung to the next, or all when nothing helps.
+
+        Where the next rung is not enough for some, those that move are found as if they moved to
+        the top: the others can stay, and it is for the next rung to tell the movers apart.
+
+        Returns:
+            The rungs, and what they may still miss.
+        """
         names = [name for name in rungs if rungs[name] == rung]
-        above = {**rungs, **dict.fromkeys(names, rung + 1)}
-        if misses := self.misses(above):
-            return above, misses
+        top, target = len(_RUNGS), rung + 1
+        misses = self.misses({**rungs, **dict.fromkeys(names, target)})
+        if misses:
+            if target == top or self.misses({**rungs, **dict.fromkeys(names, top)}):
+                return {**rungs, **dict.fromkeys(names, target)}, misses
+            target = top
         order = self._by_harm(names, rung)
-
-        def moved(count: int) -> dict[str, int]:
-            return {**rungs, **dict.fromkeys(order[:count], rung + 1)}
-
-        low, high = 0, len(order)  # `low` misses, `high` does not
+        low, high = 0, len(order)  # moving `low` is not enough, moving `high` is
         while high - low > 1:
             middle = (low + high) // 2
-            found = self.misses(moved(middle))
+            found = self.misses({**rungs, **dict.fromkeys(order[:middle], target)})
             low, high = (middle, high) if found else (low, middle)
-        return moved(high), []
+        moved = {**rungs, **dict.fromkeys(order[:high], rung + 1)}
+        return moved, self.misses(moved) if misses else []
 
     def _by_harm(self, names: Sequence[str], rung: int) -> list[str]:
         """Weights by the output error that each alone causes for every byte that it saves."""

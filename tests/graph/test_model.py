@@ -229,11 +229,13 @@ def outside_everywhere(folder: Path) -> Path:
                 helper.make_node("Mul", ["q", "r"], ["s"]),
                 helper.make_node("F", ["s"], ["y"], domain="local"),
             ],
-            "g", [info("x", 1, [2, 16]), info("cond", 9, [])], [info("y", 1, [2, 16])], [tensor("w", 0)],
+            "g", [info("x", 1, [2, 16]), info("cond", 9, [])], [info("y", 1, [2, 16])],
+            [tensor("w", 0)],
         ),
         functions=[
             helper.make_function(
-                "local", "F", ["a"], ["b"], [constant, helper.make_node("MatMul", ["a", "k"], ["b"])],
+                "local", "F", ["a"], ["b"],
+                [constant, helper.make_node("MatMul", ["a", "k"], ["b"])],
                 [helper.make_opsetid("", 21)],
             )
         ],

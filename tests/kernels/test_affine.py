@@ -147,7 +147,7 @@ def test_mse_clipping_is_never_worse(weights: npt.NDArray[np.float32], data: st.
         error["mse"]
         <= error["minmax"] * (1 + 1e-4)
         + np.square(stored.scale * SLACK, dtype=np.float64) * weights.size
-    ).all()  # noqa: E501
+    ).all()
 
 
 def test_mse_clipping_finds_an_outlier() -> None:

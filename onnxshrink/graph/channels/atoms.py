@@ -150,7 +150,7 @@ class Atoms:
     def is_frozen(self, labels: Labels) -> npt.NDArray[np.bool_]:
         """Which atoms always stay."""
         roots = self.find(labels)
-        frozen = self._frozen[roots] != 0
+        frozen: npt.NDArray[np.bool_] = self._frozen[roots] != 0
         for index in np.flatnonzero(self._defined[roots]).tolist():
             frozen[index] = not self.factors(int(roots[index]))
         return frozen
@@ -159,7 +159,7 @@ class Atoms:
         """Why an atom stays, or an empty text."""
         root = self._root(atom)
         if not self._defined[root]:
-            return self._reasons[self._frozen[root]]
+            return self._reasons[int(self._frozen[root])]
         return next(filter(None, (self.reason(factor) for factor in self._factors[root])), "")
 
     def factors(self, atom: int) -> tuple[int, ...]:

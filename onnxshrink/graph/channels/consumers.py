@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxshrink.graph.channels.atoms import Labels
-from onnxshrink.graph.channels.facts import stored
+from onnxshrink.graph.channels.facts import dims, stored
 from onnxshrink.graph.channels.groups import Removed
 from onnxshrink.graph.channels.walk import FLOATS, Walk, attribute, integer
 from onnxshrink.kernels.refit import Array, Moments, patches, refit
@@ -33,7 +33,8 @@ class Consumer:
         channels: Length of that axis.
         features: Channels times the kernel's size.
         labels: Labels of the channels.
-        bias: A constant vector that is added to the output and used nowhere else, if any.
+        bias: A constant vector that shifts the output and is used nowhere else, if any.
+        sign: -1 where the vector is subtracted, as a normalisation's mean is.
     """
 
     node: ir.Node
@@ -44,15 +45,17 @@ class Consumer:
     features: int
     labels: Labels
     bias: ir.Value | None
+    sign: int
 
     def matrix(self) -> Array:
         """The weight as [outputs, features]."""
         tensor = stored(self.weight)
         assert tensor is not None
-        array = np.asarray(tensor.numpy(), np.float64)
+        array: Array = np.asarray(tensor.numpy(), np.float64)
         if array.ndim == 2 and self.weight_axis == 0:
             return array.T
-        return array.reshape(array.shape[0], -1)
+        rows: Array = array.reshape(array.shape[0], -1)
+        return rows
 
     def columns(self, matrix: Array) -> Array:
         """[outputs, features] as [outputs, channels, kernel]."""
@@ -67,7 +70,9 @@ class Consumer:
             return rows
         rank = x.ndim - 2
         ones = [1] * rank
-        kernel = tuple(stored(self.weight).shape[2:])  # type: ignore[union-attr]
+        tensor = stored(self.weight)
+        assert tensor is not None
+        kernel = dims(tensor)[2:]
         strides = tuple(attribute(self.node, "strides", ones))
         dilations = tuple(attribute(self.node, "dilations", ones))
         pads = _pads(self.node, x.shape[2:], kernel, strides, dilations)
@@ -100,7 +105,7 @@ def find(walk: Walk) -> Iterator[Consumer]:
         tensor = None if weight is None else stored(weight)
         if x is None or weight is None or tensor is None or tensor.dtype not in FLOATS:
             continue
-        shape = tuple(map(int, tensor.shape))
+        shape = tuple(dims(tensor))
         if node.op_type == "Conv":
             usable, axis = integer(node, "group", 1) == 1, 1
         elif node.op_type == "Gemm":
@@ -114,27 +119,31 @@ def find(walk: Walk) -> Iterator[Consumer]:
             continue
         features = int(np.prod(shape)) // shape[0 if axis == 1 else 1]
         if features <= MOST_FEATURES and stored(x) is None and len(weight.uses()) == 1:
-            bias = _bias(node)
-            yield Consumer(node, x, weight, axis, shape[axis], features, labels, bias)
+            bias, sign = _bias(node, int(np.prod(shape)) // features)
+            yield Consumer(node, x, weight, axis, shape[axis], features, labels, bias, sign)
 
 
-def _bias(node: ir.Node) -> ir.Value | None:
-    """The vector that is added to what a node makes, if it is its own."""
-    candidates: list[ir.Value | None] = []
-    if node.op_type == "MatMul":
-        uses = node.outputs[0].uses()
-        if len(uses) == 1 and uses[0].node.op_type == "Add":
-            candidates = [v for v in uses[0].node.inputs if v is not node.outputs[0]]
-    elif len(node.inputs) > 2:
-        candidates = [node.inputs[2]]
+def _bias(node: ir.Node, outputs: int) -> tuple[ir.Value | None, int]:
+    """The vector that shifts what a node makes, if it is its own, and its sign."""
+    users = node.outputs[0].uses()
+    user = next(iter(users)).node if len(users) == 1 else None
+    candidates: list[ir.Value | None] = list(node.inputs[2:3])
+    sign = 1
+    if not any(candidates) and user is not None:
+        if user.op_type == "BatchNormalization":
+            candidates, sign = [user.inputs[3]], -1
+        elif user.op_type == "Add" and node.op_type == "MatMul":
+            candidates = [value for value in user.inputs if value is not node.outputs[0]]
     for value in candidates:
         tensor = None if value is None else stored(value)
-        if value is not None and tensor is not None and len(tensor.shape) == 1:
-            return value if len(value.uses()) == 1 else None
-    return None
+        if value is not None and tensor is not None and dims(tensor) == (outputs,):
+            return (value, sign) if len(value.uses()) == 1 else (None, 1)
+    return None, 1
 
 
-def compensate(walk: Walk, seen: Mapping[Consumer, Moments], removed: Removed, damping: float) -> int:
+def compensate(
+    walk: Walk, seen: Mapping[Consumer, Moments], removed: Removed, damping: float
+) -> int:
     """Give the weights that read removed channels values that make up for them.
 
     Must come before the cut.
@@ -155,12 +164,12 @@ def compensate(walk: Walk, seen: Mapping[Consumer, Moments], removed: Removed, d
         tensor = stored(consumer.weight)
         assert tensor is not None
         turned = len(tensor.shape) == 2 and consumer.weight_axis == 0
-        _store(walk, consumer.weight, (fitted.T if turned else fitted).reshape(tensor.shape))
+        _store(walk, consumer.weight, (fitted.T if turned else fitted).reshape(dims(tensor)))
         if consumer.bias is not None:
             old = stored(consumer.bias)
             assert old is not None
-            if old.size in (1, len(shift)):
-                _store(walk, consumer.bias, np.asarray(old.numpy(), np.float64) + shift)
+            moved = np.asarray(old.numpy(), np.float64) + consumer.sign * shift
+            _store(walk, consumer.bias, moved)
         count += 1
     return count
 

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnxshrink.errors import ModelError
 from onnxshrink.graph import tensors
 from onnxshrink.graph.channels.atoms import Labels
-from onnxshrink.graph.channels.facts import stored
+from onnxshrink.graph.channels.facts import dims, stored
 from onnxshrink.graph.model import Model
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class Cut:
             graph.insert_before(before, node)
             return node.outputs[0]
         value = ir.Value(
-            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape),
+            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(dims(tensor)),
             const_value=tensor,
         )  # fmt: skip
         graph.register_initializer(value)
@@ -244,11 +244,11 @@ class Cut:
         """Bring the declared shape of a value up to date."""
         if value.shape is None:
             return
-        dims = [
+        sizes = [
             int(keep.sum()) if keep is not None and isinstance(dim, int) else dim
             for dim, keep in zip(value.shape, keeps, strict=True)
         ]
-        value.shape = ir.Shape(dims)
+        value.shape = ir.Shape(sizes)
         self.model.touch(value.name)
 
     def _shorten(
@@ -296,7 +296,7 @@ class Cut:
         if not own:
             assert isinstance(slot, tuple)
             return self._constant(array, value.name or "", slot[1])
-        if array.shape == tuple(tensor.shape):
+        if array.shape == dims(tensor):
             return value
         name = value.name or ""
         made = ir.Tensor(np.ascontiguousarray(array), dtype=tensor.dtype, name=name)
@@ -324,6 +324,6 @@ class Cut:
                 graph.remove(node, safe=True)
             elif node is None and value.name in graph.initializers:
                 self.model.touch(value.name)
-                graph.initializers.pop(value.name)
+                graph.initializers.pop(value.name or "")
                 if value in graph.inputs:
                     graph.inputs.remove(value)

@@ -82,9 +82,9 @@ def watched(model: Model) -> list[ir.Value]:
 def exposed(model: Model, values: Sequence[ir.Value]) -> Model:
     """A copy of a model that also returns some of its intermediate values."""
     names = {value.name for value in model.ir.graph.outputs}
-    wanted = [value.name for value in values if value.name not in names]
     copy = model.clone()
     made = {v.name: v for node in copy.ir.graph for v in node.outputs}
+    wanted = [value.name for value in values if value.name in made and value.name not in names]
     for name in dict.fromkeys(wanted):
         copy.ir.graph.outputs.append(made[name])
         copy.touch(name)
@@ -104,7 +104,9 @@ class Facts:
         self._computed: set[ir.Value] = set()
         self._from_shapes: set[ir.Value] = set()
         self._dynamic_inputs = {
-            value for value in model.ir.graph.inputs if value.name not in model.ir.graph.initializers
+            value
+            for value in model.ir.graph.inputs
+            if value.name not in model.ir.graph.initializers
         }
         for node in model.ir.graph:
             inputs = [value for value in node.inputs if value is not None]
@@ -122,7 +124,7 @@ class Facts:
         """Length of every axis in both runs; None when the value was not seen."""
         tensor = stored(value)
         if tensor is not None:
-            return tuple((int(n), int(n)) for n in tensor.shape)
+            return tuple((n, n) for n in dims(tensor))
         seen = self._runs.seen.get(value.name or "")
         return None if seen is None else seen.sizes
 
@@ -160,6 +162,11 @@ class Facts:
         return values[0] if np.array_equal(*values) else None
 
 
+def dims(tensor: ir.TensorProtocol) -> tuple[int, ...]:
+    """The shape of a tensor as plain integers."""
+    return tuple(tensor.shape.numpy())
+
+
 def stored(value: ir.Value) -> ir.TensorProtocol | None:
     """The tensor behind an initializer or a Constant node; None for other values."""
     node = value.producer()
@@ -173,7 +180,7 @@ def stored(value: ir.Value) -> ir.TensorProtocol | None:
     plain = next(iter(node.attributes.values()), None)
     if plain is None or not plain.name.startswith("value_"):
         return None
-    kinds = {"value_int": np.int64, "value_ints": np.int64}
+    kinds: dict[str, Any] = {"value_int": np.int64, "value_ints": np.int64}
     kinds |= {"value_float": np.float32, "value_floats": np.float32}
     kind = kinds.get(plain.name)
     return None if kind is None else ir.Tensor(np.array(plain.value, kind))

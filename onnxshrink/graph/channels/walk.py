@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxshrink.graph.channels.atoms import Atoms, Labels
-from onnxshrink.graph.channels.facts import Facts, Pair, stored
+from onnxshrink.graph.channels.facts import Facts, Pair, dims, stored
 from onnxshrink.graph.model import Model
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ class Walk:
         labels: Labels by value, or by use for vectors.
         zero: See ``Operand``.
         rewrites: What to change in a node besides its weights, when channels go; in order.
-        couplings: The nodes that each atom passed through are found by the values they make; these
-            are the names of barriers with their reasons.
+        barriers: Nodes around which everything stays whole, and why.
+        handled: Nodes that the rule of an earlier one has labelled already.
     """
 
     model: Model
@@ -76,11 +76,9 @@ class Walk:
     zero: dict[Slot, list[bool]] = field(default_factory=dict)
     rewrites: list[tuple[ir.Node, Rewrite]] = field(default_factory=list)
     barriers: dict[str, str] = field(default_factory=dict)
-    #: Axes of constants that a rule laid out anew: (slot, axis), left alone by plain slicing.
     handled: set[ir.Node] = field(default_factory=set)
     _captured: set[ir.Value] = field(default_factory=set)
     _used: set[tuple[ir.Node, int]] = field(default_factory=set)
-    _parameters: set[Slot] = field(default_factory=set)
 
     # -------------------------------------------------------------------- inputs
 
@@ -108,13 +106,13 @@ class Walk:
     def slot(self, value: ir.Value, node: ir.Node, index: int) -> Slot:
         """What labels are kept under for one use of a value."""
         tensor = stored(value)
-        return (value, node, index) if tensor is not None and len(tensor.shape) == 1 else value
+        return (value, node, index) if tensor is not None and len(dims(tensor)) == 1 else value
 
     def _label_constant(self, slot: Slot, value: ir.Value) -> None:
         tensor = stored(value)
         assert tensor is not None
         axes: list[Axis] = []
-        for length in map(int, tensor.shape):
+        for length in dims(tensor):
             axes.append(self.atoms.fresh(length, "an axis of length 1" if length == 1 else ""))
         self.labels[slot] = axes
         self.zero[slot] = [True] * len(axes)

@@ -94,7 +94,9 @@ def _slice(walk: Walk, node: ir.Node) -> None:
             continue
         if starts is None or ends is None or steps is None:
             walk.freeze(labels, f"{describe(node)}: a range that is not constant")
-            axes[axis] = walk.fresh([out[axis]], f"{describe(node)}: a range that is not constant")[0]
+            axes[axis] = walk.fresh([out[axis]], f"{describe(node)}: a range that is not constant")[
+                0
+            ]
             continue
         chosen = np.arange(len(labels))[starts[place] : ends[place] : steps[place]]
         if steps[place] != 1:
@@ -123,8 +125,8 @@ def _ranges(
     steps = [int(step) for step in found[3]] if found[3] is not None else None
     if steps is None and not walk.has(node, 4):
         steps = [1] * size
-    starts, ends = ([int(v) for v in f] if f is not None else None for f in found[:2])
-    return starts, ends, which, steps
+    first, last = ([int(v) for v in f] if f is not None else None for f in found[:2])
+    return first, last, which, steps
 
 
 def _reslice(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import onnx_ir as ir
 
 from onnxshrink.graph.channels.cut import Cut
-from onnxshrink.graph.channels.rules.contraction import describe
 from onnxshrink.graph.channels.rules.reshape import factor
 from onnxshrink.graph.channels.walk import (
     Axis,
@@ -15,6 +16,7 @@ from onnxshrink.graph.channels.walk import (
     Rule,
     Walk,
     attribute,
+    describe,
     integer,
 )
 
@@ -47,7 +49,7 @@ def _reduce(walk: Walk, node: ir.Node) -> None:
     zero = [axis not in gone and x.zero[axis] and _of_zero(node) for axis in range(x.rank)]
     walk.put(node, [unit[axis] for axis in left], [zero[axis] for axis in left])
     for labels in means:
-        walk.on_cut(node, lambda cut, labels=labels: _correct_mean(cut, node, labels))
+        walk.on_cut(node, partial(_correct_mean, node=node, labels=labels))
 
 
 def _of_zero(node: ir.Node) -> bool:

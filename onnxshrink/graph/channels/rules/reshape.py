@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import onnx_ir as ir
@@ -74,14 +76,14 @@ def reshaped(
     total = (math.prod(a for a, _ in before), math.prod(b for _, b in before))
     strides = set(_boundaries(before)) | set(_boundaries(after)) | {total}
     steps = sorted(strides, reverse=True)
-    for (a, b), (c, d) in zip(steps, steps[1:], strict=False):
+    for (a, b), (c, d) in pairwise(steps):
         if a % c or b % d:
             raise Barrier("the two shapes share no digits")
     digit_of: dict[Pair, tuple[Axis, bool]] = {}  # by the stride that it starts at
     for axis, size, stride in zip(range(len(before)), before, _boundaries(before), strict=True):
         outer = (stride[0] * size[0], stride[1] * size[1])
         inside = steps[steps.index(outer) : steps.index(stride) + 1]
-        sizes = [(a // c, b // d) for (a, b), (c, d) in zip(inside, inside[1:], strict=False)]
+        sizes = [(a // c, b // d) for (a, b), (c, d) in pairwise(inside)]
         labels = axes[axis]
         if len(sizes) == 1:
             digit_of[inside[0]] = labels, zero[axis]
@@ -192,7 +194,10 @@ def _shuffled(walk: Walk, node: ir.Node) -> bool:
         axes[axis] = labels[order]
         walk.put(third, axes, x.zero)
         walk.handled |= {second, third}
-        walk.on_cut(third, lambda cut: _gather(cut, (node, second, third), axis, labels, order))
+        shuffle = partial(
+            _gather, nodes=(node, second, third), axis=axis, labels=labels, order=order
+        )
+        walk.on_cut(third, shuffle)
         return True
     return False
 
@@ -212,7 +217,7 @@ def _gather(
 
 def _only_user(value: ir.Value) -> ir.Node | None:
     uses = value.uses()
-    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+    return next(iter(uses)).node if len(uses) == 1 and not value.is_graph_output() else None
 
 
 RULES: dict[tuple[str, str], Rule] = {

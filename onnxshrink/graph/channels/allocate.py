@@ -1,0 +1,83 @@
+"""How much each group loses: one ratio, ratios by name, or whatever reaches a goal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from onnxshrink.graph.channels import groups as grouping
+from onnxshrink.graph.channels.groups import Cost, Group
+from onnxshrink.graph.channels.plan import Plan, names_of, parameters_per_unit
+from onnxshrink.kernels.importance import Indices, choose_global, choose_local
+
+#: Largest share of a group that may go.
+MOST = 0.95
+_BISECTIONS = 10
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """How a ratio is spread over groups.
+
+    Attributes:
+        ratios: Ratios of some groups, by pattern of a name.
+        everywhere: Whether units compete across groups; otherwise each loses the same share.
+        round_to: What lengths of axes are multiples of.
+        minimum: Units that every group keeps.
+    """
+
+    ratios: Mapping[str, float]
+    everywhere: bool
+    round_to: int
+    minimum: int
+
+    def choose(self, plan: Plan, ratio: float) -> Plan:
+        """The plan that removes the least important units at a ratio."""
+        free = [i for i, group in enumerate(plan.groups) if group.name not in plan.held]
+        groups = [plan.groups[i] for i in free]
+        scores = [plan.scores[i] for i in free]
+        granules = [group.granule(self.round_to) for group in groups]
+        own = [self._own_ratio(group) for group in groups]
+        ratios = [ratio if each is None else each for each in own]
+        picked = choose_local(scores, ratios, granules, self.minimum)
+        if self.everywhere:
+            costs = [parameters_per_unit(group) for group in groups]
+            spread = choose_global(scores, costs, ratio, granules, self.minimum)
+            picked = [
+                best if each is None else local
+                for each, best, local in zip(own, spread, picked, strict=True)
+            ]
+        choice: list[Indices] = [np.empty(0, np.int64) for _ in plan.groups]
+        for index, units in zip(free, picked, strict=True):
+            choice[index] = units
+        return replace(plan, choice=choice)
+
+    def _own_ratio(self, group: Group) -> float | None:
+        names = names_of(group)
+        found = [r for p, r in self.ratios.items() if any(fnmatchcase(n, p) for n in names)]
+        return float(found[-1]) if found else None
+
+    def reach(self, plan: Plan, enough: Callable[[Plan], bool]) -> Plan:
+        """The plan of the smallest ratio that is enough; that of the largest if none is."""
+        low, high = 0.0, MOST
+        best = self.choose(plan, high)
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            trial = self.choose(plan, middle)
+            if enough(trial):
+                best, high = trial, middle
+            else:
+                low = middle
+        return best
+
+    def reach_cost(self, plan: Plan, measure: Callable[[Cost], int], goal: float) -> Plan:
+        """The plan that leaves at most this share of a cost."""
+        total = max(measure(grouping.cost(plan.walk)), 1)
+
+        def enough(trial: Plan) -> bool:
+            return measure(grouping.cost(trial.walk, trial.removed)) <= goal * total
+
+        return self.reach(plan, enough)

@@ -1,0 +1,109 @@
+"""Which second moment of which value a weight is rounded against, and how its matrix is grouped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxshrink.graph.weights import Use, WeightView
+from onnxshrink.kernels.observers import Lookups, Need, Rows, SecondMoment
+from onnxshrink.kernels.patches import Window
+
+
+def needs(view: WeightView) -> tuple[Need, ...]:
+    """The second moments of all that a weight is multiplied with, one for each product.
+
+    Empty where a product is not one of plain rows (ConvTranspose, Einsum): such a weight has to be
+    rounded without.
+    """
+    found = []
+    for use in view.uses:
+        if use.op_type == "Gather" or view.main.op_type in ("Add", "Sub", "Mul"):
+            continue
+        need = _need(view, use)
+        if need is not None:
+            found.append(need)
+    widths = {(n.statistic.width, n.statistic.layout.groups) for n in found}  # type: ignore[union-attr]
+    return tuple(dict.fromkeys(found)) if len(widths) == 1 else ()
+
+
+def moment(
+    statistics: Mapping[Need, Any], view: WeightView, half: int | None = None
+) -> npt.NDArray[np.float64] | None:
+    """E[x x^T] of a weight's inputs, [groups, width, width], summed over its products.
+
+    Args:
+        statistics: What was collected.
+        view: The weight.
+        half: 0 or 1 for the feeds with even or odd numbers only.
+
+    Returns:
+        None where nothing was collected: the value cannot be observed, or no feed reached it.
+    """
+    wanted = needs(view)
+    if not wanted or any(need not in statistics for need in wanted):
+        return None
+    sums = [statistics[need] for need in wanted]
+    if not all(one.rows.sum() for one in sums):
+        return None
+    total: npt.NDArray[np.float64] = sum(one.mean(half) for one in sums)
+    return total
+
+
+def lookups(view: WeightView) -> Need | None:
+    """How often each row of a table is looked up; None for other weights."""
+    use = view.main
+    if use.op_type != "Gather" or len(view.uses) > 1 or use.axes.out != (0,):
+        return None
+    value = use.activation
+    return None if value is None or not value.name else Need(value.name, Lookups(view.shape[0]))
+
+
+def _need(view: WeightView, use: Use) -> Need | None:
+    node, rank = use.node, len(view.shape)
+    width = int(np.prod([view.shape[axis] for axis in use.axes.contract]))
+    value, layout = use.activation, None
+    if node.domain:
+        return None
+    if node.op_type == "Conv":
+        layout = _window(node, tuple(view.shape[axis] for axis in use.axes.contract[1:]))
+        if layout is not None and view.shape[use.axes.out[0]] % layout.groups:
+            return None
+    elif node.op_type == "Gemm":
+        other = _int(node, "transA" if use.index else "transB", 0)
+        layout = Rows(-2 if other == use.index else -1)
+    elif node.op_type == "MatMul" and (rank == 2 or use.direct):
+        layout = Rows(-1 if use.index else -2, view.shape[:-2])
+    elif node.op_type in ("LSTM", "GRU", "RNN") and use.index == 1:
+        layout = Rows()
+    elif node.op_type in ("LSTM", "GRU", "RNN") and _int(node, "layout", 0) == 0:
+        value, layout = node.outputs[0], Rows(batch=view.shape[:1])
+    if layout is None or value is None or not value.name:
+        return None
+    return Need(value.name, SecondMoment(width, layout))
+
+
+def _window(node: ir.Node, kernel: tuple[int, ...]) -> Window | None:
+    rank = len(kernel)
+
+    def ints(name: str, default: int, count: int) -> tuple[int, ...]:
+        attribute = node.attributes.get(name)
+        return (default,) * count if attribute is None else tuple(attribute.as_ints())
+
+    auto = node.attributes.get("auto_pad")
+    rule = "NOTSET" if auto is None else auto.as_string()
+    if any(attribute.is_ref() for attribute in node.attributes.values()):
+        return None
+    return Window(
+        kernel, ints("strides", 1, rank), ints("dilations", 1, rank), ints("pads", 0, 2 * rank),
+        _int(node, "group", 1), rule or "NOTSET",  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def _int(node: ir.Node, name: str, default: int) -> int:
+    attribute = node.attributes.get(name)
+    return default if attribute is None or attribute.is_ref() else attribute.as_int()

@@ -1,0 +1,151 @@
+"""The oracle of channel removal: what the original computes with the removed weights at zero.
+
+Outputs alone are weak (a saturated softmax agrees with anything), so every float intermediate of
+the zeroed original is compared, without its removed indices, with the pruned model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import numpy_helper, parser
+
+from onnxshrink.graph.channels import groups as grouping
+from onnxshrink.graph.channels.cut import Cut
+from onnxshrink.graph.channels.facts import Facts, Runs, stored, watched
+from onnxshrink.graph.channels.groups import Cost, Group
+from onnxshrink.graph.channels.plan import spared
+from onnxshrink.graph.channels.walk import Walk, analyse
+from onnxshrink.graph.model import Model
+from onnxshrink.runtime.probe import observe, probe
+from onnxshrink.runtime.worker import Worker
+
+#: Operands that must not be zeroed: what is divided by, variances, scales.
+_NOT_ZEROED = {
+    ("Div", 1), ("BatchNormalization", 4), ("DequantizeLinear", 1), ("QuantizeLinear", 1),
+    ("QLinearConv", 4), ("MatMulInteger", 3), ("Pow", 1),
+}  # fmt: skip
+
+
+@dataclass
+class Verdict:
+    """What a removal did, and how far the result is from the zeroed original.
+
+    Attributes:
+        error: Largest difference of any intermediate value, relative to that value's largest.
+        where: The value.
+        compared: How many values were compared.
+    """
+
+    model: Model
+    walk: Walk
+    groups: list[Group]
+    before: Cost
+    after: Cost
+    error: float
+    where: str
+    compared: int
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of an initializer of the result."""
+        tensor = self.model.ir.graph.initializers[name].const_value
+        assert tensor is not None
+        return tuple(tensor.shape.numpy())
+
+
+def build(text: str, seed: int = 0, **tensors: object) -> Model:
+    """A model in ONNX text with initializers: shapes of random ones, or arrays."""
+    proto = parser.parse_model(text)
+    rng = np.random.default_rng(seed)
+    for name, given in tensors.items():
+        array = given
+        if isinstance(given, tuple):
+            fan = max(int(np.prod(given[1:])), 1) if len(given) > 1 else 1
+            array = (rng.standard_normal(given) * (2 / fan) ** 0.5).astype(np.float32)
+        proto.graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
+    onnx.checker.check_model(proto)
+    return Model.from_proto(proto)
+
+
+def prune(
+    model: Model, feed: Mapping[str, np.ndarray], worker: Worker, ratio: float = 0.3,
+    seed: int = 0, runs: Runs | None = None,
+) -> Verdict:  # fmt: skip
+    """Remove a random share of every group, and compare with the oracle."""
+    runs = runs or probe(model, feed, worker)
+    pruned = model.clone()
+    walk = analyse(pruned, Facts(pruned, runs))
+    groups = grouping.find(walk)
+    rng = np.random.default_rng(seed)
+    choice = [
+        rng.permutation(len(g))[: min(max(round(ratio * len(g)), 1), len(g) - 1)] for g in groups
+    ]
+    removed = spared(walk, grouping.removed_atoms(walk, groups, choice))
+    before, after = grouping.cost(walk), grouping.cost(walk, removed)
+    reference = _zeroed(walk, removed)
+    kept = {
+        slot.name: [None if a is None else walk.atoms.kept(a, removed) for a in axes]
+        for slot, axes in walk.labels.items()
+        if not isinstance(slot, tuple)
+    }
+    Cut(walk, removed).apply()
+    expected = next(observe(reference, watched(reference), [feed], worker))
+    actual = next(observe(pruned, watched(pruned), [feed], worker))
+    verdict = Verdict(pruned, walk, groups, before, after, 0.0, "", 0)
+    for name, value in expected.items():
+        if name in actual and name in kept and value.dtype.kind == "f":
+            _compare(verdict, name, value, actual[name], kept[name])
+    for output in pruned.ir.graph.outputs:
+        assert actual[output.name or ""].shape == expected[output.name or ""].shape
+    return verdict
+
+
+def _compare(verdict: Verdict, name: str, value: np.ndarray, actual: np.ndarray, kept) -> None:  # type: ignore[no-untyped-def]
+    for axis, keep in enumerate(kept):
+        value = value if keep is None else value.compress(keep, axis)
+    assert value.shape == actual.shape, f"{name}: {actual.shape} instead of {value.shape}"
+    finite = np.isfinite(value)
+    if not finite.any():
+        return
+    largest = max(float(np.abs(value[finite]).max()), 1e-3)
+    error = float(np.abs(value[finite].astype(np.float64) - actual[finite]).max()) / largest
+    verdict.compared += 1
+    if not error <= verdict.error:
+        verdict.error, verdict.where = error, name
+
+
+def _zeroed(walk: Walk, removed: np.ndarray) -> Model:
+    """The original with zeros wherever a weight will be removed."""
+    model = walk.model.clone()
+    nodes = {node.outputs[0].name: node for node in model.ir.graph}
+    for slot, axes in walk.labels.items():
+        value = slot[0] if isinstance(slot, tuple) else slot
+        tensor = stored(value)
+        keeps = [None if a is None else walk.atoms.kept(a, removed) for a in axes]
+        if tensor is None or all(keep is None or keep.all() for keep in keeps):
+            continue
+        array = tensor.numpy().copy()
+        for axis, keep in enumerate(keeps):
+            if keep is not None:
+                np.moveaxis(array, axis, 0)[~keep] = 0
+        for use in value.uses():
+            mine = not isinstance(slot, tuple) or (use.node, use.idx) == slot[1:]
+            if not mine or (use.node.op_type, use.idx) in _NOT_ZEROED:
+                continue
+            name = model.unused_name(f"{value.name}.zeroed")
+            zeroed = ir.Value(
+                name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape),
+                const_value=ir.Tensor(array, dtype=tensor.dtype, name=name),
+            )  # fmt: skip
+            model.ir.graph.register_initializer(zeroed)
+            if model.ir.ir_version < 4:
+                model.ir.graph.inputs.append(zeroed)
+            node = nodes[use.node.outputs[0].name]
+            node.replace_input_with(use.idx, zeroed)
+            model.touch(name)
+            model.touch_node(node)
+    return model

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnxshrink.kernels.importance import (
+    choose_global,
+    choose_local,
+    index_power,
+    units_to_keep,
+)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_power_of_an_index_is_the_sum_over_all_other_axes(axis, order):
+    weights = np.random.default_rng(0).standard_normal((3, 4, 5)).astype(np.float32)
+    others = tuple(a for a in range(3) if a != axis)
+    expected = (np.abs(weights.astype(np.float64)) ** order).sum(others)
+    np.testing.assert_allclose(index_power(weights, axis, order), expected, rtol=1e-12)
+
+
+def test_factors_scale_what_an_index_reads():
+    weights = np.ones((2, 3), np.float32)
+    power = index_power(weights, 1, 2, np.array([1.0, 2.0, 3.0]))
+    np.testing.assert_array_equal(power, [2, 8, 18])
+
+
+@given(
+    st.integers(1, 300), st.floats(0, 1), st.sampled_from([1, 2, 4, 8, 16]), st.integers(1, 20)
+)
+def test_kept_units_are_multiples_and_never_none(count, share, granule, minimum):
+    kept = units_to_keep(count, share * count, granule, minimum)
+    assert 1 <= kept <= count
+    assert kept >= min(minimum, count)
+    assert kept % granule == 0 or kept == count
+
+
+def test_nearest_multiple():
+    assert units_to_keep(64, 44.8, 8, 1) == 48
+    assert units_to_keep(64, 43.9, 8, 1) == 40
+    assert units_to_keep(6, 3, 8, 1) == 6
+    assert units_to_keep(64, 0.0, 8, 1) == 8
+    assert units_to_keep(10, 7.0, 1, 1) == 7
+
+
+def test_local_takes_the_lowest_of_each_group():
+    scores = [np.array([3.0, 1, 2, 4]), np.array([0.1, 0.2])]
+    first, second = choose_local(scores, [0.5, 0.5], [1, 1])
+    np.testing.assert_array_equal(first, [1, 2])
+    np.testing.assert_array_equal(second, [0])
+    assert [len(c) for c in choose_local(scores, [0.0, 0.0], [1, 1])] == [0, 0]
+
+
+def test_global_takes_more_from_flat_scores_and_keeps_something_of_each():
+    unequal = np.array([0.01] * 8 + [10.0] * 8)
+    equal = np.ones(16)
+    first, second = choose_global([unequal, equal], [1.0, 1.0], 0.25, [1, 1])
+    np.testing.assert_array_equal(first, np.arange(8))
+    assert len(second) == 0
+    everything = choose_global([unequal, equal], [1.0, 1.0], 0.95, [1, 1])
+    assert all(len(chosen) < 16 for chosen in everything)
+    assert [len(c) for c in choose_global([unequal], [1.0], 0.0, [1])] == [0]

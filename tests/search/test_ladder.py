@@ -1,0 +1,238 @@
+"""The search moves up the layers that hurt, and no others."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hard_models import text
+
+from onnxshrink import api
+from onnxshrink.contract import Judge, Settings
+from onnxshrink.errors import BudgetMissed
+from onnxshrink.graph.model import Model
+from onnxshrink.kernels.metrics import compare_outputs
+from onnxshrink.recipe import Recipe
+from onnxshrink.runtime.worker import Worker
+from onnxshrink.search.ladder import Found, Goal, find_recipe
+
+WIDTH = 64
+OUTLIERS = [0, 32]  # one row of every block; the inputs are zero there
+
+
+def integers(seed: int, largest: int, outlier: int) -> np.ndarray:
+    """[64, 64] whole numbers up to ``largest``, which all reach, under rows of outliers."""
+    rng = np.random.default_rng(seed)
+    array = rng.integers(-largest, largest + 1, (WIDTH, WIDTH)).astype(np.float32)
+    array[[1, 33]] = largest
+    array[OUTLIERS] = outlier
+    return array / 16
+
+
+def layers() -> dict[str, np.ndarray]:
+    """Each is exact on one rung and hopeless below it."""
+    blocks = integers(3, 127, 127) * 16
+    blocks[32:] /= 512  # int8 with one scale for a channel loses these rows
+    return {
+        "int4": integers(1, 7, 7),
+        "int8": integers(2, 7, 127),
+        "int8 in blocks of 32": blocks,
+        "float16": integers(4, 7, 2048),
+    }
+
+
+def model_of(*names: str) -> Model:
+    """The sum of some layers; the third reads an input of its own scale."""
+    every = layers()
+    weights = {f"w{at}": every[name] for at, name in enumerate(names)}
+    lines, total = [], ""
+    for at, name in enumerate(names):
+        source = "z" if "blocks" in name else "x"
+        lines.append(f"a{at} = MatMul({source}, w{at})")
+        if at:
+            lines.append(f"s{at} = Add({total}, a{at})")
+        total = f"s{at}" if at else "a0"
+    return Model.from_proto(
+        text(
+            "g (float[n, 64] x, float[n, 64] z) => (float[n, 64] y) {"
+            f"{' '.join(lines)} y = Identity({total}) }}",
+            **weights,
+        )
+    )
+
+
+def feeds(count: int = 4) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(5)
+    found = []
+    for _ in range(count):
+        x, z = rng.standard_normal((2, 16, WIDTH)).astype(np.float32)
+        x[:, OUTLIERS] = 0
+        z[:, :32] /= 512
+        found.append({"x": x, "z": z})
+    return found
+
+
+def search(model: Model, goal: Goal, worker: Worker) -> tuple[Found, list[int]]:
+    tried: list[int] = []
+    judge = Judge(model, Settings(feeds=feeds()), worker)
+    return find_recipe(model, judge, goal, lambda what, done, total: tried.append(done)), tried
+
+
+GOALS = {
+    "nothing said": Goal(),
+    "agreement": Goal(min_agreement=1.0),
+    "error": Goal(max_error=1e-3),
+    "drop of agreement": Goal(max_drop=0.0),
+    "drop of a metric": Goal(
+        max_drop=1e-3, metric=lambda outputs: float(np.mean([y.std() for (y,) in outputs]))
+    ),
+}
+
+
+@pytest.mark.parametrize("goal", GOALS.values(), ids=GOALS)
+def test_exactly_the_sensitive_layer_moves_up(goal: Goal, worker: Worker) -> None:
+    model = model_of("int4", "int4", "int8", "int4")
+    found, _ = search(model, goal, worker)
+    assert found.moved == {"w2": "int8"}
+    assert found.misses == []
+    (step,) = found.recipe.steps
+    assert (step.dtype, step.block_size) == ("int4", 32)
+    assert step.weights.layers == {"w2": {"dtype": "int8", "block_size": 0}}
+
+
+@pytest.mark.parametrize("rung", layers())
+def test_every_rung_is_reached_and_no_other_weight_pays(rung: str, worker: Worker) -> None:
+    found, _ = search(model_of("int4", rung, "int4"), Goal(max_error=1e-3), worker)
+    assert found.moved == ({} if rung == "int4" else {"w1": rung})
+    assert found.misses == []
+
+
+def test_each_layer_ends_on_its_own_rung(worker: Worker) -> None:
+    names = ("float16", "int4", "int8", "int8 in blocks of 32", "int4")
+    found, tried = search(model_of(*names), Goal(max_error=1e-3), worker)
+    expected = {f"w{at}": name for at, name in enumerate(names) if name != "int4"}
+    assert found.moved == expected
+    assert found.misses == []
+    assert tried == list(range(1, len(tried) + 1))
+    assert len(tried) < 30
+
+
+def test_nothing_moves_where_nothing_hurts(worker: Worker) -> None:
+    found, tried = search(model_of("int4", "int4"), Goal(max_error=1e-3), worker)
+    assert found.moved == {}
+    assert tried == [1]
+
+
+def test_a_goal_out_of_reach_ends_at_float16(worker: Worker) -> None:
+    rng = np.random.default_rng(6)
+    model = model_of("int4", "int4")
+    for value in model.ir.graph.initializers.values():
+        noise = rng.standard_normal((WIDTH, WIDTH)).astype(np.float32)
+        value.const_value = ir.Tensor(noise, name=value.name)
+        model.touch(value.name)
+    found, _ = search(model, Goal(max_error=1e-9), worker)
+    assert [step.name for step in found.recipe.steps] == ["to-float16"]
+    assert len(found.misses) == 1
+    assert "relative error of 'y'" in found.misses[0]
+    assert "above 1e-09" in found.misses[0]
+
+
+def test_a_model_without_weights_has_nothing_to_search(worker: Worker) -> None:
+    model = Model.from_proto(
+        text("g (float[n, 64] x, float[n, 64] z) => (float[n, 64] y) { y = Add(x, z) }")
+    )
+    found, _ = search(model, Goal(), worker)
+    assert found.recipe.steps == ()
+    assert found.misses == []
+
+
+# ------------------------------------------------------------------------------- through the API
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "in.onnx"
+    model_of("int4", "int8", "int4").save(path)
+    return path
+
+
+def test_shrink_lists_what_moved_and_its_recipe_gives_the_same_bytes(
+    source: Path, tmp_path: Path
+) -> None:
+    options = api.Options(calibration=feeds())
+    out, recipe = tmp_path / "out.onnx", tmp_path / "recipe.yaml"
+    report = api.shrink(source, out, options, goal=Goal(max_error=1e-3), recipe_out=recipe)
+    assert report.moved == {"w1": "int8"}
+    assert report.missed == []
+    assert report.outputs["y"]["relative_error"] < 1e-6
+    assert report.bytes_after == out.stat().st_size
+    assert json.loads(report.to_json())["moved"] == {"w1": "int8"}
+    again = tmp_path / "again.onnx"
+    api.apply_recipe(Recipe.load(recipe), source, again, options)
+    assert again.read_bytes() == out.read_bytes()
+
+
+def test_a_missed_budget_raises_with_the_best_result_written(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    with pytest.raises(
+        BudgetMissed, match=r"written.*less than 50x.*more than 1.0 kB|more.*less"
+    ) as e:
+        api.shrink(
+            source, out, api.Options(calibration=feeds()), goal=Goal(max_error=1e-3),
+            max_size=1000, target_ratio=50,
+        )  # fmt: skip
+    assert e.value.exit_code == 1
+    assert e.value.report.missed
+    assert e.value.report.bytes_after == out.stat().st_size
+    assert e.value.report.ratio > 5
+
+
+def test_what_the_search_accepted_is_not_rolled_back(tmp_path: Path) -> None:
+    """A goal may allow more than a step's own bound; the search has measured it."""
+    source, out = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    model_of("int8", "int8").save(source)
+    report = api.shrink(source, out, api.Options(calibration=feeds()), goal=Goal(max_error=1.5))
+    assert report.moved == {}
+    assert report.changed
+    assert 0.7 < report.outputs["y"]["relative_error"] < 1.5
+    assert report.ratio > 6
+
+
+# -------------------------------------------------------------------------------------- the goal
+
+
+def misses(goal: Goal, before: list[np.ndarray], after: list[np.ndarray]) -> list[str]:
+    from onnxshrink.contract import Answers
+
+    a, b = Answers(("y",), [before]), Answers(("y",), [after])
+    return goal.misses(compare_outputs(["y"], [before], [after]), a, b)
+
+
+def test_without_a_goal_probabilities_must_keep_their_largest() -> None:
+    rows = np.full((100, 3), 0.3, np.float32)
+    rows[:, 0] = 0.4
+    swapped = rows.copy()
+    swapped[:2] = [0.39, 0.4, 0.21]
+    assert misses(Goal(), [rows], [rows]) == []
+    assert misses(Goal(), [rows], [swapped]) == ["top-1 agreement of 'y' is 0.9800, below 0.99"]
+    # The same rows as scores say nothing about classes; the cosine is well above .99.
+    assert misses(Goal(), [rows * 2], [swapped * 2]) == []
+
+
+def test_labels_must_agree() -> None:
+    labels = np.arange(100)
+    wrong = labels.copy()
+    wrong[:2] += 1
+    assert misses(Goal(), [labels], [labels]) == []
+    assert misses(Goal(), [labels], [wrong])
+
+
+def test_nan_is_a_miss_of_every_goal() -> None:
+    good, bad = np.ones((4, 3), np.float32), np.full((4, 3), np.nan, np.float32)
+    for goal in (
+        Goal(),
+        Goal(max_error=100.0),
+        Goal(max_drop=0.5, metric=lambda o: o[0][0].mean()),
+    ):
+        assert misses(goal, [good], [bad]), goal

@@ -1,0 +1,1 @@
+"""Architectures with random weights in plain torch, for the tests of channel removal."""
