@@ -216,7 +216,8 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
                 own[field.name] = dataclasses.replace(field.default, **inner[field.name])  # type: ignore[type-var]
         return cls(**own)
     except RecipeError as error:  # of an object that looks at its options together
-        raise RecipeError(f"{where}: {error}") from error
+        said = str(error).removeprefix(f"{where}: ")
+        raise RecipeError(f"{where}: {said}") from error
 
 
 def check(obj: Any, where: str) -> None:

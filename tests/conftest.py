@@ -1,5 +1,6 @@
 """What tests in several folders share: one process that runs models."""
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
@@ -11,3 +12,9 @@ from onnxshrink.runtime.worker import Worker
 def worker() -> Iterator[Worker]:
     with Worker(timeout=60) as shared:
         yield shared
+
+
+@pytest.fixture
+def one_worker(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands and the API use that process too, instead of starting one each."""
+    monkeypatch.setattr("onnxshrink.runtime.worker.Worker", lambda: contextlib.nullcontext(worker))

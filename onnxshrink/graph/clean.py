@@ -18,7 +18,7 @@ from onnxshrink.graph.model import Model
 #: Larger constants are not folded into one: it saves no time worth the bytes.
 _FOLDED_ELEMENTS = 4096
 #: Nor are those of narrow types: they are codes of a compressed weight, or as good as that.
-_FOLDED_CODES = 64
+_FOLDED_CODES = 32
 #: Folding these would undo a compression: they rebuild a weight from its small form.
 _REBUILDING = {"DequantizeLinear", "Cast", "Mul", "Sub", "Gather", "Reshape", "Expand", "Tile"}
 

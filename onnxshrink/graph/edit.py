@@ -6,7 +6,7 @@ byte for byte, and people still find the weight by its name.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -86,7 +86,8 @@ class Rebuild:
         if self._as_nodes:
             return self._add("Constant", [], [ir.AttrTensor("value", tensor)], name)
         value = ir.Value(
-            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
+            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()),
+            const_value=tensor,
         )  # fmt: skip
         assert isinstance(self.view.scope, ir.Graph)
         self.view.scope.register_initializer(value)
@@ -324,3 +325,26 @@ def stored_as(model: Model, view: WeightView, values: np.ndarray) -> None:
     rebuild = Rebuild(model, view)
     narrow = rebuild.constant(values, "h")
     rebuild.finish(rebuild.node("Cast", [narrow], "w", to=view.dtype.value))
+
+
+def revalued(
+    model: Model, view: WeightView, values: np.ndarray, notes: Mapping[str, str] | None = None
+) -> None:
+    """Give a weight other values of its type and shape, under its name.
+
+    Args:
+        model: The model, whose journal is kept.
+        view: The weight.
+        values: Of its shape.
+        notes: Metadata to add to the tensor.
+    """
+    old, node = view.tensor, view.value.producer()
+    tensor = ir.Tensor(
+        np.ascontiguousarray(values, view.dtype.numpy()), dtype=view.dtype, name=old.name,
+        doc_string=old.doc_string, metadata_props={**old.metadata_props, **(notes or {})},
+    )  # fmt: skip
+    model.touch(view.name)
+    if node is None:
+        view.value.const_value = model.store(tensor, view.name)
+    else:
+        node.attributes["value"] = ir.AttrTensor("value", tensor)

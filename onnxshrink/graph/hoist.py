@@ -50,8 +50,11 @@ def _move(model: Model, old: ir.Value, tensor: ir.TensorProtocol) -> None:
     # The old name may be taken in another branch: subgraphs are scopes of their own.
     name = model.unused_name(old.name or "constant")
     model.touch(old.name, name)
+    # A tensor takes the name of the initializer that holds it; other clones of the model share this
+    # one, and must not see it change.
+    named = ir.LazyTensor(lambda: tensor, tensor.dtype, ir.Shape(tensor.shape), name=name)
     value = ir.Value(
-        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
+        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=named
     )  # fmt: skip
     for node, _ in old.uses():
         model.touch_node(node)

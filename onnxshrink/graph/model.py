@@ -11,7 +11,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeGuard
 
@@ -106,7 +106,8 @@ class Model:
     @property
     def scopes(self) -> Iterator[ir.Graph | ir.Function]:
         """The main graph, every subgraph at any depth, and every function with its subgraphs."""
-        for root in (self.ir.graph, *self.ir.functions.values()):
+        roots: list[ir.Graph | ir.Function] = [self.ir.graph, *self.ir.functions.values()]
+        for root in roots:
             yield root
             yield from root.subgraphs()
 
@@ -208,7 +209,7 @@ class Model:
             return
         folder, file = self.path.parent, os.fspath(self.path.absolute())
 
-        def resolved(tensor: ir.TensorProtocol | None) -> ir.TensorProtocol | None:
+        def resolved(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
             if not isinstance(tensor, ir.ExternalTensor):
                 return tensor
             if tensor.location == wire.INSIDE:
@@ -219,7 +220,8 @@ class Model:
         for scope in self.scopes:
             if isinstance(scope, ir.Graph):
                 for value in scope.initializers.values():
-                    value.const_value = resolved(value.const_value)
+                    if value.const_value is not None:
+                        value.const_value = resolved(value.const_value)
         for node in self.nodes:
             for attribute in list(node.attributes.values()):
                 if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
@@ -262,7 +264,8 @@ class Model:
                 elif _is_large(tensor) and not isinstance(tensor, ir.serde.TensorProtoTensor):
                     outside[name] = tensor
                     value.const_value = ir.ExternalTensor(
-                        wire.INSIDE, 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape),
+                        wire.INSIDE, 0, tensor.nbytes, tensor.dtype,
+                        shape=ir.Shape(tensor.shape.numpy()),
                         name=name, doc_string=tensor.doc_string,
                         metadata_props=dict(tensor.metadata_props),
                     )  # fmt: skip
@@ -320,7 +323,7 @@ class Model:
                 payloads.append(None)
                 continue
             tensors.clear_external(stub)
-            payloads.append((tensor.nbytes, lambda file, t=tensor: tensors.write(t, file)))
+            payloads.append((tensor.nbytes, partial(tensors.write, tensor)))
         return wire.Layout(proto, payloads)
 
     def save(

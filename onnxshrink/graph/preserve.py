@@ -60,10 +60,10 @@ def tensors(
                 if attribute.HasField("t"):
                     yield attribute.t
                 yield from attribute.tensors
-                sparse = list(attribute.sparse_tensors)
-                sparse += [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
-                for one in sparse:
-                    yield from (one.values, one.indices)
+                for sparse in attribute.sparse_tensors:
+                    yield from (sparse.values, sparse.indices)
+                if attribute.HasField("sparse_tensor"):
+                    yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
 
 
 def _has_map(kind: onnx.TypeProto) -> bool:

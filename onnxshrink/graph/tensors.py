@@ -22,7 +22,7 @@ from onnxshrink.graph import preserve, wire
 PACK_KEY = "onnxshrink.pack"
 _COPY_BYTES = 4 * 2**20
 # Where a tensor that is not raw_data has its values; all other types are in int32_data.
-_FIELD_OF = {
+_FIELD_OF: dict[int, str] = {
     onnx.TensorProto.FLOAT: "float_data", onnx.TensorProto.COMPLEX64: "float_data",
     onnx.TensorProto.DOUBLE: "double_data", onnx.TensorProto.COMPLEX128: "double_data",
     onnx.TensorProto.INT64: "int64_data",
@@ -41,7 +41,8 @@ class InsideTensor(ir.ExternalTensor):
 
     def __init__(self, tensor: ir.ExternalTensor, file: str):
         super().__init__(
-            wire.INSIDE, tensor.offset, tensor.length, tensor.dtype, shape=ir.Shape(tensor.shape),
+            wire.INSIDE, tensor.offset, tensor.length, tensor.dtype,
+            shape=ir.Shape(tensor.shape.numpy()),
             name=tensor.name or "", doc_string=tensor.doc_string,
             metadata_props=dict(tensor.metadata_props),
         )  # fmt: skip
@@ -258,7 +259,8 @@ class Spill:
                 "TMPDIR names another folder"
             ) from error
         return ir.ExternalTensor(
-            self.file.name, offset, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape),
+            self.file.name, offset, tensor.nbytes, tensor.dtype,
+            shape=ir.Shape(tensor.shape.numpy()),
             name=name, base_dir=self.file.parent,
         )  # fmt: skip
 

@@ -69,14 +69,16 @@ Rule = Callable[[ir.Node, int, int], Axes | None]
 
 def _int(node: ir.Node, name: str, default: int) -> int:
     attribute = node.attributes.get(name)
-    known = attribute is not None and attribute.type == ir.AttributeType.INT
-    return attribute.as_int() if known and not attribute.is_ref() else default
+    if attribute is None or attribute.is_ref() or attribute.type != ir.AttributeType.INT:
+        return default
+    return attribute.as_int()
 
 
 def _ints(node: ir.Node, name: str) -> tuple[int, ...] | None:
     attribute = node.attributes.get(name)
-    known = attribute is not None and attribute.type == ir.AttributeType.INTS
-    return tuple(attribute.as_ints()) if known and not attribute.is_ref() else None
+    if attribute is None or attribute.is_ref() or attribute.type != ir.AttributeType.INTS:
+        return None
+    return tuple(attribute.as_ints())
 
 
 def _split(rank: int, contract: Sequence[int], groups: int = 1) -> Axes:
@@ -249,7 +251,7 @@ class WeightView:
 
     @cached_property
     def _canonical(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Shape with ConvTranspose's groups apart, and the order of axes that puts outputs first."""
+        """Shape with ConvTranspose's groups apart; the order of axes that puts outputs first."""
         shape, axes = self.shape, self.axes
         if axes.groups == 1:
             return shape, axes.out + axes.contract
@@ -263,7 +265,8 @@ class WeightView:
         Batched MatMul, LSTM directions and gates count as outputs.
         """
         shape, order = self._canonical
-        return self.array().reshape(shape).transpose(order).reshape(self._rows, -1)
+        moved: npt.NDArray[np.floating] = self.array().reshape(shape).transpose(order)
+        return moved.reshape(self._rows, -1)
 
     @property
     def _rows(self) -> int:
@@ -274,7 +277,8 @@ class WeightView:
         """Undo :attr:`matrix`: the stored layout of a [outputs, inputs] array."""
         shape, order = self._canonical
         moved = matrix.reshape([shape[axis] for axis in order])
-        return moved.transpose(np.argsort(order)).reshape(self.shape)
+        stored: npt.NDArray[np.floating] = moved.transpose(np.argsort(order)).reshape(self.shape)
+        return stored
 
 
 def find(model: Model) -> Iterator[WeightView]:
@@ -373,7 +377,7 @@ class _Tracer:
         if value.is_graph_input() and self.model.ir.ir_version >= 4:
             return "is a default that the caller may override"
         if self.rebuilds:
-            return "is a scale, zero point or table of a quantized weight"
+            return "is a scale, zero point or table of a compressed weight"
         if quantized := set(self.others) & QUANTIZED:
             return f"belongs to a quantized operator ({', '.join(sorted(quantized))})"
         if len({use.axes.groups for use in self.uses}) > 1:
@@ -399,7 +403,7 @@ def _from_codes(value: ir.Value | None, depth: int = 8) -> bool:
         rows = node.inputs[0]
         rows = rows if rows is not None and _constant(rows) is not None else None
         return _from_codes(rows) or _from_codes(node.inputs[1], depth - 1)
-    moves = node.op_type in ("Add", "Cast", "Reshape", "Slice", "Sub", "Transpose")
+    moves = node.op_type in ("Add", "Cast", "CumSum", "Reshape", "Slice", "Sub", "Transpose")
     return moves and _from_codes(node.inputs[0], depth - 1)
 
 

@@ -99,7 +99,7 @@ def _check_attribute(attribute: onnx.AttributeProto, known: frozenset[str], what
     if attribute.ref_attr_name:
         return
     holder = _HOLDERS.get(kind)
-    if kind == onnx.AttributeProto.UNDEFINED or (holder and not attribute.HasField(holder)):  # type: ignore[arg-type]
+    if kind == onnx.AttributeProto.UNDEFINED or (holder and not attribute.HasField(holder)):
         raise ModelError(f"{what}: attribute {attribute.name!r} has no value")
     graphs = [attribute.g] if kind == onnx.AttributeProto.GRAPH else attribute.graphs
     for graph in graphs:

@@ -42,9 +42,9 @@ class Quantized:
         dtype: The ONNX type that the codes are meant for.
     """
 
-    codes: npt.NDArray[np.int8] | npt.NDArray[np.uint8]
+    codes: npt.NDArray[np.integer]
     scale: Array
-    zero_point: npt.NDArray[np.int8] | npt.NDArray[np.uint8] | None
+    zero_point: npt.NDArray[np.integer] | None
     dtype: Dtype
 
     @property

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-def pack(codes: npt.NDArray[np.int8 | np.uint8], bits: Literal[2, 4]) -> npt.NDArray[np.uint8]:
+def pack(codes: npt.NDArray[np.integer], bits: Literal[2, 4]) -> npt.NDArray[np.uint8]:
     """Pack codes of any shape into ceil(size * bits / 8) bytes; the last byte is filled with 0."""
     per_byte = 8 // bits
     flat = codes.reshape(-1).astype(np.uint8) & ((1 << bits) - 1)

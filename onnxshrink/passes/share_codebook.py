@@ -84,6 +84,7 @@ class ShareCodebook(Pass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        super().__post_init__()
         if self.entries == 1:
             raise RecipeError(f"{self.name}: option 'entries' takes 2 to 256, or 0 for 2**bits")
         if self.method not in ("kmeans", "adaptive") and self.width > 1:
@@ -110,7 +111,7 @@ class ShareCodebook(Pass):
 
         methods = {self.method, *_overridden(self.weights, "method")}
         if "hash" in methods:
-            opset.raise_opset(model, palette.HASH_OPSET)
+            opset.raise_opset(model, palette.OPSET)
         views = list(weights.find(model))
         rng = np.random.default_rng(ctx.seed)
         common = self._common_table(views, rng) if self.table == "model" else None
@@ -151,7 +152,7 @@ class ShareCodebook(Pass):
             entries = self._entries if best is None else best.stored.entries
             ctx.skip(view, f"would not be smaller with a table of {entries}")
             return
-        palettes.replace(view, best.stored, best.scale, rows=best.rows)
+        after = palettes.replace(view, best.stored, best.scale, rows=best.rows)
         note = f"{best.stored.entries} entries"
         if best.stored.width > 1:
             note += f" of {best.stored.width} weights"
@@ -161,7 +162,7 @@ class ShareCodebook(Pass):
             note += f", {best.scale.size} scales"
         per_byte = codebooks.codes_per_byte(best.stored.entries)
         note += f", {per_byte} codes a byte; smaller on disk, folded at load"
-        ctx.changed(view, best.nbytes, note=note, sqnr_db=best.sqnr_db)
+        ctx.changed(view, after, note=note, sqnr_db=best.sqnr_db)
 
     def _plans(self, view: WeightView) -> Iterator[ShareCodebook]:
         """What to try for one weight, the smallest first."""
@@ -269,17 +270,16 @@ class ShareCodebook(Pass):
 
         values = _values(view)
         entries = max(2, values.size * math.ceil(math.log2(self._entries)) // 32)
-        after = entries * view.dtype.itemsize + palette.HASH_OVERHEAD
-        if after >= view.nbytes:
+        if entries * view.dtype.itemsize + palette.HASH_OVERHEAD >= view.nbytes:
             ctx.skip(view, "would not be smaller as a hashed table")
             return
         seed = codebooks.hash_parameters(rng)
         table = codebooks.hash_table(values, *seed, entries)
         places = codebooks.hash_positions(values.size, *seed, entries)
         error = codebooks.sqnr_db(values, table[places])
-        palettes.replace_hashed(view, table, *seed)
+        after = palettes.replace_hashed(view, table, *seed)
         note = f"hashed to {entries} entries; smaller on disk, folded at load"
-        ctx.changed(view, int(after), note=note, sqnr_db=error)
+        ctx.changed(view, after, note=note, sqnr_db=error)
 
 
 def _overridden(selection: Select, name: str) -> set[Any]:

@@ -169,6 +169,17 @@ class Service:
         self._watched = []
         return self._unfit
 
+    def time(self, feed: dict[str, np.ndarray], at_least: float) -> float:
+        """Run the loaded model on one feed for a while; return the seconds of one run."""
+        count, seconds = 0, 0.0
+        while seconds < at_least or not count:
+            count, seconds = count + 1, seconds + self.run(feed)[1]
+        return seconds / count
+
+    def memory(self) -> tuple[int, int]:
+        """Resident bytes now, and at their peak, beyond those before the model was loaded."""
+        return tuple(value - self._before for value in memory())  # type: ignore[return-value]
+
     def close(self) -> None:
         """Let go of the session, and of what was held and watched for it."""
         self._session, self._held, self._watched = None, {}, []

@@ -22,7 +22,7 @@ def _has_zero_in_the_middle(walk: Walk, node: ir.Node, index: int) -> bool:
 def _affine(walk: Walk, node: ir.Node) -> None:
     """QuantizeLinear and DequantizeLinear: per tensor, per axis, or in blocks of one axis."""
     x, scale = walk.operand(node, 0), walk.operand(node, 1)
-    vectors = [scale] + [walk.operand(node, 2)] * walk.has(node, 2)
+    vectors = [scale, walk.operand(node, 2)] if walk.has(node, 2) else [scale]
     at = integer(node, "axis", 1)
     at = at + x.rank if at < 0 else at
     block = integer(node, "block_size", 0)

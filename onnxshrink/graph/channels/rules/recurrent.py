@@ -37,6 +37,7 @@ def _recurrent(gates: int, biases: int) -> Rule:
                 state = walk.operand(node, index)
                 walk.join(state.axes[2], hidden, node)
                 walk.join(state.axes[0], w.axes[0], node)
+                walk.join(state.axes[1], x.axes[1], node)
                 zero = zero and state.zero[2]
         if walk.has(node, 7):
             walk.join(walk.operand(node, 7).axes[1], np.tile(hidden, 3), node)

@@ -1,0 +1,158 @@
+"""Stored weights are the nearest float16, exactly; nothing is lost that 11 bits could hold."""
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from hard_models import HARD, rows, text, weight
+from onnx import TensorProto
+
+from onnxshrink.contract import Settings
+from onnxshrink.errors import RecipeError
+from onnxshrink.graph.model import Model
+from onnxshrink.passes.to_float16 import ToFloat16
+from onnxshrink.pipeline import Result, run
+from onnxshrink.runtime.worker import Worker
+from onnxshrink.select import Select
+
+
+def answers(proto: onnx.ModelProto, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, feed)
+
+
+def stored(proto: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+
+
+def converted(proto: onnx.ModelProto, worker: Worker, step: ToFloat16, feeds=None) -> Result:
+    return run([step], Model.from_proto(proto), Settings(feeds=feeds or rows(3, 64)), worker)
+
+
+def skipped(result: Result) -> dict[str, str]:
+    return {skip.what: skip.reason for skip in result.report.steps[0].skips}
+
+
+@pytest.fixture
+def proto() -> onnx.ModelProto:
+    return text(
+        """g (float[n, 64] x) => (float[n, 32] y) {
+            a = MatMul(x, w)  b = Add(a, bias)  c = Relu(b)  d = MatMul(c, v)  y = Add(d, few)
+        }""",
+        w=weight(1, 64, 128), bias=weight(2, 128), v=weight(3, 128, 32), few=weight(4, 32),
+    )  # fmt: skip
+
+
+def test_weights_are_the_nearest_float16_and_answers_follow_numpy(proto, worker) -> None:
+    result = converted(proto, worker, ToFloat16())
+    after = result.model.to_proto()
+    arrays = stored(proto)
+    halves = {n: a for n, a in stored(after).items() if a.dtype == np.float16}
+    casts = {node.output[0]: node.input[0] for node in after.graph.node if node.op_type == "Cast"}
+    assert set(casts) == {"w", "bias", "v"}
+    for name, half in casts.items():
+        assert np.array_equal(halves[half], arrays[name].astype(np.float16))
+    assert np.array_equal(stored(after)["few"], arrays["few"])  # 32 of them gain nothing
+    rounded = {n: a.astype(np.float16).astype(np.float32) for n, a in arrays.items()}
+    for feed in rows(3, 64):
+        hidden = np.maximum(feed["x"] @ rounded["w"] + rounded["bias"], 0)
+        expected = hidden @ rounded["v"] + arrays["few"]
+        np.testing.assert_allclose(answers(after, feed)[0], expected, rtol=2e-6, atol=2e-6)
+    assert result.report.ratio == pytest.approx(2, rel=0.05)
+    changes = {change.what: change for change in result.report.steps[0].changes}
+    assert changes["w"].before == 4 * 64 * 128
+    assert 2 * 64 * 128 < changes["w"].after < 2 * 64 * 128 + 200
+
+
+@pytest.mark.parametrize(
+    ("value", "fits"),
+    [(65504, True), (65519, True), (65520, False), (1e30, False), (np.inf, False), (np.nan, False)],
+)
+def test_what_float16_does_not_hold_is_left_alone(worker, value, fits) -> None:
+    table = weight(5, 64, 64)
+    table[63, 0] = value  # never looked up
+    proto = text("g (int64[n] i) => (float[n, 64] y) { y = Gather(table, i) }", table=table)
+    result = converted(proto, worker, ToFloat16(), [{"i": np.arange(63)}])
+    assert result.report.changed == fits
+    if not fits:
+        assert skipped(result) == {"table": "float16 does not hold its values to 11 bits"}
+        assert result.model.to_proto() == proto
+
+
+def test_weights_below_the_range_of_float16_are_left_alone(worker) -> None:
+    proto = text(
+        "g (float[n, 64] x) => (float[n, 64] y) { y = MatMul(x, w) }",
+        w=weight(6, 64, 64) * np.float32(1e-6),
+    )
+    result = converted(proto, worker, ToFloat16())
+    assert "11 bits" in skipped(result)["w"]
+    # A few tiny ones beside others of usual size are nothing.
+    proto.graph.initializer[0].CopyFrom(
+        onnx.numpy_helper.from_array(weight(6, 64, 64) * np.logspace(0, -6, 64, dtype="f"), "w")
+    )
+    assert converted(proto, worker, ToFloat16()).report.changed
+
+
+def test_selection_holds_for_vectors_too(proto, worker) -> None:
+    result = converted(proto, worker, ToFloat16(weights=Select(keep=("bias", "w"), min_size=64)))
+    assert [change.what for change in result.report.steps[0].changes] == ["v"]
+    assert skipped(result) == {
+        "w": "kept as asked", "bias": "kept as asked", "few": "fewer than 64 elements",
+    }  # fmt: skip
+    result = converted(proto, worker, ToFloat16(weights=Select(only=("bias",), min_size=64)))
+    assert [change.what for change in result.report.steps[0].changes] == ["bias"]
+    result = converted(proto, worker, ToFloat16(weights=Select(layers={"b*": "skip"})))
+    assert skipped(result)["bias"] == "kept as asked"
+    with pytest.raises(RecipeError, match="to-float16: no weight matches 'nothing'"):
+        converted(proto, worker, ToFloat16(weights=Select(keep=("nothing",))))
+
+
+def test_what_is_narrow_already_is_said_to_be(worker) -> None:
+    hard = HARD["float16"]()
+    result = converted(hard.proto, worker, ToFloat16(), hard.feeds)
+    assert set(skipped(result).values()) == {"is stored as float16 already"}
+    hard = HARD["bfloat16"]()
+    result = converted(hard.proto, worker, ToFloat16(), hard.feeds)
+    assert skipped(result) == {"w": "is stored as bfloat16 already"}
+
+
+def test_double_weights_become_float16(worker) -> None:
+    array = weight(7, 64, 64).astype(np.float64)
+    proto = text("g (double[n, 64] x) => (double[n, 64] y) { y = MatMul(x, w) }", w=array)
+    feeds = rows(3, 64, "float64")
+    result = converted(proto, worker, ToFloat16(), feeds)
+    assert result.report.ratio == pytest.approx(4, rel=0.05)
+    expected = feeds[0]["x"] @ array.astype(np.float16).astype(np.float64)
+    np.testing.assert_allclose(answers(result.model.to_proto(), feeds[0])[0], expected, rtol=1e-12)
+
+
+def test_full_computes_in_float16_and_keeps_inputs_and_outputs(proto, worker) -> None:
+    result = converted(proto, worker, ToFloat16(full=True))
+    assert result.report.changed, result.report.steps[0].reason
+    after = result.model.to_proto()
+    assert after.graph.input == proto.graph.input
+    assert after.graph.output == proto.graph.output
+    types = {t.name: t.data_type for t in after.graph.initializer}
+    assert set(types.values()) == {TensorProto.FLOAT16}
+    cast_to = [n.attribute[0].i for n in after.graph.node if n.op_type == "Cast"]
+    assert sorted(cast_to) == [TensorProto.FLOAT, TensorProto.FLOAT16]
+    (before,), (found,) = answers(proto, rows(3, 64)[0]), answers(after, rows(3, 64)[0])
+    assert np.linalg.norm(found - before) < 2e-3 * np.linalg.norm(before)
+    assert result.report.ratio == pytest.approx(2, rel=0.1)
+
+
+def test_full_takes_no_selection(proto, worker) -> None:
+    with pytest.raises(RecipeError, match="takes no selection"):
+        converted(proto, worker, ToFloat16(full=True, weights=Select(keep=("w",))))
+
+
+def test_full_on_what_onnx_ir_cannot_read_alone(worker) -> None:
+    """Sequences of maps as outputs."""
+    hard = HARD["zipmap"]()
+    result = converted(hard.proto, worker, ToFloat16(full=True), hard.feeds)
+    row = result.report.steps[0]
+    assert row.status in ("done", "rolled back")
+    assert result.model.to_proto().graph.output == hard.proto.graph.output
+    assert json.loads(result.report.to_json())

@@ -1,0 +1,121 @@
+"""The documentation does what it says: every command, every block of Python, every link."""
+
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from onnxshrink.cli import main
+from onnxshrink.recipe import Recipe
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    tomllib = None  # type: ignore[assignment]
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "guide.md")
+EVERY = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("models/**/*.md")})
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+@dataclass(frozen=True)
+class Block:
+    kind: str
+    text: str
+    place: str
+
+
+def blocks(document: Path) -> Iterator[Block]:
+    source = document.read_text()
+    for found in BLOCK.finditer(source):
+        line = source.count("\n", 0, found.start()) + 1
+        yield Block(found[1], found[2], f"{document.name}:{line}")
+
+
+def commands(block: Block) -> Iterator[list[str]]:
+    """The commands of a block, one for each part that ``&&`` joins; not what they print."""
+    lines = block.text.replace("\\\n", " ").splitlines()
+    if block.kind == "console":
+        lines = [line[2:] for line in lines if line.startswith("$ ")]
+    for line in lines:
+        for part in line.split("&&"):
+            if words := shlex.split(part, comments=True):
+                yield words
+
+
+def execute(words: list[str], place: str) -> None:
+    """Run one of our own commands; hold any other against the project's files."""
+    if words[0] == "onnxshrink":
+        with pytest.raises(SystemExit) as stopped:
+            main(words[1:], prog_name="onnxshrink")
+        assert not stopped.value.code, f"{place}: {shlex.join(words)}: exit {stopped.value.code}"
+    elif words[:2] == ["pip", "install"]:
+        *flags, what = words[2:]
+        assert set(flags) <= {"-e"}, place
+        path, _, extras = what.rstrip("]").partition("[")
+        assert path in (".", "onnxshrink"), place
+        if tomllib is not None:
+            project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+            assert set(filter(None, extras.split(","))) <= set(project["optional-dependencies"])
+            assert project["scripts"] == {"onnxshrink": "onnxshrink.cli:main"}
+    elif words[0] == "python":
+        assert (ROOT / words[1]).is_file(), f"{place}: no {words[1]}"
+    else:
+        script = ROOT / words[0]
+        assert script.is_file(), f"{place}: what is {words[0]}?"
+        assert os.access(script, os.X_OK), f"{place}: {words[0]} cannot be executed"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.usefixtures("one_worker")
+def test_examples_run_in_the_order_of_the_text(
+    document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    monkeypatch.chdir(tmp_path)
+    ran = 0
+    for block in blocks(document):
+        ran += 1
+        if block.kind == "python":
+            exec(compile(block.text, block.place, "exec"), {"__name__": "__main__"})
+        elif block.kind in ("sh", "console"):
+            for words in commands(block):
+                execute(words, block.place)
+        elif block.kind == "yaml":
+            Recipe.parse(block.text, block.place)
+        else:
+            raise AssertionError(f"{block.place}: a block of {block.kind!r} is not tested")
+    assert ran >= 4
+
+
+@pytest.mark.parametrize("document", EVERY, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(document: Path) -> None:
+    for link in LINK.findall(
+        re.sub(r"```.*?```|`[^`\n]*`", "", document.read_text(), flags=re.DOTALL)
+    ):
+        if not re.match(r"https?:|mailto:|#", link):
+            assert (document.parent / link.partition("#")[0]).exists(), link
+
+
+def test_the_commands_of_the_readme_are_those_that_ci_runs() -> None:
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert "tools/check" in ci
+    assert "tools/check" in (ROOT / "README.md").read_text()
+
+
+def test_no_place_of_this_machine_is_named() -> None:
+    places = re.compile(r"/work/|/tmp/w/|\.\./shared|/root/")
+    for path in [
+        *EVERY,
+        *ROOT.glob("onnxshrink/**/*.py"),
+        *ROOT.glob("tools/*"),
+        ROOT / "pyproject.toml",
+    ]:
+        if path.is_file() and path.suffix != ".pyc":
+            assert not places.search(path.read_text()), path
