@@ -286,7 +286,9 @@ def inspect(
 ) -> None:
     """Registered above with its one-line help."""
     from onnxshrink.graph import inspect as look
+    from onnxshrink.graph.inspect_packed import PackInspection, inspect_pack
     from onnxshrink.graph.model import Model
+    from onnxshrink.graph.packed import pack_name
 
     shapes = dict(map(shape_option, shape))
     if layer is not None:
@@ -294,13 +296,24 @@ def inspect(
             for table in look.layer_table(Model.load(path), layer):
                 show(table)
         return
-    found = [look.inspect_model(Model.load(path), shapes=shapes) for path in models]
+    found: list[look.Inspection | PackInspection] = [
+        look.inspect_model(Model.load(path), shapes=shapes)
+        if pack_name(Path(path)) is None
+        else inspect_pack(path)
+        for path in models
+    ]
     if as_json:
         data = [inspection.to_dict() for inspection in found]
         click.echo(json.dumps(data if len(data) > 1 else data[0], indent=1, default=str))
         return
-    for table in found[0].tables() if len(found) == 1 else look.compare_models(found):
-        show(table)
+    plain = [each for each in found if isinstance(each, look.Inspection)]
+    if len(plain) > 1:
+        for table in look.compare_models(plain):
+            show(table)
+    for each in found:
+        if len(plain) == 1 or isinstance(each, PackInspection):
+            for table in each.tables():
+                show(table)
 
 
 @main.command(help=_FIXED["passes"])

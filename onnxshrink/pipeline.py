@@ -210,14 +210,15 @@ def _step(
     """The model after one pass, or as it was when the pass is refused."""
     from onnxshrink.runtime.calibrate import calibrate
 
-    trial = model.clone()
     bound = pass_.bound if pass_.max_error is None else pass_.max_error
     ctx = Context(
         step, settings.feeds, settings.generated, worker=worker, seed=settings.seed,
         progress=settings.progress, verify=lambda half_way: judge.verify(half_way, bound),
     )  # fmt: skip
     try:
+        trial = model.clone()
         if needs := tuple(pass_.needs(trial)):
+            judge.settle()  # the worker may be busy with the original
             ctx.statistics = calibrate(trial, needs, settings.feeds, worker, settings.progress)
         pass_.apply(trial, ctx)
         reason = judge.refusal(trial, bound, pass_.may_grow, step) if step.changes else ""

@@ -1,10 +1,15 @@
-"""What tests in several folders share: one process that runs models."""
+"""What tests in several folders share: one process that runs models, and the command line."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
+from hard_models import text, weight
 
+from onnxshrink.cli import main
 from onnxshrink.runtime.worker import Worker
 
 
@@ -17,4 +22,84 @@ def worker() -> Iterator[Worker]:
 @pytest.fixture
 def one_worker(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands and the API use that process too, instead of starting one each."""
-    monkeypatch.setattr("onnxshrink.runtime.worker.Worker", lambda: contextlib.nullcontext(worker))
+    lent = False
+
+    @contextlib.contextmanager
+    def lend(**settings: Any) -> Iterator[Worker]:
+        nonlocal lent
+        if lent or settings:  # a pass that wants one beside its caller's
+            with Worker(**settings) as another:
+                yield another
+            return
+        lent = True
+        try:
+            yield worker
+        finally:
+            lent = False
+
+    monkeypatch.setattr("onnxshrink.runtime.worker.Worker", lend)
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def cli(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    one_worker: None,
+    tmp_path: Path,
+) -> Run:
+    """Runs a command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: object) -> Done:
+        with pytest.raises(SystemExit) as stopped:
+            main([str(word) for word in words], prog_name="onnxshrink")
+        code = stopped.value.code
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return Done(code if isinstance(code, int) else 0, said.out, said.err)
+
+    return run
+
+
+@pytest.fixture
+def refused(cli: Run, tmp_path: Path) -> Run:
+    """Runs a command that must fail: one line that says why, and not a byte changed."""
+
+    def contents() -> dict[str, bytes]:
+        return {str(p): p.read_bytes() for p in sorted(tmp_path.rglob("*")) if p.is_file()}
+
+    def run(code: int, *words: object) -> Done:
+        before = contents()
+        done = cli(*words)
+        assert done.code == code, done.err
+        lines = done.err.splitlines()
+        errors = [line for line in lines if line.startswith("error: ")]
+        assert len(errors) == 1, done.err
+        assert len([line for line in lines if not line.startswith("warning: ")]) == 1, done.err
+        assert contents() == before
+        assert not list(tmp_path.rglob(".*")), "a temporary file was left behind"
+        return done
+
+    return run
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A model of one layer."""
+    path = tmp_path / "in.onnx"
+    proto = text(
+        "g (float[n, 64] x) => (float[n, 64] y) { a = MatMul(x, w)  y = Relu(a) }",
+        w=weight(1, 64, 64),
+    )
+    path.write_bytes(proto.SerializeToString())
+    return path

@@ -427,9 +427,9 @@ def not_finite() -> Hard:
 def convolutions() -> Hard:
     """Conv, grouped ConvTranspose and depthwise Conv, each with its BatchNormalization."""
     parameters = {}
-    for layer, channels in (("p", 32), ("q", 16), ("r", 16)):
+    for seed, layer, channels in ((40, "p", 32), (60, "q", 16), (70, "r", 16)):
         for at, name in enumerate(("gamma", "beta", "mean", "var")):
-            values = weight(40 + at, channels)
+            values = weight(seed + at, channels)
             parameters[f"{layer}_{name}"] = np.abs(values) + 0.5 if at in (0, 3) else values
     proto = text(
         """g (float[n, 8, 9, 9] x) => (float[n, 16, 11, 11] y) {
@@ -473,5 +473,15 @@ def sparse() -> Hard:
         helper.make_sparse_tensor(
             tensor("rare", np.array([1.0, 2.0], np.float32)), tensor("", np.array([3, 40])), [64]
         )
+    )
+    return Hard(proto, rows(3, 64))
+
+
+@hard
+def low_rank() -> Hard:
+    """A wide weight of rank 4."""
+    proto = text(
+        "g (float[n, 64] x) => (float[n, 256] y) { y = MatMul(x, w) }",
+        w=weight(60, 64, 4) @ weight(61, 4, 256),
     )
     return Hard(proto, rows(3, 64))

@@ -161,4 +161,5 @@ def test_a_round_trip_changes_no_answer(kind: str, tmp_path: Path) -> None:
                 faults[case.name] = wrong
     logging.getLogger(__name__).info("%s: %s", kind, counts)
     assert {name: why for name, why in faults.items() if name not in EXCEPTIONS} == {}
-    assert counts["ran"] > 0.6 * counts["cases"]  # for the rest ONNX Runtime has no kernel
+    assert counts["equal"] == counts["cases"] - len(faults)
+    assert counts["ran"] >= 0.5 * counts["cases"] > 0  # for the rest ONNX Runtime has no kernel

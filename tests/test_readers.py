@@ -268,23 +268,21 @@ def test_javascript_checks_that_the_model_is_the_right_one(tmp_path):
 @pytest.mark.fuzz
 def test_fuzz_c(programs, sound):
     """Random changes with a right checksum, under sanitizers; ONNXSHRINK_FUZZ sets how many."""
-    count = os.environ.get("ONNXSHRINK_FUZZ", "10000")
-    seed = os.environ.get("ONNXSHRINK_FUZZ_SEED", "0")
     for path in (sound, GOLDEN / "base.pack"):
-        done = _run([programs("c sanitized"), "fuzz", path, seed, count])
+        done = _run([programs("c sanitized"), "fuzz", path, str(packs.SEED), str(packs.FUZZ)])
         assert done.returncode == 0, done.stderr
         refused, passed = (int(word) for word in done.stdout.split() if word.isdigit())
-        assert refused + passed == int(count)
+        assert refused + passed == packs.FUZZ
         assert refused
 
 
 @pytest.mark.fuzz
 def test_fuzzed_packs_mean_the_same_to_every_reader(programs, tmp_path):
     """Where one reader gives bytes, all give the same; where one refuses, all do."""
-    rng = random.Random(int(os.environ.get("ONNXSHRINK_FUZZ_SEED", "0")))
+    rng = random.Random(packs.SEED)
     document, area = packs.take_apart(packs.sound())
     paths, right = [], []
-    for number in range(int(os.environ.get("ONNXSHRINK_FUZZ", "10000")) // 10):
+    for number in range(packs.FUZZ // 10):
         paths.append(tmp_path / f"{number}.pack")
         paths[-1].write_bytes(packs.mutated(rng, document, area))
         try:

@@ -11,6 +11,7 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import packs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -44,7 +45,7 @@ def tensors(draw):
     return found
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=packs.EXAMPLES, deadline=None)
 @given(tensors())
 def test_every_bit_comes_back(tmp_path_factory, tensors):
     path = tmp_path_factory.mktemp("pack") / "m.pack"
@@ -371,7 +372,7 @@ def old(tmp_path):
 
 
 def test_a_killed_writer_leaves_a_whole_pack(old):
-    """kill -9 at 20 random moments of packing over an old file; then the retry works."""
+    """kill -9 at random moments of packing over an old file; then the retry works."""
     path, before = old
     moments = random.Random(0)
     with _writer(path, 2, "again and again") as process:
@@ -382,7 +383,7 @@ def test_a_killed_writer_leaves_a_whole_pack(old):
         process.kill()
     after = path.read_bytes()
     assert after != before
-    for _ in range(20):
+    for _ in range(packs.KILLS):
         path.write_bytes(before)
         with _writer(path, 2, "again and again") as process:
             process.stdout.readline()

@@ -26,7 +26,8 @@ import onnx
 import onnx.numpy_helper
 from numpy.typing import NDArray
 
-from onnxshrink.kernels import entropy, filters
+from onnxshrink.kernels import entropy
+from onnxshrink.kernels.bits import pack as pack_bits
 from onnxshrink.kernels.filters import Bytes
 from onnxshrink.sidecar import Sidecar, pack
 from onnxshrink.sidecar.header import BITS, DEFLATE
@@ -93,7 +94,7 @@ def integer_tensors(kind: str, arrays: list[Floats], sparsity: float) -> Named:
         else:
             int4: Bytes = rounded(weight, 7).reshape(-1).view(np.uint8)
             dtype = "UINT4"
-            data = filters.pack_bits(int4 & 15 if kind == "int4" else indices(weight), 4)
+            data = pack_bits(int4 & 15 if kind == "int4" else indices(weight), 4)
         named.append((f"{number}", dtype, (weight.size,), data))
     return named
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from onnxshrink.kernels import entropy, filters
+from onnxshrink.kernels.bits import pack as pack_bits
 from onnxshrink.kernels.filters import Bytes, Filter
 from onnxshrink.sidecar import Chunk, Entry, Header, pack
 from onnxshrink.sidecar.header import ALIGN, ALIGN_CODED, BITS, DEFLATE, STORED, align, preamble
@@ -116,7 +117,7 @@ def filter_tensors() -> Iterator[tuple[Tensor, Filter, Bytes | None]]:
                 draw % (1 << how.unit) if k else 0 for draw, k in zip(draws, keep, strict=True)
             ]
         data = (
-            filters.pack_bits(np.array(elements, np.uint8), how.unit)
+            pack_bits(np.array(elements, np.uint8), how.unit)
             if how.unit < 8
             else _bytes(elements, how.unit // 8)
         )

@@ -35,10 +35,10 @@ def hoist_constants(model: Model, at_least: int) -> int:
         if scope is main:
             continue
         for name, value in list(scope.initializers.items()):
-            tensor = value.const_value
+            stored = value.const_value
             free = not value.is_graph_output() and not value.is_graph_input()
-            if tensor is not None and tensor.nbytes >= at_least and free:
-                _move(model, value, tensor)
+            if stored is not None and stored.nbytes >= at_least and free:
+                _move(model, value, stored)
                 del scope.initializers[name]
                 moved += 1
     if moved and model.ir.ir_version < 4:
@@ -52,10 +52,9 @@ def _move(model: Model, old: ir.Value, tensor: ir.TensorProtocol) -> None:
     model.touch(old.name, name)
     # A tensor takes the name of the initializer that holds it; other clones of the model share this
     # one, and must not see it change.
-    named = ir.LazyTensor(lambda: tensor, tensor.dtype, ir.Shape(tensor.shape), name=name)
-    value = ir.Value(
-        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=named
-    )  # fmt: skip
+    shape = ir.Shape(tensor.shape.numpy())
+    named = ir.LazyTensor(lambda: tensor, tensor.dtype, shape, name=name)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=named)
     for node, _ in old.uses():
         model.touch_node(node)
     old.replace_all_uses_with(value)

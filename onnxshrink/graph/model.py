@@ -83,7 +83,18 @@ class Model:
         other.__dict__.update(self.__dict__)
         other._touched = set(self._touched)
         other._names, other._numbers = None, {}
-        other.ir = self.ir.clone()
+        ours = self.ir
+        # Values that no node makes belong to sparse initializers, which onnx_ir does not know: the
+        # copies share them. (Model.clone() would raise.)
+        other.ir = ir.Model(
+            ours.graph.clone(allow_outer_scope_values=True),
+            ir_version=ours.ir_version, producer_name=ours.producer_name,
+            producer_version=ours.producer_version, domain=ours.domain,
+            model_version=ours.model_version, doc_string=ours.doc_string,
+            functions=[function.clone() for function in ours.functions.values()],
+            metadata_props=dict(ours.metadata_props),
+            device_configurations=ours.device_configurations,
+        )  # fmt: skip
         return other
 
     # ---------------------------------------------------------------- views

@@ -145,7 +145,7 @@ def open_pack(
 def write_reader(kind: Literal["c", "js"], folder: Path) -> Path:
     """Write the reader of packs for C99 (one header, over zlib) or JavaScript (one module)."""
     name = {"c": "onnxshrink_pack.h", "js": "onnxshrink_pack.mjs"}[kind]
-    text = resources.files("onnxshrink").joinpath("readers", name).read_bytes()
+    text = (resources.files("onnxshrink") / "readers" / name).read_bytes()
     with atomic_write(folder / name) as file:
         file.write(text)
     return folder / name

@@ -461,7 +461,7 @@ def _quantized_by(value: ir.Value) -> str:
         # Codes of a group of rows are moved to where its table begins.
         after = node.outputs[0].uses() if node.op_type == "Add" else [(node, index)]
         if any(later.op_type == "Gather" and place == 1 for later, place in after):
-            return "palette"
+            return "lookup table"
         if node.op_type in ("Cast", "Transpose", "Gather", "Reshape", "Identity"):
             types = {use.node.op_type for use in node.outputs[0].uses()}
             if node.op_type == "Cast" and types & {"Mul", "Sub"}:

@@ -12,6 +12,7 @@ from onnxshrink.graph.model import Model
 
 
 def rewrite(model: Model, change: Callable[[onnx.ModelProto], onnx.ModelProto]) -> None:
-    """Replace a model's graph by what a function makes of the whole of it."""
+    """Replace a graph by what a function makes of the whole model, its nodes in any order."""
     changed = ir.from_proto(preserve.readable(change(model.to_proto())))
+    changed.graph.sort()
     model.rewrite(lambda _: changed)

@@ -1,32 +1,55 @@
-"""Packing of codes narrower than a byte, as ONNX stores them: first element in the low bits."""
+"""Packing of codes of at most a byte, as ONNX stores them: the first element in the low bits."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
+
+# Shifts and masks that move a byte's 4- or 2-bit codes to bytes of their own, all words at once;
+# and what is left of a word when a shift has been undone.
+_SPREAD: dict[int, tuple[np.dtype[Any], tuple[tuple[int, int], ...]]] = {
+    4: (np.dtype("<u2"), ((4, 0x0F0F),)),
+    2: (np.dtype("<u4"), ((12, 0x000F000F), (6, 0x03030303))),
+}
+_SQUEEZED = {4: 0xFF, 12: 0xFF, 6: 0x000F000F}
 
 
-def pack(codes: npt.NDArray[np.integer], bits: Literal[2, 4]) -> npt.NDArray[np.uint8]:
-    """Pack codes of any shape into ceil(size * bits / 8) bytes; the last byte is filled with 0."""
-    per_byte = 8 // bits
-    flat = codes.reshape(-1).astype(np.uint8) & ((1 << bits) - 1)
-    lanes = np.pad(flat, (0, -flat.size % per_byte)).reshape(-1, per_byte)
-    packed = np.zeros(len(lanes), np.uint8)
-    for lane in range(per_byte):
-        packed |= lanes[:, lane] << np.uint8(lane * bits)
-    return packed
+def pack(codes: NDArray[np.integer], bits: int) -> NDArray[np.uint8]:
+    """Pack the low bits of integers.
+
+    Args:
+        codes: Integers of any shape and sign; higher bits are dropped.
+        bits: Of a code: 1, 2, 4 or 8.
+
+    Returns:
+        ``ceil(size * bits / 8)`` bytes; the last one is filled up with zeros.
+    """
+    narrow: NDArray[np.uint8] = codes.reshape(-1).astype(np.uint8, copy=False)
+    if bits == 8:
+        return narrow
+    if bits == 1:
+        return np.packbits(narrow & 1, bitorder="little")
+    word, steps = _SPREAD[bits]
+    words = np.zeros(-(-narrow.size // word.itemsize), word)
+    words.view(np.uint8)[: narrow.size] = narrow
+    words &= steps[-1][1]
+    for shift, _ in reversed(steps):
+        words |= words >> shift
+        words &= _SQUEEZED[shift]
+    return words.astype(np.uint8)
 
 
-def unpack(
-    packed: npt.NDArray[np.uint8], bits: Literal[2, 4], shape: tuple[int, ...], *, signed: bool
-) -> npt.NDArray[np.int8 | np.uint8]:
-    """Undo :func:`pack`; signed codes are sign-extended."""
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    lanes = (packed.reshape(-1, 1) >> shifts) & ((1 << bits) - 1)
-    flat = lanes.reshape(-1)[: int(np.prod(shape, dtype=np.int64))].reshape(shape)
-    if not signed:
-        return flat.astype(np.uint8)
-    half = 1 << (bits - 1)
-    return ((flat.astype(np.int8) ^ half) - half).astype(np.int8)
+def unpack(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8]:
+    """The first ``count`` codes that :func:`pack` packed, without their signs."""
+    if bits == 8:
+        return packed[:count]
+    if bits == 1:
+        return np.unpackbits(packed, count=count, bitorder="little")
+    word, steps = _SPREAD[bits]
+    words = packed.astype(word)
+    for shift, mask in steps:
+        words |= words << shift
+        words &= mask
+    return words.view(np.uint8)[:count]

@@ -258,7 +258,7 @@ def balance(weights: npt.NDArray[np.floating], codes: Codes, table: Array) -> Co
     Returns:
         Codes with which each row's errors sum up to at most half of what one move would change.
     """
-    found = codes.copy()
+    found: Codes = codes.copy()
     rows = max(1, _CHUNK // weights.shape[1])
     for at in range(0, len(codes), rows):
         exact, now = weights[at : at + rows].astype(np.float32), codes[at : at + rows]

@@ -62,6 +62,30 @@ def order0_bits(data: Bytes, unit: int) -> float:
     return float(-(share * np.log2(share)).sum()) + 0.0
 
 
+def ideal_bits(data: Bytes, how: Filter) -> float:
+    """What an ideal order-0 coder would need for a tensor: the mark that a filter is held against.
+
+    Narrow elements, and those in a table, are coded whole. Wide ones hardly ever repeat, and their
+    histogram would be as long as they are, so each of their bytes is coded on its own, and whether
+    an element is zero before them.
+
+    Args:
+        data: The tensor's bytes.
+        how: Its filter; only the width of elements, the table and the rotation matter.
+
+    Returns:
+        Bits for the whole tensor.
+    """
+    symbols = elements(data, how.unit)
+    if how.unit <= 8 or how.table:
+        return symbols.size * order0_bits(data, how.unit)
+    kept = symbols != 0
+    values: Symbols = symbols[kept]
+    planes = encode(values.view(np.uint8), Filter(how.unit, how.unit, rotate=how.rotate))
+    zeros = kept.size * order0_bits(kept.view(np.uint8), 8)
+    return zeros + sum(plane.size * order0_bits(plane, 8) for plane in planes)
+
+
 def deflate(raw: Bytes) -> bytes | None:
     """Code bytes as raw deflate.
 

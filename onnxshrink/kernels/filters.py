@@ -27,6 +27,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxshrink.kernels import bits
+
 Bytes: TypeAlias = NDArray[np.uint8]
 Symbols: TypeAlias = NDArray[Any]  # unsigned, 8 to 64 bits wide
 Gaps: TypeAlias = Literal["none", "mask", "runs", "joint"]
@@ -36,13 +38,6 @@ CHUNK = 1 << 18
 MIN_BLOCK, MAX_BLOCK = 64, 1 << 21
 """Symbols of a block: a power of two in this range."""
 
-# Shifts and masks that move a byte's 4- or 2-bit symbols to bytes of their own, all words at once;
-# and what is left of a word when a shift has been undone.
-_SPREAD: dict[int, tuple[np.dtype[Any], tuple[tuple[int, int], ...]]] = {
-    4: (np.dtype("<u2"), ((4, 0x0F0F),)),
-    2: (np.dtype("<u4"), ((12, 0x000F000F), (6, 0x03030303))),
-}
-_SQUEEZED = {4: 0xFF, 12: 0xFF, 6: 0x000F000F}
 _WORDS: dict[int, np.dtype[Any]] = {
     8: np.dtype("u1"),
     16: np.dtype("<u2"),
@@ -237,46 +232,15 @@ def decode(streams: Sequence[Bytes], how: Filter, nbytes: int, table: Bytes | No
         if int(symbols.max()) >= entries.size:
             raise ValueError(f"index {symbols.max()} into a table of {entries.size}")
         symbols = entries[symbols]
-    whole: Bytes = pack_bits(symbols, how.unit) if how.unit < 8 else symbols.view(np.uint8)
+    whole: Bytes = bits.pack(symbols, how.unit) if how.unit < 8 else symbols.view(np.uint8)
     return whole
 
 
 def elements(data: Bytes, unit: int) -> Symbols:
     """The elements of a run of bytes, as unsigned integers; padding of the last byte included."""
     if unit < 8:
-        return unpack_bits(data, unit, data.size * 8 // unit)
+        return bits.unpack(data, unit, data.size * 8 // unit)
     return data.view(_WORDS[unit])
-
-
-def pack_bits(symbols: Symbols, bits: int) -> Bytes:
-    """Pack symbols of 1, 2, 4 or 8 bits into bytes, the first in the low bits (as ONNX does)."""
-    narrow: Bytes = symbols.astype(np.uint8, copy=False)
-    if bits == 8:
-        return narrow
-    if bits == 1:
-        return np.packbits(narrow, bitorder="little")
-    word, steps = _SPREAD[bits]
-    padded = np.zeros(_ceil(narrow.size, word.itemsize) * word.itemsize, np.uint8)
-    padded[: narrow.size] = narrow
-    words = padded.view(word)
-    for shift, _ in reversed(steps):
-        words |= words >> shift
-        words &= _SQUEEZED[shift]
-    return words.astype(np.uint8)
-
-
-def unpack_bits(data: Bytes, bits: int, count: int) -> Bytes:
-    """The first ``count`` symbols that ``pack_bits`` packed."""
-    if bits == 8:
-        return data[:count]
-    if bits == 1:
-        return np.unpackbits(data, count=count, bitorder="little")
-    word, steps = _SPREAD[bits]
-    words = data.astype(word)
-    for shift, mask in steps:
-        words |= words << shift
-        words &= mask
-    return words.view(np.uint8)[:count]
 
 
 def _tokens(symbols: Symbols, longest: int) -> tuple[Bytes, Symbols]:
@@ -298,7 +262,7 @@ def _tokens(symbols: Symbols, longest: int) -> tuple[Bytes, Symbols]:
 def _spread(symbols: Symbols, how: Filter) -> list[Bytes]:
     """Symbols as streams of bytes."""
     if how.bits <= 8:
-        return [pack_bits(symbols, how.bits)]
+        return [bits.pack(symbols, how.bits)]
     if how.rotate:
         symbols = (symbols << 1) | (symbols >> (how.bits - 1))
     grid = symbols.view(np.uint8).reshape(-1, how.bits // 8)
@@ -310,7 +274,7 @@ def _gather(streams: Sequence[Bytes], how: Filter, count: int) -> Symbols:
     if any(stream.size != _ceil(count * min(how.bits, 8), 8) for stream in streams):
         raise ValueError(f"{streams[0].size} bytes instead of {count} {how.bits}-bit symbols")
     if how.bits <= 8:
-        return unpack_bits(streams[0], how.bits, count)
+        return bits.unpack(streams[0], how.bits, count)
     symbols: Symbols = streams[-1].astype(_WORDS[how.bits])
     for stream in reversed(streams[:-1]):
         symbols <<= 8

@@ -52,7 +52,7 @@ def n_of_m(scores: Scores, n: int, m: int) -> Mask:
 
 
 def blocks(scores: Scores, block: Sequence[int]) -> Scores:
-    """The mean square of each block of a matrix, what is left at its ends included.
+    """The root mean square of each block of a matrix, what is left at its ends included.
 
     Args:
         scores: [rows, columns].
@@ -67,7 +67,7 @@ def blocks(scores: Scores, block: Sequence[int]) -> Scores:
     sums = np.add.reduceat(np.add.reduceat(squares, first, axis=0), left, axis=1)
     tall = np.minimum(first + height, rows) - first
     wide = np.minimum(left + width, columns) - left
-    return sums / (tall[:, None] * wide)
+    return np.asarray(np.sqrt(sums / (tall[:, None] * wide)))
 
 
 def spread(mask: Mask, block: Sequence[int], shape: Sequence[int]) -> Mask:
@@ -98,3 +98,24 @@ def limit(scores: Sequence[Scores], ratio: float) -> float:
         else:
             high = middle
     return high
+
+
+def lamp(scores: Scores) -> Scores:
+    """Magnitudes that can be compared between layers (LAMP, 2010.07611).
+
+    Each is squared and divided by the sum of the squares of those that are not smaller: what the
+    layer loses with it when all smaller ones are gone. The largest of a layer has 1.
+
+    Args:
+        scores: Magnitudes of one layer, any shape.
+
+    Returns:
+        float32, like ``scores``; 0 for zeros.
+    """
+    flat = scores.reshape(-1)
+    order = np.argsort(flat, kind="stable")
+    squares = np.square(flat[order], dtype=np.float64)
+    larger = np.cumsum(squares[::-1])[::-1]
+    found = np.zeros(flat.size, np.float32)
+    found[order] = np.divide(squares, larger, out=np.zeros_like(squares), where=larger > 0)
+    return found.reshape(scores.shape)

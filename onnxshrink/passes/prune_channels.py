@@ -96,6 +96,7 @@ class PruneChannels(Pass):
         """Find, rank and remove; then report what every constant lost, and what blocked the rest."""
         from onnxshrink.graph.channels.consumers import compensate
         from onnxshrink.graph.channels.cut import Cut
+        from onnxshrink.graph.channels.facts import nbytes_of
         from onnxshrink.graph.channels.plan import blocked
         from onnxshrink.runtime.worker import Worker
 
@@ -107,9 +108,13 @@ class PruneChannels(Pass):
                 reasons, removed = blocked(plan.walk), plan.removed
                 if not removed.any():
                     continue
-                if self.compensate:
-                    compensate(plan.walk, seen, removed, self.damping)
-                for constant in Cut(plan.walk, removed).apply():
+                refitted = compensate(plan.walk, seen, removed, self.damping) if seen else []
+                shortened = Cut(plan.walk, removed).apply()
+                names = {constant.name for constant in shortened}
+                for name, nbytes in {v.name or "": nbytes_of(v) for v in refitted}.items():
+                    if name not in names:
+                        ctx.changed(name, nbytes, before=nbytes, note="refitted")
+                for constant in shortened:
                     ctx.changed(
                         constant.name, constant.nbytes_after, before=constant.nbytes_before,
                         kind=constant.op_type,
@@ -181,11 +186,13 @@ class PruneChannels(Pass):
         held(groups, self.layers, (), names=names)  # refuses patterns that match nothing
         rng = np.random.default_rng([ctx.seed, step])
         seen: dict[Consumer, Moments] = {}
-        if self.importance in score.CALIBRATED and not ctx.feeds:
-            raise RecipeError(f"{self.name}: importance {self.importance} needs inputs")
-        if ctx.feeds and (self.compensate or self.importance in score.CALIBRATED):
-            seen = moments(walk, ctx.feeds, rng, worker)
+        real = ctx.feeds if not ctx.generated else ()  # made-up inputs are a bad thing to fit to
+        if self.importance in score.CALIBRATED and not real:
+            raise RecipeError(f"{self.name}: importance {self.importance} needs real inputs")
+        if real and (self.compensate or self.importance in score.CALIBRATED):
+            seen = moments(walk, real, rng, worker)
         scores = score.score(walk, groups, self.importance, seen, rng)
+        seen = seen if self.compensate else {}
         plan = Plan(walk, groups, scores, [], whole)
         allocation = Allocation(self.layers, self.scope == "global", self.round_to, self.minimum)
         part = 1 / self.iterations

@@ -244,7 +244,10 @@ class ShareCodebook(Pass):
         for view in views:
             if self.weights.why_not(view) or view.size % self.width:
                 continue
-            values = _values(view)
+            try:
+                values = _values(view)
+            except ValueError:  # reported when its turn comes
+                continue
             axes = tuple(sorted(view.axes.contract))
             if self.scale != "none" and axes:
                 values = values / codebooks.scales(values, axes, "kmeans")
@@ -291,14 +294,17 @@ def _values(view: WeightView, *, exactly: bool = False) -> np.ndarray:
     """A weight in float32.
 
     Raises:
-        ValueError: Its values are ``exactly`` wanted, and float32 does not hold them.
+        ValueError: NaN or infinity, or its values are ``exactly`` wanted, and float32 does not
+            hold them.
     """
     import numpy as np
 
     values = view.array()
     with np.errstate(over="ignore"):
         narrow = values.astype(np.float32)
-    if exactly and not np.array_equal(narrow.astype(values.dtype), values, equal_nan=True):
+    if not np.isfinite(narrow).all():
+        raise ValueError("holds NaN or infinity, in float32 at least")
+    if exactly and not np.array_equal(narrow.astype(values.dtype), values):
         raise ValueError("float32 does not hold its values exactly")
     found: np.ndarray = narrow
     return found

@@ -62,13 +62,13 @@ def narrow(view: WeightView, model: Model, ctx: Context) -> None:
     if view.dtype.name not in ("FLOAT", "DOUBLE"):
         ctx.skip(view, f"is stored as {view.dtype.name.lower()} already")
         return
-    values = view.array().astype(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
+        values = view.array().astype(np.float32)
         half = values.astype(np.float16)
         error = np.linalg.norm(half - values)
     # Half a unit in the last place of the tensor as a whole: a few subnormal values may lose
-    # more, which is nothing beside the others. Infinity and NaN are never within it.
-    if not error <= np.linalg.norm(values) * 2.0**-11:
+    # more, which is nothing beside the others.
+    if not np.isfinite(half).all() or not error <= np.linalg.norm(values) * 2.0**-11:
         ctx.skip(view, "float16 does not hold its values to 11 bits")
         return
     after = half.nbytes + edit.CAST_OVERHEAD

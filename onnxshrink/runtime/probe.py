@@ -83,6 +83,8 @@ def moments(
     from onnxshrink.kernels.refit import Moments
 
     found = list(consumers.find(walk))
+    if not found:
+        return {}
     seen = {consumer: Moments(consumer.features) for consumer in found}
     values = list({consumer.x.name: consumer.x for consumer in found}.values())
     for feed, arrays in zip(feeds, observe(walk.model, values, feeds, worker), strict=True):

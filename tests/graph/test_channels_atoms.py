@@ -79,7 +79,9 @@ def test_a_frozen_factor_drops_out():
 
 
 _STEPS = st.lists(
-    st.tuples(st.sampled_from(["join", "product", "freeze"]), st.integers(0, 99), st.integers(0, 99)),
+    st.tuples(
+        st.sampled_from(["join", "product", "freeze"]), st.integers(0, 99), st.integers(0, 99)
+    ),
     max_size=25,
 )
 

@@ -269,7 +269,11 @@ def test_attributes_and_targets_follow(worker):
     node = next(n for n in depthwise.model.ir.graph if "group" in n.attributes)
     assert node.attributes["group"].as_int() == depthwise.shape("w")[0] == 7
     lstm = _pruned("lstm", worker)
-    sizes = [n.attributes["hidden_size"].as_int() for n in lstm.model.ir.graph if "hidden_size" in n.attributes]
+    sizes = [
+        n.attributes["hidden_size"].as_int()
+        for n in lstm.model.ir.graph
+        if "hidden_size" in n.attributes
+    ]
     assert sizes == [lstm.shape("r")[2], lstm.shape("r2")[2]] == [4, 5]
     assert lstm.shape("b") == (1, 8 * 4)
     heads = _pruned("attention", worker)

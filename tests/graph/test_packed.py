@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import packs
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -231,7 +232,7 @@ def test_a_killed_pack_leaves_the_old_files(plain: Path, small: Path) -> None:
         "while True: packed.save(model, sys.argv[2])"
     )
     rng = np.random.default_rng(4)
-    for _ in range(20):
+    for _ in range(packs.KILLS):
         child = subprocess.Popen(
             [sys.executable, "-c", code, str(plain), str(small)], stdout=subprocess.PIPE
         )

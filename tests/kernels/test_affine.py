@@ -160,6 +160,23 @@ def test_mse_clipping_finds_an_outlier() -> None:
     assert errors["mse"] < 0.5 * errors["minmax"]
 
 
+@pytest.mark.parametrize("outlier", [1.6, 3.0])
+def test_a_clipped_outlier_is_not_balanced_by_the_others(outlier: float) -> None:
+    weights = np.random.default_rng(0).uniform(-1, 1, (1, 4096)).astype(np.float32)
+    weights[0, 0] = outlier
+    stored = quantize(weights, "int4", (1,), clip="mse", rounding="balanced")
+    errors = errors_in_steps(weights, stored)
+    assert np.abs(errors[0, 0]) > 4
+    assert np.abs(errors[0, 1:].sum()) <= 1  # half a step, and the codes at the end of the range
+
+
+def test_the_search_does_not_take_a_scale_too_small_to_use() -> None:
+    weights = np.array([[1.6e-37, -0.9e-37, 0.3e-37]], np.float32)
+    stored = quantize(weights, "int4", (1,), clip="mse")
+    assert stored.codes.any()
+    assert (stored.scale < 1e-37).all()
+
+
 # ----------------------------------------------------------------- against a plain loop
 
 

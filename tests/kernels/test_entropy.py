@@ -5,11 +5,13 @@ import tracemalloc
 import zlib
 
 import numpy as np
+import packs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxshrink.kernels import entropy, filters
+from onnxshrink.kernels.bits import pack as pack_bits
 from onnxshrink.kernels.filters import CHUNK, Filter
 
 
@@ -50,7 +52,7 @@ def test_within_a_percent_of_the_order_0_entropy(kind, sparsity):
     else:
         levels = np.clip(np.rint(weights * (7 / 4)), -8, 7).astype(np.int8).view(np.uint8) & 15
         if kind == "int4":
-            data, unit = filters.pack_bits(levels, 4), 4
+            data, unit = pack_bits(levels, 4), 4
         else:  # a codebook's indices, one a byte, in an order that says nothing of their values
             data, unit = np.random.default_rng(3).permutation(16).astype(np.uint8)[levels], 8
     size, how = coded_size(data, unit)
@@ -93,7 +95,7 @@ def test_noise_is_stored():
     assert entropy.deflate(noise[:0]) is None
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=packs.EXAMPLES, deadline=None)
 @given(st.sampled_from([2, 4, 8, 16, 32, 64]), st.booleans(), st.data())
 def test_any_tensor_is_no_larger_than_raw(unit, floating, data):
     size = max(1, unit // 8)
@@ -143,7 +145,7 @@ def test_inflate_of_a_bomb_allocates_only_what_it_may():
     assert peak < 200_000  # zlib's window and state; the bomb is 64 MiB
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=packs.EXAMPLES, deadline=None)
 @given(st.binary(max_size=3000), st.integers(0, 4000))
 def test_inflate_of_anything_gives_the_length_or_refuses(payload, length):
     with contextlib.suppress(ValueError):
@@ -155,7 +157,7 @@ def test_entropy_of_two_equal_halves_is_a_bit(unit):
     high = np.zeros(1, f"<u{max(1, unit // 8)}")
     high[0] = (1 << unit) - 1
     data = (
-        filters.pack_bits(np.tile([0, (1 << unit) - 1], 64).astype(np.uint8), unit)
+        pack_bits(np.tile([0, (1 << unit) - 1], 64).astype(np.uint8), unit)
         if unit < 8
         else np.concatenate([np.zeros_like(high), high] * 64).view(np.uint8)
     )

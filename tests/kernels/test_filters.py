@@ -3,11 +3,13 @@
 import itertools
 
 import numpy as np
+import packs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxshrink.kernels import filters
+from onnxshrink.kernels.bits import pack as pack_bits
 from onnxshrink.kernels.filters import CHUNK, Filter
 
 GAPS = ("none", "mask", "runs", "joint")
@@ -48,13 +50,13 @@ def blocks(draw):
     symbols = [e for zeros, tail in pieces for e in [entries[0]] * zeros + tail]
     if how.unit < 8:
         symbols = symbols[: len(symbols) // (8 // how.unit) * (8 // how.unit)]
-        data = filters.pack_bits(np.array(symbols, np.uint8), how.unit)
+        data = pack_bits(np.array(symbols, np.uint8), how.unit)
     else:
         data = _bytes(b"".join(e.to_bytes(size, "little") for e in symbols))
     return how, data, table
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=packs.EXAMPLES, deadline=None)
 @given(blocks())
 def test_decode_undoes_encode(case):
     how, data, table = case
@@ -65,7 +67,7 @@ def test_decode_undoes_encode(case):
     assert filters.decode(streams, how, data.size, table).tobytes() == data.tobytes()
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=packs.EXAMPLES, deadline=None)
 @given(st.sampled_from(FILTERS), st.data())
 def test_decode_of_anything_gives_the_right_size_or_refuses(how, data):
     per_byte = max(1, 8 // how.unit)
@@ -97,7 +99,7 @@ def test_no_stream_outgrows_its_bound(how):
         values = np.zeros(symbols, np.uint64)
         values[::stride] = 1
         data = (
-            filters.pack_bits(values.astype(np.uint8), how.unit)
+            pack_bits(values.astype(np.uint8), how.unit)
             if how.unit < 8
             else values.astype(f"<u{how.unit // 8}").view(np.uint8)
         )
@@ -158,16 +160,6 @@ def test_stages_that_do_not_fit_are_no_filter(stages):
 def test_an_element_outside_the_table_is_refused():
     with pytest.raises(ValueError, match="not in the table"):
         filters.encode(_bytes([1, 2, 3]), Filter(8, 8, table=True), _bytes([1, 2]))
-
-
-@pytest.mark.parametrize("bits", [1, 2, 4, 8])
-@pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 8, 9])
-def test_bits_pack_low_first(bits, count):
-    symbols = (np.arange(count, dtype=np.uint8) * 37 + 1) & ((1 << bits) - 1)
-    packed = filters.pack_bits(symbols, bits)
-    whole = sum(int(s) << (bits * i) for i, s in enumerate(symbols))
-    assert int.from_bytes(packed.tobytes(), "little") == whole
-    assert filters.unpack_bits(packed, bits, count).tolist() == symbols.tolist()
 
 
 def test_the_longest_block_fits_a_chunk():

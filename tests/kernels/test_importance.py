@@ -28,9 +28,7 @@ def test_factors_scale_what_an_index_reads():
     np.testing.assert_array_equal(power, [2, 8, 18])
 
 
-@given(
-    st.integers(1, 300), st.floats(0, 1), st.sampled_from([1, 2, 4, 8, 16]), st.integers(1, 20)
-)
+@given(st.integers(1, 300), st.floats(0, 1), st.sampled_from([1, 2, 4, 8, 16]), st.integers(1, 20))
 def test_kept_units_are_multiples_and_never_none(count, share, granule, minimum):
     kept = units_to_keep(count, share * count, granule, minimum)
     assert 1 <= kept <= count

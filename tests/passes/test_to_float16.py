@@ -88,6 +88,12 @@ def test_weights_below_the_range_of_float16_are_left_alone(worker) -> None:
     )
     result = converted(proto, worker, ToFloat16())
     assert "11 bits" in skipped(result)["w"]
+    # The limit is half a unit in the last place of a normal number.
+    half_way = np.full((64, 64), 1 + 2.0**-11, np.float32)
+    subnormal = np.full((64, 64), 700.5 * 2.0**-24, np.float32)
+    for array, fits in ((half_way, True), (subnormal, False)):
+        proto.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(array, "w"))
+        assert converted(proto, worker, ToFloat16()).report.changed == fits
     # A few tiny ones beside others of usual size are nothing.
     proto.graph.initializer[0].CopyFrom(
         onnx.numpy_helper.from_array(weight(6, 64, 64) * np.logspace(0, -6, 64, dtype="f"), "w")
@@ -103,7 +109,7 @@ def test_selection_holds_for_vectors_too(proto, worker) -> None:
     }  # fmt: skip
     result = converted(proto, worker, ToFloat16(weights=Select(only=("bias",), min_size=64)))
     assert [change.what for change in result.report.steps[0].changes] == ["bias"]
-    result = converted(proto, worker, ToFloat16(weights=Select(layers={"b*": "skip"})))
+    result = converted(proto, worker, ToFloat16(weights=Select(layers={"b*": "skip"}, min_size=64)))
     assert skipped(result)["bias"] == "kept as asked"
     with pytest.raises(RecipeError, match="to-float16: no weight matches 'nothing'"):
         converted(proto, worker, ToFloat16(weights=Select(keep=("nothing",))))

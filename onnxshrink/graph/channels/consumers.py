@@ -98,12 +98,18 @@ def _pads(
 
 def find(walk: Walk) -> Iterator[Consumer]:
     """Consumers whose channels may go."""
-    for node in walk.model.ir.graph:
+    graph = walk.model.ir.graph
+    fixed = set(graph.outputs)  # and what callers may override
+    if walk.model.ir.ir_version >= 4:
+        fixed |= set(graph.inputs)
+    for node in graph:
         if node.op_type not in ("Conv", "Gemm", "MatMul") or node.domain:
             continue
         x, weight = node.inputs[0], node.inputs[1]
         tensor = None if weight is None else stored(weight)
         if x is None or weight is None or tensor is None or tensor.dtype not in FLOATS:
+            continue
+        if weight in fixed:
             continue
         shape = tuple(dims(tensor))
         if node.op_type == "Conv":
@@ -120,6 +126,7 @@ def find(walk: Walk) -> Iterator[Consumer]:
         features = int(np.prod(shape)) // shape[0 if axis == 1 else 1]
         if features <= MOST_FEATURES and stored(x) is None and len(weight.uses()) == 1:
             bias, sign = _bias(node, int(np.prod(shape)) // features)
+            bias = None if bias in fixed else bias
             yield Consumer(node, x, weight, axis, shape[axis], features, labels, bias, sign)
 
 
@@ -143,15 +150,15 @@ def _bias(node: ir.Node, outputs: int) -> tuple[ir.Value | None, int]:
 
 def compensate(
     walk: Walk, seen: Mapping[Consumer, Moments], removed: Removed, damping: float
-) -> int:
+) -> list[ir.Value]:
     """Give the weights that read removed channels values that make up for them.
 
     Must come before the cut.
 
     Returns:
-        How many weights were refitted.
+        The weights and biases that have new values.
     """
-    count = 0
+    done: list[ir.Value] = []
     for consumer, moments in seen.items():
         kept = walk.atoms.kept(consumer.labels, removed)
         if kept.all() or moments.count < 2:
@@ -163,15 +170,16 @@ def compensate(
         )
         tensor = stored(consumer.weight)
         assert tensor is not None
-        turned = len(tensor.shape) == 2 and consumer.weight_axis == 0
+        turned = len(dims(tensor)) == 2 and consumer.weight_axis == 0
         _store(walk, consumer.weight, (fitted.T if turned else fitted).reshape(dims(tensor)))
         if consumer.bias is not None:
             old = stored(consumer.bias)
             assert old is not None
             moved = np.asarray(old.numpy(), np.float64) + consumer.sign * shift
             _store(walk, consumer.bias, moved)
-        count += 1
-    return count
+            done.append(consumer.bias)
+        done.append(consumer.weight)
+    return done
 
 
 def _store(walk: Walk, value: ir.Value, array: np.ndarray) -> None:

@@ -184,3 +184,9 @@ def stored(value: ir.Value) -> ir.TensorProtocol | None:
     kinds |= {"value_float": np.float32, "value_floats": np.float32}
     kind = kinds.get(plain.name)
     return None if kind is None else ir.Tensor(np.array(plain.value, kind))
+
+
+def nbytes_of(value: ir.Value) -> int:
+    """Stored bytes of a constant."""
+    tensor = stored(value)
+    return 0 if tensor is None else tensor.nbytes

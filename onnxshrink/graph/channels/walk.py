@@ -120,6 +120,8 @@ class Walk:
             self._freeze_all(axes, f"{value.name!r} is used in a subgraph")
         if value in self.model.ir.graph.outputs:
             self._freeze_all(axes, f"graph output {value.name!r}")
+        if value in self.model.ir.graph.inputs and self.model.ir.ir_version >= 4:
+            self._freeze_all(axes, f"graph input {value.name!r}, which callers may override")
 
     def constant(self, node: ir.Node, index: int) -> np.ndarray | None:
         """A parameter of a node, if it is known to be the same in every run."""

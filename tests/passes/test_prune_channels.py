@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import channel_oracle as oracle
+import numpy as np
+import pytest
+
+from onnxshrink.contract import Settings
+from onnxshrink.errors import RecipeError
+from onnxshrink.passes.prune_channels import PruneChannels
+from onnxshrink.pipeline import run
+
+_MLP = (
+    '<ir_version: 8, opset_import: ["": 17]> g (float[N,12] x) => (float[N,5] y) {'
+    "[one] h = Gemm(x, a, ab) r = Relu(h) [two] i = Gemm(r, b, bb) s = Relu(i) [three] y = MatMul(s, c)}"
+)
+
+
+def _mlp(seed=0):
+    return oracle.build(_MLP, seed, a=(12, 64), ab=(64,), b=(64, 48), bb=(48,), c=(48, 5))
+
+
+def _feeds(count=4, rows=64):
+    rng = np.random.default_rng(9)
+    mix = rng.standard_normal((12, 12)) * np.linspace(1, 0.05, 12)
+    return [{"x": (rng.standard_normal((rows, 12)) @ mix).astype(np.float32)} for _ in range(count)]
+
+
+def _pruned(model=None, feeds=None, worker=None, **options):
+    settings = Settings(feeds=_feeds() if feeds is None else feeds)
+    return run([PruneChannels(**options)], model or _mlp(), settings, worker)
+
+
+def _shapes(result):
+    stored = result.model.ir.graph.initializers
+    return {name: tuple(v.const_value.shape.numpy()) for name, v in stored.items()}
+
+
+def test_ratio_rounds_to_multiples_of_eight(worker):
+    result = _pruned(worker=worker, ratio=0.3)
+    step = result.report.steps[0]
+    assert step.status == "done"
+    assert _shapes(result) == {"a": (12, 48), "ab": (48,), "b": (48, 32), "bb": (32,), "c": (32, 5)}
+    sizes = {change.what: (change.before, change.after) for change in step.changes}
+    assert sizes["b"] == (64 * 48 * 4, 48 * 32 * 4)
+    assert {c.note for c in step.changes if c.what == "b"} == {"[64, 48] -> [48, 32]"}
+    assert step.bytes_after < step.bytes_before
+
+
+def test_ratio_to_the_unit(worker):
+    result = _pruned(worker=worker, ratio=0.25, round_to=1)
+    assert _shapes(result)["b"] == (48, 36)
+
+
+def test_l2_removes_the_smallest_and_the_rest_is_untouched(worker):
+    model = _mlp()
+    a, b = (model.ir.graph.initializers[n].const_value.numpy() for n in "ab")
+    score = (a.astype(float) ** 2).sum(0) / (a.astype(float) ** 2).sum(0).mean()
+    score += (b.astype(float) ** 2).sum(1) / (b.astype(float) ** 2).sum(1).mean()
+    kept = np.sort(np.argsort(score)[32:])
+    result = _pruned(
+        model, worker=worker, ratio=0.5, round_to=1, compensate=False, layers={"two": 0.5},
+        keep=("c",), max_error=10,
+    )  # fmt: skip
+    stored = result.model.ir.graph.initializers
+    np.testing.assert_array_equal(stored["a"].const_value.numpy(), a[:, kept])
+    np.testing.assert_array_equal(stored["b"].const_value.numpy(), b[kept])
+
+
+def test_refitting_is_least_squares_and_helps(worker):
+    plain = _pruned(worker=worker, ratio=0.5, compensate=False, max_error=10)
+    fitted = _pruned(worker=worker, ratio=0.5)
+    errors = [r.report.steps[0].max_error for r in (plain, fitted)]
+    assert errors[1] < errors[0] / 3
+
+
+def test_refitted_weights_equal_the_normal_equations(worker):
+    feeds = _feeds(2, 128)
+    model = oracle.build(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[N,12] x) => (float[N,5] y) {'
+        "h = MatMul(x, a) r = Relu(h) y = Gemm(r, b, c)}",
+        a=(12, 16), b=(16, 5), c=(5,),
+    )  # fmt: skip
+    a, b, c = (model.ir.graph.initializers[n].const_value.numpy().astype(float) for n in "abc")
+    result = _pruned(model, feeds, worker, ratio=0.25, round_to=1, damping=1e-6)
+    stored = result.model.ir.graph.initializers
+    kept_a = stored["a"].const_value.numpy()
+    kept = [
+        next(i for i in range(16) if np.array_equal(a[:, i].astype(np.float32), col))
+        for col in kept_a.T
+    ]
+    hidden = np.maximum(np.vstack([f["x"] for f in feeds]).astype(float) @ a, 0)
+    design = np.hstack([hidden[:, kept], np.ones((len(hidden), 1))])
+    solution = np.linalg.lstsq(design, hidden @ b + c, rcond=None)[0]
+    predicted = design @ solution
+    actual = hidden[:, kept] @ stored["b"].const_value.numpy() + stored["c"].const_value.numpy()
+    np.testing.assert_allclose(actual, predicted, atol=2e-3 * np.abs(predicted).max())
+
+
+@pytest.mark.parametrize("goal", [0.8, 0.4])
+@pytest.mark.parametrize("kind", ["flops", "bytes"])
+def test_goals_are_reached(kind, goal, worker):
+    pass_ = PruneChannels(**{kind: goal}, round_to=1, max_error=10)
+    plan = pass_.preview(_mlp(), _feeds())
+    costs = plan.to_dict()
+    measure = "macs" if kind == "flops" else "nbytes"
+    left = costs["after"][measure] / costs["before"][measure]
+    assert goal * 0.9 <= left <= goal
+
+
+def test_latency_goal_removes_something(worker):
+    model = oracle.build(_MLP, a=(12, 512), ab=(512,), b=(512, 1024), bb=(1024,), c=(1024, 5))
+    result = _pruned(model, _feeds(1, 256), worker, latency=0.7, max_error=10)
+    assert result.report.steps[0].status == "done"
+    assert _shapes(result)["b"][0] < 512
+
+
+@pytest.mark.parametrize(
+    "importance", ["l1", "bn-gamma", "activation", "variance", "hessian", "random"]
+)
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_every_importance_and_scope(importance, scope, worker):
+    result = _pruned(worker=worker, importance=importance, scope=scope, ratio=0.25)
+    assert result.report.steps[0].status == "done"
+    assert result.report.bytes_after < result.report.bytes_before
+
+
+def test_iterations_end_where_one_step_does(worker):
+    once = _pruned(worker=worker, ratio=0.5)
+    thrice = _pruned(worker=worker, ratio=0.5, iterations=3, round_to=1)
+    assert _shapes(once)["b"] == (32, 24)
+    assert abs(_shapes(thrice)["b"][0] - 32) <= 1
+
+
+def test_ratio_zero_and_kept_groups_change_nothing(worker):
+    assert _pruned(worker=worker, ratio=0).report.steps[0].status == "nothing to do"
+    kept = _pruned(worker=worker, keep=("Gemm", "MatMul")).report.steps[0]
+    assert kept.status == "nothing to do"
+    assert "kept as asked" in {skip.reason for skip in kept.skips}
+
+
+def test_nothing_prunable_says_what_blocks(worker):
+    model = oracle.build(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[N,12] x) => (float[N,5] y) {y = MatMul(x, a)}',
+        a=(12, 5),
+    )
+    step = _pruned(model, worker=worker).report.steps[0]
+    assert step.status == "nothing to do"
+    assert {skip.reason for skip in step.skips} == {"graph input 'x'", "graph output 'y'"}
+
+
+def test_same_seed_same_bytes(worker):
+    first, second = (_pruned(worker=worker, importance="random") for _ in range(2))
+    assert first.model.digest() == second.model.digest()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep": ("nowhere*",)}, "nothing matches 'nowhere\\*'"),
+        ({"layers": {"nowhere": 0.5}}, "nothing matches 'nowhere'"),
+    ],
+)
+def test_patterns_of_nothing_are_refused(options, message, worker):
+    with pytest.raises(RecipeError, match=message):
+        _pruned(worker=worker, **options)
+
+
+def test_bad_options_are_refused(worker):
+    with pytest.raises(RecipeError, match="one of flops and bytes"):
+        PruneChannels(flops=0.5, bytes=0.5)
+    with pytest.raises(RecipeError, match="'two' takes a ratio from 0 to 0.95, not 1.5"):
+        PruneChannels(layers={"two": 1.5})
+    with pytest.raises(RecipeError, match="activation needs real inputs"):
+        _pruned(feeds=[], worker=worker, importance="activation")
+
+
+def test_explain_names_what_goes_together_and_what_blocks(worker):
+    tables = PruneChannels().explain(_mlp(), "two")
+    titles = [table.title for table in tables]
+    assert titles == ["a[1]: 64 channels", "b[1]: 48 channels", "blocked"]
+    assert {row[0] for row in tables[0].rows} >= {"a", "ab", "h", "r", "b"}
+    with pytest.raises(RecipeError, match="no 'nowhere'"):
+        PruneChannels().explain(_mlp(), "nowhere")
+
+
+def test_preview_leaves_the_model_and_lists_groups():
+    model = _mlp()
+    before = model.digest()
+    plan = PruneChannels(ratio=0.5).preview(model)
+    assert model.digest() == before
+    assert [row[:4] for row in plan.table().rows] == [
+        ("a[1]", "channels", "64", "32"), ("b[1]", "channels", "48", "24"),
+    ]  # fmt: skip
+    assert plan.to_dict()["after"]["parameters"] == 12 * 32 + 32 + 32 * 24 + 24 + 24 * 5
