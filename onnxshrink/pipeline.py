@@ -33,10 +33,12 @@ class Pass:
         name: The command's name, taken from the module: ``quantize_weights.py`` is
             ``quantize-weights``.
         may_grow: Whether the step may make the file bigger.
+        runs_models: Whether ``apply`` runs models on the context's worker.
     """
 
     name: ClassVar[str] = ""
     may_grow: ClassVar[bool] = False
+    runs_models: ClassVar[bool] = False
 
     max_error: float | None = option(
         None,
@@ -220,6 +222,8 @@ def _step(
         if needs := tuple(pass_.needs(trial)):
             judge.settle()  # the worker may be busy with the original
             ctx.statistics = calibrate(trial, needs, settings.feeds, worker, settings.progress)
+        if pass_.runs_models:
+            judge.settle()
         pass_.apply(trial, ctx)
         reason = judge.refusal(trial, bound, pass_.may_grow, step) if step.changes else ""
     except (RecipeError, OutputError):  # no fault of the step: its options, or a full disk

@@ -82,8 +82,8 @@ def ideal_bits(data: Bytes, how: Filter) -> float:
     kept = symbols != 0
     values: Symbols = symbols[kept]
     planes = encode(values.view(np.uint8), Filter(how.unit, how.unit, rotate=how.rotate))
-    zeros = kept.size * order0_bits(kept.view(np.uint8), 8)
-    return zeros + sum(plane.size * order0_bits(plane, 8) for plane in planes)
+    zeros: float = kept.size * order0_bits(kept.view(np.uint8), 8)
+    return float(zeros + sum(plane.size * order0_bits(plane, 8) for plane in planes))
 
 
 def deflate(raw: Bytes) -> bytes | None:

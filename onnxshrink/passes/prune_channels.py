@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from onnxshrink.errors import RecipeError
 from onnxshrink.options import option
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from onnxshrink.report import Table
     from onnxshrink.runtime.worker import Worker
 
-_log = logging.getLogger(__name__)
-
 _ROUNDS = 15
 _MOST = 0.95  # more leaves nothing of a layer
 
@@ -42,6 +40,8 @@ class PruneChannels(Pass):
     With calibration inputs, the weights that read removed channels are refitted by least squares
     to make up for them. Beyond 10 or 20 % a model usually needs training afterwards.
     """
+
+    runs_models: ClassVar[bool] = True
 
     ratio: float = option(
         0.2, help="share of each group of channels to remove (of all costs, with scope: global)",
@@ -101,7 +101,8 @@ class PruneChannels(Pass):
         from onnxshrink.runtime.worker import Worker
 
         original = model.clone()
-        with Worker() as worker:
+        with contextlib.ExitStack() as stack:
+            worker = ctx.worker or stack.enter_context(Worker())
             for step in range(self.iterations):
                 ctx.progress(self.name, step, self.iterations)
                 plan, seen = self._planned(model, original, ctx, worker, step)

@@ -152,19 +152,17 @@ class Worker:
         """
         self.open(path)
         answers: list[str | None] = []
-        try:
-            for feed in feeds:
-                try:
-                    self.step(feed)
-                    return [*answers, None]
-                except UnsupportedModel:
-                    raise
-                except (DataError, ModelError) as error:
-                    answers.append(str(error))
-                    if self._child is None:  # it crashed
-                        self.open(path)
-        finally:
-            self.release()
+        for feed in feeds:
+            try:
+                self.step(feed)
+                return [*answers, None]  # the model stays loaded: it will be run next
+            except UnsupportedModel:
+                raise
+            except (DataError, ModelError) as error:
+                answers.append(str(error))
+                if self._child is None:  # it crashed
+                    self.open(path)
+        self.release()
         return answers
 
     # ---- one session, step by step; ``run`` and ``bench`` are made of these

@@ -80,7 +80,7 @@ def test_importance_moves_the_centres() -> None:
 def test_a_pinned_centre_stays() -> None:
     points, mass = np.array([-2.0, -1.0, 0.0, 3.0, 4.0]), np.ones(5)
     np.testing.assert_allclose(clusters.kmeans(points, mass, 3, pin=0.0), [-1.5, 0, 3.5])
-    np.testing.assert_allclose(clusters.kmeans(points, mass, 2, pin=0.0), [0, 1])
+    np.testing.assert_allclose(clusters.kmeans(points, mass, 2, pin=0.0), [0, 3.5])
     np.testing.assert_array_equal(clusters.kmeans(points, mass, 8, pin=7.0), [-2, -1, 0, 3, 4, 7])
 
 
