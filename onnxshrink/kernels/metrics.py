@@ -89,7 +89,7 @@ class Agreement:
         if reference.shape != other.shape:
             self._break(reference.size)
             return
-        if _is_discrete(reference):
+        if is_discrete(reference):
             self._discrete = True
             self._unequal += int(np.count_nonzero(reference != other))
         x, y = _as_floats(reference, other)
@@ -182,7 +182,8 @@ class Agreement:
         )  # fmt: skip
 
 
-def _is_discrete(array: np.ndarray) -> bool:
+def is_discrete(array: np.ndarray) -> bool:
+    """Whether values are labels: integers, booleans or strings."""
     # ml_dtypes' narrow integers have no kind of their own, only a name.
     return array.dtype.kind in "biuSUOT" or array.dtype.name.startswith(("int", "uint"))
 
@@ -196,11 +197,21 @@ def _as_floats(reference: np.ndarray, other: np.ndarray) -> tuple[Floats, Floats
 
 def _divergences(x: Floats, y: Floats) -> Floats:
     """KL(x || y) of each row; 0 for rows that softmax cannot take in (NaN, +inf)."""
-    sums = x.sum(axis=1)
-    given = bool((x >= 0).all() and (np.abs(sums - 1) <= _PROBABILITY_SLACK).all())
+    given = _are_probabilities(x)
     log_p, log_q = (_log_given(z) if given else _log_softmax(z) for z in (x, y))
     rows: Floats = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
     return np.maximum(np.nan_to_num(rows), 0.0)  # rounding can take it below
+
+
+def as_log_probabilities(array: np.ndarray) -> Floats:
+    """Logarithms of the rows, [rows, classes]; through softmax where they are not probabilities."""
+    rows = array.astype(np.float64).reshape(-1, array.shape[-1])
+    return _log_given(rows) if _are_probabilities(rows) else _log_softmax(rows)
+
+
+def _are_probabilities(rows: Floats) -> bool:
+    near = np.abs(rows.sum(axis=1) - 1) <= _PROBABILITY_SLACK
+    return bool((rows >= 0).all() and near.all())
 
 
 def _log_given(rows: Floats) -> Floats:

@@ -213,7 +213,8 @@ class HistogramSums:
             return 0.0, 0.0
         cumulative = np.concatenate(([0], np.cumsum(self.counts))) / self.counts.sum()
         low, high = np.interp([(1 - share) / 2, (1 + share) / 2], cumulative, self.edges)
-        return max(float(low), float(self.low)), min(float(high), float(self.high))
+        held = np.clip([low, high], float(self.low), float(self.high))
+        return float(held[0]), float(held[1])
 
     def entropy(self, levels: int = 128) -> float:
         """The largest magnitude to keep, so that ``levels`` steps lose the least information.

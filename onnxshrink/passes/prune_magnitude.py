@@ -122,6 +122,7 @@ class PruneMagnitude(Pass):
         error = error / size if size else 0.0
         kept = np.count_nonzero(values)
         sparse = kept * view.dtype.itemsize + values.size / 8 + palette.SPARSE_OVERHEAD
+        sparse += palettes.cost(view, 2)
         if self.store == "sparse" and sparse < view.nbytes:
             after = palettes.replace_sparse(view, values)
             note = f"{zeros:.1%} zeros, sparse; smaller on disk, dense once loaded"

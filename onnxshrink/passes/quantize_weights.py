@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from onnxshrink.graph.weights import WeightView
 
 _SPELLINGS = {"QInt8": "int8", "QUInt8": "uint8", "QInt4": "int4", "QUInt4": "uint4"}
-_VECTOR = 64  # shorter biases save less than the nodes that rebuild them cost
 _LOOKED_UP = 2**20  # smaller tables are not worth the nodes that a lookup of integers takes
 _SHORT_ROW = 32  # a scale for every row of a lookup that is shorter would cost more than it gains
 
@@ -58,7 +57,7 @@ class QuantizeWeights(Pass):
     vectors: Literal["float16", "keep"] = option(
         "float16", help="how to store long biases and norm parameters, which stay exact to 11 bits"
     )
-    weights: Select = select()
+    weights: Select = select(min_size=64)
 
     @property
     def bound(self) -> float:
@@ -77,9 +76,14 @@ class QuantizeWeights(Pass):
                 views = list(weights.find(model))
         else:
             raised = False
-        vectors = [v for v in views if self.vectors == "float16" and _is_vector(v)]
-        for view, options in ctx.each(self, [v for v in views if v not in vectors]):
-            options._quantize(view, model, ctx)
+        vectors = []
+        for view, options in ctx.each(self, views, any_role=True):
+            if view.uses:
+                options._quantize(view, model, ctx)
+            elif options.vectors == "float16" and len(view.shape) == 1:
+                vectors.append(view)  # a bias, or a norm's parameters
+            else:
+                ctx.skip(view, view.why_not)
         if not ctx.step.changes:
             return  # in a model whose weights stay as they are, so do its vectors
         if raised:
@@ -160,11 +164,6 @@ class QuantizeWeights(Pass):
         if self.form == "dq" and not edit.can_dequantize(view, self._grouping(view, False)):
             return "cast-mul"
         return self.form
-
-
-def _is_vector(view: WeightView) -> bool:
-    """Biases, norm parameters: not multiplied with, one-dimensional, and free to be stored anew."""
-    return not view.locked and not view.uses and len(view.shape) == 1 and view.size >= _VECTOR
 
 
 def _transposed_gemm(view: WeightView) -> bool:

@@ -148,7 +148,8 @@ class ShareCodebook(Pass):
                 continue
             if self.method != "adaptive" or best.sqnr_db >= self.min_sqnr_db:
                 break
-        if best is None or best.nbytes >= view.nbytes:
+        shared = 0 if best is None else palettes.cost(view, best.stored.entries)
+        if best is None or best.nbytes + shared >= view.nbytes:
             entries = self._entries if best is None else best.stored.entries
             ctx.skip(view, f"would not be smaller with a table of {entries}")
             return

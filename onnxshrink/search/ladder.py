@@ -164,7 +164,7 @@ class _Search:
         self._tried = 0
         assert judge.original is not None
         self._before = judge.original
-        select = Select()
+        select: Select = find_pass("quantize-weights")().weights  # type: ignore[attr-defined]
         self._views: dict[str, WeightView] = {
             view.name: view for view in weights.find(model) if not select.why_not(view)
         }

@@ -146,10 +146,8 @@ class Sidecar:
             out = np.empty(entry.nbytes, np.uint8)
         if out.dtype != np.uint8 or out.shape != (entry.nbytes,):
             raise ValueError(f"out must be {entry.nbytes} uint8, not {out.dtype} {out.shape}")
-        at = 0
-        for block in self._blocks(entry):
-            out[at : at + block.size] = block
-            at += block.size
+        # Each thread puts its blocks in place itself, so none waits for another's.
+        deque(self._blocks(entry, out), maxlen=0)
         return out
 
     def verify(self, model: str | os.PathLike[str] | None = None) -> None:
@@ -213,8 +211,8 @@ class Sidecar:
         raws = ordered(self._pool, self._chunk, numbers, self._ahead)
         return {hashlib.sha256(raw.data).digest(): number for number, raw in enumerate(raws)}
 
-    def _blocks(self, entry: Entry) -> Iterator[Bytes]:
-        """The bytes of a tensor, decoded block by block, in order."""
+    def _blocks(self, entry: Entry, out: Bytes | None = None) -> Iterator[Bytes]:
+        """The bytes of a tensor, decoded block by block, in order; also put into ``out``."""
         how = entry.how
         table = None if entry.table is None else self._chunk(entry.table)
         step = entry.block * how.unit // 8
@@ -222,7 +220,12 @@ class Sidecar:
         def decode(start: int) -> Bytes:
             first = start // step * how.streams
             streams = [self._chunk(i) for i in entry.chunks[first : first + how.streams]]
-            return filters.decode(streams, how, min(step, entry.nbytes - start), table)
+            block = filters.decode(streams, how, min(step, entry.nbytes - start), table)
+            if out is None:
+                return block
+            place = out[start : start + block.size]
+            place[:] = block
+            return place
 
         try:
             yield from ordered(self._pool, decode, range(0, entry.nbytes, step), self._ahead)

@@ -171,18 +171,19 @@ def compensate(
         tensor = stored(consumer.weight)
         assert tensor is not None
         turned = len(dims(tensor)) == 2 and consumer.weight_axis == 0
-        _store(walk, consumer.weight, (fitted.T if turned else fitted).reshape(dims(tensor)))
+        store(walk, consumer.weight, (fitted.T if turned else fitted).reshape(dims(tensor)))
         if consumer.bias is not None:
             old = stored(consumer.bias)
             assert old is not None
             moved = np.asarray(old.numpy(), np.float64) + consumer.sign * shift
-            _store(walk, consumer.bias, moved)
+            store(walk, consumer.bias, moved)
             done.append(consumer.bias)
         done.append(consumer.weight)
     return done
 
 
-def _store(walk: Walk, value: ir.Value, array: np.ndarray) -> None:
+def store(walk: Walk, value: ir.Value, array: np.ndarray) -> None:
+    """Give a constant other values of the same shape and type."""
     tensor = stored(value)
     assert tensor is not None
     kind: Any = tensor.dtype.numpy()
