@@ -17,21 +17,16 @@ from typing import Any
 import click
 
 from onnxshrink import __version__
-from onnxshrink.commands import Run, pass_command, progress_bar, run_options, shape_option, show
+from onnxshrink.commands import (
+    Run,
+    measure_options,
+    pass_command,
+    progress_bar,
+    run_options,
+    shape_option,
+    show,
+)
 from onnxshrink.errors import BudgetMissed, RecipeError, ShrinkError
-
-_FIXED = {
-    "apply": "Apply a recipe file to a model.",
-    "bench": "Measure size, latency, load time and memory of models, side by side.",
-    "compare": "Compare the outputs of two models on the same inputs.",
-    "explain": "Say what a pass does and what its options are.",
-    "inspect": "Show what a model is made of, or several side by side.",
-    "pack": "Entropy-code the weights into a sidecar that edge readers decode.",
-    "passes": "List the passes.",
-    "shrink": "Make a model smaller and prove that it still gives the same answers.",
-    "unpack": "Turn a packed model into a plain one, bit for bit.",
-    "verify": "Decode all of a packed model and check every checksum.",
-}
 
 
 class Commands(click.Group):
@@ -41,7 +36,7 @@ class Commands(click.Group):
         """All names, in order."""
         from onnxshrink.recipe import pass_names
 
-        return [*sorted(_FIXED), *pass_names()]
+        return [*sorted(self.commands), *pass_names()]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """A fixed command, or the command of a pass."""
@@ -68,7 +63,12 @@ class Commands(click.Group):
         from onnxshrink.recipe import pass_names, summary
 
         with formatter.section("Commands"):
-            formatter.write_dl(list(_FIXED.items()))
+            formatter.write_dl(
+                [
+                    (name, self.commands[name].get_short_help_str(80))
+                    for name in sorted(self.commands)
+                ]
+            )
         with formatter.section("Passes (one step each; see also 'apply')"):
             formatter.write_dl([(name, summary(name)) for name in pass_names()])
 
@@ -96,7 +96,7 @@ def main(verbose: bool) -> None:
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
 
 
-@main.command(help=_FIXED["shrink"])
+@main.command()
 @run_options
 @click.option("--min-agreement", type=float, metavar="SHARE", help="Least top-1 agreement, 0 to 1.")
 @click.option("--max-error", type=float, metavar="E", help="Largest relative error of an output.")
@@ -112,7 +112,11 @@ def main(verbose: bool) -> None:
 @click.option("--recipe-out", metavar="FILE", help="Write the recipe found, for 'apply'.")
 @click.option("--bench/--no-bench", "with_bench", default=True, help="Measure latency at the end.")
 def shrink(**values: Any) -> None:
-    """Registered above with its one-line help."""
+    """Make a model smaller and prove that it still gives the same answers.
+
+    \b
+    onnxshrink shrink model.onnx small.onnx --calibration inputs.npz --min-agreement 0.99
+    """
     run = Run(values)
     metric, max_size = values.pop("metric"), values.pop("max_size")
     target_ratio, recipe_out = values.pop("target_ratio"), values.pop("recipe_out")
@@ -151,11 +155,17 @@ def _bytes(text: str, option: str) -> int:
         raise RecipeError(f"{option} takes a size such as 5MB, not {text!r}") from error
 
 
-@main.command("apply", help=_FIXED["apply"])
+@main.command(
+    "apply",
+)
 @click.argument("recipe", metavar="RECIPE")
 @run_options
 def apply_command(recipe: str, **values: Any) -> None:
-    """Registered above with its one-line help."""
+    """Apply a recipe file to a model.
+
+    \b
+    onnxshrink apply recipe.yaml model.onnx small.onnx --calibration inputs.npz
+    """
     run = Run(values)
     from onnxshrink import api
     from onnxshrink.recipe import Recipe
@@ -165,26 +175,24 @@ def apply_command(recipe: str, **values: Any) -> None:
     run.finish(report)
 
 
-@main.command(help=_FIXED["compare"])
+@main.command()
 @click.argument("a", metavar="REFERENCE")
 @click.argument("b", metavar="OTHER")
-@click.option("--calibration", "--inputs", metavar="DATA", multiple=True, help="Real inputs.")
-@click.option("--shape", multiple=True, metavar="NAME:DIMS", help="Shape of a generated input.")
+@measure_options
 @click.option("--count", default=64, help="Use at most this many inputs.")
-@click.option("--seed", default=0, help="For generated inputs.")
-@click.option("--provider", default="CPUExecutionProvider", help="Where OTHER runs.")
-@click.option("--threads", default=1, help="Threads inside one operator; 0: one for each core.")
-@click.option("--accuracy-level", type=int, help="ONNX Runtime's for MatMulNBits; 0 is exact.")
 @click.option("--atol", type=float, help="Absolute difference allowed for every value.")
 @click.option("--rtol", type=float, help="Relative difference allowed for every value.")
 @click.option("--min-agreement", type=float, help="Least top-1 agreement, 0 to 1.")
 @click.option("--max-error", type=float, help="Largest relative L2 error of an output.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def compare(
     a: str, b: str, calibration: tuple[str, ...], shape: tuple[str, ...], count: int, seed: int,
     provider: str, threads: int, accuracy_level: int | None, as_json: bool, **thresholds: Any,
 ) -> None:  # fmt: skip
-    """Registered above with its one-line help."""
+    """Compare the outputs of two models on the same inputs.
+
+    \b
+    onnxshrink compare model.onnx small.onnx --calibration inputs.npz --min-agreement 0.99
+    """
     from onnxshrink.report import Table
     from onnxshrink.runtime.compare import compare as run_compare
     from onnxshrink.runtime.session import SessionOptions
@@ -217,21 +225,19 @@ def compare(
         raise BudgetMissed("; ".join(found.missed))
 
 
-@main.command(help=_FIXED["bench"])
+@main.command()
 @click.argument("models", nargs=-1, required=True, metavar="MODEL [MODEL ...]")
-@click.option("--calibration", "--inputs", metavar="DATA", multiple=True, help="Real inputs.")
-@click.option("--shape", multiple=True, metavar="NAME:DIMS", help="Shape of a generated input.")
+@measure_options
 @click.option("--rounds", default=25, help="How often each is timed, taking turns.")
-@click.option("--seed", default=0, help="For generated inputs and the order of turns.")
-@click.option("--provider", default="CPUExecutionProvider", help="Where the models run.")
-@click.option("--threads", default=1, help="Threads inside one operator; 0: one for each core.")
-@click.option("--accuracy-level", type=int, help="ONNX Runtime's for MatMulNBits; 0 is exact.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def bench(
     models: tuple[str, ...], calibration: tuple[str, ...], shape: tuple[str, ...], rounds: int,
     seed: int, as_json: bool, **pinned: Any,
 ) -> None:  # fmt: skip
-    """Registered above with its one-line help."""
+    """Measure size, latency, load time and memory of models, side by side.
+
+    \b
+    onnxshrink bench model.onnx small.onnx --calibration inputs.npz
+    """
     from onnxshrink.report import Table, size
     from onnxshrink.runtime.bench import bench as run_bench
     from onnxshrink.runtime.session import SessionOptions
@@ -276,7 +282,7 @@ def _feeds(
     return generated_inputs(model, 4, seed, shapes=dict(map(shape_option, shape)), worker=worker)
 
 
-@main.command(help=_FIXED["inspect"])
+@main.command()
 @click.argument("models", nargs=-1, required=True, metavar="MODEL [MODEL ...]")
 @click.option("--layer", metavar="NAME", help="One weight in detail, with its distribution.")
 @click.option("--shape", multiple=True, metavar="NAME:DIMS", help="Shape of an input, for MACs.")
@@ -284,7 +290,11 @@ def _feeds(
 def inspect(
     models: tuple[str, ...], layer: str | None, shape: tuple[str, ...], as_json: bool
 ) -> None:
-    """Registered above with its one-line help."""
+    """Show what a model is made of, or several side by side.
+
+    \b
+    onnxshrink inspect model.onnx small.onnx
+    """
     from onnxshrink.graph import inspect as look
     from onnxshrink.graph.inspect_packed import PackInspection, inspect_pack
     from onnxshrink.graph.model import Model
@@ -316,10 +326,14 @@ def inspect(
                 show(table)
 
 
-@main.command(help=_FIXED["passes"])
+@main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def passes(as_json: bool) -> None:
-    """Registered above with its one-line help."""
+    """List the passes.
+
+    \b
+    onnxshrink passes
+    """
     from onnxshrink.recipe import pass_names, summary
     from onnxshrink.report import Table
 
@@ -332,10 +346,14 @@ def passes(as_json: bool) -> None:
     show(table)
 
 
-@main.command(help=_FIXED["explain"])
+@main.command()
 @click.argument("name", metavar="PASS")
 def explain(name: str) -> None:
-    """Registered above with its one-line help."""
+    """Say what a pass does and what its options are.
+
+    \b
+    onnxshrink explain quantize-weights
+    """
     import inspect as reflect
 
     from onnxshrink.options import options_of
@@ -356,7 +374,7 @@ _base = click.option("--base", metavar="PACK", help="The pack that this one upda
 _limit = click.option("--limit", metavar="SIZE", help="Refuse to unpack more  [default: 16GiB]")
 
 
-@main.command(help=_FIXED["pack"])
+@main.command()
 @click.argument("source", metavar="IN")
 @click.argument("out", metavar="OUT")
 @click.option("--base", metavar="OLD.pack", help="Store only what this pack does not hold.")
@@ -368,7 +386,11 @@ _limit = click.option("--limit", metavar="SIZE", help="Refuse to unpack more  [d
 def pack(
     source: str, out: str, base: str | None, with_reader: tuple[Any, ...], as_json: bool
 ) -> None:
-    """Registered above with its one-line help."""
+    """Entropy-code the weights into a sidecar that edge readers decode.
+
+    \b
+    onnxshrink pack small.onnx packed.onnx --with-reader js
+    """
     from onnxshrink.graph import packed
     from onnxshrink.graph.model import Model
 
@@ -380,7 +402,7 @@ def pack(
     _say_sizes(out, before, after, as_json)
 
 
-@main.command(help=_FIXED["unpack"])
+@main.command()
 @click.argument("source", metavar="IN")
 @click.argument("out", metavar="OUT")
 @_base
@@ -393,7 +415,11 @@ def pack(
 def unpack(
     source: str, out: str, base: str | None, limit: str | None, storage: Any, as_json: bool
 ) -> None:
-    """Registered above with its one-line help."""
+    """Turn a packed model into a plain one, bit for bit.
+
+    \b
+    onnxshrink unpack packed.onnx plain.onnx
+    """
     from onnxshrink.graph import packed
 
     most = _bytes(limit, "--limit") if limit else None
@@ -401,12 +427,16 @@ def unpack(
     _say_sizes(out, packed.stored_bytes(source), after, as_json)
 
 
-@main.command(help=_FIXED["verify"])
+@main.command()
 @click.argument("source", metavar="IN")
 @_base
 @_limit
 def verify(source: str, base: str | None, limit: str | None) -> None:
-    """Registered above with its one-line help."""
+    """Decode all of a packed model and check every checksum.
+
+    \b
+    onnxshrink verify packed.onnx
+    """
     from onnxshrink.graph import packed
 
     most = _bytes(limit, "--limit") if limit else None

@@ -75,6 +75,35 @@ def run_options(command: F) -> F:
     return command
 
 
+def measure_options(command: F) -> F:
+    """Options of the commands that run models and write none."""
+    for decorate in reversed(
+        (
+            click.option(
+                "--calibration", "--inputs", metavar="DATA", multiple=True,
+                help="Real inputs: .npz, .npy, a folder, or module.py:function. Repeatable.",
+            ),
+            click.option(
+                "--shape", multiple=True, metavar="NAME:DIMS", help="Shape of a generated input.",
+            ),
+            click.option("--seed", default=0, help="For generated inputs and the order of turns."),
+            click.option(
+                "--provider", default="CPUExecutionProvider",
+                help="Where the models run; in 'compare', where OTHER does.",
+            ),
+            click.option(
+                "--threads", default=1, help="Threads inside one operator; 0: one for each core.",
+            ),
+            click.option(
+                "--accuracy-level", type=int, help="ONNX Runtime's for MatMulNBits; 0 is exact.",
+            ),
+            click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+        )
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
 class Run:
     """The values of the shared options, taken out of a command's.
 

@@ -15,10 +15,11 @@ import onnx_ir as ir
 from onnx import numpy_helper, parser
 
 from onnxshrink.graph.channels import groups as grouping
+from onnxshrink.graph.channels.allocate import Allocation
 from onnxshrink.graph.channels.cut import Cut
 from onnxshrink.graph.channels.facts import Facts, Runs, stored, watched
 from onnxshrink.graph.channels.groups import Cost, Group
-from onnxshrink.graph.channels.plan import spared
+from onnxshrink.graph.channels.plan import Plan
 from onnxshrink.graph.channels.walk import Walk, analyse
 from onnxshrink.graph.model import Model
 from onnxshrink.runtime.probe import observe, probe
@@ -82,10 +83,9 @@ def prune(
     walk = analyse(pruned, Facts(pruned, runs))
     groups = grouping.find(walk)
     rng = np.random.default_rng(seed)
-    choice = [
-        rng.permutation(len(g))[: min(max(round(ratio * len(g)), 1), len(g) - 1)] for g in groups
-    ]
-    removed = spared(walk, grouping.removed_atoms(walk, groups, choice))
+    scores = [rng.random(len(group)) for group in groups]
+    spread = Allocation({}, everywhere=False, round_to=1, minimum=1)
+    removed = spread.choose(Plan(walk, groups, scores, [], {}), ratio).removed
     before, after = grouping.cost(walk), grouping.cost(walk, removed)
     reference = _zeroed(walk, removed)
     kept = {

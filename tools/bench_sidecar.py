@@ -4,7 +4,9 @@
 
 Sizes: bits a weight of int8, int4 and 16-entry codebook indices at 0 to 90 % zeros against the
 order-0 entropy of each tensor, and against zstd -19 and xz -9 on the same plain tensors; floats
-against ZipNN. Speed: decoding against zlib and a copy. zstandard, zipnn and isal are used if they
+against ZipNN. Speed: decoding against zlib and a copy, and with two threads against one beside what
+two threads that share nothing gain at that moment (on a busy machine, little). Memory: the peak of
+`onnxshrink.session()` against loading the plain model. zstandard, zipnn and isal are used if they
 are installed; none is needed.
 """
 
@@ -14,18 +16,24 @@ import argparse
 import importlib
 import lzma
 import os
+import subprocess
+import sys
 import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx.helper
 import onnx.numpy_helper
 from numpy.typing import NDArray
 
+from onnxshrink.graph import packed
+from onnxshrink.graph.model import Model
 from onnxshrink.kernels import entropy
 from onnxshrink.kernels.bits import pack as pack_bits
 from onnxshrink.kernels.filters import Bytes
@@ -36,6 +44,20 @@ Floats = NDArray[np.float32]
 Named = list[tuple[str, str, tuple[int, ...], Bytes]]
 
 SPARSITIES = (0.0, 0.5, 0.8, 0.9)
+
+# What a child does: it loads a model, and prints the growth of its resident memory, peak and after.
+_LOAD = """
+import sys
+import onnxshrink.runtime.child as child
+import onnxshrink.runtime.packed as packed
+import onnxshrink.runtime.session as plain
+plain.open_session(sys.argv[2])  # whatever a first session loads and allocates
+child._start_over()
+before = child.memory()[0]
+session = (packed.session if sys.argv[3] == "packed" else plain.open_session)(sys.argv[1])
+after, peak = child.memory()
+print(peak - before, after - before)
+"""
 
 
 def weights(path: str) -> list[Floats]:
@@ -173,8 +195,8 @@ def floats(arrays: list[Floats]) -> Iterator[str]:
 
 def speed(arrays: list[Floats], seconds: float) -> Iterator[str]:
     """Rows of the table of decoding speeds, in MB of unpacked tensor a second."""
-    yield "| weights | one thread | two | zlib alone | of zlib | copy | of copy |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| weights | one thread | two | gain | attainable | zlib | of zlib | copy | of copy |"
+    yield "|---|---|---|---|---|---|---|---|---|"
     cases = [
         ("fp32", float_tensors("fp32", arrays)),
         ("int8", integer_tensors("int8", arrays, 0)),
@@ -204,9 +226,53 @@ def speed(arrays: list[Floats], seconds: float) -> Iterator[str]:
         copy = _seconds(seconds, np.copyto, target, whole)
         rates = [raw / t / 1e6 for t in (*times, alone, copy)]
         yield (
-            f"| {kind} | {rates[0]:.0f} | {rates[1]:.0f} | {rates[2]:.0f} | "
+            f"| {kind} | {rates[0]:.0f} | {rates[1]:.0f} | {rates[1] / rates[0]:.2f} | "
+            f"{attainable(seconds):.2f} | {rates[2]:.0f} | "
             f"{rates[0] / rates[2]:.2f} | {rates[3]:.0f} | {rates[0] / rates[3]:.3f} |"
         )
+
+
+def attainable(seconds: float) -> float:
+    """What two threads gain over one when neither ever waits for the other."""
+    noise = np.random.default_rng(0).integers(0, 64, 1 << 22, np.uint8).tobytes()
+    coder = zlib.compressobj(6, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
+    coded = coder.compress(noise) + coder.flush()  # one call: the interpreter's lock is let go once
+    with ThreadPoolExecutor(2) as pool:
+        one = _seconds(seconds, lambda: list(pool.map(_inflate_all, [[coded]])))
+        two = _seconds(seconds, lambda: list(pool.map(_inflate_all, [[coded], [coded]])))
+    return 2 * one / two
+
+
+def memory(path: str) -> Iterator[str]:
+    """Rows of the table of memory: a model as it is, with external data, and packed."""
+    yield "| model | weights | peak | of weights | loaded |"
+    yield "|---|---|---|---|---|"
+    model = Model.load(path)
+    with tempfile.TemporaryDirectory() as folder:
+        external, small = Path(folder) / "external.onnx", Path(folder) / "packed.onnx"
+        model.save(external, "external")
+        packed.save(model, small)
+        with packed.open_pack(small) as opened:
+            total = opened.header.data_length
+        for name, file in (("single file", path), ("external data", external), ("packed", small)):
+            command = [sys.executable, "-c", _LOAD, os.fspath(file), _tiny(folder), name]
+            text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            peak, after = map(int, text.split())
+            yield (
+                f"| {name} | {total / 1e6:.1f} MB | {peak / 1e6:.1f} MB | {peak / total:.2f} | "
+                f"{after / 1e6:.1f} MB |"
+            )
+
+
+def _tiny(folder: str) -> str:
+    """A model of one node."""
+    path = Path(folder) / "tiny.onnx"
+    values = [onnx.helper.make_tensor_value_info(name, 1, [1]) for name in "xy"]
+    nodes = [onnx.helper.make_node("Relu", ["x"], ["y"])]
+    graph = onnx.helper.make_graph(nodes, "tiny", values[:1], values[1:])
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+    return os.fspath(path)
 
 
 def _read(opened: Sidecar, out: dict[str, Bytes]) -> None:
@@ -260,7 +326,8 @@ def main() -> None:
         arrays = weights(model)
         count = sum(a.size for a in arrays)
         print(f"## {Path(model).parent.name}/{Path(model).name}: {count:,} weights\n")
-        for table in (sizes(arrays), floats(arrays), speed(arrays, options.seconds)):
+        speeds = speed(arrays, options.seconds)
+        for table in (sizes(arrays), floats(arrays), speeds, memory(model)):
             for row in table:
                 print(row, flush=True)
             print()

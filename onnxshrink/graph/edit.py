@@ -157,7 +157,7 @@ class Rebuild:
 
 
 def _codes(stored: Quantized, shape: Sequence[int]) -> np.ndarray | ir.TensorProtocol:
-    if stored.bits == 8:
+    if stored.bits >= 8:
         return stored.codes.reshape(shape)
     dtype = ir.DataType.INT4 if stored.dtype == "int4" else ir.DataType.UINT4
     return ir.PackedTensor(bits.pack(stored.codes, 4), dtype, shape=ir.Shape(shape))

@@ -16,18 +16,18 @@ import onnx_ir as ir
 
 from onnxshrink.graph.edit import REBUILD_OVERHEAD, Rebuild, factor
 from onnxshrink.graph.model import Model
+from onnxshrink.graph.sharing import PACKED_OVERHEAD, Shared
 from onnxshrink.graph.weights import WeightView
 from onnxshrink.kernels import codebooks
 from onnxshrink.kernels.codebooks import Codebook
 
-#: Bytes that nodes, names and headers cost, about: of a palette, and of packed codes besides.
-OVERHEAD = 160
-PACKED_OVERHEAD = 140
+#: Bytes that nodes, names and headers cost, about.
 HASH_OVERHEAD = 500
-SPARSE_OVERHEAD = 500
+SPARSE_OVERHEAD = 900
 #: Range and Mod of whole numbers and CumSum, which came with 11.
 OPSET = 13
 
+_SPARSE_COLUMNS, _FEW_SPARSE_COLUMNS = 1024, 64
 _SHARED_BYTES = 2**16  # larger constants are not compared
 _SLICE_TAKES_INPUTS = 10
 
@@ -45,42 +45,29 @@ class Palettes:
         known = self._key(view, digits) in self._known or codebooks.codes_per_byte(entries) == 1
         return 0 if known else digits.nbytes
 
-    def replace(
-        self,
-        view: WeightView,
-        stored: Codebook,
-        scale: npt.NDArray[np.float32] | None = None,
-        *,
-        rows: bool = False,
-    ) -> int:
+    def replace(self, view: WeightView, shared: Shared) -> int:
         """Replace a weight by codes and a table.
-
-        Args:
-            view: The weight; with ``rows``, not one with groups of channels.
-            stored: Codes in the order in which the weights are stored, in one group; with
-                ``rows``, of the groups of rows of ``view.matrix``.
-            scale: Multiplies the looked up weights; broadcasts to their stored shape.
-            rows: See ``stored``.
 
         Returns:
             Bytes that it takes now, about.
         """
         rebuild = Rebuild(self._model, view)
         # Products are taken in float32 where the runtime has no kernel for the weight's own type.
-        short = view.dtype == ir.DataType.BFLOAT16 and scale is not None
+        short = view.dtype == ir.DataType.BFLOAT16 and shared.scale is not None
         working = ir.DataType.FLOAT if short else view.dtype
-        order = view.axes.out + view.axes.contract if rows else tuple(range(len(view.shape)))
+        order = tuple(range(len(view.shape)))
+        if shared.rows:
+            order = view.axes.out + view.axes.contract
         shape = tuple(view.shape[axis] for axis in order)
-        value = self._looked_up(rebuild, stored, shape, working)
+        value = self._looked_up(rebuild, shared.stored, shape, working)
         if order != tuple(sorted(order)):
             value = rebuild.node("Transpose", [value], "p", perm=np.argsort(order).tolist())
-        if scale is not None:
-            value = rebuild.node("Mul", [value, factor(rebuild, scale, working)], "w")
+        if shared.scale is not None:
+            value = rebuild.node("Mul", [value, factor(rebuild, shared.scale, working)], "w")
         if working != view.dtype:
             value = rebuild.node("Cast", [value], "b", to=view.dtype.value)
         rebuild.finish(value)
-        plain = codebooks.codes_per_byte(stored.entries) == 1 and not rows
-        return rebuild.nbytes + (0 if plain else PACKED_OVERHEAD)
+        return rebuild.nbytes + PACKED_OVERHEAD * shared.packed
 
     def _looked_up(
         self, rebuild: Rebuild, stored: Codebook, shape: tuple[int, ...], dtype: ir.DataType
@@ -175,7 +162,7 @@ class Palettes:
     def replace_sparse(self, view: WeightView, values: npt.NDArray[np.floating]) -> int:
         """Replace a weight by the values that are not zero, and one bit for each that is or is not.
 
-        Every one looks up as many values further as there are bits set up to its own. That is
+        Every one looks up as many values further as there are bits set above it in its column. That is
         smaller than ONNX's ``sparse_initializer``, which spends 8 bytes on each place, up to 98 %
         zeros; ONNX Runtime makes either dense when it loads the model.
 
@@ -188,16 +175,20 @@ class Palettes:
         """
         rebuild = Rebuild(self._model, view)
         flat = values.reshape(-1).astype(view.dtype.numpy())
-        kept = flat != 0
+        # Counted down columns, which the runtime does a row at a time; along one row it crawls.
+        width = _SPARSE_COLUMNS if flat.size >= _SPARSE_COLUMNS**2 else _FEW_SPARSE_COLUMNS
+        table = np.pad(flat, (0, -flat.size % width)).reshape(-1, width)
+        kept = table != 0
         bytes_ = self._index(rebuild, np.packbits(kept, bitorder="little"))
         # As digits of base 2, which are the same bits in the same order.
         digits = self._index(rebuild, codebooks.digits(2), shared=True)
-        bits = self._reshaped(rebuild, rebuild.node("Gather", [digits, bytes_], "e"), [1, -1])
-        bits = bits if flat.size % 8 == 0 else self._cut(rebuild, bits, flat.size)
-        axis = self._constant(rebuild, np.array(1, np.int64), "n")
+        bits = self._reshaped(rebuild, rebuild.node("Gather", [digits, bytes_], "e"), [-1, width])
+        axis = self._constant(rebuild, np.array(0, np.int64), "n")
+        before = np.cumsum(kept.sum(0), dtype=np.int32) - kept.sum(0, dtype=np.int32)
         places = rebuild.node("CumSum", [bits, axis], "a")
-        table = rebuild.constant(np.concatenate([np.zeros(1, flat.dtype), flat[kept]]), "t")
-        value = rebuild.node("Gather", [table, places], "v")
+        places = rebuild.node("Add", [places, rebuild.constant(before, "o")], "a")
+        entries = np.concatenate([np.zeros(1, flat.dtype), table.T[kept.T]])
+        value = rebuild.node("Gather", [rebuild.constant(entries, "t"), places], "v")
         # There are no products of bfloat16.
         short = view.dtype == ir.DataType.BFLOAT16
         working = ir.DataType.FLOAT if short else view.dtype
@@ -205,5 +196,7 @@ class Palettes:
         present = rebuild.node("Cast", [bits], "b", to=working.value)
         value = rebuild.node("Mul", [value, present], "w")
         value = rebuild.node("Cast", [value], "f", to=view.dtype.value) if short else value
+        if table.size != flat.size:
+            value = self._cut(rebuild, self._reshaped(rebuild, value, [1, -1]), flat.size)
         rebuild.finish(self._reshaped(rebuild, value, view.shape))
         return rebuild.nbytes + SPARSE_OVERHEAD - REBUILD_OVERHEAD

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -264,8 +265,12 @@ class WeightView:
 
         Batched MatMul, LSTM directions and gates count as outputs.
         """
+        return self.to_matrix(self.array())
+
+    def to_matrix(self, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """An array of the stored shape, laid out as :attr:`matrix`."""
         shape, order = self._canonical
-        moved: npt.NDArray[np.floating] = self.array().reshape(shape).transpose(order)
+        moved: npt.NDArray[Any] = stored.reshape(shape).transpose(order)
         return moved.reshape(self._rows, -1)
 
     @property
@@ -273,11 +278,11 @@ class WeightView:
         axes = self.axes
         return axes.groups * math.prod(self.shape[axis] for axis in axes.out)
 
-    def from_matrix(self, matrix: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    def from_matrix(self, matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Undo :attr:`matrix`: the stored layout of a [outputs, inputs] array."""
         shape, order = self._canonical
         moved = matrix.reshape([shape[axis] for axis in order])
-        stored: npt.NDArray[np.floating] = moved.transpose(np.argsort(order)).reshape(self.shape)
+        stored: npt.NDArray[Any] = moved.transpose(np.argsort(order)).reshape(self.shape)
         return stored
 
 

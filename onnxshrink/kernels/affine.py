@@ -36,7 +36,8 @@ class Quantized:
     """Integer codes and what turns them back into weights.
 
     Attributes:
-        codes: int8 or uint8, of the shape that was passed; 4-bit codes are not packed here.
+        codes: int8 or uint8, of the shape that was passed; 4-bit codes are not packed here. Other
+            quantizers than this module's may need int16.
         scale: float32, of the same rank, with size 1 along the axes that share a scale.
         zero_point: Like ``scale``, of the codes' type; None when all are zero.
         dtype: The ONNX type that the codes are meant for.
@@ -45,12 +46,12 @@ class Quantized:
     codes: npt.NDArray[np.integer]
     scale: Array
     zero_point: npt.NDArray[np.integer] | None
-    dtype: Dtype
+    dtype: Dtype | Literal["int16"]
 
     @property
     def bits(self) -> int:
         """Stored bits a code."""
-        return 4 if self.dtype.endswith("4") else 8
+        return 4 if self.dtype.endswith("4") else 8 * self.codes.dtype.itemsize
 
     @property
     def nbytes(self) -> int:

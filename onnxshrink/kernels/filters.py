@@ -38,6 +38,7 @@ CHUNK = 1 << 18
 MIN_BLOCK, MAX_BLOCK = 64, 1 << 21
 """Symbols of a block: a power of two in this range."""
 
+_PART = 1 << 14  # symbols
 _WORDS: dict[int, np.dtype[Any]] = {
     8: np.dtype("u1"),
     16: np.dtype("<u2"),
@@ -185,7 +186,13 @@ def encode(data: Bytes, how: Filter, table: Bytes | None = None) -> list[Bytes]:
     return [runs, *_spread(values, how)]
 
 
-def decode(streams: Sequence[Bytes], how: Filter, nbytes: int, table: Bytes | None = None) -> Bytes:
+def decode(
+    streams: Sequence[Bytes],
+    how: Filter,
+    nbytes: int,
+    table: Bytes | None = None,
+    out: Bytes | None = None,
+) -> Bytes:
     """Rebuild the bytes of one block: the inverse of ``encode``.
 
     Args:
@@ -193,9 +200,10 @@ def decode(streams: Sequence[Bytes], how: Filter, nbytes: int, table: Bytes | No
         how: The stages.
         nbytes: Bytes of the block.
         table: The bytes of the table, if ``how`` has one.
+        out: Where to put them: ``nbytes`` long; by default a new array.
 
     Returns:
-        ``nbytes`` bytes.
+        ``nbytes`` bytes, in ``out`` if that is given. After an error, ``out`` may hold anything.
 
     Raises:
         ValueError: The streams were not made by ``encode`` from a block of this size.
@@ -204,6 +212,18 @@ def decode(streams: Sequence[Bytes], how: Filter, nbytes: int, table: Bytes | No
     if not count:
         return np.zeros(0, np.uint8)
     how.check_lengths(count, [stream.size for stream in streams])
+    if out is not None and how.gaps == "none" and not how.table and how.bits > 8:
+        _gather(streams, how, count, out.view(_WORDS[how.bits]))
+        return out
+    whole = _decode(streams, how, count, table)
+    if out is None:
+        return whole
+    out[:] = whole
+    return out
+
+
+def _decode(streams: Sequence[Bytes], how: Filter, count: int, table: Bytes | None) -> Bytes:
+    """Rebuild a block of ``count`` symbols in a new array, or in the stream that holds it."""
     if how.gaps == "none" and not how.table and how.bits <= 8:
         return streams[0]
     symbols: Symbols
@@ -269,20 +289,26 @@ def _spread(symbols: Symbols, how: Filter) -> list[Bytes]:
     return [np.ascontiguousarray(grid[:, plane]) for plane in range(grid.shape[1])]
 
 
-def _gather(streams: Sequence[Bytes], how: Filter, count: int) -> Symbols:
-    """The inverse of ``_spread``."""
+def _gather(
+    streams: Sequence[Bytes], how: Filter, count: int, out: Symbols | None = None
+) -> Symbols:
+    """The inverse of ``_spread``; wide symbols are put into ``out``, if that is given."""
     if any(stream.size != _ceil(count * min(how.bits, 8), 8) for stream in streams):
         raise ValueError(f"{streams[0].size} bytes instead of {count} {how.bits}-bit symbols")
     if how.bits <= 8:
         return bits.unpack(streams[0], how.bits, count)
-    symbols: Symbols = streams[-1].astype(_WORDS[how.bits])
-    for stream in reversed(streams[:-1]):
-        symbols <<= 8
-        symbols |= stream
-    if how.rotate:
-        signs = symbols << (how.bits - 1)
-        symbols >>= 1
-        symbols |= signs
+    symbols: Symbols = np.empty(count, _WORDS[how.bits]) if out is None else out
+    # A part at a time: it stays in the cache, and no large array is made and thrown away.
+    for start in range(0, count, _PART):
+        part = symbols[start : start + _PART]
+        part[:] = streams[-1][start : start + _PART]
+        for stream in reversed(streams[:-1]):
+            part <<= 8
+            part |= stream[start : start + _PART]
+        if how.rotate:
+            signs = part << (how.bits - 1)
+            part >>= 1
+            part |= signs
     return symbols
 
 

@@ -96,7 +96,7 @@ class PruneChannels(Pass):
         return 1.0
 
     def apply(self, model: Model, ctx: Context) -> None:
-        """Find, rank and remove; then report what every constant lost, and what blocked the rest."""
+        """Find, rank and remove; report what every constant lost, and what blocked the rest."""
         from onnxshrink.graph.channels.consumers import compensate
         from onnxshrink.graph.channels.cut import Cut
         from onnxshrink.graph.channels.facts import nbytes_of

@@ -220,12 +220,8 @@ class Sidecar:
         def decode(start: int) -> Bytes:
             first = start // step * how.streams
             streams = [self._chunk(i) for i in entry.chunks[first : first + how.streams]]
-            block = filters.decode(streams, how, min(step, entry.nbytes - start), table)
-            if out is None:
-                return block
-            place = out[start : start + block.size]
-            place[:] = block
-            return place
+            place = None if out is None else out[start : start + step]
+            return filters.decode(streams, how, min(step, entry.nbytes - start), table, place)
 
         try:
             yield from ordered(self._pool, decode, range(0, entry.nbytes, step), self._ahead)

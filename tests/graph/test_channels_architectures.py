@@ -1,4 +1,4 @@
-"""Whole architectures against the oracle: exports of ``tools/export_architectures.py``, and ours."""
+"""Whole architectures against the oracle: those of ``tools/export_architectures.py``, and ours."""
 
 from __future__ import annotations
 

@@ -157,8 +157,8 @@ class Graph:
 
 
 _IMAGES = ("conv", "conv", "depthwise", "grouped", "norm", "Relu", "Sigmoid", "Tanh", "Neg",
-           "HardSwish", "Softplus", "Add", "Mul", "Max", "Sub", "concat", "split", "slice", "gather",
-           "shuffle", "excite", "group_norm", "scale", "pad")  # fmt: skip
+           "HardSwish", "Softplus", "Add", "Mul", "Max", "Sub", "concat", "split", "slice",
+           "gather", "shuffle", "excite", "group_norm", "scale", "pad")  # fmt: skip
 _ROWS = ("linear", "linear", "ffn", "glu", "layer_norm", "rms", "attention", "gru")
 
 

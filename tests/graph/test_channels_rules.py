@@ -16,7 +16,8 @@ def _case(text: str, opset: int = 17, **tensors: object):
 _MLP = dict(a=(6, 10), b=(10, 4))
 CASES = {
     "gemm": _case(
-        "(float[N,6] x) => (float[N,4] y) {h = Gemm<transB=1>(x, a, c) r = Relu(h) y = MatMul(r, b)}",
+        "(float[N,6] x) => (float[N,4] y) {h = Gemm<transB=1>(x, a, c) r = Relu(h)"
+        " y = MatMul(r, b)}",
         a=(10, 6), b=(10, 4), c=(10,),
     ),
     "conv_bn_pool": _case(
@@ -37,9 +38,17 @@ CASES = {
         "b = Conv<group=4>(a, d, e) c = Tanh(b) y = Conv(c, u)}",
         w=(16, 3, 1, 1), d=(24, 4, 1, 1), e=(24,), u=(4, 24, 1, 1),
     ),
+    "shuffled_groups": _case(
+        "(float[N,3,4,4] x) => (float[N,4,4,4] y) {i = Conv(x, w) a = Conv<group=3>(i, d, e)"
+        "b = Relu(a) r = Reshape(b, s5) t = Transpose<perm=[0,2,1,3,4]>(r) q = Reshape(t, s4)"
+        "c = Conv<group=3>(q, f) s = Add(c, i) y = Conv(s, u)}",
+        w=(36, 3, 1, 1), d=(36, 12, 1, 1), e=(36,), s5=np.array([-1, 3, 12, 4, 4]),
+        s4=np.array([-1, 36, 4, 4]), f=(36, 12, 1, 1), u=(4, 36, 1, 1),
+    ),
     "conv_transpose": _case(
         "(float[N,3,4,4] x) => (float[N,4,8,8] y) {a = Conv(x, w)"
-        "b = ConvTranspose<strides=[2,2]>(a, d, e) c = ConvTranspose<group=2>(b, f) y = Conv(c, u)}",
+        "b = ConvTranspose<strides=[2,2]>(a, d, e) c = ConvTranspose<group=2>(b, f)"
+        "y = Conv(c, u)}",
         w=(8, 3, 1, 1), d=(8, 10, 2, 2), e=(10,), f=(10, 6, 1, 1), u=(4, 12, 1, 1),
     ),
     "residual_concat_split": _case(
@@ -81,7 +90,8 @@ CASES = {
     ),
     "pixel_shuffle": _case(
         "(float[N,3,4,4] x) => (float[N,4,8,8] y) {a = Conv(x, w)"
-        "d = DepthToSpace<blocksize=2, mode=\"CRD\">(a) b = Conv(d, v) s = SpaceToDepth<blocksize=2>(b)"
+        "d = DepthToSpace<blocksize=2, mode=\"CRD\">(a) b = Conv(d, v)"
+        "s = SpaceToDepth<blocksize=2>(b)"
         "e = DepthToSpace<blocksize=2>(s) y = Conv(e, u)}",
         w=(20, 3, 1, 1), v=(6, 5, 1, 1), u=(4, 6, 1, 1),
     ),
@@ -101,9 +111,11 @@ CASES = {
     ),
     "attention_of_computed_shapes": _case(
         "(float[N,S,6] x) => (float[N,S,6] y) {"
-        "q0 = MatMul(x, wq) v0 = MatMul(x, wv) sh = Shape(q0) n = Gather(sh, i0) s1 = Gather(sh, i1)"
+        "q0 = MatMul(x, wq) v0 = MatMul(x, wv) sh = Shape(q0) n = Gather(sh, i0)"
+        "s1 = Gather(sh, i1)"
         "h = Gather(sh, i2) d = Div(h, three)"
-        "nu = Unsqueeze(n, i0v) su = Unsqueeze(s1, i0v) du = Unsqueeze(d, i0v) hu = Unsqueeze(h, i0v)"
+        "nu = Unsqueeze(n, i0v) su = Unsqueeze(s1, i0v) du = Unsqueeze(d, i0v)"
+        "hu = Unsqueeze(h, i0v)"
         "split = Concat<axis=0>(nu, su, threev, du) merge = Concat<axis=0>(nu, su, hu)"
         "q1 = Reshape(q0, split) v1 = Reshape(v0, split)"
         "q = Transpose<perm=[0,2,1,3]>(q1) k = Transpose<perm=[0,2,3,1]>(q1)"
@@ -298,6 +310,15 @@ def test_vectors_that_an_exporter_shared_are_cut_apart(worker):
     assert len(set(inputs)) == 2
     assert verdict.shape("a") == (6, 7)
     assert verdict.shape("b") == (7, 7)
+
+
+def test_groups_of_shuffled_convolutions_lose_equally_many(worker):
+    verdict = _pruned("shuffled_groups", worker, 0.5)
+    nodes = [n for n in verdict.model.ir.graph if "group" in n.attributes]
+    assert [n.attributes["group"].as_int() for n in nodes] == [3, 3]
+    assert verdict.shape("d") == verdict.shape("f") == (18, 6, 1, 1)
+    # Channels go one by one, so most groups keep different places.
+    assert len(verdict.groups) > 3
 
 
 def test_shuffle_becomes_a_gather(worker):

@@ -11,7 +11,8 @@ from onnxshrink.pipeline import run
 
 _MLP = (
     '<ir_version: 8, opset_import: ["": 17]> g (float[N,12] x) => (float[N,5] y) {'
-    "[one] h = Gemm(x, a, ab) r = Relu(h) [two] i = Gemm(r, b, bb) s = Relu(i) [three] y = MatMul(s, c)}"
+    "[one] h = Gemm(x, a, ab) r = Relu(h) [two] i = Gemm(r, b, bb) s = Relu(i)"
+    "[three] y = MatMul(s, c)}"
 )
 
 
@@ -140,7 +141,8 @@ def test_ratio_zero_and_kept_groups_change_nothing(worker):
 
 def test_nothing_prunable_says_what_blocks(worker):
     model = oracle.build(
-        '<ir_version: 8, opset_import: ["": 17]> g (float[N,12] x) => (float[N,5] y) {y = MatMul(x, a)}',
+        '<ir_version: 8, opset_import: ["": 17]> g (float[N,12] x) => (float[N,5] y)'
+        "{y = MatMul(x, a)}",
         a=(12, 5),
     )
     step = _pruned(model, worker=worker).report.steps[0]
@@ -168,7 +170,7 @@ def test_patterns_of_nothing_are_refused(options, message, worker):
 def test_bad_options_are_refused(worker):
     with pytest.raises(RecipeError, match="one of flops and bytes"):
         PruneChannels(flops=0.5, bytes=0.5)
-    with pytest.raises(RecipeError, match="'two' takes a ratio from 0 to 0.95, not 1.5"):
+    with pytest.raises(RecipeError, match=r"'two' takes a ratio from 0 to 0\.95, not 1\.5"):
         PruneChannels(layers={"two": 1.5})
     with pytest.raises(RecipeError, match="activation needs real inputs"):
         _pruned(feeds=[], worker=worker, importance="activation")

@@ -11,7 +11,7 @@ from weight_passes import EVERY, apply, check, check_against_numpy, gone
 
 from onnxshrink.contract import Settings
 from onnxshrink.errors import RecipeError
-from onnxshrink.graph import palette
+from onnxshrink.graph import palette, sharing
 from onnxshrink.graph.model import Model
 from onnxshrink.kernels import codebooks
 from onnxshrink.passes.share_codebook import ShareCodebook
@@ -45,13 +45,13 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
     kept: dict[str, np.ndarray] = {}
     replace, hashed = palette.Palettes.replace, palette.Palettes.replace_hashed
 
-    def spy(
-        self: Any, view: Any, found: codebooks.Codebook, scale: Any = None, *, rows: bool = False
-    ) -> int:
-        shared = found.decode()
-        shared = view.from_matrix(shared) if rows else shared.reshape(view.shape)
-        kept[view.name] = shared if scale is None else shared * scale
-        return replace(self, view, found, scale, rows=rows)
+    def spy(self: Any, view: Any, shared: sharing.Shared) -> int:
+        table, codes = shared.stored.table, shared.stored.codes
+        looked_up = np.stack([t[c].ravel() for t, c in zip(table, codes, strict=True)])
+        values = view.from_matrix(looked_up) if shared.rows else looked_up.reshape(view.shape)
+        kept[view.name] = values if shared.scale is None else values * shared.scale
+        np.testing.assert_array_equal(shared.values, kept[view.name])
+        return replace(self, view, shared)
 
     def spy_hashed(self: Any, view: Any, table: np.ndarray, *seed: int) -> int:
         places = codebooks.hash_positions(view.size, *seed, len(table))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -53,7 +54,7 @@ class Allocation:
         choice: list[Indices] = [np.empty(0, np.int64) for _ in plan.groups]
         for index, units in zip(free, picked, strict=True):
             choice[index] = units
-        return replace(plan, choice=choice)
+        return replace(plan, choice=_balanced(plan, choice))
 
     def _own_ratio(self, group: Group) -> float | None:
         names = names_of(group)
@@ -81,3 +82,19 @@ class Allocation:
             return measure(grouping.cost(trial.walk, trial.removed)) <= goal * total
 
         return self.reach(plan, enough)
+
+
+def _balanced(plan: Plan, choice: list[Indices]) -> list[Indices]:
+    """Give groups of one bond the same share, in whole units: their mean, or nothing."""
+    bonds = {group.bond for group in plan.groups if group.bond >= 0}
+    for bond in sorted(bonds):
+        own = [index for index, group in enumerate(plan.groups) if group.bond == bond]
+        sizes = [len(plan.groups[index]) for index in own]
+        parts = math.gcd(*sizes)
+        free = not any(plan.groups[index].name in plan.held for index in own)
+        share = sum(len(choice[index]) for index in own) / sum(sizes) if free else 0.0
+        steps = min(round(share * parts), parts - 1)
+        for index, size in zip(own, sizes, strict=True):
+            order = np.argsort(plan.scores[index], kind="stable")
+            choice[index] = np.sort(order[: steps * size // parts])
+    return choice

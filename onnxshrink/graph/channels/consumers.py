@@ -52,10 +52,8 @@ class Consumer:
         tensor = stored(self.weight)
         assert tensor is not None
         array: Array = np.asarray(tensor.numpy(), np.float64)
-        if array.ndim == 2 and self.weight_axis == 0:
-            return array.T
-        rows: Array = array.reshape(array.shape[0], -1)
-        return rows
+        turned: Array = array.T if array.ndim == 2 and self.weight_axis == 0 else array
+        return turned.reshape(len(turned), -1)
 
     def columns(self, matrix: Array) -> Array:
         """[outputs, features] as [outputs, channels, kernel]."""

@@ -45,6 +45,7 @@ class Cut:
         self._walk = walk
         self._gone = removed
         self._replaced: set[ir.Value] = set()
+        self._laid_out: dict[ir.Value, tuple[tuple[int, ...], int]] = {}
 
     # --------------------------------------------------------- what rules ask for
 
@@ -119,6 +120,13 @@ class Cut:
         less = self._node("Sub", [value, delta], f"{value.name}.left", node)
         node.replace_input_with(index, less)
         self.model.touch_node(node)
+
+    def lay_out(self, value: ir.Value, array: np.ndarray) -> None:
+        """Give a constant of one use other values, before its labelled axes are cut."""
+        tensor = stored(value)
+        assert tensor is not None
+        self._laid_out[value] = dims(tensor), tensor.nbytes
+        self._set(value, tensor, array)
 
     def add_behind(self, node: ir.Node, addend: np.ndarray) -> None:
         """Add a constant to what a node makes; all users get the sum."""
@@ -255,7 +263,8 @@ class Cut:
         self, value: ir.Value, tensor: ir.TensorProtocol, uses: Sequence[tuple[Slot, list[Any]]]
     ) -> list[Shortened]:
         """Cut a constant; a vector whose uses lose different channels becomes several."""
-        if all(k is None for _, keep in uses for k in keep):
+        whole = all(k is None for _, keep in uses for k in keep)
+        if whole and value not in self._laid_out:
             return []
         array = tensor.numpy()
         op_type = next((use.node.op_type for use in value.uses()), "")
@@ -277,10 +286,11 @@ class Cut:
                 own = not whole and not variants
                 target = self._variant(value, tensor, short, own, slot)
                 variants[key] = target
-                if short is not array:
+                if short is not array or value in self._laid_out:
+                    shape, nbytes = self._laid_out.get(value, (array.shape, tensor.nbytes))
                     done.append(
                         Shortened(
-                            target.name or "", array.shape, short.shape, tensor.nbytes,
+                            target.name or "", shape, short.shape, nbytes,
                             tensor.nbytes * short.size // max(array.size, 1), op_type,
                         )
                     )  # fmt: skip
@@ -298,6 +308,11 @@ class Cut:
             return self._constant(array, value.name or "", slot[1])
         if array.shape == dims(tensor):
             return value
+        self._set(value, tensor, array)
+        return value
+
+    def _set(self, value: ir.Value, tensor: ir.TensorProtocol, array: np.ndarray) -> None:
+        """Give a constant other values, of the same type."""
         name = value.name or ""
         made = ir.Tensor(np.ascontiguousarray(array), dtype=tensor.dtype, name=name)
         short = self.model.store(made, name)
@@ -310,7 +325,6 @@ class Cut:
         if value.shape is not None:
             value.shape = ir.Shape(array.shape)
         self.model.touch(name)
-        return value
 
     def _drop_replaced(self) -> None:
         """Take constants that nothing uses any more out of the file."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -54,6 +54,8 @@ class Group:
         atoms: The atom of each unit.
         members: The axes of constants that it reaches.
         step: How many indices of its densest axis go with a unit, at the least.
+        bond: Groups of the same bond, if not negative, must lose the same share: they are parts of
+            the channels of grouped convolutions.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Group:
     atoms: Labels
     members: tuple[Member, ...]
     step: int
+    bond: int = -1
 
     def __len__(self) -> int:
         """How many units it has."""
@@ -83,6 +86,11 @@ def find(walk: Walk) -> list[Group]:
             reached.append((slot, axis, positions, found))
             times = np.bincount(found, minlength=atoms.count).astype(np.uint64)
             signature += times * rng.integers(1, 2**63, dtype=np.uint64)
+    for parts in walk.balanced:
+        for part in parts:
+            found = atoms.incidence(part)[1]
+            times = np.bincount(found, minlength=atoms.count).astype(np.uint64)
+            signature += times * rng.integers(1, 2**63, dtype=np.uint64)
     everything = np.unique(np.concatenate([r[3] for r in reached])) if reached else np.empty(0, int)
     kinds, group_of = np.unique(signature[everything], return_inverse=True)
     place = np.full(atoms.count, -1)
@@ -98,7 +106,28 @@ def find(walk: Walk) -> list[Group]:
             mine = groups == index
             members[index].append(Member(slot, axis, positions[mine], unit[found[mine]]))
     order = sorted(range(len(kinds)), key=lambda index: int(units[index][0]))
-    return [_group(walk, units[index], tuple(members[index])) for index in order]
+    bonds = _bonds(walk, place, len(kinds))
+    found_groups = []
+    for index in order:
+        group = _group(walk, units[index], tuple(members[index]))
+        if bonds[index] >= 0:  # the axis has as many units of each of its bond
+            group = replace(group, bond=bonds[index], step=bonds.count(bonds[index]))
+        found_groups.append(group)
+    return found_groups
+
+
+def _bonds(walk: Walk, place: Labels, count: int) -> list[int]:
+    """For each group, the first of those that it must stay in balance with, or -1."""
+    bonds = [-1] * count
+    for parts in walk.balanced:
+        atoms = np.concatenate([walk.atoms.incidence(part)[1] for part in parts])
+        touched = [index for index in np.unique(place[atoms]).tolist() if index >= 0]
+        old = {bonds[index] for index in touched if bonds[index] >= 0}
+        first = min([*touched, *old], default=-1)
+        for index in range(count):
+            if index in touched or bonds[index] in old:
+                bonds[index] = first
+    return bonds
 
 
 def constant_axes(walk: Walk) -> Iterator[tuple[Slot, int, Labels]]:
@@ -175,6 +204,10 @@ def cost(walk: Walk, removed: Removed | None = None) -> Cost:
         if sizes is not None:
             lengths = zip(left(walk, axes, removed), sizes, strict=True)
             shapes[slot] = tuple(size[0] if n is None else n for n, size in lengths)
+    for value, labels in walk.narrowed.items():
+        kept = int(walk.atoms.kept(labels, removed).sum())
+        shape = shapes[value]
+        shapes[value] = (shape[0], shape[1] * kept // len(labels), *shape[2:])
     parameters = nbytes = 0
     counted: set[tuple[ir.Value, tuple[int, ...]]] = set()
     for slot, shape in shapes.items():

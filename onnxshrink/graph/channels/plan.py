@@ -110,15 +110,36 @@ def blocked(walk: Walk) -> Counter[str]:
 
 
 def spared(walk: Walk, removed: Removed) -> Removed:
-    """The same removal, less what would leave an axis without any channel."""
+    """The same removal, less what would empty an axis or unbalance a grouped convolution."""
     removed = removed.copy()
+    changed = True
+    while changed:
+        changed = _balance(walk, removed)
+        changed |= _spare(walk, removed)
+    return removed
+
+
+def _balance(walk: Walk, removed: Removed) -> bool:
+    """Keep all channels of a grouped convolution whose groups would lose different numbers."""
+    changed = False
+    for parts in walk.balanced:
+        if len({int(walk.atoms.kept(part, removed).sum()) for part in parts}) > 1:
+            for part in parts:
+                removed[walk.atoms.incidence(part)[1]] = False
+            changed = True
+    return changed
+
+
+def _spare(walk: Walk, removed: Removed) -> bool:
+    changed = False
     for axes in walk.labels.values():
         for labels in axes:
             if labels is None or not len(labels) or walk.atoms.kept(labels, removed).any():
                 continue
             positions, atoms = walk.atoms.incidence(labels)
             removed[atoms[positions == 0]] = False
-    return removed
+            changed = True
+    return changed
 
 
 # ---------------------------------------------------------------------- selection

@@ -67,6 +67,10 @@ class Walk:
         rewrites: What to change in a node besides its weights, when channels go; in order.
         barriers: Nodes around which everything stays whole, and why.
         handled: Nodes that the rule of an earlier one has labelled already.
+        grouped: Grouped convolutions whose channels are products of a group and a place in it.
+        balance: Grouped convolutions whose channels go one by one, as many from every group.
+        balanced: The parts of axes that must lose equally many channels.
+        narrowed: Weights whose second axis shrinks with the groups of their input.
     """
 
     model: Model
@@ -77,6 +81,10 @@ class Walk:
     rewrites: list[tuple[ir.Node, Rewrite]] = field(default_factory=list)
     barriers: dict[str, str] = field(default_factory=dict)
     handled: set[ir.Node] = field(default_factory=set)
+    grouped: list[tuple[ir.Node, Labels, Labels]] = field(default_factory=list)
+    balance: set[ir.Node] = field(default_factory=set)
+    balanced: list[list[Labels]] = field(default_factory=list)
+    narrowed: dict[ir.Value, Labels] = field(default_factory=dict)
     _captured: set[ir.Value] = field(default_factory=set)
     _used: set[tuple[ir.Node, int]] = field(default_factory=set)
 
@@ -354,4 +362,13 @@ def analyse(model: Model, facts: Facts) -> Walk:
 
     walk = Walk(model, facts)
     walk.run(RULES)
+    if tied := {node for node, *digits in walk.grouped if _are_tied(walk, digits)}:
+        walk = Walk(model, facts, balance=tied)
+        walk.run(RULES)
     return walk
+
+
+def _are_tied(walk: Walk, digits: Sequence[Labels]) -> bool:
+    """Whether groups or places are joined among themselves, so that few could go."""
+    free = np.concatenate([each[~walk.atoms.is_frozen(each)] for each in digits])
+    return len(np.unique(walk.atoms.find(free))) < sum(map(len, digits))

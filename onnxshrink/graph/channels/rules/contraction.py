@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxshrink.graph.channels.cut import Cut
+from onnxshrink.graph.channels.facts import stored
 from onnxshrink.graph.channels.rules.reshape import factor
 from onnxshrink.graph.channels.walk import (
     Axis,
@@ -86,6 +88,8 @@ def _conv(walk: Walk, node: ir.Node) -> None:
         raise Barrier("adds a third operand")
     if group == 1:
         contract(walk, node, x, 1, w, 1)
+    elif node in walk.balance and x.zero[1] and _balance(walk, node, x.axes[1], w, group):
+        pass
     else:
         groups = _grouped(walk, node, x.axes[1], w.axes[1], group)
         outer, _ = _split(walk, w.axes[0], group)
@@ -131,7 +135,35 @@ def _grouped(walk: Walk, node: ir.Node, x: Axis, inner: Axis, group: int) -> Axi
     """Channels in groups are products of a group and a place that all groups share."""
     outer, place = _split(walk, x, group)
     walk.join(place, inner, node)
+    if outer is not None and place is not None and len(place) > 1:
+        walk.grouped.append((node, outer, place))
     return outer
+
+
+def _balance(walk: Walk, node: ir.Node, x: Axis, w: Operand, group: int) -> bool:
+    """Let every channel go alone, as many from every group; whether the weight allows it."""
+    weight = node.inputs[1]
+    if weight is None or stored(weight) is None or len(weight.uses()) != 1:
+        return False
+    if x is None or w.axes[0] is None:
+        return False
+    walk.freeze(w.axes[1], f"{describe(node)}: channels of a group, which go with the input's")
+    walk.balanced += [np.split(x, group), np.split(w.axes[0], group)]
+    walk.narrowed[weight] = x
+    labels = x
+
+    def rewrite(cut: Cut) -> None:
+        tensor = stored(weight)
+        assert tensor is not None
+        kept = cut.kept(labels)
+        if not kept.all():
+            rows = np.split(tensor.numpy(), group)
+            own = np.split(kept, group)
+            parts = [part[:, keep] for part, keep in zip(rows, own, strict=True)]
+            cut.lay_out(weight, np.concatenate(parts))
+
+    walk.on_cut(node, rewrite)
+    return True
 
 
 def _merged(walk: Walk, outer: Axis, inner: Axis) -> Axis:

@@ -1,0 +1,142 @@
+"""Weight passes eat what the others leave: every ordered pair keeps the contract."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from weight_models import normal, parsed
+
+from onnxshrink.contract import Settings
+from onnxshrink.graph import weights
+from onnxshrink.graph.model import Model
+from onnxshrink.pipeline import Pass, Result, run
+from onnxshrink.recipe import find_pass
+from onnxshrink.runtime.worker import Worker
+
+#: Options with which a pass works on random weights and does them no more harm than it must.
+PASSES: dict[str, dict[str, Any]] = {
+    "clean": {},
+    "prune-magnitude": {"ratio": 0.4, "scope": "weight"},
+    "quantize-weights": {},
+    "share-codebook": {"bits": 4},
+    "split-lowrank": {"ratio": 0.9},
+    "to-float16": {},
+}
+WEIGHTS = ("conv", "table", "gemm", "last")
+RNG = np.random.default_rng(5)
+FEEDS = [
+    {"x": RNG.standard_normal((2, 8, 6, 6)).astype(np.float32), "ids": RNG.integers(0, 90, (2,))}
+    for _ in range(2)
+]
+
+
+def model() -> onnx.ModelProto:
+    """A convolution, a lookup, a Gemm with a bias and a MatMul."""
+    text = """<ir_version: 8, opset_import: ["": 13]>
+    g (float[2, 8, 6, 6] x, int64[2] ids) => (float[2, 50] y) {
+        c = Conv<pads = [1, 1, 1, 1]>(x, conv)  r = Relu(c)  f = Flatten(r)
+        e = Gather(table, ids)  j = Concat<axis = 1>(f, e)
+        h = Gemm<transB = 1>(j, gemm, bias)  t = Tanh(h)  y = MatMul(t, last)
+    }"""
+    return parsed(
+        text, "", conv=normal(16, 8, 3, 3) / 8, table=normal(90, 64, seed=1),
+        gemm=normal(72, 640, seed=2) / 25, bias=normal(72, seed=3), last=normal(72, 50, seed=4),
+    )  # fmt: skip
+
+
+def steps(*names: str) -> list[Pass]:
+    return [find_pass(name)(**PASSES[name], max_error=1.0) for name in names]
+
+
+def compress(worker: Worker, *names: str) -> Result:
+    return run(steps(*names), Model.from_proto(model()), Settings(feeds=FEEDS), worker)
+
+
+def computed(result: Result, folder: Path) -> dict[str, np.ndarray]:
+    """The weights that ONNX Runtime computes with, under their names."""
+    proto = result.model.to_proto()
+    found = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    made = {name for node in proto.graph.node for name in node.output}
+    wanted = [name for name in WEIGHTS if name not in found and name in made]
+    for name in wanted:
+        proto.graph.output.append(onnx.helper.make_tensor_value_info(name, 1, None))
+    del proto.graph.value_info[:]
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    rebuilt = session.run(wanted, FEEDS[0]) if wanted else []
+    return {n: found[n] for n in WEIGHTS if n in found} | dict(zip(wanted, rebuilt, strict=True))
+
+
+@pytest.mark.parametrize(("first", "second"), list(itertools.permutations(PASSES, 2)))
+def test_every_ordered_pair_keeps_the_contract(
+    first: str, second: str, worker: Worker, tmp_path: Path
+) -> None:
+    result = compress(worker, first, second)
+    one, two = result.report.steps
+    # `clean` has nothing to do here; no other is ever undone, and none is silent.
+    assert one.status == ("nothing to do" if first == "clean" else "done")
+    assert two.status in ("done", "nothing to do"), two.reason
+    assert two.changes or two.skips
+    assert all(skip.reason for skip in two.skips)
+    assert two.bytes_after <= one.bytes_after <= one.bytes_before
+    result.model.save(tmp_path / "result.onnx")
+    assert (tmp_path / "result.onnx").stat().st_size == result.report.bytes_after
+    worker.check(tmp_path / "result.onnx")
+    (row,) = result.effect
+    assert row.relative_error < 0.7
+    if first in ("quantize-weights", "share-codebook"):  # codes are the last word on a weight
+        before, after = computed(compress(worker, first), tmp_path), computed(result, tmp_path)
+        for name in {change.what for change in one.changes} & set(WEIGHTS) & set(after):
+            np.testing.assert_array_equal(after[name], before[name])
+
+
+@pytest.mark.parametrize("then", ["quantize-weights", "share-codebook", "to-float16", "clean"])
+def test_what_was_pruned_stays_zero(then: str, worker: Worker, tmp_path: Path) -> None:
+    before = computed(compress(worker, "prune-magnitude"), tmp_path)
+    after = computed(compress(worker, "prune-magnitude", then), tmp_path)
+    assert set(after) == set(WEIGHTS)
+    for name in WEIGHTS:
+        assert np.mean(before[name] == 0) == pytest.approx(0.4, abs=1e-3)
+        assert (after[name][before[name] == 0] == 0).all()
+
+
+@pytest.mark.parametrize("then", ["quantize-weights", "share-codebook", "to-float16"])
+def test_thin_factors_are_compressed_further(then: str, worker: Worker) -> None:
+    result = compress(worker, "split-lowrank", then)
+    split, compressed = result.report.steps
+    factors = [c.what for c in compressed.changes if c.what.endswith((".a", ".b"))]
+    # One of the six has so few weights that a table would not make it smaller.
+    assert len(split.changes) == 3
+    assert len(factors) in (5, 6)
+
+
+@pytest.mark.parametrize("first", ["quantize-weights", "share-codebook"])
+@pytest.mark.parametrize("second", ["quantize-weights", "share-codebook", "prune-magnitude",
+                                    "split-lowrank", "to-float16"])  # fmt: skip
+def test_codes_and_their_tables_are_left_alone(first: str, second: str, worker: Worker) -> None:
+    """Integer codes stay as they are; so do scales and tables, which would be weights by shape."""
+    result = compress(worker, first, second)
+    if first == second == "quantize-weights":
+        assert result.report.steps[1].status == "nothing to do"
+    rebuilt = {change.what for change in result.report.steps[0].changes}
+    again = {change.what for change in result.report.steps[1].changes}
+    assert not rebuilt & again
+    assert not {what for what in again if what.startswith("w")}
+    views = {view.name: view for view in weights.find(result.model)}
+    locked = [view for view in views.values() if view.why_not]
+    assert len([view for view in locked if "already quantized" in view.why_not]) >= 3
+
+
+def test_palettes_after_sparse_values_are_no_palettes(worker: Worker) -> None:
+    prune = find_pass("prune-magnitude")(ratio=0.8, store="sparse", max_error=1.0)  # type: ignore[call-arg]
+    share = find_pass("share-codebook")(max_error=1.0)
+    source = Model.from_proto(model())
+    result = run([prune, share], source, Settings(feeds=FEEDS), worker)
+    one, two = result.report.steps
+    assert one.status == "done"
+    assert two.status == "nothing to do"
+    assert any("lookup table" in skip.reason for skip in two.skips)
+    assert any("table of a compressed weight" in skip.reason for skip in two.skips)
