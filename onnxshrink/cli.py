@@ -90,7 +90,7 @@ def main(verbose: bool) -> None:
     \b
     onnxshrink shrink model.onnx small.onnx --calibration inputs.npz
     onnxshrink inspect model.onnx small.onnx
-    """  # noqa: D301  (click reads the escape)
+    """
     level = logging.INFO if verbose else logging.ERROR
     logging.basicConfig(stream=sys.stderr, level=level, format="%(message)s")
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)

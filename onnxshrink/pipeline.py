@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from onnxshrink.runtime.worker import Worker
 
 _log = logging.getLogger(__name__)
+_EXACT = 1e-2  # the bound of passes that change no more than the order of sums is below this
+_ALL_LOST = 1.0  # the relative error of an output of nothing but zeros
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,13 +208,24 @@ def run(
     return Result(model, report, effect)
 
 
+def _bound(pass_: Pass, settings: Settings) -> float:
+    """Largest relative output error that a step may cause."""
+    if pass_.max_error is not None:
+        return pass_.max_error
+    if settings.generated and pass_.bound > _EXACT:
+        # On noise a detector answers next to nothing, and small absolute errors are large relative
+        # ones: made-up inputs can show that a model is broken, not how good it is.
+        return max(pass_.bound, _ALL_LOST)
+    return pass_.bound
+
+
 def _step(
     pass_: Pass, model: Model, step: Step, settings: Settings, judge: Judge, worker: Worker
 ) -> Model:
     """The model after one pass, or as it was when the pass is refused."""
     from onnxshrink.runtime.calibrate import calibrate
 
-    bound = pass_.bound if pass_.max_error is None else pass_.max_error
+    bound = _bound(pass_, settings)
     ctx = Context(
         step, settings.feeds, settings.generated, worker=worker, seed=settings.seed,
         progress=settings.progress, verify=lambda half_way: judge.verify(half_way, bound),

@@ -162,7 +162,7 @@ class Palettes:
     def replace_sparse(self, view: WeightView, values: npt.NDArray[np.floating]) -> int:
         """Replace a weight by the values that are not zero, and one bit for each that is or is not.
 
-        Every one looks up as many values further as there are bits set above it in its column. That is
+        Each is looked up as many places further as bits are set above it in its column. It is
         smaller than ONNX's ``sparse_initializer``, which spends 8 bytes on each place, up to 98 %
         zeros; ONNX Runtime makes either dense when it loads the model.
 

@@ -76,7 +76,10 @@ def _has_map(kind: onnx.TypeProto) -> bool:
 
 
 def readable(original: onnx.ModelProto) -> onnx.ModelProto:
-    """Copy a model without the map types and sparse attributes at which onnx_ir raises."""
+    """Copy a model without what onnx_ir raises at or misreads.
+
+    That is map types, sparse attributes, and negative dimensions.
+    """
     proto = onnx.ModelProto()
     proto.CopyFrom(original)
     for graph in graphs(proto):
@@ -84,6 +87,10 @@ def readable(original: onnx.ModelProto) -> onnx.ModelProto:
             for value in values:
                 if _has_map(value.type):
                     value.ClearField("type")
+                # Some exporters write -1 for a dimension that is free.
+                for dim in value.type.tensor_type.shape.dim:
+                    if dim.dim_value < 0:
+                        dim.ClearField("dim_value")
     for nodes in node_lists(proto):
         for node in nodes:
             kept = [a for a in node.attribute if a.type not in _SPARSE]

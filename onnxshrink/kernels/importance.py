@@ -11,6 +11,8 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
+_MOST_MORE = 1.25  # times what was asked for, by rounding
+
 
 def index_power(
     weights: npt.NDArray[np.floating], axis: int, order: int, factors: Array | None = None
@@ -36,8 +38,8 @@ def index_power(
 def units_to_keep(count: int, wanted: float, granule: int, minimum: int) -> int:
     """How many units to keep: the multiple of ``granule`` nearest to ``wanted``.
 
-    At least one granule or ``minimum`` stay, and never fewer than one; a group smaller than a
-    granule stays whole.
+    Of two multiples the larger one, where the smaller would remove much more than asked for. At
+    least one granule or ``minimum`` stay; a group smaller than a granule stays whole.
     """
     lowest = max(1, min(minimum, count))
     if granule <= 1:
@@ -45,18 +47,20 @@ def units_to_keep(count: int, wanted: float, granule: int, minimum: int) -> int:
     if count < granule:
         return count
     floor = math.ceil(max(lowest, granule) / granule) * granule
-    kept = max(floor, granule * math.floor(wanted / granule + 0.5))
-    return min(count, kept)
+    kept = granule * math.floor(wanted / granule + 0.5)
+    if count - kept > _MOST_MORE * (count - wanted):
+        kept += granule
+    return min(count, max(floor, kept))
 
 
 def choose_local(
-    scores: Sequence[Array], ratios: Sequence[float], granules: Sequence[int], minimum: int = 1
+    scores: Sequence[Array], wanted: Sequence[float], granules: Sequence[int], minimum: int = 1
 ) -> list[Indices]:
-    """The lowest units of every group, the same share of each.
+    """The lowest units of every group.
 
     Args:
         scores: For each group, a score for each unit.
-        ratios: For each group, the share to remove.
+        wanted: For each group, how many units to keep.
         granules: For each group, what the number of units kept is a multiple of.
         minimum: Units that every group keeps.
 
@@ -64,10 +68,10 @@ def choose_local(
         For each group, the units to remove, in ascending order.
     """
     chosen = []
-    for own, ratio, granule in zip(scores, ratios, granules, strict=True):
-        keep = units_to_keep(len(own), (1 - ratio) * len(own), granule, minimum)
-        keep = len(own) if ratio <= 0 else keep
-        chosen.append(_lowest(own, len(own) - keep))
+    for own, goal, granule in zip(scores, wanted, granules, strict=True):
+        count = len(own)
+        keep = units_to_keep(count, goal, granule, minimum) if goal < count else count
+        chosen.append(_lowest(own, count - keep))
     return chosen
 
 

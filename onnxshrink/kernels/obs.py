@@ -22,7 +22,7 @@ Floats64 = npt.NDArray[np.float64]
 Grid = Callable[[Floats, int], Floats]
 
 _BLOCK = 64  # columns whose errors are fed back one by one; the rest goes through one product
-DAMPINGS = (0.01, 0.05, 0.2)
+DAMPINGS = (0.01, 0.05, 0.2, 0.8)
 _TRIED_ROWS = 48
 
 
@@ -117,15 +117,17 @@ def loss(error: npt.NDArray[np.floating], moment: npt.NDArray[np.floating]) -> f
 
 def choose_damping(
     weights: npt.NDArray[np.floating],
-    halves: tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]],
+    seen: npt.NDArray[np.floating],
+    unseen: npt.NDArray[np.floating],
     grid_of_rows: Callable[[npt.NDArray[np.int64]], Grid],
     candidates: Sequence[float] = DAMPINGS,
 ) -> float:
-    """The damping whose rounding, fitted to one half of the inputs, is best on the other.
+    """The damping whose rounding, fitted to some inputs, is best on others.
 
     Args:
         weights: [rows, width].
-        halves: Second moments of either half.
+        seen: Second moment of the inputs to fit to.
+        unseen: Second moment of the inputs that judge.
         grid_of_rows: The grid of some of the rows; a sample of them decides.
         candidates: What to try.
     """
@@ -133,10 +135,7 @@ def choose_damping(
     some, grid = np.asarray(weights, np.float32)[rows], grid_of_rows(rows)
 
     def error(damping: float) -> float:
-        return sum(
-            loss(some - quantize(some, factor(fit, damping), grid), test)
-            for fit, test in (halves, halves[::-1])
-        )
+        return loss(some - quantize(some, factor(seen, damping), grid), unseen)
 
     return min(candidates, key=error)
 

@@ -20,8 +20,9 @@ Array = npt.NDArray[np.floating]
 Floats64 = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
-#: Rows (tokens, places of a convolution) of one feed that enter a second moment.
-ROWS_PER_FEED = 8192
+#: Rows (tokens, places of a convolution) of one feed that enter a second moment: at most so many
+#: times their length, or so many.
+ROWS_PER_WIDTH, LEAST_ROWS = 4, 1024
 _CHUNK_ROWS = 2048
 _MAGNITUDES = 4096
 
@@ -331,10 +332,11 @@ class MomentSums:
         if not array.size:
             return
         layout, half = statistic.layout, feed % 2
+        most = max(ROWS_PER_WIDTH * statistic.width, LEAST_ROWS)
         if isinstance(layout, Window):
-            parts = sample(array, layout, ROWS_PER_FEED, feed)
+            parts = sample(array, layout, most, feed)
         else:
-            parts = _rows(array, layout, feed)
+            parts = _rows(array, layout, most, feed)
         for part in parts:
             if part.shape[1:] != self.sums.shape[1:3]:
                 raise ValueError(f"an activation of shape {array.shape} for {statistic}")
@@ -358,7 +360,7 @@ class MomentSums:
         return total
 
 
-def _rows(array: Array, layout: Rows, feed: int) -> Any:
+def _rows(array: Array, layout: Rows, most: int, feed: int) -> Any:
     """Rows of an activation, [rows, groups, width], some at a time."""
     if layout.axis % array.ndim != array.ndim - 1:
         array = np.moveaxis(array, layout.axis, -1)
@@ -370,7 +372,7 @@ def _rows(array: Array, layout: Rows, feed: int) -> Any:
         order = [*range(lead), array.ndim - 2, *range(lead, lead + batch), array.ndim - 1]
         array = array.transpose(order)
     rows = array.reshape(-1, groups, array.shape[-1])
-    places = spread(len(rows), ROWS_PER_FEED, feed)
+    places = spread(len(rows), most, feed)
     for start in range(0, places.size, _CHUNK_ROWS):
         yield rows[places[start : start + _CHUNK_ROWS]].astype(np.float32)
 

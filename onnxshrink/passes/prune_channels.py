@@ -15,7 +15,7 @@ from onnxshrink.pipeline import Context, Pass
 
 if TYPE_CHECKING:
     from onnxshrink.contract import Feeds
-    from onnxshrink.graph.channels.allocate import Allocation
+    from onnxshrink.graph.channels.allocate import Allocation, Start
     from onnxshrink.graph.channels.consumers import Consumer
     from onnxshrink.graph.channels.facts import Runs
     from onnxshrink.graph.channels.plan import Plan
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from onnxshrink.report import Table
     from onnxshrink.runtime.worker import Worker
 
-_ROUNDS = 15
+_ROUNDS = 15  # of each of the trials: times differ by more than the steps between more of them
+_TRIALS = 6
 _MOST = 0.95  # more leaves nothing of a layer
 
 
@@ -59,9 +60,12 @@ class PruneChannels(Pass):
     layers: Mapping[str, Any] = option(
         {}, help="other ratios by name of a weight, node or operator: '{Gemm: 0.5, head*: 0}'"
     )
-    importance: Literal["l1", "l2", "bn-gamma", "activation", "variance", "hessian", "random"] = (
-        option("l2", help="what ranks channels; activation, variance and hessian use the inputs")
-    )
+    importance: Literal[
+        "auto", "l1", "l2", "bn-gamma", "activation", "variance", "hessian", "random"
+    ] = option(
+        "auto", help="what ranks channels; auto: hessian with inputs, l2 without; activation, "
+        "variance and hessian need inputs",
+    )  # fmt: skip
     scope: Literal["local", "global"] = option(
         "local", help="the same share of every group, or the least important channels anywhere"
     )
@@ -103,18 +107,20 @@ class PruneChannels(Pass):
         from onnxshrink.graph.channels.plan import blocked
         from onnxshrink.runtime.worker import Worker
 
-        original = model.clone()
+        start: Start | None = None
         with contextlib.ExitStack() as stack:
             worker = ctx.worker or stack.enter_context(Worker())
             if self.centre:
                 self._centre(model, ctx, worker)
             for step in range(self.iterations):
                 ctx.progress(self.name, step, self.iterations)
-                plan, seen = self._planned(model, original, ctx, worker, step)
+                plan, seen, start = self._planned(model, ctx, worker, step, start)
                 reasons, removed = blocked(plan.walk), plan.removed
                 if not removed.any():
                     continue
-                refitted = compensate(plan.walk, seen, removed, self.damping) if seen else []
+                refitted = []
+                if self.compensate:
+                    refitted = compensate(plan.walk, seen, removed, self.damping)
                 shortened = Cut(plan.walk, removed).apply()
                 names = {constant.name for constant in shortened}
                 for name, nbytes in {v.name or "": nbytes_of(v) for v in refitted}.items():
@@ -142,7 +148,7 @@ class PruneChannels(Pass):
             ctx = Context(Step(self.name), feeds, seed=seed)
             if self.centre:
                 self._centre(copy, ctx, worker)
-            return self._planned(copy, model, ctx, worker, 0)[0]
+            return self._planned(copy, ctx, worker, 0, None)[0]
 
     def explain(self, model: Model, what: str, feeds: Feeds = ()) -> list[Table]:
         """What goes together with a node, weight or group, and what blocks it.
@@ -185,14 +191,14 @@ class PruneChannels(Pass):
             ctx.changed(value.name or "", nbytes, before=nbytes, note="centred")
 
     def _planned(
-        self, model: Model, original: Model, ctx: Context, worker: Worker, step: int
-    ) -> tuple[Plan, dict[Consumer, Moments]]:
+        self, model: Model, ctx: Context, worker: Worker, step: int, start: Start | None
+    ) -> tuple[Plan, dict[Consumer, Moments], Start]:
         """Label a model, which is only read, and choose what goes in a step."""
         import numpy as np
 
         from onnxshrink.graph.channels import groups as grouping
         from onnxshrink.graph.channels import score
-        from onnxshrink.graph.channels.allocate import Allocation
+        from onnxshrink.graph.channels.allocate import Allocation, Start
         from onnxshrink.graph.channels.plan import Plan, held
         from onnxshrink.runtime.probe import moments, probe_any
 
@@ -208,26 +214,30 @@ class PruneChannels(Pass):
         real = ctx.feeds if not ctx.generated else ()  # made-up inputs are a bad thing to fit to
         if self.importance in score.CALIBRATED and not real:
             raise RecipeError(f"{self.name}: importance {self.importance} needs real inputs")
-        if real and (self.compensate or self.importance in score.CALIBRATED):
+        if real and (self.compensate or self.importance in {"auto", *score.CALIBRATED}):
             seen = moments(walk, real, rng, worker)
         scores = score.score(walk, groups, self.importance, seen, rng)
-        seen = seen if self.compensate else {}
         plan = Plan(walk, groups, scores, [], whole)
-        allocation = Allocation(self.layers, self.scope == "global", self.round_to, self.minimum)
-        part = 1 / self.iterations
+        start = start or Start.of(plan)
+        allocation = Allocation(
+            self.layers, self.scope == "global", self.round_to, self.minimum, start.sizes
+        )
+        part = (step + 1) / self.iterations
         if self.flops is not None:
-            plan = allocation.reach_cost(plan, lambda cost: cost.macs, self.flops**part)
+            most = self.flops**part * start.cost.macs
+            plan = allocation.reach_cost(plan, lambda cost: cost.macs, most)
         elif self.bytes is not None:
-            plan = allocation.reach_cost(plan, lambda cost: cost.nbytes, self.bytes**part)
+            most = self.bytes**part * start.cost.nbytes
+            plan = allocation.reach_cost(plan, lambda cost: cost.nbytes, most)
         elif self.latency is not None:
-            goal = self.latency ** (part * (step + 1))
-            plan = self._to_latency(plan, allocation, original, runs, ctx, worker, goal)
+            goal = self.latency**part
+            plan = self._to_latency(plan, allocation, start, runs, ctx, worker, goal)
         else:
             plan = allocation.choose(plan, 1 - (1 - self.ratio) ** part)
-        return plan, seen
+        return plan, seen, start
 
     def _to_latency(
-        self, plan: Plan, allocation: Allocation, original: Model, runs: Runs, ctx: Context,
+        self, plan: Plan, allocation: Allocation, start: Start, runs: Runs, ctx: Context,
         worker: Worker, goal: float,
     ) -> Plan:  # fmt: skip
         """The smallest ratio that is measured to be as fast as was asked for."""
@@ -240,7 +250,7 @@ class PruneChannels(Pass):
         feeds = ctx.feeds[:4] or generated_inputs(model, 1, ctx.seed, worker=worker)
         with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
             first, other = Path(folder) / "before.onnx", Path(folder) / "after.onnx"
-            original.save(first, durable=False)
+            start.model.save(first, durable=False)
 
             def fast(trial: Plan) -> bool:
                 copy = model.clone()
@@ -252,7 +262,7 @@ class PruneChannels(Pass):
                 copy.save(other, durable=False)
                 return bench([first, other], feeds, rounds=_ROUNDS).models[1].ratio <= goal
 
-            return allocation.reach(plan, fast)
+            return allocation.reach(plan, fast, trials=_TRIALS)
 
 
 def _labelled(model: Model, runs: Runs) -> Walk:

@@ -28,12 +28,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _PLAIN = 2048  # weights of fewer elements are not worth a search of their own
 _LOOKED_UP = 2**20  # smaller tables are not worth the nodes that a lookup of integers takes
-_NOISE = 0.8  # standard deviations: step of the noise with which a layer's sensitivity is measured
+_MIDDLING = 0.5  # standard deviations: the step at which a layer's effect is first measured
 _LEAST = 1e-9  # squared output error below which nothing was measured but rounding
-_SPEND = 0.02
+_SPEND = 0.02  # squared output error that the search begins with
 _FIDELITY = 0.99
-_PROBES = 8
-_DAMPING = 0.05
+_PROBES = 4  # feeds on which the effect of each layer is measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,35 +175,37 @@ class _Search:
             )
 
     def _measured(self, names: Sequence[str], trial: Trial) -> list[Layer]:
-        """Layers fitted to the first half of the inputs, with what their noise does to outputs."""
+        """Layers fitted to the first half of the inputs, with what their noise does to outputs.
+
+        Each is rounded alone, first at a middling step, then at the one that this suggests; its
+        effect is measured on inputs of the other half, so that a fit to too few inputs is not
+        mistaken for a good one.
+        """
         import numpy as np
 
-        from onnxshrink.kernels import obs
+        from onnxshrink.kernels import rate
         from onnxshrink.kernels.fidelity import Fidelity
 
-        rng = np.random.default_rng(self.ctx.seed)
-        probes = self._fit[:_PROBES]
+        probes = self._judge[:_PROBES]
         reference = Fidelity(trial.run(probes), self.options.measure)
-        found = []
-        for number, name in enumerate(names):
-            self.ctx.progress("measuring sensitivities", number, len(names))
-            view = self._by_name[name]
-            layer, moment = self._fitted(view, half=0)
-            step = _NOISE * float(np.sqrt(np.square(layer.weights).mean())) or 1.0
-            noise = (rng.random(layer.weights.shape, np.float32) - np.float32(0.5)) * step
-            noisy = _unfold(view, layer.weights + noise)
-            effect = max(reference.distortion(trial.run(probes, {name: noisy})), _LEAST)
-            if moment is None or layer.factors is None:
-                sensitivity = effect / step**2
-            else:  # rounding with feedback leaves less noise than was put in
-                put = sum(obs.loss(e, h) for e, h in zip(noise, moment, strict=True))
-                left = sum(known.noise.sum() for known in layer.factors) / 12
-                sensitivity = effect * layer.weights.shape[1] * left / max(put, 1e-30)
-            found.append(replace(layer, sensitivity=float(sensitivity)))
-            _log.info("%s: sensitivity %.3g", name, sensitivity)
+        found = [self._fitted(self._by_name[name], half=0) for name in names]
+        steps = {
+            layer.name: _MIDDLING * float(np.sqrt(np.square(layer.weights).mean())) or 1.0
+            for layer in found
+        }
+        for turn in range(2):
+            for number, layer in enumerate(found):
+                done = turn * len(found) + number
+                self.ctx.progress("measuring sensitivities", done, 2 * len(found))
+                view, step = self._by_name[layer.name], steps[layer.name]
+                noisy = _unfold(view, layer.codes(step) * np.float32(step))
+                effect = reference.distortion(trial.run(probes, {layer.name: noisy}))
+                sensitivity = max(effect, _LEAST) / step**2
+                found[number] = replace(layer, sensitivity=sensitivity)
+            steps = rate.steps(found, self.options.lam or _SPEND)
         return found
 
-    def _fitted(self, view: WeightView, half: int | None) -> tuple[Layer, Any]:
+    def _fitted(self, view: WeightView, half: int | None) -> Layer:
         """A layer whose roundings are fitted to one half of the inputs, or to all."""
         import numpy as np
 
@@ -212,14 +213,21 @@ class _Search:
         from onnxshrink.kernels import obs
         from onnxshrink.kernels.rate import Layer
 
-        moment = moments.moment(self.ctx.statistics, view, half)
         matrix = np.array(view.matrix, np.float32)  # a copy: the file behind it is let go
         view.release()
-        folded = matrix.reshape(1 if moment is None else len(moment), -1, matrix.shape[1])
-        factors = None
-        if moment is not None:
-            factors = tuple(obs.factor(h, _DAMPING) for h in moment)
-        return Layer(view.name, folded, factors, 0.0), moment
+        moment = moments.moment(self.ctx.statistics, view, half)
+        if moment is None:
+            return Layer(view.name, matrix[None], None, 0.0)
+        folded = matrix.reshape(len(moment), -1, matrix.shape[1])
+        if view.name not in self._dampings:
+            other = moments.moment(self.ctx.statistics, view, 1)
+            assert other is not None
+            step = _MIDDLING * float(np.sqrt(np.square(matrix).mean())) or 1.0
+            self._dampings[view.name] = obs.choose_damping(
+                folded[0], moment[0], other[0], lambda rows: obs.uniform(step)
+            )
+        damping = self._dampings[view.name]
+        return Layer(view.name, folded, tuple(obs.factor(h, damping) for h in moment), 0.0)
 
     def _codes(self, spend: float) -> dict[str, tuple[Codes, float]]:
         from onnxshrink.kernels import rate
@@ -288,7 +296,7 @@ class _Search:
             yield self._by_name[name], quantized, "int8"
         for layer in self.layers:
             view, step = self._by_name[layer.name], steps[layer.name]
-            fitted, _ = self._fitted(view, half=None)
+            fitted = self._fitted(view, half=None)
             codes = rate.stored(_unfold(view, fitted.codes(step)))
             bits = 8 * rate.packed_bytes(codes) / codes.size
             scale = np.full((1,) * codes.ndim, step, np.float32)

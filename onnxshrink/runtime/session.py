@@ -170,7 +170,16 @@ def _refusal(error: Exception, label: str) -> ModelError:
             return UnsupportedModel(f"{label}: ONNX Runtime has {message.format(*found.groups())}")
     if _out_of_memory(error):
         return ModelError(f"{label}: not enough memory to load it into ONNX Runtime")
+    if "xternal data" in str(error) and _is_packed(label):
+        return ModelError(f"{label}: its weights are packed; 'onnxshrink unpack' it first")
     return ModelError(f"{label}: ONNX Runtime does not load it: {_reason(error)}")
+
+
+def _is_packed(path: str) -> bool:
+    """Whether a model that does not load has its weights in a sidecar."""
+    from onnxshrink.graph.packed import pack_name
+
+    return Path(path).is_file() and pack_name(Path(path)) is not None
 
 
 def _out_of_memory(error: Exception) -> bool:

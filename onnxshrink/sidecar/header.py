@@ -218,7 +218,9 @@ def parse_head(head: bytes, size: int) -> tuple[int, int]:
         raise SidecarError(f"{size} bytes are too few for a packed sidecar")
     magic, version, flags, length, crc, zero = HEAD.unpack(head)
     if magic != MAGIC:
-        raise SidecarError("not a packed sidecar: it does not begin with ONXSPAK1")
+        raise SidecarError(
+            "not a packed sidecar (model.onnx.pack): it does not begin with ONXSPAK1"
+        )
     if version != VERSION:
         raise SidecarError(f"version {version} of the format; this reader knows only {VERSION}")
     if flags or zero:

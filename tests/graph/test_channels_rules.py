@@ -208,6 +208,11 @@ CASES = {
         "d = DequantizeLinear(q, s, z) y = Conv(d, u)}",
         w=(10, 3, 1, 1), s=np.float32(0.02), z=np.int8(0), u=(4, 10, 1, 1),
     ),
+    "trilu": _case(
+        "(float[N,4,6] x) => (float[N,4,4] y) {h = MatMul(x, a) m = MatMul(h, b) t = Trilu(m)"
+        "e = Einsum<equation=\"nij,njc->nic\">(t, h) y = MatMul(e, c)}",
+        a=(6, 10), b=(10, 4), c=(10, 4),
+    ),
     "transposed_weight": _case(
         "(float[N,6] x) => (float[N,4] y) {t = Transpose(a) h = MatMul(x, t) y = MatMul(h, b)}",
         a=(10, 6), b=(10, 4),

@@ -95,7 +95,8 @@ def test_an_update_needs_no_base_to_be_inspected(small, tmp_path):
     found = inspect_pack(update)
     assert found.base is not None
     figures = {tensor.name: (tensor.packed, tensor.entropy_bits) for tensor in found.tensors}
-    assert figures["quarters"] == figures["noise"] == (0, None)
+    assert figures["noise"] == (0, None)
+    assert figures["quarters"] == (4, None)  # its table is too short to be worth a reference
     assert 0 < figures["first"][0] < 100
     (files, _) = found.tables()
     assert found.base in dict(files.rows)["update of"]
@@ -125,7 +126,7 @@ def test_the_command(small, tmp_path, capsys):
 
 def test_long_tables_are_summed_up(small):
     _, table = inspect_pack(small).tables(rows=2)
-    assert [row[0] for row in table.rows] == ["first", "noise", "2 more", "total"]
+    assert [row[0] for row in table.rows] == ["first", "quarters", "2 more", "total"]
 
 
 def test_what_cannot_be_inspected(small, tmp_path):

@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import packs
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -22,6 +24,7 @@ from onnxshrink.graph import packed, preserve
 from onnxshrink.graph.model import Model
 from onnxshrink.runtime.session import open_session, run_session
 from onnxshrink.runtime.worker import Worker
+from onnxshrink.sidecar.header import BITS
 
 MODELS = Path(__file__).parents[2] / "models"
 FEED = {"image": np.random.default_rng(0).standard_normal((2, 1, 28, 28)).astype(np.float32)}
@@ -70,6 +73,36 @@ def test_a_session_answers_exactly_as_the_plain_model(plain: Path, small: Path) 
     assert len(junk) == 50
 
 
+def test_onnxruntime_reads_the_arrays_only_when_the_session_is_made(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So they must live until then: what happens to them before, the session computes with."""
+    with packed.open_pack(small) as opened:
+        data = np.zeros(opened.header.data_length, np.uint8)
+        for entry in opened.header.tensors:
+            opened.read(entry.name, out=data[entry.offset : entry.offset + entry.nbytes])
+        files = {opened.header.data_name: data}
+    right = run_session(open_session(small, files=files), FEED)[0]
+    real = onnxruntime.InferenceSession
+
+    def late(*arguments: Any, **options: Any) -> onnxruntime.InferenceSession:
+        data[:] = 0  # as if it had been let go, and its memory used for something else
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(onnxruntime, "InferenceSession", late)
+        wrong = run_session(open_session(small, files=files), FEED)[0]
+    assert np.abs(wrong - right).max() > 0.1
+
+    def crowded(*arguments: Any, **options: Any) -> onnxruntime.InferenceSession:
+        junk = [np.full(data.size, 7, np.uint8) for _ in range(20)]  # over whatever was let go
+        assert len(junk) == 20
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", crowded)
+    np.testing.assert_array_equal(run_session(onnxshrink.session(small), FEED)[0], right)
+
+
 def test_weights_in_constant_nodes_and_branches_are_packed(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     weights = [rng.standard_normal((100, 100)).astype(np.float32) for _ in range(3)]
@@ -114,27 +147,28 @@ def test_weights_in_constant_nodes_and_branches_are_packed(tmp_path: Path) -> No
 
 def test_every_type_is_packed_bit_for_bit(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
-    names = [
-        "FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16", "FLOAT8E4M3FN", "FLOAT8E5M2", "INT8", "UINT8",
-        "INT16", "UINT16", "INT32", "INT64", "BOOL", "INT4", "UINT4",
-    ]  # fmt: skip
     tensors = []
-    for name in names:
+    for name, bits in BITS.items():
+        raw = rng.integers(0, 2 if name == "BOOL" else 16, 8000 * bits // 8).astype(np.uint8)
         kind = TensorProto.DataType.Value(name)
-        bits = {"INT4": 4, "UINT4": 4, "BOOL": 8}.get(name)
-        size = 8 * helper.tensor_dtype_to_np_dtype(kind).itemsize if bits is None else bits
-        raw = rng.integers(0, 2 if name == "BOOL" else 16, 4000 * size // 8).astype(np.uint8)
-        tensors.append(helper.make_tensor(name, kind, [4000], raw.tobytes(), raw=True))
-    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [4000])
+        tensors.append(helper.make_tensor(name, kind, [8000], raw.tobytes(), raw=True))
+    texts = helper.make_tensor("STRING", TensorProto.STRING, [8000], [b"text"] * 8000)
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [8000])
     nodes = [helper.make_node("Identity", ["FLOAT"], ["y"])]
-    graph = helper.make_graph(nodes, "g", [], [output], tensors)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    graph = helper.make_graph(nodes, "g", [], [output], [*tensors, texts])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 25)], ir_version=13)
     plain, small, back = (tmp_path / f"{n}.onnx" for n in "abc")
     onnx.save(model, plain)
     packed.save(Model.load(plain), small)
+    with packed.open_pack(small) as opened:
+        assert {entry.dtype for entry in opened.entries.values()} == set(BITS)
     packed.unpack(small, back)
-    raws = [{t.name: t.raw_data for t in onnx.load(p).graph.initializer} for p in (plain, back)]
-    assert raws[0] == raws[1]
+    found = onnx.load(back).graph.initializer
+    assert {t.name: t.raw_data for t in found if t.name != "STRING"} == {
+        t.name: t.raw_data for t in tensors
+    }
+    (strings,) = (t for t in found if t.name == "STRING")
+    assert list(strings.string_data) == [b"text"] * 8000
 
 
 def test_what_would_grow_is_not_written(tmp_path: Path) -> None:
@@ -204,7 +238,7 @@ def test_a_packed_model_says_so_when_it_is_loaded(small: Path) -> None:
 
 
 def test_no_runtime_mistakes_packed_bytes_for_weights(small: Path) -> None:
-    with Worker() as worker, pytest.raises(ModelError):
+    with Worker() as worker, pytest.raises(ModelError, match="'onnxshrink unpack' it first"):
         worker.open(small)
 
 

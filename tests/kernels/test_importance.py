@@ -39,6 +39,7 @@ def test_kept_units_are_multiples_and_never_none(count, share, granule, minimum)
 def test_nearest_multiple():
     assert units_to_keep(64, 44.8, 8, 1) == 48
     assert units_to_keep(64, 43.9, 8, 1) == 40
+    assert units_to_keep(16, 11.2, 8, 1) == 16  # 8 would be half of them
     assert units_to_keep(6, 3, 8, 1) == 6
     assert units_to_keep(64, 0.0, 8, 1) == 8
     assert units_to_keep(10, 7.0, 1, 1) == 7
@@ -46,10 +47,10 @@ def test_nearest_multiple():
 
 def test_local_takes_the_lowest_of_each_group():
     scores = [np.array([3.0, 1, 2, 4]), np.array([0.1, 0.2])]
-    first, second = choose_local(scores, [0.5, 0.5], [1, 1])
+    first, second = choose_local(scores, [2, 1], [1, 1])
     np.testing.assert_array_equal(first, [1, 2])
     np.testing.assert_array_equal(second, [0])
-    assert [len(c) for c in choose_local(scores, [0.0, 0.0], [1, 1])] == [0, 0]
+    assert [len(c) for c in choose_local(scores, [4, 2], [1, 1])] == [0, 0]
 
 
 def test_global_takes_more_from_flat_scores_and_keeps_something_of_each():

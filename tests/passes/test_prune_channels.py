@@ -59,7 +59,7 @@ def test_l2_removes_the_smallest_and_the_rest_is_untouched(worker):
     score += (b.astype(float) ** 2).sum(1) / (b.astype(float) ** 2).sum(1).mean()
     kept = np.sort(np.argsort(score)[32:])
     result = _pruned(
-        model, worker=worker, ratio=0.5, round_to=1, compensate=False, layers={"two": 0.5},
+        model, worker=worker, ratio=0.5, round_to=1, compensate=False, importance="l2",
         keep=("c",), max_error=10,
     )  # fmt: skip
     stored = result.model.ir.graph.initializers

@@ -202,3 +202,13 @@ def test_a_model_without_inputs(worker):
     assert generated("() => (float[1] y) { y = Constant <value_floats = [1.0]> () }", worker) == [
         {}
     ]
+
+
+def test_a_dimension_of_minus_one_is_free(tmp_path):
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[N, 3] x) => (float[N, 3] y) {y = Neg(x)}'
+    )
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    [feed] = generated_inputs(Model.from_proto(model), 1, 0)
+    assert feed["x"].shape[1] == 3
+    assert feed["x"].shape[0] >= 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -12,11 +12,32 @@ import numpy as np
 from onnxshrink.graph.channels import groups as grouping
 from onnxshrink.graph.channels.groups import Cost, Group
 from onnxshrink.graph.channels.plan import Plan, names_of, parameters_per_unit
+from onnxshrink.graph.model import Model
 from onnxshrink.kernels.importance import Indices, choose_global, choose_local
 
 #: Largest share of a group that may go.
 MOST = 0.95
-_BISECTIONS = 10
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the first of several steps began with.
+
+    Attributes:
+        model: The model.
+        sizes: Units of every group, by name.
+        cost: What it cost.
+    """
+
+    model: Model
+    sizes: Mapping[str, int]
+    cost: Cost
+
+    @classmethod
+    def of(cls, plan: Plan) -> Start:
+        """The start from which a plan was made."""
+        sizes = {group.name: len(group) for group in plan.groups}
+        return cls(plan.walk.model.clone(), sizes, grouping.cost(plan.walk))
 
 
 @dataclass(frozen=True)
@@ -28,12 +49,15 @@ class Allocation:
         everywhere: Whether units compete across groups; otherwise each loses the same share.
         round_to: What lengths of axes are multiples of.
         minimum: Units that every group keeps.
+        sizes: Units that groups had before the first of several steps, by name; what is chosen is
+            relative to that, so that rounding does not stop small steps.
     """
 
     ratios: Mapping[str, float]
     everywhere: bool
     round_to: int
     minimum: int
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def choose(self, plan: Plan, ratio: float) -> Plan:
         """The plan that removes the least important units at a ratio."""
@@ -42,11 +66,20 @@ class Allocation:
         scores = [plan.scores[i] for i in free]
         granules = [group.granule(self.round_to) for group in groups]
         own = [self._own_ratio(group) for group in groups]
-        ratios = [ratio if each is None else each for each in own]
-        picked = choose_local(scores, ratios, granules, self.minimum)
+        wanted = [
+            (1 - (ratio if each is None else each)) * self.sizes.get(group.name, len(group))
+            for each, group in zip(own, groups, strict=True)
+        ]
+        picked = choose_local(scores, wanted, granules, self.minimum)
         if self.everywhere:
             costs = [parameters_per_unit(group) for group in groups]
-            spread = choose_global(scores, costs, ratio, granules, self.minimum)
+            before = sum(
+                cost * self.sizes.get(group.name, len(group))
+                for cost, group in zip(costs, groups, strict=True)
+            )
+            total = sum(cost * len(group) for cost, group in zip(costs, groups, strict=True))
+            part = max(0.0, 1 - (1 - ratio) * before / total) if total else 0.0
+            spread = choose_global(scores, costs, part, granules, self.minimum)
             picked = [
                 best if each is None else local
                 for each, best, local in zip(own, spread, picked, strict=True)
@@ -61,11 +94,17 @@ class Allocation:
         found = [r for p, r in self.ratios.items() if any(fnmatchcase(n, p) for n in names)]
         return float(found[-1]) if found else None
 
-    def reach(self, plan: Plan, enough: Callable[[Plan], bool]) -> Plan:
-        """The plan of the smallest ratio that is enough; that of the largest if none is."""
+    def reach(self, plan: Plan, enough: Callable[[Plan], bool], trials: int = 10) -> Plan:
+        """The plan of the smallest ratio that is enough; that of the largest if none is.
+
+        Args:
+            plan: What there is to choose from.
+            enough: Whether a plan will do.
+            trials: How often to halve the range of ratios.
+        """
         low, high = 0.0, MOST
         best = self.choose(plan, high)
-        for _ in range(_BISECTIONS):
+        for _ in range(trials):
             middle = (low + high) / 2
             trial = self.choose(plan, middle)
             if enough(trial):
@@ -74,14 +113,11 @@ class Allocation:
                 low = middle
         return best
 
-    def reach_cost(self, plan: Plan, measure: Callable[[Cost], int], goal: float) -> Plan:
-        """The plan that leaves at most this share of a cost."""
-        total = max(measure(grouping.cost(plan.walk)), 1)
-
-        def enough(trial: Plan) -> bool:
-            return measure(grouping.cost(trial.walk, trial.removed)) <= goal * total
-
-        return self.reach(plan, enough)
+    def reach_cost(self, plan: Plan, measure: Callable[[Cost], int], most: float) -> Plan:
+        """The plan that leaves at most this cost."""
+        return self.reach(
+            plan, lambda trial: measure(grouping.cost(trial.walk, trial.removed)) <= most
+        )
 
 
 def _balanced(plan: Plan, choice: list[Indices]) -> list[Indices]:

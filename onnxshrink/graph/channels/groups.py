@@ -48,7 +48,7 @@ class Group:
     """Units that reach the same axes.
 
     Attributes:
-        name: Its first constant, and the axis.
+        name: Its first constant, and the axis; with a number where several begin there.
         kind: What a unit is: a channel or neuron; a head; a dimension that all heads share; an
             index of the embeddings' width.
         atoms: The atom of each unit.
@@ -107,12 +107,14 @@ def find(walk: Walk) -> list[Group]:
             members[index].append(Member(slot, axis, positions[mine], unit[found[mine]]))
     order = sorted(range(len(kinds)), key=lambda index: int(units[index][0]))
     bonds = _bonds(walk, place, len(kinds))
-    found_groups = []
+    found_groups: list[Group] = []
     for index in order:
         group = _group(walk, units[index], tuple(members[index]))
         if bonds[index] >= 0:  # the axis has as many units of each of its bond
             group = replace(group, bond=bonds[index], step=bonds.count(bonds[index]))
-        found_groups.append(group)
+        namesakes = sum(other.name.partition("#")[0] == group.name for other in found_groups)
+        name = f"{group.name}#{namesakes + 1}" if namesakes else group.name
+        found_groups.append(replace(group, name=name))
     return found_groups
 
 

@@ -15,7 +15,7 @@ from onnxshrink.graph.channels.walk import Walk
 from onnxshrink.kernels.importance import Array, index_power
 from onnxshrink.kernels.refit import Moments
 
-Importance = Literal["l1", "l2", "bn-gamma", "activation", "variance", "hessian", "random"]
+Importance = Literal["auto", "l1", "l2", "bn-gamma", "activation", "variance", "hessian", "random"]
 #: Those that need inputs to run the model on.
 CALIBRATED = {"activation", "variance", "hessian"}
 
@@ -32,7 +32,8 @@ def score(
     Args:
         walk: The labelled model.
         groups: Its groups.
-        importance: ``l1`` and ``l2``: norms of all weights that go with a unit, those of each
+        importance: ``auto``: ``hessian`` where a unit is read by a weight with moments, else
+            ``l2``; ``l1`` and ``l2``: norms of all weights that go with a unit, those of each
             tensor relative to their mean; ``bn-gamma``: the scale that normalises its channel (l2
             where there is none); ``activation``: weights that read the unit times the root mean
             square of what they read; ``variance``: times its standard deviation; ``hessian``: the
@@ -51,7 +52,7 @@ def score(
         parts: list[Array] = []
         if importance == "bn-gamma":
             parts = [_spread(group, m, np.abs(_array(m))) for m in group.members if _is_gamma(m)]
-        if importance in CALIBRATED:
+        if importance in CALIBRATED or importance == "auto":
             for member in group.members:
                 for consumer in readers.get(member.value, ()):
                     if consumer.weight_axis == member.axis:
@@ -73,7 +74,7 @@ def _read(consumer: Consumer, moments: Moments, importance: Importance) -> Array
     """A score for every channel that a consumer reads."""
     squares = consumer.columns(np.square(consumer.matrix())).sum((0, 2))
     size = consumer.features // consumer.channels
-    if importance == "hessian":
+    if importance in ("hessian", "auto"):
         gram = moments.sums[:-1, :-1] / max(moments.count, 1.0)
         gram = gram + np.eye(len(gram)) * (0.01 * np.diagonal(gram).mean() + 1e-12)
         left = 1 / np.diagonal(np.linalg.inv(gram))

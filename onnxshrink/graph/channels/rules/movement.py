@@ -303,6 +303,14 @@ def _freeze_spatial(walk: Walk, node: ir.Node, axes: Sequence[Axis]) -> None:
         walk.freeze(labels, f"{describe(node)}: a spatial axis")
 
 
+def _trilu(walk: Walk, node: ir.Node) -> None:
+    """What is above or below the diagonal depends on both of the last axes."""
+    x = walk.operand(node, 0)
+    for labels in x.axes[-2:]:
+        walk.freeze(labels, f"{describe(node)}: a diagonal")
+    walk.put(node, x.axes, x.zero)
+
+
 RULES: dict[tuple[str, str], Rule] = {
     ("", "Concat"): _concat,
     ("", "ConstantOfShape"): _constant_of_shape,
@@ -315,4 +323,5 @@ RULES: dict[tuple[str, str], Rule] = {
     ("", "Split"): _split,
     ("", "Tile"): _tile,
     ("", "Transpose"): _transpose,
+    ("", "Trilu"): _trilu,
 }
