@@ -15,7 +15,7 @@ BIG = (1 << 53) - 1
 FUZZ = int(os.environ.get("ONNXSHRINK_FUZZ", "1000"))
 SEED = int(os.environ.get("ONNXSHRINK_FUZZ_SEED", "0"))
 KILLS = min(20, max(5, FUZZ // 500))
-EXAMPLES = min(1500, max(200, FUZZ // 7))
+EXAMPLES = min(1500, max(100, FUZZ // 7))
 
 
 def take_apart(pack):

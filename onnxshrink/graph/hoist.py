@@ -6,6 +6,8 @@ of the graph that calls it.
 
 from __future__ import annotations
 
+from collections import Counter
+
 import onnx_ir as ir
 
 from onnxshrink.graph.model import Model
@@ -22,6 +24,9 @@ def hoist_constants(model: Model, at_least: int) -> int:
         How many were moved.
     """
     main, moved = model.ir.graph, 0
+    # Branches are scopes of their own, in which a name may mean different things.
+    uses = Counter(v.name for scope in model.scopes for node in scope for v in node.outputs)
+    uses.update(name for scope in [main, *main.subgraphs()] for name in scope.initializers)
     for scope in [main, *main.subgraphs()]:
         for node in [node for node in scope if node.op_type == "Constant"]:
             attribute = node.attributes.get("value")
@@ -29,7 +34,7 @@ def hoist_constants(model: Model, at_least: int) -> int:
                 continue
             output, tensor = node.outputs[0], attribute.as_tensor()
             if tensor.nbytes >= at_least and not output.is_graph_output():
-                _move(model, output, tensor)
+                _move(model, output, tensor, uses)
                 scope.remove(node, safe=True)
                 moved += 1
         if scope is main:
@@ -38,7 +43,7 @@ def hoist_constants(model: Model, at_least: int) -> int:
             stored = value.const_value
             free = not value.is_graph_output() and not value.is_graph_input()
             if stored is not None and stored.nbytes >= at_least and free:
-                _move(model, value, stored)
+                _move(model, value, stored, uses)
                 del scope.initializers[name]
                 moved += 1
     if moved and model.ir.ir_version < 4:
@@ -46,9 +51,12 @@ def hoist_constants(model: Model, at_least: int) -> int:
     return moved
 
 
-def _move(model: Model, old: ir.Value, tensor: ir.TensorProtocol) -> None:
-    # The old name may be taken in another branch: subgraphs are scopes of their own.
-    name = model.unused_name(old.name or "constant")
+def _move(
+    model: Model, old: ir.Value, tensor: ir.TensorProtocol, uses: Counter[str | None]
+) -> None:
+    name = old.name
+    if not name or uses[name] > 1:
+        name = model.unused_name(name or "constant")
     model.touch(old.name, name)
     # A tensor takes the name of the initializer that holds it; other clones of the model share this
     # one, and must not see it change.

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxshrink.graph.weights import Use, WeightView
+from onnxshrink.kernels import obs
 from onnxshrink.kernels.observers import Lookups, Need, Rows, SecondMoment
 from onnxshrink.kernels.patches import Window
 
@@ -61,6 +62,53 @@ def lookups(view: WeightView) -> Need | None:
         return None
     value = use.activation
     return None if value is None or not value.name else Need(value.name, Lookups(view.shape[0]))
+
+
+def fed_back(
+    statistics: Mapping[Need, Any],
+    view: WeightView,
+    scale: npt.NDArray[np.float32],
+    zero: npt.NDArray[np.float32],
+    codes: tuple[int, int],
+) -> npt.NDArray[np.float32] | None:
+    """A weight's codes on an affine grid, rounded with error feedback (GPTQ).
+
+    The damping is the one whose rounding, fitted to the feeds with even numbers, is best on those
+    with odd ones.
+
+    Args:
+        statistics: What was collected.
+        view: The weight.
+        scale: Scales, in the stored shape.
+        zero: Zero points, in the stored shape.
+        codes: Smallest and largest code.
+
+    Returns:
+        Codes as floats in the stored shape; None where no second moment was collected.
+    """
+    every = moment(statistics, view)
+    if every is None:
+        return None
+    seen, unseen = moment(statistics, view, 0), moment(statistics, view, 1)
+    assert seen is not None
+    assert unseen is not None
+    shape = (len(every), -1, every.shape[-1])
+    matrix = view.matrix.astype(np.float32).reshape(shape)
+    scales = view.to_matrix(scale).reshape(shape)
+    zeros = view.to_matrix(zero).reshape(shape)
+
+    def grid(rows: npt.NDArray[np.int64] | slice, group: int = 0) -> obs.Grid:
+        return obs.affine(scales[group, rows], zeros[group, rows], *codes)
+
+    damping = obs.choose_damping(matrix[0], seen[0], unseen[0], grid)
+    rounded = np.stack(
+        [
+            obs.quantize(part, obs.factor(h, damping), grid(slice(None), group))
+            for group, (part, h) in enumerate(zip(matrix, every, strict=True))
+        ]
+    )
+    found: npt.NDArray[np.float32] = np.rint(rounded / scales) + zeros
+    return view.from_matrix(found.reshape(-1, shape[-1]))
 
 
 def _need(view: WeightView, use: Use) -> Need | None:

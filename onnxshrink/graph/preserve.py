@@ -192,8 +192,10 @@ def _unjournaled(what: str) -> ModelError:
     return ModelError(f"internal guard: {what} changed although no pass reported it; not saved")
 
 
-def _same_type(a: onnx.ValueInfoProto, b: onnx.ValueInfoProto) -> bool:
-    return a.type.tensor_type.elem_type == b.type.tensor_type.elem_type
+def _same_type(new: onnx.ValueInfoProto, original: onnx.ValueInfoProto) -> bool:
+    """Whether the element types agree; one that the original left open may have been inferred."""
+    known = original.type.tensor_type.elem_type
+    return known in (onnx.TensorProto.UNDEFINED, new.type.tensor_type.elem_type)
 
 
 def _merge_graph(

@@ -55,20 +55,22 @@ class Fidelity:
     def score(self, outputs: Outputs) -> float:
         """The least of any output, 1 at best: agreement of classes and labels, cosine of values.
 
-        Few inputs have few near ties, and a count over them hides what is about to flip. So the
-        agreement is the lesser of what was counted and of what is expected: each row flips when
-        noise of the size seen exceeds the margin between its two likeliest classes.
+        Few inputs have few near ties, and a count over them says little of the next. So the
+        agreement is what is to be expected: each row flips when noise of the size seen exceeds the
+        margin between its two likeliest classes; unless the count is lower by more than one row.
         """
         scores = [1.0]
         for i, kind in enumerate(self._kinds):
             agreement = self._agreement(outputs, i)
+            counted = 1.0 if agreement.top1 is None else agreement.top1
             if kind == "values":
                 scores.append(agreement.cosine)
+            elif kind == "labels":
+                scores.append(counted)
             else:
-                scores.append(1.0 if agreement.top1 is None else agreement.top1)
-            if kind == "classes":
-                pairs = zip(self._reference, outputs, strict=True)
-                scores.append(_expected_agreement([(x[i], y[i]) for x, y in pairs]))
+                pairs = [(x[i], y[i]) for x, y in zip(self._reference, outputs, strict=True)]
+                rows = sum(x.size // x.shape[-1] for x, _ in pairs)
+                scores += [_expected_agreement(pairs), counted + 1 / max(rows, 1)]
         return min(scores)
 
     def _given(self, output: int) -> bool:
@@ -117,4 +119,6 @@ def _expected_agreement(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float
     # Rows far from a tie have larger noise of their own, which says nothing about the close ones.
     close = margin <= np.median(margin)
     noise = float(np.sqrt(np.square(change[close]).mean()))
+    # So many rows tell the noise's size to one part in sqrt(2 n) only; be wary by twice as much.
+    noise *= 1 + 2 / np.sqrt(2 * np.count_nonzero(close))
     return float(ndtr(margin / noise).mean()) if noise > 0 else 1.0

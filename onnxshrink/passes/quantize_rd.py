@@ -32,7 +32,7 @@ _MIDDLING = 0.5  # standard deviations: the step at which a layer's effect is fi
 _LEAST = 1e-9  # squared output error below which nothing was measured but rounding
 _SPEND = 0.02  # squared output error that the search begins with
 _FIDELITY = 0.99
-_PROBES = 4  # feeds on which the effect of each layer is measured
+_PROBES = 2, 4  # feeds on which the effect of each layer is measured, first and second time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,17 +186,17 @@ class _Search:
         from onnxshrink.kernels import rate
         from onnxshrink.kernels.fidelity import Fidelity
 
-        probes = self._judge[:_PROBES]
-        reference = Fidelity(trial.run(probes), self.options.measure)
         found = [self._fitted(self._by_name[name], half=0) for name in names]
         steps = {
             layer.name: _MIDDLING * float(np.sqrt(np.square(layer.weights).mean())) or 1.0
             for layer in found
         }
-        for turn in range(2):
+        for turn, count in enumerate(_PROBES):
+            probes = self._judge[:count]
+            reference = Fidelity(trial.run(probes), self.options.measure)
             for number, layer in enumerate(found):
-                done = turn * len(found) + number
-                self.ctx.progress("measuring sensitivities", done, 2 * len(found))
+                done, total = turn * len(found) + number, len(_PROBES) * len(found)
+                self.ctx.progress("measuring sensitivities", done, total)
                 view, step = self._by_name[layer.name], steps[layer.name]
                 noisy = _unfold(view, layer.codes(step) * np.float32(step))
                 effect = reference.distortion(trial.run(probes, {layer.name: noisy}))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from onnxshrink.options import build, dump, option
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from onnxshrink.graph.edit import Form
     from onnxshrink.graph.model import Model
     from onnxshrink.graph.weights import WeightView
+    from onnxshrink.kernels.affine import Quantized
+    from onnxshrink.kernels.observers import Need
 
 _SPELLINGS = {"QInt8": "int8", "QUInt8": "uint8", "QInt4": "int4", "QUInt4": "uint4"}
 _LOOKED_UP = 2**20  # smaller tables are not worth the nodes that a lookup of integers takes
@@ -48,8 +51,10 @@ class QuantizeWeights(Pass):
     clip: Literal["minmax", "mse"] = option(
         "minmax", help="range of codes: every weight, or the one with the least squared error"
     )
-    rounding: Literal["rtn", "balanced"] = option(
-        "balanced", help="to nearest, or so that the errors of each channel cancel"
+    rounding: Literal["rtn", "balanced", "gptq"] = option(
+        "balanced",
+        help="to nearest; so that the errors of each channel cancel; or so that weights make up "
+        "for each other's errors on the calibration inputs",
     )
     form: Literal["auto", "dq", "cast-mul"] = option(
         "auto", help="nodes that rebuild the weights; auto: the form that runs fastest"
@@ -63,6 +68,15 @@ class QuantizeWeights(Pass):
     def bound(self) -> float:
         """8 bits must stay close; 4 bits must at least stay recognisable."""
         return 0.25 if self.dtype.endswith("8") else 0.7
+
+    def needs(self, model: Model) -> Iterator[Need]:
+        """For ``gptq``: second moments of what the selected weights are multiplied with."""
+        from onnxshrink.graph import moments, weights
+
+        if any(variant.rounding == "gptq" for variant in self._variants()):
+            for view in weights.find(model):
+                if not self.weights.why_not(view):
+                    yield from moments.needs(view)
 
     def apply(self, model: Model, ctx: Context) -> None:
         """Quantize every selected weight, the largest first; then narrow the long vectors."""
@@ -94,15 +108,18 @@ class QuantizeWeights(Pass):
 
     def _opset(self) -> int:
         """The operator set that the emitted nodes need, under every override."""
-        overrides = [o for o in self.weights.layers.values() if o != SKIP]
-        variants = [self, *(build(type(self), {**dump(self), **o}, self.name) for o in overrides)]
         needed = 0
-        for variant in variants:
+        for variant in self._variants():
             if variant.dtype.endswith("4") or (variant.form == "dq" and variant.block_size):
                 needed = max(needed, 21)
             elif variant.form == "dq":
                 needed = max(needed, 13)
         return needed
+
+    def _variants(self) -> list[QuantizeWeights]:
+        """The step itself, and with every override."""
+        overrides = [o for o in self.weights.layers.values() if o != SKIP]
+        return [self, *(build(type(self), {**dump(self), **o}, self.name) for o in overrides)]
 
     def _quantize(self, view: WeightView, model: Model, ctx: Context) -> None:
         from onnxshrink.graph import edit
@@ -116,22 +133,44 @@ class QuantizeWeights(Pass):
         try:
             stored = affine.quantize(
                 values, self.dtype, axes,
-                symmetric=self.symmetric, clip=self.clip, rounding=self.rounding,
-                short_scale=form != "dq",
+                symmetric=self.symmetric, clip=self.clip, short_scale=form != "dq",
+                rounding="rtn" if self.rounding == "rtn" else "balanced",
             )  # fmt: skip
+            fitted = self.rounding == "gptq" and self._fit(view, stored, turned, ctx)
         except ValueError as error:
             ctx.skip(view, str(error))
             return
         if stored.nbytes + edit.REBUILD_OVERHEAD >= view.nbytes:
             ctx.skip(view, f"would not be smaller as {self.dtype}")
             return
+        stored = fitted or stored
         sqnr = affine.sqnr_db(values, stored)
         if turned:
             after = edit.dequantized_gemm(model, view, stored)
         else:
             after = edit.dequantized(model, view, stored, form)
-        groups = stored.scale.size
-        ctx.changed(view, after, note=f"{self.dtype}, {groups} scales, {form}", sqnr_db=sqnr)
+        note = f"{self.dtype}, {stored.scale.size} scales, {form}" + ", gptq" * bool(fitted)
+        ctx.changed(view, after, note=note, sqnr_db=sqnr)
+
+    def _fit(self, view: WeightView, stored: Quantized, turned: bool, ctx: Context) -> Quantized | None:
+        """The same grid with codes rounded with error feedback; None where that cannot be done."""
+        import numpy as np
+
+        from onnxshrink.graph import moments
+        from onnxshrink.kernels import affine
+
+        def spread(values: np.ndarray) -> np.ndarray:
+            full = np.broadcast_to(values, stored.codes.shape).astype(np.float32)
+            return full.reshape(view.shape[::-1]).T if turned else full.reshape(view.shape)
+
+        zero = np.zeros(()) if stored.zero_point is None else stored.zero_point
+        codes = moments.fed_back(
+            ctx.statistics, view, spread(stored.scale), spread(zero), affine.RANGES[self.dtype]
+        )
+        if codes is None:
+            return None
+        folded = (codes.T if turned else codes).reshape(stored.codes.shape)
+        return replace(stored, codes=folded.astype(stored.codes.dtype))
 
     def _grouping(self, view: WeightView, turned: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The shape in which to see a weight, and the axes along which weights share a scale."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +31,6 @@ class Statistics(Mapping[Need, Any]):
     def __init__(self) -> None:
         self.refused: dict[str, str] = {}
         self._files: dict[Need, Path] = {}
-        self._folders: list[tempfile.TemporaryDirectory[str]] = []
 
     def __getitem__(self, need: Need) -> Sums:
         """The sums of one statistic.
@@ -48,14 +49,14 @@ class Statistics(Mapping[Need, Any]):
         return len(self._files)
 
     def _add(self, needs: Sequence[Need], worker: Worker) -> None:
-        folder = tempfile.TemporaryDirectory(prefix="onnxshrink-")
-        self._folders.append(folder)  # it goes with this object
-        unfit = worker.collect(folder.name)
+        folder = tempfile.mkdtemp(prefix="onnxshrink-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        unfit = worker.collect(folder)
         for number, need in enumerate(needs):
             if number in unfit:
                 self.refused[need.value] = unfit[number]
             else:
-                self._files[need] = Path(folder.name, f"{number}.npz")
+                self._files[need] = Path(folder, f"{number}.npz")
 
 
 def calibrate(

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from onnxshrink.runtime.session import SessionOptions
 
 _LENGTH_BYTES = 8
-_WATCHED_BYTES = 32 * 2**20  # values that one run hands out at most; one of them may be larger
-_FIRST_OUTPUTS = 4  # so many in a run of the first feed, while their sizes are not known
+_WATCHED_BYTES = 64 * 2**20  # values that one run hands out at most; one of them may be larger
+_FIRST_OUTPUTS = 8  # so many in a run of the first feed, while their sizes are not known
 
 
 def send(pipe: IO[bytes], message: object) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from onnxshrink.graph.model import Model
     from onnxshrink.runtime.worker import Worker
 
-_EXACT = SessionOptions(accuracy_level=0, threads=0)
+_EXACT = SessionOptions(accuracy_level=0)
 
 
 class Trial:

@@ -1,0 +1,101 @@
+"""Raising the operator set: the same answers, and what the converter cannot know stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxshrink.errors import UnsupportedModel
+from onnxshrink.graph.hoist import hoist_constants
+from onnxshrink.graph.model import Model
+from onnxshrink.graph.opset import raise_opset
+from onnxshrink.runtime.session import open_session, run_session
+
+
+def branches(opset: int = 13, ir_version: int = 8) -> onnx.ModelProto:
+    """An If whose branches say nothing of the types of their outputs, as exporters leave it."""
+    rng = np.random.default_rng(0)
+
+    def branch(name: str) -> onnx.GraphProto:
+        weight = numpy_helper.from_array(rng.standard_normal((40, 40)).astype(np.float32))
+        nodes = [
+            helper.make_node("Constant", [], [f"{name}_w"], value=weight),
+            helper.make_node("MatMul", ["x", f"{name}_w"], [name]),
+        ]
+        return helper.make_graph(nodes, name, [], [onnx.ValueInfoProto(name=name)])
+
+    node = helper.make_node("If", ["c"], ["y"], then_branch=branch("a"), else_branch=branch("b"))
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 40]),
+        helper.make_tensor_value_info("c", TensorProto.BOOL, []),
+    ]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 40])
+    graph = helper.make_graph([node], "g", inputs, [output])
+    opsets = [helper.make_opsetid("", opset)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=ir_version)
+
+
+def answers(path: Path) -> list[np.ndarray]:
+    session, x = open_session(path), np.linspace(-1, 1, 40, dtype=np.float32).reshape(1, 40)
+    return [run_session(session, {"x": x, "c": np.array(c)})[0] for c in (True, False)]
+
+
+def test_branches_without_types_survive_a_raise(tmp_path: Path) -> None:
+    before, after = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    onnx.save(branches(), before)
+    model = Model.load(before)
+    assert raise_opset(model, 21)
+    model.save(after)
+    raised = onnx.load(after)
+    assert [o.version for o in raised.opset_import] == [21]
+    assert raised.ir_version == 10
+    outputs = [a.g.output[0] for a in raised.graph.node[0].attribute]
+    assert all(not output.HasField("type") for output in outputs)  # as they were written
+    for old, new in zip(answers(before), answers(after), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_a_new_enough_model_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    onnx.save(branches(opset=21, ir_version=10), path)
+    model = Model.load(path)
+    assert not raise_opset(model, 21)
+    assert model.untouched
+
+
+def test_a_model_that_cannot_be_raised_says_why() -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Upsample", ["x", "s"], ["y"])], "g",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1, 2, 2]),
+            helper.make_tensor_value_info("s", TensorProto.FLOAT, [4]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+    )  # fmt: skip
+    model = Model.from_proto(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 9)], ir_version=8)
+    )
+    with pytest.raises(UnsupportedModel, match="opset 9 cannot be raised to 21"):
+        raise_opset(model, 21)
+
+
+@pytest.mark.parametrize("ir_version", [3, 8])
+def test_hoisted_constants_are_initializers_of_the_main_graph(
+    tmp_path: Path, ir_version: int
+) -> None:
+    before, after = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    onnx.save(branches(ir_version=ir_version), before)
+    model = Model.load(before)
+    assert hoist_constants(model, 1024) == 2
+    model.save(after)
+    hoisted = onnx.load(after)
+    onnx.checker.check_model(hoisted)
+    assert sorted(t.name for t in hoisted.graph.initializer) == ["a_w", "b_w"]
+    assert [value.name for value in hoisted.graph.input] == ["x", "c"]
+    assert all(len(a.g.node) == 1 for a in hoisted.graph.node[0].attribute)
+    for old, new in zip(answers(before), answers(after), strict=True):
+        np.testing.assert_array_equal(old, new)

@@ -1,0 +1,65 @@
+"""Fidelity: what counts as classes, and an agreement that few rows can be trusted with."""
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from onnxshrink.kernels import metrics
+from onnxshrink.kernels.fidelity import Fidelity
+
+
+def probabilities(rows: int, classes: int = 5, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return softmax(2 * rng.standard_normal((rows, classes)), axis=-1)
+
+
+def test_values_go_by_cosine_and_relative_error() -> None:
+    rng = np.random.default_rng(1)
+    x, y = rng.standard_normal((2, 4, 7))
+    fidelity = Fidelity([[x[:2]], [x[2:]]])
+    assert not fidelity.has_classes
+    other = [[x[:2] + 0.1 * y[:2]], [x[2:] + 0.1 * y[2:]]]
+    assert fidelity.score(other) == pytest.approx(metrics.cosine(x, x + 0.1 * y))
+    expected = metrics.relative_error(x, x + 0.1 * y) ** 2
+    assert fidelity.distortion(other) == pytest.approx(expected)
+    assert fidelity.score([[x[:2]], [x[2:]]]) == 1
+
+
+def test_the_worst_output_counts() -> None:
+    x = np.ones((2, 3))
+    labels = np.array([1, 2, 3, 4])
+    fidelity = Fidelity([[x, labels]])
+    assert fidelity.score([[x, np.array([1, 2, 3, 5])]]) == 0.75
+    assert fidelity.score([[np.array([[1.0, 0, 0], [1, 0, 0]]), labels]]) < 0.6
+
+
+def test_probabilities_are_classes_and_logits_are_when_asked() -> None:
+    p = probabilities(50)
+    assert Fidelity([[p]]).has_classes
+    assert not Fidelity([[p]], "cosine").has_classes
+    assert not Fidelity([[np.log(p)]]).has_classes
+    assert Fidelity([[np.log(p)]], "agreement").has_classes
+    assert Fidelity([[p]]).distortion([[p]]) == 0
+    noisy = softmax(np.log(p) + 0.1 * np.random.default_rng(2).standard_normal(p.shape), axis=-1)
+    assert Fidelity([[p]]).distortion([[noisy]]) == pytest.approx(metrics.kl(p, noisy))
+
+
+def test_expected_agreement_predicts_the_count_on_other_rows() -> None:
+    """From 200 rows, within a point of the agreement over 100,000, and on the careful side."""
+    rng = np.random.default_rng(3)
+
+    def noisy(p: np.ndarray, size: float) -> np.ndarray:
+        return softmax(np.log(p) + size * rng.standard_normal(p.shape), axis=-1)
+
+    many = probabilities(100_000, seed=4)
+    for size in (0.02, 0.1):
+        true = metrics.top1_agreement(many, noisy(many, size))
+        few = probabilities(200, seed=5)
+        expected = Fidelity([[few]]).score([[noisy(few, size)]])
+        assert true - 0.015 < expected < true + 0.005
+
+
+def test_a_count_that_is_much_lower_wins() -> None:
+    p = probabilities(100)
+    turned = np.roll(p, 1, axis=-1)
+    assert Fidelity([[p]]).score([[turned]]) < 0.3

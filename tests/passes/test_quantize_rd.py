@@ -1,0 +1,175 @@
+"""quantize-rd: what is stored is what was measured, goals are met, bad input is told."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxshrink.contract import Settings
+from onnxshrink.errors import RecipeError
+from onnxshrink.graph import packed
+from onnxshrink.graph.model import Model
+from onnxshrink.kernels import rate
+from onnxshrink.passes.quantize_rd import QuantizeRd
+from onnxshrink.pipeline import Result, run
+from onnxshrink.report import Step
+from onnxshrink.runtime.session import open_session
+from onnxshrink.runtime.worker import Worker
+from onnxshrink.select import Select
+
+WIDTH = 96
+
+
+def network(classes: int = 12, *, softmax: bool = True) -> Model:
+    """An embedding, a convolution with its norm, two products, and classes."""
+    rng = np.random.default_rng(0)
+    stored = {
+        "table": rng.standard_normal((200, WIDTH)),
+        "conv": rng.standard_normal((WIDTH, WIDTH, 3)) / 17,
+        "gamma": rng.uniform(0.05, 3, WIDTH), "beta": rng.standard_normal(WIDTH),
+        "mean": rng.standard_normal(WIDTH) / 3, "var": rng.uniform(0.5, 2, WIDTH),
+        "w1": rng.standard_normal((WIDTH, 2 * WIDTH)) / 10,
+        "w2": rng.standard_normal((2 * WIDTH, WIDTH)) / 14,
+        "head": rng.standard_normal((classes, WIDTH)) / 3,
+    }  # fmt: skip
+    node = helper.make_node
+    nodes = [
+        node("Gather", ["table", "x"], ["e"]),
+        node("Transpose", ["e"], ["t"], perm=[0, 2, 1]),
+        node("Conv", ["t", "conv"], ["c"], pads=[1, 1]),
+        node("BatchNormalization", ["c", "gamma", "beta", "mean", "var"], ["n"]),
+        node("Relu", ["n"], ["r"]),
+        node("ReduceMean", ["r"], ["m"], axes=[2], keepdims=0),
+        node("MatMul", ["m", "w1"], ["h"]),
+        node("Tanh", ["h"], ["a"]),
+        node("MatMul", ["a", "w2"], ["o"]),
+        node("Gemm", ["o", "head"], ["logits"], transB=1),
+        node("Softmax" if softmax else "Identity", ["logits"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info("x", TensorProto.INT64, ["n", "t"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", classes])],
+        [numpy_helper.from_array(v.astype(np.float32), k) for k, v in stored.items()],
+    )  # fmt: skip
+    opset = [helper.make_opsetid("", 13)]
+    return Model.from_proto(helper.make_model(graph, opset_imports=opset, ir_version=8))
+
+
+def inputs(count: int = 8, rows: int = 16, seed: int = 1) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    return [{"x": rng.integers(0, 200, (rows, 10))} for _ in range(count)]
+
+
+def quantized(worker: Worker, model: Model | None = None, **options: Any) -> tuple[Result, Step]:
+    feeds = options.pop("feeds", inputs())
+    step = QuantizeRd(weights=Select(min_size=options.pop("min_size", 256)), **options)
+    result = run([step], model or network(), Settings(feeds=feeds), worker)
+    return result, result.report.steps[0]
+
+
+def answers(model: Model, feeds: list[dict[str, np.ndarray]]) -> np.ndarray:
+    session = open_session(model.to_proto().SerializeToString())
+    return np.concatenate([session.run(None, feed)[0] for feed in feeds])
+
+
+def codes(model: Model) -> dict[str, np.ndarray]:
+    """The integer constants of a model, by name."""
+    stored = {t.name: numpy_helper.to_array(t) for t in model.to_proto().graph.initializer}
+    return {name: array for name, array in stored.items() if array.dtype in (np.int8, np.int16)}
+
+
+def test_works_with_nothing_else_given(worker: Worker) -> None:
+    result, step = quantized(worker)
+    assert step.status == "done", step.reason
+    other = inputs(6, 64, seed=7)
+    agree = answers(network(), other).argmax(-1) == answers(result.model, other).argmax(-1)
+    assert agree.mean() > 0.975
+    bits = [8 * rate.packed_bytes(array) / array.size for array in codes(result.model).values()]
+    assert np.mean(bits) < 5
+    assert any("bits packed" in change.note for change in step.changes)
+
+
+def test_the_norm_is_folded_and_answers_come_from_the_codes(worker: Worker) -> None:
+    result, step = quantized(worker, lam=1e-3)
+    proto = result.model.to_proto()
+    assert "BatchNormalization" not in {node.op_type for node in proto.graph.node}
+    assert len(codes(result.model)) == 5  # the head has 1,152 weights: plain 8 bits
+    plain = [change for change in step.changes if change.note == "int8"]
+    assert [change.what for change in plain] == ["head"]
+    for node in proto.graph.node:
+        if node.op_type == "Mul":
+            stored = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
+            assert any(name in stored for name in node.input)
+
+
+@pytest.mark.parametrize("bits", [1.5, 3.0, 6.0])
+def test_bits_per_weight_are_met_in_packed_bytes(bits: float, worker: Worker) -> None:
+    result, step = quantized(worker, bits_per_weight=bits, max_error=10.0)
+    assert step.status == "done", step.reason
+    stored = codes(result.model)
+    total = sum(rate.packed_bytes(array) for array in stored.values())
+    found = 8 * total / sum(array.size for array in stored.values())
+    assert 0.93 * bits < found < 1.05 * bits
+
+
+def test_target_ratio_is_met_on_the_disk(worker: Worker, tmp_path: Path) -> None:
+    model = network()
+    result, _ = quantized(worker, model, target_ratio=7.0)
+    total = packed.save(result.model, tmp_path / "small.onnx")
+    assert 6.7 < model.nbytes() / total < 7.6
+
+
+def test_more_to_spend_gives_fewer_bits_and_more_error(worker: Worker) -> None:
+    sizes, errors = [], []
+    for lam in (1e-4, 1e-3, 1e-2):
+        result, step = quantized(worker, lam=lam)
+        sizes.append(sum(rate.packed_bytes(array) for array in codes(result.model).values()))
+        errors.append(step.max_error)
+    assert sizes == sorted(sizes, reverse=True)
+    assert errors == sorted(errors)
+
+
+def test_min_fidelity_of_values(worker: Worker) -> None:
+    model = network(softmax=False)
+    result, _ = quantized(worker, model, min_fidelity=0.999)
+    other = inputs(6, 64, seed=8)
+    x, y = answers(model, other).ravel(), answers(result.model, other).ravel()
+    assert 0.997 < x @ y / np.linalg.norm(x) / np.linalg.norm(y) < 0.99995
+
+
+def test_the_same_bytes_twice(worker: Worker) -> None:
+    first, second = (quantized(worker, lam=1e-3)[0].model.digest() for _ in range(2))
+    assert first == second
+
+
+def test_bad_input_is_told(worker: Worker) -> None:
+    _, step = quantized(worker, feeds=[])
+    assert step.status == "rolled back"
+    assert "--calibration" in step.reason
+    made_up = run([QuantizeRd()], network(), Settings(feeds=inputs(1), generated=True), worker)
+    assert "--calibration" in made_up.report.steps[0].reason
+    with pytest.raises(RecipeError, match="one of lam and min_fidelity"):
+        quantized(worker, lam=0.1, min_fidelity=0.9)
+    _, step = quantized(worker, target_ratio=500.0)
+    assert "no grid meets the budget" in step.reason
+
+
+def test_nothing_to_do_is_said(worker: Worker) -> None:
+    result, step = quantized(worker, min_size=10**9, feeds=[])
+    assert step.status == "nothing to do"
+    assert "BatchNormalization" in {n.op_type for n in result.model.to_proto().graph.node}
+
+
+def test_infinite_weights_are_left_alone(worker: Worker) -> None:
+    proto = network().to_proto()
+    table = next(t for t in proto.graph.initializer if t.name == "table")
+    values = numpy_helper.to_array(table).copy()
+    values[199, 0] = np.inf
+    table.CopyFrom(numpy_helper.from_array(values, "table"))
+    feeds = [{"x": feed["x"] % 199} for feed in inputs()]
+    _, step = quantized(worker, Model.from_proto(proto), feeds=feeds, lam=1e-3)
+    assert step.status == "done", step.reason
+    assert ("table", "holds NaN or infinity") in {(s.what, s.reason) for s in step.skips}
