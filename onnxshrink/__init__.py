@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnxshrink.api import Options, apply_recipe, shrink
     from onnxshrink.errors import (
-        BudgetMissed, DataError, ModelError, OutputError, RecipeError, ShrinkError, SidecarError,
+        BudgetMissed,
+        DataError,
+        ModelError,
+        OutputError,
+        RecipeError,
+        ShrinkError,
+        SidecarError,
         UnsupportedModel,
     )  # fmt: skip
     from onnxshrink.graph.model import Model

@@ -24,7 +24,7 @@ FEEDS = rows(3, 64)
 class Edit(Pass):
     """Does what its test says. An edit that is not reported is not one: it reports a change."""
 
-    edit: Callable[[Model], None] | None = option(None, help="edits the model")  # noqa: RUF009
+    edit: Callable[[Model], None] | None = option(None, help="edits the model")
 
     def apply(self, model: Model, ctx: Context) -> None:
         assert self.edit is not None

@@ -237,8 +237,8 @@ def main() -> None:
     os.dup2(2, 1)
     if len(sys.argv) > 1:
         _limit_memory(int(sys.argv[1]))
-    import onnx.checker
-    import onnxruntime  # noqa: F401  (while the parent is still at work)
+    import onnx.checker  # noqa: F401  (both while the parent is still at work)
+    import onnxruntime  # noqa: F401
 
     service = Service()
     while True:
