@@ -1,12 +1,12 @@
 """What tests in several folders share: one process that runs models, and the command line."""
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Done, Run
 from hard_models import text, weight
 
 from onnxshrink.cli import main
@@ -38,16 +38,6 @@ def one_worker(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
             lent = False
 
     monkeypatch.setattr("onnxshrink.runtime.worker.Worker", lend)
-
-
-@dataclass(frozen=True)
-class Done:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import Run
+from command_line import Run
 from hard_models import rows, tensor, text, weight
 
 MODELS = Path(__file__).parent.parent / "models"

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import onnx
 import pytest
-from conftest import Run
+from command_line import Run
 
 from onnxshrink import commands
 from onnxshrink.cli import main

@@ -134,7 +134,7 @@ def test_other_names_and_spellings_of_options(name: str, monkeypatch: pytest.Mon
             words = [name, f"--{opt.name.replace('_', '-')}", spelling, "in", "out"]
             assert from_command_line(monkeypatch, words) == build(kind, {opt.name: meant}, "")
         for other in opt.also:
-            value = ("Conv",) if opt.many else opt.choices[-1]
+            value: Any = ("Conv",) if opt.many else opt.choices[-1] if opt.choices else 0.5
             assert build(kind, {other: value}, "") == build(kind, {opt.name: value}, "")
             word = "Conv" if opt.many else value
             words = [name, f"--{other.replace('_', '-')}", str(word), "in", "out"]

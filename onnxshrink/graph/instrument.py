@@ -68,13 +68,12 @@ def instrument(
         entering = [value.name for value in graph.input] if place.holders else []
         for name in (*entering, *(name for node in graph.node for name in node.output if name)):
             made.setdefault(name, []).append(place)
+    proto.ir_version = max(proto.ir_version, 4)  # before, no initializer could be exchanged
     given = {value.name for value in proto.graph.input}
     names = Counter([*made, *stored, *given])
     for name in dict.fromkeys(free):
         places = [*stored.get(name, ()), *_constant_nodes(name, made)]
-        if proto.ir_version < 4:
-            done.refused[name] = "the IR version is below 4"
-        elif len(places) != 1:
+        if len(places) != 1:
             done.refused[name] = "its name is not unique" if places else "is inside a function"
         else:
             _free(proto.graph, places[0], name, given)
@@ -103,9 +102,7 @@ def _places(place: _Place) -> Iterator[_Place]:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 holder = (node, attribute.name)
-                yield from _places(
-                    _Place((*place.graphs, attribute.g), (*place.holders, holder))
-                )
+                yield from _places(_Place((*place.graphs, attribute.g), (*place.holders, holder)))
 
 
 def _constant_nodes(name: str, made: dict[str, list[_Place]]) -> list[_Place]:

@@ -114,13 +114,12 @@ def fed_back(
 def _need(view: WeightView, use: Use) -> Need | None:
     node, rank = use.node, len(view.shape)
     width = int(np.prod([view.shape[axis] for axis in use.axes.contract]))
-    value, layout = use.activation, None
+    value = use.activation
+    layout: Rows | Window | None = None
     if node.domain:
         return None
     if node.op_type == "Conv":
         layout = _window(node, tuple(view.shape[axis] for axis in use.axes.contract[1:]))
-        if layout is not None and view.shape[use.axes.out[0]] % layout.groups:
-            return None
     elif node.op_type == "Gemm":
         other = _int(node, "transA" if use.index else "transB", 0)
         layout = Rows(-2 if other == use.index else -1)

@@ -273,8 +273,8 @@ def _merge_value_info(
     """Keep what is said about values that are still there, and about touched ones what is new."""
     before = {value.name for value in original.value_info}
     infos = [v for v in original.value_info if v.name not in gone and v.name not in touched]
-    # onnx_ir also writes one for every initializer, which only repeats its tensor's header.
-    made = {name for node in new.node for name in node.output}
+    # onnx_ir also writes one for every constant, which only repeats its tensor's header.
+    made = {name for node in new.node if node.op_type != "Constant" for name in node.output}
     infos += [
         value
         for value in new.value_info
@@ -330,6 +330,8 @@ def _merge_nodes(
         if name in touched or (old is None and rewritten):
             if old is not None and old.op_type == node.op_type:
                 _merge_subgraphs(node, old, touched, rewritten)
+                if not old.name:  # passes of onnx_ir number the nodes that have no name
+                    node.ClearField("name")
             continue
         if old is None:
             raise _unjournaled(f"a new node that makes {name!r}")

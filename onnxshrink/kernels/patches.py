@@ -1,11 +1,11 @@
-"""The patches of its input that a convolution multiplies its kernel with (im2col), a few at a time."""
+"""The patches of its input that a convolution multiplies its kernel with (im2col)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +54,9 @@ class Window:
         return found
 
 
-def sample(images: npt.NDArray[np.floating], window: Window, most: int, seed: int) -> Iterator[Floats]:
+def sample(
+    images: npt.NDArray[np.floating], window: Window, most: int, seed: int
+) -> Iterator[Floats]:
     """Patches at evenly spread places, all of them where there are no more than ``most``.
 
     Args:
@@ -89,14 +91,16 @@ def sample(images: npt.NDArray[np.floating], window: Window, most: int, seed: in
         padded = np.pad(images, [(0, 0), (0, 0), *padding])
     axes = tuple(range(2, rank + 2))
     windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=axes)
-    windows = windows[(..., *(slice(None, None, step) for step in window.dilations))]
+    taps: tuple[Any, ...] = (..., *(slice(None, None, step) for step in window.dilations))
+    windows = windows[taps]
     places = spread(batch * math.prod(counts), most, seed)
     width = channels * math.prod(window.kernel)
     step = max(1, _CHUNK_BYTES // (4 * width))
     for start in range(0, places.size, step):
         where, *at = np.unravel_index(places[start : start + step], (batch, *counts))
         corner = (a * s for a, s in zip(at, window.strides, strict=True))
-        found = windows[(where, slice(None), *corner)].astype(np.float32)
+        place: tuple[Any, ...] = (where, slice(None), *corner)
+        found = windows[place].astype(np.float32)
         yield found.reshape(len(found), window.groups, width // window.groups)
 
 

@@ -49,13 +49,18 @@ class Layer:
     def codes(self, step: float) -> Codes:
         """Multiples of a step that stand for the weights, in their shape."""
         if self.factors is None:
-            return np.rint(self.weights / np.float32(step)).astype(np.int32)
+            return _multiples(self.weights, step)
         grid = obs.uniform(step)
         values = [
             obs.quantize(matrix, known, grid)
             for matrix, known in zip(self.weights, self.factors, strict=True)
         ]
-        return np.rint(np.stack(values) / np.float32(step)).astype(np.int32)
+        return _multiples(np.stack(values), step)
+
+
+def _multiples(values: Floats, step: float) -> Codes:
+    codes: Codes = np.rint(values / np.float32(step)).astype(np.int32)
+    return codes
 
 
 def steps(layers: Sequence[Layer], spend: float) -> dict[str, float]:

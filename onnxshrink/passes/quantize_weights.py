@@ -152,7 +152,9 @@ class QuantizeWeights(Pass):
         note = f"{self.dtype}, {stored.scale.size} scales, {form}" + ", gptq" * bool(fitted)
         ctx.changed(view, after, note=note, sqnr_db=sqnr)
 
-    def _fit(self, view: WeightView, stored: Quantized, turned: bool, ctx: Context) -> Quantized | None:
+    def _fit(
+        self, view: WeightView, stored: Quantized, turned: bool, ctx: Context
+    ) -> Quantized | None:
         """The same grid with codes rounded with error feedback; None where that cannot be done."""
         import numpy as np
 

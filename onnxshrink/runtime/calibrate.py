@@ -73,7 +73,7 @@ def calibrate(
     model (and 64 MB) are collected in several rounds.
 
     Args:
-        model: The model; values in If, Loop and Scan bodies can be observed, those in functions not.
+        model: The model; values in If, Loop and Scan bodies can be observed, in functions not.
         needs: What to collect; equal needs are collected once.
         feeds: The inputs.
         worker: Where to run.

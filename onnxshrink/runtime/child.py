@@ -123,7 +123,7 @@ class Service:
         return outputs, time.perf_counter() - start
 
     def hold(self, arrays: dict[str, np.ndarray]) -> None:
-        """Keep arrays here that join the feed of every run of the loaded model, in place of others."""
+        """Keep arrays here, in place of others, that join the feed of every run of the model."""
         self._held = arrays
 
     def watch(self, wanted: list[tuple[str, Need]]) -> None:

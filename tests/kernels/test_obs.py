@@ -13,7 +13,9 @@ from onnxshrink.kernels import obs
 def problem(seed: int, rows: int, width: int, samples: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Weights, and the second moment of correlated inputs."""
     rng = np.random.default_rng(seed)
-    inputs = rng.standard_normal((samples or 4 * width, width)) @ rng.standard_normal((width, width))
+    inputs = rng.standard_normal((samples or 4 * width, width)) @ rng.standard_normal(
+        (width, width)
+    )
     weights = rng.standard_normal((rows, width)).astype(np.float32)
     return weights, inputs.T @ inputs / len(inputs)
 

@@ -45,9 +45,7 @@ def quantized(op: str, worker: Worker, feeds: Any = None, **options: Any) -> Res
     [{}, {"block_size": 16}, {"form": "dq", "block_size": 32}, {"symmetric": False}],
     ids=["channel", "blocks", "dq", "asymmetric"],
 )
-def test_smaller_error_on_the_same_grid(
-    op: str, options: dict[str, Any], worker: Worker
-) -> None:
+def test_smaller_error_on_the_same_grid(op: str, options: dict[str, Any], worker: Worker) -> None:
     feeds, weight = problem(op)[1:]
     errors = {}
     for rounding in ("rtn", "gptq"):
@@ -75,7 +73,5 @@ def test_an_override_alone_asks_for_the_statistics() -> None:
 
 
 def test_the_same_bytes_twice(worker: Worker) -> None:
-    first, second = (
-        quantized("gemm", worker, rounding="gptq").model.digest() for _ in range(2)
-    )
+    first, second = (quantized("gemm", worker, rounding="gptq").model.digest() for _ in range(2))
     assert first == second

@@ -109,6 +109,19 @@ def test_a_pattern_is_noted_in_the_tensor(tmp_path: Path) -> None:
     assert noted == {"onnxshrink.sparsity": "4:8"}
 
 
+def test_weights_in_constant_nodes_do_not_grow() -> None:
+    """Their values have no value_info, and get none; their nodes have no name, and get none."""
+    case = next(case for case in homes() if case.name == "Constant node")
+    (weight,) = (node for node in case.model.graph.node if node.op_type == "Constant")
+    weight.attribute[0].t.CopyFrom(onnx.numpy_helper.from_array(normal(64, 40)))  # as raw bytes
+    model = Model.from_proto(case.model)
+    for node in model.nodes:
+        node.name = "a name that onnx_ir gave it"
+    done = run([PruneMagnitude()], model, Settings(check="off"))
+    assert done.report.steps[0].status == "done"
+    assert done.model.nbytes() <= case.model.ByteSize()
+
+
 def test_shares_of_rows_and_blocks(tmp_path: Path) -> None:
     rows = values(apply(shape_of(64, 40), tmp_path, PruneMagnitude(scope="row", ratio=0.25)))
     assert ((rows == 0).sum(0) == 16).all()

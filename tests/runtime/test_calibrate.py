@@ -113,10 +113,8 @@ WEIGHTS = {
 
 
 @pytest.mark.parametrize("case", list(WEIGHTS))
-def test_a_moment_gives_the_error_of_the_outputs(
-    case: str, worker: Worker, tmp_path: Path
-) -> None:
-    """trace(E H E^T) of a weight's error is the mean squared change of what ONNX Runtime answers."""
+def test_a_moment_gives_the_error_of_the_outputs(case: str, worker: Worker, tmp_path: Path) -> None:
+    """trace(E H E^T) of a weight's error is the mean squared change of the answers."""
     declared, body, shape = WEIGHTS[case]
     rng = np.random.default_rng(1)
     source = model(f"g ({declared}) => (float[a, b] y) <float{list(shape)} w = "
@@ -139,13 +137,16 @@ def test_a_moment_gives_the_error_of_the_outputs(
     expected = np.einsum("gni,gij,gnj->", folded, moment, folded)
     outputs = folded.shape[0] * folded.shape[1]
     positions = change.size / outputs
-    assert np.square(change, dtype=np.float64).sum() / positions == pytest.approx(expected, rel=1e-4)
+    assert np.square(change, dtype=np.float64).sum() / positions == pytest.approx(
+        expected, rel=1e-4
+    )
 
 
 def test_recurrent_weights_have_moments_too() -> None:
-    lstm = model("""g (float[t, b, 2] x) => (float[t, 1, b, 3] y) <
-        float[1, 12, 2] w = {%s}, float[1, 12, 3] r = {%s}> { y = LSTM<hidden_size = 3>(x, w, r) }
-    """ % (",".join(["1.0"] * 24), ",".join(["1.0"] * 36)))  # fmt: skip
+    w, r = (",".join(["1.0"] * size) for size in (24, 36))
+    lstm = model(f"""g (float[t, b, 2] x) => (float[t, 1, b, 3] y)
+        <float[1, 12, 2] w = {{{w}}}, float[1, 12, 3] r = {{{r}}}>
+        {{ y = LSTM<hidden_size = 3>(x, w, r) }}""")
     found = {view.name: moments.needs(view) for view in weights.find(lstm)}
     assert found["w"] == (Need("x", SecondMoment(2)),)
     assert found["r"] == (Need("y", SecondMoment(3, Rows(batch=(1,)))),)
