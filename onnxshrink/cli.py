@@ -451,7 +451,8 @@ def _say_sizes(out: str, before: int, after: int, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"result": out, "bytes_before": before, "bytes_after": after}))
     else:
-        click.echo(f"{out}: {size(before)} -> {size(after)}, {times(before, after)} smaller")
+        ratio = f", {times(before, after)} smaller" if after < before else ""
+        click.echo(f"{out}: {size(before)} -> {size(after)}{ratio}")
 
 
 if __name__ == "__main__":

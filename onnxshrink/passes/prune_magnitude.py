@@ -35,8 +35,7 @@ class PruneMagnitude(Pass):
     A ``pattern`` of 2:4 is what NVIDIA's sparse tensor cores skip; it is noted in the tensor's
     metadata as ``onnxshrink.sparsity``.
 
-    Without data, at most 20 to 30 % is harmless on most models; prune-wanda and prune-sparsegpt,
-    which look at real inputs, go much further.
+    Without data, at most 20 to 30 % is harmless on most models.
     """
 
     ratio: float = option(0.5, help="share of the weights that become zero", ge=0, le=1)

@@ -12,8 +12,6 @@ from onnxshrink.pipeline import Context, Pass
 from onnxshrink.select import Select, select
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
     from onnxshrink.graph.model import Model
     from onnxshrink.graph.weights import WeightView
     from onnxshrink.kernels.affine import Quantized
@@ -80,8 +78,10 @@ class QuantizeRd(Pass):
         self._check_goals()
         before, known = model.stored_bytes(), list(weights.find(model))
         names = {_place(view): view.name for view in known if view.uses}
+        norms = 0
         if any(view.uses and not self.weights.why_not(view) for view in known):
             _check_inputs(ctx)
+            norms = _norms(model)
             clean.fold_batch_norms(model)  # a grid must suit the scales that norms multiply with
         views, vectors = [], []
         for view, _ in ctx.each(self, weights.find(model), any_role=True):
@@ -103,6 +103,8 @@ class QuantizeRd(Pass):
         finally:
             if worker is not ctx.worker:
                 worker.close()
+        if folded := norms - _norms(model):
+            ctx.changed("norms", 0, kind="graph", note=f"{folded} folded into convolutions")
         for view in vectors:
             narrow(view, model, ctx)
             view.release()
@@ -129,7 +131,11 @@ def _fits(view: WeightView, ctx: Context) -> bool:
     return finite
 
 
-def _place(view: WeightView) -> tuple[ir.Node, int]:
+def _norms(model: Model) -> int:
+    return sum(node.op_type == "BatchNormalization" for node in model.nodes)
+
+
+def _place(view: WeightView) -> tuple[object, int]:
     """Where a weight is used, which folding does not change."""
     return view.main.node, view.main.index
 
