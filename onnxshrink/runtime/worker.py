@@ -62,7 +62,8 @@ class Worker:
     """A child process that loads and runs models.
 
     It starts at the first request (or at :meth:`start`), and again after a crash. Use it as a
-    context manager, or :meth:`close` it. One thread at a time may use it.
+    context manager, or :meth:`close` it. Checks and whole runs of several threads wait for each
+    other; the steps of a session are for one thread at a time.
 
     Args:
         timeout: Seconds that one load, one check or one inference may take.
@@ -71,6 +72,7 @@ class Worker:
 
     def __init__(self, *, timeout: float | None = None, memory_limit: int | None = None):
         self._timeout = timeout
+        self._busy = threading.RLock()
         self._arguments = [] if memory_limit is None else [str(memory_limit)]
         self._model = ""
         self._child: subprocess.Popen[bytes] | None = None
@@ -112,7 +114,8 @@ class Worker:
             ModelError: The checker's complaint, or that it crashed.
         """
         path = os.path.abspath(path)
-        self._call(f"checking {path}", "check", path)
+        with self._busy:
+            self._call(f"checking {path}", "check", path)
 
     def run(
         self,
@@ -128,12 +131,13 @@ class Worker:
             ModelError: The model does not load or run, crashed, or took longer than the timeout.
             DataError: A feed does not fit the model.
         """
-        signature = self.open(path, options)
-        try:
-            runs = [self.step(feed) for feed in feeds]
-            peak = self.memory()[1]
-        finally:
-            self.release()
+        with self._busy:
+            signature = self.open(path, options)
+            try:
+                runs = [self.step(feed) for feed in feeds]
+                peak = self.memory()[1]
+            finally:
+                self.release()
         return Run(
             output_names=tuple(signature.outputs),
             outputs=[outputs for outputs, _ in runs],
@@ -150,19 +154,20 @@ class Worker:
         Raises:
             ModelError: The model does not load at all.
         """
-        self.open(path)
         answers: list[str | None] = []
-        for feed in feeds:
-            try:
-                self.step(feed)
-                return [*answers, None]  # the model stays loaded: it will be run next
-            except UnsupportedModel:
-                raise
-            except (DataError, ModelError) as error:
-                answers.append(str(error))
-                if self._child is None:  # it crashed
-                    self.open(path)
-        self.release()
+        with self._busy:
+            self.open(path)
+            for feed in feeds:
+                try:
+                    self.step(feed)
+                    return [*answers, None]  # the model stays loaded: it will be run next
+                except UnsupportedModel:
+                    raise
+                except (DataError, ModelError) as error:
+                    answers.append(str(error))
+                    if self._child is None:  # it crashed
+                        self.open(path)
+            self.release()
         return answers
 
     # ---- one session, step by step; ``run`` and ``bench`` are made of these

@@ -210,3 +210,20 @@ def test_relative_paths_follow_the_parent(worker, onnx_file, monkeypatch):
     path = onnx_file(SQUARE)
     monkeypatch.chdir(path.parent)
     assert worker.run(path.name, [{"x": X}]).outputs[0][0][2] == 9
+
+
+def test_whole_runs_of_two_threads_wait_for_each_other(worker, onnx_file):
+    from concurrent.futures import ThreadPoolExecutor
+
+    paths = {
+        sign: onnx_file(f"(float[4] x) => (float[4] y) {{y = {op}(x)}}", f"{op}.onnx")
+        for sign, op in ((-1, "Neg"), (1, "Abs"))
+    }
+    feeds = [{"x": np.full(4, value, np.float32)} for value in range(1, 20)]
+
+    def total(sign):
+        return sum(outputs[0].sum() for outputs in worker.run(paths[sign], feeds).outputs)
+
+    signs = [-1, 1] * 6
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(total, signs)) == [sign * 4 * 190 for sign in signs]
