@@ -27,7 +27,7 @@ RANGES: dict[Dtype, tuple[int, int]] = {
 }
 #: Fractions of the full range tried by ``clip="mse"``.
 _CLIPS = np.linspace(1.0, 0.4, 25, dtype=np.float32)
-_CHUNK = 2**21
+_CHUNK = 2**18  # elements at a time: what fits the cache of a core
 _LARGEST = 2.0**127
 
 
@@ -137,7 +137,7 @@ def _quantize(
     short_scale: bool,
 ) -> Quantized:
     with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
-        values = weights.astype(np.float32)
+        values = weights.astype(np.float32, copy=False)
     lowest, highest = values.min(axes, keepdims=True), values.max(axes, keepdims=True)
     if not (np.isfinite(lowest).all() and np.isfinite(highest).all()):
         raise ValueError("holds NaN or infinity")
@@ -159,9 +159,13 @@ def _quantize(
             scale = np.where(better, tried[0], scale)
             zero = np.where(better, tried[1], zero)
     kind = np.uint8 if dtype.startswith("u") else np.int8
-    codes = _codes(values, scale, zero, dtype)
     if rounding == "balanced":
-        _balance(codes, values / scale + zero, axes, dtype)
+        exact = values / scale
+        exact += zero
+        codes = np.clip(np.rint(exact), *RANGES[dtype])
+        _balance(codes, np.subtract(codes, exact, out=exact), axes, dtype)
+    else:
+        codes = _codes(values, scale, zero, dtype)
     has_zero = dtype.startswith("u") or not symmetric
     return Quantized(codes.astype(kind), scale, zero.astype(kind) if has_zero else None, dtype)
 
@@ -204,28 +208,38 @@ def _codes(values: Array, scale: Array, zero: Array, dtype: Dtype) -> Array:
     return np.clip(codes, first, last, out=codes)
 
 
-def _balance(codes: Array, exact: Array, axes: tuple[int, ...], dtype: Dtype) -> None:
-    """Turn roundings in ``codes`` until the errors of each group add up to about nothing."""
+def _balance(codes: Array, error: Array, axes: tuple[int, ...], dtype: Dtype) -> None:
+    """Turn roundings in ``codes`` until the errors of each group add up to about nothing.
+
+    Args:
+        codes: Rounded; changed in place.
+        error: ``codes`` less what was rounded; used up.
+        axes: Axes of a group.
+        dtype: The codes' type.
+    """
     order = [axis for axis in range(codes.ndim) if axis not in axes] + list(axes)
     group = int(np.prod([codes.shape[axis] for axis in axes]))
     rows = codes.transpose(order).reshape(-1, group)
     # Only what is rounded: a code at the end of the range is off by more, and must stay there.
     first, last = RANGES[dtype]
-    error = rows - exact.transpose(order).reshape(-1, group)
+    error = error.transpose(order).reshape(-1, group)
     error[np.abs(error) > 0.5] = 0
     total = error.sum(1, keepdims=True)
     direction = np.sign(total)
     # Errors that pull the sum most are those closest to being rounded the other way.
     error *= direction
-    most = int(np.rint(np.abs(total)).max(initial=0))
-    if most == 0:
-        return
-    column = np.argpartition(-error, min(most, group - 1), axis=1)[:, :most]
-    pull = np.take_along_axis(error, column, 1)
-    rank = np.argsort(np.argsort(-pull, axis=1, kind="stable"), axis=1)
-    turned = (rank < np.rint(np.abs(total))) & (pull > 0)
-    moved = np.take_along_axis(rows, column, 1) - turned * direction
-    np.put_along_axis(rows, column, np.clip(moved, first, last), 1)
+    needed = np.rint(np.abs(total)).astype(np.int64)
+    # Rows that need about as many go together, so that what becomes of one depends on no other.
+    width = 1 << np.ceil(np.log2(np.maximum(needed[:, 0], 1))).astype(np.int64)
+    for most in np.unique(width[needed[:, 0] > 0]):
+        row = np.flatnonzero((width == most) & (needed[:, 0] > 0))
+        least = group - min(int(most), group - 1)
+        column = np.argpartition(error[row], least, axis=1)[:, least:]
+        pull = error[row[:, None], column]
+        rank = np.argsort(np.argsort(-pull, axis=1, kind="stable"), axis=1)
+        turned = (rank < needed[row]) & (pull > 0)
+        moved = rows[row[:, None], column] - turned * direction[row]
+        rows[row[:, None], column] = np.clip(moved, first, last)
     back = rows.reshape([codes.shape[axis] for axis in order]).transpose(np.argsort(order))
     codes[...] = back
 
@@ -270,10 +284,11 @@ def sqnr_db(weights: npt.NDArray[np.floating], stored: Quantized) -> float:
             zero_point=None if stored.zero_point is None else stored.zero_point[cut]
             if stored.zero_point.shape[along] > 1 else stored.zero_point,
         )  # fmt: skip
-        exact = weights[cut].astype(np.float32)
+        exact = np.ascontiguousarray(weights[cut], np.float32)
         signal += float(np.vdot(exact, exact))
-        exact -= dequantize(part)
-        noise += float(np.vdot(exact, exact))
+        error = dequantize(part)
+        error -= exact
+        noise += float(np.vdot(error, error))
     if noise == 0:
         return float("inf")
     return float(10 * np.log10(signal / noise)) if signal else float("-inf")
