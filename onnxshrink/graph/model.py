@@ -245,11 +245,11 @@ class Model:
     def to_proto(self) -> onnx.ModelProto:
         """The whole model as one message in memory, its weights included."""
         with self.apart() as (proto, outside):
-            for stub in proto.graph.initializer:
-                if stub.name in outside:
-                    tensor = outside[stub.name]
-                    tensors.clear_external(stub)
-                    stub.raw_data = tensor.tobytes()
+            for header in proto.graph.initializer:
+                if header.name in outside:
+                    tensor = outside[header.name]
+                    tensors.clear_external(header)
+                    header.raw_data = tensor.tobytes()
                     tensors.release(tensor)
         return proto
 
@@ -257,9 +257,9 @@ class Model:
     def apart(
         self, *, every: bool = False
     ) -> Iterator[tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]]:
-        """Serialise with the main graph's larger initializers left out, as stubs to fill in.
+        """Serialise with the main graph's larger initializers left out, as headers to fill in.
 
-        Yields the message, and the tensors by the names of their stubs.
+        Yields the message, and the tensors by the names of their headers.
 
         Args:
             every: Take out those too that were read from the typed fields of their message, and
@@ -285,15 +285,15 @@ class Model:
             for name, tensor in outside.items():
                 values[name].const_value = tensor
         preserve.merge(proto, self._original, self._touched, rewritten=self._rewritten)
-        for stub in proto.graph.initializer:
-            tensor = values[stub.name].const_value
+        for header in proto.graph.initializer:
+            tensor = values[header.name].const_value
             if not _is_large(tensor):
-                if outside.pop(stub.name, None) is not None:
-                    self._inline(stub)
-            elif stub.name not in outside and (every or stub.HasField("raw_data")):
-                outside[stub.name] = tensor
-                tensors.clear_values(stub)
-                tensors.point_at(stub, wire.INSIDE, 0, tensor.nbytes)
+                if outside.pop(header.name, None) is not None:
+                    self._inline(header)
+            elif header.name not in outside and (every or header.HasField("raw_data")):
+                outside[header.name] = tensor
+                tensors.clear_values(header)
+                tensors.point_at(header, wire.INSIDE, 0, tensor.nbytes)
         self._inline_the_rest(proto)
         yield proto, outside
 
@@ -328,12 +328,12 @@ class Model:
     @staticmethod
     def _layout(proto: onnx.ModelProto, outside: dict[str, ir.TensorProtocol]) -> wire.Layout:
         payloads: list[tuple[int, Callable[[BinaryIO], object]] | None] = []
-        for stub in proto.graph.initializer:
-            tensor = outside.get(stub.name)
+        for header in proto.graph.initializer:
+            tensor = outside.get(header.name)
             if tensor is None:
                 payloads.append(None)
                 continue
-            tensors.clear_external(stub)
+            tensors.clear_external(header)
             payloads.append((tensor.nbytes, partial(tensors.write, tensor)))
         return wire.Layout(proto, payloads)
 
@@ -383,11 +383,11 @@ class Model:
             # The data file is renamed first: a model file never names data that do not exist.
             model_file = stack.enter_context(atomic_write(path, durable=durable))
             data_file = stack.enter_context(atomic_write(data, durable=durable))
-            for stub in proto.graph.initializer:
-                tensor = outside.get(stub.name)
+            for header in proto.graph.initializer:
+                tensor = outside.get(header.name)
                 if tensor is not None:
                     data_file.write(b"\0" * (-data_file.tell() % 64))
-                    tensors.point_at(stub, data.name, data_file.tell(), tensor.nbytes)
+                    tensors.point_at(header, data.name, data_file.tell(), tensor.nbytes)
                     tensors.write(tensor, data_file)
             model_file.write(proto.SerializeToString(deterministic=True))
             return model_file.tell() + data_file.tell()
@@ -426,9 +426,9 @@ class Model:
 
         with self.apart(every=True) as (proto, outside):
             names = sorted(outside)
-            for stub in proto.graph.initializer:
-                if stub.name in outside:
-                    tensors.clear_external(stub)
+            for header in proto.graph.initializer:
+                if header.name in outside:
+                    tensors.clear_external(header)
             hasher.update(proto.SerializeToString(deterministic=True))
             for name in names:
                 hasher.update(outside[name].tobytes())

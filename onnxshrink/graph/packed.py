@@ -89,13 +89,13 @@ def _write(model: Model, path: Path, base: sidecar.Sidecar | None) -> None:
         model.apart(every=True) as (proto, outside),
         sidecar.Writer(pack_path(path), data_name=data_name, base=base) as writer,
     ):
-        for stub in proto.graph.initializer:
-            tensor = outside.get(stub.name)
+        for header in proto.graph.initializer:
+            tensor = outside.get(header.name)
             if tensor is not None:
-                dtype = onnx.TensorProto.DataType.Name(stub.data_type)
-                entry = writer.add(stub.name, dtype, stub.dims, tensor.tobytes())
+                dtype = onnx.TensorProto.DataType.Name(header.data_type)
+                entry = writer.add(header.name, dtype, header.dims, tensor.tobytes())
                 tensors.release(tensor)
-                tensors.point_at(stub, data_name, entry.offset, entry.nbytes)
+                tensors.point_at(header, data_name, entry.offset, entry.nbytes)
         text = proto.SerializeToString(deterministic=True)
         writer.finish(model_sha256=hashlib.sha256(text).hexdigest())
     with atomic_write(path) as file:
