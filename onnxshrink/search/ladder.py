@@ -16,6 +16,7 @@ import numpy as np
 
 from onnxshrink.contract import Answers, Judge, Progress
 from onnxshrink.errors import ModelError
+from onnxshrink.options import build
 from onnxshrink.pipeline import Context, Pass
 from onnxshrink.recipe import Recipe, find_pass
 from onnxshrink.report import Step
@@ -41,6 +42,7 @@ _MEASURED = 64
 #: An order needs fewer inputs than a verdict.
 _RANKING_FEEDS = 8
 _FIDELITY = 0.99
+_WHERE = "the search"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,11 +188,11 @@ class _Search:
             elif rung > low:
                 # An override says all that differs from the step's own options.
                 layers[name] = _RUNGS[rung]
-        step = quantize(**_RUNGS[low], weights=Select(layers=layers))  # type: ignore[call-arg]
+        step = build(quantize, {**_RUNGS[low], "layers": layers}, _WHERE)
         floats = tuple(name for name, rung in rungs.items() if rung >= len(_RUNGS))
         if not floats:
             return (step,)
-        return (step, narrow(weights=Select(only=floats, min_size=64)))  # type: ignore[call-arg]
+        return (step, build(narrow, {"only": floats}, _WHERE))
 
     def misses(self, rungs: Mapping[str, int]) -> list[str]:
         """What the model on these rungs does not keep."""
@@ -250,7 +252,8 @@ class _Search:
         large = sorted(names, key=lambda name: -self._views[name].nbytes)[:_MEASURED]
         harm: dict[str, float] = {}
         for name in large:
-            step = quantize(**_RUNGS[rung], weights=Select(only=(name,)), vectors="keep")  # type: ignore[call-arg]
+            options = {**_RUNGS[rung], "only": (name,), "vectors": "keep"}
+            step = build(quantize, options, _WHERE)
             try:
                 effect, _ = self._effect([step], _RANKING_FEEDS)
                 error = sum(row.relative_error**2 for row in effect)
