@@ -149,6 +149,11 @@ def open_session(
             "session.qdq_matmulnbits_accuracy_level", str(options.accuracy_level)
         )
     if files:
+        if not hasattr(settings, "add_external_initializers_from_files_in_memory"):
+            raise UnsupportedModel(
+                f"ONNX Runtime {_version()} takes no weights from memory: use 1.24 or later, or "
+                "'onnxshrink unpack' the model first"
+            )
         # ONNX Runtime keeps no reference: `files` lives in this frame until the session exists.
         names, buffers = list(files), list(files.values())
         sizes = [buffer.size for buffer in buffers]
