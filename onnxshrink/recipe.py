@@ -6,7 +6,7 @@ import ast
 import functools
 import importlib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,8 +130,3 @@ def _step(step: Any, where: str) -> Pass:
     if not isinstance(options, Mapping):
         raise RecipeError(f"{where}: takes options such as '{{dtype: int8}}', not {options!r}")
     return build(find_pass(str(name), where), options, where)
-
-
-def recipe(steps: Iterable[Pass]) -> Recipe:
-    """A recipe of these passes."""
-    return Recipe(tuple(steps))

@@ -8,7 +8,6 @@ row to ``OPERATORS``.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -474,11 +473,3 @@ def _quantized_by(value: ir.Value) -> str:
             if how := _quantized_by(node.outputs[0]):
                 return how
     return ""
-
-
-def by_consumer(views: Sequence[WeightView]) -> dict[str, list[WeightView]]:
-    """Weights grouped by the type of operator that uses them."""
-    groups: dict[str, list[WeightView]] = defaultdict(list)
-    for view in views:
-        groups[view.op_type].append(view)
-    return groups
