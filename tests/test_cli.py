@@ -12,8 +12,8 @@ import onnx
 import pytest
 from command_line import Run
 
-from onnxshrink import commands
 from onnxshrink.cli import main
+from onnxshrink.cli._terminal import show
 from onnxshrink.recipe import pass_names
 from onnxshrink.report import Table
 
@@ -264,6 +264,6 @@ def test_a_terminal_gets_drawn_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdout", screen)
     table = Table("sizes", ("name", "bytes"))
     table.add("w", 12)
-    commands.show(table)
+    show(table)
     assert "sizes" in screen.getvalue()
     assert "│" in screen.getvalue()

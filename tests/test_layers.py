@@ -24,7 +24,6 @@ LAYERS = (
     ("recipe",),
     ("search",),
     ("api",),
-    ("commands",),
     ("cli",),
     ("__main__",),
 )
@@ -42,9 +41,9 @@ OUTSIDE = {
     "onnxruntime": {"runtime"},
     "ml_dtypes": {"graph", "runtime"},  # numpy types of bfloat16; comes with onnx
     "psutil": {"runtime"},
-    "yaml": {"recipe", "commands"},
-    "click": {"cli", "commands"},
-    "rich": {"commands"},
+    "yaml": {"recipe", "cli"},
+    "click": {"cli"},
+    "rich": {"cli"},
 }
 #: Imported inside the functions that use them: ``--help`` must not wait for them.
 HEAVY = {"numpy", "scipy", "onnx", "onnx_ir", "onnx_graphsurgeon", "onnxscript", "onnxruntime"}
@@ -155,8 +154,8 @@ def test_rich_is_for_terminals_and_kernels_are_pure():
 def test_heavy_imports_wait_in_passes():
     """What the list of passes, a recipe or a command line needs must not load onnx."""
     light = {
-        "passes", "options", "select", "contract", "pipeline", "recipe", "api", "cli", "commands",
-        "report", "errors", "functions",
+        "passes", "options", "select", "contract", "pipeline", "recipe", "api", "cli", "report",
+        "errors", "functions",
     }  # fmt: skip
     wrong = [
         str(found)
@@ -178,7 +177,7 @@ def test_files_are_short_and_well_named(file: Path):
     assert source.count("\n") <= 500
     assert file.stem not in FORBIDDEN
     assert file.parent.name not in FORBIDDEN
-    if room(file) not in ("cli", "commands", "__main__"):
+    if room(file) not in ("cli", "__main__"):
         called = [n.func for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call)]
         assert not [f for f in called if isinstance(f, ast.Name) and f.id == "print"]
 

@@ -10,8 +10,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxshrink import commands
 from onnxshrink.cli import main
+from onnxshrink.cli._run import run_options
 from onnxshrink.errors import RecipeError
 from onnxshrink.options import Option, build, dump, nested, option, options_of
 from onnxshrink.pipeline import Pass
@@ -150,7 +150,7 @@ def test_options_are_declared_once_and_explained(name: str) -> None:
     assert all(opt.help for opt in known)
     declared = {f.name for f in fields(kind)}
     assert declared == {opt.owner or opt.name for opt in known}, "a field without option()"
-    shared = {p.name for p in commands.run_options(click.command()(lambda: None)).params}
+    shared = {p.name for p in run_options(click.command()(lambda: None)).params}
     assert not shared & set(names), "hidden by an option of every command"
 
 

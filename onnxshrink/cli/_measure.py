@@ -1,0 +1,63 @@
+"""What the commands that run models, and write none, share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from onnxshrink.cli._values import shape_option
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def measure_options(command: F) -> F:
+    """Options of the commands that run models and write none."""
+    for decorate in reversed(
+        (
+            click.option(
+                "--calibration", "--inputs", metavar="DATA", multiple=True,
+                help="Real inputs: .npz, .npy, a folder, or module.py:function. Repeatable.",
+            ),
+            click.option(
+                "--shape", multiple=True, metavar="NAME:DIMS", help="Shape of a generated input.",
+            ),
+            click.option("--seed", default=0, help="For generated inputs and the order of turns."),
+            click.option(
+                "--provider", default="CPUExecutionProvider",
+                help="Where the models run; in 'compare', where OTHER does.",
+            ),
+            click.option(
+                "--threads", default=1, help="Threads inside one operator; 0: one for each core.",
+            ),
+            click.option(
+                "--accuracy-level", type=int, help="ONNX Runtime's for MatMulNBits; 0 is exact.",
+            ),
+            click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+        )
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
+def settings(options: Mapping[str, object]) -> str:
+    """Options of sessions in one line."""
+    return ", ".join(f"{key}: {value}" for key, value in options.items())
+
+
+def feeds_for(
+    path: str, calibration: Sequence[str], shape: Sequence[str], count: int, seed: int, worker: Any
+) -> list[dict[str, Any]]:
+    """Real inputs for a model where there are some, else generated ones with a warning."""
+    from onnxshrink.graph.model import Model
+    from onnxshrink.runtime.generate import generated_inputs
+    from onnxshrink.runtime.inputs import load_inputs
+
+    worker.start()
+    model = Model.load(path)
+    if calibration:
+        sources = calibration[0] if len(calibration) == 1 else list(calibration)
+        return load_inputs(sources, model, limit=count)
+    click.secho("warning: inputs are generated; pass --calibration", err=True, fg="yellow")
+    return generated_inputs(model, 4, seed, shapes=dict(map(shape_option, shape)), worker=worker)

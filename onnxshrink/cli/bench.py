@@ -1,0 +1,47 @@
+"""The command that measures models side by side."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from onnxshrink.cli._measure import feeds_for, measure_options, settings
+from onnxshrink.cli._terminal import show
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, metavar="MODEL [MODEL ...]")
+@measure_options
+@click.option("--rounds", default=25, help="How often each is timed, taking turns.")
+def command(
+    models: tuple[str, ...], calibration: tuple[str, ...], shape: tuple[str, ...], rounds: int,
+    seed: int, as_json: bool, **pinned: Any,
+) -> None:  # fmt: skip
+    """Measure size, latency, load time and memory of models, side by side.
+
+    \b
+    onnxshrink bench model.onnx small.onnx --calibration inputs.npz
+    """
+    from onnxshrink.report import Table, size
+    from onnxshrink.runtime.bench import bench as run_bench
+    from onnxshrink.runtime.session import SessionOptions
+    from onnxshrink.runtime.worker import Worker
+
+    with Worker() as worker:
+        feeds = feeds_for(models[0], calibration, shape, 8, seed, worker)
+    found = run_bench(models, feeds, SessionOptions(**pinned), rounds, seed=seed)
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=1, default=str))
+        return
+    columns = ("model", "file", "latency", "ratio", "95 % interval", "load", "steady", "peak")
+    table = Table("latency, memory beyond an empty session", columns)
+    for row in found.models:
+        table.add(
+            row.path, size(row.file_bytes), f"{row.seconds * 1e3:.3f} ms", f"{row.ratio:.3f}",
+            f"{row.ratio_low:.3f} to {row.ratio_high:.3f}", f"{row.load_seconds * 1e3:.0f} ms",
+            size(row.steady_bytes), size(row.peak_bytes),
+        )  # fmt: skip
+    show(table)
+    click.echo(f"{found.rounds} rounds; {settings(found.options)}")

@@ -1,0 +1,26 @@
+"""The command that prints the help of a pass."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.argument("name", metavar="PASS")
+def command(name: str) -> None:
+    """Say what a pass does and what its options are.
+
+    \b
+    onnxshrink explain quantize-weights
+    """
+    import inspect as reflect
+
+    from onnxshrink.options import options_of
+    from onnxshrink.recipe import find_pass
+
+    kind = find_pass(name, "explain")
+    click.echo(f"{name}\n\n{reflect.getdoc(kind)}\n\nOptions:")
+    for option in options_of(kind):
+        also = f" (also: {', '.join(option.also)})" if option.also else ""
+        values = f" [{'|'.join(option.choices)}]" if option.choices else ""
+        click.echo(f"  {option.name}: {option.help}{values}; default {option.default!r}{also}")

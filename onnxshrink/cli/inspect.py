@@ -1,0 +1,55 @@
+"""The command that shows what models are made of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from onnxshrink.cli._terminal import show
+from onnxshrink.cli._values import shape_option
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, metavar="MODEL [MODEL ...]")
+@click.option("--layer", metavar="NAME", help="One weight in detail, with its distribution.")
+@click.option("--shape", multiple=True, metavar="NAME:DIMS", help="Shape of an input, for MACs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    models: tuple[str, ...], layer: str | None, shape: tuple[str, ...], as_json: bool
+) -> None:
+    """Show what a model is made of, or several side by side.
+
+    \b
+    onnxshrink inspect model.onnx small.onnx
+    """
+    from onnxshrink.graph import inspect as look
+    from onnxshrink.graph.inspect_packed import PackInspection, inspect_pack
+    from onnxshrink.graph.model import Model
+    from onnxshrink.graph.packed import pack_name
+
+    shapes = dict(map(shape_option, shape))
+    if layer is not None:
+        for path in models:
+            for table in look.layer_table(Model.load(path), layer):
+                show(table)
+        return
+    found: list[look.Inspection | PackInspection] = [
+        look.inspect_model(Model.load(path), shapes=shapes)
+        if pack_name(Path(path)) is None
+        else inspect_pack(path)
+        for path in models
+    ]
+    if as_json:
+        data = [inspection.to_dict() for inspection in found]
+        click.echo(json.dumps(data if len(data) > 1 else data[0], indent=1, default=str))
+        return
+    plain = [each for each in found if isinstance(each, look.Inspection)]
+    if len(plain) > 1:
+        for table in look.compare_models(plain):
+            show(table)
+    for each in found:
+        if len(plain) == 1 or isinstance(each, PackInspection):
+            for table in each.tables():
+                show(table)

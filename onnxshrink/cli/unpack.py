@@ -1,0 +1,35 @@
+"""The command that makes a packed model a plain one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from onnxshrink.cli._packed import base_option, limit_option, say_sizes
+from onnxshrink.cli._values import size_option
+
+
+@click.command()
+@click.argument("source", metavar="IN")
+@click.argument("out", metavar="OUT")
+@base_option
+@limit_option
+@click.option(
+    "--storage", type=click.Choice(["auto", "single", "external"]), default="auto",
+    help="One file, external data beside it, or external above 2 GB only.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    source: str, out: str, base: str | None, limit: str | None, storage: Any, as_json: bool
+) -> None:
+    """Turn a packed model into a plain one, bit for bit.
+
+    \b
+    onnxshrink unpack packed.onnx plain.onnx
+    """
+    from onnxshrink.graph import packed
+
+    most = size_option(limit, "--limit") if limit else None
+    after = packed.unpack(source, out, storage, base=base, limit=most)
+    say_sizes(out, packed.stored_bytes(source), after, as_json)

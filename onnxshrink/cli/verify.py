@@ -1,0 +1,26 @@
+"""The command that checks a packed model."""
+
+from __future__ import annotations
+
+import click
+
+from onnxshrink.cli._packed import base_option, limit_option
+from onnxshrink.cli._values import size_option
+
+
+@click.command()
+@click.argument("source", metavar="IN")
+@base_option
+@limit_option
+def command(source: str, base: str | None, limit: str | None) -> None:
+    """Decode all of a packed model and check every checksum.
+
+    \b
+    onnxshrink verify packed.onnx
+    """
+    from onnxshrink.graph import packed
+
+    most = size_option(limit, "--limit") if limit else None
+    with packed.open_pack(source, base=base, limit=most) as opened:
+        opened.verify()
+        click.echo(f"{opened.path}: {len(opened)} tensors, every checksum is right")
