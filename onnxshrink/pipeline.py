@@ -81,6 +81,7 @@ class Context:
         feeds: Calibration inputs, possibly none.
         generated: Whether they are made up rather than real.
         statistics: What the pass needs, as far as it can be observed; empty without feeds.
+        original: The model before the first step, not to be edited; None outside a run.
         worker: The process to run models in; None outside a run.
         seed: For the pass's own random numbers.
         progress: To be told what is done, how much of it, and out of how much.
@@ -92,6 +93,7 @@ class Context:
     feeds: Feeds = ()
     generated: bool = False
     statistics: Mapping[Need, Any] = field(default_factory=dict)
+    original: Model | None = None
     worker: Worker | None = None
     seed: int = 0
     progress: Progress = field(default=lambda what, done, total: None)
@@ -193,14 +195,14 @@ def run(
     report.bytes_before, report.bytes_after = model.stored_bytes(), model.nbytes()
     with contextlib.ExitStack() as stack:
         worker = worker or stack.enter_context(Worker())
-        judge = Judge(model, settings, worker)
+        original, judge = model, Judge(model, settings, worker)
         report.checks, report.warnings = judge.describe(), judge.warnings
         for pass_ in steps:
             now = report.bytes_after
             step = Step(pass_.name, dump(pass_), bytes_before=now, bytes_after=now)
             report.steps.append(step)
             started = time.perf_counter()
-            model = _step(pass_, model, step, settings, judge, worker)
+            model = _step(pass_, model, original, step, settings, judge, worker)
             step.seconds = round(time.perf_counter() - started, 3)
             report.bytes_after = step.bytes_after
         effect = judge.total_effect()
@@ -220,15 +222,17 @@ def _bound(pass_: Pass, settings: Settings) -> float:
 
 
 def _step(
-    pass_: Pass, model: Model, step: Step, settings: Settings, judge: Judge, worker: Worker
-) -> Model:
+    pass_: Pass, model: Model, original: Model, step: Step, settings: Settings, judge: Judge,
+    worker: Worker,
+) -> Model:  # fmt: skip
     """The model after one pass, or as it was when the pass is refused."""
     from onnxshrink.runtime.calibrate import calibrate
 
     bound = _bound(pass_, settings)
     ctx = Context(
-        step, settings.feeds, settings.generated, worker=worker, seed=settings.seed,
-        progress=settings.progress, verify=lambda half_way: judge.verify(half_way, bound),
+        step, settings.feeds, settings.generated, original=original, worker=worker,
+        seed=settings.seed, progress=settings.progress,
+        verify=lambda half_way: judge.verify(half_way, bound),
     )  # fmt: skip
     try:
         trial = model.clone()

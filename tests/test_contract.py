@@ -288,6 +288,27 @@ def test_a_pass_may_ask_the_judge(model, worker):
     assert result.report.steps[0].max_error == pytest.approx(1e-6, rel=0.2)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Restore(Pass):
+    """Puts back the weight of the original."""
+
+    max_error: float | None = option(9.0, help="it may change all")
+
+    def apply(self, model: Model, ctx: Context) -> None:
+        assert ctx.original is not None
+        value = model.ir.graph.initializers["w"]
+        value.const_value = ctx.original.ir.graph.initializers["w"].const_value
+        model.touch("w")
+        ctx.changed("w", 1, before=1)
+
+
+def test_a_pass_sees_the_model_before_the_first_step(model, worker):
+    steps = [Edit(edit=scale(2.0), max_error=9), Restore()]
+    result = run(steps, model, Settings(feeds=FEEDS), worker)
+    assert [row.status for row in result.report.steps] == ["done", "done"]
+    assert result.model.digest() == model.digest()
+
+
 def test_a_feed_that_does_not_fit_is_the_callers_error(model, worker: Worker):
     with pytest.raises(DataError):
         run([], model, Settings(feeds=rows(3, 5)), worker)
