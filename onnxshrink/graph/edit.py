@@ -348,3 +348,21 @@ def revalued(
         view.value.const_value = model.store(tensor, view.name)
     else:
         node.attributes["value"] = ir.AttrTensor("value", tensor)
+
+
+def forget(model: Model, value: ir.Value) -> None:
+    """Take a constant out of the file if nothing uses it any more."""
+    if value.uses() or value.is_graph_output():
+        return
+    node = value.producer()
+    if node is not None:
+        if node.op_type == "Constant" and node.graph is not None:
+            model.touch(value.name)
+            node.graph.remove(node, safe=True)
+        return
+    for scope in model.scopes:
+        if isinstance(scope, ir.Graph) and scope.initializers.get(value.name or "") is value:
+            model.touch(value.name)
+            scope.initializers.pop(value.name or "")
+            if value in scope.inputs:
+                scope.inputs.remove(value)
