@@ -1,7 +1,8 @@
 """The oracle of channel removal: what the original computes with the removed weights at zero.
 
 Outputs alone are weak (a saturated softmax agrees with anything), so every float intermediate of
-the zeroed original is compared, without its removed indices, with the pruned model's.
+the zeroed original is compared, without its removed indices, with the pruned model's. Inputs of norms that are not zero
+where channels go are made so, which is what removal means there.
 """
 
 from __future__ import annotations
@@ -139,16 +140,31 @@ def _zeroed(walk: Walk, removed: np.ndarray) -> Model:
             mine = not isinstance(slot, tuple) or (use.node, use.idx) == slot[1:]
             if not mine or (use.node.op_type, use.idx) in _NOT_ZEROED:
                 continue
-            name = model.unused_name(f"{value.name}.zeroed")
-            zeroed = ir.Value(
-                name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape),
-                const_value=ir.Tensor(array, dtype=tensor.dtype, name=name),
-            )  # fmt: skip
-            model.ir.graph.register_initializer(zeroed)
-            if model.ir.ir_version < 4:
-                model.ir.graph.inputs.append(zeroed)
             node = nodes[use.node.outputs[0].name]
-            node.replace_input_with(use.idx, zeroed)
-            model.touch(name)
+            node.replace_input_with(use.idx, _initializer(model, value, array, tensor.dtype))
             model.touch_node(node)
+    for node, labels in walk.gated:
+        x, mine = node.inputs[0], nodes[node.outputs[0].name]
+        assert x is not None
+        kind = ir.DataType.from_numpy(walk.facts.dtype(x))
+        mask = walk.atoms.kept(labels, removed).astype(kind.numpy())
+        gate = ir.Node("", "Mul", [mine.inputs[0], _initializer(model, x, mask, kind)])
+        gate.outputs[0].name = model.unused_name(f"{x.name}.gated")
+        model.ir.graph.insert_before(mine, gate)
+        mine.replace_input_with(0, gate.outputs[0])
+        model.touch(gate.outputs[0].name)
+        model.touch_node(mine)
     return model
+
+
+def _initializer(model: Model, like: ir.Value, array: np.ndarray, kind: ir.DataType) -> ir.Value:
+    name = model.unused_name(f"{like.name}.zeroed")
+    value = ir.Value(
+        name=name, type=ir.TensorType(kind), shape=ir.Shape(array.shape),
+        const_value=ir.Tensor(array, dtype=kind, name=name),
+    )  # fmt: skip
+    model.ir.graph.register_initializer(value)
+    if model.ir.ir_version < 4:
+        model.ir.graph.inputs.append(value)
+    model.touch(name)
+    return value

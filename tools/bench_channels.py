@@ -34,7 +34,6 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=0.3)
     parser.add_argument("--round-to", type=int, default=8)
     parser.add_argument("--all-units", action="store_true", help="both factors of heads and groups")
-    parser.add_argument("--centre", action="store_true", help="as the option of the pass")
     parser.add_argument("--latency", action="store_true", help="measure in ONNX Runtime")
     arguments = parser.parse_args()
     logging.getLogger().setLevel(logging.ERROR)
@@ -49,7 +48,6 @@ def main() -> None:
     )
     pass_ = PruneChannels(
         ratio=arguments.ratio, round_to=arguments.round_to, max_error=1e9,
-        centre=arguments.centre,
         units=_ALL if arguments.all_units else (),
     )  # fmt: skip
     for path in paths:

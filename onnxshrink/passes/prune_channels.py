@@ -79,9 +79,6 @@ class PruneChannels(Pass):
         8, help="keep channels in multiples of this, which kernels are fast for", ge=1, le=1024
     )
     minimum: int = option(1, help="channels that every group keeps", ge=1)
-    centre: bool = option(
-        False, help="rewrite LayerNorms without a mean, so that residual streams can lose channels"
-    )
     iterations: int = option(1, help="steps in which to remove, each ranked anew", ge=1, le=100)
     compensate: bool = option(
         True, help="refit the weights that read removed channels, when there are inputs"
@@ -110,8 +107,6 @@ class PruneChannels(Pass):
         start: Start | None = None
         with contextlib.ExitStack() as stack:
             worker = ctx.worker or stack.enter_context(Worker())
-            if self.centre:
-                self._centre(model, ctx, worker)
             for step in range(self.iterations):
                 ctx.progress(self.name, step, self.iterations)
                 plan, seen, start = self._planned(model, ctx, worker, step, start)
@@ -146,8 +141,6 @@ class PruneChannels(Pass):
         copy = model.clone()
         with Worker() as worker:
             ctx = Context(Step(self.name), feeds, seed=seed)
-            if self.centre:
-                self._centre(copy, ctx, worker)
             return self._planned(copy, ctx, worker, 0, None)[0]
 
     def explain(self, model: Model, what: str, feeds: Feeds = ()) -> list[Table]:
@@ -179,16 +172,6 @@ class PruneChannels(Pass):
                 )
 
     # ---------------------------------------------------------------------- one step
-
-    def _centre(self, model: Model, ctx: Context, worker: Worker) -> None:
-        from onnxshrink.graph.channels.centre import centre
-        from onnxshrink.graph.channels.facts import nbytes_of
-        from onnxshrink.runtime.probe import probe_any
-
-        walk = _labelled(model, probe_any(model, ctx.feeds, ctx.seed, worker))
-        for value in centre(walk):
-            nbytes = nbytes_of(value)
-            ctx.changed(value.name or "", nbytes, before=nbytes, note="centred")
 
     def _planned(
         self, model: Model, ctx: Context, worker: Worker, step: int, start: Start | None

@@ -146,6 +146,40 @@ CASES = {
         "r = Relu(b) y = MatMul(u, r)}",
         w=(10, 3), s=(4,), c=(4,), u=(5, 10),
     ),
+    "layer_norm": _case(
+        "(int64[N,S] x) => (float[N,S,5] y) {e = Gather(t, x) n = LayerNormalization(e, s, b)"
+        "h = MatMul(n, w) a = Add(n, h) m = LayerNormalization<epsilon=0.01>(a, s2, b2)"
+        "k = LayerNormalization(m, s3) y = MatMul(k, u)}",
+        t=(2, 10), s=(10,), b=(10,), w=(10, 10), s2=(10,), b2=(10,), s3=(10,), u=(10, 5),
+    ),
+    "layer_norm_of_what_is_not_zero": _case(
+        "(float[N,3,4] x) => (float[N,5] y) {h = MatMul(x, w) t = Transpose<perm=[0,2,1]>(h)"
+        "g = MatMul(t, v) a = Add(g, c) k = Transpose<perm=[0,2,1]>(a) q = Add(h, k)"
+        "n = LayerNormalization(q, s, b) m = ReduceMean<axes=[1], keepdims=0>(n)"
+        "r = MatMul(m, u) y = Relu(r)}",
+        w=(4, 10), v=(3, 3), c=(3,), s=(10,), b=(10,), u=(10, 5),
+    ),
+    "layer_norm_written_out": _case(
+        "(int64[N,S] x) => (float[N,S,5] y) {e = Gather(t, x)"
+        "m = ReduceMean<axes=[-1]>(e) d = Sub(e, m) q = Pow(d, two) v = ReduceMean<axes=[-1]>(q)"
+        "p = Add(v, eps) r = Sqrt(p) z = Div(d, r) k = Mul(z, s) n = Add(k, b) h = MatMul(n, w)"
+        "a = Add(n, h) m2 = ReduceMean<axes=[2]>(a) d2 = Sub(a, m2) d3 = Sub(a, m2)"
+        "q2 = Mul(d2, d2) v2 = ReduceMean<axes=[-1]>(q2) p2 = Add(v2, eps) r2 = Sqrt(p2)"
+        "z2 = Div(d3, r2) k2 = Mul(z2, s2) y = MatMul(k2, u)}",
+        t=(2, 10), two=np.float32(2), eps=np.float32(1e-3), s=(10,), b=(10,), w=(10, 10),
+        s2=(10,), u=(10, 5),
+    ),
+    "skip_layer_norm": _case(
+        "(int64[N,S] x) => (float[N,S,5] y) {e = Gather(t, x)"
+        "f0 = Gather(p, x)"
+        "n, , , z = com.microsoft.SkipLayerNormalization<epsilon=0.01>(e, f0, s, b, c)"
+        "h = MatMul(n, w)"
+        "n2 = com.microsoft.SkipLayerNormalization<epsilon=0.001>(h, z, s2, b2)"
+        "n3, , , z3 = com.microsoft.SkipSimplifiedLayerNormalization<epsilon=0.001>(n2, h, s3)"
+        "f = Add(n3, z3) y = MatMul(f, u)}",
+        t=(2, 10), p=(2, 10), s=(10,), b=(10,), c=(10,), w=(10, 10), s2=(10,), b2=(10,),
+        s3=(10,), u=(10, 5),
+    ),
     "lstm": _case(
         "(float[5,N,4] x) => (float[5,N,3] y) {h = MatMul(x, k)"
         "o, hn, cn = LSTM<hidden_size=6>(h, w, r, b) s = Squeeze(o, one)"
@@ -338,9 +372,11 @@ BLOCKED = {
     "softmax": (
         "(float[N,6] x) => (float[N,4] y) {h = MatMul(x, a) s = Softmax(h) y = MatMul(s, b)}",
         dict(a=(6, 8), b=(8, 4)), "runs along it"),
-    "layer_norm": (
-        "(float[N,6] x) => (float[N,4] y) {h = MatMul(x, a) s = LayerNormalization(h, c)"
-        "y = MatMul(s, b)}", dict(a=(6, 8), c=(8,), b=(8, 4)), "normalises along it"),
+    "layer_norm_of_two_axes": (
+        "(float[N,6] x) => (float[N,4] y) {h = MatMul(x, a) r = Reshape(h, to)"
+        "s = LayerNormalization<axis=1>(r, c) q = Reshape(s, back) y = MatMul(q, b)}",
+        dict(a=(6, 8), to=np.array([-1, 2, 4]), c=(2, 4), back=np.array([-1, 8]), b=(8, 4)),
+        "normalises along it"),
     "graph_output": (
         "(float[N,6] x) => (float[N,8] y) {y = MatMul(x, a)}", dict(a=(6, 8)), "graph output 'y'"),
     "random": (

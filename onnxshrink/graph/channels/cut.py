@@ -45,6 +45,7 @@ class Cut:
         self._walk = walk
         self._gone = removed
         self._replaced: set[ir.Value] = set()
+        self._behind: dict[ir.Value, ir.Value] = {}
         self._laid_out: dict[ir.Value, tuple[tuple[int, ...], int]] = {}
 
     # --------------------------------------------------------- what rules ask for
@@ -128,31 +129,68 @@ class Cut:
         self._laid_out[value] = dims(tensor), tensor.nbytes
         self._set(value, tensor, array)
 
-    def add_behind(self, node: ir.Node, addend: np.ndarray) -> None:
-        """Add a constant to what a node makes; all users get the sum."""
-        self._behind(node, "Add", addend)
+    def add_behind(self, node: ir.Node, addend: np.ndarray | ir.Value) -> None:
+        """Add something to what a node makes; all users get the sum."""
+        self.put_behind(node, "Add", [addend])
 
     def multiply_behind(self, node: ir.Node, factor: float) -> None:
         """Multiply what a node makes by a constant; all users get the product."""
         kind = self._walk.facts.dtype(node.outputs[0])
-        self._behind(node, "Mul", np.array(factor, np.float32 if kind is None else kind))
+        self.put_behind(node, "Mul", [np.array(factor, np.float32 if kind is None else kind)])
 
-    def _behind(self, node: ir.Node, op_type: str, operand: np.ndarray) -> None:
-        """The new value takes the name of the old, so users read the same."""
-        old = node.outputs[0]
-        name = old.name or ""
-        following = next((n for n in self._after(node)), None)
-        constant = self._constant(operand, f"{name}.part", following or node)
-        made = ir.Node("", op_type, [old, constant], name="")
+    def put_behind(
+        self, node: ir.Node, op_type: str, operands: Sequence[np.ndarray | ir.Value],
+        output: int = 0,
+    ) -> None:  # fmt: skip
+        """Have all users get an output through another node, which also reads other operands."""
         graph = node.graph
         assert graph is not None
-        graph.insert_after(node, made)
+        now = self._walk.labels
+        old = self._newest(node.outputs[output])
+        name, producer = old.name or "", old.producer()
+        assert producer is not None
+        following = next(iter(self._after(producer)), producer)
+        more = [self._operand(each, f"{name}.part", following) for each in operands]
+        made = ir.Node("", op_type, [old, *more], name="")
+        graph.insert_before(following, made) if following is not producer else graph.append(made)
         old.replace_all_uses_with(made.outputs[0], replace_graph_outputs=True)
         made.replace_input_with(0, old)
         old.name = self.model.unused_name(f"{name}.whole")
         made.outputs[0].name = name
         made.outputs[0].type, made.outputs[0].shape = old.type, old.shape
+        old.shape = None  # nobody needs it, and it may differ
+        if old in now:
+            now[made.outputs[0]] = now.pop(old)
+        self._behind[node.outputs[output]] = made.outputs[0]
         self.model.touch(name, old.name)
+
+    def put_before(self, node: ir.Node, index: int, op_type: str, operands: Sequence[Any]) -> None:
+        """Have a node get an input through another node, which also reads constants."""
+        value = node.inputs[index]
+        assert value is not None
+        more = [self._operand(each, f"{value.name}.part", node) for each in operands]
+        made = self._node(op_type, [value, *more], f"{value.name}.{op_type.lower()}", node)
+        node.replace_input_with(index, made)
+        self.model.touch_node(node)
+
+    def square(self, value: ir.Value, factor: float, behind: ir.Node) -> ir.Value:
+        """The square of a value, times a constant, made just behind a node."""
+        kind = self._walk.facts.dtype(value) or np.dtype(np.float32)
+        value, last = self._newest(value), self._newest(behind.outputs[0]).producer()
+        assert last is not None
+        name, before = f"{value.name}.square", next(iter(self._after(last)), last)
+        square = self._node("Mul", [value, value], name, before)
+        share = self._constant(np.array(factor, kind), f"{name}.part", before)
+        return self._node("Mul", [square, share], name, before)
+
+    def _newest(self, value: ir.Value) -> ir.Value:
+        """What users of a value get now."""
+        while value in self._behind:
+            value = self._behind[value]
+        return value
+
+    def _operand(self, given: np.ndarray | ir.Value, name: str, before: ir.Node) -> ir.Value:
+        return given if isinstance(given, ir.Value) else self._constant(given, name, before)
 
     def _after(self, node: ir.Node) -> Sequence[ir.Node]:
         graph = node.graph
@@ -219,13 +257,14 @@ class Cut:
         Raises:
             ModelError: An axis would be left without any channel.
         """
-        keeps = {slot: self._keeps(slot, axes) for slot, axes in self._walk.labels.items()}
+        for slot, axes in self._walk.labels.items():
+            self._keeps(slot, axes)  # before anything is changed
         for _, rewrite in self._walk.rewrites:
             rewrite(self)
         done: list[Shortened] = []
         by_value: dict[ir.Value, list[tuple[Slot, list[Any]]]] = {}
-        for slot, keep in keeps.items():
-            value = slot[0] if isinstance(slot, tuple) else slot
+        for slot, axes in self._walk.labels.items():
+            value, keep = slot[0] if isinstance(slot, tuple) else slot, self._keeps(slot, axes)
             if stored(value) is not None:
                 by_value.setdefault(value, []).append((slot, keep))
             elif any(k is not None for k in keep):

@@ -50,7 +50,7 @@ class Group:
     Attributes:
         name: Its first constant, and the axis; with a number where several begin there.
         kind: What a unit is: a channel or neuron; a head; a dimension that all heads share; an
-            index of the embeddings' width.
+            index of the width that embeddings have and norms run along.
         atoms: The atom of each unit.
         members: The axes of constants that it reaches.
         step: How many indices of its densest axis go with a unit, at the least.
@@ -105,11 +105,16 @@ def find(walk: Walk) -> list[Group]:
         for index in np.unique(groups).tolist():
             mine = groups == index
             members[index].append(Member(slot, axis, positions[mine], unit[found[mine]]))
+    normed = np.zeros(atoms.count, bool)
+    for labels in walk.streams:
+        normed[atoms.incidence(labels)[1]] = True
     order = sorted(range(len(kinds)), key=lambda index: int(units[index][0]))
     bonds = _bonds(walk, place, len(kinds))
     found_groups: list[Group] = []
     for index in order:
         group = _group(walk, units[index], tuple(members[index]))
+        if normed[units[index]].any():
+            group = replace(group, kind="width")
         if bonds[index] >= 0:  # the axis has as many units of each of its bond
             group = replace(group, bond=bonds[index], step=bonds.count(bonds[index]))
         namesakes = sum(other.name.partition("#")[0] == group.name for other in found_groups)

@@ -70,6 +70,9 @@ class Walk:
         grouped: Grouped convolutions whose channels are products of a group and a place in it.
         balance: Grouped convolutions whose channels go one by one, as many from every group.
         balanced: The parts of axes that must lose equally many channels.
+        streams: Axes that norms run along.
+        gated: Norms and the channels of their input that removal makes zero, though the weights
+            alone would not.
         narrowed: Weights whose second axis shrinks with the groups of their input.
     """
 
@@ -84,6 +87,8 @@ class Walk:
     grouped: list[tuple[ir.Node, Labels, Labels]] = field(default_factory=list)
     balance: set[ir.Node] = field(default_factory=set)
     balanced: list[list[Labels]] = field(default_factory=list)
+    streams: list[Labels] = field(default_factory=list)
+    gated: list[tuple[ir.Node, Labels]] = field(default_factory=list)
     narrowed: dict[ir.Value, Labels] = field(default_factory=dict)
     _captured: set[ir.Value] = field(default_factory=set)
     _used: set[tuple[ir.Node, int]] = field(default_factory=set)
@@ -210,6 +215,17 @@ class Walk:
         """Keep every index of an axis."""
         if axis is not None and len(axis):
             self.atoms.freeze(axis, reason)
+
+    def freeze_spatial(self, node: ir.Node, x: Operand) -> None:
+        """Keep all axes of an image but the batch and the channels.
+
+        Raises:
+            Barrier: There are no others.
+        """
+        if x.rank < 3:
+            raise Barrier("an input without spatial axes")
+        for labels in x.axes[2:]:
+            self.freeze(labels, f"{describe(node)}: a spatial axis")
 
     def _freeze_all(self, axes: Sequence[Axis], reason: str) -> None:
         for axis in axes:

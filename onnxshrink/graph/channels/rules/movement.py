@@ -284,7 +284,7 @@ def _depth_to_space(walk: Walk, node: ir.Node) -> None:
         walk.join(grid[0], row, node)
     spatial = walk.fresh(walk.sizes(node.outputs[0])[2:], f"{describe(node)}: a spatial axis")
     walk.put(node, [x.axes[0], grid[0].copy(), *spatial], [False, x.zero[1], False, False])
-    _freeze_spatial(walk, node, x.axes)
+    walk.freeze_spatial(node, x)
 
 
 def _space_to_depth(walk: Walk, node: ir.Node) -> None:
@@ -295,12 +295,7 @@ def _space_to_depth(walk: Walk, node: ir.Node) -> None:
     spatial = walk.fresh(walk.sizes(node.outputs[0])[2:], f"{describe(node)}: a spatial axis")
     tiled = np.tile(labels, integer(node, "blocksize", 1) ** 2)
     walk.put(node, [x.axes[0], tiled, *spatial], [False, x.zero[1], False, False])
-    _freeze_spatial(walk, node, x.axes)
-
-
-def _freeze_spatial(walk: Walk, node: ir.Node, axes: Sequence[Axis]) -> None:
-    for labels in axes[2:]:
-        walk.freeze(labels, f"{describe(node)}: a spatial axis")
+    walk.freeze_spatial(node, x)
 
 
 def _trilu(walk: Walk, node: ir.Node) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxshrink.graph.channels.cut import Cut
-from onnxshrink.graph.channels.rules.reshape import factor
+from onnxshrink.graph.channels.rules.norms import correct_variance, variance_about
 from onnxshrink.graph.channels.walk import (
     Axis,
     Barrier,
@@ -38,9 +38,13 @@ def _reduce(walk: Walk, node: ir.Node) -> None:
         axes = range(x.rank)
     gone = {int(axis) % x.rank for axis in axes}
     means: list[np.ndarray] = []
+    mean = variance_about(walk, node) if node.op_type == "ReduceMean" else None
     for axis in gone:
         labels = x.axes[axis]
-        if not x.zero[axis] or node.op_type not in _KEEP_SUMS | {"ReduceMean"}:
+        if mean is not None and labels is not None:
+            walk.streams.append(labels)
+            walk.on_cut(node, partial(correct_variance, node=node, mean=mean, labels=labels))
+        elif not x.zero[axis] or node.op_type not in _KEEP_SUMS | {"ReduceMean"}:
             walk.freeze(labels, f"{describe(node)}: reduces along it")
         elif labels is not None and node.op_type == "ReduceMean":
             means.append(labels)
@@ -97,101 +101,9 @@ def _along(default: int) -> Rule:
     return rule
 
 
-def _batch_normalization(walk: Walk, node: ir.Node) -> None:
-    x = walk.operand(node, 0)
-    if integer(node, "training_mode", 0) or len([v for v in node.outputs if v.name]) > 1:
-        raise Barrier("it is in training mode")
-    if x.rank < 2:
-        raise Barrier("an input without channels")
-    channels, zero = x.axes[1], True
-    for index in range(1, 5):
-        vector = walk.operand(node, index)
-        channels = walk.join(channels, vector.axes[0], node)
-        zero = zero and (index > 2 or vector.zero[0])
-    walk.put(node, x.axes, [False, zero, *[False] * (x.rank - 2)])
-
-
-def _instance_normalization(walk: Walk, node: ir.Node) -> None:
-    x, scale, bias = (walk.operand(node, index) for index in range(3))
-    walk.join(walk.join(x.axes[1], scale.axes[0], node), bias.axes[0], node)
-    _freeze_spatial(walk, node, x)
-    walk.put(node, x.axes, [False, scale.zero[0] and bias.zero[0], *[False] * (x.rank - 2)])
-
-
-def _group_normalization(walk: Walk, node: ir.Node) -> None:
-    """Whole groups may go."""
-    x, scale, bias = (walk.operand(node, index) for index in range(3))
-    count, labels = integer(node, "num_groups", 1), x.axes[1]
-    if labels is None:
-        raise Barrier("channels that vary")
-    groups, places = factor(walk, labels, (count, len(labels) // count))
-    walk.freeze(places, f"{describe(node)}: normalises along it")
-    _freeze_spatial(walk, node, x)
-    per_group = scale.length(0) == count != len(labels)
-    for vector in (scale, bias):
-        walk.join(groups if per_group else labels, vector.axes[0], node)
-    walk.put(node, x.axes, [False, scale.zero[0] and bias.zero[0], *[False] * (x.rank - 2)])
-
-    def rewrite(cut: Cut) -> None:
-        if cut.removed(groups):
-            cut.set_integer(node, "num_groups", count - cut.removed(groups))
-
-    walk.on_cut(node, rewrite)
-
-
-def _layer_normalization(walk: Walk, node: ir.Node) -> None:
-    """The normalised axes stay; all others pass."""
-    x = walk.operand(node, 0)
-    at = integer(node, "axis", -1) % x.rank
-    for axis in range(at, x.rank):
-        walk.freeze(x.axes[axis], f"{describe(node)}: normalises along it")
-    result = x
-    for index in range(1, len(node.inputs)):
-        if walk.has(node, index):
-            result = walk.broadcast([result, walk.operand(node, index)], node)
-    walk.put(node, result.axes)
-    for output in range(1, len(node.outputs)):
-        unit = walk.fresh([(1, 1)] * (x.rank - at))
-        walk.put(node, [*x.axes[:at], *unit], output=output)
-
-
-def _rms_normalization(walk: Walk, node: ir.Node) -> None:
-    """The mean of squares is over all channels: scale and epsilon make up for removed zeros.
-
-    ``x / sqrt(sum(x^2) / n + eps) * g`` over n' channels that hold all of the sum equals
-    ``x / sqrt(sum(x^2) / n' + eps * n / n') * g * sqrt(n / n')``.
-    """
-    x, scale = walk.operand(node, 0), walk.operand(node, 1)
-    at = integer(node, "axis", -1) % x.rank
-    used = len([value for value in node.outputs if value.name and value.uses()])
-    labels = x.axes[-1]
-    if at != x.rank - 1 or scale.rank != 1 or used > 1 or labels is None or not x.zero[-1]:
-        _layer_normalization(walk, node)
-        return
-    walk.join(labels, scale.axes[0], node)
-    walk.put(node, x.axes, [*[False] * (x.rank - 1), True])
-    for output in range(1, len(node.outputs)):
-        walk.put(node, [*x.axes[:at], *walk.fresh([(1, 1)])], output=output)
-
-    def rewrite(cut: Cut) -> None:
-        removed = cut.removed(labels)
-        if removed:
-            share = len(labels) / (len(labels) - removed)
-            cut.set_float(node, "epsilon", attribute(node, "epsilon", 1e-5) * share)
-            cut.multiply_behind(node, share**0.5)
-
-    walk.on_cut(node, rewrite)
-
-
-def _lrn(walk: Walk, node: ir.Node) -> None:
-    x = walk.operand(node, 0)
-    walk.freeze(x.axes[1], f"{describe(node)}: normalises along it")
-    walk.put(node, x.axes)
-
-
 def _pool(walk: Walk, node: ir.Node) -> None:
     x = walk.operand(node, 0)
-    _freeze_spatial(walk, node, x)
+    walk.freeze_spatial(node, x)
     for output, value in enumerate(node.outputs):
         if output and value.uses():
             raise Barrier("its indices are used")
@@ -229,13 +141,6 @@ def _resize(walk: Walk, node: ir.Node) -> None:
     walk.on_cut(node, rewrite)
 
 
-def _freeze_spatial(walk: Walk, node: ir.Node, x: Operand) -> None:
-    if x.rank < 3:
-        raise Barrier("an input without spatial axes")
-    for labels in x.axes[2:]:
-        walk.freeze(labels, f"{describe(node)}: a spatial axis")
-
-
 _REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
 _POOLS = ("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool")
 RULES: dict[tuple[str, str], Rule] = {
@@ -243,18 +148,11 @@ RULES: dict[tuple[str, str], Rule] = {
     **{("", name): _pool for name in _POOLS},
     ("", "ArgMax"): _arg_reduce,
     ("", "ArgMin"): _arg_reduce,
-    ("", "BatchNormalization"): _batch_normalization,
     ("", "CumSum"): _along(0),
-    ("", "GroupNormalization"): _group_normalization,
     ("", "Hardmax"): _along(-1),
-    ("", "InstanceNormalization"): _instance_normalization,
-    ("", "LRN"): _lrn,
-    ("", "LayerNormalization"): _layer_normalization,
     ("", "LogSoftmax"): _along(-1),
     ("", "LpNormalization"): _along(-1),
-    ("", "RMSNormalization"): _rms_normalization,
     ("", "Resize"): _resize,
-    ("", "SimplifiedLayerNormalization"): _rms_normalization,
     ("", "Softmax"): _along(-1),
     ("", "TopK"): _along(-1),
 }

@@ -95,13 +95,18 @@ def reshaped(
             parts = list(factor(walk, labels, [a for a, _ in sizes])) if sizes else []
         for start, part in zip(inside, parts, strict=False):
             digit_of[start] = part, zero[axis]
+    atoms = walk.atoms
     result: list[Axis] = []
     zeros: list[bool] = []
     for size, stride in zip(after, _boundaries(after), strict=True):
         outer = (stride[0] * size[0], stride[1] * size[1])
         inside = steps[steps.index(outer) : steps.index(stride)]
         digits = [digit_of[start] for start in inside]
-        zeros.append(all(z for _, z in digits) and bool(digits))
+        # Where a digit is frozen nothing goes by it, so nothing need be zero.
+        zeros.append(
+            bool(digits)
+            and all(z or (d is not None and bool(atoms.is_frozen(d).all())) for d, z in digits)
+        )
         if not digits:
             result += walk.fresh([size])
         elif any(labels is None for labels, _ in digits):
