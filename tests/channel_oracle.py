@@ -95,6 +95,7 @@ def prune(
         if not isinstance(slot, tuple)
     }
     Cut(walk, removed).apply()
+    _assert_in_order(pruned)
     verdict = Verdict(pruned, walk, groups, before, after, 0.0, "", 0)
     feeds = [feed, *also]
     wanted = list(observe(reference, watched(reference), feeds, worker))
@@ -106,6 +107,14 @@ def prune(
         for output in pruned.ir.graph.outputs:
             assert actual[output.name or ""].shape == expected[output.name or ""].shape
     return verdict
+
+
+def _assert_in_order(model: Model) -> None:
+    made = {*model.ir.graph.inputs, *model.ir.graph.initializers.values()}
+    for node in model.ir.graph:
+        late = [v.name for v in node.inputs if v is not None and v not in made]
+        assert not late, f"{node.op_type} reads {late} before they are made"
+        made.update(node.outputs)
 
 
 def _compare(verdict: Verdict, name: str, value: np.ndarray, actual: np.ndarray, kept) -> None:  # type: ignore[no-untyped-def]

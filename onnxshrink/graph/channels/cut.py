@@ -173,12 +173,11 @@ class Cut:
         node.replace_input_with(index, made)
         self.model.touch_node(node)
 
-    def square(self, value: ir.Value, factor: float, behind: ir.Node) -> ir.Value:
-        """The square of a value, times a constant, made just behind a node."""
+    def square(self, value: ir.Value, factor: float, before: ir.Node) -> ir.Value:
+        """The square of a value, times a constant, made just before a node."""
         kind = self._walk.facts.dtype(value) or np.dtype(np.float32)
-        value, last = self._newest(value), self._newest(behind.outputs[0]).producer()
-        assert last is not None
-        name, before = f"{value.name}.square", next(iter(self._after(last)), last)
+        value = self._newest(value)
+        name = f"{value.name}.square"
         square = self._node("Mul", [value, value], name, before)
         share = self._constant(np.array(factor, kind), f"{name}.part", before)
         return self._node("Mul", [square, share], name, before)
