@@ -142,6 +142,18 @@ def shrink(
     return report
 
 
+def load(source: StrPath, options: Options | None = None) -> tuple[Model, list[dict[str, Any]]]:
+    """A model file, and inputs for it: those that the options name, or generated ones.
+
+    Raises:
+        ShrinkError: The model or the inputs cannot be read.
+    """
+    from onnxshrink.graph.model import Model
+
+    model = Model.load(source)
+    return model, _feeds(model, options or Options(), None)
+
+
 def bench_pair(source: StrPath, out: StrPath, options: Options) -> dict[str, Any]:
     """Latency of a result against its source: median ratio with its 95 % interval."""
     from onnxshrink.graph.model import Model

@@ -201,6 +201,10 @@ class Table:
             raise ValueError(f"{len(cells)} cells for {len(self.columns)} columns")
         self.rows.append(tuple(str(cell) for cell in cells))
 
+    def to_dicts(self) -> list[dict[str, str]]:
+        """Every row by heading, for JSON."""
+        return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
     def to_markdown(self) -> str:
         """A Markdown table."""
 

@@ -1,8 +1,8 @@
 """The oracle of channel removal: what the original computes with the removed weights at zero.
 
 Outputs alone are weak (a saturated softmax agrees with anything), so every float intermediate of
-the zeroed original is compared, without its removed indices, with the pruned model's. Inputs of norms that are not zero
-where channels go are made so, which is what removal means there.
+the zeroed original is compared, without its removed indices, with the pruned model's. Inputs of
+norms that are not zero where channels go are made so: that is what removal means there.
 """
 
 from __future__ import annotations

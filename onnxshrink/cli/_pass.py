@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from onnxshrink.cli._run import Run, run_options
-from onnxshrink.cli._terminal import progress_bar
+from onnxshrink.cli._terminal import progress_bar, show
 from onnxshrink.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -16,6 +19,31 @@ if TYPE_CHECKING:
     from onnxshrink.pipeline import Pass
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Look:
+    """An option that shows something in place of writing a model."""
+
+    name: str
+    option: Callable[[F], F]
+
+
+#: By the method of a pass that it calls; passes without that have no such option.
+LOOKS = {
+    "preview": Look(
+        "dry_run",
+        click.option("--dry-run", is_flag=True, help="Show what would change; write nothing."),
+    ),
+    "explain": Look(
+        "explain",
+        click.option(
+            "--explain", metavar="NAME",
+            help="Show what goes together with a node, weight or group (or a pattern of names), "
+            "and what blocks it; write nothing.",
+        ),
+    ),
+}  # fmt: skip
 
 
 def _click_option(option: Option) -> Callable[[F], F]:
@@ -49,10 +77,16 @@ def pass_command(name: str) -> click.Command:
 
     kind = find_pass(name)
 
+    looks = [look for method, look in LOOKS.items() if hasattr(kind, method)]
+
     def command(**values: Any) -> None:
-        run = Run(values)
+        asked = {look.name: values.pop(look.name) for look in looks}
+        run = Run(values, writes=not any(asked.values()))
         given = {key: value for key, value in values.items() if value not in (None, ())}
         step = _build(kind, given)
+        if any(asked.values()):
+            _look(step, asked, run)
+            return
         from onnxshrink import api
         from onnxshrink.recipe import Recipe
 
@@ -62,8 +96,36 @@ def pass_command(name: str) -> click.Command:
 
     for option in reversed(options_of(kind)):
         command = _click_option(option)(command)
+    for look in reversed(looks):
+        command = look.option(command)
     command.__doc__ = f"{summary(name)}\n\n\b\nonnxshrink {name} model.onnx small.onnx"
     return click.command(name)(run_options(command))
+
+
+def _look(step: Any, asked: dict[str, Any], run: Run) -> None:
+    """Print what a pass would do, or how it sees a part of the model; nothing is written."""
+    from onnxshrink import api
+
+    with progress_bar() as progress:
+        options = run.options(progress)
+        model, feeds = api.load(run.source, options)
+        if what := asked.get("explain"):
+            tables = step.explain(model, what, feeds, options.seed)
+            data, empty = {table.title: table.to_dicts() for table in tables}, False
+        else:
+            generated = options.calibration is None
+            plan = step.preview(model, feeds, options.seed, generated=generated)
+            tables, data, empty = plan.tables(), plan.to_dict(), not plan.removed.any()
+    if run.as_json:
+        click.echo(json.dumps(data, indent=1))
+    else:
+        for table in tables:
+            if table.rows and not sys.stdout.isatty():
+                click.echo(f"## {table.title}\n")
+            show(table)
+    if empty and run.strict:
+        click.echo("error: nothing would be changed", err=True)
+        sys.exit(1)
 
 
 def _build(kind: type[Pass], given: dict[str, Any]) -> Pass:

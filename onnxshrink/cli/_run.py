@@ -60,16 +60,22 @@ def run_options(command: F) -> F:
 class Run:
     """The values of the shared options, taken out of a command's.
 
+    Args:
+        values: All values of the command.
+        writes: Whether a model is to be written.
+
     Raises:
         RecipeError: The report cannot be written as asked; better said before than after.
     """
 
-    def __init__(self, values: dict[str, Any]):
+    def __init__(self, values: dict[str, Any], *, writes: bool = True):
         self.source: str = values.pop("source")
         positional, named = values.pop("out"), values.pop("out_option")
-        if (positional is None) == (named is None):
+        if writes and (positional is None) == (named is None):
             raise click.UsageError("name the output once: IN OUT, or IN -o OUT")
-        self.out: str = positional or named
+        if not writes and (positional or named):
+            raise click.UsageError("nothing is written: name no output")
+        self.out: str = positional or named or ""
         report_file = values.pop("report_file")
         self.report_file = None if report_file is None else _report_file(report_file)
         self.as_json: bool = values.pop("as_json")

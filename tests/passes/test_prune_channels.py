@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import channel_oracle as oracle
 import numpy as np
 import pytest
 
 from onnxshrink.contract import Settings
-from onnxshrink.errors import RecipeError
+from onnxshrink.errors import ModelError, RecipeError, UnsupportedModel
 from onnxshrink.passes.prune_channels import PruneChannels
 from onnxshrink.pipeline import run
 
@@ -194,3 +197,115 @@ def test_preview_leaves_the_model_and_lists_groups():
         ("a[1]", "channels", "64", "32"), ("b[1]", "channels", "48", "24"),
     ]  # fmt: skip
     assert plan.to_dict()["after"]["parameters"] == 12 * 32 + 32 + 32 * 24 + 24 + 24 * 5
+
+
+# ---------------------------------------------------------------------------- the command line
+
+
+def _saved(model, name="model.onnx"):
+    model.save(name)
+    return name
+
+
+def test_dry_run_shows_groups_and_costs_and_writes_nothing(cli):
+    path = _saved(_mlp())
+    done = cli("prune-channels", path, "--dry-run", "--ratio", "0.5", "--json")
+    assert done.code == 0, done.err
+    shown = json.loads(done.out)
+    assert [len(group["removed"]) for group in shown["groups"]] == [32, 24]
+    assert shown["before"]["parameters"] == 12 * 64 + 64 + 64 * 48 + 48 + 48 * 5
+    assert shown["after"]["nbytes"] == 4 * (12 * 32 + 32 + 32 * 24 + 24 + 24 * 5)
+    table = cli("prune-channels", path, "--dry-run", "--ratio", "0.5")
+    assert "| a[1] | channels | 64 | 32 |" in table.out
+    assert f"| parameters | {shown['before']['parameters']} | {shown['after']['parameters']} |" in (
+        table.out
+    )
+    assert [file.name for file in Path().iterdir()] == [path]
+
+
+def test_explain_on_the_command_line(cli):
+    path = _saved(_mlp())
+    done = cli("prune-channels", path, "--explain", "two", "--json")
+    assert done.code == 0, done.err
+    shown = json.loads(done.out)
+    assert list(shown) == ["a[1]: 64 channels", "b[1]: 48 channels", "blocked"]
+    assert {row["value"] for row in shown["a[1]: 64 channels"]} == {"a", "ab", "h", "r", "b"}
+    output = cli("prune-channels", path, "--explain", "y")
+    assert "graph output 'y'" in output.out
+    assert cli("prune-channels", path, "--explain", "nowhere").code == 2
+
+
+def test_looking_takes_no_output_and_strict_wants_something_to_go(cli):
+    path = _saved(_mlp())
+    assert cli("prune-channels", path, "out.onnx", "--dry-run").code == 2
+    assert cli("prune-channels", path, "--dry-run", "--strict").code == 0
+    done = cli("prune-channels", path, "--dry-run", "--strict", "--ratio", "0")
+    assert (done.code, "nothing would be changed" in done.err) == (1, True)
+
+
+# ---------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize("ratio", ["1", "0.96", "-0.1"])
+def test_a_ratio_that_would_empty_a_group_is_refused(ratio, cli):
+    done = cli("prune-channels", _saved(_mlp()), "out.onnx", "--ratio", ratio)
+    assert done.code == 2
+    assert "--ratio" in done.err or "ratio" in done.err
+    assert not Path("out.onnx").exists()
+
+
+def test_the_largest_ratio_leaves_every_group_something(worker):
+    model = oracle.build(_MLP, a=(12, 3), ab=(3,), b=(3, 2), bb=(2,), c=(2, 5))
+    result = _pruned(model, worker=worker, ratio=0.95, round_to=1, max_error=10)
+    assert _shapes(result) == {"a": (12, 1), "ab": (1,), "b": (1, 1), "bb": (1,), "c": (1, 5)}
+    kept = _pruned(worker=worker, ratio=0.95, round_to=1, minimum=40, max_error=10)
+    assert _shapes(kept)["b"] == (40, 40)
+
+
+def test_unknown_names_and_nothing_prunable_on_the_command_line(cli):
+    path = _saved(_mlp())
+    done = cli("prune-channels", path, "out.onnx", "--keep", "nowhere*")
+    assert (done.code, "nothing matches 'nowhere*'" in done.err) == (2, True)
+    flat = oracle.build(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[N,12] x) => (float[N,5] y)'
+        "{y = MatMul(x, a)}",
+        a=(12, 5),
+    )
+    done = cli("prune-channels", _saved(flat, "flat.onnx"), "out.onnx", "--strict")
+    assert done.code == 1
+    assert "graph output 'y'" in done.out
+
+
+def test_operators_that_nobody_knows(worker):
+    head = '<ir_version: 8, opset_import: ["": 17, "{}": 1]> g (float[N,12] x) => (float[N,5] y) '
+    text = head + "{{h = MatMul(x, a) r = {}.{}(h) y = MatMul(r, b)}}"
+    opaque = oracle.build(text.format("mine", "mine", "Opaque"), check=False, a=(12, 8), b=(8, 5))
+    with pytest.raises(UnsupportedModel, match="Opaque"):
+        _pruned(opaque, worker=worker)
+    known = oracle.build(
+        '<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]> g (float[N,12] x) => '
+        "(float[N,5] y) {h = MatMul(x, a) e = com.microsoft.ExpandDims(h, at)"
+        "r = Squeeze(e, one) y = MatMul(r, b)}",
+        check=False, a=(12, 8), b=(8, 5), at=np.array(1, np.int32), one=np.array([1]),
+    )  # fmt: skip
+    step = _pruned(known, worker=worker).report.steps[0]
+    assert step.status == "nothing to do"
+    assert any("no rule for this operator" in skip.reason for skip in step.skips)
+
+
+def test_shapes_that_disagree_are_an_error(worker):
+    model = oracle.build(_MLP, check=False, a=(12, 64), ab=(64,), b=(60, 48), bb=(48,), c=(48, 5))
+    with pytest.raises(ModelError, match="60"):
+        _pruned(model, worker=worker)
+
+
+def test_sequences_as_outputs(worker):
+    model = oracle.build(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[N,12] x) => (float[N,5] y, '
+        "seq(float[N,2]) z) {h = MatMul(x, a) r = Relu(h) y = MatMul(r, b) g = MatMul(r, c)"
+        " z = SplitToSequence<axis=1>(g, two)}",
+        a=(12, 32), b=(32, 5), c=(32, 4), two=np.array(2),
+    )  # fmt: skip
+    result = _pruned(model, worker=worker, ratio=0.25, max_error=10)
+    assert result.report.steps[0].status == "done"
+    assert _shapes(result) == {"a": (12, 24), "b": (24, 5), "c": (24, 4), "two": ()}

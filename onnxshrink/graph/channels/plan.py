@@ -18,6 +18,8 @@ from onnxshrink.graph.channels.walk import Walk, describe
 from onnxshrink.kernels.importance import Array, Indices
 from onnxshrink.report import Table, size
 
+_COSTS = {"parameters": "parameters", "nbytes": "bytes", "macs": "multiply-accumulates"}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -55,6 +57,15 @@ class Plan:
                 round(parameters_per_unit(group) * len(group)), self.held.get(group.name, ""),
             )  # fmt: skip
         return table
+
+    def tables(self) -> list[Table]:
+        """The groups, what the whole model costs, and what blocks the rest."""
+        before, after = grouping.cost(self.walk), grouping.cost(self.walk, self.removed)
+        costs = Table("cost", ("", "before", "after", "left"))
+        for name, was in vars(before).items():
+            now = vars(after)[name]
+            costs.add(_COSTS[name], was, now, f"{now / was:.3f}" if was else "")
+        return [self.table(), costs, self.blocked()]
 
     def blocked(self) -> Table:
         """What keeps the channels of weights, and how many weights it keeps."""

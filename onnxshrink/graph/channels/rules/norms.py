@@ -1,9 +1,10 @@
 """Operators that normalise: those over channels are told how many zeros they no longer see.
 
-A channel that goes is zero in the model that the removal stands for, if need be because the norm is
-told so, and a norm along the channels still has it in its mean. Two forms are exact. A LayerNormalization gets as many zeros as channels
-went, with a scale of zero, and they are cut off behind it: fused kernels stay fused. Norms that are
-written out get their means multiplied by the share that is left.
+A channel that goes is zero in the model that the removal stands for (where its weights alone would
+not make it zero, its norms take it for zero), and a norm along the channels still has it in its
+mean. Two forms are exact. A LayerNormalization gets as many zeros as channels went, with a scale of
+zero, and they are cut off behind it: fused kernels stay fused. Norms that are written out get their
+means multiplied by the share that is left.
 """
 
 from __future__ import annotations
@@ -241,7 +242,7 @@ def _axes(walk: Walk, node: ir.Node) -> list[int] | None:
 
 
 def correct_variance(cut: Cut, node: ir.Node, mean: ir.Value, labels: Labels) -> None:
-    """``(sum of the kept d^2 + removed * mean^2) / n``: at a removed channel d is minus the mean."""
+    """``(sum of kept d^2 + removed * mean^2) / n``: at a removed channel d is minus the mean."""
     if removed := cut.removed(labels):
         cut.multiply_behind(node, 1 - removed / len(labels))
         cut.add_behind(node, cut.square(mean, removed / len(labels), node))

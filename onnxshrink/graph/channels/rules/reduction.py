@@ -12,7 +12,6 @@ from onnxshrink.graph.channels.rules.norms import correct_variance, variance_abo
 from onnxshrink.graph.channels.walk import (
     Axis,
     Barrier,
-    Operand,
     Rule,
     Walk,
     attribute,

@@ -1,0 +1,138 @@
+"""What a step of prune-channels removes: the model labelled, its groups ranked, a goal reached."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnxshrink.errors import RecipeError
+
+if TYPE_CHECKING:
+    from onnxshrink.graph.channels.allocate import Allocation, Start
+    from onnxshrink.graph.channels.consumers import Consumer
+    from onnxshrink.graph.channels.facts import Runs
+    from onnxshrink.graph.channels.groups import Group
+    from onnxshrink.graph.channels.plan import Plan
+    from onnxshrink.graph.channels.walk import Walk
+    from onnxshrink.graph.model import Model
+    from onnxshrink.kernels.refit import Moments
+    from onnxshrink.passes.prune_channels import PruneChannels
+    from onnxshrink.pipeline import Context
+    from onnxshrink.runtime.worker import Worker
+
+_ROUNDS = 15  # of each of the trials: times differ by more than the steps between more of them
+_TRIALS = 6
+
+
+def labelled(model: Model, runs: Runs) -> Walk:
+    """A model with labels, from what two runs of it showed."""
+    from onnxshrink.graph.channels.facts import Facts
+    from onnxshrink.graph.channels.walk import analyse
+
+    return analyse(model, Facts(model, runs))
+
+
+class Planner:
+    """Plans one step after the other; goals are relative to where the first began.
+
+    Args:
+        options: What was asked for.
+        ctx: The run.
+        worker: Where to run models.
+    """
+
+    def __init__(self, options: PruneChannels, ctx: Context, worker: Worker):
+        self._options = options
+        self._ctx = ctx
+        self._worker = worker
+        self._start: Start | None = None
+
+    def plan(self, model: Model, step: int) -> tuple[Plan, dict[Consumer, Moments]]:
+        """Choose what goes in a step from a model, which is only read.
+
+        Returns:
+            The plan, and moments of what weights read.
+
+        Raises:
+            RecipeError: A pattern matches nothing, or inputs are missing.
+        """
+        import numpy as np
+
+        from onnxshrink.graph.channels import groups as grouping
+        from onnxshrink.graph.channels import score
+        from onnxshrink.graph.channels.allocate import Start
+        from onnxshrink.graph.channels.plan import Plan
+        from onnxshrink.runtime.probe import moments, probe_any
+
+        options, ctx = self._options, self._ctx
+        runs = probe_any(model, ctx.feeds, ctx.seed, self._worker)
+        walk = labelled(model, runs)
+        groups = grouping.find(walk)
+        whole = self._held(model, groups)
+        rng = np.random.default_rng([ctx.seed, step])
+        seen: dict[Consumer, Moments] = {}
+        real = ctx.feeds if not ctx.generated else ()  # made-up inputs are a bad thing to fit to
+        if options.importance in score.CALIBRATED and not real:
+            raise RecipeError(f"{options.name}: importance {options.importance} needs real inputs")
+        if real and (options.compensate or options.importance in {"auto", *score.CALIBRATED}):
+            seen = moments(walk, real, rng, self._worker)
+        scores = score.score(walk, groups, options.importance, seen, rng)
+        plan = Plan(walk, groups, scores, [], whole)
+        self._start = self._start or Start.of(plan)
+        return self._reached(plan, self._start, runs, (step + 1) / options.iterations), seen
+
+    def _held(self, model: Model, groups: list[Group]) -> dict[str, str]:
+        from onnxshrink.graph.channels.plan import held
+
+        names = {name for node in model.nodes for name in (node.name, node.op_type) if name}
+        names |= set(model.ir.graph.initializers)
+        held(groups, self._options.layers, (), names=names)  # refuses patterns that match nothing
+        return held(groups, self._options.keep, self._options.units, names=names)
+
+    def _reached(self, plan: Plan, start: Start, runs: Runs, part: float) -> Plan:
+        """The choice that goes this part of the way to what was asked for."""
+        from onnxshrink.graph.channels.allocate import Allocation
+
+        options = self._options
+        allocation = Allocation(
+            options.layers, options.scope == "global", options.round_to, options.minimum,
+            start.sizes,
+        )  # fmt: skip
+        if options.flops is not None:
+            most = options.flops**part * start.cost.macs
+            return allocation.reach_cost(plan, lambda cost: cost.macs, most)
+        if options.bytes is not None:
+            most = options.bytes**part * start.cost.nbytes
+            return allocation.reach_cost(plan, lambda cost: cost.nbytes, most)
+        if options.latency is not None:
+            return self._to_latency(plan, allocation, start, runs, options.latency**part)
+        return allocation.choose(plan, 1 - (1 - options.ratio) ** part)
+
+    def _to_latency(
+        self, plan: Plan, allocation: Allocation, start: Start, runs: Runs, goal: float
+    ) -> Plan:
+        """The smallest ratio that is measured to be as fast as was asked for."""
+        from onnxshrink.graph.channels import groups as grouping
+        from onnxshrink.graph.channels.cut import Cut
+        from onnxshrink.runtime.bench import bench
+        from onnxshrink.runtime.generate import generated_inputs
+
+        model, ctx = plan.walk.model, self._ctx
+        feeds = ctx.feeds[:4] or generated_inputs(model, 1, ctx.seed, worker=self._worker)
+        with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
+            first, other = Path(folder) / "before.onnx", Path(folder) / "after.onnx"
+            start.model.save(first, durable=False)
+
+            def fast(trial: Plan) -> bool:
+                copy = model.clone()
+                walk = labelled(copy, runs)
+                same = replace(trial, walk=walk, groups=grouping.find(walk))
+                if not same.removed.any():
+                    return False
+                Cut(walk, same.removed).apply()
+                copy.save(other, durable=False)
+                return bench([first, other], feeds, rounds=_ROUNDS).models[1].ratio <= goal
+
+            return allocation.reach(plan, fast, trials=_TRIALS)
