@@ -140,6 +140,22 @@ class Rebuild:
         graph.remove(before, safe=True)
         result.name = name
 
+    def finish_input(self, nodes: Sequence[ir.Node], index: int, result: ir.Value) -> None:
+        """Put the nodes so far before these, which are in one graph, and let them read the result.
+
+        Raises:
+            ValueError: They are not in one graph.
+        """
+        graph = nodes[0].graph
+        if graph is None or any(node.graph is not graph for node in nodes):
+            raise ValueError("the operators that read it are in several graphs")
+        first = next(node for node in graph if node in nodes)
+        graph.insert_before(first, self._nodes)
+        self._nodes = []
+        for node in nodes:
+            node.replace_input_with(index, result)
+            self.model.touch_node(node)
+
     def drop(self) -> None:
         """Take the weight out of the file once nothing uses it any more."""
         self.model.touch(self.view.name)

@@ -20,7 +20,7 @@ class Rescaling:
     """Factors for the channels of some sites; readers are multiplied, sources divided.
 
     Args:
-        sites: Each has a source.
+        sites: Where one has no source, a multiplication before its readers takes its place.
 
     Attributes:
         factors: One for each channel of each site; 1 to begin with.
@@ -53,9 +53,11 @@ class Rescaling:
             if not {part.view.dtype for part in parts} <= {ir.DataType.FLOAT, ir.DataType.DOUBLE}:
                 self.factors[site] = np.exp2(np.rint(np.log2(factors)))
         for site, factors in self.factors.items():
-            for ceiling in site.ceilings:
-                assert site.source is not None
-                _split(model, site.source.view, ceiling, factors)
+            if site.source is None:
+                _insert(model, site, factors)
+            else:
+                for ceiling in site.ceilings:
+                    _split(model, site.source.view, ceiling, factors)
         for parts_of in self._parts.values():
             view = parts_of[0][1].view
             if all((self.factors[site] == 1).all() for site, _, _ in parts_of):
@@ -76,3 +78,16 @@ def _split(model: Model, view: WeightView, ceiling: Ceiling, factors: Array) -> 
     rebuild.finish_lookup(node, result)
     for value in old:
         edit.forget(model, value)
+
+
+def _insert(model: Model, site: Site, factors: Array) -> None:
+    """Divide an activation before those readers that have the factors."""
+    first = site.readers[0]
+    rebuild = edit.Rebuild(model, first.view)
+    columns = first.view.shape[first.channels.axis] if site.last else site.channels
+    inverse = (1 / factors).repeat(columns // site.channels)
+    if not site.last:
+        inverse = inverse.reshape(-1, *[1] * (len(first.view.shape) - 2))
+    scale = rebuild.constant(inverse.astype(first.view.dtype.numpy()), "s")
+    result = rebuild.node("Mul", [site.value, scale], "x")
+    rebuild.finish_input([part.view.main.node for part in site.readers], 0, result)
