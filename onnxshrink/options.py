@@ -42,7 +42,8 @@ def option(
         ge: Smallest value allowed.
         le: Largest value allowed.
         also: Other names under which users know it, for instance ONNX Runtime's.
-        spellings: Other ways to write a value, for instance ``{"QInt8": "int8"}``.
+        spellings: Other ways to write a value, for instance ``{"QInt8": "int8"}``; numbers are
+            written as text here.
     """
     meta = {
         "default": default,
@@ -100,8 +101,8 @@ class Option:
             RecipeError: Names ``where``, the option, and what it takes.
         """
         try:
-            if isinstance(value, str) and value in self.spellings:
-                value = self.spellings[value]
+            if isinstance(value, str | int) and not isinstance(value, bool):
+                value = self.spellings.get(str(value), value)
             parsed = _convert(value, self.kind)
         except (TypeError, ValueError) as error:
             raise RecipeError(f"{where}: option {self.name!r} {error}") from error
@@ -194,22 +195,12 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     Raises:
         RecipeError: An unknown option (with the nearest name), or a value that it does not take.
     """
-    by_name = {o.name: o for o in options_of(cls)}
-    by_name |= {other: o for o in options_of(cls) for other in o.also}
+    owners = {o.name: o.owner for o in options_of(cls)}
     own: dict[str, Any] = {}
     inner: dict[str, dict[str, Any]] = {}
-    for given, value in values.items():
-        option_ = by_name.get(str(given).replace("-", "_"))
-        if option_ is None:
-            names = [o.name for o in options_of(cls)]
-            raise RecipeError(
-                f"{where}: unknown option {given!r}{nearest(str(given), by_name)}"
-                f" (options: {', '.join(names)})"
-            )
-        target = own if option_.owner is None else inner.setdefault(option_.owner, {})
-        if option_.name in target:
-            raise RecipeError(f"{where}: option {option_.name!r} is given twice, once as {given!r}")
-        target[option_.name] = option_.parse(value, where)
+    for name, value in _named(cls, values, where).items():
+        owner = owners[name]
+        (own if owner is None else inner.setdefault(owner, {}))[name] = value
     try:
         for field in dataclasses.fields(cls):  # type: ignore[arg-type]
             if field.name in inner:
@@ -218,6 +209,40 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     except RecipeError as error:  # of an object that looks at its options together
         said = str(error).removeprefix(f"{where}: ")
         raise RecipeError(f"{where}: {said}") from error
+
+
+def amended(obj: T, changes: Iterable[Mapping[str, Any]], where: str) -> T:
+    """The same object with other values for some options; later changes go before earlier ones.
+
+    Raises:
+        RecipeError: As :func:`build`.
+    """
+    values = dump(obj)
+    for change in changes:
+        values |= _named(type(obj), change, where)
+    return build(type(obj), values, where)
+
+
+def _named(cls: type[Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Checked values by the options' own names, whatever names they were given under."""
+    by_name = {o.name: o for o in options_of(cls)}
+    by_name |= {other: o for o in options_of(cls) for other in o.also}
+    found: dict[str, Any] = {}
+    for given, value in values.items():
+        option_ = by_name.get(str(given).replace("-", "_"))
+        if option_ is None:
+            names = [o.name for o in options_of(cls)]
+            raise RecipeError(
+                f"{where}: unknown option {given!r}{nearest(str(given), by_name)}"
+                f" (options: {', '.join(names)})"
+            )
+        parsed = option_.parse(value, where)
+        if found.setdefault(option_.name, parsed) != parsed:
+            raise RecipeError(
+                f"{where}: option {option_.name!r} is given twice, as {found[option_.name]!r} "
+                f"and, by {str(given)!r}, as {parsed!r}"
+            )
+    return found
 
 
 def check(obj: Any, where: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from onnxshrink.contract import Feeds, Judge, Progress, Settings
 from onnxshrink.errors import OutputError, RecipeError, ShrinkError
-from onnxshrink.options import build, check, dump, option
+from onnxshrink.options import amended, check, dump, option
 from onnxshrink.report import Change, Report, Skip, Step
 from onnxshrink.select import SKIP, Select, unmatched
 
@@ -145,12 +145,9 @@ class Context:
                 chosen.append(view)
         for done, view in enumerate(chosen):
             self.progress(owner.name, done, len(chosen))
-            overrides = select.overrides(view)
-            options = owner
-            if overrides and overrides != SKIP:
-                where = f"{owner.name}: layers: {view.name}"
-                options = build(type(owner), {**dump(owner), **overrides}, where)
-            yield view, options
+            where = f"{owner.name}: layers: {view.name}"
+            changes = [row for row in select.matching(view) if row != SKIP]
+            yield view, amended(owner, changes, where) if changes else owner
             view.release()
         self.progress(owner.name, len(chosen), len(chosen))
 

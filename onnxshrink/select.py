@@ -38,9 +38,18 @@ class Select:
     layers: Mapping[str, Any] = option(
         {}, help="other options by pattern, or 'skip': '{Gather: {dtype: int4}, head*: skip}'"
     )
+    bits_table: str | None = option(
+        None, help="YAML or JSON file with bits, a dtype, options or 'skip' for weights by name"
+    )
 
     def __post_init__(self) -> None:
         check(self, "weights")
+        if self.bits_table is not None:
+            # From here on it is part of the recipe, which can be replayed without the file.
+            table = _read_table(self.bits_table)
+            others = {name: row for name, row in self.layers.items() if name not in table}
+            object.__setattr__(self, "layers", {**others, **table})
+            object.__setattr__(self, "bits_table", None)
         for pattern, value in self.layers.items():
             if not isinstance(pattern, str):
                 raise RecipeError(f"layers: takes names and patterns, not {pattern!r}")
@@ -69,18 +78,50 @@ class Select:
 
     def overrides(self, view: WeightView) -> Mapping[str, Any] | Literal["skip"]:
         """Options that differ for this weight: those for its operator, then those for its name."""
+        merged: dict[str, Any] = {}
+        for value in self.matching(view):
+            if value == SKIP:
+                return SKIP
+            merged.update(value)
+        return merged
+
+    def matching(self, view: WeightView) -> list[Mapping[str, Any] | Literal["skip"]]:
+        """The rows of ``layers`` for this weight: by its operator's type, then by its name."""
         by_type = [v for pattern, v in self.layers.items() if pattern == view.op_type]
         by_name = [
             v
             for pattern, v in self.layers.items()
             if pattern != view.op_type and matches(pattern, view)
         ]
-        merged: dict[str, Any] = {}
-        for value in by_type + by_name:
-            if value == SKIP:
-                return SKIP
-            merged.update(value)
-        return merged
+        return by_type + by_name
+
+
+def _read_table(path: str) -> dict[str, Any]:
+    """The rows of a bits table as ``layers`` has them.
+
+    Raises:
+        RecipeError: The file cannot be read, or is not a mapping of names.
+    """
+    import yaml
+
+    where = f"bits_table {path}"
+    try:
+        with open(path, encoding="utf-8") as file:
+            table = yaml.safe_load(file)  # JSON is YAML too
+    except (OSError, ValueError) as error:  # ValueError: bytes that are no text
+        raise RecipeError(f"{where}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{where}: not YAML or JSON: {error}") from error
+    if not isinstance(table, dict):
+        raise RecipeError(f"{where}: takes names of weights: {{encoder.weight: 4, head: skip}}")
+    return {name: _row(value) for name, value in table.items()}
+
+
+def _row(value: Any) -> Any:
+    """A row of a bits table: a number of bits or the name of a type is short for an option."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return {"bits": value}
+    return {"dtype": value} if isinstance(value, str) and value != SKIP else value
 
 
 def matches(pattern: str, view: WeightView) -> bool:

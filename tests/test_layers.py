@@ -41,7 +41,7 @@ OUTSIDE = {
     "onnxruntime": {"runtime"},
     "ml_dtypes": {"graph", "runtime"},  # numpy types of bfloat16; comes with onnx
     "psutil": {"runtime"},
-    "yaml": {"recipe", "cli"},
+    "yaml": {"recipe", "cli", "select"},
     "click": {"cli"},
     "rich": {"cli"},
 }

@@ -6,6 +6,7 @@ from hard_models import text, weight
 from onnxshrink.errors import RecipeError
 from onnxshrink.graph import weights
 from onnxshrink.graph.model import Model
+from onnxshrink.options import build, dump
 from onnxshrink.passes.quantize_weights import QuantizeWeights
 from onnxshrink.pipeline import Context
 from onnxshrink.report import Step
@@ -59,3 +60,66 @@ def test_an_override_that_is_no_option_says_where(views) -> None:
     said = "quantize-weights: layers: w: unknown option 'dtyp'; did you mean 'dtype'"
     with pytest.raises(RecipeError, match=said):
         list(Context(Step("q")).each(own, views.values()))
+
+
+# ------------------------------------------------------------------------------- bits by table
+
+
+@pytest.mark.parametrize("name", ["table.yaml", "table.json"])
+def test_a_table_of_bits_becomes_part_of_the_recipe(views, tmp_path, name: str) -> None:
+    text = '{"w": 4, "v": "uint8"}' if name.endswith("json") else "w: 4\nv: uint8\n"
+    (tmp_path / name).write_text(text)
+    given = {"bits_table": str(tmp_path / name), "layers": {"MatMul": {"clip": "mse"}, "w": SKIP}}
+    own = build(QuantizeWeights, given, "q")
+    made = {view.name: options for view, options in Context(Step("q")).each(own, views.values())}
+    assert (made["w"].dtype, made["w"].clip) == ("int4", "mse")  # the table's row, and the type's
+    assert (made["v"].dtype, made["v"].clip) == ("uint8", "minmax")
+    (tmp_path / name).unlink()
+    assert build(QuantizeWeights, dump(own), "q") == own  # without the file
+
+
+def test_bits_of_one_layer_go_before_the_type_of_the_step(views) -> None:
+    layers = {"w*": {"bits": 8}, "Gemm": {"dtype": "uint2"}, "v": {"bits": 4}}
+    own = QuantizeWeights(dtype="uint4", symmetric=False, weights=Select(layers=layers))
+    made = {view.name: options for view, options in Context(Step("q")).each(own, views.values())}
+    assert (made["w"].dtype, made["v"].dtype) == ("int8", "int4")
+    assert not made["w"].symmetric
+
+
+def test_rows_of_a_table(views, tmp_path) -> None:
+    path = tmp_path / "table.yaml"
+    path.write_text("w: skip\nv: {dtype: int4, block_size: 16}\n")
+    select = Select(bits_table=str(path))
+    assert select.layers == {"w": SKIP, "v": {"dtype": "int4", "block_size": 16}}
+    assert select.why_not(views["w"]) == "kept as asked"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("u: 4", "no weight matches 'u'"),
+        ("w: 3", "layers: w: option 'dtype' takes one of int8, .*, not 3"),
+        ("w: int5", "layers: w: option 'dtype' takes one of int8, .*, not 'int5'"),
+        ("[w, v]", "bits_table .*: takes names of weights"),
+        ("4", "bits_table .*: takes names of weights"),
+        ("", "bits_table .*: takes names of weights"),
+        ("w: 4\nx: y: z", "bits_table .*: not YAML or JSON"),
+        ("w: 4.5", "layers: 'w' takes 'skip' or options"),
+        ("w: true", "layers: 'w' takes 'skip' or options"),
+        ("4: 4", "layers: takes names and patterns, not 4"),
+        ("w: {bits: 4, dtype: int8}", "layers: w: option 'dtype' is given twice"),
+        (b"\xff\xfe\x00\xd8", "bits_table .*: cannot be read"),
+        (None, "bits_table .*: cannot be read: .*No such file"),
+    ],
+)
+def test_tables_that_do_not_fit(views, tmp_path, text, said: str) -> None:
+    path = tmp_path / "table.yaml"
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+
+    def use() -> None:
+        own = QuantizeWeights(weights=Select(bits_table=str(path)))
+        list(Context(Step("q")).each(own, views.values()))
+
+    with pytest.raises(RecipeError, match=f"(?s){said}"):
+        use()

@@ -46,8 +46,12 @@ LOOKS = {
 }  # fmt: skip
 
 
-def _click_option(option: Option) -> Callable[[F], F]:
-    """The command-line form of an option; unset means that the pass's default holds."""
+def _click_options(option: Option) -> list[Callable[[F], F]]:
+    """The command-line form of an option; unset means that the pass's default holds.
+
+    Other names of a single value are options of their own, so that two values are not taken for
+    one.
+    """
     import typing
 
     flags = [f"--{name.replace('_', '-')}" for name in (option.name, *option.also)]
@@ -67,7 +71,12 @@ def _click_option(option: Option) -> Callable[[F], F]:
         settings["type"] = kind
     else:
         settings["metavar"] = "YAML" if isinstance(default, dict) else "TEXT"
-    return click.option(*flags, option.name, **settings)
+    if option.many:
+        return [click.option(*flags, option.name, **settings)]
+    same = {**settings, "help": f"Same as {flags[0]}."}
+    named = zip(flags[1:], option.also, strict=kind is not bool)
+    others = [click.option(flag, name, **same) for flag, name in named]
+    return [click.option(flags[0], option.name, **settings), *others]
 
 
 def pass_command(name: str) -> click.Command:
@@ -95,7 +104,8 @@ def pass_command(name: str) -> click.Command:
         run.finish(report)
 
     for option in reversed(options_of(kind)):
-        command = _click_option(option)(command)
+        for decorate in reversed(_click_options(option)):
+            command = decorate(command)
     for look in reversed(looks):
         command = look.option(command)
     command.__doc__ = f"{summary(name)}\n\n\b\nonnxshrink {name} model.onnx small.onnx"

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
+from onnxshrink.graph.layout import Layout
 from onnxshrink.graph.model import Model
 from onnxshrink.graph.weights import WeightView
 from onnxshrink.kernels import bits
@@ -20,7 +21,8 @@ from onnxshrink.kernels.affine import Quantized
 
 #: ``dq``: DequantizeLinear, which ONNX Runtime fuses into integer MatMul kernels. ``cast-mul``:
 #: Cast and Mul, which it folds once at load. ``gather``: rows are rebuilt after the lookup.
-Form = Literal["dq", "cast-mul", "gather"]
+#: ``nbits``: operators that take the codes as they are (see ``nbits``).
+Form = Literal["dq", "cast-mul", "gather", "nbits"]
 
 #: Bytes that the nodes, names and headers of a rebuilt weight cost, about.
 REBUILD_OVERHEAD = 120
@@ -44,14 +46,16 @@ def can_gather(model: Model, view: WeightView) -> bool:
     )
 
 
-def can_dequantize(view: WeightView, grouping: tuple[tuple[int, ...], tuple[int, ...]]) -> bool:
+def can_dequantize(layout: Layout, nbits: int) -> bool:
     """Whether ``dq`` can be used: a float type that DequantizeLinear makes, scales along one axis.
 
     Args:
-        view: The weight.
-        grouping: The shape in which it is quantized, and the axes that share a scale.
+        layout: How the weight is quantized.
+        nbits: Bits of a code.
     """
-    shape, shared = grouping
+    view, shape, shared = layout.view, layout.shape, layout.axes
+    if nbits == 2 and not all(use.direct for use in view.uses):
+        return False  # ONNX Runtime 1.32 fails to load 2-bit codes in front of a Transpose
     if view.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
         return False
     if shape == view.shape:
@@ -94,11 +98,13 @@ class Rebuild:
         return value
 
     def node(
-        self, op_type: str, inputs: Sequence[ir.Value], suffix: str, **attributes: Any
-    ) -> ir.Value:
+        self, op_type: str, inputs: Sequence[ir.Value], suffix: str, domain: str = "",
+        **attributes: Any,
+    ) -> ir.Value:  # fmt: skip
         """A new node with one output."""
         name = self.model.unused_name(f"{self._prefix}.{suffix}")
-        return self._add(op_type, inputs, ir.convenience.convert_attributes(attributes), name)
+        found = ir.convenience.convert_attributes(attributes)
+        return self._add(op_type, inputs, found, name, domain)
 
     def _add(
         self,
@@ -106,8 +112,9 @@ class Rebuild:
         inputs: Sequence[ir.Value],
         attributes: Sequence[ir.Attr],
         name: str,
+        domain: str = "",
     ) -> ir.Value:
-        node = ir.Node("", op_type, inputs, attributes, name="")
+        node = ir.Node(domain, op_type, inputs, attributes, name="")
         node.outputs[0].name = name
         self.model.touch(name)
         self._nodes.append(node)
@@ -115,20 +122,25 @@ class Rebuild:
 
     def finish(self, result: ir.Value) -> None:
         """Put ``result`` in the place of the weight, and the weight out of the file."""
-        value, scope, name = self.view.value, self.view.scope, self.view.name
+        value, name = self.view.value, self.view.name
         self.model.touch(name)
-        old = value.producer()
+        self.place()
+        value.replace_all_uses_with(result)
+        self._drop(value)
+        result.name = name
+
+    def place(self) -> None:
+        """Put the nodes so far where the weight is; whatever uses it can use them."""
+        scope, old = self.view.scope, self.view.value.producer()
         first = old if old is not None else next(iter(scope), None)
         if first is None:
             scope.extend(self._nodes)
         else:
             scope.insert_before(first, self._nodes)
-        value.replace_all_uses_with(result)
-        self._drop(value)
-        result.name = name
+        self._nodes = []
 
     def finish_lookup(self, before: ir.Node, result: ir.Value) -> None:
-        """Put the nodes so far in the place of one lookup of the weight."""
+        """Put the nodes so far in the place of one operator that uses the weight."""
         output = before.outputs[0]
         name, graph = output.name, before.graph
         assert graph is not None
@@ -173,10 +185,10 @@ class Rebuild:
 
 
 def _codes(stored: Quantized, shape: Sequence[int]) -> np.ndarray | ir.TensorProtocol:
-    if stored.bits >= 8:
-        return stored.codes.reshape(shape)
-    dtype = ir.DataType.INT4 if stored.dtype == "int4" else ir.DataType.UINT4
-    return ir.PackedTensor(bits.pack(stored.codes, 4), dtype, shape=ir.Shape(shape))
+    kind = ir.DataType[stored.dtype.upper()]
+    if stored.bits < 8:
+        return ir.PackedTensor(bits.pack(stored.codes, stored.bits), kind, shape=ir.Shape(shape))
+    return ir.Tensor(np.ascontiguousarray(stored.codes.reshape(shape)), dtype=kind)
 
 
 def dequantized(model: Model, view: WeightView, stored: Quantized, form: Form) -> int:
@@ -291,7 +303,7 @@ def _dequantize_linear(rebuild: Rebuild, stored: Quantized, shape: tuple[int, ..
     return rebuild.node("DequantizeLinear", [codes, scale, zero], "w", **attributes)
 
 
-def _placement(stored: Quantized, shape: tuple[int, ...]) -> tuple[dict[str, int], tuple[int, ...]]:
+def _placement(stored: Quantized, shape: tuple[int, ...]) -> tuple[dict[str, Any], tuple[int, ...]]:
     """DequantizeLinear's attributes and the shape of its scale."""
     scale = stored.scale.shape
     if stored.codes.shape != shape:  # [.., K / block, block, ..]: one axis is split in two

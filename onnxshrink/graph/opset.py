@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import onnx
+import onnx_ir as ir
 from onnx import version_converter
 
 from onnxshrink.errors import UnsupportedModel
 from onnxshrink.graph.hoist import separate_inputs
 from onnxshrink.graph.model import Model
-
-#: The IR version that came with an operator set, for the sets that passes ask for.
-_IR_VERSIONS = {13: 7, 21: 10, 25: 12}
 
 
 def raise_opset(model: Model, version: int) -> bool:
@@ -29,6 +27,11 @@ def raise_opset(model: Model, version: int) -> bool:
     if model.opset >= version:
         return False
     before = model.opset
+    if model.ir.functions:
+        raise UnsupportedModel(
+            f"{model.label}: opset {before} cannot be raised to {version}, which this needs: "
+            "ONNX's converter loses the model's functions"
+        )
 
     def convert(proto: onnx.ModelProto) -> onnx.ModelProto:
         try:
@@ -42,5 +45,14 @@ def raise_opset(model: Model, version: int) -> bool:
     model.rewrite_proto(convert)
     if model.ir.ir_version < 4:
         separate_inputs(model)
-    model.ir.ir_version = max(model.ir.ir_version, _IR_VERSIONS[version])
+    least: int = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", version)])
+    model.ir.ir_version = max(model.ir.ir_version, least)
     return True
+
+
+def import_domain(model: Model, node: ir.Node, domain: str, version: int = 1) -> None:
+    """Allow operators of another domain in the model, and in the function around a node."""
+    model.ir.opset_imports.setdefault(domain, version)
+    for function in model.ir.functions.values():
+        if any(node is other for other in function.all_nodes()):
+            function.opset_imports.setdefault(domain, version)

@@ -7,24 +7,35 @@ axes that it names: per tensor is all axes, per channel all but one, blocks an e
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
-Dtype = Literal["int8", "uint8", "int4", "uint4"]
+from onnxshrink.kernels import floats
+
+Dtype = Literal["int8", "uint8", "int4", "uint4", "int2", "uint2", "float8e4m3fn", "float8e5m2"]
 Clip = Literal["minmax", "mse"]
 Rounding = Literal["rtn", "balanced"]
 Array = npt.NDArray[np.float32]
 
 #: Smallest and largest code. Signed types leave out the lowest code of 8 bits, so that
-#: the range is symmetric and sums of u8 x s8 products are safer; 4 bits cannot afford to.
+#: the range is symmetric and sums of u8 x s8 products are safer; fewer bits cannot afford to.
 RANGES: dict[Dtype, tuple[int, int]] = {
     "int8": (-127, 127),
     "uint8": (0, 255),
     "int4": (-8, 7),
     "uint4": (0, 15),
+    "int2": (-2, 1),
+    "uint2": (0, 3),
+    "float8e4m3fn": (-448, 448),
+    "float8e5m2": (-57344, 57344),
 }
+#: Stored bits a code.
+BITS: dict[Dtype | Literal["int16"], int] = {
+    "int8": 8, "uint8": 8, "int4": 4, "uint4": 4, "int2": 2, "uint2": 2,
+    "float8e4m3fn": 8, "float8e5m2": 8, "int16": 16,
+}  # fmt: skip
 #: Fractions of the full range tried by ``clip="mse"``.
 _CLIPS = np.linspace(1.0, 0.4, 25, dtype=np.float32)
 _CHUNK = 2**18  # elements at a time: what fits the cache of a core
@@ -36,8 +47,9 @@ class Quantized:
     """Integer codes and what turns them back into weights.
 
     Attributes:
-        codes: int8 or uint8, of the shape that was passed; 4-bit codes are not packed here. Other
-            quantizers than this module's may need int16.
+        codes: int8 or uint8, of the shape that was passed; codes of fewer bits are not packed
+            here, and those of float8 are its bits. Other quantizers than this module's may need
+            int16.
         scale: float32, of the same rank, with size 1 along the axes that share a scale.
         zero_point: Like ``scale``, of the codes' type; None when all are zero.
         dtype: The ONNX type that the codes are meant for.
@@ -51,13 +63,18 @@ class Quantized:
     @property
     def bits(self) -> int:
         """Stored bits a code."""
-        return 4 if self.dtype.endswith("4") else 8 * self.codes.dtype.itemsize
+        return BITS[self.dtype]
 
     @property
     def nbytes(self) -> int:
         """Stored bytes of codes, scales and zero points."""
         zero_points = 0 if self.zero_point is None else self.zero_point.size
         return -(-self.codes.size * self.bits // 8) + self.scale.nbytes + zero_points
+
+
+def is_float(dtype: str) -> TypeGuard[floats.Float8]:
+    """Whether a type's codes are floats: no zero points, and steps that grow with the weights."""
+    return dtype in floats.FORMATS
 
 
 def quantize(
@@ -77,13 +94,14 @@ def quantize(
         dtype: Type of the codes.
         axes: Axes along which weights share a scale.
         symmetric: Whether zero is the middle of the range. Unsigned types then have their zero
-            point at 2**(bits - 1).
+            point at 2**(bits - 1). Float types always are.
         clip: ``minmax`` covers every weight; ``mse`` searches, for every scale, the range with the
             least squared error.
         rounding: ``rtn`` rounds to nearest (error <= scale / 2 within the range); ``balanced``
             then turns the closest calls of each group the other way (error <= scale) until the
             group's errors add up to at most half a step, so that inputs with a mean, such as
             those behind a ReLU, do not shift the output (the channel step of SQuant, 2202.07471).
+            Float types are rounded to nearest.
         short_scale: Round scales to 11 bits first, so that float16 can store them. This costs no
             accuracy worth the name: the codes are chosen for the rounded scale.
 
@@ -143,6 +161,7 @@ def _quantize(
         raise ValueError("holds NaN or infinity")
     if max(-lowest.min(), highest.max()) > _LARGEST:
         raise ValueError("holds values so large that rounding them may overflow")
+    symmetric = symmetric or is_float(dtype)
     scale, zero = _parameters(lowest, highest, dtype, symmetric, short_scale)
     if clip == "mse":
         full = scale
@@ -158,6 +177,8 @@ def _quantize(
             best = np.where(better, error, best)
             scale = np.where(better, tried[0], scale)
             zero = np.where(better, tried[1], zero)
+    if is_float(dtype):
+        return Quantized(floats.encode(values / scale, dtype), scale, None, dtype)
     kind = np.uint8 if dtype.startswith("u") else np.int8
     if rounding == "balanced":
         exact = values / scale
@@ -203,6 +224,8 @@ def _usable(scale: Array, short: bool) -> Array:
 def _codes(values: Array, scale: Array, zero: Array, dtype: Dtype) -> Array:
     first, last = RANGES[dtype]
     codes: Array = np.divide(values, scale, out=np.empty_like(values))
+    if is_float(dtype):
+        return floats.decode(floats.encode(codes, dtype), dtype)
     np.rint(codes, out=codes)
     codes += zero
     return np.clip(codes, first, last, out=codes)
@@ -258,7 +281,10 @@ def _squared_error(
 
 def dequantize(stored: Quantized) -> Array:
     """The weights that a runtime computes with, in float32, of the shape of the codes."""
-    values = stored.codes.astype(np.float32)
+    if is_float(stored.dtype):
+        values = floats.decode(stored.codes.astype(np.uint8, copy=False), stored.dtype)
+    else:
+        values = stored.codes.astype(np.float32)
     if stored.zero_point is not None:
         values -= stored.zero_point.astype(np.float32)
     values *= stored.scale

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from onnxshrink.options import build, dump, option
+from onnxshrink.errors import RecipeError
+from onnxshrink.options import amended, option
 from onnxshrink.pipeline import Context, Pass
 from onnxshrink.select import SKIP, Select, select
 
 if TYPE_CHECKING:
     from onnxshrink.graph.edit import Form
+    from onnxshrink.graph.layout import Layout
     from onnxshrink.graph.model import Model
     from onnxshrink.graph.weights import WeightView
     from onnxshrink.kernels.affine import Quantized
     from onnxshrink.kernels.observers import Need
 
-_SPELLINGS = {"QInt8": "int8", "QUInt8": "uint8", "QInt4": "int4", "QUInt4": "uint4"}
+_SPELLINGS = {
+    "QInt8": "int8", "QUInt8": "uint8", "QInt4": "int4", "QUInt4": "uint4",
+    "QInt2": "int2", "QUInt2": "uint2", "QFLOAT8E4M3FN": "float8e4m3fn",
+    "8": "int8", "4": "int4", "2": "int2",
+}  # fmt: skip
+_BLOCK_SIZES = (16, 32, 64, 128, 256)  # those of MatMulNBits
+_BLOCK = 32  # where nothing is said
 _LOOKED_UP = 2**20  # smaller tables are not worth the nodes that a lookup of integers takes
-_SHORT_ROW = 32  # a scale for every row of a lookup that is shorter would cost more than it gains
+_TYPES_SINCE = {2: 25, 4: 21}  # the operator sets that brought types of so many bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +45,12 @@ class QuantizeWeights(Pass):
     faster or slower with the shapes, so measure it with ``onnxshrink bench``.
     """
 
-    dtype: Literal["int8", "uint8", "int4", "uint4"] = option(
-        "int8", help="stored type", also=("weight_type",), spellings=_SPELLINGS
-    )
+    dtype: Literal[
+        "int8", "uint8", "int4", "uint4", "int2", "uint2", "float8e4m3fn", "float8e5m2"
+    ] = option(
+        "int8", help="stored type; 8, 4 or 2 are short for the signed integers",
+        also=("weight_type", "bits"), spellings=_SPELLINGS,
+    )  # fmt: skip
     per_channel: bool = option(
         True, help="one scale for each output channel instead of one for each tensor"
     )
@@ -56,18 +66,36 @@ class QuantizeWeights(Pass):
         help="to nearest; so that the errors of each channel cancel; or so that weights make up "
         "for each other's errors on the calibration inputs",
     )
-    form: Literal["auto", "dq", "cast-mul"] = option(
-        "auto", help="nodes that rebuild the weights; auto: the form that runs fastest"
+    form: Literal["auto", "dq", "cast-mul", "nbits"] = option(
+        "auto",
+        help="nodes that rebuild the weights; auto: the form that runs fastest; nbits: ONNX "
+        "Runtime's own MatMulNBits and GatherBlockQuantized",
+    )
+    accuracy_level: int = option(
+        4, help="of MatMulNBits: 4 rounds activations to 8 bits, which is faster than 0", ge=0, le=4
     )
     vectors: Literal["float16", "keep"] = option(
         "float16", help="how to store long biases and norm parameters, which stay exact to 11 bits"
     )
     weights: Select = select(min_size=64)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dtype.startswith("float8"):
+            if self.form == "nbits":
+                raise RecipeError(f"{self.name}: form nbits takes integers, not {self.dtype}")
+            if not self.symmetric:
+                raise RecipeError(f"{self.name}: {self.dtype} has no zero point: symmetric it is")
+        if self.form == "nbits" and self.block_size not in (0, *_BLOCK_SIZES):
+            raise RecipeError(
+                f"{self.name}: form nbits takes a block_size of "
+                f"{', '.join(map(str, _BLOCK_SIZES))}, not {self.block_size}"
+            )
+
     @property
     def bound(self) -> float:
-        """8 bits must stay close; 4 bits must at least stay recognisable."""
-        return 0.25 if self.dtype.endswith("8") else 0.7
+        """8 bits must stay close; fewer must at least stay recognisable."""
+        return 0.7 if self.dtype.endswith(("4", "int2")) else 0.25
 
     def needs(self, model: Model) -> Iterator[Need]:
         """For ``gptq``: second moments of what the selected weights are multiplied with."""
@@ -83,13 +111,10 @@ class QuantizeWeights(Pass):
         from onnxshrink.graph import opset, weights
         from onnxshrink.passes.to_float16 import narrow
 
-        views = list(weights.find(model))
-        if any(not self.weights.why_not(view) for view in views):
-            before = model.opset
-            if raised := opset.raise_opset(model, self._opset()):
-                views = list(weights.find(model))
-        else:
-            raised = False
+        views, before = list(weights.find(model)), model.opset
+        chosen = [view for view in views if not self.weights.why_not(view)]
+        if raised := opset.raise_opset(model, self._opset(model, chosen)):
+            views = list(weights.find(model))
         vectors = []
         for view, options in ctx.each(self, views, any_role=True):
             if view.uses:
@@ -106,37 +131,43 @@ class QuantizeWeights(Pass):
             narrow(view, model, ctx)
             view.release()
 
-    def _opset(self) -> int:
-        """The operator set that the emitted nodes need, under every override."""
+    def _opset(self, model: Model, views: Iterable[WeightView]) -> int:
+        """The operator set that the nodes emitted for these weights need."""
+        from onnxshrink.kernels import affine
+
         needed = 0
-        for variant in self._variants():
-            if variant.dtype.endswith("4") or (variant.form == "dq" and variant.block_size):
-                needed = max(needed, 21)
-            elif variant.form == "dq":
-                needed = max(needed, 13)
+        for view in views:
+            rows = [row for row in self.weights.matching(view) if row != SKIP]
+            chosen = amended(self, rows, self.name)
+            form = chosen._form(view, model)
+            if form == "nbits":
+                continue  # packed in bytes, by operators of their own
+            needed = max(needed, _TYPES_SINCE.get(affine.BITS[chosen.dtype], 0))
+            if affine.is_float(chosen.dtype):
+                needed = max(needed, 19)
+            if form == "dq":
+                needed = max(needed, 21 if chosen.block_size else 13)
         return needed
 
     def _variants(self) -> list[QuantizeWeights]:
         """The step itself, and with every override."""
-        overrides = [o for o in self.weights.layers.values() if o != SKIP]
-        return [self, *(build(type(self), {**dump(self), **o}, self.name) for o in overrides)]
+        overrides = [row for row in self.weights.layers.values() if row != SKIP]
+        return [self, *(amended(self, [row], self.name) for row in overrides)]
 
     def _quantize(self, view: WeightView, model: Model, ctx: Context) -> None:
-        from onnxshrink.graph import edit
+        from onnxshrink.graph import edit, nbits
         from onnxshrink.kernels import affine
 
         form = self._form(view, model)
-        turned = form == "dq" and _transposed_gemm(view)
-        values = view.array().T if turned else view.array()
-        shape, axes = self._grouping(view, turned)
-        values = values.reshape(shape)
+        layout = self._layout(view, form)
+        values = layout.values()
         try:
             stored = affine.quantize(
-                values, self.dtype, axes,
-                symmetric=self.symmetric, clip=self.clip, short_scale=form != "dq",
+                values, self.dtype, layout.axes, symmetric=self.symmetric, clip=self.clip,
+                short_scale=form != "dq",
                 rounding="rtn" if self.rounding == "rtn" else "balanced",
             )  # fmt: skip
-            fitted = self.rounding == "gptq" and self._fit(view, stored, turned, ctx)
+            fitted = self.rounding == "gptq" and self._fit(layout, stored, ctx)
         except ValueError as error:
             ctx.skip(view, str(error))
             return
@@ -145,76 +176,61 @@ class QuantizeWeights(Pass):
             return
         stored = fitted or stored
         sqnr = affine.sqnr_db(values, stored)
-        if turned:
+        if form == "nbits":
+            after = nbits.stored(model, view, stored, self.accuracy_level)
+        elif layout.order == "turned":
             after = edit.dequantized_gemm(model, view, stored)
         else:
             after = edit.dequantized(model, view, stored, form)
         note = f"{self.dtype}, {stored.scale.size} scales, {form}" + ", gptq" * bool(fitted)
+        if self.form == "nbits" and form != "nbits":
+            note += f" ({nbits.why_not(view, stored.bits)})"
         ctx.changed(view, after, note=note, sqnr_db=sqnr)
 
-    def _fit(
-        self, view: WeightView, stored: Quantized, turned: bool, ctx: Context
-    ) -> Quantized | None:
+    def _fit(self, layout: Layout, stored: Quantized, ctx: Context) -> Quantized | None:
         """The same grid with codes rounded with error feedback; None where that cannot be done."""
         import numpy as np
 
         from onnxshrink.graph import moments
         from onnxshrink.kernels import affine
 
-        def spread(values: np.ndarray) -> np.ndarray:
-            full = np.broadcast_to(values, stored.codes.shape).astype(np.float32)
-            return full.reshape(view.shape[::-1]).T if turned else full.reshape(view.shape)
-
+        if affine.is_float(self.dtype):
+            return None
         zero = np.zeros(()) if stored.zero_point is None else stored.zero_point
         codes = moments.fed_back(
-            ctx.statistics, view, spread(stored.scale), spread(zero), affine.RANGES[self.dtype]
-        )
+            ctx.statistics, layout.view,
+            layout.spread(stored.scale.astype(np.float32)),
+            layout.spread(zero.astype(np.float32)),
+            affine.RANGES[self.dtype],
+        )  # fmt: skip
         if codes is None:
             return None
-        folded = (codes.T if turned else codes).reshape(stored.codes.shape)
-        return replace(stored, codes=folded.astype(stored.codes.dtype))
+        return replace(stored, codes=layout.fold(codes).astype(stored.codes.dtype))
 
-    def _grouping(self, view: WeightView, turned: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The shape in which to see a weight, and the axes along which weights share a scale."""
-        shape, contract = view.shape, tuple(sorted(view.axes.contract))
-        if turned:
-            shape, contract = shape[::-1], tuple(1 - axis for axis in contract)
-        if not self.per_channel or not contract:
-            return shape, tuple(range(len(shape)))
-        if self.block_size:
-            first, last = contract[0], contract[-1] + 1
-            inner = math.prod(shape[first:last])
-            # Axes that lie side by side are cut as one; a channel that the size does not divide
-            # keeps one scale.
-            if last - first == len(contract) and inner % self.block_size == 0:
-                split = (inner // self.block_size, self.block_size)
-                return shape[:first] + split + shape[last:], (first + 1,)
-        if view.op_type == "Gather" and view.size // shape[view.axes.out[0]] < _SHORT_ROW:
-            return shape, view.axes.out
-        return shape, contract
+    def _layout(self, view: WeightView, form: Form) -> Layout:
+        """The shape in which to quantize a weight, and which weights share a scale."""
+        from onnxshrink.graph import layout
+
+        if form == "nbits":
+            return layout.blocks(view, self.block_size or _BLOCK)
+        return layout.of(
+            view, per_channel=self.per_channel, block_size=self.block_size,
+            turned=form == "dq" and layout.can_turn(view),
+        )  # fmt: skip
 
     def _form(self, view: WeightView, model: Model) -> Form:
         """The form that is asked for where it can be had, else the one that never costs time."""
-        from onnxshrink.graph import edit
+        from onnxshrink.graph import edit, nbits
+        from onnxshrink.kernels import affine
 
+        bits = affine.BITS[self.dtype]
         if self.form == "auto":
             # Codes of narrow types cannot be looked up; zero points would double the nodes.
             plain = self.dtype == "int8" and self.symmetric and not self.block_size
             plain = plain and view.size >= _LOOKED_UP
             return "gather" if plain and edit.can_gather(model, view) else "cast-mul"
-        if self.form == "dq" and not edit.can_dequantize(view, self._grouping(view, False)):
+        if self.form == "dq" and not edit.can_dequantize(self._layout(view, "cast-mul"), bits):
+            return "cast-mul"
+        if self.form == "nbits" and nbits.why_not(view, bits):
             return "cast-mul"
         return self.form
-
-
-def _transposed_gemm(view: WeightView) -> bool:
-    """Whether a weight is the second input of one Gemm with transB=1, and of nothing else."""
-    use = view.main
-    attribute = use.node.attributes.get("transB")
-    return (
-        (use.op_type, use.index, use.direct) == ("Gemm", 1, True)
-        and len(view.uses) == 1
-        and not view.others
-        and attribute is not None
-        and attribute.as_int() == 1
-    )
