@@ -133,6 +133,8 @@ def _convert(value: Any, kind: Any) -> Any:
     origin = typing.get_origin(kind)
     if origin is Literal:
         choices = typing.get_args(kind)
+        if isinstance(value, bool):  # YAML has no other way to write "true" and "false"
+            value = str(value).lower()
         if value not in choices:
             raise ValueError(f"takes one of {', '.join(map(str, choices))}, not {value!r}")
         return value

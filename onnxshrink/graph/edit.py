@@ -210,7 +210,7 @@ def dequantized(model: Model, view: WeightView, stored: Quantized, form: Form) -
     elif form == "dq":
         rebuild.finish(_dequantize_linear(rebuild, stored, view.shape))
     else:
-        rebuild.finish(_cast_mul(rebuild, stored))
+        rebuild.finish(cast_mul(rebuild, stored))
     return rebuild.nbytes
 
 
@@ -235,7 +235,8 @@ def dequantized_gemm(model: Model, view: WeightView, stored: Quantized) -> int:
     return rebuild.nbytes
 
 
-def _cast_mul(rebuild: Rebuild, stored: Quantized) -> ir.Value:
+def cast_mul(rebuild: Rebuild, stored: Quantized) -> ir.Value:
+    """Integer codes turned into the weight by Cast and Mul, which runtimes fold at load."""
     view = rebuild.view
     # Products are taken in float32 where the runtime has no kernel for the weight's own type.
     working = view.dtype if view.dtype != ir.DataType.BFLOAT16 else ir.DataType.FLOAT

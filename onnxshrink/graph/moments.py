@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -70,11 +70,9 @@ def fed_back(
     scale: npt.NDArray[np.float32],
     zero: npt.NDArray[np.float32],
     codes: tuple[int, int],
+    matrix: npt.NDArray[np.floating] | None = None,
 ) -> npt.NDArray[np.float32] | None:
     """A weight's codes on an affine grid, rounded with error feedback (GPTQ).
-
-    The damping is the one whose rounding, fitted to the feeds with even numbers, is best on those
-    with odd ones.
 
     Args:
         statistics: What was collected.
@@ -82,9 +80,41 @@ def fed_back(
         scale: Scales, in the stored shape.
         zero: Zero points, in the stored shape.
         codes: Smallest and largest code.
+        matrix: What to round in the place of the weight's own matrix.
 
     Returns:
         Codes as floats in the stored shape; None where no second moment was collected.
+    """
+    shape = (-1, view.matrix.shape[1])
+    scales, zeros = (view.to_matrix(one).reshape(shape) for one in (scale, zero))
+    rounded = with_feedback(
+        statistics, view, lambda rows: obs.affine(scales[rows], zeros[rows], *codes), matrix
+    )
+    if rounded is None:
+        return None
+    found: npt.NDArray[np.float32] = np.rint(rounded / scales) + zeros
+    return view.from_matrix(found)
+
+
+def with_feedback(
+    statistics: Mapping[Need, Any],
+    view: WeightView,
+    grid: Callable[[npt.NDArray[np.int64]], obs.Grid],
+    matrix: npt.NDArray[np.floating] | None = None,
+) -> npt.NDArray[np.float32] | None:
+    """A weight's matrix rounded with error feedback (GPTQ) to what can be stored.
+
+    The damping is the one whose rounding, fitted to the feeds with even numbers, is best on those
+    with odd ones.
+
+    Args:
+        statistics: What was collected.
+        view: The weight.
+        grid: How columns of some of the matrix's rows are rounded.
+        matrix: What to round in the place of the weight's own matrix.
+
+    Returns:
+        The rounded matrix; None where no second moment was collected.
     """
     every = moment(statistics, view)
     if every is None:
@@ -92,23 +122,15 @@ def fed_back(
     seen, unseen = moment(statistics, view, 0), moment(statistics, view, 1)
     assert seen is not None
     assert unseen is not None
-    shape = (len(every), -1, every.shape[-1])
-    matrix = view.matrix.astype(np.float32).reshape(shape)
-    scales = view.to_matrix(scale).reshape(shape)
-    zeros = view.to_matrix(zero).reshape(shape)
-
-    def grid(rows: npt.NDArray[np.int64] | slice, group: int = 0) -> obs.Grid:
-        return obs.affine(scales[group, rows], zeros[group, rows], *codes)
-
-    damping = obs.choose_damping(matrix[0], seen[0], unseen[0], grid)
-    rounded = np.stack(
-        [
-            obs.quantize(part, obs.factor(h, damping), grid(slice(None), group))
-            for group, (part, h) in enumerate(zip(matrix, every, strict=True))
-        ]
-    )
-    found: npt.NDArray[np.float32] = np.rint(rounded / scales) + zeros
-    return view.from_matrix(found.reshape(-1, shape[-1]))
+    full = (view.matrix if matrix is None else matrix).astype(np.float32)
+    groups = full.reshape(len(every), -1, every.shape[-1])
+    damping = obs.choose_damping(groups[0], seen[0], unseen[0], grid)
+    numbers = np.arange(len(full)).reshape(len(every), -1)
+    rounded = [
+        obs.quantize(part, obs.factor(h, damping), grid(rows))
+        for part, h, rows in zip(groups, every, numbers, strict=True)
+    ]
+    return np.concatenate(rounded).reshape(full.shape)
 
 
 def _need(view: WeightView, use: Use) -> Need | None:

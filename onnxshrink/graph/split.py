@@ -11,14 +11,17 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxshrink.graph.edit import Rebuild
+from onnxshrink.graph.edit import Rebuild, cast_mul, factor
 from onnxshrink.graph.model import Model
 from onnxshrink.graph.weights import WeightView
+from onnxshrink.kernels.affine import Quantized
 
 Array = npt.NDArray[np.floating]
 
 #: Bytes that a second node and its weight cost, about.
 OVERHEAD = 120
+#: Bytes that the nodes of a weight cost that is rebuilt from factors and integers, about.
+BESIDE_OVERHEAD = 420
 _KINDS = ("MatMul", "Gemm", "Conv", "Gather")
 
 
@@ -73,10 +76,10 @@ def ways(view: WeightView) -> Iterator[Split]:
         yield Split("channel", (outputs, across), outputs + across, outputs + across, before)
         if len(kernel) == 2 and min(kernel) > 1:
             height, width = kernel
-            tall, flat = inputs * height, outputs * width
+            tall, flat = outputs * width, inputs * height
             # The first of the two computes every column that the second one skips.
             stride = (_ints(view.main.node, "strides") or [1, 1])[1]
-            yield Split("spatial", (tall, flat), tall + flat, tall * stride + flat, before)
+            yield Split("spatial", (tall, flat), tall + flat, tall + flat * stride, before)
         return
     rows, columns = view.matrix.shape
     kind = "lookup" if op_type == "Gather" else "product"
@@ -87,11 +90,20 @@ def ways(view: WeightView) -> Iterator[Split]:
 
 
 def matrix(view: WeightView, way: Split) -> Array:
-    """The weight as the matrix whose rank decides."""
+    """The weight as the matrix whose rank decides: its columns are what comes in."""
     if way.kind != "spatial":
         return view.matrix
-    values: Array = view.array().transpose(1, 2, 3, 0)  # [inputs, height, width, outputs]
+    values: Array = view.array().transpose(0, 3, 1, 2)  # [outputs, width, inputs, height]
     return values.reshape(way.shape)
+
+
+def matrix_of(view: WeightView, way: Split, product: Array) -> Array:
+    """The weight's own matrix, [outputs, inputs], from that of a way."""
+    if way.kind != "spatial":
+        return product
+    outputs, inputs, height, width = view.shape
+    values: Array = product.reshape(outputs, width, inputs, height).transpose(0, 2, 3, 1)
+    return values.reshape(outputs, -1)
 
 
 def apply(model: Model, view: WeightView, way: Split, left: Array, right: Array) -> int:
@@ -144,6 +156,43 @@ def apply(model: Model, view: WeightView, way: Split, left: Array, right: Array)
     return rebuild.nbytes
 
 
+def why_not_beside(view: WeightView) -> str:
+    """Why a weight cannot be rebuilt from factors and integers; empty when it can."""
+    axes, order = view.axes, tuple(range(len(view.shape)))
+    if view.dtype != ir.DataType.FLOAT:
+        return f"is {view.dtype.name.lower()}, and only float32 weights are rebuilt from factors"
+    if not axes.contract or not axes.out or axes.groups > 1:
+        return "is no matrix"
+    if axes.out + axes.contract != order and axes.contract + axes.out != order:
+        return "has its inputs between its output channels"
+    return ""
+
+
+def beside(model: Model, view: WeightView, left: Array, right: Array, stored: Quantized) -> int:
+    """Replace a weight by ``left right`` and integers, which are summed up at load.
+
+    Args:
+        model: The model, whose journal is kept.
+        view: The weight, without :func:`why_not_beside`.
+        left: [rows, rank] of its matrix, in float32; stored as float16 if that is exact.
+        right: [rank, columns].
+        stored: What the factors leave, in the stored shape.
+
+    Returns:
+        Bytes that it takes now, about.
+    """
+    rebuild = Rebuild(model, view)
+    turned = view.axes.contract < view.axes.out
+    sides = (right.T, left.T) if turned else (left, right)
+    first, second = (factor(rebuild, np.ascontiguousarray(s), view.dtype) for s in sides)
+    value = rebuild.node("MatMul", [first, second], "m")
+    if len(view.shape) > 2:
+        shape = rebuild.constant(np.array(view.shape, np.int64), "n")
+        value = rebuild.node("Reshape", [value, shape], "r")
+    rebuild.finish(rebuild.node("Add", [value, cast_mul(rebuild, stored)], "w"))
+    return rebuild.nbytes
+
+
 def _kernels(view: WeightView, way: Split, left: Array, right: Array) -> tuple[Array, Array]:
     """Weights of the two convolutions."""
     outputs, inputs, *kernel = view.shape
@@ -151,9 +200,8 @@ def _kernels(view: WeightView, way: Split, left: Array, right: Array) -> tuple[A
     if way.kind == "channel":
         return right.reshape(rank, inputs, *kernel), left.reshape(outputs, rank, *[1] * len(kernel))
     height, width = kernel
-    columns = left.T.reshape(rank, inputs, height, 1)
-    rows = right.reshape(rank, width, outputs).transpose(2, 0, 1)
-    return columns, rows.reshape(outputs, rank, 1, width)
+    rows = left.reshape(outputs, width, rank).transpose(0, 2, 1)
+    return right.reshape(rank, inputs, height, 1), rows.reshape(outputs, rank, 1, width)
 
 
 def _convolutions(

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from onnxshrink.errors import DataError, RecipeError
 from onnxshrink.options import option
 from onnxshrink.pipeline import Context, Pass
-from onnxshrink.select import Select, select
+from onnxshrink.select import SKIP, Select, select
 
 if TYPE_CHECKING:
-    from onnxshrink.graph.model import Model
-    from onnxshrink.graph.split import Split
-    from onnxshrink.graph.weights import WeightView
-    from onnxshrink.kernels.lowrank import Spectrum
+    import numpy as np
 
-_ERROR = 0.1
+    from onnxshrink.graph.model import Model
+    from onnxshrink.graph.weights import WeightView
+    from onnxshrink.kernels.observers import Need
+
+_INT4_OPSET = 21
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +30,14 @@ class SplitLowrank(Pass):
     channels (the kernel to fewer channels, then 1 x 1) or by place (its columns, then its rows).
     This saves disk, memory and time alike, and quantization goes on top.
 
+    With calibration data the factors are those with the least error of the outputs on it, not of
+    the weight (``whiten``). Of ``rank``, ``ratio``, ``energy`` and ``error`` the first that is
+    given decides; ``ranks: together`` shares ``ratio`` out among all weights.
+
     But trained weights seldom are of low rank: at equal size quantized weights are closer to the
-    original on every model measured. By default only what loses less than 10 % of a weight is
-    split, which on most models is nothing. Of ``rank``, ``ratio``, ``energy`` and ``error`` the
-    first that is given decides.
+    original on every model measured. By default only what loses less than 10 % is split, which on
+    most models is nothing. ``residual: int4`` keeps what the factors leave as integers: the weight
+    is then rebuilt when the model is loaded, so this saves disk, not memory or time.
     """
 
     rank: int | None = option(None, help="rank of every split", ge=1)
@@ -39,15 +46,34 @@ class SplitLowrank(Pass):
         None, help="share of the squared singular values that a weight keeps", ge=0, le=1
     )
     error: float | None = option(
-        None, help=f"largest relative error of a weight; {_ERROR} if nothing else is given", ge=0
+        None,
+        help="largest relative error of a weight, of its outputs when whitened; "
+        "0.1 if nothing else is given",
+        ge=0,
+    )
+    ranks: Literal["each", "together"] = option(
+        "each", help="'ratio' of each weight, or of all: ranks then go where a byte helps most"
     )
     split: Literal["auto", "channel", "spatial"] = option(
         "auto", help="how to split a convolution; auto: the better of both"
+    )
+    whiten: Literal["auto", "true", "false"] = option(
+        "auto", help="least error of the outputs; auto: if there are real inputs to see them on"
+    )
+    residual: Literal["none", "int8", "int4"] = option(
+        "none", help="keep what the factors leave as integers, and rebuild the weight at load"
     )
     force: bool = option(
         False, help="split also what then takes more bytes or multiplications, such as lookups"
     )
     weights: Select = select()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        together = self.ranks == "together"
+        if together and (self.ratio is None or self.rank or self.residual != "none"):
+            raise RecipeError(f"{self.name}: 'ranks: together' needs 'ratio', and goes with no "
+                              "'rank' and no 'residual'")  # fmt: skip
 
     @property
     def may_grow(self) -> bool:  # type: ignore[override]
@@ -56,62 +82,87 @@ class SplitLowrank(Pass):
 
     @property
     def bound(self) -> float:
-        """What is cut without data must at least stay recognisable."""
+        """What is cut must at least stay recognisable."""
         return 0.7
+
+    def needs(self, model: Model) -> Iterator[Need]:
+        """Second moments of what the selected weights are multiplied with."""
+        from onnxshrink.graph import moments, weights
+
+        for view in weights.find(model):
+            overrides = self.weights.overrides(view)
+            given = {} if overrides == SKIP else overrides
+            whiten = given.get("whiten", self.whiten) not in ("false", False)
+            if whiten and not self.weights.why_not(view) and not self.obstacle(view):
+                yield from moments.needs(view)
 
     def apply(self, model: Model, ctx: Context) -> None:
         """Split every selected weight for which it pays, the largest first."""
-        from onnxshrink.graph import split, weights
+        from onnxshrink.graph import opset, weights
+        from onnxshrink.passes import _low_rank
 
-        for view, options in ctx.each(self, weights.find(model)):
-            if reason := split.why_not(view):
+        if self.whiten == "true" and not ctx.feeds:
+            raise DataError(f"{self.name}: 'whiten' needs inputs: give --calibration DATA")
+        before = model.opset
+        if self.residual == "int4" and opset.raise_opset(model, _INT4_OPSET):
+            ctx.changed("opset", 0, kind="model", note=f"raised from {before} to {model.opset}")
+        views = list(weights.find(model))
+        shared = _low_rank.share_out(self, views, ctx) if self.ranks == "together" else {}
+        for view, options in ctx.each(self, views):
+            if reason := options.obstacle(view):
                 ctx.skip(view, reason)
                 continue
             try:
-                options._split(view, model, ctx)
+                if options.residual != "none":
+                    _low_rank.correct(options, view, model, ctx)
+                else:
+                    options._split(view, model, ctx, shared.get(view))
             except ValueError as error:
                 ctx.skip(view, str(error))
 
-    def _split(self, view: WeightView, model: Model, ctx: Context) -> None:
+    def obstacle(self, view: WeightView) -> str:
+        """Why a weight cannot be factored; empty when it can."""
         from onnxshrink.graph import split
-        from onnxshrink.kernels import lowrank
+
+        return split.why_not(view) if self.residual == "none" else split.why_not_beside(view)
+
+    def moment(self, view: WeightView, ctx: Context) -> np.ndarray | None:
+        """The second moment to whiten with; None to count all inputs alike."""
+        from onnxshrink.passes import _low_rank
+
+        if self.whiten == "false" or (self.whiten == "auto" and ctx.generated):
+            return None
+        return _low_rank.moment_of(view, ctx)
+
+    def _split(
+        self, view: WeightView, model: Model, ctx: Context, planned: tuple[str, int] | None
+    ) -> None:
+        from onnxshrink.graph import split
+        from onnxshrink.passes import _low_rank
 
         found = []
-        for way in split.ways(view):
-            if way.kind in (self.split, "product", "lookup") or self.split == "auto":
-                spectrum = lowrank.decompose(split.matrix(view, way))
-                rank = self._rank(spectrum, way, view.size)
-                found.append((way, spectrum, rank))
+        for candidate in _low_rank.candidates(view, self.split, self.moment(view, ctx)):
+            if self.ranks == "each":
+                per_rank = view.size / candidate.way.weights
+                found.append((candidate, _low_rank.rank_of(self, candidate.spectrum, per_rank)))
+            elif planned and planned[0] == candidate.way.kind:
+                found.append((candidate, planned[1]))
         if not found:
-            ctx.skip(view, f"its kernel cannot be split by {self.split}")
+            together = "keeps its rank: other weights lose less for their bytes"
+            apart = f"its kernel cannot be split by {self.split}"
+            ctx.skip(view, apart if self.ranks == "each" else together)
             return
         # At a given ratio all ways take as many bytes; otherwise the fewest are best.
         by_error = self.rank is None and self.ratio is not None
-        way, spectrum, rank = min(
-            found, key=lambda f: f[1].error(f[2]) if by_error else f[2] * f[0].weights
+        best, rank = min(
+            found, key=lambda f: f[0].spectrum.error(f[1]) if by_error else f[0].nbytes(f[1])
         )
-        after = rank * way.weights * view.dtype.itemsize + split.OVERHEAD
-        if not self.force and after >= view.nbytes:
-            ctx.skip(view, f"would not be smaller at rank {rank} of {min(way.shape)}")
-        elif not self.force and rank * way.work >= way.work_before:
-            ctx.skip(view, f"would take more multiplications at rank {rank}; 'force' splits it")
-        else:
-            after = split.apply(model, view, way, *spectrum.factors(rank))
-            note = f"rank {rank} of {min(way.shape)}, by {way.kind}; smaller on disk and in memory"
-            work = rank * way.work / way.work_before if way.work_before else float("inf")
-            ctx.changed(
-                view, int(after), note=f"{note}, {work:.2f} of the work",
-                relative_error=spectrum.error(rank),
-            )  # fmt: skip
-
-    def _rank(self, spectrum: Spectrum, way: Split, size: int) -> int:
-        """The rank that is asked for, from 1 to that of the matrix."""
-        full = len(spectrum.values)
-        if self.rank is not None:
-            return min(self.rank, full)
-        if self.ratio is not None:
-            return min(max(1, int(self.ratio * size / way.weights)), full)
-        if self.energy is not None:
-            return spectrum.rank_of_energy(self.energy)
-        error = _ERROR if self.error is None else self.error
-        return spectrum.rank_of_energy(1 - min(error, 1) ** 2)
+        if not self.force and (reason := best.why_not(rank)):
+            ctx.skip(view, reason)
+            return
+        way, factors = best.way, best.factors(rank)
+        errors = best.errors(*factors)
+        after = split.apply(model, view, way, *factors)
+        note = f"rank {rank} of {min(way.shape)}, by {way.kind}; smaller on disk and in memory"
+        work = rank * way.work / way.work_before if way.work_before else float("inf")
+        ctx.changed(view, int(after), note=f"{note}, {work:.2f} of the work", **errors)

@@ -95,9 +95,9 @@ def test_convolutions_keep_their_places_and_bias(
     if way == "channel":
         expected = closest(weight.reshape(12, -1), 7).reshape(weight.shape)
     else:
-        turned = weight.transpose(1, 2, 3, 0)
-        near = closest(turned.reshape(8 * kernel[0], -1), 7)
-        expected = near.reshape(turned.shape).transpose(3, 0, 1, 2)
+        turned = weight.transpose(0, 3, 1, 2)
+        near = closest(turned.reshape(12 * kernel[1], -1), 7)
+        expected = near.reshape(turned.shape).transpose(0, 2, 3, 1)
     check(case, {"W": expected}, worker, tmp_path, tolerance=2e-6)
     first, second = nodes(tmp_path)
     assert second.name == "conv"
