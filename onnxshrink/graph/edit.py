@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnxshrink.graph.layout import Layout
 from onnxshrink.graph.model import Model
 from onnxshrink.graph.weights import WeightView
-from onnxshrink.kernels import bits
+from onnxshrink.kernels import bits, rate
 from onnxshrink.kernels.affine import Quantized
 
 #: ``dq``: DequantizeLinear, which ONNX Runtime fuses into integer MatMul kernels. ``cast-mul``:
@@ -27,6 +27,7 @@ Form = Literal["dq", "cast-mul", "gather", "nbits"]
 #: Bytes that the nodes, names and headers of a rebuilt weight cost, about.
 REBUILD_OVERHEAD = 120
 CAST_OVERHEAD = 50
+_SCATTER_ELEMENTS = 11  # the operator set that has it
 _SHORT_SCALES = 48  # fewer are not worth a Cast
 
 
@@ -241,8 +242,13 @@ def cast_mul(rebuild: Rebuild, stored: Quantized) -> ir.Value:
     # Products are taken in float32 where the runtime has no kernel for the weight's own type.
     working = view.dtype if view.dtype != ir.DataType.BFLOAT16 else ir.DataType.FLOAT
     shape = stored.codes.shape
-    codes = rebuild.constant(_codes(stored, shape), "q")
-    result = rebuild.node("Cast", [codes], "c", to=working.value)
+    large = None
+    if stored.codes.dtype == np.int16 and rebuild.model.opset >= _SCATTER_ELEMENTS:
+        large = rate.escaped(stored.codes)
+    codes = _codes(stored, shape) if large is None else large.codes
+    result = rebuild.node("Cast", [rebuild.constant(codes, "q")], "c", to=working.value)
+    if large is not None:
+        result = _with_large(rebuild, result, large, working)
     if stored.zero_point is not None:
         result = rebuild.node("Sub", [result, _zero(rebuild, stored, working)], "d")
     scale = factor(rebuild, _trimmed(stored.scale, len(shape)), working)
@@ -253,6 +259,19 @@ def cast_mul(rebuild: Rebuild, stored: Quantized) -> ir.Value:
     if working != view.dtype:
         result = rebuild.node("Cast", [result], "t", to=view.dtype.value)
     return result
+
+
+def _with_large(
+    rebuild: Rebuild, result: ir.Value, large: rate.Escaped, dtype: ir.DataType
+) -> ir.Value:
+    """Codes with the large ones put back in their places."""
+    flat = rebuild.constant(np.array([-1], np.int64), "l")
+    places, values = rebuild.constant(large.places, "p"), rebuild.constant(large.large, "v")
+    values = rebuild.node("Cast", [values], "y", to=dtype.value)
+    result = rebuild.node("Reshape", [result, flat], "e")
+    result = rebuild.node("ScatterElements", [result, places, values], "g", axis=0)
+    shape = rebuild.constant(np.array(large.codes.shape, np.int64), "o")
+    return rebuild.node("Reshape", [result, shape], "a")
 
 
 def _zero(rebuild: Rebuild, stored: Quantized, dtype: ir.DataType) -> ir.Value:

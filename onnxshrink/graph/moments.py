@@ -64,6 +64,24 @@ def lookups(view: WeightView) -> Need | None:
     return None if value is None or not value.name else Need(value.name, Lookups(view.shape[0]))
 
 
+def looked_up(
+    statistics: Mapping[Need, Any], view: WeightView, half: int | None = None
+) -> npt.NDArray[np.int64] | None:
+    """How often each row of a table was looked up; None where that was not collected.
+
+    Args:
+        statistics: What was collected.
+        view: The table.
+        half: 0 or 1 for the feeds with even or odd numbers only.
+    """
+    need = lookups(view)
+    if need is None or need not in statistics:
+        return None
+    halves: npt.NDArray[np.int64] = statistics[need].halves
+    counts: npt.NDArray[np.int64] = halves.sum(0) if half is None else halves[half]
+    return counts
+
+
 def fed_back(
     statistics: Mapping[Need, Any],
     view: WeightView,

@@ -199,17 +199,22 @@ def _parameters(
     if symmetric:
         middle = (first + last + 1) // 2
         reach = np.maximum(-lowest, highest).astype(np.float32)
-        scale = _usable(reach / np.float32(last - middle), short_scale)
+        scale = usable(reach / np.float32(last - middle), short_scale)
         return scale, np.full_like(scale, middle)
     lowest, highest = np.minimum(lowest, 0), np.maximum(highest, 0)
     # Divided before they are subtracted: the difference of two large weights may overflow.
     steps = np.float32(last - first)
-    scale = _usable(highest / steps - lowest / steps, short_scale)
+    scale = usable(highest / steps - lowest / steps, short_scale)
     return scale, np.clip(np.rint(first - lowest / scale), first, last).astype(np.float32)
 
 
-def _usable(scale: Array, short: bool) -> Array:
-    """Scales that can be divided by: a group of zeros has none, and a subnormal one overflows."""
+def usable(scale: Array, short: bool) -> Array:
+    """Scales that can be divided by: a group of zeros has none, and a subnormal one overflows.
+
+    Args:
+        scale: Not negative.
+        short: Round them to what float16 holds exactly, as far as its range goes.
+    """
     scale = np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale).astype(np.float32)
     if not short:
         return scale

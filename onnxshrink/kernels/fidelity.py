@@ -15,6 +15,8 @@ Outputs = Sequence[Sequence[np.ndarray]]
 Floats = npt.NDArray[np.float64]
 
 _SLACK = 1e-3  # by which probabilities may miss a sum of 1
+_CONFIDENCE = 0.95
+_UNSEEN = 64  # places between a tie and the closest row at which the unseen one is tried
 
 
 class Fidelity:
@@ -26,10 +28,13 @@ class Fidelity:
     Args:
         reference: For each feed, the outputs of the reference.
         measure: What to hold outputs of floats to.
+        others: The same for more feeds, which nothing else will be run on: how close the reference
+            comes to ties there counts too.
     """
 
-    def __init__(self, reference: Outputs, measure: Measure = "auto"):
+    def __init__(self, reference: Outputs, measure: Measure = "auto", others: Outputs = ()):
         self._reference = reference
+        self._others = others
         self._kinds = [
             _kind([feed[i] for feed in reference], measure)
             for i in range(len(reference[0]) if reference else 0)
@@ -57,7 +62,9 @@ class Fidelity:
 
         Few inputs have few near ties, and a count over them says little of the next. So the
         agreement is what is to be expected: each row flips when noise of the size seen exceeds the
-        margin between its two likeliest classes; unless the count is lower by more than one row.
+        margin between its two likeliest classes. It is a careful expectation: the noise is taken
+        at the upper end of its 95 % confidence interval, and one row is added that has not been
+        seen, closer to a tie than any. A count that is lower by more than one row wins.
         """
         scores = [1.0]
         for i, kind in enumerate(self._kinds):
@@ -70,7 +77,8 @@ class Fidelity:
             else:
                 pairs = [(x[i], y[i]) for x, y in zip(self._reference, outputs, strict=True)]
                 rows = sum(x.size // x.shape[-1] for x, _ in pairs)
-                scores += [_expected_agreement(pairs), counted + 1 / max(rows, 1)]
+                margins = [_margins(x[i]) for x in (*self._reference, *self._others) if x[i].size]
+                scores += [_expected_agreement(pairs, margins), counted + 1 / max(rows, 1)]
         return min(scores)
 
     def _given(self, output: int) -> bool:
@@ -100,25 +108,50 @@ def _are_probabilities(values: np.ndarray) -> bool:
     return bool(rows.min() >= -1e-6 and np.abs(rows.sum(-1) - 1).max() <= _SLACK)
 
 
-def _expected_agreement(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
-    from scipy.special import ndtr
+def _top_two(values: np.ndarray) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """Log-probabilities, [rows, classes], and the places of the two likeliest classes."""
+    logs = as_log_probabilities(values)
+    return logs, np.argpartition(logs, -2, axis=1)[:, -2:]
 
-    margins, changes = [], []
+
+def _gap(logs: Floats, top: npt.NDArray[np.int64]) -> Floats:
+    pair = np.take_along_axis(logs, top, 1)
+    gap: Floats = pair[:, 1] - pair[:, 0]
+    return gap
+
+
+def _margins(values: np.ndarray) -> Floats:
+    """By how much the likeliest class of each row leads."""
+    return np.abs(_gap(*_top_two(values)))
+
+
+def _expected_agreement(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], margins: Sequence[Floats]
+) -> float:
+    """The share of rows that will keep their likeliest class.
+
+    Args:
+        pairs: Rows before and after, which tell the noise.
+        margins: Of these and more rows.
+    """
+    from scipy.special import ndtr
+    from scipy.stats import chi2
+
+    was, changes = [], []
     for x, y in pairs:
-        if x.shape != y.shape or not x.size:
-            continue
-        before, after = as_log_probabilities(x), as_log_probabilities(y)
-        top = np.argpartition(before, -2, axis=1)[:, -2:]
-        was = np.take_along_axis(before, top, 1)
-        now = np.take_along_axis(after, top, 1)
-        margins.append(np.abs(was[:, 1] - was[:, 0]))
-        changes.append((now[:, 1] - now[:, 0]) - (was[:, 1] - was[:, 0]))
-    if not margins:
+        if x.shape == y.shape and x.size:
+            before, top = _top_two(x)
+            was.append(_gap(before, top))
+            changes.append(_gap(as_log_probabilities(y), top) - was[-1])
+    if not was:
         return 1.0
-    margin, change = np.concatenate(margins), np.concatenate(changes)
+    margin, change = np.abs(np.concatenate(was)), np.concatenate(changes)
     # Rows far from a tie have larger noise of their own, which says nothing about the close ones.
-    close = margin <= np.median(margin)
-    noise = float(np.sqrt(np.square(change[close]).mean()))
-    # So many rows tell the noise's size to one part in sqrt(2 n) only; be wary by twice as much.
-    noise *= 1 + 2 / np.sqrt(2 * np.count_nonzero(close))
-    return float(ndtr(margin / noise).mean()) if noise > 0 else 1.0
+    close = np.square(change[margin <= np.median(margin)])
+    noise = float(np.sqrt(close.sum() / chi2.ppf(1 - _CONFIDENCE, close.size)))
+    if noise == 0:
+        return 1.0
+    every = np.concatenate(margins)
+    # The next row is closer than all n with probability 1 / (n + 1), anywhere below the closest.
+    unseen = ndtr(np.linspace(0, every.min(), _UNSEEN) / noise).mean()
+    return float((ndtr(every / noise).sum() + unseen) / (every.size + 1))

@@ -379,7 +379,7 @@ def _rows(array: Array, layout: Rows, most: int, feed: int) -> Any:
 
 @dataclass(frozen=True)
 class Lookups:
-    """How often each row of a table is looked up.
+    """How often each row of a table is looked up, by feeds with even and odd numbers apart.
 
     Attributes:
         size: Rows of the table.
@@ -394,7 +394,7 @@ class Lookups:
 
     def start(self) -> LookupSums:
         """Empty sums."""
-        return LookupSums(np.zeros(self.size, np.int64))
+        return LookupSums(np.zeros((2, self.size), np.int64))
 
 
 @dataclass
@@ -402,15 +402,21 @@ class LookupSums:
     """See :class:`Lookups`.
 
     Attributes:
-        counts: Lookups of each row.
+        halves: Lookups of each row, [half, rows]: of the feeds with even numbers, then of the odd.
     """
 
-    counts: Counts
+    halves: Counts
 
     def add(self, statistic: Lookups, array: npt.NDArray[Any], feed: int) -> None:
         """Take in one feed's indices; negative ones count from the end."""
-        indices = array.reshape(-1).astype(np.int64)
-        self.counts += np.bincount(indices % statistic.size, minlength=statistic.size)
+        indices = array.reshape(-1).astype(np.int64) % statistic.size
+        self.halves[feed % 2] += np.bincount(indices, minlength=statistic.size)
+
+    @property
+    def counts(self) -> Counts:
+        """Lookups of each row by all feeds."""
+        counts: Counts = self.halves.sum(0)
+        return counts
 
 
 Statistic: TypeAlias = Extremes | Histogram | SecondMoment | Lookups

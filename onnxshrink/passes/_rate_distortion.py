@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from onnxshrink.errors import DataError
 from onnxshrink.pipeline import Context
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from onnxshrink.graph.weights import WeightView
     from onnxshrink.kernels.affine import Quantized
     from onnxshrink.kernels.fidelity import Fidelity
-    from onnxshrink.kernels.rate import Codes, Layer
+    from onnxshrink.kernels.rate import Layer
     from onnxshrink.passes.quantize_rd import QuantizeRd
     from onnxshrink.runtime.trial import Trial
     from onnxshrink.runtime.worker import Worker
@@ -30,8 +30,26 @@ _MIDDLING = 0.5  # standard deviations: the step at which a layer's effect is fi
 _LEAST = 1e-9  # squared output error below which nothing was measured but rounding
 _SPEND = 0.02  # squared output error that the search begins with
 _FIDELITY = 0.99
-_OVERHEAD = 400  # bytes of nodes and headers that a packed weight costs, about
+_MOST_BITS = 9  # mean bits of a weight beyond which codes of 8 bits do as well
+_EXACT = 1e-9  # a fidelity of 1 is asked for: this much may be lost
+_NEAR = 1.01  # how closely a goal in bytes is met, in what is spent: 0.007 bits a weight
 _PROBES = 2, 4  # feeds on which the effect of each layer is measured, first and second time
+
+
+class Stored(NamedTuple):
+    """A weight as it will be stored.
+
+    Attributes:
+        view: The weight.
+        quantized: Its codes.
+        packed: Bytes that they pack to.
+        note: For the report.
+    """
+
+    view: WeightView
+    quantized: Quantized
+    packed: int
+    note: str
 
 
 @dataclass
@@ -59,6 +77,7 @@ class Search:
     def __post_init__(self) -> None:
         feeds = list(self.ctx.feeds)
         self._fit, self._judge = feeds[::2], feeds[1::2] or feeds
+        self._half: int | None = 0  # of the inputs, to which the layers are fitted; None: all
         self._dampings: dict[str, float] = {}
         self._by_name: dict[str, WeightView] = {}  # those of the search
         names = Counter(view.name for view in self.views)
@@ -68,8 +87,14 @@ class Search:
             else:
                 self._by_name[view.name] = view
 
-    def spend(self, before: int, saved: int) -> float:
-        """The squared output error to spend for the goal."""
+    def spend(self) -> float:
+        """The squared output error to spend for the goal; measures the layers first.
+
+        With a goal in bytes that is only where to begin: :meth:`spend_bytes` knows the rest.
+
+        Raises:
+            DataError: Nothing short of 8 bits keeps the answers as they are asked for.
+        """
         from onnxshrink.kernels import rate
         from onnxshrink.kernels.fidelity import Fidelity
         from onnxshrink.runtime.trial import Trial
@@ -86,13 +111,49 @@ class Search:
             if options.lam is not None:
                 return options.lam
             if options.bits_per_weight is not None or options.target_ratio is not None:
-                budget = self._budget(before, saved)
-                return self._least(lambda spend: self._packed(self._codes(spend)) <= budget)
+                self.layers, self._half = [self._refitted(layer) for layer in self.layers], None
+                return _SPEND
             least = _FIDELITY if options.min_fidelity is None else options.min_fidelity
-            reference = Fidelity(trial.run(self._judge), options.measure)
-            return rate.largest(
-                lambda spend: self._score(self._codes(spend), trial, reference) >= least, _SPEND
+            reference = Fidelity(trial.run(self._judge), options.measure, trial.run(self._fit))
+
+            def cost(spend: float) -> float:
+                score, bits = self._score(spend, trial, reference)
+                if score < least and bits > _MOST_BITS:
+                    raise DataError(
+                        f"{options.name}: {bits:.1f} bits a weight keep {score:.4f} of the answers "
+                        f"where {least:g} are asked for; lower --min-fidelity, give more inputs, "
+                        "or use quantize-weights"
+                    )
+                return (1 - score) / max(1 - least, _EXACT)
+
+            return rate.largest(cost, _SPEND)
+
+    def spend_bytes(self, budget: float, start: float) -> float:
+        """The least to spend such that the codes of all weights pack to a number of bytes.
+
+        Args:
+            budget: The bytes.
+            start: What may be about right.
+
+        Raises:
+            DataError: No grid does.
+        """
+        from onnxshrink.kernels import rate
+
+        room = budget - sum(rate.packed_bytes(stored.codes) for _, stored in self.plain)
+
+        def cost(inverse: float) -> float:
+            steps = rate.steps(self.layers, 1 / inverse)
+            codes = (rate.stored(layer.codes(steps[layer.name])) for layer in self.layers)
+            return sum(map(rate.packed_bytes, codes)) / room
+
+        over = rate.largest(cost, 1 / start, within=_NEAR) if room > 0 else 0.0
+        if over == 0:
+            raise DataError(
+                f"{self.options.name}: no grid meets the budget; the rest of the model is too "
+                "large, or too many weights are kept at 8 bits"
             )
+        return 1 / over
 
     def _measured(self, trial: Trial) -> list[Layer]:
         """Layers fitted to the first half of the inputs, with what their noise does to outputs.
@@ -106,7 +167,7 @@ class Search:
         from onnxshrink.kernels import rate
         from onnxshrink.kernels.fidelity import Fidelity
 
-        found = [self._fitted(view, half=0) for view in self._by_name.values()]
+        found = [self._fitted(view, 0) for view in self._by_name.values()]
         steps = {
             layer.name: _MIDDLING * float(np.sqrt(np.square(layer.weights).mean())) or 1.0
             for layer in found
@@ -118,7 +179,7 @@ class Search:
                 done, total = turn * len(found) + number, len(_PROBES) * len(found)
                 self.ctx.progress("measuring sensitivities", done, total)
                 view, step = self._by_name[layer.name], steps[layer.name]
-                noisy = _unfold(view, layer.codes(step) * np.float32(step))
+                noisy = _unfold(view, layer.values(layer.codes(step), step))
                 effect = reference.distortion(trial.run(probes, {layer.name: noisy}))
                 sensitivity = max(effect, _LEAST) / step**2
                 found[number] = replace(layer, sensitivity=sensitivity)
@@ -130,14 +191,16 @@ class Search:
         import numpy as np
 
         from onnxshrink.graph import moments
-        from onnxshrink.kernels import obs
+        from onnxshrink.kernels import obs, rate
         from onnxshrink.kernels.rate import Layer
 
         matrix = np.array(view.matrix, np.float32)  # a copy: the file behind it is let go
         view.release()
         moment = moments.moment(self.ctx.statistics, view, half)
         if moment is None:
-            return Layer(view.name, matrix[None], None, 0.0)
+            lookups = moments.looked_up(self.ctx.statistics, view, half)
+            relative = None if lookups is None else rate.relative_steps(lookups)
+            return Layer(view.name, matrix[None], None, 0.0, relative)
         folded = matrix.reshape(len(moment), -1, matrix.shape[1])
         if view.name not in self._dampings:
             other = moments.moment(self.ctx.statistics, view, 1)
@@ -149,84 +212,50 @@ class Search:
         damping = self._dampings[view.name]
         return Layer(view.name, folded, tuple(obs.factor(h, damping) for h in moment), 0.0)
 
-    def _codes(self, spend: float) -> dict[str, tuple[Codes, float]]:
-        """Codes and step of every layer, fitted to the first half of the inputs."""
-        from onnxshrink.kernels import rate
+    def _refitted(self, layer: Layer) -> Layer:
+        """A layer fitted to all inputs."""
+        if self._half is None:
+            return layer
+        fitted = self._fitted(self._by_name[layer.name], None)
+        return replace(fitted, sensitivity=layer.sensitivity)
 
-        steps = rate.steps(self.layers, spend)
-        return {
-            layer.name: (layer.codes(steps[layer.name]), steps[layer.name]) for layer in self.layers
-        }
-
-    def _packed(self, codes: Mapping[str, tuple[Codes, float]]) -> int:
-        """Exact bytes that codes take in a packed sidecar."""
-        from onnxshrink.kernels import rate
-
-        return sum(rate.packed_bytes(rate.stored(values)) for values, _ in codes.values())
-
-    def _score(
-        self, codes: Mapping[str, tuple[Codes, float]], trial: Trial, reference: Fidelity
-    ) -> float:
-        """How close the answers stay on the half of the inputs that judges."""
-        import numpy as np
-
+    def _score(self, spend: float, trial: Trial, reference: Fidelity) -> tuple[float, float]:
+        """How close answers stay on the half of the inputs that judges, and the bits a weight."""
         from onnxshrink.kernels import affine, rate
 
-        weights = {
-            name: _unfold(self._by_name[name], values * np.float32(step))
-            for name, (values, step) in codes.items()
-        }
+        steps, weights, bits = rate.steps(self.layers, spend), {}, 0.0
+        for layer in self.layers:
+            step = steps[layer.name]
+            codes = layer.codes(step)
+            weights[layer.name] = _unfold(self._by_name[layer.name], layer.values(codes, step))
+            bits += rate.entropy_bits(codes)
         for view, stored in self.plain:
             if view.name not in trial.refused:
                 weights[view.name] = affine.dequantize(stored).astype(view.dtype.numpy())
         score = reference.score(trial.run(self._judge, weights))
-        bits = sum(rate.entropy_bits(values) for values, _ in codes.values())
-        count = sum(layer.size for layer in self.layers)
-        _log.info("%.3f bits a weight: fidelity %.5f", bits / count, score)
-        return score
+        bits /= sum(layer.size for layer in self.layers)
+        _log.info("%.3f bits a weight: fidelity %.5f", bits, score)
+        return score, bits
 
-    def _budget(self, before: int, saved: int) -> float:
-        """Packed bytes that the searched codes may take."""
-        from onnxshrink.kernels import rate
-
-        plain = sum(rate.packed_bytes(stored.codes) for _, stored in self.plain)
-        options = self.options
-        if options.bits_per_weight is not None:
-            return options.bits_per_weight * sum(view.size for view in self.views) / 8 - plain
-        assert options.target_ratio is not None
-        rest = self.model.nbytes() - sum(view.nbytes for view in self.views) - saved
-        return before / options.target_ratio - rest - plain - _OVERHEAD * len(self.views)
-
-    def _least(self, meets: Callable[[float], bool]) -> float:
-        """The least to spend such that codes meet a budget."""
-        from onnxshrink.kernels import rate
-
-        over = rate.largest(lambda inverse: meets(1 / inverse), 1 / _SPEND, within=1.01)
-        if over == 0:
-            raise DataError(
-                f"{self.options.name}: no grid meets the budget; the rest of the model is too "
-                "large, or too many weights are kept at 8 bits"
-            )
-        return 1 / over
-
-    def stored(self, spend: float) -> Iterator[tuple[WeightView, Quantized, str]]:
-        """Every weight as it will be stored, its rounding fitted to all inputs."""
-        import numpy as np
-
+    def stored(self, spend: float) -> Iterator[Stored]:
+        """Every weight as it will be stored, fitted to all inputs."""
         from onnxshrink.kernels import rate
         from onnxshrink.kernels.affine import Quantized
 
         steps = rate.steps(self.layers, spend)
         for view, quantized in self.plain:
-            yield view, quantized, "int8"
+            yield Stored(view, quantized, rate.packed_bytes(quantized.codes), "int8")
         for layer in self.layers:
             view, step = self._by_name[layer.name], steps[layer.name]
-            fitted = self._fitted(view, half=None)
+            fitted = self._refitted(layer)
             codes = rate.stored(_unfold(view, fitted.codes(step)))
-            bits = 8 * rate.packed_bytes(codes) / codes.size
-            scale = np.full((1,) * codes.ndim, step, np.float32)
+            scale = fitted.scales(step).reshape(-1, *[1] * (codes.ndim - 1))
             dtype: Literal["int8", "int16"] = "int8" if codes.itemsize == 1 else "int16"
-            yield view, Quantized(codes, scale, None, dtype), f"{dtype}, {bits:.2f} bits packed"
+            packed = rate.packed_bytes(codes)
+            note = f"{dtype}, {8 * packed / codes.size:.2f} bits packed"
+            if scale.size > 1:
+                note += f", {len(set(scale.flat))} steps by how often rows are looked up"
+            yield Stored(view, Quantized(codes, scale, None, dtype), packed, note)
 
 
 def is_plain(view: WeightView) -> bool:

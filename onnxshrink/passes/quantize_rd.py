@@ -14,10 +14,7 @@ from onnxshrink.select import Select, select
 if TYPE_CHECKING:
     from onnxshrink.graph.model import Model
     from onnxshrink.graph.weights import WeightView
-    from onnxshrink.kernels.affine import Quantized
     from onnxshrink.kernels.observers import Need
-
-_LOOKED_UP = 2**20  # smaller tables are not worth the nodes that a lookup of integers takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,24 +57,26 @@ class QuantizeRd(Pass):
         return 0.7
 
     def needs(self, model: Model) -> Iterator[Need]:
-        """Second moments of what each selected weight is multiplied with."""
+        """Second moments of what each selected weight is multiplied with; lookups of tables."""
         from onnxshrink.graph import moments, weights
         from onnxshrink.passes._rate_distortion import is_plain
 
         for view in weights.find(model):
             if not self.weights.why_not(view) and not is_plain(view):
                 yield from moments.needs(view)
+                if (lookups := moments.lookups(view)) is not None:
+                    yield lookups
 
     def apply(self, model: Model, ctx: Context) -> None:
         """Measure, allocate, round, and store codes in the place of weights."""
         from onnxshrink.graph import clean, weights
         from onnxshrink.passes._rate_distortion import Search
-        from onnxshrink.passes.to_float16 import narrow
+        from onnxshrink.passes._rate_stored import store, store_packed
         from onnxshrink.runtime.worker import Worker
 
         self._check_goals()
         before, known = model.stored_bytes(), list(weights.find(model))
-        names = {_place(view): view.name for view in known if view.uses}
+        names = {(use.node, use.index): v.name for v in known if v.uses for use in [v.main]}
         norms = 0
         if any(view.uses and not self.weights.why_not(view) for view in known):
             _check_inputs(ctx)
@@ -97,17 +96,22 @@ class QuantizeRd(Pass):
         worker = ctx.worker or Worker()
         try:
             search = Search(self, model, views, ctx, worker)
-            spend = search.spend(before, sum(view.nbytes // 2 for view in vectors))
-            for view, stored, note in search.stored(spend):
-                _store(model, view, stored, note, names.get(_place(view), view.name), ctx)
+            spend = search.spend()
         finally:
             if worker is not ctx.worker:
                 worker.close()
+        if self.bits_per_weight is not None:
+            budget = self.bits_per_weight * sum(view.size for view in views) / 8
+            spend = search.spend_bytes(budget, spend)
+        # Folding a norm changes the weight's name, and not where it is used.
+        called = {v: names.get((v.main.node, v.main.index), v.name) for v in views}
+        if self.target_ratio is None:
+            store(model, search.stored(spend), vectors, called, ctx)
+        else:
+            goal = before / self.target_ratio
+            store_packed(model, search, spend, goal, vectors, called, ctx)
         if folded := norms - _norms(model):
             ctx.changed("norms", 0, kind="graph", note=f"{folded} folded into convolutions")
-        for view in vectors:
-            narrow(view, model, ctx)
-            view.release()
 
     def _check_goals(self) -> None:
         goals = ("bits_per_weight", "target_ratio", "lam", "min_fidelity")
@@ -133,25 +137,3 @@ def _fits(view: WeightView, ctx: Context) -> bool:
 
 def _norms(model: Model) -> int:
     return sum(node.op_type == "BatchNormalization" for node in model.nodes)
-
-
-def _place(view: WeightView) -> tuple[object, int]:
-    """Where a weight is used, which folding does not change."""
-    return view.main.node, view.main.index
-
-
-def _store(
-    model: Model, view: WeightView, stored: Quantized, note: str, name: str, ctx: Context
-) -> None:
-    """Put codes in the place of a weight, and report it under the name that it came with."""
-    from onnxshrink.graph import edit
-    from onnxshrink.kernels import affine
-
-    if stored.nbytes + edit.REBUILD_OVERHEAD >= view.nbytes:
-        ctx.skip(view, "would not be smaller as integer codes")
-        return
-    sqnr = affine.sqnr_db(view.array(), stored)
-    looked_up = view.size >= _LOOKED_UP and edit.can_gather(model, view)
-    after = edit.dequantized(model, view, stored, "gather" if looked_up else "cast-mul")
-    ctx.changed(name, after, note=note, before=view.nbytes, kind=view.op_type, sqnr_db=sqnr)
-    view.release()

@@ -63,3 +63,30 @@ def test_a_count_that_is_much_lower_wins() -> None:
     p = probabilities(100)
     turned = np.roll(p, 1, axis=-1)
     assert Fidelity([[p]]).score([[turned]]) < 0.3
+
+
+def test_margins_of_more_rows_count_too() -> None:
+    """What is seen of other feeds is how close they are to a tie."""
+    p, clear = probabilities(100, seed=6), np.tile([[0.97, 0.01, 0.01, 0.01]], (900, 1))
+    noisy = softmax(np.log(p) + 0.05 * np.random.default_rng(7).standard_normal(p.shape), axis=-1)
+    alone = Fidelity([[p]]).score([[noisy]])
+    assert Fidelity([[p]], others=[[clear]]).score([[noisy]]) > alone
+    tied = np.tile([[0.5, 0.5]], (300, 1))
+    assert Fidelity([[p]], others=[[tied]]).score([[noisy]]) < 0.66
+
+
+def test_few_rows_are_trusted_less() -> None:
+    """The noise of 4 close rows may be twice what it seems; the next row may be nearer a tie."""
+    rng = np.random.default_rng(8)
+    row = np.array([[np.e, 1.0, 0.1]]) / (np.e + 1.1)
+
+    def score(count: int) -> float:
+        p = np.tile(row, (count, 1))
+        return Fidelity([[p]]).score(
+            [[softmax(np.log(p) + 0.1 * rng.standard_normal(p.shape), axis=-1)]]
+        )
+
+    assert score(4) < score(40) < score(4000) <= 1
+    assert score(4000) > 0.999
+    # An unseen row of 41 loses about 0.1 * sqrt(2) * 0.4 of the one step to a tie, and a bit more.
+    assert 1 - 0.12 / 41 < score(40) < 1 - 0.04 / 41

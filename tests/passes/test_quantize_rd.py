@@ -9,9 +9,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxshrink.contract import Settings
 from onnxshrink.errors import RecipeError
-from onnxshrink.graph import packed
+from onnxshrink.graph import edit, packed, weights
 from onnxshrink.graph.model import Model
 from onnxshrink.kernels import rate
+from onnxshrink.kernels.affine import Quantized
 from onnxshrink.passes.quantize_rd import QuantizeRd
 from onnxshrink.pipeline import Result, run
 from onnxshrink.report import Step
@@ -82,11 +83,11 @@ def codes(model: Model) -> dict[str, np.ndarray]:
 
 
 def test_works_with_nothing_else_given(worker: Worker) -> None:
-    result, step = quantized(worker)
+    result, step = quantized(worker, feeds=inputs(8, 128))
     assert step.status == "done", step.reason
-    other = inputs(6, 64, seed=7)
+    other = inputs(6, 512, seed=7)
     agree = answers(network(), other).argmax(-1) == answers(result.model, other).argmax(-1)
-    assert agree.mean() > 0.975
+    assert agree.mean() >= 0.99
     bits = [8 * rate.packed_bytes(array) / array.size for array in codes(result.model).values()]
     assert np.mean(bits) < 10  # random weights make near ties of many inputs
     assert any("bits packed" in change.note for change in step.changes)
@@ -102,7 +103,8 @@ def test_the_norm_is_folded_and_answers_come_from_the_codes(worker: Worker) -> N
     for node in proto.graph.node:
         if node.op_type == "Mul":
             stored = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
-            assert any(name in stored for name in node.input)
+            short = {n.output[0] for n in proto.graph.node if n.op_type == "Cast"}
+            assert any(name in stored or name in short for name in node.input)
 
 
 @pytest.mark.parametrize("bits", [1.5, 3.0, 6.0])
@@ -119,7 +121,7 @@ def test_target_ratio_is_met_on_the_disk(worker: Worker, tmp_path: Path) -> None
     model = network()
     result, _ = quantized(worker, model, target_ratio=7.0)
     total = packed.save(result.model, tmp_path / "small.onnx")
-    assert 7.0 <= model.nbytes() / total < 7.4
+    assert 7.0 <= model.nbytes() / total < 7.0 / 0.99
 
 
 def test_more_to_spend_gives_fewer_bits_and_more_error(worker: Worker) -> None:
@@ -157,6 +159,16 @@ def test_bad_input_is_told(worker: Worker) -> None:
     assert "no grid meets the budget" in step.reason
 
 
+def test_near_ties_that_no_grid_keeps_are_told(worker: Worker) -> None:
+    model = network()
+    scores = answers(model, (feeds := inputs(2, 16)))
+    assert scores.shape == (32, 12)
+    _, step = quantized(worker, model, feeds=feeds, min_fidelity=1.0, measure="agreement")
+    assert step.status == "rolled back"
+    assert "bits a weight keep" in step.reason
+    assert "lower --min-fidelity" in step.reason
+
+
 def test_nothing_to_do_is_said(worker: Worker) -> None:
     result, step = quantized(worker, min_size=10**9, feeds=[])
     assert step.status == "nothing to do"
@@ -173,3 +185,31 @@ def test_infinite_weights_are_left_alone(worker: Worker) -> None:
     _, step = quantized(worker, Model.from_proto(proto), feeds=feeds, lam=1e-3)
     assert step.status == "done", step.reason
     assert ("table", "holds NaN or infinity") in {(s.what, s.reason) for s in step.skips}
+
+
+def test_rows_of_a_table_have_steps_of_their_own(worker: Worker) -> None:
+    feeds = [{"x": np.minimum(feed["x"] ** 2 // 250, 199)} for feed in inputs(8, 64)]
+    result, step = quantized(worker, feeds=feeds, lam=1e-3)
+    assert step.status == "done", step.reason
+    note = next(change.note for change in step.changes if change.what == "table")
+    assert "steps by how often rows are looked up" in note
+    stored = {t.name: numpy_helper.to_array(t) for t in result.model.to_proto().graph.initializer}
+    (name,) = [k for k, v in stored.items() if v.shape == (200, WIDTH) and v.dtype == np.int8]
+    scales = stored[name.replace(".q", ".s")]
+    assert scales.shape == (200, 1)
+    assert scales[0] < scales[158]  # row 0 is looked up most
+
+
+def test_rare_large_codes_leave_the_others_in_int8() -> None:
+    model = network()
+    view = next(v for v in weights.find(model) if v.name == "w2")
+    wide = np.rint(48 * np.random.default_rng(3).standard_normal(view.shape)).astype(np.int16)
+    wide[7, 9] = -30000
+    step = np.full((1, 1), 0.5, np.float32)
+    edit.dequantized(model, view, Quantized(wide, step, None, "int16"), "cast-mul")
+    proto = model.to_proto()
+    kinds = [array.dtype for array in codes(model).values() if array.size == wide.size]
+    assert kinds == [np.int8]
+    proto.graph.output.append(helper.make_tensor_value_info("w2", TensorProto.FLOAT, None))
+    found = open_session(proto.SerializeToString()).run(["w2"], inputs(1)[0])[0]
+    np.testing.assert_array_equal(found, wide * np.float32(0.5))
