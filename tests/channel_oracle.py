@@ -26,10 +26,16 @@ from onnxshrink.graph.model import Model
 from onnxshrink.runtime.probe import observe, probe
 from onnxshrink.runtime.worker import Worker
 
-#: Operands that must not be zeroed: what is divided by, variances, scales.
+#: Operands that are codes, by operator, and which operand says what code is zero.
+_CODES = {
+    ("ConvInteger", 1): 3, ("DequantizeLinear", 0): 2, ("DynamicQuantizeMatMul", 1): 3,
+    ("MatMulInteger", 1): 3, ("MatMulIntegerToFloat", 1): 5, ("QGemm", 3): 5,
+    ("QLinearConv", 3): 5, ("QLinearMatMul", 3): 5,
+}  # fmt: skip
+#: Operands that must not be zeroed: what is divided by, variances, scales, zero points.
 _NOT_ZEROED = {
     ("Div", 1), ("BatchNormalization", 4), ("DequantizeLinear", 1), ("QuantizeLinear", 1),
-    ("QLinearConv", 4), ("MatMulInteger", 3), ("Pow", 1),
+    ("QLinearConv", 4), ("Pow", 1), *((op, point) for (op, _), point in _CODES.items()),
 }  # fmt: skip
 
 
@@ -141,14 +147,14 @@ def _zeroed(walk: Walk, removed: np.ndarray) -> Model:
         keeps = [None if a is None else walk.atoms.kept(a, removed) for a in axes]
         if tensor is None or all(keep is None or keep.all() for keep in keeps):
             continue
-        array = tensor.numpy().copy()
-        for axis, keep in enumerate(keeps):
-            if keep is not None:
-                np.moveaxis(array, axis, 0)[~keep] = 0
         for use in value.uses():
             mine = not isinstance(slot, tuple) or (use.node, use.idx) == slot[1:]
             if not mine or (use.node.op_type, use.idx) in _NOT_ZEROED:
                 continue
+            array, zero = tensor.numpy().copy(), _zero_codes(use.node, use.idx, tensor)
+            for axis, keep in enumerate(keeps):
+                if keep is not None:
+                    np.moveaxis(array, axis, 0)[~keep] = np.moveaxis(zero, axis, 0)[~keep]
             node = nodes[use.node.outputs[0].name]
             node.replace_input_with(use.idx, _initializer(model, value, array, tensor.dtype))
             model.touch_node(node)
@@ -164,6 +170,27 @@ def _zeroed(walk: Walk, removed: np.ndarray) -> Model:
         model.touch(gate.outputs[0].name)
         model.touch_node(mine)
     return model
+
+
+def _zero_codes(node: ir.Node, index: int, tensor: ir.TensorProtocol) -> np.ndarray:
+    """For every element of an operand, the code that stands for zero."""
+    shape = tuple(tensor.shape.numpy())
+    point = _CODES.get((node.op_type, index))
+    value = node.inputs[point] if point is not None and point < len(node.inputs) else None
+    if value is None:
+        return np.zeros(shape, tensor.numpy().dtype)
+    points = stored(value).numpy()
+    axis = {"DequantizeLinear": 1, "ConvInteger": 0, "QGemm": 0, "QLinearConv": 0}.get(
+        node.op_type, -1
+    )
+    if "axis" in node.attributes:
+        axis = node.attributes["axis"].as_int()
+    if points.ndim == 1 and points.size > 1:
+        points = points.reshape([-1 if a == axis % len(shape) else 1 for a in range(len(shape))])
+    elif points.ndim > 1:
+        block = node.attributes["block_size"].as_int()
+        points = points.repeat(block, axis).take(range(shape[axis]), axis)
+    return np.broadcast_to(points, shape)
 
 
 def _initializer(model: Model, like: ir.Value, array: np.ndarray, kind: ir.DataType) -> ir.Value:

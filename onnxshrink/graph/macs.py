@@ -76,7 +76,8 @@ def _block_quantized(
     inputs: Sequence[Shape], outputs: Sequence[Shape], attributes: Attributes
 ) -> int | None:
     """[.., K] x [K, N], where packing hides the shape of the weight."""
-    return _product(inputs[0], (attributes.get("N"),))
+    columns = attributes.get("N") if outputs[0] is None else outputs[0][-1]
+    return _product(inputs[0], (columns,))
 
 
 def _recurrent(

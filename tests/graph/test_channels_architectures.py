@@ -37,3 +37,32 @@ def test_exports(path, ratio, worker):
     verdict = _check(path, ratio, worker)
     assert not verdict.walk.barriers
     assert verdict.after.parameters < verdict.before.parameters
+
+
+@pytest.mark.e2e
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("how", ["session", "transformers"])
+@pytest.mark.parametrize("name", ["bert", "gpt", "swin", "vit", "whisper", "resnet18"])
+def test_exports_as_onnxruntime_rewrites_them(name, how, worker, tmp_path):
+    """Attention, SkipLayerNormalization, BiasGelu, FusedMatMul, FusedConv as they are met."""
+    import onnxruntime
+
+    path, out = _ROOT / ".cache" / "architectures" / f"{name}.onnx", tmp_path / "model.onnx"
+    if not path.exists():
+        pytest.skip("no export of it")
+    if how == "session":
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(out)
+        level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.graph_optimization_level = level
+        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    else:
+        from onnxruntime.transformers import optimizer
+
+        heads, width = {"vit": (3, 192)}.get(name, (4, 128))
+        optimizer.optimize_model(
+            str(path), "bert", num_heads=heads, hidden_size=width, opt_level=0
+        ).save_model_to_file(str(out))
+    verdict = _check(out, 0.3, worker)
+    assert not verdict.walk.barriers
+    assert verdict.after.parameters < 0.6 * verdict.before.parameters

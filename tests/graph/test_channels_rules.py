@@ -13,6 +13,18 @@ def _case(text: str, opset: int = 17, **tensors: object):
     return _HEAD.format(opset=opset) + text, tensors
 
 
+_RANDOM = np.random.default_rng(7)
+
+
+def _codes(*shape: int, kind: type = np.int8) -> np.ndarray:
+    low, high = (60, 200) if kind is np.uint8 else (-60, 60)
+    return _RANDOM.integers(low, high, shape).astype(kind)
+
+
+def _scales(*shape: int) -> np.ndarray:
+    return _RANDOM.uniform(0.005, 0.02, shape).astype(np.float32)
+
+
 _MLP = dict(a=(6, 10), b=(10, 4))
 CASES = {
     "gemm": _case(
@@ -242,6 +254,114 @@ CASES = {
         "d = DequantizeLinear(q, s, z) y = Conv(d, u)}",
         w=(10, 3, 1, 1), s=np.float32(0.02), z=np.int8(0), u=(4, 10, 1, 1),
     ),
+    "blocked_scales": _case(
+        "(float[N,6] x) => (float[N,4] y) {a = DequantizeLinear<axis=0, block_size=3>(qa, sa, za)"
+        "h = MatMul(x, a) r = Relu(h) b = DequantizeLinear<axis=0, block_size=4>(qb, sb, zb)"
+        "k = MatMul(r, b) s = Relu(k) c = DequantizeLinear<axis=1, block_size=2>(qc, sc)"
+        "t = MatMul(s, c) d = DequantizeLinear<axis=0, block_size=9>(qd, sd) y = MatMul(t, d)}",
+        opset=21, qa=_codes(6, 12), sa=_scales(2, 12), za=_codes(2, 12), qb=_codes(12, 10),
+        sb=_scales(3, 10), zb=_codes(3, 10), qc=_codes(10, 8), sc=_scales(10, 4),
+        qd=_codes(8, 4), sd=_scales(1, 4),
+    ),
+    "asymmetric_weights": _case(
+        "(float[N,6] x) => (float[N,4] y) {a = DequantizeLinear<axis=1>(qa, sa, za)"
+        "h = MatMul(x, a) q = QuantizeLinear(h, s, z) d = DequantizeLinear(q, s, z)"
+        "b = DequantizeLinear<axis=1>(qb, sb, zb) y = MatMul(d, b)}",
+        qa=_codes(6, 10), sa=_scales(10), za=_codes(10), s=np.float32(0.02), z=np.int8(5),
+        qb=_codes(10, 4), sb=_scales(4), zb=_codes(4),
+    ),
+    "matmul_integer": _case(
+        "(float[N,S,6] x) => (float[N,S,4] y) {q, s, z = DynamicQuantizeLinear(x)"
+        "i = MatMulInteger(q, a, z, za) f = Cast<to=1>(i) g = Mul(f, s) h = Mul(g, sa) r = Relu(h)"
+        "q2, s2, z2 = DynamicQuantizeLinear(r) i2 = MatMulInteger(q2, b, z2, zb)"
+        "f2 = Cast<to=1>(i2) g2 = Mul(f2, s2) h2 = Mul(g2, sb)"
+        "k = com.microsoft.DynamicQuantizeMatMul(h2, c, sc, zc, d)"
+        "q3, s3, z3 = DynamicQuantizeLinear(k)"
+        "y = com.microsoft.MatMulIntegerToFloat(q3, e, s3, se, z3, ze)}",
+        a=_codes(6, 10), za=_codes(10), sa=_scales(10), b=_codes(10, 8), zb=np.int8(3),
+        sb=_scales(8), c=_codes(8, 9), sc=_scales(9), zc=_codes(9), d=(9,), e=_codes(9, 4),
+        se=np.float32(0.01), ze=np.int8(-2),
+    ),
+    "conv_integer": _case(
+        "(float[N,3,4,4] x) => (float[N,4,4,4] y) {q, s, z = DynamicQuantizeLinear(x)"
+        "i = ConvInteger(q, w, z, zw) f = Cast<to=1>(i) g = Mul(f, s) h = Mul(g, sw) r = Relu(h)"
+        "q2, s2, z2 = DynamicQuantizeLinear(r) i2 = ConvInteger<group=12>(q2, v, z2, zv)"
+        "f2 = Cast<to=1>(i2) g2 = Mul(f2, s2) y = Conv(g2, u)}",
+        w=_codes(12, 3, 1, 1, kind=np.uint8), zw=np.uint8(128), sw=_scales(12, 1, 1),
+        v=_codes(12, 1, 3, 3, kind=np.uint8)[:, :, :1, :1], zv=np.uint8(120), u=(4, 12, 1, 1),
+    ),
+    "qlinear": _case(
+        "(float[N,3,8,8] x) => (float[N,4] y) {q = QuantizeLinear(x, s, z)"
+        "a = QLinearConv(q, s, z, w, sw, zw, s, z, c)"
+        "b = QLinearConv<group=12>(a, s, z, v, s, zv, s, z)"
+        "d = com.microsoft.QLinearAdd(a, s, z, b, s, z, s, z)"
+        "e = com.microsoft.QLinearConcat<axis=1>(s, z, d, s, z, b, s, z)"
+        "f = com.microsoft.QLinearLeakyRelu<alpha=0.1>(e, s, z, s, z)"
+        "p = com.microsoft.QLinearGlobalAveragePool<channels_last=0>(f, s, z, s, z)"
+        "g = Flatten(p) h = QLinearMatMul(g, s, z, k, sk, zk, s, z)"
+        "i = com.microsoft.QLinearSigmoid(h, s, z, s, z)"
+        "j = com.microsoft.QLinearMul(h, s, z, i, s, z, s, z)"
+        "l = com.microsoft.QGemm<transB=1>(j, s, z, m, sm, zm, o, s, z)"
+        "t = DequantizeLinear(l, s, z) y = MatMul(t, u)}",
+        s=np.float32(0.02), z=np.uint8(100), w=_codes(12, 3, 1, 1), sw=_scales(12),
+        zw=_codes(12), c=_codes(12).astype(np.int32), v=_codes(12, 1, 1, 1), zv=np.int8(-7),
+        k=_codes(24, 10), sk=_scales(10), zk=_codes(10), m=_codes(9, 10), sm=_scales(9),
+        zm=_codes(9), o=_codes(9).astype(np.int32), u=(9, 4),
+    ),
+    "matmul_nbits": _case(
+        "(float[N,64] x) => (float[N,4] y) {"
+        "h = com.microsoft.MatMulNBits<K=64, N=96, bits=4, block_size=16>(x, a, sa, za)"
+        "r = Relu(h)"
+        "k = com.microsoft.MatMulNBits<K=96, N=64, bits=8, block_size=16>(r, b, sb)"
+        "t = Relu(k)"
+        "m = com.microsoft.MatMulNBits<K=64, N=12, bits=4, block_size=64>(t, c, sc, , , d)"
+        "y = MatMul(m, u)}",
+        a=_codes(96, 4, 8, kind=np.uint8), sa=_scales(96 * 4), za=_codes(96 * 2, kind=np.uint8),
+        b=_codes(64, 6, 16, kind=np.uint8), sb=_scales(64, 6), c=_codes(12, 1, 32, kind=np.uint8),
+        sc=_scales(12), d=(12,), u=(12, 4),
+    ),
+    "fused_conv": _case(
+        "(float[N,3,4,4] x) => (float[N,4,4,4] y) {"
+        "a = com.microsoft.FusedConv<activation=\"Relu\">(x, w, c)"
+        "b = com.microsoft.FusedConv<activation=\"HardSigmoid\", activation_params=[0.2, 0.5]>"
+        "(a, v, , a)"
+        "g = GlobalAveragePool(b) f = Flatten(g)"
+        "h = com.microsoft.FusedGemm<activation=\"LeakyRelu\", activation_alpha=0.1>(f, k, d)"
+        "m = MatMul(h, o) r = Reshape(m, to) s = Mul(b, r) y = Conv(s, u)}",
+        w=(12, 3, 1, 1), c=(12,), v=(12, 12, 1, 1), k=(12, 10), d=(10,), o=(10, 12),
+        to=np.array([-1, 12, 1, 1]), u=(4, 12, 1, 1),
+    ),
+    "onnx_attention": _case(
+        "(float[N,S,6] x, float[1,8,S,S] m) => (float[N,S,6] y) {"
+        "q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)"
+        "o = Attention<q_num_heads=6, kv_num_heads=2>(q, k, v)"
+        "q1 = Reshape(q, split) k1 = Reshape(k, split2) v1 = Reshape(v, split2)"
+        "q2 = Transpose<perm=[0,2,1,3]>(q1) k2 = Transpose<perm=[0,2,1,3]>(k1)"
+        "v2 = Transpose<perm=[0,2,1,3]>(v1) o2 = Attention<is_causal=1, scale=0.7>(q2, k2, v2)"
+        "t = Transpose<perm=[0,2,1,3]>(o2) r = Reshape(t, merge) a = Add(o, r) h = MatMul(a, wo)"
+        "q4 = MatMul(h, u) o4 = Attention<q_num_heads=8, kv_num_heads=8>(q4, q4, q4)"
+        "f = MatMul(o4, wf) z = ReduceMax(m) y = Add(f, z)}",
+        opset=23, wq=(6, 24), wk=(6, 8), wv=(6, 8), wo=(24, 6), u=(6, 16), wf=(16, 6),
+        split=np.array([0, 0, 6, 4]), split2=np.array([0, 0, 2, 4]), merge=np.array([0, 0, 24]),
+    ),
+    "fused_attention": _case(
+        "(float[N,S,6] x) => (float[N,S,6] y) {h = MatMul(x, wi)"
+        "a = com.microsoft.Attention<num_heads=4>(h, w, b) z = Add(a, h)"
+        "q = MatMul(z, wq) k = MatMul(z, wk) v = MatMul(z, wv)"
+        "o = com.microsoft.MultiHeadAttention<num_heads=3>(q, k, v, c) f = MatMul(o, wf)"
+        "p = com.microsoft.Attention<num_heads=2, qkv_hidden_sizes=[4,4,6], unidirectional=1>"
+        "(f, w2, b2) y = MatMul(p, wo)}",
+        wi=(6, 16), w=(16, 48), b=(48,), wq=(16, 12), wk=(16, 12), wv=(16, 15), c=(39,),
+        wf=(15, 10), w2=(10, 14), b2=(14,), wo=(6, 6),
+    ),
+    "embed_layer_norm": _case(
+        "(int32[N,S] x, int32[N,S] g) => (float[N,S,5] y) {"
+        "e, mi = com.microsoft.EmbedLayerNormalization<epsilon=0.01>(x, g, tw, tp, ts, s, b)"
+        "f, mj, k = com.microsoft.EmbedLayerNormalization<epsilon=0.01>(x, , tw2, tp2, , s2, b2)"
+        "a = Add(e, f) h = Add(a, k) y = MatMul(h, u)}",
+        tw=(2, 10), tp=(9, 10), ts=(2, 10), s=(10,), b=(10,), tw2=(2, 10), tp2=(9, 10), s2=(10,),
+        b2=(10,), u=(10, 5),
+    ),
     "trilu": _case(
         "(float[N,4,6] x) => (float[N,4,4] y) {h = MatMul(x, a) m = MatMul(h, b) t = Trilu(m)"
         "e = Einsum<equation=\"nij,njc->nic\">(t, h) y = MatMul(e, c)}",
@@ -286,8 +406,8 @@ def _feed(model, rng, batch, length):
     for value in model.inputs:
         sizes = {"N": batch, "S": length}
         shape = [d if isinstance(d, int) else sizes[d.value] for d in value.shape]
-        if value.dtype.name == "INT64":
-            feed[value.name] = rng.integers(0, 2, shape)
+        if value.dtype.name in ("INT32", "INT64"):
+            feed[value.name] = rng.integers(0, 2, shape).astype(value.dtype.numpy())
         else:
             feed[value.name] = rng.standard_normal(shape).astype(np.float32)
     return feed

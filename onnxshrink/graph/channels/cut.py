@@ -88,7 +88,7 @@ class Cut:
         else:
             node.resize_inputs(max(index + 1, len(node.inputs)))
         name = (old.name if old is not None else None) or f"{node.outputs[0].name}.{index}"
-        value = self._constant(array if kind is None else array.astype(kind), name, node)
+        value = self.constant(array if kind is None else array.astype(kind), name, node)
         node.replace_input_with(index, value)
         self.model.touch_node(node)
 
@@ -117,8 +117,8 @@ class Cut:
             return
         if explicit:
             raise ModelError(f"{value.name!r}: a computed shape copies an axis that changes")
-        delta = self._constant(removed, f"{value.name}.removed", node)
-        less = self._node("Sub", [value, delta], f"{value.name}.left", node)
+        delta = self.constant(removed, f"{value.name}.removed", node)
+        less = self.add_node("Sub", [value, delta], f"{value.name}.left", node)
         node.replace_input_with(index, less)
         self.model.touch_node(node)
 
@@ -169,7 +169,7 @@ class Cut:
         value = node.inputs[index]
         assert value is not None
         more = [self._operand(each, f"{value.name}.part", node) for each in operands]
-        made = self._node(op_type, [value, *more], f"{value.name}.{op_type.lower()}", node)
+        made = self.add_node(op_type, [value, *more], f"{value.name}.{op_type.lower()}", node)
         node.replace_input_with(index, made)
         self.model.touch_node(node)
 
@@ -178,9 +178,9 @@ class Cut:
         kind = self._walk.facts.dtype(value) or np.dtype(np.float32)
         value = self._newest(value)
         name = f"{value.name}.square"
-        square = self._node("Mul", [value, value], name, before)
-        share = self._constant(np.array(factor, kind), f"{name}.part", before)
-        return self._node("Mul", [square, share], name, before)
+        square = self.add_node("Mul", [value, value], name, before)
+        share = self.constant(np.array(factor, kind), f"{name}.part", before)
+        return self.add_node("Mul", [square, share], name, before)
 
     def _newest(self, value: ir.Value) -> ir.Value:
         """What users of a value get now."""
@@ -189,7 +189,7 @@ class Cut:
         return value
 
     def _operand(self, given: np.ndarray | ir.Value, name: str, before: ir.Node) -> ir.Value:
-        return given if isinstance(given, ir.Value) else self._constant(given, name, before)
+        return given if isinstance(given, ir.Value) else self.constant(given, name, before)
 
     def _after(self, node: ir.Node) -> Sequence[ir.Node]:
         graph = node.graph
@@ -201,24 +201,15 @@ class Cut:
         self, nodes: Sequence[ir.Node], source: ir.Value, index: Labels, axis: int
     ) -> None:
         """Put one Gather in the place of a chain of nodes."""
-        old, graph = nodes[-1].outputs[0], nodes[-1].graph
-        assert graph is not None
-        name = old.name or ""
-        order = self._constant(index, f"{name}.order", nodes[-1])
-        attributes = [ir.AttrInt64("axis", axis)]
-        made = ir.Node("", "Gather", [source, order], attributes, name="")
-        graph.insert_before(nodes[-1], made)
-        made.outputs[0].type, made.outputs[0].shape = old.type, old.shape
-        old.replace_all_uses_with(made.outputs[0], replace_graph_outputs=True)
-        for node in reversed(nodes):
-            self._replaced.update(value for value in node.inputs if value is not None)
-            self.model.touch_node(node)
-            self.model.touch(*(value.name for value in node.outputs))
-            graph.remove(node, safe=True)
-        made.outputs[0].name = name
-        self._walk.labels[made.outputs[0]] = self._walk.labels.pop(old)
+        name = nodes[-1].outputs[0].name or ""
+        order = self.constant(index, f"{name}.order", nodes[-1])
+        made = self.add_node("Gather", [source, order], f"{name}.picked", nodes[-1], axis=axis)
+        self.replace_node(nodes[-1], {0: made})
+        for node in reversed(nodes[:-1]):
+            self.replace_node(node, {})
 
-    def _constant(self, array: np.ndarray, name: str, before: ir.Node) -> ir.Value:
+    def constant(self, array: np.ndarray, name: str, before: ir.Node) -> ir.Value:
+        """A new constant; in a model whose initializers are inputs, made in front of a node."""
         graph = self.model.ir.graph
         name = self.model.unused_name(name)
         tensor = self.model.store(np.ascontiguousarray(array), name)
@@ -235,15 +226,37 @@ class Cut:
         graph.register_initializer(value)
         return value
 
-    def _node(
-        self, op_type: str, inputs: Sequence[ir.Value], name: str, before: ir.Node
-    ) -> ir.Value:
-        node = ir.Node("", op_type, inputs, name="")
+    def add_node(
+        self, op_type: str, inputs: Sequence[ir.Value | None], name: str, before: ir.Node,
+        **attributes: Any,
+    ) -> ir.Value:  # fmt: skip
+        """What a new node makes, which is put in front of another."""
+        given = ir.convenience.convert_attributes(attributes)
+        node = ir.Node("", op_type, inputs, given, name="")
         node.outputs[0].name = self.model.unused_name(name)
         self.model.touch(node.outputs[0].name)
         assert before.graph is not None
         before.graph.insert_before(before, node)
         return node.outputs[0]
+
+    def replace_node(self, node: ir.Node, outputs: Mapping[int, ir.Value]) -> None:
+        """Take a node out of the graph; other values take over its outputs, names and labels."""
+        self._replaced.update(value for value in node.inputs if value is not None)
+        self.model.touch_node(node)
+        names = [value.name for value in node.outputs]
+        self.model.touch(*names)
+        for index, made in outputs.items():
+            if index < len(node.outputs) and names[index]:
+                old = node.outputs[index]
+                made.type, made.shape = old.type, old.shape
+                old.replace_all_uses_with(made, replace_graph_outputs=True)
+                if old in self._walk.labels:
+                    self._walk.labels[made] = self._walk.labels.pop(old)
+        assert node.graph is not None
+        node.graph.remove(node, safe=True)
+        for index, made in outputs.items():
+            if index < len(names) and names[index]:
+                made.name = names[index]
 
     # -------------------------------------------------------------------- the cut
 
@@ -343,7 +356,7 @@ class Cut:
         """A constant with these values: the old one, or a new one beside it."""
         if not own:
             assert isinstance(slot, tuple)
-            return self._constant(array, value.name or "", slot[1])
+            return self.constant(array, value.name or "", slot[1])
         if array.shape == dims(tensor):
             return value
         self._set(value, tensor, array)

@@ -1,6 +1,7 @@
 """How every operator carries channels: one table, made of one part for each kind of operator."""
 
 from onnxshrink.graph.channels.rules import (
+    attention,
     contraction,
     elementwise,
     movement,
@@ -12,6 +13,7 @@ from onnxshrink.graph.channels.rules import (
 )
 
 RULES = {
+    **attention.RULES,
     **contraction.RULES,
     **elementwise.RULES,
     **movement.RULES,

@@ -58,37 +58,65 @@ def matmul(walk: Walk, node: ir.Node, a: Operand, b: Operand) -> None:
 
 
 def _gemm(walk: Walk, node: ir.Node) -> None:
-    a, b = walk.operand(node, 0), walk.operand(node, 1)
+    result = gemm(walk, node, walk.operand(node, 0), walk.operand(node, 1), 2)
+    if attribute(node, "activation", "") not in _KEEP_ZERO:
+        result.zero = [False, False]
+    walk.put(node, result.axes, result.zero)
+
+
+def gemm(walk: Walk, node: ir.Node, a: Operand, b: Operand, c: int) -> Operand:
+    """What a matrix product of two matrices is labelled, with a bias as input ``c``."""
     k, m = (0, 1) if integer(node, "transA", 0) else (1, 0)
     n, j = (0, 1) if integer(node, "transB", 0) else (1, 0)
     if a.rank != 2 or b.rank != 2:
         raise Barrier("operands that are no matrices")
     contract(walk, node, a, k, b, j)
     result = Operand([a.axes[m], b.axes[n]], [a.zero[m], b.zero[n]])
-    if walk.has(node, 2):
-        result = walk.broadcast([result, walk.operand(node, 2)], node)
-    walk.put(node, result.axes, result.zero)
+    return walk.broadcast([result, walk.operand(node, c)], node) if walk.has(node, c) else result
 
 
-def _filters(walk: Walk, node: ir.Node) -> tuple[Operand, Operand, int]:
-    """The two operands of a convolution, with all axes but batch and channels frozen."""
-    x, w = walk.operand(node, 0), walk.operand(node, 1)
+def _filters(walk: Walk, node: ir.Node, x: Operand, w: Operand) -> int:
+    """The groups of a convolution, of which all axes but batch and channels are frozen."""
     if x.rank != w.rank or x.rank < 3:
         raise Barrier("operands of different rank")
     for axis in range(2, w.rank):
         walk.freeze(w.axes[axis], f"{describe(node)}: a kernel axis")
         walk.freeze(x.axes[axis], f"{describe(node)}: a spatial axis")
-    return x, w, integer(node, "group", 1)
+    return integer(node, "group", 1)
+
+
+_KEEP_ZERO = {"", "HardSwish", "LeakyRelu", "Relu", "Tanh"}
 
 
 def _conv(walk: Walk, node: ir.Node) -> None:
-    """``X [N, C, ..], W [M, C / group, ..], B [M]``."""
-    x, w, group = _filters(walk, node)
+    """``X [N, C, ..], W [M, C / group, ..], B [M]``, and a fourth operand to add, where fused."""
+    x, w = walk.operand(node, 0), walk.operand(node, 1)
+    convolve(walk, node, x, w, node.inputs[1])
+    out = Operand([w.axes[0]], [w.zero[0]])
+    if walk.has(node, 2):
+        out = walk.broadcast([out, walk.operand(node, 2)], node)
     if walk.has(node, 3):
-        raise Barrier("adds a third operand")
+        more = walk.operand(node, 3)
+        out = walk.broadcast([out, Operand(more.axes[1:2], more.zero[1:2])], node)
+    if attribute(node, "activation", "") not in _KEEP_ZERO:
+        out.zero[0] = False
+    put_filtered(walk, node, x, out)
+
+
+def convolve(walk: Walk, node: ir.Node, x: Operand, w: Operand, weight: ir.Value | None) -> None:
+    """Tie the channels of a convolution's input to those of its weight, in groups or not.
+
+    Args:
+        walk: The labels.
+        node: The convolution.
+        x: Its input.
+        w: Its weight.
+        weight: The value of the weight.
+    """
+    group = _filters(walk, node, x, w)
     if group == 1:
         contract(walk, node, x, 1, w, 1)
-    elif node in walk.balance and x.zero[1] and _balance(walk, node, x.axes[1], w, group):
+    elif node in walk.balance and x.zero[1] and _balance(walk, node, x.axes[1], w, weight, group):
         pass
     else:
         groups = _grouped(walk, node, x.axes[1], w.axes[1], group)
@@ -97,15 +125,12 @@ def _conv(walk: Walk, node: ir.Node) -> None:
         if not (x.zero[1] or w.zero[1]):
             raise Barrier("sums over channels that are not zero without their weights")
         _count_groups(walk, node, groups)
-    out = Operand([w.axes[0]], [w.zero[0]])
-    if walk.has(node, 2):
-        out = walk.broadcast([out, walk.operand(node, 2)], node)
-    _put_filtered(walk, node, x, out)
 
 
 def _conv_transpose(walk: Walk, node: ir.Node) -> None:
     """``X [N, C, ..], W [C, M / group, ..], B [M]``."""
-    x, w, group = _filters(walk, node)
+    x, w = walk.operand(node, 0), walk.operand(node, 1)
+    group = _filters(walk, node, x, w)
     contract(walk, node, x, 1, w, 0)
     out = Operand([w.axes[1]], [w.zero[1]])
     if group > 1:
@@ -114,10 +139,11 @@ def _conv_transpose(walk: Walk, node: ir.Node) -> None:
         _count_groups(walk, node, groups)
     if walk.has(node, 2):
         out = walk.broadcast([out, walk.operand(node, 2)], node)
-    _put_filtered(walk, node, x, out)
+    put_filtered(walk, node, x, out)
 
 
-def _put_filtered(walk: Walk, node: ir.Node, x: Operand, out: Operand) -> None:
+def put_filtered(walk: Walk, node: ir.Node, x: Operand, out: Operand) -> None:
+    """Label what a convolution makes, from its input and the axis of its output channels."""
     spatial = walk.fresh(walk.sizes(node.outputs[0])[2:], f"{describe(node)}: a spatial axis")
     zero = [x.zero[0], out.zero[0]] + [False] * len(spatial)
     walk.put(node, [x.axes[0], out.axes[0], *spatial], zero)
@@ -140,9 +166,10 @@ def _grouped(walk: Walk, node: ir.Node, x: Axis, inner: Axis, group: int) -> Axi
     return outer
 
 
-def _balance(walk: Walk, node: ir.Node, x: Axis, w: Operand, group: int) -> bool:
+def _balance(
+    walk: Walk, node: ir.Node, x: Axis, w: Operand, weight: ir.Value | None, group: int
+) -> bool:
     """Let every channel go alone, as many from every group; whether the weight allows it."""
-    weight = node.inputs[1]
     if weight is None or stored(weight) is None or len(weight.uses()) != 1:
         return False
     if x is None or w.axes[0] is None:

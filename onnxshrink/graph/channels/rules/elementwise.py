@@ -7,8 +7,8 @@ import onnx_ir as ir
 
 from onnxshrink.graph.channels.walk import Barrier, Operand, Rule, Walk, attribute
 
-# f(0) = 0: what is zero for want of weights stays zero.
-_KEEPS_ZERO = (
+#: f(0) = 0: what is zero for want of weights stays zero.
+KEEPS_ZERO = (
     "Abs", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "Ceil", "Celu", "Dropout", "Elu",
     "Erf", "Floor", "Gelu", "HardSwish", "Identity", "LeakyRelu", "Mish", "Neg", "Relu", "Round",
     "Selu", "Sign", "Sin", "Sinh", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu",
@@ -122,7 +122,7 @@ def _cast_like(walk: Walk, node: ir.Node) -> None:
 
 
 RULES: dict[tuple[str, str], Rule] = {
-    **{("", name): _unary(True) for name in _KEEPS_ZERO},
+    **{("", name): _unary(True) for name in KEEPS_ZERO},
     **{("", name): _unary(False) for name in _OTHERS},
     **{("", name): _sum for name in _SUMS},
     **{("", name): _product for name in _PRODUCTS},

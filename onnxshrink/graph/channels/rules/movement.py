@@ -11,6 +11,7 @@ from onnxshrink.graph.channels.cut import Cut
 from onnxshrink.graph.channels.walk import (
     Axis,
     Barrier,
+    Operand,
     Rule,
     Walk,
     attribute,
@@ -33,6 +34,12 @@ def _transpose(walk: Walk, node: ir.Node) -> None:
 
 def _concat(walk: Walk, node: ir.Node) -> None:
     parts = [walk.operand(node, i) for i in range(len(node.inputs))]
+    zero = [all(part.zero[axis] for part in parts) for axis in range(parts[0].rank)]
+    walk.put(node, concatenated(walk, node, parts), zero)
+
+
+def concatenated(walk: Walk, node: ir.Node, parts: Sequence[Operand]) -> list[Axis]:
+    """Labels of operands joined along the axis that a node names."""
     at = _axis(node, parts[0].rank)
     axes: list[Axis] = []
     for axis in range(parts[0].rank):
@@ -42,15 +49,13 @@ def _concat(walk: Walk, node: ir.Node) -> None:
             for other in labels[1:]:
                 joined = walk.join(joined, other, node)
             axes.append(joined)
-            continue
-        if any(one is None for one in labels):
+        elif any(one is None for one in labels):
             for one in labels:
                 walk.freeze(one, f"{describe(node)}: joined to an axis of varying length")
             axes.append(None)
         else:
             axes.append(np.concatenate([one for one in labels if one is not None]))
-    zero = [all(part.zero[axis] for part in parts) for axis in range(parts[0].rank)]
-    walk.put(node, axes, zero)
+    return axes
 
 
 def _split(walk: Walk, node: ir.Node) -> None:

@@ -77,7 +77,7 @@ def _layer_normalization(walk: Walk, node: ir.Node) -> None:
     x = walk.operand(node, 0)
     at = integer(node, "axis", -1) % x.rank
     vectors = [index for index in (1, 2) if walk.has(node, index)]
-    labels = _may_lose(walk, node, x, vectors) if at == x.rank - 1 else None
+    labels = may_lose(walk, node, x, vectors) if at == x.rank - 1 else None
     if labels is None:
         _whole(walk, node, x, at)
         return
@@ -86,7 +86,7 @@ def _layer_normalization(walk: Walk, node: ir.Node) -> None:
     walk.streams.append(labels)
     walk.put(node, x.axes, [*[False] * (x.rank - 1), True])
     walk.on_cut(
-        node, partial(_with_zeros, node=node, ranks=[x.rank], vectors=vectors, labels=labels)
+        node, partial(with_zeros, node=node, ranks=[x.rank], vectors=vectors, labels=labels)
     )
 
 
@@ -98,7 +98,7 @@ def _skip_layer_normalization(walk: Walk, node: ir.Node) -> None:
     if any(value.uses() for value in node.outputs[1:3]):
         raise Barrier("its statistics are used")
     vectors = [index for index in range(2, len(node.inputs)) if walk.has(node, index)]
-    if (labels := _may_lose(walk, node, x, vectors)) is None:
+    if (labels := may_lose(walk, node, x, vectors)) is None:
         _whole(walk, node, x, x.rank - 1)
         walk.put(node, x.axes, x.zero, output=3)
         return
@@ -112,23 +112,37 @@ def _skip_layer_normalization(walk: Walk, node: ir.Node) -> None:
     else:
         ranks = [term.rank for term in terms[:2]]
         walk.on_cut(
-            node, partial(_with_zeros, node=node, ranks=ranks, vectors=vectors, labels=labels)
+            node, partial(with_zeros, node=node, ranks=ranks, vectors=vectors, labels=labels)
         )
 
 
-def _may_lose(walk: Walk, node: ir.Node, x: Operand, vectors: Sequence[int]) -> Labels | None:
-    """The labels of the last axis, if zeros can stand for what goes."""
+def may_lose(
+    walk: Walk, node: ir.Node, x: Operand, vectors: Sequence[int], outputs: Sequence[int] = (1, 2)
+) -> Labels | None:
+    """The labels of the last axis of a norm's input, if zeros can stand for what goes.
+
+    Args:
+        walk: The labels.
+        node: The norm.
+        x: Its input.
+        vectors: Which inputs are its scales and biases.
+        outputs: Which outputs are statistics, and must not be used.
+    """
     values = [node.inputs[index] for index in vectors]
     plain = all(value is not None and stored(value) is not None for value in values)
     ranks = {walk.operand(node, index).rank for index in vectors}
-    if not plain or ranks - {1} or any(value.uses() for value in node.outputs[1:3]):
+    if (
+        not plain
+        or ranks - {1}
+        or any(node.outputs[i].uses() for i in outputs if i < len(node.outputs))
+    ):
         return None
     if not x.zero[-1] and x.axes[-1] is not None:
         walk.gated.append((node, x.axes[-1]))
     return x.axes[-1]
 
 
-def _with_zeros(
+def with_zeros(
     cut: Cut, node: ir.Node, ranks: Sequence[int], vectors: Sequence[int], labels: Labels
 ) -> None:
     """Give a norm zeros for the channels that went, behind the others, and take them off again."""
