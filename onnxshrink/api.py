@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from onnxshrink.contract import Judge, Level, Progress, Settings
-from onnxshrink.errors import BudgetMissed
+from onnxshrink.errors import BudgetMissed, RecipeError
 from onnxshrink.pipeline import Pass, Result, run
 from onnxshrink.recipe import Recipe, find_pass
 from onnxshrink.report import Report, size
@@ -139,6 +139,51 @@ def shrink(
             + "; ".join(misses),
             report,
         )
+    return report
+
+
+def apply_excluding(
+    step: Pass,
+    source: StrPath,
+    out: StrPath,
+    options: Options | None = None,
+    *,
+    goal: Goal | None = None,
+    recipe_out: StrPath | None = None,
+) -> Report:
+    """Apply a pass to all weights but those that would keep the answers from a goal.
+
+    Args:
+        step: A pass that selects weights.
+        source: The model file; never modified.
+        out: Where the result goes.
+        options: How to run; with calibration inputs.
+        goal: What the answers must keep; see :class:`onnxshrink.search.ladder.Goal`.
+        recipe_out: Where to write the step with what it leaves alone.
+
+    Raises:
+        RecipeError: There are no calibration inputs, or nothing is to be checked.
+        ShrinkError: As for :func:`apply_recipe`.
+    """
+    from onnxshrink.graph.model import atomic_write
+    from onnxshrink.runtime.worker import Worker
+    from onnxshrink.search import exclude, ladder
+    from onnxshrink.search.parts import Parts
+
+    options = options or Options()
+    if options.calibration is None or options.check == "off":
+        raise RecipeError(f"{step.name}: what to leave alone is found on --calibration inputs")
+    with Worker() as worker:
+        worker.start()
+        model, settings = _prepare(source, out, options, worker)
+        parts = Parts(model, step, settings, worker)
+        found = exclude.find_exclusions(parts, goal or ladder.Goal(), options.progress)
+        result = run(found.recipe.steps, model, settings, worker)
+        result.report.moved = found.moved
+        report = _write(result, out, options)
+    if recipe_out is not None:
+        with atomic_write(Path(recipe_out)) as file:
+            file.write(found.recipe.to_yaml().encode())
     return report
 
 

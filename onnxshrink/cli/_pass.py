@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from onnxshrink.cli._exclude import Exclusion, exclude_options
 from onnxshrink.cli._run import Run, run_options
 from onnxshrink.cli._terminal import progress_bar, show
 from onnxshrink.errors import RecipeError
@@ -90,6 +91,7 @@ def pass_command(name: str) -> click.Command:
 
     def command(**values: Any) -> None:
         asked = {look.name: values.pop(look.name) for look in looks}
+        exclusion = Exclusion.take(values)
         run = Run(values, writes=not any(asked.values()))
         given = {key: value for key, value in values.items() if value not in (None, ())}
         step = _build(kind, given)
@@ -100,7 +102,11 @@ def pass_command(name: str) -> click.Command:
         from onnxshrink.recipe import Recipe
 
         with progress_bar() as progress:
-            report = api.apply_recipe(Recipe((step,)), run.source, run.out, run.options(progress))
+            options = run.options(progress)
+            if exclusion.wanted:
+                report = exclusion.run(step, run.source, run.out, options)
+            else:
+                report = api.apply_recipe(Recipe((step,)), run.source, run.out, options)
         run.finish(report)
 
     for option in reversed(options_of(kind)):
@@ -108,6 +114,8 @@ def pass_command(name: str) -> click.Command:
             command = decorate(command)
     for look in reversed(looks):
         command = look.option(command)
+    if any(field.name == "weights" for field in fields(kind)):
+        command = exclude_options(command)
     command.__doc__ = f"{summary(name)}\n\n\b\nonnxshrink {name} model.onnx small.onnx"
     return click.command(name)(run_options(command))
 

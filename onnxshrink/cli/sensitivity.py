@@ -1,0 +1,82 @@
+"""The command that measures which weights a step may change."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxshrink.cli._measure import feeds_for
+from onnxshrink.cli._terminal import progress_bar, show
+from onnxshrink.errors import RecipeError
+
+
+@click.command()
+@click.argument("model", metavar="MODEL")
+@click.option("--step", default="quantize-weights", metavar="PASS", show_default=True,
+              help="What to do to each weight; any pass with --only.")  # fmt: skip
+@click.option("--set", "given", multiple=True, metavar="OPTION=VALUE",
+              help="An option of that pass, as in dtype=int4. Repeatable.")  # fmt: skip
+@click.option(
+    "--calibration", "--inputs", metavar="DATA", multiple=True,
+    help="Real inputs: .npz, .npy, a folder, or module.py:function. Repeatable.",
+)  # fmt: skip
+@click.option("--shape", multiple=True, metavar="NAME:DIMS", help="Shape of a generated input.")
+@click.option("--count", default=16, show_default=True, help="Use at most this many inputs.")
+@click.option("--seed", default=0, help="For everything that is random.")
+@click.option("--by", type=click.Choice(["weight", "node"]), default="weight",
+              help="Measure every weight, or all of one operator as one.")  # fmt: skip
+@click.option("--plot", metavar="FILE.svg", help="Draw it.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    model: str, step: str, given: tuple[str, ...], calibration: tuple[str, ...],
+    shape: tuple[str, ...], count: int, seed: int, by: Any, plot: str | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Measure what a step does to the outputs, weight by weight, alone and with others.
+
+    \b
+    onnxshrink sensitivity model.onnx --set dtype=int4 --calibration inputs.npz --plot layers.svg
+    """
+    if plot is not None and not (plot.endswith(".svg") and Path(plot).absolute().parent.is_dir()):
+        raise RecipeError(f"--plot {plot}: takes an .svg file in a folder that exists")
+    from onnxshrink.contract import Settings
+    from onnxshrink.graph.model import Model, atomic_write
+    from onnxshrink.options import build
+    from onnxshrink.recipe import find_pass
+    from onnxshrink.runtime.worker import Worker
+    from onnxshrink.search import sensitivity
+    from onnxshrink.search.parts import Parts
+
+    pass_ = build(find_pass(step, "--step"), _options(given), step)
+    with Worker() as worker, progress_bar() as progress:
+        feeds = feeds_for(model, calibration, shape, count, seed, worker)
+        settings = Settings(feeds=feeds, generated=not calibration, seed=seed, progress=progress)
+        parts = Parts(Model.load(model), pass_, settings, worker)
+        found = sensitivity.measure(parts, by, progress)
+    if plot is not None:
+        with atomic_write(Path(plot)) as file:
+            file.write(found.to_svg().encode())
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=1))
+    elif found.parts:
+        show(found.table())
+    else:
+        click.echo(f"{step} changes nothing in {model}")
+
+
+def _options(given: tuple[str, ...]) -> dict[str, Any]:
+    """Options as they are written in a recipe."""
+    import yaml
+
+    options = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        try:
+            options[name] = yaml.safe_load(value) if equals else None
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--set {text}: not YAML") from error
+        if not equals or not name:
+            raise RecipeError(f"--set takes OPTION=VALUE, not {text!r}")
+    return options

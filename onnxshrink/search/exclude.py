@@ -1,0 +1,91 @@
+"""The fewest weights that a step must leave alone so that the answers keep a goal."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from onnxshrink.errors import ModelError
+from onnxshrink.recipe import Recipe
+from onnxshrink.search import sensitivity
+from onnxshrink.search.ladder import Found, Goal
+from onnxshrink.search.parts import Figures, Parts
+
+if TYPE_CHECKING:
+    from onnxshrink.contract import Progress
+
+_log = logging.getLogger(__name__)
+
+#: Of the weights that are left alone, so many are tried again.
+_GIVEN_BACK = 16
+
+
+def find_exclusions(parts: Parts, goal: Goal, progress: Progress) -> Found:
+    """Order the weights by the harm that each does alone, and bisect on how many stay in float.
+
+    Then each of them, the least harmful first, is given back to the step if the goal stands that.
+    At worst all stay: a step that does nothing keeps every goal.
+
+    Args:
+        parts: The step and its model.
+        goal: What the answers must keep.
+        progress: Told of every model that was tried.
+
+    Returns:
+        The step with the names of all that it must leave alone.
+    """
+    search = _Search(parts, goal, progress)
+    if search.keeps(()):
+        return search.found(())
+    order = search.by_harm()
+    low, high = 0, len(order)  # leaving `low` alone is not enough, leaving `high` is
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if search.keeps(order[:middle]) else (middle, high)
+    kept = order[:high]
+    for name in reversed(kept[:-1][-_GIVEN_BACK:]):
+        fewer = [other for other in kept if other != name]
+        if search.keeps(fewer):
+            kept = fewer
+    return search.found(kept)
+
+
+class _Search:
+    def __init__(self, parts: Parts, goal: Goal, progress: Progress):
+        self._parts, self._goal, self._progress = parts, goal, progress
+        self._tried = 0
+        self._worst: dict[frozenset[str], float] = {}
+
+    def _tell(self) -> None:
+        self._tried += 1
+        self._progress("trying which weights to leave alone", self._tried, 0)
+
+    def keeps(self, kept: Sequence[str]) -> bool:
+        """Whether the goal is kept when the step leaves these weights alone."""
+        self._tell()
+        try:
+            effect, answers = self._parts.effect(self._parts.without(kept)[1])
+        except ModelError as failure:
+            _log.info("without %s: %s", ", ".join(kept), failure)
+            return False
+        self._worst[frozenset(kept)] = Figures.of(effect).relative_error
+        return not self._goal.misses(effect, self._parts.original, answers)
+
+    def by_harm(self) -> list[str]:
+        """The weights by the error that each causes alone, the most harmful first."""
+        harm = {}
+        with sensitivity.exchange(self._parts) as measuring:
+            for name in self._parts.changes:
+                self._tell()
+                harm[name] = measuring.figures([name]).relative_error
+        return sorted(harm, key=lambda name: -harm[name])
+
+    def found(self, kept: Sequence[str]) -> Found:
+        """The recipe; what the goal accepts must not be rolled back by a tighter bound."""
+        step = self._parts.without(kept)[0]
+        worst = 1.1 * self._worst.get(frozenset(kept), 0.0)
+        if worst > (step.bound if step.max_error is None else step.max_error):
+            step = replace(step, max_error=worst)
+        return Found(Recipe((step,)), dict.fromkeys(kept, "float"), [])
