@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from onnxshrink.contract import Feeds, Judge, Progress, Settings
@@ -58,6 +58,15 @@ class Pass:
     def bound(self) -> float:
         """Largest relative output error that the step may cause unless ``max_error`` says."""
         return 1e-3
+
+    def inputs(self, model: Model, feeds: Feeds) -> Feeds:
+        """The inputs on which a run with this pass is held to its contract: all, unless it says.
+
+        Args:
+            model: The model before the first step.
+            feeds: The inputs of the run.
+        """
+        return feeds
 
     def needs(self, model: Model) -> Iterable[Need]:
         """The statistics of the model's values that :meth:`apply` wants to find in its context."""
@@ -187,7 +196,9 @@ def run(
     """
     from onnxshrink.runtime.worker import Worker
 
-    settings = settings or Settings()
+    settings, steps = settings or Settings(), tuple(steps)
+    for pass_ in steps:
+        settings = replace(settings, feeds=pass_.inputs(model, settings.feeds))
     report = Report(source=str(model.path or ""))
     report.bytes_before, report.bytes_after = model.stored_bytes(), model.nbytes()
     with contextlib.ExitStack() as stack:

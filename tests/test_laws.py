@@ -47,6 +47,7 @@ IDENTITY: dict[str, dict[str, Any] | None] = {
     "clean": {"keep": clean.REWRITERS},
     "lower-ml": None,
     "prune-channels": {"ratio": 0.0},
+    "specialize": {},
     "surgeon": {"function": "{surgery}:nothing"},
 }
 CASES = list(HARD)

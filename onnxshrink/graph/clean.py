@@ -25,6 +25,21 @@ _REBUILDING = {"DequantizeLinear", "Cast", "Mul", "Sub", "Gather", "Reshape", "E
 
 def fold_constants(model: Model) -> None:
     """Compute what depends on constants only, where the result is not larger than what it needs."""
+
+    def change(graph: ir.Model) -> ir.Model:
+        fold(graph)
+        return graph
+
+    model.rewrite(change)
+
+
+def fold(graph: ir.Model, *, shapes: bool = False) -> None:
+    """One round of folding; branches of conditions that are constant are inlined.
+
+    Args:
+        graph: What is changed.
+        shapes: Whether to infer shapes first, and to fold what follows from them.
+    """
     from onnxscript.optimizer import fold_constants as fold
 
     def rebuilds(value: ir.Value | None) -> bool:
@@ -37,14 +52,10 @@ def fold_constants(model: Model) -> None:
     def should_fold(node: ir.Node) -> bool | None:
         return False if node.op_type in _REBUILDING and any(map(rebuilds, node.inputs)) else None
 
-    def change(graph: ir.Model) -> ir.Model:
-        fold(
-            graph, onnx_shape_inference=False, input_size_limit=_FOLDED_ELEMENTS,
-            output_size_limit=_FOLDED_ELEMENTS, should_fold=should_fold,
-        )  # fmt: skip
-        return graph
-
-    model.rewrite(change)
+    fold(
+        graph, onnx_shape_inference=shapes, input_size_limit=_FOLDED_ELEMENTS,
+        output_size_limit=_FOLDED_ELEMENTS, should_fold=should_fold,
+    )  # fmt: skip
 
 
 def share_duplicates(model: Model) -> None:
