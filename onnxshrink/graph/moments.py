@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxshrink.graph.weights import Use, WeightView
-from onnxshrink.kernels import obs
+from onnxshrink.kernels import adaround, obs
 from onnxshrink.kernels.observers import Lookups, Need, Rows, SecondMoment
 from onnxshrink.kernels.patches import Window
 
@@ -137,18 +137,61 @@ def with_feedback(
     every = moment(statistics, view)
     if every is None:
         return None
-    seen, unseen = moment(statistics, view, 0), moment(statistics, view, 1)
-    assert seen is not None
-    assert unseen is not None
     full = (view.matrix if matrix is None else matrix).astype(np.float32)
     groups = full.reshape(len(every), -1, every.shape[-1])
-    damping = obs.choose_damping(groups[0], seen[0], unseen[0], grid)
+    damping = _damping(statistics, view, groups[0], grid)
     numbers = np.arange(len(full)).reshape(len(every), -1)
     rounded = [
         obs.quantize(part, obs.factor(h, damping), grid(rows))
         for part, h, rows in zip(groups, every, numbers, strict=True)
     ]
     return np.concatenate(rounded).reshape(full.shape)
+
+
+def adarounded(
+    statistics: Mapping[Need, Any],
+    view: WeightView,
+    scale: npt.NDArray[np.float32],
+    zero: npt.NDArray[np.float32],
+    codes: tuple[int, int],
+) -> npt.NDArray[np.float32] | None:
+    """A weight's codes on an affine grid, all rounded up or down together (AdaRound).
+
+    Takes and gives what :func:`fed_back` does.
+    """
+    every = moment(statistics, view)
+    if every is None:
+        return None
+    groups, scales, zeros = (
+        view.to_matrix(one).astype(np.float32).reshape(len(every), -1, every.shape[-1])
+        for one in (view.array(), scale, zero)
+    )
+    damping = _damping(
+        statistics,
+        view,
+        groups[0],
+        lambda rows: obs.affine(scales[0, rows], zeros[0, rows], *codes),
+    )
+    diagonal = np.einsum("gii->g", every) / every.shape[-1] * damping
+    damped = every + diagonal[:, None, None] * np.eye(every.shape[-1])
+    found = [
+        adaround.quantize(part, h, s, z, *codes)
+        for part, h, s, z in zip(groups, damped, scales, zeros, strict=True)
+    ]
+    return view.from_matrix(np.concatenate(found))
+
+
+def _damping(
+    statistics: Mapping[Need, Any],
+    view: WeightView,
+    rows: npt.NDArray[np.float32],
+    grid: Callable[[npt.NDArray[np.int64]], obs.Grid],
+) -> float:
+    """The damping that is best on the feeds that the roundings were not fitted to."""
+    seen, unseen = moment(statistics, view, 0), moment(statistics, view, 1)
+    assert seen is not None
+    assert unseen is not None
+    return obs.choose_damping(rows, seen[0], unseen[0], grid)
 
 
 def _need(view: WeightView, use: Use) -> Need | None:

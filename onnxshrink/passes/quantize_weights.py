@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from onnxshrink.errors import RecipeError
 from onnxshrink.options import amended, option
+from onnxshrink.passes import _rounding
+from onnxshrink.passes._rounding import Clip, Rounding
 from onnxshrink.pipeline import Context, Pass
 from onnxshrink.select import SKIP, Select, select
 
@@ -16,7 +19,6 @@ if TYPE_CHECKING:
     from onnxshrink.graph.layout import Layout
     from onnxshrink.graph.model import Model
     from onnxshrink.graph.weights import WeightView
-    from onnxshrink.kernels.affine import Quantized
     from onnxshrink.kernels.observers import Need
 
 _SPELLINGS = {
@@ -58,13 +60,20 @@ class QuantizeWeights(Pass):
         0, help="weights that share a scale along the contraction axis; 0: the whole channel", ge=0
     )
     symmetric: bool = option(True, help="zero in the middle of the range; false: a zero point")
-    clip: Literal["minmax", "mse"] = option(
-        "minmax", help="range of codes: every weight, or the one with the least squared error"
+    clip: Clip = option(
+        "auto",
+        help="range of codes: every weight, or the one with the least squared error; auto: the "
+        "latter below 8 bits",
     )
-    rounding: Literal["rtn", "balanced", "gptq"] = option(
+    rounding: Rounding = option(
         "balanced",
-        help="to nearest; so that the errors of each channel cancel; or so that weights make up "
-        "for each other's errors on the calibration inputs",
+        help="rtn: to nearest; balanced: so that the errors of each channel cancel; mse: to "
+        "nearest in the range with the least squared error; hqq: a grid for the bulk of the "
+        "weights; gptq and adaround: so that weights make up for each other's errors on the "
+        "calibration inputs",
+    )
+    sequential: bool = option(
+        False, help="for gptq and adaround: fit layers to inputs from those quantized before them"
     )
     form: Literal["auto", "dq", "cast-mul", "nbits"] = option(
         "auto",
@@ -98,13 +107,13 @@ class QuantizeWeights(Pass):
         return 0.7 if self.dtype.endswith(("4", "int2")) else 0.25
 
     def needs(self, model: Model) -> Iterator[Need]:
-        """For ``gptq``: second moments of what the selected weights are multiplied with."""
-        from onnxshrink.graph import moments, weights
+        """For ``gptq`` and ``adaround``: second moments of the selected weights' inputs."""
+        from onnxshrink.graph import weights
 
-        if any(variant.rounding == "gptq" for variant in self._variants()):
-            for view in weights.find(model):
-                if not self.weights.why_not(view):
-                    yield from moments.needs(view)
+        if any(variant.rounding in _rounding.CALIBRATED for variant in self._variants()):
+            views = [view for view in weights.find(model) if not self.weights.why_not(view)]
+            parts = _rounding.groups(model, views) if self.sequential else [views]
+            yield from _rounding.needs(parts[0] if parts else ())
 
     def apply(self, model: Model, ctx: Context) -> None:
         """Quantize every selected weight, the largest first; then narrow the long vectors."""
@@ -115,8 +124,15 @@ class QuantizeWeights(Pass):
         chosen = [view for view in views if not self.weights.why_not(view)]
         if raised := opset.raise_opset(model, self._opset(model, chosen)):
             views = list(weights.find(model))
-        vectors = []
-        for view, options in ctx.each(self, views, any_role=True):
+        parts: list[list[WeightView]] = []
+        if self.sequential:
+            parts = _rounding.groups(model, [v for v in views if not self.weights.why_not(v)])
+            order = {view: number for number, view in enumerate(itertools.chain(*parts))}
+            views.sort(key=lambda view: order.get(view, len(order)))
+        pairs, vectors = ctx.each(self, views, any_role=True), []
+        if self.sequential:
+            pairs = _rounding.recalibrated(pairs, parts, model, ctx)
+        for view, options in pairs:
             if view.uses:
                 options._quantize(view, model, ctx)
             elif options.vectors == "float16" and len(view.shape) == 1:
@@ -160,52 +176,29 @@ class QuantizeWeights(Pass):
 
         form = self._form(view, model)
         layout = self._layout(view, form)
-        values = layout.values()
         try:
-            stored = affine.quantize(
-                values, self.dtype, layout.axes, symmetric=self.symmetric, clip=self.clip,
+            stored, method = _rounding.quantize(
+                layout, self.dtype, self.rounding, ctx, clip=self.clip, symmetric=self.symmetric,
                 short_scale=form != "dq",
-                rounding="rtn" if self.rounding == "rtn" else "balanced",
             )  # fmt: skip
-            fitted = self.rounding == "gptq" and self._fit(layout, stored, ctx)
         except ValueError as error:
             ctx.skip(view, str(error))
             return
         if stored.nbytes + edit.REBUILD_OVERHEAD >= view.nbytes:
             ctx.skip(view, f"would not be smaller as {self.dtype}")
             return
-        stored = fitted or stored
-        sqnr = affine.sqnr_db(values, stored)
+        sqnr = affine.sqnr_db(layout.values(), stored)
         if form == "nbits":
             after = nbits.stored(model, view, stored, self.accuracy_level)
         elif layout.order == "turned":
             after = edit.dequantized_gemm(model, view, stored)
         else:
             after = edit.dequantized(model, view, stored, form)
-        note = f"{self.dtype}, {stored.scale.size} scales, {form}" + ", gptq" * bool(fitted)
+        note = f"{self.dtype}, {stored.scale.size} scales, {form}"
+        note += f", {method}" * (method not in ("rtn", "balanced"))
         if self.form == "nbits" and form != "nbits":
             note += f" ({nbits.why_not(view, stored.bits)})"
         ctx.changed(view, after, note=note, sqnr_db=sqnr)
-
-    def _fit(self, layout: Layout, stored: Quantized, ctx: Context) -> Quantized | None:
-        """The same grid with codes rounded with error feedback; None where that cannot be done."""
-        import numpy as np
-
-        from onnxshrink.graph import moments
-        from onnxshrink.kernels import affine
-
-        if affine.is_float(self.dtype):
-            return None
-        zero = np.zeros(()) if stored.zero_point is None else stored.zero_point
-        codes = moments.fed_back(
-            ctx.statistics, layout.view,
-            layout.spread(stored.scale.astype(np.float32)),
-            layout.spread(zero.astype(np.float32)),
-            affine.RANGES[self.dtype],
-        )  # fmt: skip
-        if codes is None:
-            return None
-        return replace(stored, codes=layout.fold(codes).astype(stored.codes.dtype))
 
     def _layout(self, view: WeightView, form: Form) -> Layout:
         """The shape in which to quantize a weight, and which weights share a scale."""
