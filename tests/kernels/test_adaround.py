@@ -38,7 +38,7 @@ def test_close_to_the_best_of_all_roundings_up_and_down() -> None:
         gains.append(reached.sum() / errors(weights, np.rint(weights / 0.5), moment, 0.5).sum())
     assert min(ratios) > 1 - 1e-4
     assert np.median(ratios) < 1.2
-    assert np.mean(gains) < 0.6
+    assert np.mean(gains) < 0.7
 
 
 @given(st.integers(0, 2**31), st.integers(1, 12), st.integers(1, 30), st.floats(0.05, 2))
@@ -70,7 +70,7 @@ def test_as_good_as_error_feedback_on_a_layer() -> None:
     fed = obs.quantize(
         weights, obs.factor(moment, 0), obs.affine(scale, np.zeros_like(scale), -8, 7)
     )
-    assert obs.loss(weights - found * scale, moment) < 1.05 * obs.loss(weights - fed, moment)
+    assert obs.loss(weights - found * scale, moment) < 0.9 * obs.loss(weights - fed, moment)
 
 
 def test_weights_on_the_grid_stay() -> None:
