@@ -127,6 +127,11 @@ class Context:
         else:
             self.step.skips.append(Skip(what.name, reason, what.op_type, what.nbytes))
 
+    def warn(self, what: str) -> None:
+        """Say something that a reader of the report must know, once."""
+        if what not in self.step.warnings:
+            self.step.warnings.append(what)
+
     def each(
         self, owner: Any, views: Iterable[WeightView], *, any_role: bool = False
     ) -> Iterator[tuple[WeightView, Any]]:
@@ -213,6 +218,7 @@ def run(
             model = _step(pass_, model, original, step, settings, judge, worker)
             step.seconds = round(time.perf_counter() - started, 3)
             report.bytes_after = step.bytes_after
+            report.warnings += [f"{step.name}: {warning}" for warning in step.warnings]
         effect = judge.total_effect()
         report.outputs = {row.name: row.to_dict() for row in effect}
     return Result(model, report, effect)
@@ -263,6 +269,7 @@ def _step(
         _log.warning("%s rolled back: %s", step.name, reason)
         step.status, step.reason, step.bytes_after = "rolled back", reason, step.bytes_before
         step.changes.clear()
+        step.warnings.clear()
     elif step.changes:
         return trial
     else:

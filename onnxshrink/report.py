@@ -50,6 +50,7 @@ class Step:
         bytes_before: Size in bytes of the model file before the pass, external data included.
         outputs: Measured effect on the outputs: name -> figures against the step's input.
         reason: Why a rolled back step was rolled back.
+        warnings: What a reader of the report must know about the step.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Step:
     seconds: float = 0.0
     changes: list[Change] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     max_error: float | None = None
 

@@ -55,8 +55,10 @@ def can_dequantize(layout: Layout, nbits: int) -> bool:
         nbits: Bits of a code.
     """
     view, shape, shared = layout.view, layout.shape, layout.axes
-    if nbits == 2 and not all(use.direct for use in view.uses):
-        return False  # ONNX Runtime 1.32 fails to load 2-bit codes in front of a Transpose
+    if nbits == 2 and (shape[-1] % 4 or not all(use.direct for use in view.uses)):
+        # ONNX Runtime 1.32 fails to load 2-bit codes in front of a Transpose, and computes
+        # something else at every load with rows that do not fill their last byte.
+        return False
     if view.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
         return False
     if shape == view.shape:
@@ -185,7 +187,8 @@ class Rebuild:
             scope.inputs.remove(value)
 
 
-def _codes(stored: Quantized, shape: Sequence[int]) -> np.ndarray | ir.TensorProtocol:
+def code_tensor(stored: Quantized, shape: Sequence[int]) -> np.ndarray | ir.TensorProtocol:
+    """Codes as the tensor to store, of a given shape."""
     kind = ir.DataType[stored.dtype.upper()]
     if stored.bits < 8:
         return ir.PackedTensor(bits.pack(stored.codes, stored.bits), kind, shape=ir.Shape(shape))
@@ -245,13 +248,13 @@ def cast_mul(rebuild: Rebuild, stored: Quantized) -> ir.Value:
     large = None
     if stored.codes.dtype == np.int16 and rebuild.model.opset >= _SCATTER_ELEMENTS:
         large = rate.escaped(stored.codes)
-    codes = _codes(stored, shape) if large is None else large.codes
+    codes = code_tensor(stored, shape) if large is None else large.codes
     result = rebuild.node("Cast", [rebuild.constant(codes, "q")], "c", to=working.value)
     if large is not None:
         result = _with_large(rebuild, result, large, working)
     if stored.zero_point is not None:
         result = rebuild.node("Sub", [result, _zero(rebuild, stored, working)], "d")
-    scale = factor(rebuild, _trimmed(stored.scale, len(shape)), working)
+    scale = factor(rebuild, trimmed(stored.scale, len(shape)), working)
     result = rebuild.node("Mul", [result, scale], "w")
     if shape != view.shape:
         target = rebuild.constant(np.array(view.shape, np.int64), "n")
@@ -277,12 +280,12 @@ def _with_large(
 def _zero(rebuild: Rebuild, stored: Quantized, dtype: ir.DataType) -> ir.Value:
     """Zero points in the type that they are taken off in, stored as codes where there are many."""
     assert stored.zero_point is not None
-    zero = _trimmed(stored.zero_point, stored.zero_point.ndim)
+    zero = trimmed(stored.zero_point, stored.zero_point.ndim)
     if (zero == zero.flat[0]).all():
         zero = np.asarray(zero.flat[0])
     if zero.size < _SHORT_SCALES:
         return rebuild.constant(zero.astype(dtype.numpy()), "z")
-    packed = rebuild.constant(_codes(replace(stored, codes=zero), zero.shape), "z")
+    packed = rebuild.constant(code_tensor(replace(stored, codes=zero), zero.shape), "z")
     return rebuild.node("Cast", [packed], "y", to=dtype.value)
 
 
@@ -303,7 +306,7 @@ def _short(scale: np.ndarray, dtype: ir.DataType) -> np.ndarray | None:
     return short if np.array_equal(short.astype(scale.dtype), scale) else None
 
 
-def _trimmed(array: np.ndarray, rank: int) -> np.ndarray:
+def trimmed(array: np.ndarray, rank: int) -> np.ndarray:
     """The same array without leading axes of size 1, which broadcasting supplies."""
     lead = next((i for i, dim in enumerate(array.shape) if dim > 1), rank)
     return array.reshape(array.shape[lead:])
@@ -312,13 +315,13 @@ def _trimmed(array: np.ndarray, rank: int) -> np.ndarray:
 def _dequantize_linear(rebuild: Rebuild, stored: Quantized, shape: tuple[int, ...]) -> ir.Value:
     attributes, scale_shape = _placement(stored, shape)
     kind = rebuild.view.dtype.numpy()
-    codes = rebuild.constant(_codes(stored, shape), "q")
+    codes = rebuild.constant(code_tensor(stored, shape), "q")
     scale = rebuild.constant(stored.scale.reshape(scale_shape).astype(kind), "s")
     zeros = stored.zero_point
     if zeros is None:
         # Written even when all are zero: some runtimes refuse a signed DQ without it.
         zeros = np.zeros(stored.scale.shape, stored.codes.dtype)
-    packed = _codes(replace(stored, codes=zeros), scale_shape)
+    packed = code_tensor(replace(stored, codes=zeros), scale_shape)
     zero = rebuild.constant(packed, "z")
     return rebuild.node("DequantizeLinear", [codes, scale, zero], "w", **attributes)
 
@@ -339,14 +342,14 @@ def _placement(stored: Quantized, shape: tuple[int, ...]) -> tuple[dict[str, Any
 def _gathered(rebuild: Rebuild, stored: Quantized) -> None:
     """Look up codes and scales, and multiply only the rows that were asked for."""
     view = rebuild.view
-    codes = rebuild.constant(_codes(stored, view.shape), "q")
+    codes = rebuild.constant(code_tensor(stored, view.shape), "q")
     per_row = stored.scale.shape[0] > 1
     short = _short(stored.scale, view.dtype) if per_row else None
     if per_row:
         values = stored.scale.astype(view.dtype.numpy()) if short is None else short
         scale = rebuild.constant(values, "s")
     else:
-        scale = factor(rebuild, _trimmed(stored.scale, len(view.shape)), view.dtype)
+        scale = factor(rebuild, trimmed(stored.scale, len(view.shape)), view.dtype)
     for use in view.uses:
         indices = use.node.inputs[1]
         assert indices is not None

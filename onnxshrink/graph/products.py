@@ -15,19 +15,31 @@ from onnxshrink.graph.weights import Use, WeightView
 class Product:
     """``alpha * activation @ weight + beta * addend``.
 
+    Its operands are read from the node when they are asked for: edits of other products may have
+    put other values there.
+
     Attributes:
-        node: The operator.
-        activation: Its other operand, [..., K].
-        turned_activation: Whether that is stored as [K, M].
-        addend: What is added, of a shape that broadcasts; None for nothing.
+        node: The operator, whose second input the weight is.
+        turned_activation: Whether the activation is stored as [K, M].
     """
 
     node: ir.Node
-    activation: ir.Value
     turned_activation: bool = False
     alpha: float = 1.0
-    addend: ir.Value | None = None
     beta: float = 1.0
+
+    @property
+    def activation(self) -> ir.Value:
+        """The first operand."""
+        value = self.node.inputs[0]
+        assert value is not None
+        return value
+
+    @property
+    def addend(self) -> ir.Value | None:
+        """What is added, of a shape that broadcasts; None for nothing."""
+        third = self.node.inputs[2] if len(self.node.inputs) > 2 else None
+        return third if self.beta else None
 
     def rows(self, rebuild: Rebuild) -> ir.Value:
         """The activation as [..., K]."""
@@ -39,9 +51,9 @@ class Product:
         """The operator's value, from that of the matrix product alone."""
         if self.alpha != 1:
             result = rebuild.node("Mul", [result, _number(rebuild, self.alpha)], "p")
-        if self.addend is None or self.beta == 0:
-            return result
         addend = self.addend
+        if addend is None:
+            return result
         if self.beta != 1:
             addend = rebuild.node("Mul", [addend, _number(rebuild, self.beta)], "e")
         return rebuild.node("Add", [result, addend], "y")
@@ -74,10 +86,8 @@ def _product(view: WeightView, use: Use) -> Product:
         raise ValueError("is the left operand of its product")
     if len(view.shape) < 2:
         raise ValueError("is a vector")
-    activation = use.activation
-    assert activation is not None  # both operands of a product are there
     if use.op_type == "MatMul":
-        return Product(node, activation)
+        return Product(node)
 
     def attribute(name: str) -> float:
         found = node.attributes.get(name)
@@ -86,7 +96,4 @@ def _product(view: WeightView, use: Use) -> Product:
             raise ValueError(f"its Gemm takes {name} from the call of a function")
         return default if found is None else float(found.value)
 
-    addend = node.inputs[2] if len(node.inputs) > 2 else None
-    return Product(
-        node, activation, bool(attribute("transA")), attribute("alpha"), addend, attribute("beta")
-    )
+    return Product(node, bool(attribute("transA")), attribute("alpha"), attribute("beta"))

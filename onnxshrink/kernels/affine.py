@@ -14,16 +14,22 @@ import numpy.typing as npt
 
 from onnxshrink.kernels import floats
 
-Dtype = Literal["int8", "uint8", "int4", "uint4", "int2", "uint2", "float8e4m3fn", "float8e5m2"]
+Dtype = Literal[
+    "int8", "uint8", "int7", "uint7", "int4", "uint4", "int2", "uint2", "float8e4m3fn", "float8e5m2"
+]
 Clip = Literal["minmax", "mse"]
 Rounding = Literal["rtn", "balanced"]
 Array = npt.NDArray[np.float32]
 
 #: Smallest and largest code. Signed types leave out the lowest code of 8 bits, so that
 #: the range is symmetric and sums of u8 x s8 products are safer; fewer bits cannot afford to.
+#: 7 bits are stored in 8: two products with a uint8 then fit an int16, which CPUs without VNNI
+#: add them in.
 RANGES: dict[Dtype, tuple[int, int]] = {
     "int8": (-127, 127),
     "uint8": (0, 255),
+    "int7": (-63, 63),
+    "uint7": (0, 127),
     "int4": (-8, 7),
     "uint4": (0, 15),
     "int2": (-2, 1),
@@ -33,7 +39,7 @@ RANGES: dict[Dtype, tuple[int, int]] = {
 }
 #: Stored bits a code.
 BITS: dict[Dtype | Literal["int16"], int] = {
-    "int8": 8, "uint8": 8, "int4": 4, "uint4": 4, "int2": 2, "uint2": 2,
+    "int8": 8, "uint8": 8, "int7": 8, "uint7": 8, "int4": 4, "uint4": 4, "int2": 2, "uint2": 2,
     "float8e4m3fn": 8, "float8e5m2": 8, "int16": 16,
 }  # fmt: skip
 #: Fractions of the full range tried by ``clip="mse"``.

@@ -134,7 +134,7 @@ class QuantizeWeights(Pass):
             pairs = _rounding.recalibrated(pairs, parts, model, ctx)
         for view, options in pairs:
             if view.uses:
-                options._quantize(view, model, ctx)
+                options.store(view, model, ctx)
             elif options.vectors == "float16" and len(view.shape) == 1:
                 vectors.append(view)  # a bias, or a norm's parameters
             else:
@@ -170,7 +170,8 @@ class QuantizeWeights(Pass):
         overrides = [row for row in self.weights.layers.values() if row != SKIP]
         return [self, *(amended(self, [row], self.name) for row in overrides)]
 
-    def _quantize(self, view: WeightView, model: Model, ctx: Context) -> None:
+    def store(self, view: WeightView, model: Model, ctx: Context) -> None:
+        """Quantize one weight, or say why it is left alone."""
         from onnxshrink.graph import edit, nbits
         from onnxshrink.kernels import affine
 

@@ -326,3 +326,51 @@ def test_options_for_one_layer(worker: Worker, tmp_path: Path) -> None:
     result = run([step], Model.load(path), Settings(check="off"))
     assert note(result, "W").startswith("uint8")
     assert note(result, "R").startswith("int4")
+
+
+@pytest.mark.parametrize("columns", [40, 10])
+def test_two_bits_that_do_not_fill_their_bytes_are_not_fused(
+    columns: int, worker: Worker, tmp_path: Path
+) -> None:
+    """ONNX Runtime 1.32 multiplies with other weights at every load, where it fuses these."""
+    model = parsed(
+        f"g (float[3, 64] x) => (float[3, {columns}] y) {{ y = MatMul(x, W) }}",
+        W=normal(64, columns),
+    )
+    case = Case("two bits", model, ("W",), {"x": normal(3, 64, seed=1)})
+    form = "dq" if columns % 4 == 0 else "cast-mul"
+    assert note(quantized(case, tmp_path, bits=2, form="dq")).endswith(form)
+
+
+def test_models_with_functions_are_not_raised(worker: Worker, tmp_path: Path) -> None:
+    """The converter would lose the functions."""
+    case = one("function body")
+    (step,) = quantized(case, tmp_path, bits=2).report.steps
+    assert step.status == "rolled back"
+    assert (
+        "opset 21 cannot be raised to 25, which this needs: ONNX's converter loses" in step.reason
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"dtype": "float8e5m2", "symmetric": False}, "float8e5m2 has no zero point"),
+        ({"dtype": "float4"}, "'dtype' takes one of int8"),
+        ({"bits": 16}, "'dtype' takes one of int8, .*, not 16"),
+    ],
+)
+def test_types_that_do_not_fit(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        build(QuantizeWeights, options, "here")
+
+
+def test_float8_is_rounded_to_nearest_whatever_is_asked(
+    stored: dict[str, np.ndarray], worker: Worker, tmp_path: Path
+) -> None:
+    case = one("MatMul right")
+    found = {}
+    for rounding in ("rtn", "balanced"):
+        quantized(case, tmp_path, dtype="float8e4m3fn", rounding=rounding)
+        found[rounding] = stored.pop("W")
+    np.testing.assert_array_equal(found["rtn"], found["balanced"])

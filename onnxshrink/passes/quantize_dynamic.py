@@ -1,0 +1,172 @@
+"""Integer products whose activations are quantized when the model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from onnxshrink.options import option
+from onnxshrink.pipeline import Context, Pass
+from onnxshrink.select import Select, select
+
+if TYPE_CHECKING:
+    from onnxshrink.graph.dynamic import Activations
+    from onnxshrink.graph.model import Model
+    from onnxshrink.graph.weights import WeightView
+    from onnxshrink.kernels.affine import Dtype, Quantized
+
+_OVERHEAD = 250  # bytes of the names and nodes of an integer product
+_OPSET = 11  # DynamicQuantizeLinear
+_SLOW = "ConvInteger is slow: on most CPUs slower than the float convolution"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeDynamic(Pass):
+    """Multiply in integers: weights stored as 8 bits, activations rounded to 8 bits at run time.
+
+    Needs no calibration. MatMul and Gemm become MatMulInteger, which ONNX Runtime fuses with what
+    is around it, and LSTM its DynamicQuantizeLSTM: transformers run about twice as fast on CPUs
+    with VNNI or dot products of int8. Activations that several products read are quantized once.
+
+    Other weights (embeddings, convolutions, GRU) are stored as ``quantize-weights`` does, which
+    costs no time: ``others: keep`` leaves them. ``convs`` makes ConvInteger of convolutions, which
+    is slow, and there for comparison. Convolutional networks want static quantization.
+    """
+
+    dtype: Literal["int8", "uint8"] = option(
+        "int8", help="stored type of the weights", also=("weight_type",),
+        spellings={"QInt8": "int8", "QUInt8": "uint8"},
+    )  # fmt: skip
+    per_channel: bool = option(
+        True, help="one scale for each output channel instead of one for each tensor"
+    )
+    symmetric: bool = option(True, help="zero in the middle of the range; false: a zero point")
+    reduce_range: bool = option(
+        False, help="7 bits, for x86 CPUs without VNNI, whose sums of two products have 16 bits"
+    )
+    clip: Literal["minmax", "mse"] = option(
+        "minmax", help="range of codes: every weight, or the one with the least squared error"
+    )
+    rounding: Literal["rtn", "balanced"] = option(
+        "balanced", help="to nearest; or so that the errors of each channel cancel"
+    )
+    convs: bool = option(False, help="also convolutions, as ConvInteger, which is slow")
+    others: Literal["int8", "keep"] = option(
+        "int8", help="how to store weights without an integer operator: as quantize-weights, or not"
+    )
+    vectors: Literal["float16", "keep"] = option(
+        "float16", help="how to store long biases and norm parameters, which stay exact to 11 bits"
+    )
+    weights: Select = select(min_size=64)
+
+    @property
+    def bound(self) -> float:
+        """As for other 8-bit weights: rounding activations too costs about as much again."""
+        return 0.25
+
+    def apply(self, model: Model, ctx: Context) -> None:
+        """Quantize every selected weight, the largest first; then narrow the long vectors."""
+        from onnxshrink.graph import dynamic, opset, weights
+        from onnxshrink.passes.to_float16 import narrow
+
+        views, before = list(weights.find(model)), model.opset
+        if any(not self.weights.why_not(v) for v in views) and opset.raise_opset(model, _OPSET):
+            views = list(weights.find(model))
+        activations = dynamic.Activations(model)
+        vectors: list[WeightView] = []
+        done: set[WeightView] = set()
+        for view, options in ctx.each(self, views, any_role=True):
+            if view in done:
+                continue  # with the other weight of its LSTM
+            if not view.uses:
+                if options.vectors == "float16" and len(view.shape) == 1:
+                    vectors.append(view)  # a bias, or a norm's parameters
+                else:
+                    ctx.skip(view, view.why_not)
+                continue
+            try:
+                done |= options._integers(view, views, model, activations, ctx)
+            except ValueError as error:
+                options._otherwise(view, str(error), model, ctx)
+        if not ctx.step.changes:
+            return  # in a model whose weights stay as they are, so do its vectors
+        if model.opset > before:
+            ctx.changed("opset", 0, kind="model", note=f"raised from {before} to {model.opset}")
+        for view in vectors:
+            narrow(view, model, ctx)
+            view.release()
+
+    def _integers(
+        self, view: WeightView, views: Sequence[WeightView], model: Model,
+        activations: Activations, ctx: Context,
+    ) -> set[WeightView]:  # fmt: skip
+        """Let an integer operator use a weight; the weights that are done with it.
+
+        Raises:
+            ValueError: Why it cannot.
+        """
+        from onnxshrink.graph import dynamic
+
+        if view.op_type in ("LSTM", "GRU", "RNN"):
+            pair = dynamic.recurrent(view, views)
+            for other in pair:
+                if reason := self.weights.why_not(other):
+                    raise ValueError(f"the other weight of its LSTM: {reason}")
+            rounded = [self._rounded(part, signed=True) for part in pair]
+            sizes = dynamic.integer_lstm(model, pair, [codes for codes, _ in rounded])
+            for part, (codes, sqnr), after in zip(pair, rounded, sizes, strict=True):
+                ctx.changed(part, after, note=_note(codes, "DynamicQuantizeLSTM"), sqnr_db=sqnr)
+            return set(pair)
+        is_conv = view.op_type == "Conv"
+        if is_conv and not self.convs:
+            raise ValueError("convolutions stay in floating point")
+        if reason := dynamic.why_not_conv(view) if is_conv else dynamic.why_not(view):
+            raise ValueError(reason)
+        codes, sqnr = self._rounded(view, signed=is_conv)
+        emit = dynamic.integer_conv if is_conv else dynamic.integer_products
+        after = emit(model, view, codes, activations)
+        note = _note(codes, "ConvInteger" if is_conv else "MatMulInteger")
+        ctx.changed(view, after, note=note, sqnr_db=sqnr)
+        if is_conv:
+            ctx.warn(_SLOW)
+        return {view}
+
+    def _rounded(self, view: WeightView, *, signed: bool) -> tuple[Quantized, float]:
+        """A weight's codes in the layout of its operator, and their signal to noise in dB.
+
+        Args:
+            view: The weight.
+            signed: Whether the operator takes only symmetric int8 with scales per channel.
+
+        Raises:
+            ValueError: It cannot be quantized, or would not be smaller.
+        """
+        from onnxshrink.graph import dynamic
+        from onnxshrink.kernels import affine
+
+        stored_type: Dtype = "int8" if signed else self.dtype
+        narrow: dict[Dtype, Dtype] = {"int8": "int7", "uint8": "uint7"}
+        layout = dynamic.layout(view, per_channel=self.per_channel)
+        values = layout.values()
+        codes = affine.quantize(
+            values, narrow[stored_type] if self.reduce_range else stored_type,
+            layout.axes, symmetric=signed or self.symmetric, clip=self.clip,
+            rounding=self.rounding, short_scale=True,
+        )  # fmt: skip
+        if codes.nbytes + _OVERHEAD >= view.nbytes:
+            raise ValueError(f"would not be smaller as {stored_type}")
+        return replace(codes, dtype=stored_type), affine.sqnr_db(values, codes)
+
+    def _otherwise(self, view: WeightView, reason: str, model: Model, ctx: Context) -> None:
+        """Store a weight that no integer operator takes, or report why it is left alone."""
+        from onnxshrink.passes.quantize_weights import QuantizeWeights
+
+        if self.others == "keep":
+            ctx.skip(view, reason)
+        else:
+            QuantizeWeights(clip=self.clip, rounding=self.rounding).store(view, model, ctx)
+
+
+def _note(codes: Quantized, operator: str) -> str:
+    return f"{codes.dtype}, {codes.scale.size} scales, {operator}"
