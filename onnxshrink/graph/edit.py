@@ -389,14 +389,22 @@ def revalued(
         values: Of its shape.
         notes: Metadata to add to the tensor.
     """
-    old, node = view.tensor, view.value.producer()
+    set_constant(model, view.value, view.tensor, values, notes)
+
+
+def set_constant(
+    model: Model, value: ir.Value, old: ir.TensorProtocol, values: np.ndarray,
+    notes: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
+    """The same of any constant, whose contents were ``old``."""
+    node, name = value.producer(), value.name or ""
     tensor = ir.Tensor(
-        np.ascontiguousarray(values, view.dtype.numpy()), dtype=view.dtype, name=old.name,
+        np.ascontiguousarray(values, old.dtype.numpy()), dtype=old.dtype, name=old.name,
         doc_string=old.doc_string, metadata_props={**old.metadata_props, **(notes or {})},
     )  # fmt: skip
-    model.touch(view.name)
+    model.touch(name)
     if node is None:
-        view.value.const_value = model.store(tensor, view.name)
+        value.const_value = model.store(tensor, name)
     else:
         node.attributes["value"] = ir.AttrTensor("value", tensor)
 

@@ -201,13 +201,9 @@ def _need(view: WeightView, use: Use) -> Need | None:
     layout: Rows | Window | None = None
     if node.domain:
         return None
-    if node.op_type == "Conv":
-        layout = _window(node, tuple(view.shape[axis] for axis in use.axes.contract[1:]))
-    elif node.op_type == "Gemm":
-        other = _int(node, "transA" if use.index else "transB", 0)
-        layout = Rows(-2 if other == use.index else -1)
-    elif node.op_type == "MatMul" and (rank == 2 or use.direct):
-        layout = Rows(-1 if use.index else -2, view.shape[:-2])
+    if node.op_type in ("Conv", "Gemm") or (node.op_type == "MatMul" and (rank == 2 or use.direct)):
+        kernel = tuple(view.shape[axis] for axis in use.axes.contract[1:])
+        layout = layout_of(node, use.index, view.shape[:-2], kernel)
     elif node.op_type in ("LSTM", "GRU", "RNN") and use.index == 1:
         layout = Rows()
     elif node.op_type in ("LSTM", "GRU", "RNN") and _int(node, "layout", 0) == 0:
@@ -215,6 +211,25 @@ def _need(view: WeightView, use: Use) -> Need | None:
     if layout is None or value is None or not value.name:
         return None
     return Need(value.name, SecondMoment(width, layout))
+
+
+def layout_of(
+    node: ir.Node, index: int, batch: tuple[int, ...] = (), kernel: tuple[int, ...] = ()
+) -> Rows | Window | None:
+    """How what a MatMul, Gemm or Conv multiplies a weight with makes rows.
+
+    Args:
+        node: The operator.
+        index: Which of its inputs the weight is.
+        batch: Sizes of the leading axes of a MatMul's weight.
+        kernel: Sizes of a Conv's kernel.
+    """
+    if node.op_type == "Conv":
+        return _window(node, kernel)
+    if node.op_type == "Gemm":
+        other = _int(node, "transA" if index else "transB", 0)
+        return Rows(-2 if other == index else -1)
+    return Rows(-1 if index else -2, batch)
 
 
 def _window(node: ir.Node, kernel: tuple[int, ...]) -> Window | None:

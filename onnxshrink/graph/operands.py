@@ -168,7 +168,7 @@ def constants(model: Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
 def find(model: Model) -> list[Operand]:
     """Every constant operand of a model, the largest first; each constant belongs to one."""
     found = list(constants(model))
-    fixed = _fixed(model, {value for value, _ in found})
+    fixed = fixed_values(model, {value for value, _ in found})
     members: dict[ir.Value, list[Constant]] = {}
     reached: dict[ir.Value, list[_Reach]] = {}
     for value, tensor in found:
@@ -205,7 +205,7 @@ def _rank(reach: _Reach) -> int:
     return 0 if key in macs.RULES else 1 if key in OPERATORS else 2
 
 
-def _fixed(model: Model, stored: set[ir.Value]) -> set[ir.Value]:
+def fixed_values(model: Model, stored: set[ir.Value]) -> set[ir.Value]:
     """Values that are the same at every run: constants, and what is computed from nothing else."""
     fixed = set(stored)
     for node in model.nodes:

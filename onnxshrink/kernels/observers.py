@@ -336,7 +336,7 @@ class MomentSums:
         if isinstance(layout, Window):
             parts = sample(array, layout, most, feed)
         else:
-            parts = _rows(array, layout, most, feed)
+            parts = rows_of(array, layout, most, feed)
         for part in parts:
             if part.shape[1:] != self.sums.shape[1:3]:
                 raise ValueError(f"an activation of shape {array.shape} for {statistic}")
@@ -360,7 +360,7 @@ class MomentSums:
         return total
 
 
-def _rows(array: Array, layout: Rows, most: int, feed: int) -> Any:
+def rows_of(array: Array, layout: Rows, most: int, feed: int) -> Any:
     """Rows of an activation, [rows, groups, width], some at a time."""
     if layout.axis % array.ndim != array.ndim - 1:
         array = np.moveaxis(array, layout.axis, -1)

@@ -7,29 +7,35 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from onnxshrink.kernels.observers import SUMS, Need, Sums
+from onnxshrink.kernels.pairs import PairNeed
 
 if TYPE_CHECKING:
     from onnxshrink.graph.model import Model
     from onnxshrink.runtime.worker import Worker
 
-_LEAST_SUMS_BYTES = 64 * 2**20
+LEAST_SUMS_BYTES = 64 * 2**20
 Progress = Callable[[str, int, int], None]
+N = TypeVar("N", Need, PairNeed)
 
 
 class Statistics(Mapping[Need, Any]):
     """What was collected: need -> sums. They lie in files and are read when they are asked for.
 
+    Args:
+        sums: Which class holds the sums of which kind of statistic.
+
     Attributes:
         refused: Values that could not be observed, and why.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sums: Mapping[type, type] = SUMS) -> None:
         self.refused: dict[str, str] = {}
+        self._sums = sums
         self._files: dict[Need, Path] = {}
 
     def __getitem__(self, need: Need) -> Sums:
@@ -39,7 +45,7 @@ class Statistics(Mapping[Need, Any]):
             KeyError: It was not asked for, or refused.
         """
         with np.load(self._files[need]) as arrays:
-            sums: Sums = SUMS[type(need.statistic)](**{name: arrays[name] for name in arrays})
+            sums: Sums = self._sums[type(need.statistic)](**{name: arrays[name] for name in arrays})
         return sums
 
     def __iter__(self) -> Iterator[Need]:
@@ -48,7 +54,8 @@ class Statistics(Mapping[Need, Any]):
     def __len__(self) -> int:
         return len(self._files)
 
-    def _add(self, needs: Sequence[Need], worker: Worker) -> None:
+    def add(self, needs: Sequence[Any], worker: Worker) -> None:
+        """Have a worker hand out the statistics that it watched for these needs."""
         folder = tempfile.mkdtemp(prefix="onnxshrink-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         unfit = worker.collect(folder)
@@ -96,21 +103,21 @@ def calibrate(
         points = instrument(model, path, watch=inside)
         found.refused = points.refused
         wanted = [need for need in wanted if need.value not in points.refused]
-        rounds = list(_rounds(wanted, max(_LEAST_SUMS_BYTES, model.nbytes() // 2)))
-        for number, part in enumerate(rounds):
+        parts = list(rounds(wanted, max(LEAST_SUMS_BYTES, model.nbytes() // 2)))
+        for number, part in enumerate(parts):
             worker.open(path)
             worker.watch([(points.outputs.get(need.value, need.value), need) for need in part])
             for i, feed in enumerate(feeds):
-                progress("calibrating", number * len(feeds) + i, len(rounds) * len(feeds))
+                progress("calibrating", number * len(feeds) + i, len(parts) * len(feeds))
                 worker.observe(feed, i)
-            found._add(part, worker)
+            found.add(part, worker)
         worker.release()
     return found
 
 
-def _rounds(needs: list[Need], budget: int) -> Iterator[list[Need]]:
+def rounds(needs: Iterable[N], budget: int) -> Iterator[list[N]]:
     """Needs whose sums fit the budget together."""
-    part: list[Need] = []
+    part: list[N] = []
     room = budget
     for need in needs:
         if part and need.statistic.nbytes > room:

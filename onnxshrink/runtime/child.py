@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
     from onnxshrink.kernels.observers import Need, Sums
+    from onnxshrink.kernels.pairs import PairNeed, RegressionSums
     from onnxshrink.runtime.session import SessionOptions
 
 _LENGTH_BYTES = 8
@@ -62,8 +63,10 @@ class Service:
         self._before = 0
         self._held: dict[str, np.ndarray] = {}
         self._watched: list[tuple[str, Need, Sums]] = []
+        self._beside: InferenceSession | None = None
+        self._pairs: list[tuple[tuple[str, str], PairNeed, RegressionSums]] = []
         self._unfit: dict[int, str] = {}
-        self._sizes: dict[str, int] = {}
+        self._sizes: dict[Any, int] = {}
 
     def check(self, path: str) -> None:
         """Hold a model file against the ONNX specification."""
@@ -148,8 +151,50 @@ class Service:
                 self._sizes[output] = max(self._sizes.get(output, 0), array.nbytes)
                 self._add(output, array, number)
 
-    def _slices(self, outputs: list[str]) -> Iterator[list[str]]:
-        part: list[str] = []
+    def watch_pairs(
+        self, path: str, options: SessionOptions, wanted: list[tuple[tuple[str, str], PairNeed]]
+    ) -> None:
+        """Load a second model beside the first, and begin to add up statistics of both.
+
+        Args:
+            path: The second model.
+            options: How to run it.
+            wanted: The outputs (or inputs) of the first and of the second model for each.
+        """
+        from onnxshrink.runtime.session import open_session
+
+        self._beside = open_session(path, options)
+        self._pairs = [(outputs, need, need.statistic.start()) for outputs, need in wanted]
+        self._sizes, self._unfit = {}, {}
+
+    def observe_pairs(self, feed: dict[str, np.ndarray], number: int) -> None:
+        """Run both models on one feed, and add up what is watched, a few outputs at a time."""
+        assert self._session is not None
+        assert self._beside is not None
+        for part in self._slices(list(dict.fromkeys(outputs for outputs, _, _ in self._pairs))):
+            own = self._values(self._session, feed, [x for x, _ in part])
+            other = self._values(self._beside, feed, [y for _, y in part])
+            for x, y in part:
+                self._sizes[x, y] = own[x].nbytes + other[y].nbytes
+            for place, ((x, y), need, sums) in enumerate(self._pairs):
+                if (x, y) in part and place not in self._unfit:
+                    try:
+                        sums.add(need.statistic, own[x], other[y], number)
+                    except ValueError as error:
+                        self._unfit[place] = str(error)
+
+    def _values(
+        self, session: InferenceSession, feed: dict[str, np.ndarray], names: list[str]
+    ) -> dict[str, np.ndarray]:
+        """Some outputs of a model on a feed, or what the feed holds."""
+        from onnxshrink.runtime.session import run_session
+
+        made = list(dict.fromkeys(name for name in names if name not in feed))
+        arrays = run_session(session, feed, self.label, made) if made else []
+        return {**feed, **dict(zip(made, arrays, strict=True))}
+
+    def _slices(self, outputs: list[Any]) -> Iterator[list[Any]]:
+        part: list[Any] = []
         room = _WATCHED_BYTES
         for output in outputs:
             need = self._sizes.get(output, _WATCHED_BYTES // _FIRST_OUTPUTS)
@@ -175,10 +220,10 @@ class Service:
         Returns:
             Those that could not be collected, and why.
         """
-        for place, (_, _, sums) in enumerate(self._watched):
+        for place, (_, _, sums) in enumerate([*self._watched, *self._pairs]):
             if place not in self._unfit:
                 np.savez(os.path.join(folder, f"{place}.npz"), **vars(sums))
-        self._watched = []
+        self._watched, self._pairs = [], []
         return self._unfit
 
     def time(self, feed: dict[str, np.ndarray], at_least: float) -> float:
@@ -195,6 +240,7 @@ class Service:
     def close(self) -> None:
         """Let go of the session, and of what was held and watched for it."""
         self._session, self._held, self._watched = None, {}, []
+        self._beside, self._pairs = None, []
 
 
 def memory() -> tuple[int, int]:

@@ -26,6 +26,7 @@ from onnxshrink.runtime.session import DEFAULT_OPTIONS, SessionOptions
 
 if TYPE_CHECKING:
     from onnxshrink.kernels.observers import Need
+    from onnxshrink.kernels.pairs import PairNeed
 
 PathLike = str | os.PathLike[str]
 
@@ -198,6 +199,24 @@ class Worker:
     def observe(self, feed: Mapping[str, np.ndarray], number: int) -> None:
         """Run the loaded model on a feed; its watched values are added up in the child."""
         self._call(f"running {self._model}", "observe", dict(feed), number)
+
+    def watch_pairs(
+        self, path: PathLike, wanted: Sequence[tuple[tuple[str, str], PairNeed]],
+        options: SessionOptions = DEFAULT_OPTIONS,
+    ) -> None:  # fmt: skip
+        """Load a second model beside the first, and begin to add up statistics of both.
+
+        Args:
+            path: The second model.
+            wanted: For each statistic, which output or input of the first and of the second model.
+            options: How to run the second model.
+        """
+        path = os.path.abspath(path)
+        self._call(f"loading {path}", "watch_pairs", path, options, list(wanted))
+
+    def observe_pairs(self, feed: Mapping[str, np.ndarray], number: int) -> None:
+        """Run both models on a feed; what is watched of them is added up in the child."""
+        self._call(f"running {self._model}", "observe_pairs", dict(feed), number)
 
     def collect(self, folder: PathLike) -> dict[int, str]:
         """Have the statistics written: number i of those watched to ``folder/i.npz``.
