@@ -169,7 +169,7 @@ class Chain:
             alive = coefficient != 0
             found = np.divide(digit, coefficient, out=np.zeros(digit.shape), where=alive)
             index += _DIGIT**place * np.rint(found).astype(np.int64)
-        linear = Linear(coefficient, index)
+        linear = Linear(coefficient, index.clip(0, count - 1))
         # What is not linear (a product of a constant with itself) shows here.
         return linear if np.allclose(linear.expand(probe), probed, rtol=_ROUNDING) else None
 

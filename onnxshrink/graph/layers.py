@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from onnxshrink.kernels.leastsquares import Affine, Linear, Seen
 from onnxshrink.kernels.pairs import Channels, PairNeed, Regression
 
 Array = npt.NDArray[np.float64]
+N = TypeVar("N", np.float64, np.int64)
 Kind = Literal["weights", "scales", "tables", "factors", "gains"]
 
 _PRODUCTS = ("MatMul", "Gemm", "Conv")
@@ -60,8 +61,9 @@ class Part:
     @property
     def separable(self) -> bool:
         """Whether every output has numbers of its own."""
-        linear = self.origins[0].linear
-        return self.kind in ("weights", "scales") and linear.owners(len(self.origins[0].numbers)).any()
+        count = len(self.origins[0].numbers)
+        alone = self.kind in ("weights", "scales")
+        return alone and bool(self.origins[0].linear.owners(count).any())
 
     def some(self, outputs: npt.NDArray[np.int64]) -> Part:
         """The part in some outputs of each group only."""
@@ -148,7 +150,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Site:
+class Outline:
     """Where a layer is, before anything is read.
 
     Attributes:
@@ -159,6 +161,7 @@ class Site:
         depth: Layers that come before it on the longest way.
         bias: The vector that is added, constant or not.
         first: The operator of the other factor, where a weight was split in two.
+        known: Whether the original model has a value of the output's name.
     """
 
     name: str
@@ -167,7 +170,8 @@ class Site:
     output: str
     depth: int
     bias: ir.Value | None = None
-    first: ir.Node | None = field(default=None)
+    first: ir.Node | None = None
+    known: bool = True
 
     @property
     def op_type(self) -> str:
@@ -180,30 +184,30 @@ class Site:
         return (self.node.domain, self.node.op_type) in _NORMS
 
 
-def sites(model: Model, original: Model) -> Iterator[Site]:
+def outlines(model: Model, original: Model) -> Iterator[Outline]:
     """Every layer, in the order in which they run."""
     named = {v.name for node in original.nodes for v in node.outputs if v.name}
     fixed = fixed_values(model, {value for value, _ in constants(model)})
     depth: dict[ir.Value, int] = {}
 
-    def visit(graph: ir.Graph) -> Iterator[Site]:
+    def visit(graph: ir.Graph) -> Iterator[Outline]:
         for node in graph:
             before = max((depth.get(v, 0) for v in node.inputs if v is not None), default=0)
             for attribute in node.attributes.values():
                 if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
                     inner = list(visit(attribute.as_graph()))
-                    before = max([before, *(site.depth + 1 for site in inner)])
+                    before = max([before, *(outline.depth + 1 for outline in inner)])
                     yield from inner
-            site = _norm_site(node, fixed, before) or _site(node, fixed, named, before)
-            if site is not None:
-                yield site
+            outline = _norm_outline(node, fixed, before) or _outline(node, fixed, named, before)
+            if outline is not None:
+                yield replace(outline, known=outline.output in named)
             for value in node.outputs:
-                depth[value] = before + (site is not None)
+                depth[value] = before + (outline is not None)
 
     yield from visit(model.ir.graph)
 
 
-def _norm_site(node: ir.Node, fixed: set[ir.Value], depth: int) -> Site | None:
+def _norm_outline(node: ir.Node, fixed: set[ir.Value], depth: int) -> Outline | None:
     if (node.domain, node.op_type) not in _NORMS:
         return None
     _, gain, shift = _NORMS[node.domain, node.op_type]
@@ -216,10 +220,10 @@ def _norm_site(node: ir.Node, fixed: set[ir.Value], depth: int) -> Site | None:
         output, bias = _added(output, fixed) or (output, None)
     value = _input(node, gain)
     name = "" if value is None else value.name or ""
-    return Site(name, node, gain, output.name or "", depth, bias)
+    return Outline(name, node, gain, output.name or "", depth, bias)
 
 
-def _site(node: ir.Node, fixed: set[ir.Value], named: set[str], depth: int) -> Site | None:
+def _outline(node: ir.Node, fixed: set[ir.Value], named: set[str], depth: int) -> Outline | None:
     if node.domain or node.op_type not in _PRODUCTS or len(node.inputs) < 2:
         return None
     sides = [value in fixed for value in node.inputs[:2]]
@@ -235,7 +239,7 @@ def _site(node: ir.Node, fixed: set[ir.Value], named: set[str], depth: int) -> S
     first = None
     if maker is not None and _is_factor(maker, named) and maker.inputs[1] in fixed:
         first = maker if index == 1 and maker.inputs[0] not in fixed else None
-    return Site(weight.name or "", node, index, output.name or "", depth, bias, first)
+    return Outline(weight.name or "", node, index, output.name or "", depth, bias, first)
 
 
 def _added(output: ir.Value, fixed: set[ir.Value]) -> tuple[ir.Value, ir.Value] | None:
@@ -278,75 +282,73 @@ class Reader:
     def __init__(self, model: Model, run: Run):
         self._model, self._run = model, run
 
-    def layer(self, site: Site) -> Layer:
+    def layer(self, outline: Outline) -> Layer:
         """What a layer is made of.
 
         Raises:
             ValueError: Why it cannot be fitted.
         """
-        if site.norm:
-            return self._norm(site)
-        return self._split(site) or self._product(site)
+        if outline.norm:
+            return self._norm(outline)
+        return self._split(outline) or self._product(outline)
 
     # ------------------------------------------------------------------------- products
 
-    def _product(self, site: Site) -> Layer:
-        node, index = site.node, site.index
+    def _product(self, outline: Outline) -> Layer:
+        node, index = outline.node, outline.index
         chain, shape = self._chain(node, index)
         view = _View(node, index, shape)
-        origins = [
-            _laid_out(origin, view) for origin in chain.origins(node) if _finite(origin)
-        ]
+        origins = [_laid_out(origin, view) for origin in chain.origins(node) if _finite(origin)]
         if _integer_bias(node):
             origins = []  # its units are those of the scales
         parts = tuple(Part(_kind(origin), (origin,)) for origin in origins)
         matrix = view.matrix(chain.array)
-        return self._with_bias(site, view, matrix, parts)
+        return self._with_bias(outline, view, matrix, parts)
 
     def _with_bias(
-        self, site: Site, view: _View, matrix: Array, parts: tuple[Part, ...]
+        self, outline: Outline, view: _View, matrix: Array, parts: tuple[Part, ...]
     ) -> Layer:
         groups, outputs, width = matrix.shape
         if not np.isfinite(matrix).all():
             raise ValueError("holds NaN or infinity")
         if width > MOST_INPUTS:
             raise ValueError(f"sums over {width} inputs, more than {MOST_INPUTS}")
-        shift, bias = self._bias(site, groups * outputs)
+        shift, bias = self._bias(outline, groups * outputs)
         statistic = Regression(groups, width, outputs, view.layout, view.axis)
-        need = PairNeed(site.output, view.source.name or "", statistic)
+        need = PairNeed(outline.output, view.source.name or "", statistic)
         held = Affine(matrix, shift.reshape(groups, outputs))
-        return Layer(site.name, site.node, need, held, parts, bias)
+        return Layer(outline.name, outline.node, need, held, parts, bias)
 
-    def _bias(self, site: Site, outputs: int) -> tuple[Array, Origin | None]:
+    def _bias(self, outline: Outline, outputs: int) -> tuple[Array, Origin | None]:
         """What is added to the outputs, and the constant that it is, where that can change."""
-        value = site.bias
+        value = outline.bias
         if value is None:
             return np.zeros(outputs), None
-        if site.index == 0:
+        if outline.index == 0:
             raise ValueError("what is added to its outputs is not one number for each")
         chain = Chain(self._model, value, self._run)
         if not chain.constant:
             raise ValueError("what is added to its outputs is not constant")
-        scale = _float(site.node, "beta", 1.0) if site.op_type == "Gemm" else 1.0
+        scale = _float(outline.node, "beta", 1.0) if outline.op_type == "Gemm" else 1.0
         values = chain.array * scale
-        if values.size not in (1, outputs) or values.ndim > 1 and values.size != values.shape[-1]:
+        if values.size not in (1, outputs) or (values.ndim > 1 and values.size != values.shape[-1]):
             raise ValueError("what is added to its outputs is no vector of them")
-        user = site.node if value in site.node.inputs else next(iter(value.uses())).node
-        for origin in chain.origins(user):
-            linear = origin.linear
-            plain = np.array_equal(linear.index.ravel(), np.arange(outputs))
-            if plain and (linear.coefficient == 1).all() and _finite(origin):
-                scaled = Linear(linear.coefficient * scale, linear.index)
-                return values.ravel(), Origin(origin.value, origin.tensor, scaled, "")
-        return np.broadcast_to(values.ravel(), outputs), None
+        origin = self._vector(_user(outline), value)
+        if origin is None or values.size != outputs:
+            return np.broadcast_to(values.ravel(), outputs), None
+        scaled = Linear(origin.linear.coefficient * scale, origin.linear.index)
+        return values.ravel(), replace(origin, linear=scaled)
 
-    def _split(self, site: Site) -> Layer | None:
+    def _split(self, outline: Outline) -> Layer | None:
         """A layer of two factors that are stored as they are; None where it is not."""
-        node, first = site.node, site.first
+        node, first = outline.node, outline.first
         if first is None or (first.op_type == "Conv") != (node.op_type == "Conv"):
             return None
-        (left, left_shape), (right, right_shape) = self._chain(node, site.index), self._chain(first, 1)
-        after, before = _View(node, site.index, left_shape), _View(first, 1, right_shape)
+        (left, left_shape), (right, right_shape) = (
+            self._chain(node, outline.index),
+            self._chain(first, 1),
+        )
+        after, before = _View(node, outline.index, left_shape), _View(first, 1, right_shape)
         plain = all(dim == 1 for dim in left_shape[2:]) and len(left_shape) == len(right_shape)
         if not plain or after.groups > 1 or before.groups > 1:
             return None
@@ -361,7 +363,7 @@ class Reader:
             return None
         factors = Factors("factors", tuple(origins), right_shape[0 if len(right_shape) > 2 else 1])
         matrix = factors.matrix([origin.numbers for origin in origins])
-        return self._with_bias(site, before, matrix, (factors,))
+        return self._with_bias(outline, before, matrix, (factors,))
 
     def _chain(self, node: ir.Node, index: int) -> tuple[Chain, tuple[int, ...]]:
         value = node.inputs[index]
@@ -373,13 +375,14 @@ class Reader:
 
     # ------------------------------------------------------------------------- norms
 
-    def _norm(self, site: Site) -> Layer:
-        node = site.node
-        axis, gain, shift = _NORMS[node.domain, node.op_type]
-        if node.op_type in ("LayerNormalization", "RMSNormalization") and _int(node, "axis", -1) != -1:
+    def _norm(self, outline: Outline) -> Layer:
+        node = outline.node
+        axis = _NORMS[node.domain, node.op_type][0]
+        if axis == -1 and _int(node, "axis", -1) != -1:
             raise ValueError("normalises over other axes than the last")
-        found = [self._vector(node, gain), self._vector(node, shift)]
-        gains, shifts = found
+        gains, shifts = self._vector(node, node.inputs[outline.index]), None
+        if outline.bias is not None:
+            shifts = self._vector(_user(outline), outline.bias)
         if gains is None:
             raise ValueError("its gains are not a constant of its own")
         numbers = gains.numbers
@@ -390,19 +393,19 @@ class Reader:
         linear = Linear(inverse.reshape(-1, 1, 1), np.arange(count).reshape(-1, 1, 1))
         held = Affine(np.ones((count, 1, 1)), np.zeros((count, 1)))
         part = Part("gains", (Origin(gains.value, gains.tensor, linear, ""),))
-        need = PairNeed(site.output, site.output, Regression(count, 1, 1, Channels(axis)))
-        return Layer(site.name, node, need, held, (part,), shifts, gain=True)
+        need = PairNeed(outline.output, outline.output, Regression(count, 1, 1, Channels(axis)))
+        return Layer(outline.name, node, need, held, (part,), shifts, gain=True)
 
-    def _vector(self, node: ir.Node, index: int) -> Origin | None:
-        value = _input(node, index)
+    def _vector(self, user: ir.Node, value: ir.Value | None) -> Origin | None:
+        """The constant that a vector is, stored as it is or in another type."""
         if value is None:
             return None
         chain = Chain(self._model, value, self._run)
-        if not chain.constant or chain.array.ndim != 1:
+        if not chain.constant or chain.array.size != max(chain.array.shape, default=0):
             return None
-        for origin in chain.origins(node):
+        for origin in chain.origins(user):
             linear = origin.linear
-            plain = np.array_equal(linear.index, np.arange(linear.index.size))
+            plain = np.array_equal(linear.index.ravel(), np.arange(linear.index.size))
             if plain and (linear.coefficient == 1).all() and _finite(origin):
                 return origin
         return None
@@ -428,11 +431,21 @@ class _View:
 
     def matrix(self, array: Array) -> Array:
         """The weight with Gemm's factor."""
-        return self._alpha * self.turned(array)
+        made: Array = self._alpha * self.turned(array)
+        return made
 
-    def turned(self, array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    def turned(self, array: npt.NDArray[N]) -> npt.NDArray[N]:
         """An array of the weight's shape."""
-        return array.transpose(self._order).reshape(self.groups, -1, self._width)
+        turned: npt.NDArray[N] = array.transpose(self._order)
+        return turned.reshape(self.groups, -1, self._width)
+
+
+def _user(outline: Outline) -> ir.Node:
+    """The operator that adds a layer's bias: its own, or the one behind it."""
+    assert outline.bias is not None
+    if outline.bias in outline.node.inputs:
+        return outline.node
+    return next(iter(outline.bias.uses())).node
 
 
 def _laid_out(origin: Origin, view: _View) -> Origin:

@@ -104,7 +104,7 @@ class Linear:
     def reduce(self, gradient: Array, count: int) -> Array:
         """For each of ``count`` numbers, the sum over the elements that it makes."""
         weights = (self.coefficient * gradient).ravel()
-        return np.bincount(self.index.ravel(), weights, count)
+        return np.bincount(self.index.ravel(), weights, count).astype(np.float64, copy=False)
 
     def owners(self, count: int) -> npt.NDArray[np.int64]:
         """For each number the row that it alone belongs to; all 0 where rows share numbers."""
@@ -183,9 +183,7 @@ def solve(
     return found, made.shifted(seen) if shift else made
 
 
-def _eliminate(
-    kept: npt.NDArray[np.bool_], target: Array, damped: Array, change: Array
-) -> None:
+def _eliminate(kept: npt.NDArray[np.bool_], target: Array, damped: Array, change: Array) -> None:
     """The change of the kept elements of every row, from the gradient of the matrix."""
     from scipy.linalg import cho_factor, cho_solve
 
@@ -204,7 +202,7 @@ def _conjugate_gradients(
     owner = linear.owners(count)
 
     def dot(a: Array, b: Array) -> Array:
-        return np.bincount(owner, a * b, count)
+        return np.bincount(owner, a * b, count).astype(np.float64, copy=False)
 
     def step(above: Array, below: Array) -> Array:
         ratio = np.divide(above, below, out=np.zeros(count), where=below > 0)

@@ -136,9 +136,7 @@ def _parts(statistic: Regression, x: Array, y: Array, feed: int) -> Iterator[tup
             start += len(part)
         return
     rows = Rows(statistic.axis, layout.batch)
-    yield from zip(
-        rows_of(x, layout, most, feed), rows_of(y, rows, most, feed), strict=True
-    )
+    yield from zip(rows_of(x, layout, most, feed), rows_of(y, rows, most, feed), strict=True)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from onnxshrink.graph.chain import Origin
-    from onnxshrink.graph.layers import Layer, Part, Site
+    from onnxshrink.graph.layers import Layer, Outline, Part
     from onnxshrink.graph.model import Model
     from onnxshrink.kernels.leastsquares import Affine, Seen, Verdict
     from onnxshrink.passes.reconstruct import Reconstruct
@@ -49,13 +49,11 @@ class Reconstruction:
     original: Model
     worker: Worker
 
-    def run(self, sites: Sequence[Site]) -> None:
+    def run(self, outlines: Sequence[Outline]) -> None:
         """Refit these layers."""
-        if not sites:
-            return
         self._wanted = self._outputs(self.original)
         error = self._error()
-        groups = _groups(sites, self.options.rounds)
+        groups = _groups(outlines, self.options.rounds)
         for number, names in enumerate(groups):
             self.ctx.progress(self.options.name, number, len(groups))
             before = self.model.clone()
@@ -81,12 +79,12 @@ class Reconstruction:
 
         reader = layers.Reader(self.model, lambda proto, feeds: compute(proto, feeds, self.worker))
         found = []
-        for site in layers.sites(self.model, self.original):
-            if site.output in names:
+        for outline in layers.outlines(self.model, self.original):
+            if outline.output in names:
                 try:
-                    found.append(reader.layer(site))
+                    found.append(reader.layer(outline))
                 except ValueError as error:
-                    self.ctx.skip(site.name or site.output, str(error))
+                    self.ctx.skip(outline.name or outline.output, str(error))
         sums = regress(
             self.model, self.original, [layer.need for layer in found], self.ctx.feeds,
             self.worker, self.ctx.progress,
@@ -243,15 +241,15 @@ def _flat(array: np.ndarray) -> np.ndarray:
     return flat
 
 
-def _groups(sites: Sequence[Site], rounds: int) -> list[set[str]]:
+def _groups(outlines: Sequence[Outline], rounds: int) -> list[set[str]]:
     """Outputs of layers that are refitted together: those as deep, as many depths as it takes."""
-    depths = sorted({site.depth for site in sites})
+    depths = sorted({outline.depth for outline in outlines})
     parts = min(rounds, len(depths))
     place = {depth: number * parts // len(depths) for number, depth in enumerate(depths)}
     groups: list[set[str]] = [set() for _ in range(parts + 1)]
-    products = {place[site.depth] for site in sites if not site.norm}
-    for site in sites:
+    products = {place[outline.depth] for outline in outlines if not outline.norm}
+    for outline in outlines:
         # What a norm adds and multiplies shows at its output only: what comes before must be done.
-        late = site.norm and parts < len(depths) and place[site.depth] in products
-        groups[place[site.depth] + late].add(site.output)
+        late = outline.norm and parts < len(depths) and place[outline.depth] in products
+        groups[place[outline.depth] + late].add(outline.output)
     return groups

@@ -12,7 +12,7 @@ from onnxshrink.options import option
 from onnxshrink.pipeline import Context, Pass
 
 if TYPE_CHECKING:
-    from onnxshrink.graph.layers import Site
+    from onnxshrink.graph.layers import Outline
     from onnxshrink.graph.model import Model
 
 
@@ -47,7 +47,9 @@ class Reconstruct(Pass):
         (), help="leave these layers alone: operator types, names of weights or nodes, or patterns"
     )
     rounds: int = option(
-        8, help="how often to observe the model anew: layers of one round do not see each other", ge=1
+        8,
+        help="how often to observe the model anew: layers of one round do not see each other",
+        ge=1,
     )
     damping: float | None = option(
         None, help="how closely numbers stay to what they were; by default tried out", ge=1e-9
@@ -64,21 +66,25 @@ class Reconstruct(Pass):
         from onnxshrink.passes._reconstruct import Reconstruction
         from onnxshrink.runtime.worker import Worker
 
+        if ctx.original is None:
+            raise DataError(
+                f"{self.name} needs the model before the first step: run it in a recipe"
+            )
+        outlines = list(layers.outlines(model, ctx.original))
+        self._check_patterns(outlines)
+        chosen = []
+        for outline in outlines:
+            if reason := self._why_not(outline):
+                ctx.skip(outline.name or outline.output, reason)
+            else:
+                chosen.append(outline)
+        if not chosen:
+            return
         if len(ctx.feeds) < 2 or ctx.generated:
             raise DataError(
                 f"{self.name} fits to one half of real inputs and judges by the other: give "
                 "--calibration DATA with two or more"
             )
-        if ctx.original is None:
-            raise DataError(f"{self.name} needs the model before the first step: run it in a recipe")
-        sites = list(layers.sites(model, ctx.original))
-        self._check_patterns(sites)
-        chosen = []
-        for site in sites:
-            if reason := self._why_not(site):
-                ctx.skip(site.name or site.output, reason)
-            else:
-                chosen.append(site)
         worker = ctx.worker or Worker()
         try:
             Reconstruction(self, model, ctx, ctx.original, worker).run(chosen)
@@ -90,23 +96,25 @@ class Reconstruct(Pass):
         """Whether numbers of a kind may change."""
         return not self.refit or kind in self.refit
 
-    def _why_not(self, site: Site) -> str:
-        if self.only and not any(_matches(pattern, site) for pattern in self.only):
+    def _why_not(self, outline: Outline) -> str:
+        if self.only and not any(_matches(pattern, outline) for pattern in self.only):
             return "not among those asked for"
-        if any(_matches(pattern, site) for pattern in self.keep):
+        if any(_matches(pattern, outline) for pattern in self.keep):
             return "kept as asked"
+        if not outline.known:
+            return f"the model before the first step has no value {outline.output!r}"
         return ""
 
-    def _check_patterns(self, sites: list[Site]) -> None:
+    def _check_patterns(self, outlines: list[Outline]) -> None:
         lost = [
             pattern
             for pattern in (*self.only, *self.keep)
-            if sites and not any(_matches(pattern, site) for site in sites)
+            if outlines and not any(_matches(pattern, outline) for outline in outlines)
         ]
         if lost:
             raise RecipeError(f"{self.name}: no layer matches {', '.join(map(repr, lost))}")
 
 
-def _matches(pattern: str, site: Site) -> bool:
-    names = (site.op_type, site.name, site.node.name or "")
+def _matches(pattern: str, outline: Outline) -> bool:
+    names = (outline.op_type, outline.name, outline.node.name or "")
     return pattern in names or any(fnmatchcase(name, pattern) for name in names)

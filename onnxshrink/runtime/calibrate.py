@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from onnxshrink.kernels.observers import SUMS, Need, Sums
+from onnxshrink.kernels.observers import SUMS, Need
 from onnxshrink.kernels.pairs import PairNeed
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ Progress = Callable[[str, int, int], None]
 N = TypeVar("N", Need, PairNeed)
 
 
-class Statistics(Mapping[Need, Any]):
+class Statistics(Mapping[Any, Any]):
     """What was collected: need -> sums. They lie in files and are read when they are asked for.
 
     Args:
@@ -36,19 +36,18 @@ class Statistics(Mapping[Need, Any]):
     def __init__(self, sums: Mapping[type, type] = SUMS) -> None:
         self.refused: dict[str, str] = {}
         self._sums = sums
-        self._files: dict[Need, Path] = {}
+        self._files: dict[Any, Path] = {}
 
-    def __getitem__(self, need: Need) -> Sums:
+    def __getitem__(self, need: Any) -> Any:
         """The sums of one statistic.
 
         Raises:
             KeyError: It was not asked for, or refused.
         """
         with np.load(self._files[need]) as arrays:
-            sums: Sums = self._sums[type(need.statistic)](**{name: arrays[name] for name in arrays})
-        return sums
+            return self._sums[type(need.statistic)](**{name: arrays[name] for name in arrays})
 
-    def __iter__(self) -> Iterator[Need]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self._files)
 
     def __len__(self) -> int:

@@ -35,7 +35,12 @@ def plain(matrix: np.ndarray) -> Linear:
 
 
 def ridge(
-    x: np.ndarray, y: np.ndarray, columns: np.ndarray, start: np.ndarray, damping: float, shift: bool
+    x: np.ndarray,
+    y: np.ndarray,
+    columns: np.ndarray,
+    start: np.ndarray,
+    damping: float,
+    shift: bool,
 ) -> np.ndarray:
     """What ``solve`` minimises for one output, as one system of rows for lstsq.
 
@@ -131,9 +136,7 @@ def test_groups_are_apart() -> None:
     start[0, 0, 2] = start[1, 1, 3] = 0
     linear = Linear(np.ones(start.shape), np.arange(start.size).reshape(start.shape))
     held = Affine(start, np.zeros((2, 3)))
-    numbers, made = solve(
-        linear, start.ravel(), held, seen, 0.05, shift=True, tolerance=1e-12
-    )
+    numbers, made = solve(linear, start.ravel(), held, seen, 0.05, shift=True, tolerance=1e-12)
     for group in range(2):
         alone, one = solve(
             plain(start[group]), start[group].ravel(), layer(start[group]), both[group], 0.05,
