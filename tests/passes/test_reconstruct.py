@@ -172,7 +172,7 @@ def test_tables_keep_their_zero(worker: Worker) -> None:
 def test_both_factors_are_those_of_reduced_rank_regression(worker: Worker) -> None:
     for body in ("y = MatMul(x, W)", "y = Gemm(x, W, b)"):
         arrays = {"W": normal(24, 16)} | ({"b": normal(16, seed=1)} if "b" in body else {})
-        split = step("split-lowrank", rank=4, force=True, max_error=2.0, min_size=0)
+        split = step("split-lowrank", rank=4, force=True, whiten="false", max_error=2.0, min_size=0)
         model = parsed(ONE % body, **arrays)
         result = rebuilt(model, worker, split, damping=1e-6)
         kinds = {change.note.partition(" ")[0] for change in result.report.steps[-1].changes}
@@ -194,7 +194,7 @@ def test_both_kernels_of_a_split_convolution(worker: Worker) -> None:
     feeds = [{"x": np.einsum("nchw,cd->ndhw", normal(2, 8, 9, 9, seed=s), mix)} for s in range(4)]
     model = parsed(text, W=normal(12, 8, 3, 3), b=normal(12, seed=1))
     for way, kinds in (("channel", {"factors", "bias"}), ("spatial", {"weights", "bias"})):
-        split = step("split-lowrank", rank=4, split=way, max_error=2.0, min_size=0)
+        split = step("split-lowrank", rank=4, split=way, whiten="false", max_error=2.0, min_size=0)
         plain = run([split], Model.from_proto(model), Settings(feeds=feeds), worker)
         result = rebuilt(model, worker, split, feeds=feeds)
         found = {change.note.partition(" ")[0] for change in result.report.steps[-1].changes}
