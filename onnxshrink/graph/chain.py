@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,6 +26,7 @@ from onnxshrink.kernels.leastsquares import Linear
 
 #: Digits of positions stay below this, so that the shortest float types keep them apart.
 _DIGIT = 64
+_MOST_SHARED = 256  # distinct values of what is taken for a palette
 _ROUNDING = 1e-2  # of the shortest float types
 _IN, _OUT = "chain.in", "chain.out"
 _INITIALIZERS_ALONE = 4  # the IR version since which an initializer need not be an input
@@ -43,17 +44,42 @@ class Origin:
         tensor: Its contents.
         linear: How the operand's elements, in the operand's shape, are made of its numbers.
         op_type: The first operator on the way, apart from Cast; empty where there is none.
+        table: The numbers, where the constant holds a few of them again and again.
     """
 
     value: ir.Value
     tensor: ir.TensorProtocol
     linear: Linear
     op_type: str
+    table: npt.NDArray[np.float64] | None = None
 
     @property
     def numbers(self) -> npt.NDArray[np.float64]:
-        """The constant's numbers in one row."""
+        """The constant's numbers in one row; those that it shares once."""
+        if self.table is not None:
+            return self.table
         return _read(self.tensor).astype(np.float64).ravel()
+
+    def rounded(self, numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Numbers as the constant's type holds them."""
+        with np.errstate(over="ignore"):
+            kept: npt.NDArray[np.float64] = numbers.astype(self.tensor.dtype.numpy())
+        return kept.astype(np.float64)
+
+    def stored(self, numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The constant's contents with these numbers."""
+        if self.table is not None:
+            numbers = numbers[np.searchsorted(self.table, _read(self.tensor).astype(np.float64))]
+        return numbers.reshape(tuple(self.tensor.shape.numpy()))
+
+    def shared(self) -> Origin:
+        """The same, with equal numbers taken for one where there are few, as in a palette."""
+        values = self.numbers
+        table, index = np.unique(values, return_inverse=True)
+        if not 1 < len(table) <= min(_MOST_SHARED, len(values) // 4):
+            return self
+        linear = Linear(self.linear.coefficient, index.reshape(-1)[self.linear.index])
+        return replace(self, linear=linear, table=table)
 
 
 class Chain:

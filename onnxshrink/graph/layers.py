@@ -298,7 +298,7 @@ class Reader:
         node, index = outline.node, outline.index
         chain, shape = self._chain(node, index)
         view = _View(node, index, shape)
-        origins = [_laid_out(origin, view) for origin in chain.origins(node) if _finite(origin)]
+        origins = [_laid_out(o.shared(), view) for o in chain.origins(node) if _finite(o)]
         if _integer_bias(node):
             origins = []  # its units are those of the scales
         parts = tuple(Part(_kind(origin), (origin,)) for origin in origins)
@@ -451,14 +451,14 @@ def _user(outline: Outline) -> ir.Node:
 def _laid_out(origin: Origin, view: _View) -> Origin:
     linear = origin.linear
     turned = Linear(view.matrix(linear.coefficient), view.turned(linear.index))
-    return Origin(origin.value, origin.tensor, turned, origin.op_type)
+    return replace(origin, linear=turned)
 
 
 def _kind(origin: Origin) -> Kind:
     used = origin.linear.index.ravel()[np.flatnonzero(origin.linear.coefficient)]
     if np.bincount(used).max(initial=0) <= 1:
         return "weights"
-    return "tables" if origin.op_type == "Gather" else "scales"
+    return "tables" if origin.table is not None or origin.op_type == "Gather" else "scales"
 
 
 def _finite(origin: Origin) -> bool:

@@ -142,14 +142,14 @@ class Reconstruction:
         if part is not None:
             numbers, _ = part.fit(held, every, verdict.damping, shift=shift)
             stored = [
-                (origin, _rounded(origin, values))
+                (origin, origin.rounded(values))
                 for origin, values in zip(part.origins, numbers, strict=True)
             ]
-            made = replace(held, matrix=part.matrix([_flat(array) for _, array in stored]))
+            made = replace(held, matrix=part.matrix([numbers for _, numbers in stored]))
         if shift:
             assert layer.bias is not None
             made = made.shifted(every)
-            stored.append((layer.bias, _rounded(layer.bias, layer.shifts(made))))
+            stored.append((layer.bias, layer.bias.rounded(layer.shifts(made))))
         if not made.loss(every) < held.loss(every):
             return "the types that its numbers are stored in are too coarse"
         return made, [
@@ -196,7 +196,7 @@ class Reconstruction:
     ) -> Change:  # fmt: skip
         from onnxshrink.graph import edit
 
-        edit.set_constant(self.model, origin.value, origin.tensor, values)
+        edit.set_constant(self.model, origin.value, origin.tensor, origin.stored(values))
         kind = "bias" if origin is layer.bias else kind
         note = f"{kind} of {layer.name} refitted"
         if kind != "bias":
@@ -222,23 +222,6 @@ class Reconstruction:
         names = self.model.signature[1]
         rows = compare_outputs(names, self._wanted, self._outputs(self.model))
         return max((row.relative_error for row in rows), default=0.0)
-
-
-def _rounded(origin: Origin, values: np.ndarray) -> np.ndarray:
-    """Numbers as they can be stored."""
-    import numpy as np
-
-    shape = tuple(origin.tensor.shape.numpy())
-    with np.errstate(over="ignore"):
-        stored: np.ndarray = values.reshape(shape).astype(origin.tensor.dtype.numpy())
-    return stored
-
-
-def _flat(array: np.ndarray) -> np.ndarray:
-    import numpy as np
-
-    flat: np.ndarray = array.astype(np.float64).ravel()
-    return flat
 
 
 def _groups(outlines: Sequence[Outline], rounds: int) -> list[set[str]]:

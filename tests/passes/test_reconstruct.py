@@ -16,8 +16,9 @@ from onnxshrink.graph.model import Model
 from onnxshrink.kernels.metrics import compare_outputs
 from onnxshrink.options import build
 from onnxshrink.passes.reconstruct import Reconstruct
-from onnxshrink.pipeline import Pass, Result, run
+from onnxshrink.pipeline import Context, Pass, Result, run
 from onnxshrink.recipe import find_pass
+from onnxshrink.report import Step
 from onnxshrink.runtime.inputs import load_inputs
 from onnxshrink.runtime.worker import Worker
 
@@ -167,6 +168,28 @@ def test_tables_keep_their_zero(worker: Worker) -> None:
     np.testing.assert_array_equal(new == 0, old == 0)
     assert not np.array_equal(new, old)
     assert result.effect[0].relative_error < before.effect[0].relative_error
+
+
+def test_values_that_a_float_weight_shares_stay_shared(worker: Worker) -> None:
+    """So that the sidecar still takes them for a palette."""
+    grid = np.rint(normal(24, 16) * 2).clip(-3, 3) / 2
+    split = np.where(np.abs(normal(24, 16)) < 0.5, 0, grid).astype(np.float32)
+    source = parsed(ONE % "y = MatMul(x, W)", W=normal(24, 16))
+    shared = parsed(ONE % "y = MatMul(x, W)", W=split)
+    step_ = Step("reconstruct")
+    model = Model.from_proto(shared)
+    ctx = Context(step_, FEEDS, original=Model.from_proto(source), worker=worker)
+    Reconstruct().apply(model, ctx)
+    (change,) = step_.changes
+    assert change.note.startswith("tables of W refitted")
+    after = numpy_helper.to_array(model.to_proto().graph.initializer[0])
+    table = np.unique(split)
+    assert 4 < len(table) < 10
+    for value in table:
+        new = np.unique(after[split == value])
+        assert len(new) == 1
+        assert (new == 0) == (value == 0)
+    assert not np.array_equal(after, split)
 
 
 def test_both_factors_are_those_of_reduced_rank_regression(worker: Worker) -> None:
