@@ -55,6 +55,32 @@ def moment(
     return total
 
 
+def importance(statistics: Mapping[Need, Any], view: WeightView) -> npt.NDArray[np.float32] | None:
+    """E[x^2] of the input of each weight, in the stored shape; None where it is unknown."""
+    every = moment(statistics, view)
+    if every is None:
+        return None
+    squares = np.diagonal(every, axis1=1, axis2=2).astype(np.float32)
+    rows = view.matrix.shape[0] // len(squares)
+    return view.from_matrix(np.repeat(squares, rows, axis=0))
+
+
+def output_error(
+    statistics: Mapping[Need, Any], view: WeightView, other: npt.NDArray[np.floating]
+) -> float | None:
+    """Relative error of what a weight gives with other values, in the stored shape.
+
+    None where its inputs are unknown, or all zero.
+    """
+    every = moment(statistics, view)
+    if every is None:
+        return None
+    exact = view.matrix.astype(np.float64).reshape(len(every), -1, every.shape[-1])
+    change = view.to_matrix(other).reshape(exact.shape) - exact
+    total, wrong = (float(np.vdot(part @ every, part)) for part in (exact, change))
+    return float(np.sqrt(max(wrong, 0.0) / total)) if total > 0 else None
+
+
 def lookups(view: WeightView) -> Need | None:
     """How often each row of a table is looked up; None for other weights."""
     use = view.main

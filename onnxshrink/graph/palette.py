@@ -4,21 +4,23 @@ Only operators of the standard, and codes in plain bytes: a byte holds as many c
 as digits (two of a 16-entry table, five of a ternary one). The table is first expanded to one row
 for every byte, ``Gather(table, digits)``, then the bytes pick rows. This needs neither 4-bit types
 nor a new operator set, and half the indices, which ONNX Runtime holds as int32 while it folds.
+Small weights may be tensors of uint4 instead: their nodes are a good part of them.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxshrink.graph.edit import REBUILD_OVERHEAD, Rebuild, factor
+from onnxshrink.graph.edit import REBUILD_OVERHEAD, Rebuild, can_gather, factor
 from onnxshrink.graph.model import Model
 from onnxshrink.graph.sharing import PACKED_OVERHEAD, Shared
 from onnxshrink.graph.weights import WeightView
-from onnxshrink.kernels import codebooks
+from onnxshrink.kernels import bits, codebooks
 from onnxshrink.kernels.codebooks import Codebook
 
 #: Bytes that nodes, names and headers cost, about.
@@ -33,10 +35,14 @@ _SLICE_TAKES_INPUTS = 10
 
 
 class Palettes:
-    """Writes palettes into a model. Constants that several need are stored once for each graph."""
+    """Writes palettes into a model. Constants that several need are stored once for each graph.
+
+    Attributes:
+        model: The model, whose journal is kept.
+    """
 
     def __init__(self, model: Model):
-        self._model = model
+        self.model = model
         self._known: dict[tuple[ir.Graph | ir.Function, str, bytes], ir.Value] = {}
 
     def cost(self, view: WeightView, entries: int) -> int:
@@ -45,13 +51,19 @@ class Palettes:
         known = self._key(view, digits) in self._known or codebooks.codes_per_byte(entries) == 1
         return 0 if known else digits.nbytes
 
-    def replace(self, view: WeightView, shared: Shared) -> int:
+    def replace(self, view: WeightView, shared: Shared, *, four_bit: bool = False) -> int:
         """Replace a weight by codes and a table.
+
+        Args:
+            view: The weight.
+            shared: What to store.
+            four_bit: Store codes of 7 to 16 entries as a tensor of uint4, which takes operator set
+                21 and three nodes less, rather than two to a byte.
 
         Returns:
             Bytes that it takes now, about.
         """
-        rebuild = Rebuild(self._model, view)
+        rebuild = Rebuild(self.model, view)
         # Products are taken in float32 where the runtime has no kernel for the weight's own type.
         short = view.dtype == ir.DataType.BFLOAT16 and shared.scale is not None
         working = ir.DataType.FLOAT if short else view.dtype
@@ -59,7 +71,7 @@ class Palettes:
         if shared.rows:
             order = view.axes.out + view.axes.contract
         shape = tuple(view.shape[axis] for axis in order)
-        value = self._looked_up(rebuild, shared.stored, shape, working)
+        value = self._looked_up(rebuild, shared.stored, shape, working, four_bit)
         if order != tuple(sorted(order)):
             value = rebuild.node("Transpose", [value], "p", perm=np.argsort(order).tolist())
         if shared.scale is not None:
@@ -70,14 +82,16 @@ class Palettes:
         return rebuild.nbytes + PACKED_OVERHEAD * shared.packed
 
     def _looked_up(
-        self, rebuild: Rebuild, stored: Codebook, shape: tuple[int, ...], dtype: ir.DataType
-    ) -> ir.Value:
+        self, rebuild: Rebuild, stored: Codebook, shape: tuple[int, ...], dtype: ir.DataType,
+        four_bit: bool,
+    ) -> ir.Value:  # fmt: skip
         groups, count = stored.codes.shape
         size, places = codebooks.base(stored.entries), codebooks.codes_per_byte(stored.entries)
         table = np.pad(stored.table, ((0, 0), (0, size - stored.entries), (0, 0)), "edge")
         table = table.astype(dtype.numpy())
-        if places == 1 and stored.width == 1 and groups == 1:
-            codes = self._index(rebuild, stored.codes.reshape(shape))
+        four_bit = four_bit and places == 2
+        if (places == 1 or four_bit) and stored.width == 1 and groups == 1:
+            codes = self._index(rebuild, stored.codes.reshape(shape), four_bit=four_bit)
             return rebuild.node("Gather", [self._constant(rebuild, table.ravel(), "t"), codes], "w")
         packed = codebooks.pack(stored.codes, stored.entries)
         entry = [stored.width] if stored.width > 1 else []
@@ -87,7 +101,8 @@ class Palettes:
             lead = [groups] if groups > 1 else []
             narrow = self._constant(rebuild, table.reshape(*lead, size, *entry), "t")
             digits = self._index(rebuild, codebooks.digits(stored.entries), shared=True)
-            entries = rebuild.node("Gather", [narrow, digits], "e", axis=len(lead))
+            axis: dict[str, Any] = {"axis": 1} if lead else {}  # 0 unless it is said
+            entries = rebuild.node("Gather", [narrow, digits], "e", **axis)
             if groups > 1:
                 entries = self._reshaped(rebuild, entries, [-1, places * stored.width])
         index = self._index(rebuild, packed if groups > 1 else packed[0])
@@ -101,10 +116,15 @@ class Palettes:
         return self._reshaped(rebuild, value, shape)
 
     def _index(
-        self, rebuild: Rebuild, codes: npt.NDArray[np.uint8], *, shared: bool = False
-    ) -> ir.Value:
+        self, rebuild: Rebuild, codes: npt.NDArray[np.uint8], *, shared: bool = False,
+        four_bit: bool = False,
+    ) -> ir.Value:  # fmt: skip
         """Codes as Gather takes them."""
-        constant = self._constant(rebuild, codes, "q") if shared else rebuild.constant(codes, "q")
+        stored: np.ndarray | ir.TensorProtocol = codes
+        if four_bit:
+            kind, shape = ir.DataType.UINT4, ir.Shape(codes.shape)
+            stored = ir.PackedTensor(bits.pack(codes, 4), kind, shape=shape)
+        constant = self._constant(rebuild, codes, "q") if shared else rebuild.constant(stored, "q")
         return rebuild.node("Cast", [constant], "i", to=ir.DataType.INT32.value)
 
     def _reshaped(
@@ -115,7 +135,7 @@ class Palettes:
 
     def _cut(self, rebuild: Rebuild, value: ir.Value, end: int) -> ir.Value:
         """The first columns of a matrix."""
-        if self._model.opset < _SLICE_TAKES_INPUTS:
+        if self.model.opset < _SLICE_TAKES_INPUTS:
             return rebuild.node("Slice", [value], "s", starts=[0], ends=[end], axes=[1])
         bounds = [self._constant(rebuild, np.array([x], np.int64), "n") for x in (0, end, 1)]
         return rebuild.node("Slice", [value, *bounds], "s")
@@ -136,6 +156,57 @@ class Palettes:
     def _key(view: WeightView, values: np.ndarray) -> tuple[ir.Graph | ir.Function, str, bytes]:
         return view.scope, f"{values.dtype}{values.shape}", values.tobytes()
 
+    def can_look_up(self, view: WeightView, shared: Shared) -> bool:
+        """Whether a table of rows can stay codes in memory: see :meth:`replace_lookups`."""
+        stored, places = shared.stored, codebooks.codes_per_byte(shared.stored.entries)
+        ranks = [use.node.inputs[1].shape for use in view.uses]  # type: ignore[union-attr]
+        return (
+            can_gather(self.model, view)
+            and len(view.shape) == 2
+            and len(stored.codes) == 1
+            and shared.scale is None
+            and view.shape[1] % (places * stored.width) == 0
+            and (places * stored.width == 1 or all(rank is not None for rank in ranks))
+        )
+
+    def replace_lookups(self, view: WeightView, shared: Shared) -> int:
+        """Replace a table of rows by codes: rows of codes are looked up, then their entries.
+
+        Memory stays as small as the file, and every lookup takes a second one.
+
+        Args:
+            view: The weight, for which :meth:`can_look_up` holds.
+            shared: What to store.
+
+        Returns:
+            Bytes that it takes now, about.
+        """
+        rebuild, stored = Rebuild(self.model, view), shared.stored
+        places, several = codebooks.codes_per_byte(stored.entries), shared.packed
+        size, count = codebooks.base(stored.entries), view.shape[0]
+        packed = codebooks.pack(stored.codes.reshape(count, -1), stored.entries)
+        codes = rebuild.constant(packed, "q")
+        table = np.pad(stored.table[0], ((0, size - stored.entries), (0, 0)), "edge")
+        every = codebooks.digits(stored.entries) if places > 1 else np.arange(size)[:, None]
+        # What every byte stands for, all its codes side by side.
+        entries = rebuild.constant(
+            table[every].reshape(len(every), -1).astype(view.dtype.numpy())
+            if several else table.ravel().astype(view.dtype.numpy()), "t",
+        )  # fmt: skip
+        for use in view.uses:
+            indices = use.node.inputs[1]
+            assert indices is not None
+            rows = rebuild.node("Gather", [codes, indices], "q")
+            index = rebuild.node("Cast", [rows], "i", to=ir.DataType.INT32.value)
+            value = rebuild.node("Gather", [entries, index], "v")
+            if several:
+                assert indices.shape is not None
+                shape = [0] * len(indices.shape) + [view.shape[1]]
+                value = self._reshaped(rebuild, value, shape)
+            rebuild.finish_lookup(use.node, value)
+        rebuild.drop()
+        return rebuild.nbytes + PACKED_OVERHEAD * several
+
     def replace_hashed(
         self, view: WeightView, table: npt.NDArray[np.float32], multiplier: int, offset: int
     ) -> int:
@@ -144,7 +215,7 @@ class Palettes:
         Returns:
             Bytes that it takes now, about.
         """
-        rebuild = Rebuild(self._model, view)
+        rebuild = Rebuild(self.model, view)
 
         def number(value: int) -> ir.Value:
             return self._constant(rebuild, np.array(value, np.int64), "n")
@@ -173,7 +244,7 @@ class Palettes:
         Returns:
             Bytes that it takes now, about.
         """
-        rebuild = Rebuild(self._model, view)
+        rebuild = Rebuild(self.model, view)
         flat = values.reshape(-1).astype(view.dtype.numpy())
         # Counted down columns, which the runtime does a row at a time; along one row it crawls.
         width = _SPARSE_COLUMNS if flat.size >= _SPARSE_COLUMNS**2 else _FEW_SPARSE_COLUMNS

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxshrink.graph import moments
 from onnxshrink.graph.edit import CAST_OVERHEAD
 from onnxshrink.graph.weights import WeightView
-from onnxshrink.kernels import codebooks
+from onnxshrink.kernels import codebooks, obs
 from onnxshrink.kernels.codebooks import Array, Codebook, Method
+from onnxshrink.kernels.observers import Need
+
+Statistics = Mapping[Need, Any]
 
 #: Bytes that nodes, names and headers cost, about: of a palette, and of packed codes besides.
 OVERHEAD = 160
@@ -30,6 +36,8 @@ class Plan:
         rows: Output channels that share a table; 0: all.
         scaled: Whether each output channel is divided by its size first.
         balanced: Whether the errors of each output channel shall cancel.
+        feedback: Whether weights shall make up for each other's errors, where inputs are known.
+        weighed: Whether entries lie where outputs need them, where inputs are known.
     """
 
     method: Method
@@ -38,6 +46,8 @@ class Plan:
     rows: int = 0
     scaled: bool = False
     balanced: bool = False
+    feedback: bool = False
+    weighed: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,7 @@ class Shared:
         rows: See ``stored``.
         values: What a runtime computes with, in the stored shape.
         sqnr_db: Signal to noise ratio.
+        fed_back: Whether its weights make up for each other's errors.
     """
 
     stored: Codebook
@@ -58,6 +69,7 @@ class Shared:
     rows: bool
     values: Array
     sqnr_db: float
+    fed_back: bool = False
 
     @property
     def packed(self) -> bool:
@@ -82,6 +94,8 @@ class Shared:
         if self.scale is not None:
             parts.append(f"{self.scale.size} scales")
         parts.append(f"{codebooks.codes_per_byte(self.stored.entries)} codes a byte")
+        if self.fed_back:
+            parts.append("gptq")
         return ", ".join(parts)
 
 
@@ -108,6 +122,7 @@ def share(
     plan: Plan,
     rng: np.random.Generator,
     common: Array | None = None,
+    statistics: Statistics = MappingProxyType({}),
 ) -> Shared:
     """Find codes and tables for a weight.
 
@@ -117,6 +132,7 @@ def share(
         plan: How.
         rng: Seeds the clusters of vectors.
         common: A table to use, [entries, width], instead of one of its own.
+        statistics: Second moments of what weights are multiplied with.
 
     Raises:
         ValueError: Its size or its number of channels cannot be divided so, or it has too many
@@ -125,24 +141,61 @@ def share(
     axes = tuple(sorted(view.axes.contract))
     scale = codebooks.scales(values, axes, plan.method) if plan.scaled and axes else None
     scaled = values if scale is None else values / scale
+    counted = moments.importance(statistics, view) if plan.weighed else None
     groups = _groups(view, plan.rows)
     rows = groups > 1
-    grouped = (view.to_matrix(scaled) if rows else scaled).reshape(groups, -1)
+
+    def grouped(array: Array) -> Array:
+        return (view.to_matrix(array) if rows else array).reshape(groups, -1)
+
     if common is None:
-        stored = codebooks.encode(grouped, plan.method, plan.entries, width=plan.width, rng=rng)
+        mass = None
+        if counted is not None:
+            mass = grouped(counted if scale is None else counted * np.square(scale))
+        stored = codebooks.encode(
+            grouped(scaled), plan.method, plan.entries, width=plan.width, importance=mass, rng=rng
+        )
     else:
-        stored = Codebook(codebooks.nearest(grouped, common), common[None])
+        stored = Codebook(codebooks.nearest(grouped(scaled), common), common[None])
     shared = _decoded(view, stored, rows)
     if scale is not None and plan.method == "kmeans":
-        scale = codebooks.refit_scales(values, shared, axes)
+        scale = codebooks.refit_scales(values, shared, axes, counted)
         scaled = values / scale
+    fed = _fed_back(view, stored, scale, statistics) if plan.feedback else None
+    if fed is not None:
+        stored = replace(stored, codes=codes_of(grouped(fed), stored))
+        shared = _decoded(view, stored, rows)
     # A row that is looked up is not summed: its errors have nothing to cancel in.
-    if plan.balanced and plan.width == 1 and view.op_type != "Gather":
+    elif plan.balanced and plan.width == 1 and view.op_type != "Gather":
         stored = _balanced(view, stored, view.to_matrix(scaled), rows)
         shared = _decoded(view, stored, rows)
     if scale is not None:
         shared = shared * scale
-    return Shared(stored, scale, rows, shared, codebooks.sqnr_db(values, shared))
+    sqnr = codebooks.sqnr_db(values, shared)
+    return Shared(stored, scale, rows, shared, sqnr, fed is not None)
+
+
+def codes_of(groups: Array, stored: Codebook) -> codebooks.Codes:
+    """Numbers of the nearest entries of each group's own table."""
+    tables = stored.table[:, :, 0]
+    return np.stack([codebooks.assign(g, t) for g, t in zip(groups, tables, strict=True)])
+
+
+def _fed_back(
+    view: WeightView, stored: Codebook, scale: Array | None, statistics: Statistics
+) -> Array | None:
+    """Entries chosen with error feedback, in the stored shape; None without a second moment."""
+    matrix, tables = view.matrix, stored.table[:, :, 0]
+    group = np.repeat(np.arange(len(tables)), len(matrix) // len(tables))
+    factors = np.ones(view.shape, np.float32) if scale is None else scale
+    factor = view.to_matrix(np.broadcast_to(factors, view.shape))[:, 0]
+    zero = matrix == 0 if (tables == 0).any(1).all() else np.zeros(matrix.shape, bool)
+
+    def grid(rows: npt.NDArray[np.int64]) -> obs.Grid:
+        return codebooks.grid(tables, group[rows], factor[rows], zero[rows])
+
+    found = moments.with_feedback(statistics, view, grid)
+    return None if found is None else view.from_matrix(found / factor[:, None])
 
 
 def common_table(views: Iterable[WeightView], plan: Plan, rng: np.random.Generator) -> Array | None:

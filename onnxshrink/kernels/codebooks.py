@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxshrink.kernels.clusters import closest, histogram, kmeans, kmeans_vectors
+from onnxshrink.kernels.obs import Grid
 
 Method = Literal["kmeans", "uniform", "unique", "nf4", "pow2"]
 Array = npt.NDArray[np.float32]
@@ -280,6 +281,38 @@ def balance(weights: npt.NDArray[np.floating], codes: Codes, table: Array) -> Co
     return found
 
 
+def grid(
+    tables: npt.NDArray[np.floating], group: npt.NDArray[np.int64],
+    scale: npt.NDArray[np.floating] | None = None, zero: npt.NDArray[np.bool_] | None = None,
+) -> Grid:  # fmt: skip
+    """Rounding to the nearest entry, for error feedback; see ``obs.quantize``.
+
+    Args:
+        tables: [groups, entries], ascending.
+        group: The table of each row, [rows].
+        scale: Multiplies the entries of each row, [rows].
+        zero: Weights that stay zero, [rows, columns].
+    """
+    low, high = float(tables.min()), float(tables.max())
+    # One ascending line for all tables: each is moved behind the one before.
+    apart = 2 * (high - low) + 1
+    place = np.arange(len(tables))[:, None] * apart
+    middles = ((tables[:, 1:].astype(np.float64) + tables[:, :-1]) / 2 + place).ravel()
+    entries = tables.astype(np.float32).ravel()
+    factor = np.ones(len(group), np.float32) if scale is None else scale.astype(np.float32)
+    shift = group * apart
+
+    def rounded(values: npt.NDArray[np.float32], column: int) -> npt.NDArray[np.float32]:
+        exact = np.clip(values.astype(np.float64) / factor, low, high) + shift
+        # So many middles, of its own table and of those before, lie below; each table has one less.
+        found: npt.NDArray[np.float32] = entries[np.searchsorted(middles, exact) + group] * factor
+        if zero is not None:
+            found[zero[:, column]] = 0
+        return found
+
+    return rounded
+
+
 # ------------------------------------------------------------------------------------- packing
 
 
@@ -346,11 +379,22 @@ def scales(weights: npt.NDArray[np.floating], axes: tuple[int, ...], method: Met
 
 
 def refit_scales(
-    weights: npt.NDArray[np.floating], shared: npt.NDArray[np.floating], axes: tuple[int, ...]
+    weights: npt.NDArray[np.floating],
+    shared: npt.NDArray[np.floating],
+    axes: tuple[int, ...],
+    importance: npt.NDArray[np.floating] | None = None,
 ) -> Array:
-    """Scales with the least squared error of ``shared * scale`` to ``weights``."""
-    power = np.square(shared, dtype=np.float64).sum(axes, keepdims=True)
-    product = np.multiply(shared, weights, dtype=np.float64).sum(axes, keepdims=True)
+    """Scales with the least squared error of ``shared * scale`` to ``weights``.
+
+    Args:
+        weights: Any shape.
+        shared: What the scales multiply; like ``weights``.
+        axes: Axes that share a scale.
+        importance: What a squared error of each weight counts; like ``weights``.
+    """
+    counted = shared if importance is None else shared * importance
+    power = np.multiply(shared, counted, dtype=np.float64).sum(axes, keepdims=True)
+    product = np.multiply(counted, weights, dtype=np.float64).sum(axes, keepdims=True)
     return rounded_scales(np.divide(product, power, out=np.zeros_like(power), where=power > 0))
 
 

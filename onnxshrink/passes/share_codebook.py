@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from onnxshrink.errors import RecipeError
-from onnxshrink.options import option
+from onnxshrink.options import build, dump, option
 from onnxshrink.pipeline import Context, Pass
-from onnxshrink.select import Select, select
+from onnxshrink.select import SKIP, Select, select
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from onnxshrink.graph.model import Model
-    from onnxshrink.graph.palette import Palettes
-    from onnxshrink.graph.sharing import Plan
-    from onnxshrink.graph.weights import WeightView
-
-#: What ``adaptive`` tries, the smallest first: sizes that fill a byte with codes.
-_SIZES = (2, 3, 4, 6, 16, 256)
-_SCALED_CHANNEL = 64  # in shorter channels scales are more than 1/16 of 4-bit codes
+    from onnxshrink.kernels.observers import Need
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +23,17 @@ class ShareCodebook(Pass):
     A table of 16 values makes float32 weights eight times smaller, one of 4 sixteen times; tables
     that are no power of two fit in between (``--entries 6``: 12 times, ``3``: 20 times). The values
     are those with the least squared error (k-means, solved exactly), so at equal size the error is
-    below that of evenly spaced integers; at 8 bits quantize-weights is as good and cheaper.
-    ``adaptive`` gives each weight the smallest table that keeps it above ``min_sqnr_db``.
+    below that of evenly spaced integers; at 8 bits quantize-weights is as good and cheaper. With
+    real inputs ``rounding: gptq`` puts the entries where the outputs need them and lets weights
+    make up for each other's errors: on every model measured that is worth half a bit or more.
+    ``adaptive`` gives each weight the smallest table that keeps it above ``min_sqnr_db``, or all of
+    them together ``mean_bits`` where their outputs lose least.
 
     Weights that are exactly zero, because they were pruned, stay zero.
 
-    This saves disk and download, not memory or time: ONNX Runtime rebuilds the float weights when
-    it loads the model. Measured on 403 MB of float32 weights in 16-entry tables (50 MB): loading
+    Large embeddings stay codes in memory: rows of codes are looked up, then their entries. Of all
+    else this saves disk and download, not memory or time: ONNX Runtime rebuilds the float weights
+    when it loads the model. Measured on 403 MB of float32 weights in 16-entry tables (50 MB): load
     takes 1.4 times as long as that of the float model and peaks at 2.5 times its memory (with
     scales 1.8 and 3.3 times); afterwards memory is about the same, and so is latency. Hashed tables
     load 12 times as slowly. On a device that cannot afford the peak use quantize-weights with
@@ -59,10 +54,15 @@ class ShareCodebook(Pass):
     rows: int = option(0, help="output channels that share a table; 0: all of a weight", ge=0)
     scale: Literal["auto", "channel", "none"] = option(
         "auto",
-        help="divide each output channel by its size first; auto: where channels are long",
+        help="divide each output channel by its size first; auto: where that costs little",
     )
-    rounding: Literal["nearest", "balanced"] = option(
-        "balanced", help="to the nearest entry, or so that the errors of each channel cancel"
+    rounding: Literal["nearest", "balanced", "gptq"] = option(
+        "balanced",
+        help="to the nearest entry; so that the errors of each channel cancel; or so that weights "
+        "make up for each other's errors on the calibration inputs",
+    )
+    importance: Literal["auto", "true", "false"] = option(
+        "auto", help="entries where outputs need them, on the calibration inputs; auto: with gptq"
     )
     table: Literal["weight", "model"] = option(
         "weight", help="a table for each weight, or one for all (k-means only)"
@@ -70,7 +70,23 @@ class ShareCodebook(Pass):
     min_sqnr_db: float = option(
         20, help="adaptive: least signal to noise ratio of every weight, in dB", ge=0
     )
-    weights: Select = select()
+    mean_bits: float | None = option(
+        None, help="adaptive: bits of all weights together instead, shared out by output error",
+        ge=1, le=8,
+    )  # fmt: skip
+    form: Literal["auto", "fold", "gather"] = option(
+        "auto", help="rebuild weights at load, or look rows of embeddings up as codes; auto: those"
+        " of a million weights and more",
+    )  # fmt: skip
+    packing: Literal["bytes", "uint4"] = option(
+        "bytes", help="as many codes to a byte as fit, or tensors of uint4: for many small weights"
+    )
+    vectors: Literal["float16", "keep"] = option(
+        "float16",
+        help="how to store biases, norm parameters, and weights of which a table takes "
+        "as much; float16 keeps 11 bits",
+    )
+    weights: Select = select(min_size=64)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,113 +94,71 @@ class ShareCodebook(Pass):
             raise RecipeError(f"{self.name}: option 'entries' takes 2 to 256, or 0 for 2**bits")
         if self.method not in ("kmeans", "adaptive") and self.width > 1:
             raise RecipeError(f"{self.name}: option 'width' works with method 'kmeans' only")
+        if self.rounding == "gptq" and (self.width > 1 or self.method == "hash"):
+            raise RecipeError(f"{self.name}: 'rounding: gptq' needs a table and 'width: 1'")
         if self.table == "model" and (self.method != "kmeans" or self.rows):
             raise RecipeError(f"{self.name}: 'table: model' needs method 'kmeans' and no 'rows'")
+        if self.mean_bits is not None and self.method != "adaptive":
+            raise RecipeError(f"{self.name}: option 'mean_bits' works with method 'adaptive' only")
 
     @property
     def bound(self) -> float:
         """Lossless with ``unique``; 8 bits must stay close, fewer at least recognisable."""
         if self.method == "unique":
             return 1e-6
-        return 0.25 if self._entries == 256 and self.width == 1 and self.method != "hash" else 0.7
+        return 0.25 if self.most == 256 and self.width == 1 and self.method != "hash" else 0.7
 
     @property
-    def _entries(self) -> int:
+    def most(self) -> int:
+        """Most entries of a table."""
         return self.entries or 2**self.bits
 
+    @property
+    def weighed(self) -> bool:
+        """Whether entries shall lie where outputs need them."""
+        return self.importance == "true" or (self.importance == "auto" and self.rounding == "gptq")
+
+    def needs(self, model: Model) -> Iterator[Need]:
+        """Second moments of what the selected weights are multiplied with, if they are used."""
+        from onnxshrink.graph import moments, weights
+
+        rows = (row for row in self.weights.layers.values() if row != SKIP)
+        steps = [self, *(build(type(self), {**dump(self), **row}, self.name) for row in rows)]
+        if any(s.rounding == "gptq" or s.weighed or s.mean_bits is not None for s in steps):
+            for view in weights.find(model):
+                if not self.weights.why_not(view):
+                    yield from moments.needs(view)
+
     def apply(self, model: Model, ctx: Context) -> None:
-        """Replace every selected weight, the largest first."""
+        """Replace every selected weight, the largest first; then narrow the long vectors."""
         import numpy as np
 
-        from onnxshrink.graph import opset, palette, sharing, weights
+        from onnxshrink.graph import palette, sharing, weights
+        from onnxshrink.passes import _codebooks
+        from onnxshrink.passes.to_float16 import narrow
 
-        overridden = {
-            values["method"]
-            for values in self.weights.layers.values()
-            if not isinstance(values, str) and "method" in values
-        }
-        if "hash" in {self.method, *overridden}:
-            opset.raise_opset(model, palette.OPSET)
+        _codebooks.raise_opset(self, model, ctx)
         views = list(weights.find(model))
         rng, common = np.random.default_rng(ctx.seed), None
         if self.table == "model":
             chosen = (view for view in views if not self.weights.why_not(view))
-            common = sharing.common_table(chosen, self._plan(self.scale != "none"), rng)
-        palettes = palette.Palettes(model)
-        for view, options in ctx.each(self, views):
+            common = sharing.common_table(chosen, _codebooks.plan(self, self.scale != "none"), rng)
+        planned = _codebooks.share_out(self, views, ctx) if self.mean_bits is not None else {}
+        palettes, vectors = palette.Palettes(model), []
+        for view, options in ctx.each(self, views, any_role=True):
             try:
-                if options.method == "hash":
-                    options._hash(view, palettes, ctx, rng)
+                if not view.uses and (len(view.shape) != 1 or self.vectors == "keep"):
+                    ctx.skip(view, view.why_not)
+                elif not view.uses or planned.get(view) == ():
+                    vectors.append(view)
+                elif options.method == "hash":
+                    _codebooks.hashed(options, view, palettes, ctx, rng)
                 else:
-                    options._share(view, palettes, ctx, rng, common)
+                    plans = planned.get(view) or _codebooks.plans(options, view)
+                    found = _codebooks.shared(options, view, plans, rng, common, ctx.statistics)
+                    _codebooks.store(options, view, found, palettes, ctx)
             except ValueError as error:
                 ctx.skip(view, str(error))
-
-    def _share(
-        self,
-        view: WeightView,
-        palettes: Palettes,
-        ctx: Context,
-        rng: np.random.Generator,
-        common: np.ndarray | None,
-    ) -> None:
-        from onnxshrink.graph import sharing
-
-        values = sharing.values_of(view, exactly=self.method == "unique")
-        for plan in self._plans(view):
-            try:
-                found = sharing.share(view, values, plan, rng, common)
-            except ValueError:  # too many distinct values for the first that adaptive tries
-                if self.method == "adaptive" and plan.method == "unique":
-                    continue
-                raise
-            if self.method != "adaptive" or found.sqnr_db >= self.min_sqnr_db:
-                break
-        entries = found.stored.entries
-        if found.nbytes + palettes.cost(view, entries) >= view.nbytes:
-            ctx.skip(view, f"would not be smaller with a table of {entries}")
-            return
-        after = palettes.replace(view, found)
-        note = f"{found.note}; smaller on disk, folded at load"
-        ctx.changed(view, after, note=note, sqnr_db=found.sqnr_db)
-
-    def _plans(self, view: WeightView) -> Iterator[Plan]:
-        """What to try for one weight, the smallest first."""
-        channel = math.prod(view.shape[axis] for axis in view.axes.contract)
-        long = view.op_type != "Gather" and channel >= _SCALED_CHANNEL
-        scaled = self.scale == "channel" or (self.scale == "auto" and long)
-        if self.method != "adaptive":
-            yield self._plan(scaled)
-            return
-        yield self._plan(False, "unique", 256)
-        for entries in _SIZES:
-            yield self._plan(scaled, "kmeans", entries)
-
-    def _plan(self, scaled: bool, method: Any = None, entries: int = 0) -> Plan:
-        from onnxshrink.graph.sharing import Plan
-
-        method = method or self.method
-        return Plan(
-            method=method, entries=entries or self._entries, width=self.width, rows=self.rows,
-            scaled=scaled and method != "unique", balanced=self.rounding == "balanced",
-        )  # fmt: skip
-
-    def _hash(
-        self, view: WeightView, palettes: Palettes, ctx: Context, rng: np.random.Generator
-    ) -> None:
-        """A table of as many bytes as the codes of a palette would take, and no codes."""
-        from onnxshrink.graph import palette, sharing
-        from onnxshrink.kernels import codebooks
-
-        values = sharing.values_of(view)
-        entries = max(2, values.size * math.ceil(math.log2(self._entries)) // 32)
-        if entries * view.dtype.itemsize + palette.HASH_OVERHEAD >= view.nbytes:
-            ctx.skip(view, "would not be smaller as a hashed table")
-            return
-        seed = codebooks.hash_parameters(rng)
-        table = codebooks.hash_table(values, *seed, entries)
-        places = codebooks.hash_positions(values.size, *seed, entries)
-        error = codebooks.sqnr_db(values, table[places])
-        after = palettes.replace_hashed(view, table, *seed)
-        note = f"hashed to {entries} entries; smaller on disk, folded at load"
-        ctx.changed(view, after, note=note, sqnr_db=error)
+        for view in vectors if any(c.kind != "model" for c in ctx.step.changes) else ():
+            narrow(view, model, ctx)
+            view.release()

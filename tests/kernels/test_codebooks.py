@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from onnxshrink.kernels import codebooks
+from onnxshrink.kernels import codebooks, obs
 
 FLOATS = hnp.arrays(
     np.float32,
@@ -162,3 +162,61 @@ def test_figures_of_noise() -> None:
     assert codebooks.sqnr_db(exact, near) == pytest.approx(20)
     assert codebooks.sqnr_db(exact, exact) == math.inf
     assert codebooks.sqnr_db(np.zeros(2), near) == -math.inf
+
+
+# --------------------------------------------------------------------------------- feedback
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(2, 9))
+@settings(deadline=None, max_examples=50)
+def test_a_grid_of_tables_rounds_each_row_to_its_own(seed: int, groups: int, entries: int) -> None:
+    rng = np.random.default_rng(seed)
+    tables = np.sort(rng.standard_normal((groups, entries)), 1).astype(np.float32)
+    tables[:, -1] = tables[:, -2]  # a table with fewer entries repeats its last
+    rows = rng.integers(0, groups, 12)
+    scale = rng.uniform(0.5, 2, 12).astype(np.float32)
+    zero = rng.random((12, 3)) < 0.2
+    values = (3 * rng.standard_normal(12)).astype(np.float32)
+    found = codebooks.grid(tables, rows, scale, zero)(values, 1)
+    own = tables[rows] * scale[:, None]
+    best = np.abs(own - values[:, None]).min(1)
+    stays = zero[:, 1]
+    np.testing.assert_array_equal(found[stays], 0)
+    assert (np.abs(found - values)[~stays] <= best[~stays] + 1e-5).all()
+    assert all(f in row for f, row in zip(found[~stays], own[~stays], strict=True))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 6))
+@settings(deadline=None, max_examples=40)
+def test_feedback_is_never_worse_than_nearest_and_close_to_the_best_pair(
+    seed: int, entries: int
+) -> None:
+    """Two columns: the first is rounded to nearest, the second is the best there is after it."""
+    rng = np.random.default_rng(seed)
+    weights = rng.standard_normal((8, 2)).astype(np.float32)
+    mix = rng.standard_normal((2, 2))
+    moment = mix @ mix.T + 0.05 * np.eye(2)
+    table = np.sort(rng.standard_normal(entries)).astype(np.float32)
+    known = obs.factor(moment, damping=0.0)
+    found = obs.quantize(weights, known, codebooks.grid(table[None], np.zeros(8, np.int64)))
+    near = table[codebooks.assign(weights, table)]
+    _, second = known.order
+
+    def cost(rounded: np.ndarray) -> np.ndarray:
+        error = rounded.astype(np.float64) - weights
+        return np.einsum("ri,ij,rj->r", error, moment, error)
+
+    fixed = np.repeat(near[:, None, :], entries, 1)
+    fixed[:, :, second] = table
+    best = np.min([cost(fixed[:, k]) for k in range(entries)], axis=0)
+    assert (cost(found) <= cost(near) * (1 + 1e-5) + 1e-9).all()
+    np.testing.assert_allclose(cost(found), best, rtol=1e-3, atol=1e-6)
+
+
+def test_scales_count_what_matters() -> None:
+    weights, shared = np.array([[1.0, 4.0]]), np.array([[1.0, 2.0]])
+    alone = codebooks.refit_scales(weights, shared, (1,), np.array([[1.0, 0.0]]))
+    np.testing.assert_array_equal(alone, [[1.0]])
+    np.testing.assert_array_equal(
+        codebooks.refit_scales(weights, shared, (1,), np.array([[0.0, 7.0]])), [[2.0]]
+    )
