@@ -36,6 +36,19 @@ def by_ratio(scores: Scores, ratio: float) -> Mask:
     return ~smallest(scores, round(ratio * scores.size))
 
 
+def by_row(scores: Scores, ratio: float) -> Mask:
+    """Keep all but the share ``ratio`` of the smallest scores of each row; of equal ones the last.
+
+    Args:
+        scores: [rows, columns].
+        ratio: From 0 to 1.
+    """
+    order = np.argsort(scores, axis=1, kind="stable")
+    mask = np.ones(scores.shape, bool)
+    np.put_along_axis(mask, order[:, : round(ratio * scores.shape[1])], False, 1)
+    return mask
+
+
 def n_of_m(scores: Scores, n: int, m: int) -> Mask:
     """Keep the ``n`` largest of every ``m`` neighbours along the last axis.
 
@@ -98,6 +111,30 @@ def limit(scores: Sequence[Scores], ratio: float) -> float:
         else:
             high = middle
     return high
+
+
+def shares(scores: Sequence[Scores], ratio: float, most: float = 1.0) -> list[float]:
+    """The share of each tensor that is among the smallest share ``ratio`` of all together.
+
+    Args:
+        scores: One array a tensor, comparable with each other.
+        ratio: From 0 to 1.
+        most: Largest share of one tensor; what it is spared the others lose.
+    """
+    found = [min(ratio, most)] * len(scores)
+    left = list(range(len(scores)))
+    while left:
+        total = sum(score.size for score in scores)
+        spent = sum(most * scores[i].size for i in range(len(scores)) if i not in left)
+        wanted = (ratio * total - spent) / sum(scores[i].size for i in left)
+        bound = limit([scores[i] for i in left], min(max(wanted, 0.0), 1.0))
+        for i in left:
+            found[i] = float(np.count_nonzero(scores[i] < bound)) / scores[i].size
+        full = [i for i in left if found[i] > most]
+        for i in full:
+            found[i] = most
+        left = [i for i in left if i not in full] if full else []
+    return found
 
 
 def lamp(scores: Scores) -> Scores:

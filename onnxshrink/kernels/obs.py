@@ -42,6 +42,25 @@ class Factor:
     noise: Floats64
 
 
+def damped(moment: npt.NDArray[np.floating], damping: float) -> Floats64:
+    """Second moments in which no direction is free.
+
+    Args:
+        moment: H, [..., width, width].
+        damping: Share of the mean of H's diagonal to add to the diagonal; 1 where H is zero.
+
+    Raises:
+        ValueError: H is not finite.
+    """
+    h = np.array(moment, np.float64)
+    if not np.isfinite(h).all():
+        raise ValueError("the second moment is not finite")
+    mean = np.trace(h, axis1=-2, axis2=-1)[..., None] / h.shape[-1]
+    places = np.arange(h.shape[-1])
+    h[..., places, places] += np.where(mean > 0, damping * mean, 1.0)
+    return h
+
+
 def factor(moment: npt.NDArray[np.floating], damping: float = 0.01) -> Factor:
     """Factor a second moment.
 
@@ -55,11 +74,7 @@ def factor(moment: npt.NDArray[np.floating], damping: float = 0.01) -> Factor:
     """
     from scipy.linalg import LinAlgError, cholesky
 
-    h = np.array(moment, np.float64)
-    if not np.isfinite(h).all():
-        raise ValueError("the second moment is not finite")
-    mean = float(np.trace(h)) / len(h)
-    h[np.diag_indices(len(h))] += damping * mean if mean > 0 else 1.0
+    h = damped(moment, damping)
     order = np.argsort(-h.diagonal(), kind="stable")
     backwards = order[::-1]
     try:
@@ -82,7 +97,8 @@ def quantize(weights: npt.NDArray[np.floating], known: Factor, grid: Grid) -> Fl
 
     Returns:
         The rounded weights. A row whose damped error ends above that of rounding to nearest (a
-        grid with ends can do that) is rounded to nearest instead.
+        grid with ends can do that) is rounded to nearest instead. Zeros are rounded as they are:
+        what was pruned stays so.
     """
     columns = np.ascontiguousarray(np.asarray(weights, np.float32).T[known.order])
     width, upper = len(columns), known.upper
@@ -96,7 +112,8 @@ def quantize(weights: npt.NDArray[np.floating], known: Factor, grid: Grid) -> Fl
             if j > start:
                 owed += upper[start:j, j] @ error[start:j]
             owed /= upper[j, j]
-            rounded[j] = grid(columns[j] + owed, int(known.order[j]))
+            wanted = np.where(columns[j] == 0, columns[j], columns[j] + owed)
+            rounded[j] = grid(wanted, int(known.order[j]))
             np.subtract(columns[j], rounded[j], out=error[j])
             total += np.square((error[j] + owed) * upper[j, j], dtype=np.float64)
     nearest = np.empty_like(columns)

@@ -76,3 +76,31 @@ def test_a_limit_for_all_layers(layers: list[np.ndarray], ratio: float) -> None:
     limit = masks.limit(distinct, ratio)
     gone = sum(int(np.count_nonzero(scores < limit)) for scores in distinct)
     assert gone == round(ratio * sum(a.size for a in layers))
+
+
+@given(st.integers(0, 2**31), st.integers(1, 20), st.integers(1, 30), st.floats(0, 1))
+def test_every_row_loses_the_same(seed: int, rows: int, columns: int, ratio: float) -> None:
+    scores = np.random.default_rng(seed).integers(0, 9, (rows, columns)).astype(np.float32)
+    mask = masks.by_row(scores, ratio)
+    for row, kept in zip(scores, mask, strict=True):
+        np.testing.assert_array_equal(kept, masks.by_ratio(row, ratio))
+
+
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=5), st.floats(0, 1), st.floats(0, 1))
+def test_shares_add_up(sizes: list[int], ratio: float, most: float) -> None:
+    rng = np.random.default_rng(len(sizes))
+    scores = [rng.random(size) * 4**i for i, size in enumerate(sizes)]
+    found = masks.shares(scores, ratio, max(most, ratio))
+    assert all(0 <= share <= max(most, ratio) + 1e-12 for share in found)
+    lost = sum(share * size for share, size in zip(found, sizes, strict=True))
+    assert abs(lost - ratio * sum(sizes)) <= 0.5 + 1e-6
+    if most == 1:
+        bound = masks.limit(scores, ratio)
+        assert found == [np.mean(score < bound) for score in scores]
+
+
+def test_what_a_tensor_is_spared_the_others_lose() -> None:
+    scores = [np.arange(100.0), 1000 + np.arange(100.0)]
+    assert masks.shares(scores, 0.5) == [1.0, 0.0]
+    assert masks.shares(scores, 0.5, most=0.75) == [0.75, 0.25]
+    assert masks.shares([], 0.5) == []
