@@ -21,6 +21,8 @@ from onnxshrink.runtime.worker import Worker
 PASSES: dict[str, dict[str, Any]] = {
     "clean": {},
     "prune-magnitude": {"ratio": 0.4, "scope": "weight"},
+    "prune-sparsegpt": {"ratio": 0.4, "allocate": "uniform"},
+    "prune-wanda": {"ratio": 0.4, "allocate": "uniform"},
     "quantize-weights": {},
     "reconstruct": {},
     "share-codebook": {"bits": 4},
@@ -96,13 +98,31 @@ def test_every_ordered_pair_keeps_the_contract(
             np.testing.assert_array_equal(after[name], before[name])
 
 
-@pytest.mark.parametrize("then", ["quantize-weights", "share-codebook", "to-float16", "clean"])
-def test_what_was_pruned_stays_zero(then: str, worker: Worker, tmp_path: Path) -> None:
-    before = computed(compress(worker, "prune-magnitude"), tmp_path)
-    after = computed(compress(worker, "prune-magnitude", then), tmp_path)
+@pytest.mark.parametrize(
+    ("then", "options"),
+    [
+        ("quantize-weights", {}),
+        ("quantize-weights", {"dtype": "int4", "rounding": "gptq"}),
+        ("quantize-rd", {"bits_per_weight": 3.0}),
+        ("share-codebook", {"bits": 4}),
+        ("to-float16", {}),
+        ("clean", {}),
+    ],
+    ids=["int8", "gptq", "rd", "palette", "float16", "clean"],
+)
+@pytest.mark.parametrize("first", ["prune-magnitude", "prune-sparsegpt", "prune-wanda"])
+def test_what_was_pruned_stays_zero(
+    first: str, then: str, options: dict[str, Any], worker: Worker, tmp_path: Path
+) -> None:
+    pruned = WEIGHTS if first == "prune-magnitude" else ("conv", "gemm", "last")
+    before = computed(compress(worker, first), tmp_path)
+    passes = [*steps(first), find_pass(then)(**options, max_error=1.0)]
+    result = run(passes, Model.from_proto(model()), Settings(feeds=FEEDS), worker)
+    assert result.report.steps[1].status == ("nothing to do" if then == "clean" else "done")
+    after = computed(result, tmp_path)
     assert set(after) == set(WEIGHTS)
-    for name in WEIGHTS:
-        assert np.mean(before[name] == 0) == pytest.approx(0.4, abs=1e-3)
+    for name in pruned:
+        assert np.mean(before[name] == 0) == pytest.approx(0.4, abs=6e-3)
         assert (after[name][before[name] == 0] == 0).all()
 
 

@@ -1,0 +1,144 @@
+"""What pruning by the inputs of weights adds: the inputs, and how much each weight can lose."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from onnxshrink.errors import DataError
+from onnxshrink.options import option
+from onnxshrink.passes._pruning import Pruning, matrix_of, obstacle
+from onnxshrink.pipeline import Context
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from onnxshrink.graph.model import Model
+    from onnxshrink.graph.weights import WeightView
+    from onnxshrink.kernels.observers import Need
+
+_MOST = 0.95  # of a weight may go to spare others: no layer is emptied
+_PROBES = 4  # inputs on which the effect of each weight is measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibratedPruning(Pruning):
+    """Pruning by what the inputs of a weight are. Lookups have none, and stay whole."""
+
+    runs_models: ClassVar[bool] = True
+
+    scope: Literal["row", "weight"] = option(
+        "row", help="take the share of each output channel, or of the weight as a whole"
+    )
+    allocate: Literal["sensitivity", "uniform"] = option(
+        "sensitivity",
+        help="more of the weights whose loss moves the outputs less, or the same share of each",
+    )
+
+    @property
+    def by_row(self) -> bool:
+        """As asked for."""
+        return self.scope == "row"
+
+    def needs(self, model: Model) -> Iterator[Need]:
+        """Second moments of what each selected weight is multiplied with."""
+        from onnxshrink.graph import moments, weights
+
+        for view in weights.find(model):
+            if not self.weights.why_not(view) and not obstacle(view):
+                yield from moments.needs(view)
+
+    def rough(self) -> CalibratedPruning:
+        """The same, quick enough to be tried on every weight first."""
+        return self
+
+    def shares(
+        self, model: Model, views: Sequence[WeightView], ctx: Context
+    ) -> Mapping[WeightView, float]:
+        """The share of each weight: so that what the outputs lose is least, as far as it adds up.
+
+        A weight's scores add up to what its own outputs lose. What this does to the outputs of the
+        model is measured by pruning one weight at a time; the mean (of logarithms) of that and of
+        the loss relative to the weight's own outputs makes the scores comparable. The measurement
+        alone would trust a few inputs too much.
+
+        Raises:
+            DataError: There are no inputs.
+        """
+        from onnxshrink.kernels import masks
+
+        if not ctx.feeds or ctx.generated:
+            raise DataError(
+                f"{self.name} needs real inputs to measure with: give --calibration DATA"
+            )
+        views = [view for view in views if self.in_common(view)]
+        if self.allocate == "uniform" or len(views) < 2 or not 0 < self.ratio < 1:
+            return {}
+        scores = self._comparable(model, views, ctx)
+        most = max(_MOST, self.ratio)
+        return dict(zip(scores, masks.shares(list(scores.values()), self.ratio, most), strict=True))
+
+    def figures(self, view: WeightView, matrix: np.ndarray, ctx: Context) -> dict[str, float]:
+        """The relative error of the weight's own outputs."""
+        moment, before = moment_of(view, ctx), matrix_of(view)
+        whole = _loss(before, moment)
+        return {"output_error": (_loss(before - matrix, moment) / whole) ** 0.5 if whole else 0.0}
+
+    def _comparable(
+        self, model: Model, views: Sequence[WeightView], ctx: Context
+    ) -> dict[WeightView, np.ndarray]:
+        """Scores of what is removed together, in units that all weights share."""
+        import numpy as np
+
+        from onnxshrink.kernels.fidelity import Fidelity
+        from onnxshrink.runtime.trial import Trial
+        from onnxshrink.runtime.worker import Worker
+
+        found: dict[WeightView, np.ndarray] = {}
+        names = Counter(view.name for view in views)
+        with ExitStack() as stack:
+            worker = ctx.worker or stack.enter_context(Worker())
+            trial = stack.enter_context(closing(Trial(model, names, worker)))
+            probes = ctx.feeds[:_PROBES]
+            reference = Fidelity(trial.run(probes))
+            for done, view in enumerate(views):
+                ctx.progress("measuring sensitivities", done, len(views))
+                if view.name in trial.refused or names[view.name] > 1:
+                    continue  # keeps the common share
+                try:
+                    scores = self.scores(view, ctx)
+                    matrix = self.rough().pruned(view, self.ratio, ctx)
+                except ValueError:  # reported when its turn comes
+                    continue
+                values = view.from_matrix(matrix).astype(view.dtype.numpy())
+                effect = reference.distortion(trial.run(probes, {view.name: values}))
+                lost = float(np.square(scores[matrix == 0], dtype=np.float64).sum())
+                own = _loss(matrix_of(view), moment_of(view, ctx))
+                view.release()
+                if np.isfinite(effect) and lost > 0 and own > 0:
+                    found[view] = self.units(scores) * (effect / lost / own) ** 0.25
+        return found
+
+
+def moment_of(view: WeightView, ctx: Context, half: int | None = None) -> np.ndarray:
+    """E[x x^T] of a weight's inputs, [groups, width, width].
+
+    Raises:
+        ValueError: They were not observed.
+    """
+    from onnxshrink.graph import moments
+
+    found = moments.moment(ctx.statistics, view, half)
+    if found is None:
+        raise ValueError("its inputs cannot be observed; prune-magnitude does without")
+    return found
+
+
+def _loss(matrix: np.ndarray, moment: np.ndarray) -> float:
+    """What an error [outputs, inputs] does to the outputs."""
+    from onnxshrink.kernels import sparsegpt
+
+    return sparsegpt.loss(matrix.reshape(len(moment), -1, moment.shape[-1]), moment)
