@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from onnxshrink.errors import RecipeError
-from onnxshrink.options import check, nested, option
+from onnxshrink.options import amended, check, nested, option
 
 if TYPE_CHECKING:
     from onnxshrink.graph.weights import WeightView
 
 SKIP: Literal["skip"] = "skip"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +141,17 @@ def unmatched(select: Select, views: Iterable[WeightView]) -> list[str]:
     views = list(views)
     patterns = (*select.only, *select.keep, *select.layers)
     return [p for p in patterns if not any(matches(p, view) for view in views)]
+
+
+def variants(owner: T, select: Select) -> list[T]:
+    """A step's options, and those with each override.
+
+    Raises:
+        RecipeError: An override does not fit the step.
+    """
+    rows = [row for row in select.layers.values() if row != SKIP]
+    name = getattr(owner, "name", "layers")
+    return [owner, *(amended(owner, [row], name) for row in rows)]
 
 
 def select(**defaults: Any) -> Any:

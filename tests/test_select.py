@@ -73,7 +73,7 @@ def test_a_table_of_bits_becomes_part_of_the_recipe(views, tmp_path, name: str) 
     own = build(QuantizeWeights, given, "q")
     made = {view.name: options for view, options in Context(Step("q")).each(own, views.values())}
     assert (made["w"].dtype, made["w"].clip) == ("int4", "mse")  # the table's row, and the type's
-    assert (made["v"].dtype, made["v"].clip) == ("uint8", "minmax")
+    assert (made["v"].dtype, made["v"].clip) == ("uint8", own.clip)
     (tmp_path / name).unlink()
     assert build(QuantizeWeights, dump(own), "q") == own  # without the file
 

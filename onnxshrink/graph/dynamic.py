@@ -90,13 +90,15 @@ class Activations:
         # Values are replaced by others of the same name while products are.
         self._made: dict[tuple[str, int], tuple[ir.Value, ir.Value, ir.Value]] = {}
 
-    def of(self, value: ir.Value, node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Codes, scale and zero point of what an operator reads."""
+    def of(
+        self, value: ir.Value, node: ir.Node, dtype: ir.DataType
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Codes, scale and zero point of what an operator reads, which is of a float type."""
         graph, producer = node.graph, value.producer()
         assert graph is not None
         key = (value.name or "", id(graph))
         if key not in self._made:
-            nodes = self._quantizers(value)
+            nodes = self._quantizers(value, dtype)
             if producer is not None and producer.graph is graph:
                 graph.insert_after(producer, nodes)
             else:  # an input, or from outside
@@ -105,9 +107,9 @@ class Activations:
             self._made[key] = codes, scale, zero
         return self._made[key]
 
-    def _quantizers(self, value: ir.Value) -> list[ir.Node]:
+    def _quantizers(self, value: ir.Value, dtype: ir.DataType) -> list[ir.Node]:
         nodes = []
-        if value.dtype is not None and value.dtype != _WORKING:
+        if dtype != _WORKING:
             nodes.append(ir.node("Cast", [value], {"to": _WORKING.value}, name=""))
             value = nodes[-1].outputs[0]
         nodes.append(ir.node("DynamicQuantizeLinear", [value], num_outputs=3, name=""))
@@ -140,7 +142,7 @@ def integer_products(
     zero = _zero_point(rebuild, stored)
     rebuild.place()
     for product in products.of(view):
-        rows, step, middle = activations.of(product.activation, product.node)
+        rows, step, middle = activations.of(product.activation, product.node, view.dtype)
         if product.turned_activation:
             rows = rebuild.node("Transpose", [rows], "x", perm=[1, 0])
         summed = rebuild.node("MatMulInteger", [rows, codes, middle, *zero], "i")
@@ -172,7 +174,7 @@ def integer_conv(
     scale = edit.factor(rebuild, stored.scale.reshape(-1, *plane), _WORKING)
     zero = _zero_point(rebuild, stored)
     rebuild.place()
-    data, step, middle = activations.of(node.inputs[0], node)  # type: ignore[arg-type]
+    data, step, middle = activations.of(node.inputs[0], node, _WORKING)  # type: ignore[arg-type]
     found = {name: attribute.value for name, attribute in node.attributes.items()}
     summed = rebuild.node("ConvInteger", [data, codes, middle, *zero], "i", **found)
     result = _scaled(rebuild, summed, step, scale)

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from onnx import version_converter
 
 from onnxshrink.errors import UnsupportedModel
+from onnxshrink.graph import preserve
 from onnxshrink.graph.hoist import separate_inputs
 from onnxshrink.graph.model import Model
 
@@ -35,12 +36,14 @@ def raise_opset(model: Model, version: int) -> bool:
 
     def convert(proto: onnx.ModelProto) -> onnx.ModelProto:
         try:
-            return version_converter.convert_version(proto, version)
-        except (RuntimeError, ValueError) as error:  # the converter's C++ exceptions
+            converted = version_converter.convert_version(proto, version)
+        except (RuntimeError, ValueError, version_converter.ConvertError) as error:
             raise UnsupportedModel(
                 f"{model.label}: opset {before} cannot be raised to {version}, which this needs: "
                 f"{str(error).splitlines()[0] if str(error) else 'the converter gives no reason'}"
             ) from error
+        _annotate(converted, proto)
+        return converted
 
     model.rewrite_proto(convert)
     if model.ir.ir_version < 4:
@@ -48,6 +51,24 @@ def raise_opset(model: Model, version: int) -> bool:
     least: int = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", version)])
     model.ir.ir_version = max(model.ir.ir_version, least)
     return True
+
+
+def _annotate(converted: onnx.ModelProto, before: onnx.ModelProto) -> None:
+    """Put back what people wrote about graphs, nodes and tensors, which the converter loses."""
+    for new, old in zip(preserve.graphs(converted), preserve.graphs(before), strict=False):
+        if new.name == old.name and not new.metadata_props:
+            new.metadata_props.extend(old.metadata_props)
+        written = {tensor.name: tensor for tensor in old.initializer}
+        for tensor in new.initializer:
+            if tensor.name in written:
+                tensor.doc_string = written[tensor.name].doc_string
+                del tensor.metadata_props[:]
+                tensor.metadata_props.extend(written[tensor.name].metadata_props)
+        nodes = {node.output[0]: node for node in old.node if node.output}
+        for node in new.node:
+            same = nodes.get(node.output[0]) if node.output else None
+            if same is not None and not node.metadata_props:
+                node.metadata_props.extend(same.metadata_props)
 
 
 def import_domain(model: Model, node: ir.Node, domain: str, version: int = 1) -> None:

@@ -393,7 +393,14 @@ def _rebuilds(node: ir.Node, index: int) -> bool:
     """Whether a node rebuilds a weight from integer codes: by Mul or Sub, or by a table."""
     if node.op_type in ("Mul", "Sub"):
         return any(map(_from_codes, node.inputs))
-    return node.op_type == "Gather" and index == 0 and _from_codes(node.inputs[1])
+    if node.op_type != "Gather" or index:
+        return False
+    ends = [node.outputs[0]]  # rows of scales, for rows of codes that another lookup picks
+    ends += [use.node.outputs[0] for use in ends[0].uses() if use.node.op_type == "Cast"]
+    scaled = (use.node for end in ends for use in end.uses() if use.node.op_type == "Mul")
+    return _from_codes(node.inputs[1]) or any(
+        map(_from_codes, (v for n in scaled for v in n.inputs))
+    )
 
 
 def _from_codes(value: ir.Value | None, depth: int = 8) -> bool:

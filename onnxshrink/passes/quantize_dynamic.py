@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from onnxshrink.options import option
+from onnxshrink.passes import _rounding
+from onnxshrink.passes._rounding import Clip, Rounding
 from onnxshrink.pipeline import Context, Pass
-from onnxshrink.select import Select, select
+from onnxshrink.select import Select, select, variants
 
 if TYPE_CHECKING:
     from onnxshrink.graph.dynamic import Activations
     from onnxshrink.graph.model import Model
     from onnxshrink.graph.weights import WeightView
     from onnxshrink.kernels.affine import Dtype, Quantized
+    from onnxshrink.kernels.observers import Need
 
 _OVERHEAD = 250  # bytes of the names and nodes of an integer product
 _OPSET = 11  # DynamicQuantizeLinear
@@ -41,15 +44,17 @@ class QuantizeDynamic(Pass):
     per_channel: bool = option(
         True, help="one scale for each output channel instead of one for each tensor"
     )
-    symmetric: bool = option(True, help="zero in the middle of the range; false: a zero point")
+    symmetric: bool = option(
+        True, help="zero in the middle of the range, as LSTM and Conv need it; false: a zero point"
+    )
     reduce_range: bool = option(
         False, help="7 bits, for x86 CPUs without VNNI, whose sums of two products have 16 bits"
     )
-    clip: Literal["minmax", "mse"] = option(
+    clip: Clip = option(
         "minmax", help="range of codes: every weight, or the one with the least squared error"
     )
-    rounding: Literal["rtn", "balanced"] = option(
-        "balanced", help="to nearest; or so that the errors of each channel cancel"
+    rounding: Rounding = option(
+        "balanced", help="how codes are chosen: see quantize-weights; gptq and adaround need inputs"
     )
     convs: bool = option(False, help="also convolutions, as ConvInteger, which is slow")
     others: Literal["int8", "keep"] = option(
@@ -64,6 +69,14 @@ class QuantizeDynamic(Pass):
     def bound(self) -> float:
         """As for other 8-bit weights: rounding activations too costs about as much again."""
         return 0.25
+
+    def needs(self, model: Model) -> Iterator[Need]:
+        """For ``gptq`` and ``adaround``: second moments of the selected weights' inputs."""
+        from onnxshrink.graph import weights
+
+        if any(v.rounding in _rounding.CALIBRATED for v in variants(self, self.weights)):
+            views = [view for view in weights.find(model) if not self.weights.why_not(view)]
+            yield from _rounding.needs(views)
 
     def apply(self, model: Model, ctx: Context) -> None:
         """Quantize every selected weight, the largest first; then narrow the long vectors."""
@@ -113,31 +126,33 @@ class QuantizeDynamic(Pass):
             for other in pair:
                 if reason := self.weights.why_not(other):
                     raise ValueError(f"the other weight of its LSTM: {reason}")
-            rounded = [self._rounded(part, signed=True) for part in pair]
-            sizes = dynamic.integer_lstm(model, pair, [codes for codes, _ in rounded])
-            for part, (codes, sqnr), after in zip(pair, rounded, sizes, strict=True):
-                ctx.changed(part, after, note=_note(codes, "DynamicQuantizeLSTM"), sqnr_db=sqnr)
+            rounded = [self._rounded(part, ctx, signed=True) for part in pair]
+            sizes = dynamic.integer_lstm(model, pair, [each.codes for each in rounded])
+            for part, each, after in zip(pair, rounded, sizes, strict=True):
+                note = each.note("DynamicQuantizeLSTM")
+                ctx.changed(part, after, note=note, sqnr_db=each.sqnr_db)
             return set(pair)
         is_conv = view.op_type == "Conv"
         if is_conv and not self.convs:
             raise ValueError("convolutions stay in floating point")
         if reason := dynamic.why_not_conv(view) if is_conv else dynamic.why_not(view):
             raise ValueError(reason)
-        codes, sqnr = self._rounded(view, signed=is_conv)
+        chosen = self._rounded(view, ctx, signed=is_conv)
         emit = dynamic.integer_conv if is_conv else dynamic.integer_products
-        after = emit(model, view, codes, activations)
-        note = _note(codes, "ConvInteger" if is_conv else "MatMulInteger")
-        ctx.changed(view, after, note=note, sqnr_db=sqnr)
+        after = emit(model, view, chosen.codes, activations)
+        note = chosen.note("ConvInteger" if is_conv else "MatMulInteger")
+        ctx.changed(view, after, note=note, sqnr_db=chosen.sqnr_db)
         if is_conv:
             ctx.warn(_SLOW)
         return {view}
 
-    def _rounded(self, view: WeightView, *, signed: bool) -> tuple[Quantized, float]:
-        """A weight's codes in the layout of its operator, and their signal to noise in dB.
+    def _rounded(self, view: WeightView, ctx: Context, *, signed: bool) -> _Rounded:
+        """A weight in the layout of its operator.
 
         Args:
             view: The weight.
-            signed: Whether the operator takes only symmetric int8 with scales per channel.
+            ctx: Where the statistics are.
+            signed: Whether the operator takes only symmetric int8.
 
         Raises:
             ValueError: It cannot be quantized, or would not be smaller.
@@ -145,18 +160,16 @@ class QuantizeDynamic(Pass):
         from onnxshrink.graph import dynamic
         from onnxshrink.kernels import affine
 
-        stored_type: Dtype = "int8" if signed else self.dtype
+        kind: Dtype = "int8" if signed else self.dtype
         narrow: dict[Dtype, Dtype] = {"int8": "int7", "uint8": "uint7"}
         layout = dynamic.layout(view, per_channel=self.per_channel)
-        values = layout.values()
-        codes = affine.quantize(
-            values, narrow[stored_type] if self.reduce_range else stored_type,
-            layout.axes, symmetric=signed or self.symmetric, clip=self.clip,
-            rounding=self.rounding, short_scale=True,
+        codes, method = _rounding.quantize(
+            layout, narrow[kind] if self.reduce_range else kind, self.rounding, ctx,
+            clip=self.clip, symmetric=signed or self.symmetric, short_scale=True,
         )  # fmt: skip
         if codes.nbytes + _OVERHEAD >= view.nbytes:
-            raise ValueError(f"would not be smaller as {stored_type}")
-        return replace(codes, dtype=stored_type), affine.sqnr_db(values, codes)
+            raise ValueError(f"would not be smaller as {kind}")
+        return _Rounded(replace(codes, dtype=kind), method, affine.sqnr_db(layout.values(), codes))
 
     def _otherwise(self, view: WeightView, reason: str, model: Model, ctx: Context) -> None:
         """Store a weight that no integer operator takes, or report why it is left alone."""
@@ -165,8 +178,18 @@ class QuantizeDynamic(Pass):
         if self.others == "keep":
             ctx.skip(view, reason)
         else:
-            QuantizeWeights(clip=self.clip, rounding=self.rounding).store(view, model, ctx)
+            QuantizeWeights(clip=self.clip, rounding=self.rounding).store(view, model, ctx, reason)
 
 
-def _note(codes: Quantized, operator: str) -> str:
-    return f"{codes.dtype}, {codes.scale.size} scales, {operator}"
+@dataclass(frozen=True)
+class _Rounded:
+    """A weight's codes, the method that chose them, and their signal to noise in dB."""
+
+    codes: Quantized
+    method: str
+    sqnr_db: float
+
+    def note(self, operator: str) -> str:
+        """What the weight became."""
+        fitted = f", {self.method}" * (self.method not in ("rtn", "balanced"))
+        return f"{self.codes.dtype}, {self.codes.scale.size} scales, {operator}{fitted}"

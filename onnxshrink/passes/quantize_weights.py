@@ -12,7 +12,7 @@ from onnxshrink.options import amended, option
 from onnxshrink.passes import _rounding
 from onnxshrink.passes._rounding import Clip, Rounding
 from onnxshrink.pipeline import Context, Pass
-from onnxshrink.select import SKIP, Select, select
+from onnxshrink.select import SKIP, Select, select, variants
 
 if TYPE_CHECKING:
     from onnxshrink.graph.edit import Form
@@ -110,7 +110,9 @@ class QuantizeWeights(Pass):
         """For ``gptq`` and ``adaround``: second moments of the selected weights' inputs."""
         from onnxshrink.graph import weights
 
-        if any(variant.rounding in _rounding.CALIBRATED for variant in self._variants()):
+        if any(
+            variant.rounding in _rounding.CALIBRATED for variant in variants(self, self.weights)
+        ):
             views = [view for view in weights.find(model) if not self.weights.why_not(view)]
             parts = _rounding.groups(model, views) if self.sequential else [views]
             yield from _rounding.needs(parts[0] if parts else ())
@@ -165,13 +167,8 @@ class QuantizeWeights(Pass):
                 needed = max(needed, 21 if chosen.block_size else 13)
         return needed
 
-    def _variants(self) -> list[QuantizeWeights]:
-        """The step itself, and with every override."""
-        overrides = [row for row in self.weights.layers.values() if row != SKIP]
-        return [self, *(amended(self, [row], self.name) for row in overrides)]
-
-    def store(self, view: WeightView, model: Model, ctx: Context) -> None:
-        """Quantize one weight, or say why it is left alone."""
+    def store(self, view: WeightView, model: Model, ctx: Context, why: str = "") -> None:
+        """Quantize one weight, or say why it is left alone; ``why`` it is stored so is noted."""
         from onnxshrink.graph import edit, nbits
         from onnxshrink.kernels import affine
 
@@ -198,7 +195,8 @@ class QuantizeWeights(Pass):
         note = f"{self.dtype}, {stored.scale.size} scales, {form}"
         note += f", {method}" * (method not in ("rtn", "balanced"))
         if self.form == "nbits" and form != "nbits":
-            note += f" ({nbits.why_not(view, stored.bits)})"
+            why = nbits.why_not(view, stored.bits)
+        note += f" ({why})" * bool(why)
         ctx.changed(view, after, note=note, sqnr_db=sqnr)
 
     def _layout(self, view: WeightView, form: Form) -> Layout:

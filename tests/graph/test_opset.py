@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from hard_models import HARD
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxshrink.errors import UnsupportedModel
@@ -90,3 +91,32 @@ def test_hoisted_constants_are_initializers_of_the_main_graph(
     assert all(len(a.g.node) == 1 for a in hoisted.graph.node[0].attribute)
     for old, new in zip(answers(before), answers(after), strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+def test_what_people_wrote_survives_a_raise() -> None:
+    before = HARD["metadata"]().proto
+    model = Model.from_proto(before)
+    assert raise_opset(model, 19)
+    after = model.to_proto()
+
+    def written(proto: onnx.ModelProto) -> list[object]:
+        def texts(thing: object) -> list[tuple[str, str]]:
+            return [(entry.key, entry.value) for entry in thing.metadata_props]  # type: ignore[attr-defined]
+
+        graph = proto.graph
+        return [
+            texts(proto), texts(graph), [(n.name, n.doc_string, texts(n)) for n in graph.node],
+            [(t.name, t.doc_string, texts(t)) for t in graph.initializer], graph.doc_string,
+        ]  # fmt: skip
+
+    assert written(after) == written(before)
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [("function", "ONNX's converter loses the model's functions"), ("sparse", "rare")],
+)
+def test_models_that_the_converter_does_not_know(case: str, said: str) -> None:
+    model = Model.from_proto(HARD[case]().proto)
+    with pytest.raises(UnsupportedModel, match=f"opset 17 cannot be raised to 21.*{said}"):
+        raise_opset(model, 21)

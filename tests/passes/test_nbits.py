@@ -215,3 +215,25 @@ def test_the_accuracy_level_is_written(tmp_path: Path) -> None:
 def test_options_that_do_not_fit(options: dict[str, Any], said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         build(QuantizeWeights, {"form": "nbits", **options}, "quantize-weights")
+
+
+@pytest.mark.parametrize("rounding", ["mse", "hqq", "gptq", "adaround"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_every_rounding_of_blocks_that_are_not_whole(
+    rounding: str, symmetric: bool, stored: dict[str, np.ndarray], worker: Worker, tmp_path: Path
+) -> None:
+    case = matmul(100)
+    path = tmp_path / "before.onnx"
+    path.write_bytes(case.model.SerializeToString())
+    given = {
+        "form": "nbits", "accuracy_level": 0, "bits": 4, "rounding": rounding,
+        "symmetric": symmetric, "min_size": 0, "vectors": "keep",
+    }  # fmt: skip
+    mixing = normal(100, 100, seed=7) / 10
+    feeds = [{"x": normal(2, 3, 100, seed=seed) @ mixing} for seed in range(1, 64)]
+    step = build(QuantizeWeights, given, "quantize-weights")
+    result = run([step], Model.load(path), Settings(feeds=feeds), worker)
+    result.model.save(tmp_path / "after.onnx")
+    (change,) = result.report.steps[0].changes
+    assert change.note == f"int4, {24 * 4} scales, nbits, {rounding}"
+    holds(case, stored, worker, tmp_path)

@@ -18,8 +18,10 @@ from onnxshrink.graph import dynamic, edit, preserve, weights
 from onnxshrink.graph.model import Model
 from onnxshrink.kernels import affine
 from onnxshrink.options import build
+from onnxshrink.passes import quantize_weights
 from onnxshrink.passes.quantize_dynamic import QuantizeDynamic
 from onnxshrink.pipeline import Result, run
+from onnxshrink.recipe import find_pass
 from onnxshrink.runtime.session import SessionOptions
 from onnxshrink.runtime.worker import Worker
 
@@ -113,7 +115,8 @@ def holds(
         found = worker.run(folder / "after.onnx", [case.feed], options).outputs[0]
         for y, expected in zip(found, wanted, strict=True):
             assert (y.dtype, y.shape) == (expected.dtype, expected.shape)
-            assert np.linalg.norm(y - expected) <= tolerance * np.linalg.norm(expected)
+            error = y.astype(np.float64) - expected
+            assert np.linalg.norm(error) <= tolerance * np.linalg.norm(expected.astype(np.float64))
 
 
 def counted(folder: Path) -> Counter[str]:
@@ -180,6 +183,12 @@ def test_float16_products(stored: dict[str, np.ndarray], worker: Worker, tmp_pat
     case = Case("float16", model, ("W",), {"x": normal(3, 64, seed=1).astype(np.float16)})
     quantized(model, tmp_path)
     holds(case, stored, worker, tmp_path, 2e-3)
+    chain = parsed(  # whose middle has no type in the file
+        "g (float16[3, 64] x) => (float16[3, 40] y) { h = MatMul(x, V) y = MatMul(h, W) }",
+        V=normal(64, 64).astype(np.float16), W=normal(64, 40, seed=2).astype(np.float16),
+    )  # fmt: skip
+    quantized(chain, tmp_path)
+    holds(Case("chain", chain, ("V", "W"), case.feed), stored, worker, tmp_path, 3e-2)
 
 
 def test_float_weights_where_products_are_left(tmp_path: Path) -> None:
@@ -415,7 +424,8 @@ def test_others_are_stored_as_quantize_weights_does(worker: Worker, tmp_path: Pa
         c.what: c.note for c in quantized(model, tmp_path, others="int8").report.steps[0].changes
     }
     assert notes == {
-        "E": "int8, 50 scales, cast-mul", "W": "int8, 40 scales, MatMulInteger"
+        "E": "int8, 50 scales, cast-mul (is used by Gather)",
+        "W": "int8, 40 scales, MatMulInteger"
     }  # fmt: skip
     result = quantized(model, tmp_path)
     assert reasons(result) == {"E": "is used by Gather"}
@@ -475,3 +485,40 @@ def test_options_by_layer(tmp_path: Path) -> None:
     assert {c.what: c.note for c in changes} == {
         "W": "int8, 40 scales, MatMulInteger", "V": "uint8, 1 scales, MatMulInteger"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("rounding", ["rtn", "balanced", "mse", "hqq", "gptq", "adaround"])
+def test_every_rounding(
+    rounding: str, stored: dict[str, np.ndarray], worker: Worker, tmp_path: Path
+) -> None:
+    model = parsed(
+        "g (float[8, 64] x) => (float[8, 40] y) { y = Gemm<transB = 1>(x, W) }", W=normal(40, 64)
+    )
+    path = tmp_path / "before.onnx"
+    path.write_bytes(model.SerializeToString())
+    given = {"rounding": rounding, "vectors": "keep"}
+    mixing = normal(64, 64, seed=7) / 8
+    feeds = [{"x": normal(8, 64, seed=seed) @ mixing} for seed in range(1, 40)]
+    step = build(QuantizeDynamic, given, "quantize-dynamic")
+    result = run([step], Model.load(path), Settings(feeds=feeds), worker)
+    result.model.save(tmp_path / "after.onnx")
+    (change,) = result.report.steps[0].changes
+    fitted = f", {rounding}" if rounding not in ("rtn", "balanced") else ""
+    assert change.note == f"int8, 40 scales, MatMulInteger{fitted}"
+    holds(Case("rounded", model, ("W",), feeds[0]), stored, worker, tmp_path)
+
+
+@pytest.mark.parametrize("then", ["quantize-dynamic", "quantize-weights"])
+def test_a_model_is_not_quantized_again(
+    then: str, worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its codes, nor their scales, of products or of lookups."""
+    monkeypatch.setattr(quantize_weights, "_LOOKED_UP", 0)
+    model = parsed(
+        "g (int64[3] i) => (float[3, 400] y) { x = Gather(E, i) h = MatMul(x, W) y = Add(h, b) }",
+        E=normal(500, 64), W=normal(64, 400), b=normal(400),
+    )  # fmt: skip
+    quantized(model, tmp_path, others="int8", vectors="float16")
+    assert counted(tmp_path)["Gather"] == 2  # of codes and of scales
+    again = run([find_pass(then)()], Model.load(tmp_path / "after.onnx"), Settings(check="off"))
+    assert again.report.steps[0].status == "nothing to do", again.report.steps[0].changes
