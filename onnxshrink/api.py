@@ -40,6 +40,8 @@ class Options:
         seed: For generated inputs and for passes that draw random numbers.
         storage: ``auto``, ``single`` file, ``external`` data, or ``packed``: entropy-coded in a
             sidecar, see :func:`session`.
+        calibration_cache: A file for the statistics of calibration runs, to be used again by later
+            runs on the same model and inputs.
         progress: Called with what is done, how much of it, and out of how much (0: unknown).
     """
 
@@ -48,6 +50,7 @@ class Options:
     check: Level = "full"
     seed: int = 0
     storage: Literal["auto", "single", "external", "packed"] = "auto"
+    calibration_cache: StrPath | None = None
     progress: Progress = field(default=lambda what, done, total: None)
 
 
@@ -234,15 +237,20 @@ def _prepare(
 ) -> tuple[Model, Settings]:
     """Load the model and its inputs; find out now whether the result could be written."""
     from onnxshrink.graph.model import Model
+    from onnxshrink.runtime.calibration_cache import CalibrationCache
 
     model = Model.load(source)
     model.check_output(Path(out))
+    cache = None
+    if options.calibration_cache is not None:
+        cache = CalibrationCache(Path(options.calibration_cache))
     feeds: list[dict[str, Any]] = []
     if options.calibration is not None or options.check != "off":
         feeds = _feeds(model, options, worker)
     return model, Settings(
         check=options.check, feeds=feeds, generated=options.calibration is None,
         seed=options.seed, folder=Path(out).absolute().parent, progress=options.progress,
+        cache=cache,
     )  # fmt: skip
 
 

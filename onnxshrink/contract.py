@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from onnxshrink.graph.model import Model
     from onnxshrink.kernels.metrics import OutputComparison
+    from onnxshrink.runtime.calibration_cache import CalibrationCache
     from onnxshrink.runtime.worker import Worker
 
 Level = Literal["full", "quick", "off"]
@@ -48,6 +49,7 @@ class Settings:
         seed: For passes that draw random numbers.
         folder: Where intermediate models are written; None is the system's temporary folder.
         progress: Called with what is done, how much of it, and out of how much.
+        cache: Statistics of earlier runs.
     """
 
     check: Level = "full"
@@ -56,6 +58,7 @@ class Settings:
     seed: int = 0
     folder: Path | None = None
     progress: Progress = field(default=lambda what, done, total: None)
+    cache: CalibrationCache | None = None
 
 
 @dataclass(frozen=True)

@@ -252,7 +252,9 @@ def _step(
         trial = model.clone()
         if needs := tuple(pass_.needs(trial)):
             judge.settle()  # the worker may be busy with the original
-            ctx.statistics = calibrate(trial, needs, settings.feeds, worker, settings.progress)
+            ctx.statistics = calibrate(
+                trial, needs, settings.feeds, worker, settings.progress, settings.cache
+            )
         if pass_.runs_models:
             judge.settle()
         pass_.apply(trial, ctx)

@@ -267,3 +267,26 @@ def test_a_terminal_gets_drawn_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     show(table)
     assert "sizes" in screen.getvalue()
     assert "│" in screen.getvalue()
+
+
+def test_calibration_is_kept_for_the_next_run(
+    cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [
+        "quantize-weights", model_of("recommender"), "small.onnx", "--rounding", "gptq",
+        "--dtype", "int4", "--calibration", data_of("recommender"), "--calibration-cache", "cache",
+    ]  # fmt: skip
+    assert cli(*words).code == 0
+    first, kept = (tmp_path / "small.onnx").read_bytes(), (tmp_path / "cache").read_bytes()
+
+    def observe(*_: object) -> None:
+        raise AssertionError("observed again")
+
+    monkeypatch.setattr("onnxshrink.graph.instrument.instrument", observe)
+    assert cli(*words).code == 0
+    assert (tmp_path / "small.onnx").read_bytes() == first
+    assert (tmp_path / "cache").read_bytes() == kept
+    (tmp_path / "cache").write_bytes(kept[:-9])
+    done = cli(*words)
+    assert done.code == 3
+    assert "not a calibration cache, or a damaged one" in done.err

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+_KEPT = ("check", "seed", "storage", "calibration_cache")
+
+
 def run_options(command: F) -> F:
     """Options of every command that writes a model."""
     for decorate in reversed(
@@ -30,6 +33,10 @@ def run_options(command: F) -> F:
             click.option(
                 "--calibration", metavar="DATA", multiple=True,
                 help="Real inputs: .npz, .npy, a folder, or module.py:function. Repeatable.",
+            ),
+            click.option(
+                "--calibration-cache", metavar="FILE",
+                help="Keep what calibration finds, for later runs on the same model and inputs.",
             ),
             click.option(
                 "--check", type=click.Choice(["full", "quick", "off"]), default="full",
@@ -82,7 +89,7 @@ class Run:
         self.strict: bool = values.pop("strict")
         self.calibration = list(values.pop("calibration")) or None
         self.shapes = dict(map(shape_option, values.pop("shape")))
-        self.rest = {name: values.pop(name) for name in ("check", "seed", "storage")}
+        self.rest = {name: values.pop(name) for name in _KEPT}
 
     def options(self, progress: Callable[[str, int, int], None]) -> Options:
         """How to run, for ``onnxshrink.api``."""

@@ -13,9 +13,11 @@ import numpy as np
 
 from onnxshrink.kernels.observers import SUMS, Need
 from onnxshrink.kernels.pairs import PairNeed
+from onnxshrink.runtime import calibration_cache
 
 if TYPE_CHECKING:
     from onnxshrink.graph.model import Model
+    from onnxshrink.runtime.calibration_cache import CalibrationCache
     from onnxshrink.runtime.worker import Worker
 
 LEAST_SUMS_BYTES = 64 * 2**20
@@ -53,16 +55,34 @@ class Statistics(Mapping[Any, Any]):
     def __len__(self) -> int:
         return len(self._files)
 
-    def add(self, needs: Sequence[Any], worker: Worker) -> None:
-        """Have a worker hand out the statistics that it watched for these needs."""
+    def _folder(self) -> Path:
+        """A folder of its own for some of the files, gone when the statistics are."""
         folder = tempfile.mkdtemp(prefix="onnxshrink-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return Path(folder)
+
+    def add(self, needs: Sequence[Any], worker: Worker) -> None:
+        """Have a worker hand out the statistics that it watched for these needs."""
+        folder = self._folder()
         unfit = worker.collect(folder)
         for number, need in enumerate(needs):
             if number in unfit:
                 self.refused[need.value] = unfit[number]
             else:
-                self._files[need] = Path(folder, f"{number}.npz")
+                self._files[need] = folder / f"{number}.npz"
+
+    def _recall(self, cache: CalibrationCache, keys: Mapping[Need, str]) -> list[Need]:
+        """Take what a cache knows; the needs that it does not know."""
+        known = cache.find(keys, self._folder())
+        for need, what in known.items():
+            if isinstance(what, str):
+                self.refused[need.value] = what
+            else:
+                self._files[need] = what
+        return [need for need in keys if need not in known]
+
+    def _keep(self, cache: CalibrationCache, keys: Mapping[Need, str], new: Iterable[Need]) -> None:
+        cache.add({keys[n]: self._files.get(n) or self.refused[n.value] for n in new})
 
 
 def calibrate(
@@ -71,6 +91,7 @@ def calibrate(
     feeds: Sequence[Mapping[str, np.ndarray]],
     worker: Worker,
     progress: Progress = lambda what, done, total: None,
+    cache: CalibrationCache | None = None,
 ) -> Statistics:
     """Run a model and add up statistics of its values, in bounded memory.
 
@@ -84,6 +105,7 @@ def calibrate(
         feeds: The inputs.
         worker: Where to run.
         progress: Told of every feed.
+        cache: What was collected of the same model on the same feeds before; the rest joins it.
 
     Raises:
         ModelError: The model does not run.
@@ -95,12 +117,18 @@ def calibrate(
     wanted = list(dict.fromkeys(needs))
     if not wanted or not feeds:
         return found
+    keys: dict[Need, str] = {}
+    if cache is not None:
+        keys = calibration_cache.keys(model.digest(), calibration_cache.data_digest(feeds), wanted)
+        if not (wanted := found._recall(cache, keys)):
+            return found
+    new = wanted
     entering = {value.name for value in model.inputs}
     with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
         path = Path(folder, "observed.onnx")
         inside = [need.value for need in wanted if need.value not in entering]
         points = instrument(model, path, watch=inside)
-        found.refused = points.refused
+        found.refused |= points.refused
         wanted = [need for need in wanted if need.value not in points.refused]
         parts = list(rounds(wanted, max(LEAST_SUMS_BYTES, model.nbytes() // 2)))
         for number, part in enumerate(parts):
@@ -111,6 +139,8 @@ def calibrate(
                 worker.observe(feed, i)
             found.add(part, worker)
         worker.release()
+    if cache is not None:
+        found._keep(cache, keys, new)
     return found
 
 

@@ -77,7 +77,9 @@ class Parts:
         needs = tuple(step.needs(model))
         self._statistics: Any = {}
         if needs:
-            self._statistics = calibrate(model, needs, settings.feeds, worker, settings.progress)
+            self._statistics = calibrate(
+                model, needs, settings.feeds, worker, settings.progress, settings.cache
+            )
         self.whole, report = self.apply(step)
         names = {view.name for view in weights.find(model)}
         self.changes = {row.what: row for row in report.changes if row.what in names}

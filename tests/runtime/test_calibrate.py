@@ -93,7 +93,7 @@ def test_what_cannot_be_observed_is_named(worker: Worker) -> None:
 def test_large_sums_are_collected_in_rounds(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onnxshrink.runtime.calibrate._LEAST_SUMS_BYTES", 1)
+    monkeypatch.setattr("onnxshrink.runtime.calibrate.LEAST_SUMS_BYTES", 1)
     needs = [Need("h", SecondMoment(3)), Need("y", SecondMoment(3)), Need("x", SecondMoment(3))]
     feeds = rows()
     found = calibrate(model(PLAIN), needs, feeds, worker)
