@@ -44,11 +44,13 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 }
 #: What a pass repairs: steps that run before it.
 BEFORE: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
+    "correct-bias": (("prune-magnitude", {"scope": "weight", "max_error": 1.0}),),
     "reconstruct": (("prune-magnitude", {"scope": "weight", "max_error": 1.0}),),
 }
 #: Options with which a pass must change nothing. None: it has no such setting.
 IDENTITY: dict[str, dict[str, Any] | None] = {
     "clean": {"keep": clean.REWRITERS},
+    "correct-bias": {"keep": ["*"]},
     "lower-ml": None,
     "prune-channels": {"ratio": 0.0},
     "specialize": {},

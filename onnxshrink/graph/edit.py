@@ -425,3 +425,30 @@ def forget(model: Model, value: ir.Value) -> None:
             scope.initializers.pop(value.name or "")
             if value in scope.inputs:
                 scope.inputs.remove(value)
+
+
+def give_constant(
+    model: Model, node: ir.Node, index: int, values: np.ndarray, stem: str
+) -> ir.Value:
+    """Give one input of a node a constant of its own, under a name with this stem."""
+    graph = node.graph
+    assert graph is not None
+    name = model.unused_name(stem)
+    tensor = model.store(np.ascontiguousarray(values), name)
+    model.touch(name)
+    if isinstance(graph, ir.Graph) and model.ir.ir_version >= 4:
+        value = ir.Value(
+            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(values.shape),
+            const_value=tensor,
+        )  # fmt: skip
+        graph.register_initializer(value)
+    else:
+        constant = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], name="")
+        graph.insert_before(node, constant)
+        value = constant.outputs[0]
+        value.name = name
+    if index >= len(node.inputs):
+        node.resize_inputs(index + 1)
+    node.replace_input_with(index, value)
+    model.touch_node(node)
+    return value

@@ -1,0 +1,106 @@
+"""The vector that a layer adds to its outputs: changed where it is, made where there is none."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxshrink.graph import edit, weights
+from onnxshrink.graph.layers import Outline
+from onnxshrink.graph.model import Model
+
+Array = npt.NDArray[np.float64]
+
+
+def why_not(outline: Outline) -> str:
+    """Why a layer's bias cannot be changed; empty when it can."""
+    if outline.index == 0:
+        return "its weight is multiplied from the left"
+    if outline.bias is not None and _stored(outline.bias) is None:
+        return "what it adds is not stored as numbers of its own"
+    return ""
+
+
+def axis(outline: Outline) -> int:
+    """The axis of the channels of a layer's output."""
+    return 1 if outline.op_type == "Conv" else -1
+
+
+def shift(
+    model: Model, outline: Outline, amount: Array, weight: ir.TensorProtocol | None
+) -> tuple[str, int, int]:
+    """Add to what a layer adds.
+
+    Args:
+        model: The model, whose journal is kept.
+        outline: The layer.
+        amount: One number for each channel.
+        weight: Its weight before it was compressed, whose type a vector gets that has to be made.
+
+    Returns:
+        The name of the constant that was changed, or of the output that has a new one, and its
+        bytes before and after.
+    """
+    node = outline.node
+    beta = node.attributes.get("beta")
+    if node.op_type == "Gemm" and outline.bias is not None and beta is not None:
+        amount = amount / beta.as_float()
+    if outline.bias is None:
+        floats = weight is not None and weight.dtype in weights.FLOATS
+        dtype = weight.dtype if weight is not None and floats else ir.DataType.FLOAT
+        values = amount.astype(dtype.numpy())
+        if node.op_type == "MatMul":
+            _add_behind(model, node, values)
+        else:
+            node.attributes.pop("beta", None)
+            edit.give_constant(model, node, 2, values, f"{outline.output}.bias")
+        return outline.output, 0, values.nbytes
+    stored = _stored(outline.bias)
+    assert stored is not None
+    tensor = weights._constant(stored)
+    assert tensor is not None
+    values = tensor.numpy() + amount
+    own = len(stored.uses()) == len(outline.bias.uses()) == 1
+    if own and values.shape == tuple(tensor.shape):
+        view = next(view for view in weights.find(model) if view.value is stored)
+        edit.revalued(model, view, values)
+        return stored.name or "", tensor.nbytes, tensor.nbytes
+    user, index = next(
+        (use.node, use.idx) for use in outline.bias.uses() if _adds(use.node, outline)
+    )
+    values = values.astype(tensor.dtype.numpy())
+    edit.give_constant(model, user, index, values, f"{outline.output}.bias")
+    edit.forget(model, stored)
+    return outline.output, 0, values.nbytes
+
+
+def _adds(user: ir.Node, outline: Outline) -> bool:
+    """Whether it is this layer that a vector is added to."""
+    return user is outline.node or user.outputs[0].name == outline.output
+
+
+def _stored(value: ir.Value) -> ir.Value | None:
+    """The floating-point constant behind a vector, which may be stored in another type."""
+    node = value.producer()
+    if node is not None and node.op_type in ("Cast", "Identity") and node.inputs[0] is not None:
+        return _stored(node.inputs[0])
+    tensor = weights._constant(value)
+    return value if tensor is not None and tensor.dtype in weights.FLOATS else None
+
+
+def _add_behind(model: Model, node: ir.Node, values: np.ndarray) -> None:
+    """Add a vector to what a node makes; the sum takes the name."""
+    product, graph = node.outputs[0], node.graph
+    assert graph is not None
+    name = product.name or ""
+    added = ir.Node("", "Add", [product, None], name="")
+    total = added.outputs[0]
+    graph.insert_after(node, added)
+    product.replace_all_uses_with(total, replace_graph_outputs=True)
+    added.replace_input_with(0, product)
+    total.type, total.shape = product.type, product.shape
+    product.name = model.unused_name(f"{name}.product")
+    total.name = name
+    model.touch(name, product.name)
+    edit.give_constant(model, added, 1, values, f"{name}.bias")
