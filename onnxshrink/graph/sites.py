@@ -378,7 +378,7 @@ class _Walk:
         if op in _OVER_PLACES:
             return not self.last and "extrapolation_value" not in node.attributes
         if op == "Clip":
-            low, high = (_limit(node, at, name) for at, name in ((1, "min"), (2, "max")))
+            low, high = (limit(node, at, name) for at, name in ((1, "min"), (2, "max")))
             if low != 0 or high is None:
                 return False
             if high < _NO_LIMIT:
@@ -386,7 +386,7 @@ class _Walk:
             return True
         if op == "Pad":
             filled = attribute(node, "mode", "constant") == "constant"
-            return not filled or _limit(node, 2, "value") == 0
+            return not filled or limit(node, 2, "value") == 0
         return op in ("Flatten", "Reshape", "Transpose", *_REDUCTIONS) and self._moved(node)
 
     def _moved(self, node: ir.Node) -> bool:
@@ -445,7 +445,7 @@ def _integers(value: ir.Value | None) -> list[int] | None:
     return None if tensor is None else [int(each) for each in tensor.numpy().reshape(-1)]
 
 
-def _limit(node: ir.Node, index: int, name: str) -> float | None:
+def limit(node: ir.Node, index: int, name: str) -> float | None:
     """A limit of Clip or the filling of Pad: an attribute once, an input since opset 11."""
     unlimited = {"min": -math.inf, "max": math.inf, "value": 0.0}[name]
     if name in node.attributes:

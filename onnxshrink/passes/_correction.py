@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from onnxshrink.contract import Judge, Settings
+from onnxshrink.contract import Feeds, Judge, Settings
 from onnxshrink.pipeline import Context
 from onnxshrink.report import Change
 
@@ -58,12 +58,10 @@ class Correction:
                 return "its weight is as in the original"
         return bias.why_not(outline)
 
-    def run(self, chosen: Sequence[Outline], rounds: int | None) -> None:
-        """Correct layer after layer; keep it if the outputs are closer to the original's."""
+    def measured(self, chosen: Sequence[Outline], rounds: int | None) -> None:
+        """Correct layer after layer by what the means of their outputs are off."""
         from onnxshrink.graph import layers
 
-        judge = Judge(self._original, Settings(feeds=self._ctx.feeds), self._worker)
-        judge.settle()
         wanted = self._means(self._original, chosen)
         trial = self._model.clone()
         rows: list[Change] = []
@@ -75,21 +73,96 @@ class Correction:
             for outline in found:
                 self._ctx.progress("correcting biases", len(rows), len(chosen))
                 rows += self._correct(trial, outline, wanted, means)
-        before, after = (_distance(judge, model) for model in (self._model, trial))
-        if not after < before:
-            for outline in chosen:
-                self._ctx.skip(outline.name, "corrections bring the outputs no closer")
-        elif rows:
+        self._keep(trial, rows, chosen)
+
+    def computed(self, chosen: Sequence[Outline], feeds: Feeds) -> None:
+        """Correct all layers by the errors of their weights times the means of their inputs.
+
+        Args:
+            chosen: The layers.
+            feeds: To measure those means; without, they follow from batch normalizations.
+        """
+        import numpy as np
+
+        from onnxshrink.graph import clean, layers
+        from onnxshrink.runtime.beside import compute
+
+        folded = self._original.clone()
+        clean.fold_batch_norms(folded)  # where the model at hand has them folded, too
+        readers = [
+            layers.Reader(model, lambda proto, inputs: compute(proto, inputs, self._worker))
+            for model in (folded, self._model)
+        ]
+        counterparts = {o.output: o for o in layers.outlines(folded, self._original) if not o.norm}
+        inputs = self._inputs(chosen, feeds)
+        trial = self._model.clone()
+        found = {o.output: o for o in layers.outlines(trial, self._original)}
+        rows: list[Change] = []
+        for outline in chosen:
+            before = counterparts.get(outline.output)
+            mean = inputs.get(_input(outline))
+            if before is None or mean is None:
+                reason = (
+                    "has no counterpart in the original"
+                    if before is None
+                    else "the mean of its input is not known"
+                )
+                self._ctx.skip(outline.name, reason)
+                continue
+            try:
+                held = [r.layer(o).held for r, o in zip(readers, (before, outline), strict=True)]
+            except ValueError as error:
+                self._ctx.skip(outline.name, str(error))
+                continue
+            if held[0].matrix.shape != held[1].matrix.shape:
+                self._ctx.skip(outline.name, "its channels are not those of the original")
+                continue
+            off = _behind(held[0].matrix - held[1].matrix, mean)
+            size = float(
+                np.linalg.norm(off) / max(np.linalg.norm(_behind(held[0].matrix, mean)), _TINY)
+            )
+            rows.append(self._moved(trial, found[outline.output], off, size))
+        self._keep(trial, rows, chosen if feeds else ())
+
+    def _inputs(self, chosen: Sequence[Outline], feeds: Feeds) -> Mapping[str, np.ndarray]:
+        """The mean of every channel of the layers' inputs in the original."""
+        from onnxshrink.graph import bias, expected
+        from onnxshrink.kernels.observers import Extremes, Need
+        from onnxshrink.runtime.calibrate import calibrate
+
+        if not feeds:
+            return expected.means(self._original)
+        needs = {_input(o): Need(_input(o), Extremes(bias.axis(o))) for o in chosen}
+        found = calibrate(self._original, needs.values(), feeds, self._worker)
+        return {name: found[need].mean for name, need in needs.items() if need in found}
+
+    def _keep(self, trial: Model, rows: list[Change], judged: Sequence[Outline]) -> None:
+        """Adopt the corrected model, where it is judged only if its outputs are closer."""
+        if judged and rows:
+            judge = Judge(self._original, Settings(feeds=self._ctx.feeds), self._worker)
+            judge.settle()
+            before, after = (_distance(judge, model) for model in (self._model, trial))
+            if not after < before:
+                for outline in judged:
+                    self._ctx.skip(outline.name, "corrections bring the outputs no closer")
+                return
+        if rows:
             self._model.adopt(trial)
             self._ctx.step.changes.extend(rows)
+
+    def _moved(self, trial: Model, outline: Outline, off: np.ndarray, size: float) -> Change:
+        """Move the bias of one layer."""
+        from onnxshrink.graph import bias
+
+        what, old, new = bias.shift(trial, outline, off, self._before.get(outline.name))
+        note = f"mean outputs of {outline.name} were {size:.2g} off"
+        return Change(what, outline.op_type, old, new, note, {"mean_error": size})
 
     def _correct(
         self, trial: Model, outline: Outline, wanted: Mapping[str, Any], means: Mapping[str, Any]
     ) -> Iterator[Change]:
         """Move the bias of one layer by what its means are off."""
         import numpy as np
-
-        from onnxshrink.graph import bias
 
         name = outline.output
         if name not in wanted or name not in means:
@@ -98,10 +171,8 @@ class Correction:
             self._ctx.skip(outline.name, "its channels are not those of the original")
         else:
             off = wanted[name] - means[name]
-            what, old, new = bias.shift(trial, outline, off, self._before.get(outline.name))
             size = float(np.linalg.norm(off) / max(np.linalg.norm(wanted[name]), _TINY))
-            note = f"mean outputs of {outline.name} were {size:.2g} off"
-            yield Change(what, outline.op_type, old, new, note, {"mean_error": size})
+            yield self._moved(trial, outline, off, size)
 
     def _means(self, model: Model, outlines: Iterable[Outline]) -> dict[str, np.ndarray]:
         """Mean output of every channel, by the name of the output; without what was not seen."""
@@ -110,6 +181,22 @@ class Correction:
         needs = {outline.output: _need(outline) for outline in outlines}
         found = calibrate(model, needs.values(), self._ctx.feeds, self._worker)
         return {name: found[need].mean for name, need in needs.items() if need in found}
+
+
+def _input(outline: Outline) -> str:
+    value = outline.node.inputs[1 - outline.index]
+    return "" if value is None else value.name or ""
+
+
+def _behind(matrix: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """The means behind a layer of [groups, outputs, inputs], of its input's channels before it."""
+    import numpy as np
+
+    groups, _, width = matrix.shape
+    inputs = mean.reshape(groups, -1)
+    spread = inputs.repeat(width // inputs.shape[1], axis=1)  # over the places of a kernel
+    behind: np.ndarray = np.einsum("goi,gi->go", matrix, spread).reshape(-1)
+    return behind
 
 
 def _need(outline: Outline) -> Need:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from onnxshrink.errors import DataError, RecipeError
 from onnxshrink.options import option
@@ -26,11 +26,18 @@ class CorrectBias(Pass):
     taken from each bias, layer after layer, on the model as it is by then (empirical bias
     correction, 1906.04721). A layer without a bias gets one: some bytes. It helps where weights
     were rounded to nearest with few bits, or pruned; after GPTQ, which keeps means by itself, it
-    does next to nothing. Whatever does not bring the outputs closer is taken back.
+    does next to nothing. What does not bring the outputs closer is taken back.
+
+    ``method: analytic`` computes what the errors of a layer's weights add to its mean output, from
+    the means of its inputs in the original: one run, and layers do not see each other. Without
+    calibration inputs these means follow from BatchNormalization, where that made the input.
 
     Run it in a recipe, behind what compresses, or name the original with ``reference``.
     """
 
+    method: Literal["empirical", "analytic"] = option(
+        "empirical", help="how to find what means are off: measured; or computed from the weights"
+    )
     reference: str = option(
         "", help="file of the original model; empty: the model before the first step"
     )
@@ -76,11 +83,16 @@ class CorrectBias(Pass):
                     chosen.append(outline)
             if not chosen:
                 return
-            if not ctx.feeds or ctx.generated:
+            feeds = () if ctx.generated else ctx.feeds
+            if self.method == "analytic":
+                correction.computed(chosen, feeds)
+            elif feeds:
+                correction.measured(chosen, self.rounds)
+            else:
                 raise DataError(
-                    f"{self.name} measures means on real inputs: give --calibration DATA"
+                    f"{self.name} measures means on real inputs: give --calibration DATA, or use "
+                    "method analytic"
                 )
-            correction.run(chosen, self.rounds)
         finally:
             if worker is not ctx.worker:
                 worker.close()

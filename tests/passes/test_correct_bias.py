@@ -222,3 +222,50 @@ def test_a_correction_that_does_harm_is_taken_back(worker: Worker) -> None:
     row = result.report.steps[1]
     assert row.status == "nothing to do"
     assert [skip.reason for skip in row.skips] == ["corrections bring the outputs no closer"]
+
+
+# ------------------------------------------------------------------------------------ analytic
+
+
+def test_analytic_is_the_weights_error_times_the_mean_input(worker: Worker) -> None:
+    proto = text(CHAIN, w=W, v=V)
+    result = corrected(proto, worker, method="analytic")
+    after = arrays(result.model.to_proto())
+    x, q = means(proto, "x"), means(proto, "q")
+    for mean, name, old, made in ((x, "w", W, "p"), (q, "v", V, "y")):
+        (bias,) = (a for key, a in after.items() if key.startswith(f"{made}.bias"))
+        expected = mean @ (old.astype(np.float64) - after[name])
+        np.testing.assert_allclose(bias, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_analytic_follows_kernels_and_groups(groups: int, worker: Worker) -> None:
+    kernel = weight(3, 6, 8 // groups, 3, 3)
+    source = "g (float[n, 8, 5, 5] x) => (float[n, 6, 3, 3] y) { y = Conv<group = %d>(x, w) }"
+    result = corrected(text(source % groups, w=kernel), worker, method="analytic")
+    after = arrays(result.model.to_proto())
+    mean = means(text(source % groups, w=kernel), "x").reshape(groups, -1)
+    wrong = (kernel.astype(np.float64) - after["w"]).sum((2, 3)).reshape(groups, -1, 8 // groups)
+    expected = np.einsum("goi,gi->go", wrong, mean).ravel()
+    (bias,) = (array for name, array in after.items() if name != "w")
+    np.testing.assert_allclose(bias, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_analytic_needs_no_data_behind_a_normalization(worker: Worker) -> None:
+    """Batch norm and Relu give the means; where nothing does, the layer says so."""
+    source = """g (float[n, 8, 4, 4] x) => (float[n, 6, 4, 4] y) {
+        p = Conv(x, k)  q = BatchNormalization(p, g, b, m, s)  r = Relu(q)  y = Conv(r, w) }"""
+    gamma, beta = RNG.uniform(0.5, 2, 8).astype(np.float32), RNG.standard_normal(8)
+    vectors = {"g": gamma, "b": beta.astype(np.float32), "m": np.zeros(8, np.float32),
+               "s": np.ones(8, np.float32)}  # fmt: skip
+    first, second = weight(3, 8, 8, 1, 1), weight(4, 6, 8, 1, 1)
+    proto = text(source, k=first, w=second, **vectors)
+    result = corrected(proto, worker, real=False, method="analytic")
+    row = result.report.steps[1]
+    assert row.status == "done"
+    assert [s.reason for s in row.skips] == ["has no counterpart in the original"]
+    z = np.random.default_rng(3).standard_normal((400_000, 8)) * gamma + vectors["b"]
+    mean = np.maximum(z, 0).mean(0)
+    after = arrays(result.model.to_proto())
+    expected = (second.astype(np.float64) - after["w"])[:, :, 0, 0] @ mean
+    np.testing.assert_allclose(after["y.bias"], expected, atol=0.01)
