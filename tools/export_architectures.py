@@ -104,13 +104,18 @@ def main() -> None:
         model.eval()
         with torch.no_grad():
             _randomise(model)
-        names = [f"x{index}" for index in range(len(inputs))]
-        free = _FREE.get(name, ({0: "batch"},) * len(inputs))
-        torch.onnx.export(
-            model, inputs, path, input_names=names, output_names=["y"], opset_version=17,
-            dynamic_axes=dict(zip(names, free, strict=True)), dynamo=False,
-            do_constant_folding=True, training=torch.onnx.TrainingMode.PRESERVE,
-        )  # fmt: skip
+        export(name, model, inputs, path)
+
+
+def export(name: str, model: nn.Module, inputs: tuple[Tensor, ...], path: Path) -> None:
+    """Write one architecture, with the axes free that are for it."""
+    names = [f"x{index}" for index in range(len(inputs))]
+    free = _FREE.get(name, ({0: "batch"},) * len(inputs))
+    torch.onnx.export(
+        model, inputs, path, input_names=names, output_names=["y"], opset_version=17,
+        dynamic_axes=dict(zip(names, free, strict=True)), dynamo=False,
+        do_constant_folding=True, training=torch.onnx.TrainingMode.PRESERVE,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

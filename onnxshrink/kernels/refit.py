@@ -61,51 +61,37 @@ def refit(
         Weights of the original shape, zero where features go; and the shift of each output.
     """
     full = np.zeros_like(weights, np.float64)
-    gone = ~kept
-    samples = max(moments[-1, -1], 1.0)
-    kept_index = np.flatnonzero(kept)
-    known = np.append(kept_index, len(kept)) if bias else kept_index
-    gram = moments[np.ix_(known, known)] / samples
-    prior = damping * float(np.diagonal(gram)[: len(kept_index)].mean()) + 1e-12
-    ridge = np.full(len(known), prior)
-    if bias:
-        ridge[-1] = 0.0  # the constant is free
-    # What the removed features contributed, explained by the kept ones.
-    target = moments[np.ix_(known, np.flatnonzero(gone))] @ weights[:, gone].T / samples
-    change = np.linalg.solve(gram + np.diag(ridge), target).T
-    full[:, kept_index] = weights[:, kept] + change[:, : len(kept_index)]
-    shift = change[:, -1] if bias else np.zeros(len(weights))
+    full[:, kept] = weights[:, kept]
+    known = np.append(np.flatnonzero(kept), len(kept))
+    # What the removed features contributed is what the kept ones are to explain.
+    missing = moments[np.ix_(known, np.flatnonzero(~kept))] @ weights[:, ~kept].T
+    change, shift = explain(moments[np.ix_(known, known)], missing, damping, bias=bias)
+    full[:, kept] += change
     return full, shift
 
 
-def patches(
-    images: npt.NDArray[np.floating], kernel: tuple[int, ...], strides: tuple[int, ...],
-    dilations: tuple[int, ...], pads: tuple[int, ...], limit: int, rng: np.random.Generator,
-) -> npt.NDArray[np.floating]:  # fmt: skip
-    """What a convolution's filters see: rows of [channels * kernel], at some of the positions.
+def explain(
+    moments: Array, missing: Array, damping: float, *, bias: bool = True
+) -> tuple[Array, Array]:
+    """The change of weights whose effect comes closest to something that is missing.
+
+    Minimises ``E ||m - D x - b||^2 + damping * mean(x^2) ||D||^2``.
 
     Args:
-        images: [batch, channels, *spatial].
-        kernel: Size of the kernel along each spatial axis.
-        strides: As in Conv.
-        dilations: As in Conv.
-        pads: Begins, then ends, of the spatial axes.
-        limit: At most this many rows, chosen at random.
-        rng: Source of the choice.
+        moments: [features + 1, features + 1], sums of products; the last feature is the constant 1.
+        missing: [features + 1, outputs], sums of products of the features and of what is missing.
+        damping: Strength of the prior.
+        bias: Whether the outputs can be shifted.
+
+    Returns:
+        The change, [outputs, features], and the shift of each output.
     """
-    rank = len(kernel)
-    width = [(0, 0), (0, 0), *((pads[a], pads[a + rank]) for a in range(rank))]
-    padded = np.pad(images, width)
-    reach = tuple(d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True))
-    seen = np.lib.stride_tricks.sliding_window_view(padded, reach, tuple(range(2, 2 + rank)))
-    steps = tuple(slice(None, None, s) for s in strides)
-    holes = tuple(slice(None, None, d) for d in dilations)
-    everything: tuple[slice, ...] = (slice(None), slice(None), *steps, *holes)
-    seen = seen[everything]
-    places = [seen.shape[0], *seen.shape[2 : 2 + rank]]
-    total = int(np.prod(places))
-    chosen = np.sort(rng.choice(total, min(limit, total), replace=False))
-    where = np.unravel_index(chosen, places)
-    # One row for each place: channels go behind the places, in front of the kernel.
-    rows = np.moveaxis(seen, 1, 1 + rank)[tuple(where)]
-    return rows.reshape(len(chosen), -1)
+    samples, features = max(moments[-1, -1], 1.0), len(moments) - 1
+    known = features + 1 if bias else features
+    gram = moments[:known, :known] / samples
+    prior = damping * float(np.diagonal(gram)[:features].mean()) + 1e-12
+    ridge = np.full(known, prior)
+    ridge[features:] = 0.0  # the constant is free
+    solution = np.linalg.solve(gram + np.diag(ridge), missing[:known] / samples).T
+    shift = solution[:, -1] if bias else np.zeros(len(solution))
+    return solution[:, :features], shift

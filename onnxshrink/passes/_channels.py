@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,7 +78,7 @@ class Planner:
         if options.importance in score.CALIBRATED and not real:
             raise RecipeError(f"{options.name}: importance {options.importance} needs real inputs")
         if real and (options.compensate or options.importance in {"auto", *score.CALIBRATED}):
-            seen = moments(walk, real, rng, self._worker)
+            seen = moments(walk, real, self._worker)
         scores = score.score(walk, groups, options.importance, seen, rng)
         plan = Plan(walk, groups, scores, [], whole)
         self._start = self._start or Start.of(plan)
@@ -113,7 +114,10 @@ class Planner:
     def _to_latency(
         self, plan: Plan, allocation: Allocation, start: Start, runs: Runs, goal: float
     ) -> Plan:
-        """The smallest ratio that is measured to be as fast as was asked for."""
+        """The least that is measured to be as fast as was asked for.
+
+        Groups compete by what they matter and by the time that their units were seen to save.
+        """
         from onnxshrink.graph.channels import groups as grouping
         from onnxshrink.graph.channels.cut import Cut
         from onnxshrink.runtime.bench import bench
@@ -125,14 +129,33 @@ class Planner:
             first, other = Path(folder) / "before.onnx", Path(folder) / "after.onnx"
             start.model.save(first, durable=False)
 
-            def fast(trial: Plan) -> bool:
+            def time_left(trial: Plan) -> float:
                 copy = model.clone()
                 walk = labelled(copy, runs)
                 same = replace(trial, walk=walk, groups=grouping.find(walk))
                 if not same.removed.any():
-                    return False
+                    return 1.0
                 Cut(walk, same.removed).apply()
                 copy.save(other, durable=False)
-                return bench([first, other], feeds, rounds=_ROUNDS).models[1].ratio <= goal
+                return bench([first, other], feeds, rounds=_ROUNDS).models[1].ratio
 
-            return allocation.reach(plan, fast, trials=_TRIALS)
+            saved = self._saved(plan, allocation, time_left)
+            allocation = replace(allocation, everywhere=True, costs=saved)
+            return allocation.reach(plan, lambda trial: time_left(trial) <= goal, trials=_TRIALS)
+
+    def _saved(
+        self, plan: Plan, allocation: Allocation, time_left: Callable[[Plan], float]
+    ) -> dict[str, float]:
+        """The share of the time that one unit of each group saves, with half of them gone."""
+        saved = {}
+        for index, group in enumerate(plan.groups):
+            self._ctx.progress("time of groups", index, len(plan.groups))
+            trial = allocation.only(plan, index)
+            gone = sum(
+                len(choice)
+                for each, choice in zip(plan.groups, trial.choice, strict=True)
+                if each is group or (group.bond >= 0 and each.bond == group.bond)
+            )
+            held = group.name in plan.held or not gone
+            saved[group.name] = 0.0 if held else max(0.0, 1 - time_left(trial)) / gone
+        return saved

@@ -77,6 +77,11 @@ class PruneChannels(Pass):
         0.01, help="how closely refitted weights stay to the old ones", ge=1e-6, le=100
     )
 
+    stages: int = option(
+        4, help="parts of the model that are fitted one after the other to what it answered; "
+        "0: each weight for itself", ge=0, le=100,
+    )  # fmt: skip
+
     @property
     def bound(self) -> float:
         """The error of an output of nothing but zeros.
@@ -101,11 +106,12 @@ class PruneChannels(Pass):
 
     def apply(self, model: Model, ctx: Context) -> None:
         """Find, rank and remove; report what every constant lost, and what blocked the rest."""
-        from onnxshrink.graph.channels.consumers import compensate
+        from onnxshrink.graph.channels.consumers import compensate, find
         from onnxshrink.graph.channels.cut import Cut
         from onnxshrink.graph.channels.facts import nbytes_of
         from onnxshrink.graph.channels.plan import blocked
         from onnxshrink.passes._channels import Planner
+        from onnxshrink.runtime.refine import refine
         from onnxshrink.runtime.worker import Worker
 
         with contextlib.ExitStack() as stack:
@@ -118,9 +124,16 @@ class PruneChannels(Pass):
                 if not removed.any():
                     continue
                 refitted = []
+                whole = model.clone()
+                makers = list(find(plan.walk)) if seen else []
                 if self.compensate:
                     refitted = compensate(plan.walk, seen, removed, self.damping)
                 shortened = Cut(plan.walk, removed).apply()
+                if self.compensate and seen and self.stages:
+                    refitted += refine(
+                        plan.walk, removed, whole, makers, ctx.feeds, self.damping, self.stages,
+                        worker,
+                    )  # fmt: skip
                 names = {constant.name for constant in shortened}
                 for name, nbytes in {v.name or "": nbytes_of(v) for v in refitted}.items():
                     if name not in names:

@@ -69,28 +69,32 @@ def probe_any(
 
 
 def moments(
-    walk: Walk, feeds: Sequence[Mapping[str, np.ndarray]], rng: np.random.Generator, worker: Worker
+    walk: Walk, feeds: Sequence[Mapping[str, np.ndarray]], worker: Worker
 ) -> dict[Consumer, Moments]:
     """Second moments of what every weight reads that can make up for removed channels.
 
     Args:
         walk: A labelled model.
         feeds: Inputs to run it on.
-        rng: Chooses positions of convolutions.
         worker: Where to run it.
     """
     from onnxshrink.graph.channels import consumers
     from onnxshrink.kernels.refit import Moments
 
-    found = list(consumers.find(walk))
+    found = [
+        each
+        for each in consumers.find(walk)
+        if each.groups == 1 and not walk.atoms.is_frozen(each.labels).all()
+    ]
     if not found:
         return {}
     seen = {consumer: Moments(consumer.features) for consumer in found}
     values = list({consumer.x.name: consumer.x for consumer in found}.values())
-    for feed, arrays in zip(feeds, observe(walk.model, values, feeds, worker), strict=True):
+    runs = zip(feeds, observe(walk.model, values, feeds, worker), strict=True)
+    for number, (feed, arrays) in enumerate(runs):
         for consumer in found:
-            name = consumer.x.name or ""
-            seen[consumer].add(consumer.rows(arrays[name] if name in arrays else feed[name], rng))
+            x = {**feed, **arrays}[consumer.x.name or ""]
+            seen[consumer].add(consumer.rows(x, number)[:, 0])
     return seen
 
 

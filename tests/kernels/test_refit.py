@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
-from onnxshrink.kernels.refit import Moments, patches, refit
+from onnxshrink.kernels.refit import Moments, explain, refit
 
 
 def _moments(samples: np.ndarray) -> Moments:
@@ -54,21 +53,14 @@ def test_strong_damping_leaves_the_weights():
     np.testing.assert_allclose(fitted[:, kept], w[:, kept], atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("strides", "dilations", "pads"),
-    [((1, 1), (1, 1), (0, 0, 0, 0)), ((2, 1), (1, 2), (1, 0, 2, 1))],
-)
-def test_patches_are_what_filters_see(strides, dilations, pads):
-    rng = np.random.default_rng(4)
-    x = rng.standard_normal((2, 3, 9, 8))
-    rows = patches(x, (3, 2), strides, dilations, pads, 10**6, rng)
-    padded = np.pad(x, [(0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3])])
-    expected = []
-    for image in padded:
-        for i in range(0, padded.shape[2] - 2 * dilations[0], strides[0]):
-            for j in range(0, padded.shape[3] - dilations[1], strides[1]):
-                down = slice(i, i + 2 * dilations[0] + 1, dilations[0])
-                across = slice(j, j + dilations[1] + 1, dilations[1])
-                expected.append(image[:, down, across].reshape(-1))
-    np.testing.assert_array_equal(rows, expected)
-    assert len(patches(x, (3, 2), strides, dilations, pads, 5, rng)) == 5
+def test_what_is_missing_is_explained_by_least_squares():
+    rng = np.random.default_rng(5)
+    x, lack = rng.standard_normal((300, 4)) + 1, rng.standard_normal((300, 2))
+    full = np.hstack([x, np.ones((300, 1))])
+    change, shift = explain(full.T @ full, full.T @ lack, 1e-12)
+    expected = np.linalg.lstsq(full, lack, rcond=None)[0]
+    np.testing.assert_allclose(change, expected[:-1].T, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(shift, expected[-1], rtol=1e-6, atol=1e-9)
+    change, shift = explain(full.T @ full, full.T @ lack, 1e-12, bias=False)
+    np.testing.assert_allclose(change, np.linalg.lstsq(x, lack, rcond=None)[0].T, rtol=1e-6)
+    assert not shift.any()

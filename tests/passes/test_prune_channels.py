@@ -9,6 +9,7 @@ import pytest
 
 from onnxshrink.contract import Settings
 from onnxshrink.errors import ModelError, RecipeError, UnsupportedModel
+from onnxshrink.graph.channels.allocate import Allocation
 from onnxshrink.passes.prune_channels import PruneChannels
 from onnxshrink.pipeline import run
 
@@ -115,7 +116,17 @@ def test_latency_goal_removes_something(worker):
     model = oracle.build(_MLP, a=(12, 512), ab=(512,), b=(512, 1024), bb=(1024,), c=(1024, 5))
     result = _pruned(model, _feeds(1, 256), worker, latency=0.7, max_error=10)
     assert result.report.steps[0].status == "done"
-    assert _shapes(result)["b"][0] < 512
+    assert np.prod(_shapes(result)["b"]) < 512 * 1024
+
+
+def test_time_is_saved_where_units_are_seen_to_save_it():
+    """The group that saves nothing is left alone; the other gives what was asked for."""
+    plan = PruneChannels(ratio=0.5).preview(_mlp())
+    costs = {"a[1]": 1.0, "b[1]": 0.0}
+    allocation = Allocation({}, True, round_to=8, minimum=1, costs=costs)
+    chosen = allocation.choose(plan, 0.5).choice
+    assert [len(units) for units in chosen] == [32, 0]
+    assert [len(units) for units in allocation.only(plan, 1).choice] == [0, 24]
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ class Allocation:
         everywhere: Whether units compete across groups; otherwise each loses the same share.
         round_to: What lengths of axes are multiples of.
         minimum: Units that every group keeps.
+        costs: What removing one unit of each group saves; by default its parameters.
         sizes: Units that groups had before the first of several steps, by name; what is chosen is
             relative to that, so that rounding does not stop small steps.
     """
@@ -58,6 +59,7 @@ class Allocation:
     round_to: int
     minimum: int
     sizes: Mapping[str, int] = field(default_factory=dict)
+    costs: Mapping[str, float] = field(default_factory=dict)
 
     def choose(self, plan: Plan, ratio: float) -> Plan:
         """The plan that removes the least important units at a ratio."""
@@ -72,7 +74,7 @@ class Allocation:
         ]
         picked = choose_local(scores, wanted, granules, self.minimum)
         if self.everywhere:
-            costs = [parameters_per_unit(group) for group in groups]
+            costs = [self.costs.get(g.name, parameters_per_unit(g)) for g in groups]
             before = sum(
                 cost * self.sizes.get(group.name, len(group))
                 for cost, group in zip(costs, groups, strict=True)
@@ -87,6 +89,19 @@ class Allocation:
         choice: list[Indices] = [np.empty(0, np.int64) for _ in plan.groups]
         for index, units in zip(free, picked, strict=True):
             choice[index] = units
+        return replace(plan, choice=_balanced(plan, choice))
+
+    def only(self, plan: Plan, index: int) -> Plan:
+        """The plan that removes half of one group, and of those that must stay in balance."""
+        group = plan.groups[index]
+        choice: list[Indices] = [np.empty(0, np.int64) for _ in plan.groups]
+        granule = [group.granule(self.round_to)]
+        half = choose_local([plan.scores[index]], [len(group) / 2], granule, self.minimum)[0]
+        choice[index] = half
+        for other, each in enumerate(plan.groups):
+            if group.bond >= 0 and each.bond == group.bond:
+                share = len(half) * len(each) // len(group)
+                choice[other] = np.sort(np.argsort(plan.scores[other], kind="stable")[:share])
         return replace(plan, choice=_balanced(plan, choice))
 
     def _own_ratio(self, group: Group) -> float | None:

@@ -14,11 +14,13 @@ from onnxshrink.graph.channels.atoms import Labels
 from onnxshrink.graph.channels.facts import dims, stored
 from onnxshrink.graph.channels.groups import Removed
 from onnxshrink.graph.channels.walk import FLOATS, Walk, attribute, integer
-from onnxshrink.kernels.refit import Array, Moments, patches, refit
+from onnxshrink.kernels.patches import Window, sample, spread
+from onnxshrink.kernels.refit import Array, Moments, refit
 
 #: More features than this are left alone: their moments would take gigabytes.
 MOST_FEATURES = 4608
-_ROWS = 256  # of one input
+_ROWS = 256  # of one item of a batch
+_MOST_ROWS = 4096  # of one input
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,9 +32,8 @@ class Consumer:
         x: What it reads.
         weight: Its constant.
         weight_axis: The axis of the constant along which it sums over channels.
-        channels: Length of that axis.
-        features: Channels times the kernel's size.
         labels: Labels of the channels.
+        outputs: Labels of the channels that it makes.
         bias: A constant vector that shifts the output and is used nowhere else, if any.
         sign: -1 where the vector is subtracted, as a normalisation's mean is.
     """
@@ -41,11 +42,32 @@ class Consumer:
     x: ir.Value
     weight: ir.Value
     weight_axis: int
-    channels: int
-    features: int
     labels: Labels
+    outputs: Labels
     bias: ir.Value | None
     sign: int
+
+    @property
+    def groups(self) -> int:
+        """Groups of channels that see weights of their own."""
+        return integer(self.node, "group", 1)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weight."""
+        tensor = stored(self.weight)
+        assert tensor is not None
+        return dims(tensor)
+
+    @property
+    def channels(self) -> int:
+        """How many channels one output sums over."""
+        return self.shape[self.weight_axis]
+
+    @property
+    def features(self) -> int:
+        """Channels times the kernel's size."""
+        return int(np.prod(self.shape)) // self.shape[1 - self.weight_axis]
 
     def matrix(self) -> Array:
         """The weight as [outputs, features]."""
@@ -55,47 +77,44 @@ class Consumer:
         turned: Array = array.T if array.ndim == 2 and self.weight_axis == 0 else array
         return turned.reshape(len(turned), -1)
 
+    def put(self, walk: Walk, matrix: Array) -> None:
+        """Store another weight, given as [outputs, features]."""
+        turned = len(self.shape) == 2 and self.weight_axis == 0
+        store(walk, self.weight, (matrix.T if turned else matrix).reshape(self.shape))
+
     def columns(self, matrix: Array) -> Array:
         """[outputs, features] as [outputs, channels, kernel]."""
         return matrix.reshape(len(matrix), self.channels, -1)
 
-    def rows(self, x: npt.NDArray[np.floating], rng: np.random.Generator) -> np.ndarray:
-        """What the weight is multiplied with, as [samples, features]."""
+    def rows(self, x: npt.NDArray[np.floating], seed: int) -> np.ndarray:
+        """What the weight is multiplied with at some places, as [places, groups, features]."""
         if self.node.op_type != "Conv":
-            rows = x.reshape(-1, self.features)
-            if len(rows) > _ROWS:
-                rows = rows[np.sort(rng.choice(len(rows), _ROWS, replace=False))]
-            return rows
-        rank = x.ndim - 2
-        ones = [1] * rank
-        tensor = stored(self.weight)
-        assert tensor is not None
-        kernel = dims(tensor)[2:]
-        strides = tuple(attribute(self.node, "strides", ones))
-        dilations = tuple(attribute(self.node, "dilations", ones))
-        pads = _pads(self.node, x.shape[2:], kernel, strides, dilations)
-        return patches(x, kernel, strides, dilations, pads, _ROWS, rng)
+            rows = x.reshape(-1, 1, self.features)
+            return rows[spread(len(rows), _places(x), seed)]
+        kernel = self.shape[2:]
+        ones = [1] * len(kernel)
+        window = Window(
+            kernel, tuple(attribute(self.node, "strides", ones)),
+            tuple(attribute(self.node, "dilations", ones)),
+            tuple(attribute(self.node, "pads", [0, 0] * len(kernel))), self.groups,
+            attribute(self.node, "auto_pad", "NOTSET"),
+        )  # fmt: skip
+        return np.concatenate(list(sample(x, window, _places(x), seed)))
+
+    def results(self, y: npt.NDArray[np.floating], seed: int) -> np.ndarray:
+        """What the node makes at the same places, as [places, outputs]."""
+        last = np.moveaxis(y, 1, -1) if self.node.op_type == "Conv" else y
+        rows = last.reshape(-1, last.shape[-1])
+        return rows[spread(len(rows), _places(y), seed)]
 
 
-def _pads(
-    node: ir.Node, shape: tuple[int, ...], kernel: tuple[int, ...], strides: tuple[int, ...],
-    dilations: tuple[int, ...],
-) -> tuple[int, ...]:  # fmt: skip
-    how = attribute(node, "auto_pad", "NOTSET")
-    if how in ("NOTSET", "VALID"):
-        zeros = [0] * (2 * len(shape))
-        return tuple(attribute(node, "pads", zeros)) if how == "NOTSET" else tuple(zeros)
-    begins, ends = [], []
-    for n, k, s, d in zip(shape, kernel, strides, dilations, strict=True):
-        total = max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0)
-        half = total // 2
-        begins.append(half if how == "SAME_UPPER" else total - half)
-        ends.append(total - begins[-1])
-    return (*begins, *ends)
+def _places(array: npt.NDArray[np.floating]) -> int:
+    """At how many places to look at an input, or at what is made of it."""
+    return min(_ROWS * len(array), _MOST_ROWS)
 
 
 def find(walk: Walk) -> Iterator[Consumer]:
-    """Consumers whose channels may go."""
+    """Every operator that can make up for channels, in execution order."""
     graph = walk.model.ir.graph
     fixed = set(graph.outputs)  # and what callers may override
     if walk.model.ir.ir_version >= 4:
@@ -111,21 +130,22 @@ def find(walk: Walk) -> Iterator[Consumer]:
             continue
         shape = tuple(dims(tensor))
         if node.op_type == "Conv":
-            usable, axis = integer(node, "group", 1) == 1, 1
+            usable, axis = True, 1
         elif node.op_type == "Gemm":
             plain = attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0
             usable = plain and not integer(node, "transA", 0)
             axis = integer(node, "transB", 0)
         else:
             usable, axis = len(shape) == 2, 0
-        labels = walk.labels.get(weight, [None] * len(shape))[axis] if usable else None
-        if labels is None or walk.atoms.is_frozen(labels).all():
+        axes = walk.labels.get(weight) if usable else None
+        labels, outputs = (None, None) if axes is None else (axes[axis], axes[1 - axis])
+        if labels is None or outputs is None or stored(x) is not None or len(weight.uses()) > 1:
             continue
-        features = int(np.prod(shape)) // shape[0 if axis == 1 else 1]
-        if features <= MOST_FEATURES and stored(x) is None and len(weight.uses()) == 1:
-            bias, sign = _bias(node, int(np.prod(shape)) // features)
-            bias = None if bias in fixed else bias
-            yield Consumer(node, x, weight, axis, shape[axis], features, labels, bias, sign)
+        bias, sign = _bias(node, len(outputs))
+        bias = None if bias in fixed else bias
+        consumer = Consumer(node, x, weight, axis, labels, outputs, bias, sign)
+        if consumer.features <= MOST_FEATURES:
+            yield consumer
 
 
 def _bias(node: ir.Node, outputs: int) -> tuple[ir.Value | None, int]:
@@ -159,17 +179,14 @@ def compensate(
     done: list[ir.Value] = []
     for consumer, moments in seen.items():
         kept = walk.atoms.kept(consumer.labels, removed)
-        if kept.all() or moments.count < 2:
+        if kept.all() or moments.count < 2 or consumer.groups > 1:
             continue
         matrix = consumer.matrix()
         features = kept.repeat(consumer.features // consumer.channels)
         fitted, shift = refit(
             matrix, moments.sums, features, damping, bias=consumer.bias is not None
         )
-        tensor = stored(consumer.weight)
-        assert tensor is not None
-        turned = len(dims(tensor)) == 2 and consumer.weight_axis == 0
-        store(walk, consumer.weight, (fitted.T if turned else fitted).reshape(dims(tensor)))
+        consumer.put(walk, fitted)
         if consumer.bias is not None:
             old = stored(consumer.bias)
             assert old is not None
