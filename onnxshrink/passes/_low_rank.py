@@ -133,9 +133,6 @@ def share_out(
 
     Returns:
         The kind of split and the rank; without the weights that are better left as they are.
-
-    Raises:
-        ValueError: A weight's second moment is no such thing.
     """
     import numpy as np
 
@@ -147,7 +144,11 @@ def share_out(
             continue
         choices: list[tuple[str, int]] = [("", 0)]
         size, error = [float(view.nbytes)], [0.0]
-        for candidate in candidates(view, step.split, step.moment(view, ctx)):
+        try:
+            known = list(candidates(view, step.split, step.moment(view, ctx)))
+        except ValueError:  # said again, and reported, when it is this weight's turn
+            continue
+        for candidate in known:
             for rank, lost in enumerate(candidate.spectrum.errors()):
                 if rank and (step.force or not candidate.why_not(rank)):
                     choices.append((candidate.way.kind, rank))

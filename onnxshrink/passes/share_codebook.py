@@ -40,7 +40,10 @@ class ShareCodebook(Pass):
     ``form: dq``.
     """
 
-    bits: int = option(4, help="bits of a code: 2**bits entries", ge=1, le=8)
+    bits: int = option(
+        4, help="bits of a code: 2**bits entries; 3 take the room of 4, and 5 to 7 that of 8",
+        ge=1, le=8,
+    )  # fmt: skip
     entries: int = option(0, help="entries of a table, where not 2**bits", ge=0, le=256)
     method: Literal["kmeans", "uniform", "unique", "nf4", "pow2", "hash", "adaptive"] = option(
         "kmeans",

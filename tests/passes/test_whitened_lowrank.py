@@ -149,6 +149,11 @@ def test_ranks_go_where_a_byte_helps_most(worker: Worker) -> None:
     (skip,) = result.report.steps[0].skips
     assert skip.what == "B"
     assert skip.reason == "keeps its rank: other weights lose less for their bytes"
+    spoiled = normal(64, 64)
+    spoiled[3, 3] = np.nan
+    row = apply(pair(low, spoiled), worker, [], ratio=0.6, ranks="together").report.steps[0]
+    assert [change.what for change in row.changes] == ["A"]
+    assert [skip.reason for skip in row.skips] == ["holds NaN or infinity"]
     # Two alike get the same, as when each is asked by itself.
     alike = pair(normal(64, 64), normal(64, 64))
     for ranks in ("each", "together"):
