@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Of the weights that are left alone, so many are tried again.
+#: Of the weights that are left alone, so many are tried again: the largest, for the bytes.
 _GIVEN_BACK = 16
 
 
 def find_exclusions(parts: Parts, goal: Goal, progress: Progress) -> Found:
     """Order the weights by the harm that each does alone, and bisect on how many stay in float.
 
-    Then each of them, the least harmful first, is given back to the step if the goal stands that.
+    Then the largest of them are given back to the step, one by one, where the goal stands that.
     At worst all stay: a step that does nothing keeps every goal.
 
     Args:
@@ -45,7 +45,8 @@ def find_exclusions(parts: Parts, goal: Goal, progress: Progress) -> Found:
         middle = (low + high) // 2
         low, high = (low, middle) if search.keeps(order[:middle]) else (middle, high)
     kept = order[:high]
-    for name in reversed(kept[:-1][-_GIVEN_BACK:]):
+    largest = sorted(kept[:-1], key=lambda name: -parts.changes[name].before)
+    for name in largest[:_GIVEN_BACK]:
         fewer = [other for other in kept if other != name]
         if search.keeps(fewer):
             kept = fewer
