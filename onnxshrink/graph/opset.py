@@ -60,15 +60,16 @@ def _annotate(converted: onnx.ModelProto, before: onnx.ModelProto) -> None:
             new.metadata_props.extend(old.metadata_props)
         written = {tensor.name: tensor for tensor in old.initializer}
         for tensor in new.initializer:
-            if tensor.name in written:
-                tensor.doc_string = written[tensor.name].doc_string
-                del tensor.metadata_props[:]
-                tensor.metadata_props.extend(written[tensor.name].metadata_props)
+            same = written.get(tensor.name)
+            if same is not None and same.HasField("doc_string"):
+                tensor.doc_string = same.doc_string
+            if same is not None and not tensor.metadata_props:
+                tensor.metadata_props.extend(same.metadata_props)
         nodes = {node.output[0]: node for node in old.node if node.output}
         for node in new.node:
-            same = nodes.get(node.output[0]) if node.output else None
-            if same is not None and not node.metadata_props:
-                node.metadata_props.extend(same.metadata_props)
+            origin = nodes.get(node.output[0]) if node.output else None
+            if origin is not None and not node.metadata_props:
+                node.metadata_props.extend(origin.metadata_props)
 
 
 def import_domain(model: Model, node: ir.Node, domain: str, version: int = 1) -> None:
