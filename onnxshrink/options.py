@@ -101,8 +101,9 @@ class Option:
             RecipeError: Names ``where``, the option, and what it takes.
         """
         try:
-            if isinstance(value, str | int) and not isinstance(value, bool):
-                value = self.spellings.get(str(value), value)
+            if isinstance(value, str | int):  # YAML knows true and 8
+                spelt = str(value).lower() if isinstance(value, bool) else str(value)
+                value = self.spellings.get(spelt, value)
             parsed = _convert(value, self.kind)
         except (TypeError, ValueError) as error:
             raise RecipeError(f"{where}: option {self.name!r} {error}") from error

@@ -95,7 +95,7 @@ class Context:
         seed: For the pass's own random numbers.
         progress: To be told what is done, how much of it, and out of how much.
         verify: Why a model half-way through the step breaks the contract, or an empty text; for
-            passes that try something and can do without.
+            passes that try something and can do without. Takes a bound of its own, if wanted.
     """
 
     step: Step
@@ -106,7 +106,7 @@ class Context:
     worker: Worker | None = None
     seed: int = 0
     progress: Progress = field(default=lambda what, done, total: None)
-    verify: Callable[[Model], str] = field(default=lambda model: "")
+    verify: Callable[..., str] = field(default=lambda model, bound=0.0: "")
 
     def changed(
         self, what: WeightView | str, after: int, *, note: str = "", before: int = 0,
@@ -244,9 +244,9 @@ def _step(
 
     bound = _bound(pass_, settings)
     ctx = Context(
-        step, settings.feeds, settings.generated, original=original, worker=worker,
+step, settings.feeds, settings.generated, original=original, worker=worker,
         seed=settings.seed, progress=settings.progress,
-        verify=lambda half_way: judge.verify(half_way, bound),
+        verify=lambda half_way, limit=bound: judge.verify(half_way, limit),
     )  # fmt: skip
     try:
         trial = model.clone()

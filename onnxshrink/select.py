@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from onnxshrink.errors import RecipeError
 from onnxshrink.options import amended, check, nested, option
@@ -15,6 +15,22 @@ if TYPE_CHECKING:
 
 SKIP: Literal["skip"] = "skip"
 T = TypeVar("T")
+
+
+class Named(Protocol):
+    """What a pattern can name: a weight, or a node."""
+
+    @property
+    def op_type(self) -> str:
+        """The operator type that options are given for."""
+
+    @property
+    def types(self) -> set[str]:
+        """All operator types that it goes by."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that it goes by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,15 +85,17 @@ class Select:
         """
         if view.size < self.min_size:
             return f"fewer than {self.min_size} elements"
-        if self.only and not any(matches(pattern, view) for pattern in self.only):
-            return "not among those asked for"
-        if any(matches(pattern, view) for pattern in self.keep):
-            return "kept as asked"
-        if self.overrides(view) == SKIP:
-            return "kept as asked"
-        return view.locked if any_role else view.why_not
+        return self.left_out(view) or (view.locked if any_role else view.why_not)
 
-    def overrides(self, view: WeightView) -> Mapping[str, Any] | Literal["skip"]:
+    def left_out(self, item: Named) -> str:
+        """Why the patterns leave something out, or an empty string."""
+        if self.only and not any(matches(pattern, item) for pattern in self.only):
+            return "not among those asked for"
+        if any(matches(pattern, item) for pattern in self.keep):
+            return "kept as asked"
+        return "kept as asked" if self.overrides(item) == SKIP else ""
+
+    def overrides(self, view: Named) -> Mapping[str, Any] | Literal["skip"]:
         """Options that differ for this weight: those for its operator, then those for its name."""
         merged: dict[str, Any] = {}
         for value in self.matching(view):
@@ -86,7 +104,7 @@ class Select:
             merged.update(value)
         return merged
 
-    def matching(self, view: WeightView) -> list[Mapping[str, Any] | Literal["skip"]]:
+    def matching(self, view: Named) -> list[Mapping[str, Any] | Literal["skip"]]:
         """The rows of ``layers`` for this weight: by its operator's type, then by its name."""
         by_type = [v for pattern, v in self.layers.items() if pattern == view.op_type]
         by_name = [
@@ -125,22 +143,19 @@ def _row(value: Any) -> Any:
     return {"dtype": value} if isinstance(value, str) and value != SKIP else value
 
 
-def matches(pattern: str, view: WeightView) -> bool:
-    """Whether a pattern names this weight, its operator type, or a node that uses it."""
-    types = {use.op_type for use in view.uses} or {view.op_type}
+def matches(pattern: str, item: Named) -> bool:
+    """Whether a pattern names something: its operator type, or one of its names."""
     # Equality first: exporters write names such as 'layers[0].weight', which are patterns too.
-    return pattern in types or any(
-        name == pattern or fnmatchcase(name, pattern)
-        for name in (view.name, *view.node_names)
-        if name
+    return pattern in item.types or any(
+        name == pattern or fnmatchcase(name, pattern) for name in item.names if name
     )
 
 
-def unmatched(select: Select, views: Iterable[WeightView]) -> list[str]:
-    """Patterns that name no weight at all: a typing error, most likely."""
-    views = list(views)
+def unmatched(select: Select, items: Iterable[Named]) -> list[str]:
+    """Patterns that name nothing at all: a typing error, most likely."""
+    items = list(items)
     patterns = (*select.only, *select.keep, *select.layers)
-    return [p for p in patterns if not any(matches(p, view) for view in views)]
+    return [p for p in patterns if not any(matches(p, item) for item in items)]
 
 
 def variants(owner: T, select: Select) -> list[T]:

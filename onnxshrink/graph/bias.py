@@ -58,7 +58,7 @@ def shift(
         return outline.output, 0, values.nbytes
     stored = _stored(outline.bias)
     assert stored is not None
-    tensor = weights._constant(stored)
+    tensor = weights.constant(stored)
     assert tensor is not None
     values = tensor.numpy() + amount
     own = len(stored.uses()) == len(outline.bias.uses()) == 1
@@ -85,7 +85,7 @@ def _stored(value: ir.Value) -> ir.Value | None:
     node = value.producer()
     if node is not None and node.op_type in ("Cast", "Identity") and node.inputs[0] is not None:
         return _stored(node.inputs[0])
-    tensor = weights._constant(value)
+    tensor = weights.constant(value)
     return value if tensor is not None and tensor.dtype in weights.FLOATS else None
 
 

@@ -50,6 +50,9 @@ def fold(graph: ir.Model, *, shapes: bool = False) -> None:
         return tensor.size > (_FOLDED_CODES if narrow else _FOLDED_ELEMENTS)
 
     def should_fold(node: ir.Node) -> bool | None:
+        if node.op_type == "ConstantOfShape":  # which the folder leaves alone, and all behind it
+            shape = node.inputs[0].const_value if node.inputs[0] is not None else None
+            return shape is not None and shape.numpy().prod() <= _FOLDED_ELEMENTS
         return False if node.op_type in _REBUILDING and any(map(rebuilds, node.inputs)) else None
 
     fold(

@@ -192,7 +192,8 @@ def code_tensor(stored: Quantized, shape: Sequence[int]) -> np.ndarray | ir.Tens
     kind = ir.DataType[stored.dtype.upper()]
     if stored.bits < 8:
         return ir.PackedTensor(bits.pack(stored.codes, stored.bits), kind, shape=ir.Shape(shape))
-    return ir.Tensor(np.ascontiguousarray(stored.codes.reshape(shape)), dtype=kind)
+    # Not ascontiguousarray, which makes a vector of a scalar.
+    return ir.Tensor(np.asarray(stored.codes.reshape(shape), order="C"), dtype=kind)
 
 
 def dequantized(model: Model, view: WeightView, stored: Quantized, form: Form) -> int:

@@ -45,5 +45,5 @@ def means(model: Model) -> dict[str, npt.NDArray[np.float64]]:
 
 
 def _vector(value: ir.Value | None) -> npt.NDArray[np.float64] | None:
-    tensor = None if value is None else weights._constant(value)
+    tensor = None if value is None else weights.constant(value)
     return None if tensor is None else tensor.numpy().astype(np.float64)

@@ -62,11 +62,13 @@ class Walk:
     Attributes:
         calls: Every node that runs, in order.
         shapes: Shape of every value that was reached.
+        elements: ONNX's number of the type of each value's elements, 0 where it is unknown.
         notes: What was assumed, for people.
     """
 
     calls: tuple[Call, ...]
     shapes: Mapping[ir.Value, Shape]
+    elements: Mapping[ir.Value, int]
     notes: tuple[str, ...]
 
 
@@ -94,6 +96,7 @@ def walk(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> Wal
     return Walk(
         tuple(walker.calls.values()),
         {value: shape_of(kind) for value, kind in walker.types.items()},
+        {value: kind.tensor_type.elem_type for value, kind in walker.types.items()},
         tuple(dict.fromkeys(walker.notes)),
     )
 

@@ -441,7 +441,7 @@ class _Walk:
 
 
 def _integers(value: ir.Value | None) -> list[int] | None:
-    tensor = None if value is None else weights._constant(value)
+    tensor = None if value is None else weights.constant(value)
     return None if tensor is None else [int(each) for each in tensor.numpy().reshape(-1)]
 
 
@@ -453,5 +453,5 @@ def limit(node: ir.Node, index: int, name: str) -> float | None:
     value = node.inputs[index] if index < len(node.inputs) else None
     if value is None:
         return unlimited
-    tensor = weights._constant(value)
+    tensor = weights.constant(value)
     return None if tensor is None or tensor.size != 1 else float(tensor.numpy().reshape(-1)[0])

@@ -201,6 +201,16 @@ class WeightView:
         return tuple(use.node.name or "" for use in self.uses)
 
     @property
+    def types(self) -> set[str]:
+        """Types of the operators that use it, as patterns name them."""
+        return {use.op_type for use in self.uses} or {self.op_type}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that it goes by: its own, and those of the nodes that use it."""
+        return (self.name, *self.node_names)
+
+    @property
     def main(self) -> Use:
         """The use that decides: a product before a lookup before an addition."""
         order = list(OPERATORS)
@@ -295,7 +305,7 @@ def find(model: Model) -> Iterator[WeightView]:
         constants = list(scope.initializers.values()) if isinstance(scope, ir.Graph) else []
         constants += [node.outputs[0] for node in scope if node.op_type == "Constant"]
         for value in constants:
-            tensor = _constant(value)
+            tensor = constant(value)
             if tensor is not None and math.prod(tensor.shape) > 0:  # type: ignore[arg-type]
                 view = _view(model, value, scope, tensor)
                 if view is not None:
@@ -303,7 +313,8 @@ def find(model: Model) -> Iterator[WeightView]:
     yield from sorted(found, key=lambda view: -view.nbytes)
 
 
-def _constant(value: ir.Value) -> ir.TensorProtocol | None:
+def constant(value: ir.Value) -> ir.TensorProtocol | None:
+    """The tensor of an initializer or of a Constant node; None for what is computed or given."""
     node = value.producer()
     if node is None:
         return value.const_value
@@ -407,12 +418,12 @@ def _from_codes(value: ir.Value | None, depth: int = 8) -> bool:
     """Whether a value is integer codes on their way to becoming a weight."""
     if value is None or depth == 0:
         return False
-    tensor, node = _constant(value), value.producer()
+    tensor, node = constant(value), value.producer()
     if tensor is not None or node is None:
         return tensor is not None and tensor.dtype in _INTEGERS
     if node.op_type == "Gather":  # of rows of codes, or of a table by codes
         rows = node.inputs[0]
-        rows = rows if rows is not None and _constant(rows) is not None else None
+        rows = rows if rows is not None and constant(rows) is not None else None
         return _from_codes(rows) or _from_codes(node.inputs[1], depth - 1)
     moves = node.op_type in ("Add", "Cast", "CumSum", "Reshape", "Slice", "Sub", "Transpose")
     return moves and _from_codes(node.inputs[0], depth - 1)
@@ -460,7 +471,7 @@ def _axes(node: ir.Node) -> tuple[int, ...] | None:
     if (axes := _ints(node, "axes")) is not None:
         return axes
     source = node.inputs[1] if len(node.inputs) > 1 else None
-    tensor = None if source is None else _constant(source)
+    tensor = None if source is None else constant(source)
     return None if tensor is None else tuple(tensor.numpy().reshape(-1).tolist())
 
 

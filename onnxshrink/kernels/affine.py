@@ -290,6 +290,26 @@ def _squared_error(
     return total
 
 
+def rescaled(
+    weights: npt.NDArray[np.floating], stored: Quantized, scale: npt.NDArray[np.floating]
+) -> Quantized:
+    """The same weights rounded to other scales, in the groups where these differ.
+
+    Args:
+        weights: What was quantized.
+        stored: Its codes.
+        scale: Scales of the shape of ``stored.scale``; 0 keeps what is there.
+    """
+    wanted = np.where(scale > 0, scale, stored.scale).astype(np.float32)
+    changed = wanted != stored.scale
+    if not changed.any():
+        return stored
+    zero = np.float32(0) if stored.zero_point is None else stored.zero_point.astype(np.float32)
+    again = _codes(weights.astype(np.float32), wanted, zero, stored.dtype)  # type: ignore[arg-type]
+    codes = np.where(changed, again, stored.codes).astype(stored.codes.dtype)
+    return replace(stored, codes=codes, scale=wanted)
+
+
 def dequantize(stored: Quantized) -> Array:
     """The weights that a runtime computes with, in float32, of the shape of the codes."""
     if is_float(stored.dtype):

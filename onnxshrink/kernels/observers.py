@@ -419,10 +419,59 @@ class LookupSums:
         return counts
 
 
-Statistic: TypeAlias = Extremes | Histogram | SecondMoment | Lookups
-Sums: TypeAlias = ExtremeSums | HistogramSums | MomentSums | LookupSums
+@dataclass(frozen=True)
+class SomeRows:
+    """A few rows that a weight is multiplied with, from every feed.
+
+    Attributes:
+        layout: How the activation's values make rows.
+        each: Rows of one feed, at most.
+        most: Rows in all, at most.
+    """
+
+    layout: Rows | Window = Rows()
+    each: int = 8
+    most: int = 128
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the sums, about: rows are as wide as the weight."""
+        return 4096 * self.most
+
+    def start(self) -> RowSums:
+        """No rows."""
+        return RowSums(np.zeros((0, 0, 0), np.float32))
+
+
+@dataclass
+class RowSums:
+    """See :class:`SomeRows`.
+
+    Attributes:
+        rows: [rows, groups, width], those with NaN or infinity left out.
+    """
+
+    rows: npt.NDArray[np.float32]
+
+    def add(self, statistic: SomeRows, array: Array, feed: int) -> None:
+        """Take in one feed's values, until there are enough."""
+        if not array.size or len(self.rows) >= statistic.most:
+            return
+        layout = statistic.layout
+        if isinstance(layout, Window):
+            parts = list(sample(array, layout, statistic.each, feed))
+        else:
+            parts = list(rows_of(array, layout, statistic.each, feed))
+        found = np.concatenate(parts)
+        found = found[np.isfinite(found).all((1, 2))]
+        self.rows = np.concatenate([self.rows, found]) if self.rows.size else found
+
+
+Statistic: TypeAlias = Extremes | Histogram | SecondMoment | Lookups | SomeRows
+Sums: TypeAlias = ExtremeSums | HistogramSums | MomentSums | LookupSums | RowSums
 SUMS: dict[type, type] = {
-    Extremes: ExtremeSums, Histogram: HistogramSums, SecondMoment: MomentSums, Lookups: LookupSums
+    Extremes: ExtremeSums, Histogram: HistogramSums, SecondMoment: MomentSums,
+    Lookups: LookupSums, SomeRows: RowSums,
 }  # fmt: skip
 
 

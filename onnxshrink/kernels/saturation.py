@@ -1,0 +1,62 @@
+"""What 16-bit sums of byte products do to a layer on CPUs without VNNI.
+
+There, ``u8 x s8`` products are made by ``VPMADDUBSW``: two neighbouring products along the summed
+axis are added with saturation to 16 bits, and only then to 32. ``255 * 127 * 2`` does not fit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+_MOST = np.iinfo(np.int16).max
+_LEAST = np.iinfo(np.int16).min
+_CHUNK = 2**22  # pair sums at a time
+
+
+def can_saturate(weights: npt.NDArray[np.int8], highest: int = 255) -> npt.NDArray[np.bool_]:
+    """Whether some input would make a pair sum of each output overflow.
+
+    Args:
+        weights: [outputs, inputs].
+        highest: The largest code of the inputs, of which the smallest is 0.
+    """
+    pairs = _pairs(weights.astype(np.int64))
+    above = np.maximum(pairs, 0).sum(-1).max(-1, initial=0) * highest > _MOST
+    below = np.minimum(pairs, 0).sum(-1).min(-1, initial=0) * highest < _LEAST
+    found: npt.NDArray[np.bool_] = above | below
+    return found
+
+
+def products(rows: npt.NDArray[np.uint8], weights: npt.NDArray[np.int8]) -> npt.NDArray[np.int64]:
+    """What such a CPU computes: ``rows @ weights.T`` with every pair sum cut to 16 bits.
+
+    Args:
+        rows: Codes of activations, [rows, inputs].
+        weights: Codes of weights, [outputs, inputs].
+    """
+    whole: npt.NDArray[np.int64] = rows.astype(np.int64) @ weights.T.astype(np.int64)
+    return whole - lost(rows, weights)
+
+
+def lost(rows: npt.NDArray[np.uint8], weights: npt.NDArray[np.int8]) -> npt.NDArray[np.int64]:
+    """What saturation takes from each sum, [rows, outputs]; 0 where nothing overflows."""
+    total = np.zeros((len(rows), len(weights)), np.int64)
+    risky = np.flatnonzero(can_saturate(weights, int(rows.max(initial=0))))
+    if not risky.size:
+        return total
+    left, right = _pairs(rows.astype(np.int32)), _pairs(weights[risky].astype(np.int32))
+    step = max(1, _CHUNK // max(right.size // 2, 1))
+    for at in range(0, len(rows), step):
+        part = left[at : at + step]
+        sums = part[:, None, :, 0] * right[None, :, :, 0]
+        sums += part[:, None, :, 1] * right[None, :, :, 1]
+        sums -= np.clip(sums, _LEAST, _MOST)
+        total[at : at + step, risky] = sums.sum(-1)
+    return total
+
+
+def _pairs(matrix: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
+    """[rows, inputs] as [rows, pairs, 2]; an odd one is paired with 0."""
+    padded = np.pad(matrix, ((0, 0), (0, matrix.shape[1] % 2)))
+    return padded.reshape(len(matrix), -1, 2)

@@ -1,0 +1,97 @@
+"""Paddings that convolutions take over: the same answers, bit for bit."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from hard_models import text, weight
+
+from onnxshrink.graph import clean, fold
+from onnxshrink.graph.model import Model
+
+
+def folded(proto: onnx.ModelProto, folder: Path) -> tuple[list[str], float]:
+    """The operators that are left, and by how much answers differ."""
+    onnx.save(proto, folder / "before.onnx")
+    model = Model.load(folder / "before.onnx")
+    fold.fold_pads(model)
+    model.save(folder / "after.onnx")
+    onnx.checker.check_model(folder / "after.onnx")
+    feed = {"x": np.random.default_rng(0).normal(size=(2, 4, 9, 8)).astype(np.float32)}
+    before, after = (
+        ort.InferenceSession(folder / name, providers=["CPUExecutionProvider"]).run(None, feed)[0]
+        for name in ("before.onnx", "after.onnx")
+    )
+    return [node.op_type for node in model.ir.graph], float(np.abs(before - after).max())
+
+
+def padded(pads: list[int], conv: str = "", more: str = "", **constants: np.ndarray) -> str:
+    return (
+        "g (float[n, 4, 9, 8] x) => (float[n, c, h, k] y) "
+        f"{{ p = Pad{more}  y = Conv{conv}(p, w) }}"
+    )
+
+
+W = weight(1, 6, 4, 3, 3)
+PADS = np.array([0, 0, 1, 2, 0, 0, 0, 1])
+
+
+@pytest.mark.parametrize("conv", ["", "<pads = [1, 0, 2, 1]>", '<auto_pad = "VALID">'])
+def test_pads_add_up(conv: str, tmp_path: Path) -> None:
+    proto = text(padded([], conv, "(x, pads)"), w=W, pads=PADS)
+    assert folded(proto, tmp_path) == (["Conv"], 0.0)
+    (node,) = onnx.load(tmp_path / "after.onnx").graph.node
+    own = [1, 0, 2, 1] if "pads" in conv else [0] * 4
+    assert list(node.attribute[0].ints) == [a + b for a, b in zip(own, [1, 2, 0, 1], strict=True)]
+
+
+def test_one_pad_for_two_convolutions(tmp_path: Path) -> None:
+    proto = text(
+        """g (float[n, 4, 9, 8] x) => (float[n, c, h, k] y) {
+            p = Pad(x, pads, zero)  a = Conv(p, w)  b = Conv(p, v)  y = Add(a, b)
+        }""",
+        w=W, v=weight(2, 6, 4, 3, 3), pads=PADS, zero=np.array(0, np.float32),
+    )  # fmt: skip
+    assert folded(proto, tmp_path) == (["Conv", "Conv", "Add"], 0.0)
+
+
+@pytest.mark.parametrize(
+    ("more", "pads", "zero"),
+    [
+        ("(x, pads, zero)", PADS, 1.0),  # not zeros
+        ('<mode = "reflect">(x, pads)', PADS, 0.0),
+        ("(x, pads)", np.array([1, 0, 1, 2, 0, 0, 0, 1]), 0.0),  # the batch
+        ("(x, pads)", np.array([0, 0, -1, 2, 0, 0, 0, 1]), 0.0),  # cuts
+    ],
+)
+def test_other_paddings_stay(more: str, pads: np.ndarray, zero: float, tmp_path: Path) -> None:
+    constants = {"zero": np.array(zero, np.float32)} if "zero" in more else {}
+    proto = text(padded([], "", more), w=W, pads=pads, **constants)
+    assert folded(proto, tmp_path) == (["Pad", "Conv"], 0.0)
+
+
+def test_a_padding_with_other_users_stays(tmp_path: Path) -> None:
+    proto = text(
+        """g (float[n, 4, 9, 8] x) => (float[n, c, h, k] y, float[n, 4, a, b] p) {
+            p = Pad(x, pads)  y = Conv(p, w)
+        }""",
+        w=W, pads=PADS,
+    )  # fmt: skip
+    assert folded(proto, tmp_path) == (["Pad", "Conv"], 0.0)
+
+
+def test_constants_of_a_shape_are_folded(tmp_path: Path) -> None:
+    """As exporters write paddings: with ConstantOfShape, which would hide the rest."""
+    proto = text(
+        """g (float[n, 4, 9, 8] x) => (float[n, c, h, k] y) {
+            zeros = ConstantOfShape<value = int64[1] {0}>(four)
+            pads = Concat<axis = 0>(zeros, rest)  p = Pad(x, pads)  y = Conv(p, w)
+        }""",
+        w=W, four=np.array([4]), rest=np.array([0, 0, 1, 1]),
+    )  # fmt: skip
+    model = Model.from_proto(proto)
+    clean.fold_constants(model)
+    fold.fold_pads(model)
+    assert [node.op_type for node in model.ir.graph if node.op_type != "Constant"] == ["Conv"]
