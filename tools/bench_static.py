@@ -88,6 +88,9 @@ def theirs(**options: Any) -> Callable[[Path, Feeds, Path], None]:
 WAYS: dict[str, Callable[[Path, Feeds, Path], None]] = {
     "quantize-static": ours,
     "ORT, its defaults": theirs(calibrate_method="MinMax"),
+    "ORT, Conv MatMul Gemm": theirs(
+        calibrate_method="MinMax", op_types_to_quantize=["Conv", "MatMul", "Gemm"]
+    ),
     "ORT, Conv MatMul Gemm, percentile": theirs(
         calibrate_method="Percentile", op_types_to_quantize=["Conv", "MatMul", "Gemm"]
     ),

@@ -1,12 +1,15 @@
-"""Operators that a convolution can do at no cost become part of it: paddings, scales and shifts."""
+"""What a product can do itself becomes part of it: paddings of convolutions, sums behind MatMul."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxshrink.graph import edit
+from onnxshrink.graph import edit, shapes
 from onnxshrink.graph.model import Model
+from onnxshrink.graph.shape_rules import Shape
 from onnxshrink.graph.weights import constant
 
 
@@ -79,3 +82,47 @@ def _pads_itself(node: ir.Node, scope: ir.Graph | ir.Function, rank: int) -> boo
         and kernel is not None
         and len(kernel.shape) == rank
     )
+
+
+def fold_biases(model: Model) -> None:
+    """Let MatMul of matrices add the constant behind it: both become one Gemm.
+
+    ONNX Runtime does so when it loads a model, and then looks for integer kernels; a Gemm whose
+    bias is not quantized has none.
+    """
+    known = shapes.walk(model).shapes
+    for scope in list(model.scopes):
+        for node in [node for node in scope if (node.domain, node.op_type) == ("", "MatMul")]:
+            added = _bias_behind(node, known)
+            if added is None:
+                continue
+            sum_, bias = added
+            output, result = node.outputs[0], sum_.outputs[0]
+            node.op_type = "Gemm"
+            node.resize_inputs(3)
+            node.replace_input_with(2, bias)
+            model.touch(output.name, result.name)
+            name, output.type, output.shape = result.name, result.type, result.shape
+            result.replace_all_uses_with(output, replace_graph_outputs=True)
+            scope.remove(sum_, safe=True)
+            output.name = name
+
+
+def _bias_behind(node: ir.Node, known: Mapping[ir.Value, Shape]) -> tuple[ir.Node, ir.Value] | None:
+    """The Add that alone uses a product of matrices, and the row that it adds to it."""
+    first, weight = node.inputs[0], node.inputs[1]
+    uses = list(node.outputs[0].uses())
+    matrix = None if weight is None else constant(weight)
+    if first is None or matrix is None or len(matrix.shape) != 2 or len(uses) != 1:
+        return None
+    user, index = uses[0]
+    if (user.domain, user.op_type) != ("", "Add") or user.graph is not node.graph:
+        return None
+    bias = user.inputs[1 - index]
+    row = None if bias is None else constant(bias)
+    rank = known.get(first)
+    if bias is None or row is None or rank is None or len(rank) != 2:
+        return None
+    if node.outputs[0].is_graph_output() or row.dtype != matrix.dtype or len(row.shape) > 2:
+        return None
+    return (user, bias) if tuple(row.shape)[-1:] == (row.size,) == (matrix.shape[1],) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import onnx_ir as ir
@@ -61,6 +61,7 @@ class Candidate:
         bias: The constant that it adds, if any.
         why_not: Why it cannot be; empty when it can.
         aliases: Other names that it goes by.
+        types: Types that it goes by, for patterns; its own if none are given.
     """
 
     node: ir.Node
@@ -71,16 +72,15 @@ class Candidate:
     bias: ir.TensorProtocol | None = None
     why_not: str = ""
     aliases: tuple[str, ...] = ()
+    types: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.types.add(self.node.op_type)
 
     @property
     def op_type(self) -> str:
         """The operator's type."""
         return self.node.op_type
-
-    @property
-    def types(self) -> set[str]:
-        """The same, as patterns name it."""
-        return {self.node.op_type}
 
     @property
     def name(self) -> str:

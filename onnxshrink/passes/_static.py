@@ -23,6 +23,7 @@ _PREPARING = (
     "fold_constants",
     "fold_batch_norms",
     "fold_pads",
+    "fold_biases",
     "share_duplicates",
     "share_subexpressions",
     "drop_unused",
@@ -36,10 +37,12 @@ class Origin:
     """What a node was called in the model that came in.
 
     Attributes:
+        op_type: Its type.
         names: Its own, its outputs', those of its constants.
         constants: Name and bytes of its constants, by the number of the input.
     """
 
+    op_type: str
     names: tuple[str, ...]
     constants: Mapping[int, tuple[str, int]]
 
@@ -147,14 +150,16 @@ class Work:
     def named(self, one: Candidate) -> Candidate:
         """The same under the names that its node had too."""
         origin = self.origins.get(one.node)
-        return one if origin is None else replace(one, aliases=origin.names)
+        if origin is None:
+            return one
+        return replace(one, aliases=origin.names, types={one.op_type, origin.op_type})
 
     def alias(self, view: WeightView) -> Alias:
         """A weight under the names that it had too."""
         origins = [self.origins[use.node] for use in view.uses if use.node in self.origins]
-        return Alias(
-            view.op_type, view.types, (*view.names, *(n for o in origins for n in o.names))
-        )
+        types = view.types | {origin.op_type for origin in origins}
+        more = (name for origin in origins for name in origin.names)
+        return Alias(view.op_type, types, (*view.names, *more))
 
     def original(self, node: Node, index: int) -> tuple[str, int] | None:
         """Name and bytes that a node's constant came with; None if it came with none."""
@@ -196,7 +201,8 @@ def _origin(node: Node) -> Origin:
         if value is not None and tensor is not None:
             constants[index] = value.name or "", tensor.nbytes
     outputs = [value.name or "" for value in node.outputs] or [""]
-    return Origin((node.name or "", *outputs, *(name for name, _ in constants.values())), constants)
+    names = (node.name or "", *outputs, *(name for name, _ in constants.values()))
+    return Origin(node.op_type, names, constants)
 
 
 @dataclass

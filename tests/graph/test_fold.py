@@ -1,4 +1,4 @@
-"""Paddings that convolutions take over: the same answers, bit for bit."""
+"""Paddings that convolutions take over, and sums that MatMul does: the same answers."""
 
 from pathlib import Path
 
@@ -95,3 +95,41 @@ def test_constants_of_a_shape_are_folded(tmp_path: Path) -> None:
     clean.fold_constants(model)
     fold.fold_pads(model)
     assert [node.op_type for node in model.ir.graph if node.op_type != "Constant"] == ["Conv"]
+
+
+@pytest.mark.parametrize("shape", [(32,), (1, 32)])
+def test_a_sum_behind_matmul(shape: tuple[int, ...], tmp_path: Path) -> None:
+    proto = text(
+        "g (float[n, 64] x) => (float[n, 32] y) { a = MatMul(x, w)  y = Add(b, a) }",
+        w=weight(3, 64, 32), b=weight(4, *shape),
+    )  # fmt: skip
+    onnx.save(proto, tmp_path / "before.onnx")
+    model = Model.load(tmp_path / "before.onnx")
+    fold.fold_biases(model)
+    model.save(tmp_path / "after.onnx")
+    onnx.checker.check_model(tmp_path / "after.onnx")
+    (node,) = onnx.load(tmp_path / "after.onnx").graph.node
+    assert (node.op_type, list(node.input), list(node.output)) == ("Gemm", ["x", "w", "b"], ["y"])
+    feed = {"x": np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)}
+    before, after = (
+        ort.InferenceSession(tmp_path / name, providers=["CPUExecutionProvider"]).run(None, feed)[0]
+        for name in ("before.onnx", "after.onnx")
+    )
+    np.testing.assert_allclose(after, before, atol=1e-6)
+
+
+SUMS = {
+    "a stack": ("float[n, 4, 64] x) => (float[n, 4, 32] y)", "Add", (32,)),
+    "a matrix is added": ("float[n, 64] x) => (float[n, 32] y)", "Add", (4, 32)),
+    "one number": ("float[n, 64] x) => (float[n, 32] y)", "Add", (1,)),
+    "a product": ("float[n, 64] x) => (float[n, 32] y)", "Mul", (32,)),
+}
+
+
+@pytest.mark.parametrize("case", SUMS)
+def test_other_sums_stay(case: str) -> None:
+    signature, op, shape = SUMS[case]
+    source = f"g ({signature} {{ a = MatMul(x, w)  y = {op}(a, b) }}"
+    model = Model.from_proto(text(source, w=weight(5, 64, 32), b=weight(6, *shape)))
+    fold.fold_biases(model)
+    assert next(iter(model.ir.graph)).op_type == "MatMul"

@@ -349,6 +349,22 @@ def test_patterns_name_nodes_types_and_weights(
     assert sorted(sizes.values()) == [1, 8, 8]
 
 
+def test_a_matmul_with_a_bias_is_a_gemm_that_still_answers_to_its_name(
+    quantized: Callable[..., Result], tmp_path: Path
+) -> None:
+    proto = text(
+        """g (float[n, 64] x) => (float[n, 32] y) {
+            a = MatMul(x, w)  b = Add(a, c)  d = MatMul(b, v)  y = Add(d, e)
+        }""",
+        w=weight(30, 64, 64), c=weight(31, 64), v=weight(32, 64, 32), e=weight(33, 32),
+    )  # fmt: skip
+    quantized(proto, vectors())
+    assert integer_ops(tmp_path / "after.onnx")["QGemm"] == 2
+    quantized(proto, vectors(), keep=["d"])
+    assert integer_ops(tmp_path / "after.onnx")["QGemm"] == 1
+    assert not quantized(proto, vectors(), keep=["MatMul"]).report.changed
+
+
 def test_a_pattern_without_a_match_is_an_error(quantized: Callable[..., Result]) -> None:
     with pytest.raises(RecipeError, match="nothing matches 'conv9'"):
         quantized(*CASES["conv"][:2], nodes_to_exclude=["conv9"])
