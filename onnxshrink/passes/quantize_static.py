@@ -26,6 +26,7 @@ _ACTIVATIONS = {"QInt8": "int8", "QUInt8": "uint8", "QInt16": "int16", "QUInt16"
 _WEIGHTS = {"QInt8": "int8", "QUInt8": "uint8", "QInt4": "int4"}
 _REDUCED = {"true": "always", "false": "never"}
 _KEPT = "kept as asked"
+_LARGE_OPERAND = 2**14  # such as a table of positions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,8 +237,11 @@ class QuantizeStatic(Pass):
             reason = self.weights.left_out(work.alias(view)) or view.locked
             if self.others == "keep":
                 reason = reason or "no integer kernel takes it"
-            if view.size < self.weights.min_size:
-                reason = f"fewer than {self.weights.min_size} elements"
+            least = self.weights.min_size
+            if view.op_type in ("Add", "Mul", "Sub"):  # norms and biases: few bytes, much harm
+                least = max(least, _LARGE_OPERAND)
+            if view.size < least:
+                reason = f"fewer than {least} elements"
             if reason:
                 kept.append(view.name)
                 work.ctx.skip(view, reason)
