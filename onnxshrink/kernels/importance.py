@@ -115,5 +115,41 @@ def choose_global(
     return chosen
 
 
+def balanced_counts(
+    sizes: Sequence[int], wanted: Sequence[float], parts: Sequence[npt.NDArray[np.floating]]
+) -> Indices:
+    """Whole numbers next to what is wanted that take equally much from all parts of an axis.
+
+    Args:
+        sizes: What there is of each kind; at least one of each stays.
+        wanted: How much of each kind to take, at best.
+        parts: For each axis, [parts, kinds]: how much of a part goes with one of each kind.
+
+    Returns:
+        How much to take; nothing where there is no answer.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    count, goal = len(sizes), np.asarray(wanted, np.float64)
+    even = np.concatenate([np.diff(axis, axis=0) for axis in parts])
+    # Minimise the distances from what is wanted of each kind, and above all those of whole parts.
+    near = np.concatenate([np.eye(count), np.array([axis[0] for axis in parts])])
+    slack = np.eye(len(near))
+    constraints = [
+        LinearConstraint(np.hstack([even, np.zeros((len(even), len(near)))]), 0, 0),
+        LinearConstraint(np.hstack([near, -slack]), -np.inf, near @ goal),
+        LinearConstraint(np.hstack([near, slack]), near @ goal, np.inf),
+    ]
+    most = np.append(np.maximum(np.asarray(sizes) - 1, 0), np.full(len(near), np.inf))
+    found = milp(
+        np.concatenate([np.zeros(count), np.ones(count), np.full(len(parts), 10.0)]),
+        constraints=constraints, bounds=Bounds(0, most), options={"time_limit": 2.0},
+        integrality=np.append(np.ones(count), np.zeros(len(near))),
+    )  # fmt: skip
+    if found.x is None:
+        return np.zeros(count, np.int64)
+    return np.asarray(np.rint(found.x[:count]), np.int64)
+
+
 def _lowest(scores: Array, count: int) -> Indices:
     return np.sort(np.argsort(scores, kind="stable")[:count])

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxshrink.kernels.importance import (
+    balanced_counts,
     choose_global,
     choose_local,
     index_power,
@@ -62,3 +63,19 @@ def test_global_takes_more_from_flat_scores_and_keeps_something_of_each():
     everything = choose_global([unequal, equal], [1.0, 1.0], 0.95, [1, 1])
     assert all(len(chosen) < 16 for chosen in everything)
     assert [len(c) for c in choose_global([unequal], [1.0], 0.0, [1])] == [0]
+
+
+def test_balanced_counts_take_as_much_from_every_part():
+    # One axis of parts {17} and {9, 8}, another of parts {17, 9} and {8, 18}.
+    parts = [np.array([[1, 0, 0, 0], [0, 1, 1, 0]]), np.array([[1, 1, 0, 0], [0, 0, 1, 1]])]
+    sizes = [17, 9, 8, 18]
+    counts = balanced_counts(sizes, [0.3 * size for size in sizes], parts)
+    assert counts[0] == counts[1] + counts[2]
+    assert counts[0] + counts[1] == counts[2] + counts[3]
+    np.testing.assert_allclose(counts, [0.3 * size for size in sizes], atol=1.0)
+
+
+def test_balanced_counts_leave_one_and_give_up_where_nothing_fits():
+    even = [np.array([[1.0, 0.0], [0.0, 1.0]])]
+    assert balanced_counts([4, 2], [3.6, 1.8], even).tolist() == [1, 1]
+    assert balanced_counts([1, 5], [0.5, 2.5], even).tolist() == [0, 0]

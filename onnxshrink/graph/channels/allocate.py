@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -13,7 +12,13 @@ from onnxshrink.graph.channels import groups as grouping
 from onnxshrink.graph.channels.groups import Cost, Group
 from onnxshrink.graph.channels.plan import Plan, names_of, parameters_per_unit
 from onnxshrink.graph.model import Model
-from onnxshrink.kernels.importance import Indices, choose_global, choose_local
+from onnxshrink.kernels.importance import (
+    Array,
+    Indices,
+    balanced_counts,
+    choose_global,
+    choose_local,
+)
 
 #: Largest share of a group that may go.
 MOST = 0.95
@@ -136,16 +141,34 @@ class Allocation:
 
 
 def _balanced(plan: Plan, choice: list[Indices]) -> list[Indices]:
-    """Give groups of one bond the same share, in whole units: their mean, or nothing."""
+    """What comes next to a choice and takes as many channels from every group of a convolution."""
     bonds = {group.bond for group in plan.groups if group.bond >= 0}
     for bond in sorted(bonds):
         own = [index for index, group in enumerate(plan.groups) if group.bond == bond]
         sizes = [len(plan.groups[index]) for index in own]
-        parts = math.gcd(*sizes)
         free = not any(plan.groups[index].name in plan.held for index in own)
         share = sum(len(choice[index]) for index in own) / sum(sizes) if free else 0.0
-        steps = min(round(share * parts), parts - 1)
-        for index, size in zip(own, sizes, strict=True):
+        counts = [0] * len(own)
+        if share:
+            parts = _parts(plan, own)
+            counts = balanced_counts(sizes, [share * size for size in sizes], parts).tolist()
+        for index, count in zip(own, counts, strict=True):
             order = np.argsort(plan.scores[index], kind="stable")
-            choice[index] = np.sort(order[: steps * size // parts])
+            choice[index] = np.sort(order[:count])
     return choice
+
+
+def _parts(plan: Plan, own: list[int]) -> list[Array]:
+    """For each balanced axis, how many channels of each part go with a unit of each group."""
+    atoms = plan.walk.atoms
+    place = np.full(atoms.count, -1)
+    for column, index in enumerate(own):
+        place[plan.groups[index].atoms] = column
+    sizes = np.array([len(plan.groups[index]) for index in own])
+    axes = []
+    for parts in plan.walk.balanced:
+        columns = [place[atoms.incidence(part)[1]] for part in parts]
+        counts = [np.bincount(each[each >= 0], minlength=len(own)) / sizes for each in columns]
+        if np.any(counts):
+            axes.append(np.array(counts))
+    return axes
