@@ -9,12 +9,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from onnxshrink.contract import Judge, Level, Progress, Settings
 from onnxshrink.errors import BudgetMissed, RecipeError
 from onnxshrink.pipeline import Pass, Result, run
-from onnxshrink.recipe import Recipe, find_pass
+from onnxshrink.recipe import Recipe, Storage, find_pass
 from onnxshrink.report import Report, size
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Options:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     check: Level = "full"
     seed: int = 0
-    storage: Literal["auto", "single", "external", "packed"] = "auto"
+    storage: Storage | None = None
     calibration_cache: StrPath | None = None
     progress: Progress = field(default=lambda what, done, total: None)
 
@@ -77,7 +77,7 @@ def apply_recipe(
     with Worker() as worker:
         worker.start()  # it imports ONNX Runtime while this process reads the model
         model, settings = _prepare(source, out, options, worker)
-        return _write(run(recipe.steps, model, settings, worker), out, options)
+        return _write(run(recipe.steps, model, settings, worker), out, options, recipe.storage)
 
 
 def shrink(
@@ -263,11 +263,12 @@ def _feeds(model: Model, options: Options, worker: Worker | None) -> list[dict[s
     return generated_inputs(model, _GENERATED, options.seed, shapes=options.shapes, worker=worker)
 
 
-def _write(result: Result, out: StrPath, options: Options) -> Report:
+def _write(result: Result, out: StrPath, options: Options, storage: Storage = "auto") -> Report:
     report = result.report
     report.result = str(out)
-    if options.storage != "packed":
-        report.bytes_after = result.model.save(out, options.storage)
+    storage = options.storage or storage
+    if storage != "packed":
+        report.bytes_after = result.model.save(out, storage)
         return report
     from onnxshrink.graph import packed
 

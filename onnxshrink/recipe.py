@@ -1,4 +1,4 @@
-"""Recipes: which passes in which order, to and from YAML; and the discovery of passes."""
+"""Recipes: which passes in which order, to and from YAML; and the discovery of both."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from onnxshrink import passes
 from onnxshrink.errors import RecipeError
@@ -17,6 +17,10 @@ from onnxshrink.options import build, dump, nearest
 from onnxshrink.pipeline import Pass
 
 VERSION = 1
+Storage = Literal["auto", "single", "external", "packed"]
+
+_KEYS = ("version", "storage", "steps")
+_PACKAGED = Path(__file__).parent / "recipes"
 
 
 @functools.cache
@@ -55,11 +59,33 @@ def find_pass(name: str, where: str = "recipe") -> type[Pass]:
     return found[0]
 
 
+@functools.cache
+def recipe_names() -> tuple[str, ...]:
+    """Names of the recipes that come with the package."""
+    return tuple(sorted(file.stem for file in _PACKAGED.glob("*.yaml")))
+
+
+def recipe_text(name: str) -> str:
+    """The file of a recipe that comes with the package: comments that say what it is for, YAML."""
+    return (_PACKAGED / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def recipe_summary(name: str) -> str:
+    """What a packaged recipe is for in one line: the first of its file."""
+    return recipe_text(name).partition("\n")[0].removeprefix("# ")
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """A tuple of passes. Saved, loaded and applied again, it gives the same bytes."""
+    """A tuple of passes. Saved, loaded and applied again, it gives the same bytes.
+
+    Attributes:
+        steps: The passes.
+        storage: How to store the result where the caller does not say.
+    """
 
     steps: tuple[Pass, ...]
+    storage: Storage = "auto"
 
     @classmethod
     def parse(cls, text: str, where: str = "recipe") -> Recipe:
@@ -81,16 +107,35 @@ class Recipe:
         if not isinstance(data, dict):
             raise RecipeError(f"{where}: a recipe has 'version: {VERSION}' and 'steps:'")
         for key in data:
-            if key not in ("version", "steps"):
-                raise RecipeError(
-                    f"{where}: unknown key {key!r}{nearest(str(key), ['version', 'steps'])}"
-                )
+            if key not in _KEYS:
+                raise RecipeError(f"{where}: unknown key {key!r}{nearest(str(key), _KEYS)}")
         if data.get("version") != VERSION:
             raise RecipeError(f"{where}: needs 'version: {VERSION}', not {data.get('version')!r}")
+        storage = data.get("storage", "auto")
+        if storage not in get_args(Storage):
+            known = ", ".join(get_args(Storage))
+            raise RecipeError(f"{where}: 'storage' takes one of {known}, not {storage!r}")
         steps = data.get("steps")
         if not isinstance(steps, list) or not steps:
             raise RecipeError(f"{where}: 'steps' takes a list of passes")
-        return cls(tuple(_step(step, f"{where}: step {at}") for at, step in enumerate(steps, 1)))
+        found = (_step(step, f"{where}: step {at}") for at, step in enumerate(steps, 1))
+        return cls(tuple(found), storage)
+
+    @classmethod
+    def find(cls, name: str | Path) -> Recipe:
+        """A recipe that comes with the package, by its name, or a recipe file.
+
+        Raises:
+            RecipeError: Neither is there, or the file is not a recipe.
+        """
+        if str(name) in recipe_names():
+            return cls.parse(recipe_text(str(name)), str(name))
+        if not Path(name).exists() and Path(name).name == Path(name).stem:
+            raise RecipeError(
+                f"{name}: no such recipe or file{nearest(str(name), recipe_names())} "
+                f"(recipes: {', '.join(recipe_names())})"
+            )
+        return cls.load(name)
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
@@ -114,7 +159,9 @@ class Recipe:
         for step in self.steps:
             options = dump(step)
             steps.append({step.name: options} if options else step.name)
-        text: str = yaml.safe_dump({"version": VERSION, "steps": steps}, sort_keys=False)
+        storage = {} if self.storage == "auto" else {"storage": self.storage}
+        recipe = {"version": VERSION, **storage, "steps": steps}
+        text: str = yaml.safe_dump(recipe, sort_keys=False)
         return text
 
 

@@ -1,4 +1,4 @@
-"""The command that prints the help of a pass."""
+"""The command that prints the help of a pass, or a recipe."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import click
 
 
 @click.command()
-@click.argument("name", metavar="PASS")
+@click.argument("name", metavar="NAME")
 def command(name: str) -> None:
-    """Say what a pass does and what its options are.
+    """Say what a pass does and what its options are, or show a recipe of the package.
 
     \b
     onnxshrink explain quantize-weights
@@ -16,8 +16,11 @@ def command(name: str) -> None:
     import inspect as reflect
 
     from onnxshrink.options import options_of
-    from onnxshrink.recipe import find_pass
+    from onnxshrink.recipe import find_pass, recipe_names, recipe_text
 
+    if name in recipe_names():
+        click.echo(recipe_text(name), nl=False)
+        return
     kind = find_pass(name, "explain")
     click.echo(f"{name}\n\n{reflect.getdoc(kind)}\n\nOptions:")
     for option in options_of(kind):
