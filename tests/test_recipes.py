@@ -52,7 +52,7 @@ def test_names_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RecipeError, match="wob: no such recipe or file; did you mean 'web'"):
         Recipe.find("wob")
-    with pytest.raises(RecipeError, match="wob.yaml: cannot be read"):
+    with pytest.raises(RecipeError, match=r"wob\.yaml: cannot be read"):
         Recipe.find("wob.yaml")
     (tmp_path / "own").write_text("version: 1\nsteps: [clean]")
     assert [step.name for step in Recipe.find("own").steps] == ["clean"]

@@ -400,7 +400,7 @@ def set_constant(
     """The same of any constant, whose contents were ``old``."""
     node, name = value.producer(), value.name or ""
     tensor = ir.Tensor(
-        np.ascontiguousarray(values, old.dtype.numpy()), dtype=old.dtype, name=old.name,
+        np.asarray(values, old.dtype.numpy(), order="C"), dtype=old.dtype, name=old.name,
         doc_string=old.doc_string, metadata_props={**old.metadata_props, **(notes or {})},
     )  # fmt: skip
     model.touch(name)

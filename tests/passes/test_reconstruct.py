@@ -155,6 +155,21 @@ def test_scales_of_integers(form: str, worker: Worker) -> None:
         assert float(after[scale][column]) == pytest.approx(exact, rel=1e-3)
 
 
+def test_one_scale_of_a_whole_weight(worker: Worker) -> None:
+    codes = np.rint(normal(24, 16) * 3).clip(-7, 7)
+    text = "g (float[n, 24] x) => (float[n, 16] y) { w = DequantizeLinear(q, s) y = MatMul(x, w) }"
+    source = parsed(ONE % "y = MatMul(x, W)", W=(codes * 0.3).astype(np.float32))
+    quantized = parsed(text, q=codes.astype(np.int8), s=np.array(0.2, np.float32))
+    model, row = Model.from_proto(quantized), Step("reconstruct")
+    ctx = Context(row, FEEDS, original=Model.from_proto(source), worker=worker)
+    Reconstruct(damping=1e-9).apply(model, ctx)
+    (change,) = row.changes
+    assert change.what == "s"
+    after = numpy_helper.to_array(model.to_proto().graph.initializer[1])
+    assert after.shape == ()  # as it was: no byte more
+    assert float(after) == pytest.approx(0.3, rel=1e-6)
+
+
 def test_tables_keep_their_zero(worker: Worker) -> None:
     model = parsed(ONE % "y = MatMul(x, W)", W=normal(24, 16))
     prune = step("prune-magnitude", ratio=0.3, max_error=2.0)
