@@ -111,6 +111,11 @@ def store(
     from onnxshrink.graph import edit, moments
     from onnxshrink.passes.to_float16 import narrow
 
+    if step.form == "dense":
+        edit.revalued(palettes.model, view, found.values)
+        note = f"{found.note}, as floats; smaller once packed"
+        ctx.changed(view, view.nbytes, note=note, sqnr_db=found.sqnr_db)
+        return
     if found.nbytes + palettes.cost(view, found.stored.entries) >= view.nbytes:
         ctx.skip(view, f"would not be smaller with a table of {found.stored.entries}")
         return

@@ -77,9 +77,10 @@ class ShareCodebook(Pass):
         None, help="adaptive: bits of all weights together instead, shared out by output error",
         ge=1, le=8,
     )  # fmt: skip
-    form: Literal["auto", "fold", "gather"] = option(
+    form: Literal["auto", "fold", "gather", "dense"] = option(
         "auto", help="rebuild weights at load, or look rows of embeddings up as codes; auto: those"
-        " of a million weights and more",
+        " of a million weights and more; dense: floats of few values, smaller once packed, where"
+        " 'scale: none' lets the packer see them",
     )  # fmt: skip
     packing: Literal["bytes", "uint4"] = option(
         "bytes", help="as many codes to a byte as fit, or tensors of uint4: for many small weights"

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from weight_models import Case, homes, normal, operators, parsed
 from weight_passes import EVERY, apply, check, check_against_numpy, gone
@@ -232,3 +233,26 @@ def test_constant_weights_are_one_entry(worker: Worker, tmp_path: Path) -> None:
 def test_options_that_do_not_fit(options: dict[str, Any], said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         ShareCodebook(**options)
+
+
+def test_dense_palettes_are_floats_of_few_values(tmp_path: Path) -> None:
+    """The same weights as those of the other form, in no node; the packer sees what they share."""
+    model = parsed("g (float[3, 64] x) => (float[3, 40] y) { y = MatMul(x, W) }", W=normal(64, 40))
+    dense = ShareCodebook(bits=3, scale="none", form="dense", weights=EVERY)
+    (step,) = apply(model, tmp_path, dense).report.steps
+    (change,) = step.changes
+    assert (change.what, change.after) == ("W", change.before)
+    assert change.note.endswith("smaller once packed")
+    after = onnx.load(tmp_path / "after.onnx")
+    assert [node.op_type for node in after.graph.node] == ["MatMul"]
+    found = onnx.numpy_helper.to_array(after.graph.initializer[0])
+    assert len(np.unique(found)) == 8
+    folded = ShareCodebook(bits=3, scale="none", form="fold", weights=EVERY)
+    other = apply(model, tmp_path, folded).model.to_proto()
+    x = normal(3, 64, seed=1)
+    answers = [
+        ort.InferenceSession(m.SerializeToString(), providers=["CPUExecutionProvider"])
+        for m in (after, other)
+    ]
+    one, two = (session.run(None, {"x": x})[0] for session in answers)
+    np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5)
