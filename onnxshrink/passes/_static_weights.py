@@ -32,11 +32,13 @@ class Products:
         emitter: Puts nodes in.
         statistics: Means and rows of what weights are multiplied with.
         model: The model.
+        overflowing: Weights that CPUs without VNNI would compute wrongly, and by how much.
     """
 
     model: Model
     emitter: Emitter
     statistics: Mapping[Need, Any]
+    overflowing: dict[str, float] = field(default_factory=dict)
     _stored: dict[Any, Quantized] = field(default_factory=dict)
 
     def store(
@@ -109,13 +111,16 @@ class Products:
             return quantized(candidate, options, bits=7), note + ", 7 bits"
         stored = quantized(candidate, options)
         need = some_rows(candidate)
-        if options.reduce_range == "never" or need is None or need not in self.statistics:
+        if need is None or need not in self.statistics:
             return stored, note
         narrow = quantized(candidate, options, bits=7)
         damage, price = saturation(candidate, stored, narrow, self.statistics[need].rows, on)
-        if damage > price:
-            return narrow, note + f", 7 bits: 16-bit sums would cost {damage:.2g}"
-        return stored, note + (f", 16-bit sums would cost {damage:.2g}" if damage else "")
+        cost = f"16-bit sums would cost {damage:.2g}"
+        if damage > price and options.reduce_range == "auto":
+            return narrow, f"{note}, 7 bits: {cost}"
+        if damage > price and candidate.weight is not None:
+            self.overflowing[candidate.weight.name] = damage
+        return stored, f"{note}, {cost}" if damage else note
 
 
 def unfit(candidate: Candidate) -> str:

@@ -72,7 +72,7 @@ class QuantizeStatic(Pass):
     )
     reduce_range: Literal["auto", "always", "never"] = option(
         "never", help="7-bit weights for CPUs without VNNI; auto: where their 16-bit sums overflow "
-        "on the calibration inputs", spellings=_REDUCED,
+        "on the calibration inputs; never: a warning where they would", spellings=_REDUCED,
     )  # fmt: skip
     least_sqnr: float = option(
         15.0, help="leave nodes in float whose activations would keep fewer dB"
@@ -220,6 +220,12 @@ class QuantizeStatic(Pass):
                     known[0], nbytes, before=known[1], kind=one.op_type, note=note, sqnr_db=sqnr
                 )
             view.release()
+        if found := products.overflowing:
+            worst = max(found, key=found.__getitem__)
+            ctx.warn(
+                f"CPUs without VNNI would get {len(found)} weights wrong, {worst!r} by "
+                f"{found[worst]:.2g} of its outputs; 'reduce_range: auto' makes them safe there"
+            )
         emitter.emit(placement, grids)
         self._store_others(work)
 

@@ -428,6 +428,8 @@ def test_reduce_range_where_sums_overflow(quantized: Callable[..., Result]) -> N
     rows = quantized(proto, feeds, reduce_range="auto").report.steps[0].changes
     notes = {row.what: row.note for row in rows}
     assert "7 bits: 16-bit sums would cost" in notes["w"]
+    (warned,) = quantized(proto, feeds).report.steps[0].warnings
+    assert warned.startswith("CPUs without VNNI would get 2 weights wrong, 'w' by 0.")
     narrow = quantized(proto, feeds, reduce_range="always").model
     codes = [
         value.const_value.numpy()
