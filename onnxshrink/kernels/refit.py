@@ -78,20 +78,22 @@ def explain(
     Minimises ``E ||m - D x - b||^2 + damping * mean(x^2) ||D||^2``.
 
     Args:
-        moments: [features + 1, features + 1], sums of products; the last feature is the constant 1.
-        missing: [features + 1, outputs], sums of products of the features and of what is missing.
+        moments: [.., features + 1, features + 1], sums of products; the last feature is the
+            constant 1.
+        missing: [.., features + 1, outputs], sums of products of the features and of what is
+            missing.
         damping: Strength of the prior.
         bias: Whether the outputs can be shifted.
 
     Returns:
-        The change, [outputs, features], and the shift of each output.
+        The change, [.., outputs, features], and the shift of each output.
     """
-    samples, features = max(moments[-1, -1], 1.0), len(moments) - 1
+    samples, features = np.maximum(moments[..., -1:, -1:], 1.0), moments.shape[-1] - 1
     known = features + 1 if bias else features
-    gram = moments[:known, :known] / samples
-    prior = damping * float(np.diagonal(gram)[:features].mean()) + 1e-12
-    ridge = np.full(known, prior)
-    ridge[features:] = 0.0  # the constant is free
-    solution = np.linalg.solve(gram + np.diag(ridge), missing[:known] / samples).T
-    shift = solution[:, -1] if bias else np.zeros(len(solution))
-    return solution[:, :features], shift
+    gram = moments[..., :known, :known] / samples
+    squares = np.diagonal(gram, axis1=-2, axis2=-1)[..., :features]
+    ridge = (damping * squares.mean(-1)[..., None, None] + 1e-12) * np.eye(known)
+    ridge[..., features:, features:] = 0.0  # the constant is free
+    solution = np.linalg.solve(gram + ridge, missing[..., :known, :] / samples).swapaxes(-1, -2)
+    shift = solution[..., -1] if bias else np.zeros(solution.shape[:-1])
+    return solution[..., :features], shift

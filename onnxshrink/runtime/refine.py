@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Feeds = Sequence[Mapping[str, np.ndarray]]
 
 _EXACT = 1e-10  # the share of the power that rounding may lack
+_ELEMENTS = 2**22  # of the inputs of several groups at once
 
 
 def refine(
@@ -54,8 +55,8 @@ def refine(
     for start in range(0, len(consumers), size):
         part = consumers[start : start + size]
         wanted = _results(whole, part, feeds, worker)
-        for consumer, lacks in _lacks(walk, removed, part, wanted, whole, feeds, worker).items():
-            if _apply(walk, consumer, lacks, damping):
+        for consumer, lack in _lacks(walk, removed, part, wanted, whole, feeds, worker).items():
+            if _apply(walk, consumer, lack, damping):
                 done += [consumer.weight, *([consumer.bias] if consumer.bias is not None else [])]
     return done
 
@@ -76,7 +77,7 @@ def _results(
 
 @dataclass
 class _Lack:
-    """Sums over what a group of a consumer reads now.
+    """Sums over what a consumer reads now, for each of its groups.
 
     Attributes:
         moments: Of its inputs, with a constant 1 behind them.
@@ -89,11 +90,29 @@ class _Lack:
     power: Array
 
     @classmethod
-    def of(cls, rows: Array, lack: Array, goal: Array) -> _Lack:
-        """The sums of some places: rows of inputs, and of outputs."""
-        full = np.concatenate([rows, np.ones((len(rows), 1))], 1)
-        power = np.array([np.square(lack).sum(), np.square(goal).sum()])
-        return cls(full.T @ full, full.T @ lack, power)
+    def of(cls, rows: np.ndarray, weights: Array, goals: Array) -> _Lack:
+        """The sums of some places.
+
+        Args:
+            rows: Inputs, [places, groups, features].
+            weights: [groups, outputs, features].
+            goals: What the outputs should be, [places, groups, outputs].
+        """
+        places, groups, features = rows.shape
+        moments = np.empty((groups, features + 1, features + 1))
+        missing = np.empty((groups, features + 1, goals.shape[2]))
+        power = np.zeros(2)
+        step = max(1, _ELEMENTS // (places * (features + 1)))
+        for start in range(0, groups, step):
+            part = slice(start, start + step)
+            full = np.ones((*rows[0, part].shape[:1], places, features + 1))
+            full[..., :-1] = rows[:, part].transpose(1, 0, 2)
+            goal = goals[:, part].transpose(1, 0, 2)
+            lack = goal - full[..., :-1] @ weights[part].swapaxes(1, 2)
+            turned = full.swapaxes(1, 2)
+            moments[part], missing[part] = turned @ full, turned @ lack
+            power += np.square(lack).sum(), np.square(goal).sum()
+        return cls(moments, missing, power)
 
     def __add__(self, other: _Lack) -> _Lack:
         return _Lack(
@@ -104,9 +123,9 @@ class _Lack:
 def _lacks(
     walk: Walk, removed: Removed, part: Sequence[Consumer],
     wanted: Mapping[Consumer, list[np.ndarray]], whole: Model, feeds: Feeds, worker: Worker,
-) -> dict[Consumer, list[_Lack]]:  # fmt: skip
-    """For each group of each consumer, how far its results are from the whole model's."""
-    sums: dict[Consumer, list[_Lack]] = {}
+) -> dict[Consumer, _Lack]:  # fmt: skip
+    """How far the results of each consumer are from the whole model's."""
+    sums: dict[Consumer, _Lack] = {}
     kept = {consumer: walk.atoms.kept(consumer.outputs, removed) for consumer in part}
     offsets = {consumer: _offset(consumer, whole, kept[consumer]) for consumer in part}
     inputs = [consumer.node.inputs[0] for consumer in part]
@@ -115,20 +134,17 @@ def _lacks(
     for number, (feed, arrays) in enumerate(runs):
         for consumer, x in zip(part, inputs, strict=True):
             assert x is not None
-            rows = consumer.rows({**feed, **arrays}[x.name or ""], number).astype(np.float64)
+            rows, matrix = (
+                consumer.rows({**feed, **arrays}[x.name or ""], number),
+                consumer.matrix(),
+            )
             goal = wanted[consumer][number][:, kept[consumer]] + offsets[consumer]
-            goals = np.split(goal, rows.shape[1], 1)
-            weights = np.split(consumer.matrix(), rows.shape[1])
-            own = [
-                _Lack.of(x_group, target - x_group @ weight.T, target)
-                for x_group, weight, target in zip(
-                    rows.transpose(1, 0, 2), weights, goals, strict=True
-                )
-            ]
-            before = sums.get(consumer)
-            sums[consumer] = own if before is None else [
-                one + other for one, other in zip(before, own, strict=True)
-            ]  # fmt: skip
+            groups = rows.shape[1]
+            own = _Lack.of(
+                rows, matrix.reshape(groups, -1, matrix.shape[1]),
+                goal.reshape(len(goal), groups, -1),
+            )  # fmt: skip
+            sums[consumer] = sums[consumer] + own if consumer in sums else own
     return sums
 
 
@@ -161,17 +177,17 @@ def _floats(value: ir.Value) -> Array:
     return np.asarray(tensor.numpy(), np.float64)
 
 
-def _apply(walk: Walk, consumer: Consumer, lacks: Sequence[_Lack], damping: float) -> bool:
+def _apply(walk: Walk, consumer: Consumer, lack: _Lack, damping: float) -> bool:
     """Change a weight, unless its results are what they should be; whether it was changed."""
     from onnxshrink.graph.channels.consumers import store
 
-    lack, goal = np.sum([each.power for each in lacks], 0)
-    if lack <= _EXACT * goal:
+    if lack.power[0] <= _EXACT * lack.power[1]:
         return False
     with_bias = consumer.bias is not None
-    solved = [explain(own.moments, own.missing, damping, bias=with_bias) for own in lacks]
-    consumer.put(walk, consumer.matrix() + np.concatenate([change for change, _ in solved]))
+    change, shift = explain(lack.moments, lack.missing, damping, bias=with_bias)
+    matrix = consumer.matrix()
+    consumer.put(walk, matrix + change.reshape(matrix.shape))
     if consumer.bias is not None:
-        shift = np.concatenate([shift for _, shift in solved])
-        store(walk, consumer.bias, _floats(consumer.bias) + consumer.sign * shift)
+        now = _floats(consumer.bias)
+        store(walk, consumer.bias, now + consumer.sign * shift.reshape(-1))
     return True

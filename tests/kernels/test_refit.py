@@ -64,3 +64,15 @@ def test_what_is_missing_is_explained_by_least_squares():
     change, shift = explain(full.T @ full, full.T @ lack, 1e-12, bias=False)
     np.testing.assert_allclose(change, np.linalg.lstsq(x, lack, rcond=None)[0].T, rtol=1e-6)
     assert not shift.any()
+
+
+def test_groups_are_explained_at_once():
+    rng = np.random.default_rng(6)
+    full = np.concatenate([rng.standard_normal((3, 50, 4)), np.ones((3, 50, 1))], 2)
+    lack = rng.standard_normal((3, 50, 2))
+    turned = full.swapaxes(1, 2)
+    together = explain(turned @ full, turned @ lack, 0.1)
+    for group in range(3):
+        alone = explain(full[group].T @ full[group], full[group].T @ lack[group], 0.1)
+        for one, other in zip(together, alone, strict=True):
+            np.testing.assert_allclose(one[group], other, rtol=1e-10)
