@@ -1,4 +1,4 @@
-"""Weights that are looked up as the model is loaded: palettes, hashed tables, sparse values.
+"""Weights looked up as the model is loaded: palettes, hashed tables, filters, sparse values.
 
 Only operators of the standard, and codes in plain bytes: a byte holds as many codes as fit, written
 as digits (two of a 16-entry table, five of a ternary one). The table is first expanded to one row
@@ -20,11 +20,12 @@ from onnxshrink.graph.edit import REBUILD_OVERHEAD, Rebuild, can_gather, factor
 from onnxshrink.graph.model import Model
 from onnxshrink.graph.sharing import PACKED_OVERHEAD, Shared
 from onnxshrink.graph.weights import WeightView
-from onnxshrink.kernels import bits, codebooks
+from onnxshrink.kernels import bits, bloomier, codebooks
 from onnxshrink.kernels.codebooks import Codebook
 
 #: Bytes that nodes, names and headers cost, about.
 HASH_OVERHEAD = 500
+FILTER_OVERHEAD = 1000
 SPARSE_OVERHEAD = 900
 #: Range and Mod of whole numbers and CumSum, which came with 11.
 OPSET = 13
@@ -116,7 +117,7 @@ class Palettes:
         return self._reshaped(rebuild, value, shape)
 
     def _index(
-        self, rebuild: Rebuild, codes: npt.NDArray[np.uint8], *, shared: bool = False,
+        self, rebuild: Rebuild, codes: npt.NDArray[np.unsignedinteger], *, shared: bool = False,
         four_bit: bool = False,
     ) -> ir.Value:  # fmt: skip
         """Codes as Gather takes them."""
@@ -130,8 +131,10 @@ class Palettes:
     def _reshaped(
         self, rebuild: Rebuild, value: ir.Value, shape: tuple[int, ...] | list[int]
     ) -> ir.Value:
-        target = self._constant(rebuild, np.array(shape, np.int64), "n")
-        return rebuild.node("Reshape", [value, target], "r")
+        return rebuild.node("Reshape", [value, self._shape(rebuild, shape)], "r")
+
+    def _shape(self, rebuild: Rebuild, sizes: tuple[int, ...] | list[int]) -> ir.Value:
+        return self._constant(rebuild, np.array(sizes, np.int64), "n")
 
     def _cut(self, rebuild: Rebuild, value: ir.Value, end: int) -> ir.Value:
         """The first columns of a matrix."""
@@ -229,6 +232,51 @@ class Palettes:
         value = rebuild.node("Gather", [entries, value], "v")
         rebuild.finish(self._reshaped(rebuild, value, view.shape))
         return rebuild.nbytes + HASH_OVERHEAD - REBUILD_OVERHEAD
+
+    def replace_filtered(
+        self, view: WeightView, stored: bloomier.Filter, table: npt.NDArray[np.float32]
+    ) -> int:
+        """Replace a weight by a filter of codes and their table; codes beyond it are zeros.
+
+        Positions are hashed by the whole numbers of ``bloomier.Hash``, all three parts at once.
+
+        Returns:
+            Bytes that it takes now, about.
+        """
+        rebuild, hashed = Rebuild(self.model, view), stored.hash
+
+        def number(value: int | list[list[int]], dtype: type[np.integer] = np.int64) -> ir.Value:
+            return self._constant(rebuild, np.array(value, dtype), "n")
+
+        def node(op_type: str, value: ir.Value, operand: ir.Value) -> ir.Value:
+            return rebuild.node(op_type, [value, operand], "h")
+
+        value = rebuild.node("Range", [number(0), number(math.prod(view.shape)), number(1)], "h")
+        for op_type, operand in (
+            ("Mul", hashed.factor), ("Add", hashed.offset), ("Mod", codebooks.PRIME),
+        ):  # fmt: skip
+            value = node(op_type, value, number(operand))
+        value = node("Mul", node("Add", value, number([[s] for s in hashed.shifts])), value)
+        value = node("Mod", node("Mod", value, number(codebooks.PRIME)), number(hashed.width))
+        first = [[part * hashed.width] for part in range(bloomier.PARTS)]
+        value = node("Add", value, number(first))
+        value = node("Gather", self._slots(rebuild, stored), value)
+        value = rebuild.node("ReduceSum", [value, self._shape(rebuild, [0])], "h", keepdims=0)
+        value = node("Mod", value, number(stored.base, np.int32))
+        value = node("Min", value, number(len(table), np.int32))
+        entries = np.append(table, np.float32(0)).astype(view.dtype.numpy())
+        value = rebuild.node("Gather", [rebuild.constant(entries, "t"), value], "v")
+        rebuild.finish(self._reshaped(rebuild, value, view.shape))
+        return rebuild.nbytes + FILTER_OVERHEAD - REBUILD_OVERHEAD
+
+    def _slots(self, rebuild: Rebuild, stored: bloomier.Filter) -> ir.Value:
+        """Slots of a filter as int32; a byte holds two of 4 bits."""
+        if stored.base > codebooks.BASES[-2]:
+            return self._index(rebuild, stored.slots)
+        packed = codebooks.pack(stored.slots.astype(np.uint8)[None], stored.base)[0]
+        digits = self._index(rebuild, codebooks.digits(stored.base), shared=True)
+        pairs = rebuild.node("Gather", [digits, self._index(rebuild, packed)], "e")
+        return self._reshaped(rebuild, pairs, [-1])
 
     def replace_sparse(self, view: WeightView, values: npt.NDArray[np.floating]) -> int:
         """Replace a weight by the values that are not zero, and one bit for each that is or is not.

@@ -35,7 +35,7 @@ def raise_opset(step: ShareCodebook, model: Model, ctx: Context) -> None:
 
     rows = [dump(step), *(row for row in step.weights.layers.values() if row != SKIP)]
     needed, before = 0, model.opset
-    if any(row.get("method") == "hash" for row in rows):
+    if any(row.get("method") in ("hash", "bloom") for row in rows):
         needed = palette.OPSET
     if any(row.get("packing") == "uint4" for row in rows):
         needed = _UINT4_OPSET
@@ -216,3 +216,58 @@ def hashed(
     after = palettes.replace_hashed(view, table, *seed)
     note = f"hashed to {entries} entries; smaller on disk, folded at load"
     ctx.changed(view, after, note=note, sqnr_db=error)
+
+
+def filtered(
+    step: ShareCodebook,
+    view: WeightView,
+    palettes: Palettes,
+    ctx: Context,
+    rng: np.random.Generator,
+) -> None:
+    """A filter of the codes of what is not zero, and a table that makes up for its mistakes.
+
+    Raises:
+        ValueError: NaN or infinity, or no filter holds the codes.
+    """
+    import numpy as np
+
+    from onnxshrink.graph import moments, palette, sharing
+    from onnxshrink.kernels import bloomier, codebooks
+
+    values = sharing.values_of(view)
+    weights, places = values.reshape(-1), np.flatnonzero(values)
+    if not len(places):
+        ctx.skip(view, "holds nothing but zeros, or nothing: there is nothing to filter")
+        return
+    mass = moments.importance(ctx.statistics, view) if step.weighed else None
+    kept = None if mass is None else mass.reshape(1, -1)[:, places]
+    coded = codebooks.encode(weights[None, places], "kmeans", step.most - 1, importance=kept)
+    bits = bloomier.slot_bits(coded.entries, step.false_positives)
+    slots, item = bloomier.slot_count(len(places)), int(view.dtype.itemsize)
+    taken = slots * bits // 8 + (coded.entries + 1) * item + palette.FILTER_OVERHEAD
+    several = codebooks.codes_per_byte(step.most)
+    plain = values.size // several + step.most * item + sharing.OVERHEAD
+    plain += sharing.PACKED_OVERHEAD * (several > 1)
+    if taken >= min(plain, view.nbytes):
+        ctx.skip(
+            view, f"would not be smaller: a filter of {len(places):,} weights that are not zero"
+            f" takes {taken:,} bytes, a table of {step.most} {plain:,}, itself {view.nbytes:,}",
+        )  # fmt: skip
+        return
+    found = bloomier.build(places, coded.codes[0], 2**bits, int(rng.integers(2**31)))
+    codes = found.decode(values.size)
+    table = bloomier.refit(values, codes, coded.entries, mass)
+    decoded = np.append(table, np.float32(0))[np.minimum(codes, len(table))].reshape(view.shape)
+    wrong = np.count_nonzero(decoded[values == 0])
+    lost = moments.output_error(ctx.statistics, view, decoded)
+    errors = {} if lost is None else {"output_error": lost}
+    after = palettes.replace_filtered(view, found, table)
+    note = (
+        f"{len(places):,} non-zeros in {slots:,} slots of {bits} bits, {wrong:,} false positives"
+        f" ({wrong / max(1, values.size - len(places)):.2%} of the zeros), seed {found.seed}"
+    )
+    ctx.changed(
+        view, after, note=f"{note}; smaller on disk, folded at load", before=view.nbytes,
+        kind=view.op_type, sqnr_db=codebooks.sqnr_db(values, decoded), **errors,
+    )  # fmt: skip

@@ -207,7 +207,7 @@ def test_why_a_weight_is_left_alone() -> None:
     assert "fewer than 256" in reason(large(normal(4, 4)), weights=Select())
     spoiled = weight.copy()
     spoiled[3, 3] = np.nan
-    for options in ({}, {"table": "model"}, {"method": "hash"}, {"width": 2}):
+    for options in ({}, {"table": "model"}, {"method": "hash"}, {"method": "bloom"}, {"width": 2}):
         assert "NaN or infinity" in reason(large(spoiled), **options)
 
 
@@ -228,6 +228,9 @@ def test_constant_weights_are_one_entry(worker: Worker, tmp_path: Path) -> None:
         ({"method": "nf4", "width": 2}, "'width' works with method 'kmeans' only"),
         ({"table": "model", "rows": 4}, "no 'rows'"),
         ({"table": "model", "method": "uniform"}, "needs method 'kmeans'"),
+        ({"table": "model", "method": "bloom"}, "needs method 'kmeans'"),
+        ({"method": "bloom", "rounding": "gptq"}, "needs a table"),
+        ({"method": "bloom", "false_positives": 0.001}, "at least 0.004"),
     ],
 )
 def test_options_that_do_not_fit(options: dict[str, Any], said: str) -> None:
