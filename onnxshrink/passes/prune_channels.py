@@ -78,8 +78,8 @@ class PruneChannels(Pass):
     )
 
     stages: int = option(
-        4, help="parts of the model that are fitted one after the other to what it answered; "
-        "0: each weight for itself", ge=0, le=100,
+        0, help="parts of the model that are fitted one after the other to what it answered, which "
+        "wants many different inputs; 0: each weight for itself", ge=0, le=100,
     )  # fmt: skip
 
     @property
