@@ -204,3 +204,23 @@ def test_what_pruning_leaves_is_filtered(tmp_path: Path) -> None:
     assert len(notes) == 2
     assert all("slots of 8 bits" in note for note in notes)
     onnx.checker.check_model(onnx.load(tmp_path / "after.onnx"), full_check=True)
+
+
+def test_a_pruned_cnn_stays_within_the_contract(worker: Worker, tmp_path: Path) -> None:
+    """With the contract checked; filters and then palettes beat palettes by far."""
+    folder = Path(__file__).parents[2] / "models" / "vision_cnn"
+    images = np.load(folder / "calibration.npz")["image"][:32]
+    pruned = PruneMagnitude(ratio=0.95)
+    run([pruned], Model.load(folder / "model.onnx"), Settings(check="off")).model.save(
+        tmp_path / "pruned.onnx"
+    )
+    sizes, settings = [], Settings(feeds=[{"image": images}])
+    for steps in (
+        [ShareCodebook()],
+        [ShareCodebook(method="bloom", bits=6, vectors="keep"), ShareCodebook(bits=8)],
+    ):
+        done = run(steps, Model.load(tmp_path / "pruned.onnx"), settings, worker)
+        assert [step.status for step in done.report.steps] == ["done"] * len(steps)
+        done.model.save(tmp_path / "after.onnx", durable=False)
+        sizes.append((tmp_path / "after.onnx").stat().st_size)
+    assert sizes[1] < 0.75 * sizes[0]
