@@ -24,6 +24,8 @@ Mask = npt.NDArray[np.bool_]
 Keep = Callable[[npt.NDArray[np.floating], float], Mask]
 
 STEPS = 4
+#: To choose from. The largest is for layers that saw fewer rows than they have inputs.
+DAMPINGS = (*obs.DAMPINGS, 3.2)
 _ROUNDS = 20  # of conjugate gradients; 60 changed no output by more than one part in a thousand
 _EARLY_ROUNDS = 8  # where more weights are to go
 _TOLERANCE = 1e-4
@@ -158,7 +160,7 @@ def choose_damping(
     seen: npt.NDArray[np.floating],
     unseen: npt.NDArray[np.floating],
     keep: Keep,
-    candidates: Sequence[float] = obs.DAMPINGS,
+    candidates: Sequence[float] = DAMPINGS,
 ) -> float:
     """The damping with which weights pruned for some inputs do best on others.
 

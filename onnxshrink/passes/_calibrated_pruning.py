@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from onnxshrink.kernels.observers import Need
 
 _MOST = 0.95  # of a weight may go to spare others: no layer is emptied
-_PROBES = 4  # inputs on which the effect of each weight is measured
+_PROBES = 4  # inputs, not fitted to, on which the effect of each weight is measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +51,13 @@ class CalibratedPruning(Pruning):
             if not self.weights.why_not(view) and not obstacle(view):
                 yield from moments.needs(view)
 
-    def rough(self) -> CalibratedPruning:
-        """The same, quick enough to be tried on every weight first."""
-        return self
+    def tried(self, view: WeightView, ctx: Context) -> tuple[np.ndarray, np.ndarray]:
+        """Scores, and the weights left; quick to find, and without a look at odd feeds to fit to.
+
+        Raises:
+            ValueError: Why the weight must stay as it is.
+        """
+        return self.scores(view, ctx), self.pruned(view, self.ratio, ctx)
 
     def shares(
         self, model: Model, views: Sequence[WeightView], ctx: Context
@@ -63,7 +67,8 @@ class CalibratedPruning(Pruning):
         A weight's scores add up to what its own outputs lose. What this does to the outputs of the
         model is measured by pruning one weight at a time; the mean (of logarithms) of that and of
         the loss relative to the weight's own outputs makes the scores comparable. The measurement
-        alone would trust a few inputs too much.
+        alone would trust a few inputs too much. Both are taken on feeds with odd numbers, after
+        a fit to the even ones: a wide layer that saw few rows fits those at any sparsity.
 
         Raises:
             DataError: There are no inputs.
@@ -83,9 +88,7 @@ class CalibratedPruning(Pruning):
 
     def figures(self, view: WeightView, matrix: np.ndarray, ctx: Context) -> dict[str, float]:
         """The relative error of the weight's own outputs."""
-        moment, before = moment_of(view, ctx), matrix_of(view)
-        whole = _loss(before, moment)
-        return {"output_error": (_loss(before - matrix, moment) / whole) ** 0.5 if whole else 0.0}
+        return {"output_error": _relative_loss(view, matrix, moment_of(view, ctx)) ** 0.5}
 
     def _comparable(
         self, model: Model, views: Sequence[WeightView], ctx: Context
@@ -102,24 +105,23 @@ class CalibratedPruning(Pruning):
         with ExitStack() as stack:
             worker = ctx.worker or stack.enter_context(Worker())
             trial = stack.enter_context(closing(Trial(model, names, worker)))
-            probes = ctx.feeds[:_PROBES]
+            probes = ctx.feeds[1::2][:_PROBES] or ctx.feeds[:1]
             reference = Fidelity(trial.run(probes))
             for done, view in enumerate(views):
                 ctx.progress("measuring sensitivities", done, len(views))
                 if view.name in trial.refused or names[view.name] > 1:
                     continue  # keeps the common share
                 try:
-                    scores = self.scores(view, ctx)
-                    matrix = self.rough().pruned(view, self.ratio, ctx)
+                    scores, matrix = self.tried(view, ctx)
                 except ValueError:  # reported when its turn comes
                     continue
                 values = view.from_matrix(matrix).astype(view.dtype.numpy())
                 effect = reference.distortion(trial.run(probes, {view.name: values}))
-                lost = float(np.square(scores[matrix == 0], dtype=np.float64).sum())
-                own = _loss(matrix_of(view), moment_of(view, ctx))
+                share = float(np.square(scores[matrix == 0], dtype=np.float64).sum())
+                lost = _relative_loss(view, matrix, moment_of(view, ctx, 1))
                 view.release()
-                if np.isfinite(effect) and lost > 0 and own > 0:
-                    found[view] = self.units(scores) * (effect / lost / own) ** 0.25
+                if np.isfinite(effect) and share > 0 and lost > 0:
+                    found[view] = self.units(scores) * (effect * lost) ** 0.25 / share**0.5
         return found
 
 
@@ -137,8 +139,13 @@ def moment_of(view: WeightView, ctx: Context, half: int | None = None) -> np.nda
     return found
 
 
-def _loss(matrix: np.ndarray, moment: np.ndarray) -> float:
-    """What an error [outputs, inputs] does to the outputs."""
+def _relative_loss(view: WeightView, matrix: np.ndarray, moment: np.ndarray) -> float:
+    """Squared error of a weight's outputs with other values, as a share of their power."""
     from onnxshrink.kernels import sparsegpt
 
-    return sparsegpt.loss(matrix.reshape(len(moment), -1, moment.shape[-1]), moment)
+    before = matrix_of(view)
+    wrong, whole = (
+        sparsegpt.loss(one.reshape(len(moment), -1, moment.shape[-1]), moment)
+        for one in (before - matrix, before)
+    )
+    return wrong / whole if whole else 0.0

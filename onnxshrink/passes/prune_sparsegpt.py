@@ -60,9 +60,12 @@ class PruneSparsegpt(CalibratedPruning):
         super().apply(model, ctx)
         self._quantize(model, ctx)
 
-    def rough(self) -> PruneSparsegpt:
-        """One step, damped as suits most."""
-        return replace(self, steps=1, damping=self.damping or _DAMPING)
+    def tried(self, view: WeightView, ctx: Context) -> tuple[np.ndarray, np.ndarray]:
+        """Scores, and what one step leaves that is fitted to the feeds with even numbers only."""
+        damping = self._damping(view, self.ratio, ctx)
+        quick = replace(self, steps=1, damping=damping)
+        matrix = quick._solved(view, self.ratio, moment_of(view, ctx, 0), damping)
+        return quick.scores(view, ctx), matrix
 
     def scores(self, view: WeightView, ctx: Context) -> np.ndarray:
         """What each weight costs once the others make up for it."""
@@ -75,16 +78,34 @@ class PruneSparsegpt(CalibratedPruning):
 
     def pruned(self, view: WeightView, ratio: float, ctx: Context) -> np.ndarray:
         """The weights left, solved for."""
+        damping = self._damping(view, ratio, ctx)
+        return self._solved(view, ratio, moment_of(view, ctx), damping)
+
+    def _damping(self, view: WeightView, ratio: float, ctx: Context) -> float:
+        """What was asked for, or what does best on the feeds that were not fitted to."""
         from onnxshrink.kernels import sparsegpt
 
-        moment, matrix = moment_of(view, ctx), matrix_of(view)
-        folded = matrix.reshape(len(moment), -1, matrix.shape[1])
-        keep: Keep = lambda scores, part: self.kept(view, scores, ratio, part)  # noqa: E731
-        damping = self.damping
-        if damping is None:
-            seen, unseen = moment_of(view, ctx, 0), moment_of(view, ctx, 1)
-            damping = sparsegpt.choose_damping(folded, seen, unseen, keep)
-        return sparsegpt.prune(folded, moment, keep, damping, self.steps).reshape(matrix.shape)
+        if self.damping is not None:
+            return self.damping
+        seen, unseen = moment_of(view, ctx, 0), moment_of(view, ctx, 1)
+        folded, keep = self._problem(view, ratio, len(seen))
+        return sparsegpt.choose_damping(folded, seen, unseen, keep)
+
+    def _solved(
+        self, view: WeightView, ratio: float, moment: np.ndarray, damping: float
+    ) -> np.ndarray:
+        """The weights left for inputs with this second moment, [outputs, inputs]."""
+        from onnxshrink.kernels import sparsegpt
+
+        folded, keep = self._problem(view, ratio, len(moment))
+        found = sparsegpt.prune(folded, moment, keep, damping, self.steps)
+        return found.reshape(-1, folded.shape[-1])
+
+    def _problem(self, view: WeightView, ratio: float, groups: int) -> tuple[np.ndarray, Keep]:
+        """The weights as [groups, rows, width], and what to keep of them."""
+        matrix = matrix_of(view)
+        folded = matrix.reshape(groups, -1, matrix.shape[1])
+        return folded, lambda scores, part: self.kept(view, scores, ratio, part)
 
     def _quantize(self, model: Model, ctx: Context) -> None:
         """Round the weights that were pruned with quantize-weights, and report both as one."""
