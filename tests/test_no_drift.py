@@ -25,19 +25,19 @@ every_pass = pytest.mark.parametrize("name", pass_names())
 TEXT = st.text(st.sampled_from("abzAZ09_./:*?[]é {}'\"#,&!%-"), min_size=1, max_size=12).filter(
     lambda text: not text.startswith("-")
 )
-LAYERS = st.dictionaries(TEXT, st.just("skip"), max_size=3)
+TABLES = st.dictionaries(TEXT, st.just("skip"), max_size=3)
 
 
 def values(opt: Option) -> st.SearchStrategy[Any]:
     """Values that an option takes."""
-    if opt.name == "layers":
-        return LAYERS
     if opt.many:
         items = st.sampled_from(opt.choices) if opt.choices else TEXT
         return st.lists(items, min_size=1, max_size=3).map(tuple)
     if opt.choices:
         return st.sampled_from(opt.choices)
     kind = str(opt.kind)
+    if "Mapping" in kind:
+        return TABLES
     low, high = opt.ge if opt.ge is not None else -1000, opt.le if opt.le is not None else 1000
     if "bool" in kind:
         return st.booleans()
