@@ -152,10 +152,17 @@ def matches(pattern: str, item: Named) -> bool:
 
 
 def unmatched(select: Select, items: Iterable[Named]) -> list[str]:
-    """Patterns that name nothing at all: a typing error, most likely."""
+    """Patterns that name nothing at all: a typing error, most likely.
+
+    The type of an operator that has weights is none, whether or not a model has such an operator:
+    recipes are for many models.
+    """
+    from onnxshrink.graph.weights import OPERATORS
+
     items = list(items)
+    types = {op_type for _, op_type in OPERATORS}
     patterns = (*select.only, *select.keep, *select.layers)
-    return [p for p in patterns if not any(matches(p, item) for item in items)]
+    return [p for p in patterns if p not in types and not any(matches(p, item) for item in items)]
 
 
 def variants(owner: T, select: Select) -> list[T]:

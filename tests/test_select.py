@@ -42,8 +42,13 @@ def test_patterns_name_weights_nodes_and_operators(views) -> None:
         assert matches(pattern, views["w"]), pattern
     for pattern in ("v", "Gemm", "Mat", "layers[0]", "W"):
         assert not matches(pattern, views["w"]), pattern
-    select = Select(only=("w",), keep=("u",), layers={"Conv": SKIP})
-    assert unmatched(select, views.values()) == ["u", "Conv"]
+    select = Select(only=("w",), keep=("u",), layers={"Convolution": SKIP})
+    assert unmatched(select, views.values()) == ["u", "Convolution"]
+
+
+def test_an_operator_that_a_model_lacks_is_no_slip(views) -> None:
+    """One recipe is for many models."""
+    assert unmatched(Select(only=("Conv",), layers={"LSTM": SKIP}), views.values()) == []
 
 
 def test_why_a_weight_is_left_alone(views) -> None:
