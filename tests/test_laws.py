@@ -37,8 +37,16 @@ def tidy(graph):
     return graph.cleanup().toposort()
 """
 
-#: Options with which a pass does its work, where the defaults do not.
-EXAMPLES: dict[str, dict[str, Any]] = {
+
+def shapes_of_a_feed(hard: Hard) -> dict[str, Any]:
+    """Every input has the shape that it has in the first feed."""
+    feed = hard.feeds[0] if hard.feeds else {}
+    return {"shapes": {name: list(array.shape) for name, array in feed.items() if array.size}}
+
+
+#: Options with which a pass does its work, where the defaults do not; some depend on the model.
+EXAMPLES: dict[str, dict[str, Any] | Callable[[Hard], dict[str, Any]]] = {
+    "specialize": shapes_of_a_feed,
     "split-lowrank": {"ratio": 0.9},
     "surgeon": {"function": "{surgery}:tidy"},
 }
@@ -123,7 +131,8 @@ def outcome_of(
 
     @functools.cache
     def outcome(name: str, case: str) -> Outcome:
-        hard, step = HARD[case](), step_of(name, EXAMPLES.get(name, {}))
+        hard, options = HARD[case](), EXAMPLES.get(name, {})
+        step = step_of(name, options(hard) if callable(options) else options)
         steps = (*(step_of(*before) for before in BEFORE.get(name, ())), step)
         folder = tmp_path_factory.mktemp(f"{name}-{case}")
         source, result = hard.save(folder), folder / "result.onnx"

@@ -198,7 +198,8 @@ class Model:
             array: The values, or a tensor such as ``ir.PackedTensor`` for types below 8 bits.
             name: The tensor's name.
         """
-        tensor = ir.Tensor(array, name=name) if isinstance(array, np.ndarray) else array
+        tensor = ir.Tensor(array) if isinstance(array, np.ndarray) else array
+        tensor.name = name
         if tensor.nbytes < wire.STREAMED_BYTES or self._held_bytes < _SPILL_ABOVE:
             return tensor
         if self._spill is None:
