@@ -54,7 +54,7 @@ def _torch_pruning(name: str, source: str, out: str, ratio: float) -> None:
 
 
 def _onnxsim(name: str, source: str, out: str, ratio: float) -> None:
-    """Its structured pruning of convolutions and products, then that of attention heads."""
+    """Its structured pruning of convolutions and products, without that of attention heads."""
     import onnx
     import onnxsim
 

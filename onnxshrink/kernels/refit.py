@@ -61,39 +61,14 @@ def refit(
         Weights of the original shape, zero where features go; and the shift of each output.
     """
     full = np.zeros_like(weights, np.float64)
-    full[:, kept] = weights[:, kept]
-    known = np.append(np.flatnonzero(kept), len(kept))
+    samples, features = max(moments[-1, -1], 1.0), np.flatnonzero(kept)
+    known = np.append(features, len(kept)) if bias else features
+    gram = moments[np.ix_(known, known)] / samples
+    ridge = np.full(len(known), damping * np.diagonal(gram)[: len(features)].mean() + 1e-12)
+    ridge[len(features) :] = 0.0  # the constant is free
     # What the removed features contributed is what the kept ones are to explain.
-    missing = moments[np.ix_(known, np.flatnonzero(~kept))] @ weights[:, ~kept].T
-    change, shift = explain(moments[np.ix_(known, known)], missing, damping, bias=bias)
-    full[:, kept] += change
+    missing = moments[np.ix_(known, np.flatnonzero(~kept))] @ weights[:, ~kept].T / samples
+    change = np.linalg.solve(gram + np.diag(ridge), missing).T
+    full[:, kept] = weights[:, kept] + change[:, : len(features)]
+    shift = change[:, -1] if bias else np.zeros(len(weights))
     return full, shift
-
-
-def explain(
-    moments: Array, missing: Array, damping: float, *, bias: bool = True
-) -> tuple[Array, Array]:
-    """The change of weights whose effect comes closest to something that is missing.
-
-    Minimises ``E ||m - D x - b||^2 + damping * mean(x^2) ||D||^2``.
-
-    Args:
-        moments: [.., features + 1, features + 1], sums of products; the last feature is the
-            constant 1.
-        missing: [.., features + 1, outputs], sums of products of the features and of what is
-            missing.
-        damping: Strength of the prior.
-        bias: Whether the outputs can be shifted.
-
-    Returns:
-        The change, [.., outputs, features], and the shift of each output.
-    """
-    samples, features = np.maximum(moments[..., -1:, -1:], 1.0), moments.shape[-1] - 1
-    known = features + 1 if bias else features
-    gram = moments[..., :known, :known] / samples
-    squares = np.diagonal(gram, axis1=-2, axis2=-1)[..., :features]
-    ridge = (damping * squares.mean(-1)[..., None, None] + 1e-12) * np.eye(known)
-    ridge[..., features:, features:] = 0.0  # the constant is free
-    solution = np.linalg.solve(gram + ridge, missing[..., :known, :] / samples).swapaxes(-1, -2)
-    shift = solution[..., -1] if bias else np.zeros(solution.shape[:-1])
-    return solution[..., :features], shift

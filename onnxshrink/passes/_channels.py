@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING
 from onnxshrink.errors import RecipeError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir as ir
+
     from onnxshrink.graph.channels.allocate import Allocation, Start
     from onnxshrink.graph.channels.consumers import Consumer
+    from onnxshrink.graph.channels.cut import Shortened
     from onnxshrink.graph.channels.facts import Runs
     from onnxshrink.graph.channels.groups import Group
     from onnxshrink.graph.channels.plan import Plan
@@ -68,7 +72,7 @@ class Planner:
         from onnxshrink.runtime.probe import moments, probe_any
 
         options, ctx = self._options, self._ctx
-        runs = probe_any(model, ctx.feeds, ctx.seed, self._worker)
+        runs = self._runs = probe_any(model, ctx.feeds, ctx.seed, self._worker)
         walk = labelled(model, runs)
         groups = grouping.find(walk)
         whole = self._held(model, groups)
@@ -83,6 +87,50 @@ class Planner:
         plan = Plan(walk, groups, scores, [], whole)
         self._start = self._start or Start.of(plan)
         return self._reached(plan, self._start, runs, (step + 1) / options.iterations), seen
+
+    def carry_out(
+        self, plan: Plan, seen: Mapping[Consumer, Moments]
+    ) -> tuple[list[Shortened], list[ir.Value]]:
+        """Remove what was planned last, and make up for it where there are moments.
+
+        What makes up for it weight by weight can, all together, take the outputs further away. So
+        both are tried, and the weights stay as they were unless refitting brings them closer.
+
+        Returns:
+            The constants that lost channels, and those that have new values.
+        """
+        from onnxshrink.graph.channels.consumers import compensate
+        from onnxshrink.graph.channels.cut import Cut
+        from onnxshrink.kernels.metrics import compare_outputs
+
+        model, removed = plan.walk.model, plan.removed
+        plain = model.clone()
+        refitted: list[ir.Value] = []
+        if self._options.compensate:
+            refitted = compensate(plan.walk, seen, removed, self._options.damping)
+        wanted = self._outputs(plain) if refitted else []
+        shortened = Cut(plan.walk, removed).apply()
+        if not refitted:
+            return shortened, []
+        Cut(labelled(plain, self._runs), removed).apply()
+        names = model.signature[1]
+        without, error = (
+            max((row.relative_error for row in compare_outputs(names, wanted, found)), default=0.0)
+            for found in map(self._outputs, (plain, model))
+        )
+        if error < without:
+            return shortened, refitted
+        model.adopt(plain)
+        self._ctx.skip(
+            "refit", f"would take the error of the outputs from {without:.3g} to {error:.3g}"
+        )
+        return shortened, []
+
+    def _outputs(self, model: Model) -> list[list[np.ndarray]]:
+        with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
+            path = Path(folder, "model.onnx")
+            model.save(path, durable=False)
+            return self._worker.run(path, self._ctx.feeds).outputs
 
     def _held(self, model: Model, groups: list[Group]) -> dict[str, str]:
         from onnxshrink.graph.channels.plan import held

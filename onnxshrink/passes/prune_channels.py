@@ -29,7 +29,8 @@ class PruneChannels(Pass):
     has smaller tensors, and runs faster without any support from the runtime.
 
     With calibration inputs, the weights that read removed channels are refitted by least squares
-    to make up for them. Beyond 10 or 20 % a model usually needs training afterwards.
+    to make up for them, unless the outputs are closer without. Beyond 10 or 20 % a model usually
+    needs training afterwards.
     """
 
     runs_models: ClassVar[bool] = True
@@ -77,11 +78,6 @@ class PruneChannels(Pass):
         0.01, help="how closely refitted weights stay to the old ones", ge=1e-6, le=100
     )
 
-    stages: int = option(
-        0, help="parts of the model that are fitted one after the other to what it answered, which "
-        "wants many different inputs; 0: each weight for itself", ge=0, le=100,
-    )  # fmt: skip
-
     @property
     def bound(self) -> float:
         """The error of an output of nothing but zeros.
@@ -106,12 +102,9 @@ class PruneChannels(Pass):
 
     def apply(self, model: Model, ctx: Context) -> None:
         """Find, rank and remove; report what every constant lost, and what blocked the rest."""
-        from onnxshrink.graph.channels.consumers import compensate, find
-        from onnxshrink.graph.channels.cut import Cut
         from onnxshrink.graph.channels.facts import nbytes_of
         from onnxshrink.graph.channels.plan import blocked
         from onnxshrink.passes._channels import Planner
-        from onnxshrink.runtime.refine import refine
         from onnxshrink.runtime.worker import Worker
 
         with contextlib.ExitStack() as stack:
@@ -120,20 +113,10 @@ class PruneChannels(Pass):
             for step in range(self.iterations):
                 ctx.progress(self.name, step, self.iterations)
                 plan, seen = planner.plan(model, step)
-                reasons, removed = blocked(plan.walk), plan.removed
-                if not removed.any():
+                reasons = blocked(plan.walk)
+                if not plan.removed.any():
                     continue
-                refitted = []
-                whole = model.clone()
-                makers = list(find(plan.walk)) if seen else []
-                if self.compensate:
-                    refitted = compensate(plan.walk, seen, removed, self.damping)
-                shortened = Cut(plan.walk, removed).apply()
-                if self.compensate and seen and self.stages:
-                    refitted += refine(
-                        plan.walk, removed, whole, makers, ctx.feeds, self.damping, self.stages,
-                        worker,
-                    )  # fmt: skip
+                shortened, refitted = planner.carry_out(plan, seen)
                 names = {constant.name for constant in shortened}
                 for name, nbytes in {v.name or "": nbytes_of(v) for v in refitted}.items():
                     if name not in names:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxshrink.kernels.refit import Moments, explain, refit
+from onnxshrink.kernels.refit import Moments, refit
 
 
 def _moments(samples: np.ndarray) -> Moments:
@@ -51,28 +51,3 @@ def test_strong_damping_leaves_the_weights():
     kept = np.array([1, 0, 1, 1], bool)
     fitted, _ = refit(w, _moments(x).sums, kept, damping=1e9, bias=False)
     np.testing.assert_allclose(fitted[:, kept], w[:, kept], atol=1e-6)
-
-
-def test_what_is_missing_is_explained_by_least_squares():
-    rng = np.random.default_rng(5)
-    x, lack = rng.standard_normal((300, 4)) + 1, rng.standard_normal((300, 2))
-    full = np.hstack([x, np.ones((300, 1))])
-    change, shift = explain(full.T @ full, full.T @ lack, 1e-12)
-    expected = np.linalg.lstsq(full, lack, rcond=None)[0]
-    np.testing.assert_allclose(change, expected[:-1].T, rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose(shift, expected[-1], rtol=1e-6, atol=1e-9)
-    change, shift = explain(full.T @ full, full.T @ lack, 1e-12, bias=False)
-    np.testing.assert_allclose(change, np.linalg.lstsq(x, lack, rcond=None)[0].T, rtol=1e-6)
-    assert not shift.any()
-
-
-def test_groups_are_explained_at_once():
-    rng = np.random.default_rng(6)
-    full = np.concatenate([rng.standard_normal((3, 50, 4)), np.ones((3, 50, 1))], 2)
-    lack = rng.standard_normal((3, 50, 2))
-    turned = full.swapaxes(1, 2)
-    together = explain(turned @ full, turned @ lack, 0.1)
-    for group in range(3):
-        alone = explain(full[group].T @ full[group], full[group].T @ lack[group], 0.1)
-        for one, other in zip(together, alone, strict=True):
-            np.testing.assert_allclose(one[group], other, rtol=1e-10)

@@ -12,6 +12,7 @@ from onnxshrink.errors import ModelError, RecipeError, UnsupportedModel
 from onnxshrink.graph.channels.allocate import Allocation
 from onnxshrink.passes.prune_channels import PruneChannels
 from onnxshrink.pipeline import run
+from onnxshrink.runtime.probe import observe
 
 _MLP = (
     '<ir_version: 8, opset_import: ["": 17]> g (float[N,12] x) => (float[N,5] y) {'
@@ -99,6 +100,75 @@ def test_refitted_weights_equal_the_normal_equations(worker):
     predicted = design @ solution
     actual = hidden[:, kept] @ stored["b"].const_value.numpy() + stored["c"].const_value.numpy()
     np.testing.assert_allclose(actual, predicted, atol=2e-3 * np.abs(predicted).max())
+
+
+_CNN = (
+    '<ir_version: 8, opset_import: ["": 17]> g (float[N,3,6,6] x) => (float[N,5,3,3] y) {'
+    "h = Conv<pads=[1,1,1,1]>(x, a) r = Relu(h) d = Conv<group=16, pads=[1,1,1,1]>(r, w, wb)"
+    "q = Relu(d) y = Conv<pads=[1,1,1,1], strides=[2,2]>(q, v, vb)}"
+)
+
+
+def _value(model, name, feed, worker):
+    made = {value.name: value for node in model.ir.graph for value in node.outputs}
+    return next(observe(model, [made[name]], [feed], worker))[name]
+
+
+def test_behind_a_depthwise_convolution_refitting_is_least_squares(worker):
+    shapes = dict(a=(16, 3, 3, 3), w=(16, 1, 3, 3), wb=(16,), v=(5, 16, 3, 3), vb=(5,))
+    rng = np.random.default_rng(4)
+    feeds = [{"x": rng.standard_normal((64, 3, 6, 6)).astype(np.float32)} for _ in range(3)]
+    options = dict(worker=worker, ratio=0.25, round_to=1, damping=1e-6, max_error=10)
+    plain, fitted = (
+        _pruned(oracle.build(_CNN, **shapes), feeds, compensate=each, **options)
+        for each in (False, True)
+    )
+    errors = [result.report.steps[0].max_error for result in (plain, fitted)]
+    assert errors[1] < 0.9 * errors[0]
+
+    def floats(result, name):
+        tensor = result.model.ir.graph.initializers[name].const_value
+        return np.asarray(tensor.numpy(), float)
+
+    before, after = (oracle.build(_CNN, **shapes), fitted.model)
+    for name in ("a", "w", "wb"):  # they read nothing that went
+        np.testing.assert_array_equal(floats(plain, name), floats(fitted, name))
+    wanted, read = [], []
+    for feed in feeds:
+        wanted.append(_value(before, "y", feed, worker))
+        read.append(_value(after, "q", feed, worker))
+    rows = np.pad(np.concatenate(read).astype(float), [(0, 0), (0, 0), (1, 1), (1, 1)])
+    windows = np.lib.stride_tricks.sliding_window_view(rows, (3, 3), (2, 3))[:, :, ::2, ::2]
+    design = windows.transpose(0, 2, 3, 1, 4, 5).reshape(-1, 12 * 9)
+    design = np.hstack([design, np.ones((len(design), 1))])
+    goal = np.concatenate(wanted).astype(float).transpose(0, 2, 3, 1).reshape(-1, 5)
+    best = design @ np.linalg.lstsq(design, goal, rcond=None)[0]
+    found = design[:, :-1] @ floats(fitted, "v").reshape(5, -1).T + floats(fitted, "vb")
+    np.testing.assert_allclose(found, best, atol=1e-4 * np.abs(best).max())
+    relative = np.linalg.norm(goal - best) / np.linalg.norm(goal)
+    assert errors[1] == pytest.approx(relative, rel=1e-4)
+
+
+def test_refitting_that_takes_the_outputs_further_away_is_taken_back(worker, monkeypatch):
+    """As it can when many weights make up for the same error, each for all of it."""
+    from onnxshrink.graph.channels import consumers
+
+    def overshoot(weights, moments, kept, damping, *, bias):
+        fitted, shift = refit(weights, moments, kept, damping, bias=bias)
+        old = np.where(kept, weights, 0)
+        return old - 4 * (fitted - old), -4 * shift
+
+    options = dict(worker=worker, ratio=0.5, max_error=100)
+    plain = _pruned(compensate=False, **options)
+    refit = consumers.refit
+    monkeypatch.setattr(consumers, "refit", overshoot)
+    guarded = _pruned(**options)
+    assert guarded.model.digest() == plain.model.digest()
+    step = guarded.report.steps[0]
+    assert step.max_error == plain.report.steps[0].max_error
+    reasons = {skip.what: skip.reason for skip in step.skips}
+    assert reasons["refit"].startswith("would take the error of the outputs from")
+    assert not [change for change in step.changes if change.note == "refitted"]
 
 
 @pytest.mark.parametrize("goal", [0.8, 0.4])

@@ -21,7 +21,6 @@ from onnxshrink.kernels.refit import Array, Moments, refit
 MOST_FEATURES = 4608
 _ROWS = 256  # of one item of a batch
 _MOST_ROWS = 4096  # of one input
-_MOST_OF_GROUPS = 512  # whose weights are few
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +90,7 @@ class Consumer:
         """What the weight is multiplied with at some places, as [places, groups, features]."""
         if self.node.op_type != "Conv":
             rows = x.reshape(-1, 1, self.features)
-            return rows[spread(len(rows), self._places(x), seed)]
+            return rows[spread(len(rows), _places(x), seed)]
         kernel = self.shape[2:]
         ones = [1] * len(kernel)
         window = Window(
@@ -100,17 +99,12 @@ class Consumer:
             tuple(attribute(self.node, "pads", [0, 0] * len(kernel))), self.groups,
             attribute(self.node, "auto_pad", "NOTSET"),
         )  # fmt: skip
-        return np.concatenate(list(sample(x, window, self._places(x), seed)))
+        return np.concatenate(list(sample(x, window, _places(x), seed)))
 
-    def results(self, y: npt.NDArray[np.floating], seed: int) -> np.ndarray:
-        """What the node makes at the same places, as [places, outputs]."""
-        last = np.moveaxis(y, 1, -1) if self.node.op_type == "Conv" else y
-        rows = last.reshape(-1, last.shape[-1])
-        return rows[spread(len(rows), self._places(y), seed)]
 
-    def _places(self, array: npt.NDArray[np.floating]) -> int:
-        """At how many places to look at an input, or at what is made of it."""
-        return min(_ROWS * len(array), _MOST_ROWS if self.groups == 1 else _MOST_OF_GROUPS)
+def _places(array: npt.NDArray[np.floating]) -> int:
+    """At how many places to look at an input."""
+    return min(_ROWS * len(array), _MOST_ROWS)
 
 
 def find(walk: Walk) -> Iterator[Consumer]:
