@@ -81,11 +81,7 @@ def moments(
     from onnxshrink.graph.channels import consumers
     from onnxshrink.kernels.refit import Moments
 
-    found = [
-        each
-        for each in consumers.find(walk)
-        if each.groups == 1 and not walk.atoms.is_frozen(each.labels).all()
-    ]
+    found = [each for each in consumers.find(walk) if not walk.atoms.is_frozen(each.labels).all()]
     if not found:
         return {}
     seen = {consumer: Moments(consumer.features) for consumer in found}
@@ -94,7 +90,7 @@ def moments(
     for number, (feed, arrays) in enumerate(runs):
         for consumer in found:
             x = {**feed, **arrays}[consumer.x.name or ""]
-            seen[consumer].add(consumer.rows(x, number)[:, 0])
+            seen[consumer].add(consumer.rows(x, number))
     return seen
 
 

@@ -33,7 +33,6 @@ class Consumer:
         weight: Its constant.
         weight_axis: The axis of the constant along which it sums over channels.
         labels: Labels of the channels.
-        outputs: Labels of the channels that it makes.
         bias: A constant vector that shifts the output and is used nowhere else, if any.
         sign: -1 where the vector is subtracted, as a normalisation's mean is.
     """
@@ -43,14 +42,8 @@ class Consumer:
     weight: ir.Value
     weight_axis: int
     labels: Labels
-    outputs: Labels
     bias: ir.Value | None
     sign: int
-
-    @property
-    def groups(self) -> int:
-        """Groups of channels that see weights of their own."""
-        return integer(self.node, "group", 1)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -87,19 +80,19 @@ class Consumer:
         return matrix.reshape(len(matrix), self.channels, -1)
 
     def rows(self, x: npt.NDArray[np.floating], seed: int) -> np.ndarray:
-        """What the weight is multiplied with at some places, as [places, groups, features]."""
+        """What the weight is multiplied with at some places, as [places, features]."""
         if self.node.op_type != "Conv":
-            rows = x.reshape(-1, 1, self.features)
+            rows = x.reshape(-1, self.features)
             return rows[spread(len(rows), _places(x), seed)]
         kernel = self.shape[2:]
         ones = [1] * len(kernel)
         window = Window(
             kernel, tuple(attribute(self.node, "strides", ones)),
             tuple(attribute(self.node, "dilations", ones)),
-            tuple(attribute(self.node, "pads", [0, 0] * len(kernel))), self.groups,
-            attribute(self.node, "auto_pad", "NOTSET"),
+            tuple(attribute(self.node, "pads", [0, 0] * len(kernel))),
+            auto_pad=attribute(self.node, "auto_pad", "NOTSET"),
         )  # fmt: skip
-        return np.concatenate(list(sample(x, window, _places(x), seed)))
+        return np.concatenate(list(sample(x, window, _places(x), seed)))[:, 0]
 
 
 def _places(array: npt.NDArray[np.floating]) -> int:
@@ -124,7 +117,7 @@ def find(walk: Walk) -> Iterator[Consumer]:
             continue
         shape = tuple(dims(tensor))
         if node.op_type == "Conv":
-            usable, axis = True, 1
+            usable, axis = integer(node, "group", 1) == 1, 1
         elif node.op_type == "Gemm":
             plain = attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0
             usable = plain and not integer(node, "transA", 0)
@@ -137,7 +130,7 @@ def find(walk: Walk) -> Iterator[Consumer]:
             continue
         bias, sign = _bias(node, len(outputs))
         bias = None if bias in fixed else bias
-        consumer = Consumer(node, x, weight, axis, labels, outputs, bias, sign)
+        consumer = Consumer(node, x, weight, axis, labels, bias, sign)
         if consumer.features <= MOST_FEATURES:
             yield consumer
 
@@ -173,7 +166,7 @@ def compensate(
     done: list[ir.Value] = []
     for consumer, moments in seen.items():
         kept = walk.atoms.kept(consumer.labels, removed)
-        if kept.all() or moments.count < 2 or consumer.groups > 1:
+        if kept.all() or moments.count < 2:
             continue
         matrix = consumer.matrix()
         features = kept.repeat(consumer.features // consumer.channels)
