@@ -12,7 +12,6 @@ from onnxshrink.errors import RecipeError
 
 if TYPE_CHECKING:
     import numpy as np
-    import onnx_ir as ir
 
     from onnxshrink.graph.channels.allocate import Allocation, Start
     from onnxshrink.graph.channels.consumers import Consumer
@@ -90,28 +89,29 @@ class Planner:
 
     def carry_out(
         self, plan: Plan, seen: Mapping[Consumer, Moments]
-    ) -> tuple[list[Shortened], list[ir.Value]]:
+    ) -> tuple[list[Shortened], dict[str, int]]:
         """Remove what was planned last, and make up for it where there are moments.
 
         What makes up for it weight by weight can, all together, take the outputs further away. So
         both are tried, and the weights stay as they were unless refitting brings them closer.
 
         Returns:
-            The constants that lost channels, and those that have new values.
+            The constants that lost channels, and the bytes of those that have new values.
         """
         from onnxshrink.graph.channels.consumers import compensate
         from onnxshrink.graph.channels.cut import Cut
+        from onnxshrink.graph.channels.facts import nbytes_of
         from onnxshrink.kernels.metrics import compare_outputs
 
         model, removed = plan.walk.model, plan.removed
         plain = model.clone()
-        refitted: list[ir.Value] = []
-        if self._options.compensate:
-            refitted = compensate(plan.walk, seen, removed, self._options.damping)
+        if not self._options.compensate:
+            seen = {}
+        refitted = compensate(plan.walk, seen, removed, self._options.damping)
         wanted = self._outputs(plain) if refitted else []
         shortened = Cut(plan.walk, removed).apply()
         if not refitted:
-            return shortened, []
+            return shortened, {}
         Cut(labelled(plain, self._runs), removed).apply()
         names = model.signature[1]
         without, error = (
@@ -119,12 +119,12 @@ class Planner:
             for found in map(self._outputs, (plain, model))
         )
         if error < without:
-            return shortened, refitted
+            return shortened, {value.name or "": nbytes_of(value) for value in refitted}
         model.adopt(plain)
         self._ctx.skip(
             "refit", f"would take the error of the outputs from {without:.3g} to {error:.3g}"
         )
-        return shortened, []
+        return shortened, {}
 
     def _outputs(self, model: Model) -> list[list[np.ndarray]]:
         with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:

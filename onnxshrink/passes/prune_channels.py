@@ -102,7 +102,6 @@ class PruneChannels(Pass):
 
     def apply(self, model: Model, ctx: Context) -> None:
         """Find, rank and remove; report what every constant lost, and what blocked the rest."""
-        from onnxshrink.graph.channels.facts import nbytes_of
         from onnxshrink.graph.channels.plan import blocked
         from onnxshrink.passes._channels import Planner
         from onnxshrink.runtime.worker import Worker
@@ -118,7 +117,7 @@ class PruneChannels(Pass):
                     continue
                 shortened, refitted = planner.carry_out(plan, seen)
                 names = {constant.name for constant in shortened}
-                for name, nbytes in {v.name or "": nbytes_of(v) for v in refitted}.items():
+                for name, nbytes in refitted.items():
                     if name not in names:
                         ctx.changed(name, nbytes, before=nbytes, note="refitted")
                 for constant in shortened:
