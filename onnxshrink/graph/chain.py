@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from onnxshrink.graph import tensors
 from onnxshrink.graph.model import Model
-from onnxshrink.graph.weights import FLOATS
+from onnxshrink.graph.weights import FLOATS, constant
 from onnxshrink.kernels.leastsquares import Linear
 
 #: Digits of positions stay below this, so that the shortest float types keep them apart.
@@ -205,16 +205,3 @@ def _read(tensor: ir.TensorProtocol) -> npt.NDArray[Any]:
     array = np.array(tensor.numpy())
     tensors.release(tensor)
     return array
-
-
-def constant(value: ir.Value) -> ir.TensorProtocol | None:
-    """The contents of an initializer or of a Constant node's output."""
-    node = value.producer()
-    if node is None:
-        return value.const_value
-    if node.op_type != "Constant" or node.domain:
-        return None
-    attribute = node.attributes.get("value")
-    if attribute is None or attribute.is_ref() or attribute.type != ir.AttributeType.TENSOR:
-        return None
-    return attribute.as_tensor()

@@ -17,10 +17,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxshrink.graph import moments
-from onnxshrink.graph.chain import Chain, Origin, Run, constant
+from onnxshrink.graph.chain import Chain, Origin, Run
 from onnxshrink.graph.model import Model
 from onnxshrink.graph.operands import constants, fixed_values
-from onnxshrink.graph.weights import FLOATS, OPERATORS
+from onnxshrink.graph.weights import FLOATS, OPERATORS, constant
 from onnxshrink.kernels import leastsquares
 from onnxshrink.kernels.leastsquares import Affine, Linear, Seen
 from onnxshrink.kernels.pairs import Channels, PairNeed, Regression

@@ -318,6 +318,8 @@ def constant(value: ir.Value) -> ir.TensorProtocol | None:
     node = value.producer()
     if node is None:
         return value.const_value
+    if node.op_type != "Constant" or node.domain:  # ConstantOfShape has a 'value' too
+        return None
     attribute = node.attributes.get("value")
     if attribute is None or attribute.is_ref() or attribute.type != ir.AttributeType.TENSOR:
         return None

@@ -203,3 +203,15 @@ def test_tensors_are_shared_not_copied() -> None:
     view = found(model)["W"]
     assert numpy_helper.to_array(model.graph.initializer[0]).tobytes() == view.array().tobytes()
     assert (view.shape, view.size, view.nbytes, view.op_type) == ((64, 40), 2560, 10240, "MatMul")
+
+
+def test_the_value_of_constant_of_shape_is_no_constant() -> None:
+    """Its attribute has the same name and holds one element of what comes out."""
+    text = """g (int64[2] s) => (float[a, b] y, float[1] z) {
+        y = ConstantOfShape<value = float[1] {3}>(s)  z = Constant<value = float[1] {4}>()
+    }"""
+    nodes = Model.from_proto(parsed(text)).nodes
+    of_shape, plain = (weights.constant(node.outputs[0]) for node in nodes)
+    assert of_shape is None
+    assert plain is not None
+    assert plain.numpy() == 4

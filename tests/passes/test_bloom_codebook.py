@@ -106,6 +106,7 @@ def test_every_operator(
         patch.setattr(palette, "FILTER_OVERHEAD", 0)
         result = apply(case.model, tmp_path, step)
     if result.report.steps[0].status != "done":
+        assert "bigger" in result.report.steps[0].reason
         pytest.skip("the whole file would be larger")
     assert set(stored) == set(case.weights)
     check(case, stored, worker, tmp_path)

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxshrink.graph.model import Model
+from onnxshrink.graph.weights import constant
 
 #: Sizes in the first and in the second run.
 Pair = tuple[int, int]
@@ -169,14 +170,9 @@ def dims(tensor: ir.TensorProtocol) -> tuple[int, ...]:
 
 def stored(value: ir.Value) -> ir.TensorProtocol | None:
     """The tensor behind an initializer or a Constant node; None for other values."""
-    node = value.producer()
-    if node is None:
-        return value.const_value
-    if node.op_type != "Constant" or node.domain:
-        return None
-    attribute = node.attributes.get("value")
-    if attribute is not None:
-        return attribute.as_tensor()
+    node, found = value.producer(), constant(value)
+    if found is not None or node is None or node.op_type != "Constant" or node.domain:
+        return found
     plain = next(iter(node.attributes.values()), None)
     if plain is None or not plain.name.startswith("value_"):
         return None
