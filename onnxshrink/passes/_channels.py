@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from onnxshrink.kernels.refit import Moments
     from onnxshrink.passes.prune_channels import PruneChannels
     from onnxshrink.pipeline import Context
+    from onnxshrink.runtime.bench import ModelBench
     from onnxshrink.runtime.worker import Worker
 
 _ROUNDS = 15  # of each of the trials: times differ by more than the steps between more of them
 _TRIALS = 6
+_CLOSE = 0.03  # width of the interval of a ratio that decides a trial
 
 
 def labelled(model: Model, runs: Runs) -> Walk:
@@ -151,18 +153,23 @@ class Planner:
         )  # fmt: skip
         if options.flops is not None:
             most = options.flops**part * start.cost.macs
-            return allocation.reach_cost(plan, lambda cost: cost.macs, most)
-        if options.bytes is not None:
+            found = allocation.reach_cost(plan, lambda cost: cost.macs, most)
+        elif options.bytes is not None:
             most = options.bytes**part * start.cost.nbytes
-            return allocation.reach_cost(plan, lambda cost: cost.nbytes, most)
-        if options.latency is not None:
-            return self._to_latency(plan, allocation, start, runs, options.latency**part)
-        return allocation.choose(plan, 1 - (1 - options.ratio) ** part)
+            found = allocation.reach_cost(plan, lambda cost: cost.nbytes, most)
+        elif options.latency is not None:
+            found = self._to_latency(plan, allocation, start, runs, options.latency**part)
+        else:
+            return allocation.choose(plan, 1 - (1 - options.ratio) ** part)
+        chosen, reached = found
+        if not reached:
+            self._ctx.warn("the goal is out of reach: this is the most that can go")
+        return chosen
 
     def _to_latency(
         self, plan: Plan, allocation: Allocation, start: Start, runs: Runs, goal: float
-    ) -> Plan:
-        """The least that is measured to be as fast as was asked for.
+    ) -> tuple[Plan, bool]:
+        """The least that is measured to be as fast as was asked for, and whether it is.
 
         Groups compete by what they matter and by the time that their units were seen to save.
         """
@@ -177,25 +184,33 @@ class Planner:
             first, other = Path(folder) / "before.onnx", Path(folder) / "after.onnx"
             start.model.save(first, durable=False)
 
-            def time_left(trial: Plan) -> float:
+            def timed(trial: Plan, within: float | None = None) -> ModelBench:
                 copy = model.clone()
                 walk = labelled(copy, runs)
                 same = replace(trial, walk=walk, groups=grouping.find(walk))
-                if not same.removed.any():
-                    return 1.0
-                Cut(walk, same.removed).apply()
+                if same.removed.any():
+                    Cut(walk, same.removed).apply()
                 copy.save(other, durable=False)
-                return bench([first, other], feeds, rounds=_ROUNDS).models[1].ratio
+                return bench([first, other], feeds, rounds=_ROUNDS, within=within).models[1]
 
-            saved = self._saved(plan, allocation, time_left)
+            saved = self._saved(plan, allocation, timed)
             allocation = replace(allocation, everywhere=True, costs=saved)
-            return allocation.reach(plan, lambda trial: time_left(trial) <= goal, trials=_TRIALS)
+            return allocation.reach(
+                plan, lambda trial: timed(trial, _CLOSE).ratio <= goal, trials=_TRIALS
+            )
 
     def _saved(
-        self, plan: Plan, allocation: Allocation, time_left: Callable[[Plan], float]
+        self, plan: Plan, allocation: Allocation, timed: Callable[[Plan], ModelBench]
     ) -> dict[str, float]:
-        """The share of the time that one unit of each group saves, with half of them gone."""
+        """The share of the time that one unit of each group saves, with half of them gone.
+
+        What is measured counts by how sure it is, against the share of the work.
+        """
+        from onnxshrink.graph.channels.groups import cost
+        from onnxshrink.kernels.importance import believed_saving
+
         saved = {}
+        whole = cost(plan.walk).macs
         for index, group in enumerate(plan.groups):
             self._ctx.progress("time of groups", index, len(plan.groups))
             trial = allocation.only(plan, index)
@@ -204,6 +219,11 @@ class Planner:
                 for each, choice in zip(plan.groups, trial.choice, strict=True)
                 if each is group or (group.bond >= 0 and each.bond == group.bond)
             )
-            held = group.name in plan.held or not gone
-            saved[group.name] = 0.0 if held else max(0.0, 1 - time_left(trial)) / gone
+            if group.name in plan.held or not gone:
+                saved[group.name] = 0.0
+                continue
+            guess = 1 - cost(trial.walk, trial.removed).macs / max(whole, 1)
+            seen = timed(trial)
+            width = seen.ratio_high - seen.ratio_low
+            saved[group.name] = believed_saving(guess, 1 - seen.ratio, width) / gone
         return saved

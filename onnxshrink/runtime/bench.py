@@ -24,6 +24,7 @@ FEWEST_ROUNDS = 6
 _LOADS = 5
 _CONFIDENCE = 0.95
 _BURST_SECONDS = 0.02
+_PATIENCE = 8  # times the rounds asked for, to wait for narrow intervals
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def bench(
     options: SessionOptions = DEFAULT_OPTIONS,
     rounds: int = 25,
     *,
+    within: float | None = None,
     seed: int = 0,
 ) -> BenchResult:
     """Measure models, each in a process of its own, taking turns.
@@ -91,6 +93,7 @@ def bench(
         feeds: Inputs that all of them take; round after round the next one.
         options: How to run them.
         rounds: How often to time each.
+        within: Go on, up to eight times as often, until no interval of a ratio is wider than this.
         seed: Decides the order within rounds.
 
     Raises:
@@ -112,13 +115,16 @@ def bench(
         ]
         times: list[list[float]] = [[] for _ in paths]
         order = random.Random(seed)
-        for turn in range(rounds):
+        most = rounds if within is None else rounds * _PATIENCE
+        for turn in range(most):
             feed = feeds[turn % len(feeds)]
             for index in order.sample(range(len(paths)), len(paths)):
                 times[index].append(workers[index].time(feed, _BURST_SECONDS))
+            if turn + 1 >= rounds and _widest(times) <= (within or 0):
+                break
     models = []
     for path, cost, seconds in zip(paths, costs, times, strict=True):
-        ratios = [mine / first for mine, first in zip(seconds, times[0], strict=True)]
+        ratios = _to_first(seconds, times)
         low, high = median_interval(ratios)
         model = ModelBench(
             path=os.fspath(path),
@@ -132,7 +138,16 @@ def bench(
             ratio_high=high,
         )
         models.append(model)
-    return BenchResult(tuple(models), rounds, options.describe())
+    return BenchResult(tuple(models), len(times[0]), options.describe())
+
+
+def _to_first(seconds: Sequence[float], times: Sequence[Sequence[float]]) -> list[float]:
+    return [mine / first for mine, first in zip(seconds, times[0], strict=True)]
+
+
+def _widest(times: Sequence[Sequence[float]]) -> float:
+    intervals = (median_interval(_to_first(seconds, times)) for seconds in times)
+    return max(high - low for low, high in intervals)
 
 
 def _load(

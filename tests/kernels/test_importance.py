@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from onnxshrink.kernels.importance import (
     balanced_counts,
+    believed_saving,
     choose_global,
     choose_local,
     index_power,
@@ -79,3 +80,17 @@ def test_balanced_counts_leave_one_and_give_up_where_nothing_fits():
     even = [np.array([[1.0, 0.0], [0.0, 1.0]])]
     assert balanced_counts([4, 2], [3.6, 1.8], even).tolist() == [1, 1]
     assert balanced_counts([1, 5], [0.5, 2.5], even).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("guess", "seen", "width", "expected"),
+    [
+        (0.19, 0.05, 0.2, 0.12),  # as unsure of one as of the other: half way
+        (0.19, 0.05, 0.002, 0.05),
+        (0.02, -0.4, 3.0, 0.02),
+        (0.0, -0.1, 0.01, 0.0),  # nothing is saved by being slower
+        (0.1, 0.3, 0.0, 0.3),
+    ],
+)
+def test_the_surer_of_guess_and_measurement_counts_more(guess, seen, width, expected):
+    assert believed_saving(guess, seen, width) == pytest.approx(expected, abs=2e-4)

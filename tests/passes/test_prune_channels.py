@@ -182,6 +182,14 @@ def test_goals_are_reached(kind, goal, worker):
     assert goal * 0.9 <= left <= goal
 
 
+@pytest.mark.parametrize("goal", ["flops", "bytes", "latency"])
+def test_a_goal_out_of_reach_is_said_and_the_most_goes(goal, worker):
+    result = _pruned(worker=worker, **{goal: 0.01}, round_to=1, minimum=30, max_error=10)
+    (step,) = result.report.steps
+    assert step.warnings == ["the goal is out of reach: this is the most that can go"]
+    assert _shapes(result)["b"] == (30, 30)
+
+
 def test_latency_goal_removes_something(worker):
     model = oracle.build(_MLP, a=(12, 512), ab=(512,), b=(512, 1024), bb=(1024,), c=(1024, 5))
     result = _pruned(model, _feeds(1, 256), worker, latency=0.7, max_error=10)

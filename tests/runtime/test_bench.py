@@ -43,6 +43,12 @@ def test_a_model_of_much_more_work_takes_longer(onnx_file):
     assert report["options"]["threads"] == 1
 
 
+@pytest.mark.parametrize(("within", "rounds"), [(1e6, 6), (0.0, 48)])
+def test_timing_goes_on_until_the_interval_is_narrow(within, rounds, onnx_file):
+    paths = [onnx_file(with_weight(chain(n)), f"{n}.onnx") for n in (1, 2)]
+    assert bench(paths, FEEDS, rounds=6, within=within).rounds == rounds
+
+
 def test_memory_is_the_models_own(onnx_file):
     text = "(float[N, 4096] x, float[4096, 4096] w) => (float[N, 4096] y) { y = MatMul(x, w) }"
     small = onnx_file("(float[N, 4096] x) => (float[N, 4096] y) { y = Neg(x) }", "small.onnx")

@@ -114,27 +114,35 @@ class Allocation:
         found = [r for p, r in self.ratios.items() if any(fnmatchcase(n, p) for n in names)]
         return float(found[-1]) if found else None
 
-    def reach(self, plan: Plan, enough: Callable[[Plan], bool], trials: int = 10) -> Plan:
+    def reach(
+        self, plan: Plan, enough: Callable[[Plan], bool], trials: int = 10
+    ) -> tuple[Plan, bool]:
         """The plan of the smallest ratio that is enough; that of the largest if none is.
 
         Args:
             plan: What there is to choose from.
             enough: Whether a plan will do.
             trials: How often to halve the range of ratios.
+
+        Returns:
+            The plan, and whether it is enough.
         """
         low, high = 0.0, MOST
         best = self.choose(plan, high)
+        reached = False
         for _ in range(trials):
             middle = (low + high) / 2
             trial = self.choose(plan, middle)
             if enough(trial):
-                best, high = trial, middle
+                best, high, reached = trial, middle, True
             else:
                 low = middle
-        return best
+        return best, reached or enough(best)
 
-    def reach_cost(self, plan: Plan, measure: Callable[[Cost], int], most: float) -> Plan:
-        """The plan that leaves at most this cost."""
+    def reach_cost(
+        self, plan: Plan, measure: Callable[[Cost], int], most: float
+    ) -> tuple[Plan, bool]:
+        """The plan that leaves at most this cost, and whether there is one."""
         return self.reach(
             plan, lambda trial: measure(grouping.cost(trial.walk, trial.removed)) <= most
         )
