@@ -85,22 +85,29 @@ def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int,
 
 def _slim(data: mmap.mmap, at: int, end: int, kind: str) -> bytes:
     """Copy one message, with every large raw_data inside it replaced by its place in the file."""
-    out = bytearray()
+    out, reference = bytearray(), b""
     for number, start, value, stop in _fields(data, at, end):
         nested = _NESTED.get(kind, {}).get(number)
-        if stop - value < STREAMED_BYTES:
-            out += data[start:stop]
-        elif nested is not None:
+        large = stop - value >= STREAMED_BYTES
+        if large and nested is not None:
             out += _field(number, _slim(data, value, stop, nested))
-        elif kind == "tensor" and number == _RAW_DATA:
-            place = {"location": INSIDE, "offset": str(value), "length": str(stop - value)}
-            for key, text in place.items():
-                entry = onnx.StringStringEntryProto(key=key, value=text)
-                out += _field(_EXTERNAL_DATA, entry.SerializeToString())
-            out += _encode(_DATA_LOCATION << 3 | _VARINT) + b"\x01"
+        elif kind == "tensor" and number == _RAW_DATA:  # of several, the last one counts
+            reference = _reference(value, stop - value) if large else b""
+            out += b"" if large else data[start:stop]
         else:
             out += data[start:stop]
-    return bytes(out)
+    # The last data_location counts too, and the file may have one behind its raw_data: tensors
+    # that were external once are marked as lying inside.
+    return bytes(out) + reference
+
+
+def _reference(offset: int, length: int) -> bytes:
+    """The fields of a tensor whose bytes lie in the model file itself."""
+    out = bytearray()
+    for key, text in {"location": INSIDE, "offset": str(offset), "length": str(length)}.items():
+        entry = onnx.StringStringEntryProto(key=key, value=text)
+        out += _field(_EXTERNAL_DATA, entry.SerializeToString())
+    return bytes(out) + _encode(_DATA_LOCATION << 3 | _VARINT) + b"\x01"
 
 
 def read(path: str) -> onnx.ModelProto:

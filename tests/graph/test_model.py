@@ -584,6 +584,28 @@ def test_new_tensors_of_large_models_wait_on_disk(
     assert not list(tmp_path.glob("onnxshrink-*"))
 
 
+def test_tensors_that_were_external_once(tmp_path: Path) -> None:
+    """onnx marks them as lying inside by a field behind their bytes."""
+    weight = np.random.default_rng(0).standard_normal((40, 50)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])], "g",
+        [helper.make_tensor_value_info("x", 1, [1, 40])],
+        [helper.make_tensor_value_info("y", 1, [1, 50])],
+        [numpy_helper.from_array(weight, "w")],
+    )  # fmt: skip
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    onnx.save(proto, tmp_path / "external.onnx", save_as_external_data=True, location="data")
+    onnx.save(onnx.load(tmp_path / "external.onnx"), path := tmp_path / "inside.onnx")
+    assert onnx.load(path).graph.initializer[0].HasField("data_location")
+    loaded = Model.load(path)
+    (view,) = weights.find(loaded)
+    np.testing.assert_array_equal(view.array(), weight)
+    loaded.save(tmp_path / "out.onnx")
+    (stored,) = onnx.load(tmp_path / "out.onnx").graph.initializer
+    np.testing.assert_array_equal(numpy_helper.to_array(stored), weight)
+    assert not stored.external_data
+
+
 def test_the_same_edits_give_the_same_bytes(source: Path, tmp_path: Path) -> None:
     for name in ("a.onnx", "b.onnx"):
         loaded = Model.load(source)
