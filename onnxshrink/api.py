@@ -275,6 +275,6 @@ def _write(result: Result, out: StrPath, options: Options, storage: Storage = "a
     try:
         report.bytes_after = packed.save(result.model, out)
     except BudgetMissed as error:
-        report.warnings.append(f"written as one plain file: {error}")
+        report.warnings.append(f"stored as one plain file: {error}")
         report.bytes_after = result.model.save(out)
     return report

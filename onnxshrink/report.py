@@ -149,7 +149,7 @@ class Report:
             return f"{self.result}: nothing was changed ({size(self.bytes_after)})"
         line = (
             f"{self.result}: {size(self.bytes_before)} -> {size(self.bytes_after)}, "
-            f"{times(self.bytes_before, self.bytes_after)} smaller"
+            f"{_comparison(self.bytes_before, self.bytes_after)}"
         )
         if self.outputs:
             worst = max(self._errors(), default=0.0)
@@ -228,6 +228,13 @@ def size(nbytes: float) -> str:
             return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
         nbytes /= 1000
     return f"{nbytes:.2f} GB"
+
+
+def _comparison(before: int, after: int) -> str:
+    """How two sizes compare, for people: ``3.94x smaller``."""
+    if (ratio := times(before, after)) == "1.00x":
+        return "the same size"
+    return f"{ratio} smaller" if after < before else f"{times(after, before)} bigger"
 
 
 def times(before: float, after: float) -> str:

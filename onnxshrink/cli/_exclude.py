@@ -27,7 +27,7 @@ def exclude_options(command: F) -> F:
             click.option(
                 "--auto-exclude", is_flag=True,
                 help="Leave the fewest weights alone that keep --min-agreement, --max-drop or "
-                "--max-error on the calibration inputs; else cosine and top-1 agreement >= 0.99.",
+                "--max-error on the calibration inputs; else likeness and top-1 agreement >= 0.99.",
             ),
             click.option(
                 "--min-agreement", type=float, metavar="SHARE",

@@ -36,12 +36,14 @@ class Operator:
         root: The model or the function that it is in, at any depth.
         dtype: Type of its input; None where shape inference does not tell.
         rank: Rank of its input, likewise.
+        features: Length of the input's last axis, likewise.
     """
 
     node: ir.Node
     root: ir.Model | ir.Function
     dtype: ir.DataType | None
     rank: int | None
+    features: int | None = None
 
     @property
     def label(self) -> str:
@@ -68,8 +70,10 @@ def find(model: Model) -> Iterator[Operator]:
             if node.domain == DOMAIN and node.op_type in _RULES:
                 value = known.inputs[0]
                 assert value is not None
-                rank = None if value.shape is None else len(value.shape)
-                yield Operator(node, root, value.dtype, rank)
+                shape = [] if value.shape is None else [*value.shape]
+                rank = None if value.shape is None else len(shape)
+                last = shape[-1] if shape and isinstance(shape[-1], int) else None
+                yield Operator(node, root, value.dtype, rank, last)
 
 
 def _roots(model: Model) -> list[ir.Model | ir.Function]:
@@ -231,6 +235,11 @@ def _product(standard: _Standard, targets: int, intercepts: np.ndarray) -> ir.Va
         raise ValueError(f"has {coefficients.size} coefficients for {targets} targets")
     # [features, targets] is the layout that ONNX Runtime fuses with DequantizeLinear.
     weight = coefficients.reshape(targets, -1).T
+    if standard.operator.features not in (None, len(weight)):  # ONNX Runtime reads the first ones
+        raise ValueError(
+            f"has {coefficients.size} coefficients for {targets} targets "
+            f"of {standard.operator.features} features"
+        )
     rows = standard.rows(len(weight))
     stored = standard.constant(weight, "weight")
     if not intercepts.size:

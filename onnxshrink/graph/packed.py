@@ -70,7 +70,7 @@ def save(model: Model, path: StrPath, *, base: StrPath | None = None) -> int:
             packed, plain = stored_bytes(scratch), model.nbytes()
             if packed >= plain:
                 raise BudgetMissed(
-                    f"{path}: not written: packed it would take {packed:,} bytes, plain {plain:,}"
+                    f"{path}: not packed: that would take {packed:,} bytes, plain {plain:,}"
                 )
             # Both are on the disk; nothing can fail between the two renames.
             os.replace(pack_path(scratch), pack_path(path))

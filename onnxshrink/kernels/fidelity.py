@@ -35,6 +35,7 @@ class Fidelity:
     def __init__(self, reference: Outputs, measure: Measure = "auto", others: Outputs = ()):
         self._reference = reference
         self._others = others
+        self._free_scale = measure == "cosine"
         self._kinds = [
             _kind([feed[i] for feed in reference], measure)
             for i in range(len(reference[0]) if reference else 0)
@@ -58,7 +59,9 @@ class Fidelity:
         return total
 
     def score(self, outputs: Outputs) -> float:
-        """The least of any output, 1 at best: agreement of classes and labels, cosine of values.
+        """The least of any output, 1 at best: agreement of classes and labels, else likeness.
+
+        Likeness is the cosine, less what the scale is off; the measure ``cosine`` lets scale go.
 
         Few inputs have few near ties, and a count over them says little of the next. So the
         agreement is what is to be expected: each row flips when noise of the size seen exceeds the
@@ -71,7 +74,7 @@ class Fidelity:
             agreement = self._agreement(outputs, i)
             counted = 1.0 if agreement.top1 is None else agreement.top1
             if kind == "values":
-                scores.append(agreement.cosine)
+                scores.append(agreement.cosine if self._free_scale else agreement.likeness)
             elif kind == "labels":
                 scores.append(counted)
             else:

@@ -38,6 +38,9 @@ class OutputComparison:
         max_rel: Largest difference relative to its reference value, where that is not zero.
         sqnr_db: Signal to noise ratio in decibels; infinite without any error.
         cosine: Cosine of the angle between the outputs; blind to scale.
+        likeness: The cosine, less what the lengths differ: 1 - |x - y|^2 / (|x|^2 + |y|^2), the
+            coefficient of identity of Zegers and ten Berge (1985). Equal lengths give the cosine,
+            labels the fraction that is equal.
         top1: Fraction of rows (along the last axis) whose largest value is at the same place, for
             labels the fraction that is equal; None without at least two classes.
         kl: Mean Kullback-Leibler divergence of the rows, in nats; None where ``top1`` has no rows.
@@ -51,6 +54,7 @@ class OutputComparison:
     max_rel: float
     sqnr_db: float
     cosine: float
+    likeness: float
     top1: float | None
     kl: float | None
     outside: int
@@ -159,6 +163,15 @@ class Agreement:
         return min(1.0, max(-1.0, self._dot / norms)) if norms else 0.0
 
     @property
+    def likeness(self) -> float:
+        """See :class:`OutputComparison`; 1 for two zero vectors, 0 where nothing can be said."""
+        if self._broken or math.isinf(self._error):
+            return 0.0
+        if self._discrete:
+            return 1 - self._unequal / max(self.elements, 1)
+        return 1 - self._error / (self._signal + self._power) if self._error else 1.0
+
+    @property
     def top1(self) -> float | None:
         """See :class:`OutputComparison`."""
         if self._broken and not self._rows:
@@ -178,7 +191,7 @@ class Agreement:
         """All figures under the output's name."""
         return OutputComparison(
             name, self.elements, self.relative_error, self.max_abs, self.max_rel, self.sqnr_db,
-            self.cosine, self.top1, self.kl, self.outside,
+            self.cosine, self.likeness, self.top1, self.kl, self.outside,
         )  # fmt: skip
 
 
@@ -259,6 +272,11 @@ def sqnr_db(reference: ArrayLike, other: ArrayLike) -> float:
 def cosine(reference: ArrayLike, other: ArrayLike) -> float:
     """Cosine of the angle between the two, flattened."""
     return _pair(reference, other).cosine
+
+
+def likeness(reference: ArrayLike, other: ArrayLike) -> float:
+    """The cosine, less what the lengths differ: 1 for equal arrays only, -1 for opposite ones."""
+    return _pair(reference, other).likeness
 
 
 def top1_agreement(reference: ArrayLike, other: ArrayLike) -> float:

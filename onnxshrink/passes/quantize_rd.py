@@ -29,7 +29,7 @@ class QuantizeRd(Pass):
 
     It needs real inputs, 32 to 64 of them. One half fits, the other judges; with no goal given it
     goes as far down as keeps 99 % of the top-1 answers where outputs are probabilities, else a
-    cosine of .99, on the half that judges.
+    likeness of .99 (the cosine, less what the scale is off), on the half that judges.
     """
 
     runs_models: ClassVar[bool] = True
@@ -44,10 +44,12 @@ class QuantizeRd(Pass):
         None, help="squared output error to spend, shared by all weights", ge=0, also=("lambda",)
     )
     min_fidelity: float | None = option(
-        None, help="least agreement or cosine on the inputs that judge", ge=0, le=1
+        None, help="least agreement or likeness on the inputs that judge", ge=0, le=1
     )
     measure: Literal["auto", "agreement", "cosine"] = option(
-        "auto", help="what fidelity means; auto: agreement where outputs are probabilities"
+        "auto",
+        help="what fidelity means; auto: agreement where outputs are probabilities, else likeness;"
+        " cosine: the scale of outputs does not matter",
     )
     weights: Select = select()
 

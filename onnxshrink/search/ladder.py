@@ -47,7 +47,7 @@ _WHERE = "the search"
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What the answers must keep. With nothing asked for: cosine, and top-1 of classes, >= .99.
+    """What the answers must keep. With nothing asked for: likeness, and top-1 of classes, >= .99.
 
     Attributes:
         min_agreement: Least share of rows whose largest output stays at the same place.
@@ -84,7 +84,7 @@ class Goal:
         elif self.max_drop is not None:
             lines += _below("top-1 agreement", tops, 1 - self.max_drop)
         if (self.min_agreement, self.max_error, self.max_drop) == (None, None, None):
-            lines += _below("cosine", {row.name: row.cosine for row in effect}, _FIDELITY)
+            lines += _below("likeness", {row.name: row.likeness for row in effect}, _FIDELITY)
             lines += _below("top-1 agreement", classes, _FIDELITY)
         return lines
 

@@ -181,7 +181,7 @@ def test_what_would_grow_is_not_written(tmp_path: Path) -> None:
     )  # fmt: skip
     plain, out = tmp_path / "m.onnx", tmp_path / "p.onnx"
     onnx.save(helper.make_model(graph), plain)
-    with pytest.raises(BudgetMissed, match="not written: packed it would take"):
+    with pytest.raises(BudgetMissed, match="not packed: that would take"):
         packed.save(Model.load(plain), out)
     assert sorted(os.listdir(tmp_path)) == ["m.onnx"]
 

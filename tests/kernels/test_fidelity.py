@@ -13,16 +13,19 @@ def probabilities(rows: int, classes: int = 5, seed: int = 0) -> np.ndarray:
     return softmax(2 * rng.standard_normal((rows, classes)), axis=-1)
 
 
-def test_values_go_by_cosine_and_relative_error() -> None:
+def test_values_go_by_likeness_and_relative_error() -> None:
     rng = np.random.default_rng(1)
     x, y = rng.standard_normal((2, 4, 7))
     fidelity = Fidelity([[x[:2]], [x[2:]]])
     assert not fidelity.has_classes
     other = [[x[:2] + 0.1 * y[:2]], [x[2:] + 0.1 * y[2:]]]
-    assert fidelity.score(other) == pytest.approx(metrics.cosine(x, x + 0.1 * y))
+    assert fidelity.score(other) == pytest.approx(metrics.likeness(x, x + 0.1 * y))
     expected = metrics.relative_error(x, x + 0.1 * y) ** 2
     assert fidelity.distortion(other) == pytest.approx(expected)
     assert fidelity.score([[x[:2]], [x[2:]]]) == 1
+    larger = [[1.5 * x[:2]], [1.5 * x[2:]]]
+    assert fidelity.score(larger) == pytest.approx(12 / 13)
+    assert Fidelity([[x[:2]], [x[2:]]], "cosine").score(larger) == pytest.approx(1)
 
 
 def test_the_worst_output_counts() -> None:

@@ -50,6 +50,8 @@ def test_figures_equal_numpy(pair):
     if y.any():
         cosine = x.ravel() @ y.ravel() / np.linalg.norm(x) / np.linalg.norm(y)
         assert metrics.cosine(x, y) == pytest.approx(cosine)
+    squares = (x**2).sum() + (y**2).sum()
+    assert metrics.likeness(x, y) == pytest.approx(2 * (x * y).sum() / squares, abs=1e-12)
 
 
 @given(ANY_ARRAY, st.floats(1.5, 100))
@@ -57,6 +59,8 @@ def test_cosine_is_blind_to_scale_and_relative_error_is_not(x, scale):
     other = x.astype(np.float64) * scale
     assert metrics.cosine(x, other) == pytest.approx(1)
     assert metrics.relative_error(x, other) == pytest.approx(scale - 1 if x.any() else 0)
+    likeness = 2 * scale / (1 + scale**2) if x.any() else 1
+    assert metrics.likeness(x, other) == pytest.approx(likeness)
 
 
 @given(PAIRS, st.floats(0.01, 100))

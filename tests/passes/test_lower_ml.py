@@ -349,6 +349,14 @@ def test_what_cannot_be_lowered_says_why(
     assert words in reason(model_of(op_type, attributes, x, shape=["N", 1]))
 
 
+def test_more_coefficients_than_features_are_left_to_the_runtime() -> None:
+    """ONNX Runtime reads as many as the input has features, and ignores the others."""
+    attributes = {"coefficients": [1.0] * 12, "intercepts": [0.0] * 3, "classlabels_ints": [0, 1, 2]}
+    x = np.zeros((3, 2), np.float32)
+    words = "has 12 coefficients for 3 targets of 2 features"
+    assert words in reason(model_of("LinearClassifier", attributes, x, shape=["N", 2]))
+
+
 def test_scaler_of_unknown_or_higher_rank_is_left_alone() -> None:
     attributes = {"offset": [0.0, 1.0], "scale": [1.0, 2.0]}
     x = np.zeros((1, 2), np.float32)

@@ -216,8 +216,22 @@ def test_without_a_goal_probabilities_must_keep_their_largest() -> None:
     swapped[:2] = [0.39, 0.4, 0.21]
     assert misses(Goal(), [rows], [rows]) == []
     assert misses(Goal(), [rows], [swapped]) == ["top-1 agreement of 'y' is 0.9800, below 0.99"]
-    # The same rows as scores say nothing about classes; the cosine is well above .99.
+    # The same rows as scores say nothing about classes; the likeness is well above .99.
     assert misses(Goal(), [rows * 2], [swapped * 2]) == []
+
+
+def test_the_scale_of_outputs_must_stay() -> None:
+    """Their cosine is 1: a regressor whose answers are all 40 % too large."""
+    rows = np.linspace(1, 2, 40, dtype=np.float32)[:, None]
+    assert misses(Goal(), [rows], [rows * 1.1]) == []
+    assert misses(Goal(), [rows], [rows * 1.4]) == ["likeness of 'y' is 0.9459, below 0.99"]
+
+
+def test_texts_may_differ_as_often_as_numbers() -> None:
+    texts = np.array(["a", "b"] * 100)
+    other = texts.copy()
+    other[0] = "b"
+    assert misses(Goal(), [texts], [other]) == []
 
 
 def test_labels_must_agree() -> None:
