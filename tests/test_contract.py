@@ -15,6 +15,7 @@ from onnxshrink.errors import DataError, ModelError, RecipeError, ShrinkError, U
 from onnxshrink.graph.model import Model
 from onnxshrink.options import option
 from onnxshrink.pipeline import Context, Pass, Result, run
+from onnxshrink.report import Report, Step
 from onnxshrink.runtime.worker import Worker
 
 FEEDS = rows(3, 64)
@@ -312,3 +313,18 @@ def test_a_pass_sees_the_model_before_the_first_step(model, worker):
 def test_a_feed_that_does_not_fit_is_the_callers_error(model, worker: Worker):
     with pytest.raises(DataError):
         run([], model, Settings(feeds=rows(3, 5)), worker)
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [
+        (250, "4.00x smaller"),
+        (1000, "the same size"),
+        (999, "the same size"),
+        (1500, "1.50x bigger"),
+    ],
+)
+def test_a_size_that_stays_or_grows_is_not_called_smaller(after: int, words: str) -> None:
+    steps = [Step("clean", status="done")]
+    headline = Report(result="m.onnx", bytes_before=1000, bytes_after=after, steps=steps).headline()
+    assert headline.endswith(words)

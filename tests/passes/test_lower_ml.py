@@ -351,7 +351,11 @@ def test_what_cannot_be_lowered_says_why(
 
 def test_more_coefficients_than_features_are_left_to_the_runtime() -> None:
     """ONNX Runtime reads as many as the input has features, and ignores the others."""
-    attributes = {"coefficients": [1.0] * 12, "intercepts": [0.0] * 3, "classlabels_ints": [0, 1, 2]}
+    attributes = {
+        "coefficients": [1.0] * 12,
+        "intercepts": [0.0] * 3,
+        "classlabels_ints": [0, 1, 2],
+    }
     x = np.zeros((3, 2), np.float32)
     words = "has 12 coefficients for 3 targets of 2 features"
     assert words in reason(model_of("LinearClassifier", attributes, x, shape=["N", 2]))
