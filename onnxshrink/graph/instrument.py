@@ -24,11 +24,13 @@ class Instrumented:
     Attributes:
         outputs: Watched value -> the output that carries it. From a Loop or Scan it has one more
             leading axis, the iterations; from a branch that was not taken it is empty.
+        stacked: How many leading axes of iterations an output has, where it has any.
         inputs: Freed constants: they can be fed, and have their old values when they are not.
         refused: The others, and why.
     """
 
     outputs: dict[str, str] = field(default_factory=dict)
+    stacked: dict[str, int] = field(default_factory=dict)
     inputs: set[str] = field(default_factory=set)
     refused: dict[str, str] = field(default_factory=dict)
 
@@ -91,6 +93,8 @@ def instrument(
             output = _hand_out(places[0], name, element, names)
             proto.graph.output.append(onnx.ValueInfoProto(name=output))
             done.outputs[name] = output
+            if loops := sum(node.op_type != "If" for node, _ in places[0].holders):
+                done.stacked[output] = loops
     onnx.save(proto, path)
     return done
 
@@ -139,7 +143,7 @@ def _hand_out(place: _Place, name: str, element: int, names: Counter[str]) -> st
     value = name
     for level in range(len(place.holders) - 1, -1, -1):
         (node, branch), inner = place.holders[level], place.graphs[level + 1]
-        if value in {entering.name for entering in inner.input}:
+        if value in {port.name for port in (*inner.input, *inner.output)}:
             copy = _unused(value, names)
             inner.node.append(onnx.helper.make_node("Identity", [value], [copy]))
             value = copy

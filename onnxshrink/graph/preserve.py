@@ -14,6 +14,7 @@ import onnx
 from onnxshrink.errors import ModelError
 
 _ABOUT_MODEL = ("producer_name", "producer_version", "domain", "doc_string", "model_version")
+_UNTYPED = onnx.TensorProto.UNDEFINED
 _SPARSE = {onnx.AttributeProto.SPARSE_TENSOR, onnx.AttributeProto.SPARSE_TENSORS}
 
 
@@ -199,8 +200,9 @@ def _same_type(new: onnx.ValueInfoProto, original: onnx.ValueInfoProto) -> bool:
 
 
 def _merge_graph(
-    new: onnx.GraphProto, original: onnx.GraphProto, touched: Collection[str], rewritten: bool
-) -> None:
+    new: onnx.GraphProto, original: onnx.GraphProto, touched: Collection[str], rewritten: bool,
+    *, inner: bool = False,
+) -> None:  # fmt: skip
     _keep_texts(new, original, ("name", "doc_string"), f"graph {original.name!r}")
     for side in ("input", "output"):
         now, before = getattr(new, side), getattr(original, side)
@@ -213,6 +215,8 @@ def _merge_graph(
                 if not _has_map(known[value.name].type) and not _same_type(
                     value, known[value.name]
                 ):
+                    if rewritten and inner:
+                        continue
                     raise _unjournaled(f"the type of {side} {value.name!r}")
                 value.CopyFrom(known[value.name])
     present = _merge_initializers(new, original, touched, rewritten)
@@ -270,8 +274,19 @@ def _merge_value_info(
     touched: Collection[str],
     gone: Collection[str],
 ) -> None:
-    """Keep what is said about values that are still there, and about touched ones what is new."""
+    """Keep what is said about values that are still there, and about touched ones what is new.
+
+    A value whose type differs now (a rewriter may compute in float16) counts as touched.
+    """
     before = {value.name for value in original.value_info}
+    types = {tensor.name: tensor.data_type for tensor in getattr(new, "initializer", ())}
+    types.update((value.name, value.type.tensor_type.elem_type) for value in new.value_info)
+    retyped = {
+        value.name
+        for value in original.value_info
+        if value.type.tensor_type.elem_type != types.get(value.name, _UNTYPED) != _UNTYPED
+    }
+    touched = retyped.union(touched)
     infos = [v for v in original.value_info if v.name not in gone and v.name not in touched]
     # onnx_ir also writes one for every constant, which only repeats its tensor's header.
     made = {name for node in new.node if node.op_type != "Constant" for name in node.output}
@@ -360,4 +375,4 @@ def _merge_subgraphs(
     before = dict(subgraphs(old))
     for name, graph in subgraphs(node):
         if name in before:
-            _merge_graph(graph, before[name], touched, rewritten)
+            _merge_graph(graph, before[name], touched, rewritten, inner=True)

@@ -240,8 +240,6 @@ class Ranges:
         sums = self.statistics[need]
         if sums.spoiled:
             return None, f"has {int(sums.spoiled)} values that are NaN or infinite"
-        if not sums.counts.size:
-            return None, "is never reached with the calibration inputs"
         low, high = float(sums.low), float(sums.high)
         if low == high:
             return None, f"is always {low:g} with the calibration inputs"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
+from onnxshrink.errors import ModelError
 from onnxshrink.kernels.pairs import PairNeed, Regression, RegressionSums
 from onnxshrink.runtime.calibrate import LEAST_SUMS_BYTES, Progress, Statistics, rounds
 from onnxshrink.runtime.session import SessionOptions
@@ -64,12 +65,22 @@ def regress(
         ModelError: One of the models does not run.
         DataError: A feed does not fit.
     """
-    from onnxshrink.graph.instrument import instrument
-
     found = Statistics({Regression: RegressionSums})
     wanted = list(dict.fromkeys(needs))
-    if not wanted or not feeds:
+    if not feeds:
         return found
+    while wanted and (uneven := _observe(found, model, original, wanted, feeds, worker, progress)):
+        wanted = found.refuse(uneven, wanted)
+    return found
+
+
+def _observe(
+    found: Statistics, model: Model, original: Model, wanted: Sequence[PairNeed],
+    feeds: Sequence[Mapping[str, np.ndarray]], worker: Worker, progress: Progress,
+) -> set[str]:  # fmt: skip
+    """Collect statistics; the values of loops whose iterations ONNX Runtime cannot stack."""
+    from onnxshrink.graph.instrument import instrument
+
     entering = {value.name for value in model.inputs}
     with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
         here, there = Path(folder, "observed.onnx"), Path(folder, "original.onnx")
@@ -80,13 +91,21 @@ def regress(
                 found.refused[need.value] = reason
         wanted = [need for need in wanted if need.value not in found.refused]
         parts = list(rounds(wanted, max(LEAST_SUMS_BYTES, model.nbytes() // 2)))
+        stacked = own.stacked | other.stacked
+        names = {n: (own.outputs.get(n.source, n.source), other.outputs[n.value]) for n in wanted}
         for number, part in enumerate(parts):
-            names = [(own.outputs.get(n.source, n.source), other.outputs[n.value]) for n in part]
             worker.open(here, _EXACT)
-            worker.watch_pairs(there, list(zip(names, part, strict=True)), _EXACT)
+            worker.watch_pairs(there, [(names[n], n) for n in part], _EXACT, stacked)
             for i, feed in enumerate(feeds):
                 progress("calibrating", number * len(feeds) + i, len(parts) * len(feeds))
-                worker.observe_pairs(feed, i)
+                try:
+                    worker.observe_pairs(feed, i)
+                except ModelError:
+                    if not stacked:
+                        raise
+                    return {
+                        n.value for n, pair in names.items() if not stacked.keys().isdisjoint(pair)
+                    }
             found.add(part, worker)
         worker.release()
-    return found
+    return set()

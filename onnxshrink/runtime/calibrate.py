@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from onnxshrink.errors import ModelError
 from onnxshrink.kernels.observers import SUMS, Need
 from onnxshrink.kernels.pairs import PairNeed
 from onnxshrink.runtime import calibration_cache
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from onnxshrink.runtime.worker import Worker
 
 LEAST_SUMS_BYTES = 64 * 2**20
+UNEVEN = "its shape is not the same in every iteration of a loop"
 Progress = Callable[[str, int, int], None]
 N = TypeVar("N", Need, PairNeed)
 
@@ -71,6 +73,12 @@ class Statistics(Mapping[Any, Any]):
             else:
                 self._files[need] = folder / f"{number}.npz"
 
+    def refuse(self, uneven: Collection[str], needs: Sequence[N]) -> list[N]:
+        """Give up values whose iterations cannot be stacked; the needs that are left."""
+        self.refused |= dict.fromkeys(uneven, UNEVEN)
+        self._files = {need: file for need, file in self._files.items() if need.value not in uneven}
+        return [need for need in needs if need.value not in uneven]
+
     def _recall(self, cache: CalibrationCache, keys: Mapping[Need, str]) -> list[Need]:
         """Take what a cache knows; the needs that it does not know."""
         known = cache.find(keys, self._folder())
@@ -111,8 +119,6 @@ def calibrate(
         ModelError: The model does not run.
         DataError: A feed does not fit.
     """
-    from onnxshrink.graph.instrument import instrument
-
     found = Statistics()
     wanted = list(dict.fromkeys(needs))
     if not wanted or not feeds:
@@ -123,6 +129,20 @@ def calibrate(
         if not (wanted := found._recall(cache, keys)):
             return found
     new = wanted
+    while wanted and (uneven := _observe(found, model, wanted, feeds, worker, progress)):
+        wanted = found.refuse(uneven, wanted)
+    if cache is not None:
+        found._keep(cache, keys, new)
+    return found
+
+
+def _observe(
+    found: Statistics, model: Model, wanted: Sequence[Need],
+    feeds: Sequence[Mapping[str, np.ndarray]], worker: Worker, progress: Progress,
+) -> set[str]:  # fmt: skip
+    """Collect statistics; the values of loops whose iterations ONNX Runtime cannot stack."""
+    from onnxshrink.graph.instrument import instrument
+
     entering = {value.name for value in model.inputs}
     with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
         path = Path(folder, "observed.onnx")
@@ -133,15 +153,19 @@ def calibrate(
         parts = list(rounds(wanted, max(LEAST_SUMS_BYTES, model.nbytes() // 2)))
         for number, part in enumerate(parts):
             worker.open(path)
-            worker.watch([(points.outputs.get(need.value, need.value), need) for need in part])
+            outputs = [points.outputs.get(need.value, need.value) for need in part]
+            worker.watch(list(zip(outputs, part, strict=True)), points.stacked)
             for i, feed in enumerate(feeds):
                 progress("calibrating", number * len(feeds) + i, len(parts) * len(feeds))
-                worker.observe(feed, i)
+                try:
+                    worker.observe(feed, i)
+                except ModelError:
+                    if not points.stacked:
+                        raise
+                    return {v for v in inside if points.outputs.get(v) in points.stacked}
             found.add(part, worker)
         worker.release()
-    if cache is not None:
-        found._keep(cache, keys, new)
-    return found
+    return set()
 
 
 def rounds(needs: Iterable[N], budget: int) -> Iterator[list[N]]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _LENGTH_BYTES = 8
 _WATCHED_BYTES = 64 * 2**20  # values that one run hands out at most; one of them may be larger
 _FIRST_OUTPUTS = 8  # so many in a run of the first feed, while their sizes are not known
+_NOT_SEEN = "is never reached with these inputs, or always empty"
 
 
 def send(pipe: IO[bytes], message: object) -> None:
@@ -67,6 +68,8 @@ class Service:
         self._pairs: list[tuple[tuple[str, str], PairNeed, RegressionSums]] = []
         self._unfit: dict[int, str] = {}
         self._sizes: dict[Any, int] = {}
+        self._stacked: dict[str, int] = {}
+        self._seen: set[int] = set()
 
     def check(self, path: str) -> None:
         """Hold a model file against the ONNX specification."""
@@ -129,10 +132,17 @@ class Service:
         """Keep arrays here, in place of others, that join the feed of every run of the model."""
         self._held = arrays
 
-    def watch(self, wanted: list[tuple[str, Need]]) -> None:
+    def watch(self, wanted: list[tuple[str, Need]], stacked: dict[str, int]) -> None:
         """Begin to add up statistics of outputs (or inputs) of the loaded model."""
         self._watched = [(output, need, need.statistic.start()) for output, need in wanted]
-        self._sizes, self._unfit = {}, {}
+        self._stacked, self._sizes, self._unfit, self._seen = stacked, {}, {}, set()
+
+    def _unstacked(self, output: str, array: np.ndarray) -> np.ndarray:
+        """An array of a body's value, with the iterations counted as rows of it."""
+        loops = self._stacked.get(output, 0)
+        if not loops or array.ndim < loops + 2 or not array.size:  # one axis beside: its channels
+            return array
+        return array.reshape(-1, *array.shape[loops + 1 :])
 
     def observe(self, feed: dict[str, np.ndarray], number: int) -> None:
         """Run the loaded model on one feed, and add up what is watched, a few outputs at a time.
@@ -152,20 +162,22 @@ class Service:
                 self._add(output, array, number)
 
     def watch_pairs(
-        self, path: str, options: SessionOptions, wanted: list[tuple[tuple[str, str], PairNeed]]
-    ) -> None:
+        self, path: str, options: SessionOptions,
+        wanted: list[tuple[tuple[str, str], PairNeed]], stacked: dict[str, int],
+    ) -> None:  # fmt: skip
         """Load a second model beside the first, and begin to add up statistics of both.
 
         Args:
             path: The second model.
             options: How to run it.
             wanted: The outputs (or inputs) of the first and of the second model for each.
+            stacked: Outputs whose leading axes number iterations, and how many of them.
         """
         from onnxshrink.runtime.session import open_session
 
         self._beside = open_session(path, options)
         self._pairs = [(outputs, need, need.statistic.start()) for outputs, need in wanted]
-        self._sizes, self._unfit = {}, {}
+        self._stacked, self._sizes, self._unfit, self._seen = stacked, {}, {}, set()
 
     def observe_pairs(self, feed: dict[str, np.ndarray], number: int) -> None:
         """Run both models on one feed, and add up what is watched, a few outputs at a time."""
@@ -178,8 +190,10 @@ class Service:
                 self._sizes[x, y] = own[x].nbytes + other[y].nbytes
             for place, ((x, y), need, sums) in enumerate(self._pairs):
                 if (x, y) in part and place not in self._unfit:
+                    self._seen.update([place] if own[x].size else [])
                     try:
-                        sums.add(need.statistic, own[x], other[y], number)
+                        mine, its = self._unstacked(x, own[x]), self._unstacked(y, other[y])
+                        sums.add(need.statistic, mine, its, number)
                     except ValueError as error:
                         self._unfit[place] = str(error)
 
@@ -207,8 +221,10 @@ class Service:
             yield part
 
     def _add(self, output: str, array: np.ndarray, number: int) -> None:
+        array = self._unstacked(output, array)
         for place, (watched, need, sums) in enumerate(self._watched):
             if watched == output and place not in self._unfit:
+                self._seen.update([place] if array.size else [])
                 try:
                     sums.add(need.statistic, array, number)  # type: ignore[arg-type]
                 except ValueError as error:
@@ -221,6 +237,8 @@ class Service:
             Those that could not be collected, and why.
         """
         for place, (_, _, sums) in enumerate([*self._watched, *self._pairs]):
+            if place not in self._seen:
+                self._unfit.setdefault(place, _NOT_SEEN)
             if place not in self._unfit:
                 np.savez(os.path.join(folder, f"{place}.npz"), **vars(sums))
         self._watched, self._pairs = [], []

@@ -192,9 +192,16 @@ class Worker:
         """Keep arrays in the child that join the feed of every later run of the loaded model."""
         self._call("holding arrays", "hold", dict(arrays))
 
-    def watch(self, wanted: Sequence[tuple[str, Need]]) -> None:
-        """Begin to add up statistics: which output of the loaded model, or input, has each."""
-        self._call("starting to observe", "watch", list(wanted))
+    def watch(
+        self, wanted: Sequence[tuple[str, Need]], stacked: Mapping[str, int] | None = None
+    ) -> None:
+        """Begin to add up statistics.
+
+        Args:
+            wanted: For each, which output of the loaded model, or input, has it.
+            stacked: How many leading axes of an output number iterations; they count as rows.
+        """
+        self._call("starting to observe", "watch", list(wanted), dict(stacked or {}))
 
     def observe(self, feed: Mapping[str, np.ndarray], number: int) -> None:
         """Run the loaded model on a feed; its watched values are added up in the child."""
@@ -202,7 +209,7 @@ class Worker:
 
     def watch_pairs(
         self, path: PathLike, wanted: Sequence[tuple[tuple[str, str], PairNeed]],
-        options: SessionOptions = DEFAULT_OPTIONS,
+        options: SessionOptions = DEFAULT_OPTIONS, stacked: Mapping[str, int] | None = None,
     ) -> None:  # fmt: skip
         """Load a second model beside the first, and begin to add up statistics of both.
 
@@ -210,9 +217,10 @@ class Worker:
             path: The second model.
             wanted: For each statistic, which output or input of the first and of the second model.
             options: How to run the second model.
+            stacked: See :meth:`watch`; of both models.
         """
-        path = os.path.abspath(path)
-        self._call(f"loading {path}", "watch_pairs", path, options, list(wanted))
+        path, loops = os.path.abspath(path), dict(stacked or {})
+        self._call(f"loading {path}", "watch_pairs", path, options, list(wanted), loops)
 
     def observe_pairs(self, feed: Mapping[str, np.ndarray], number: int) -> None:
         """Run both models on a feed; what is watched of them is added up in the child."""

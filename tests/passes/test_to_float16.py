@@ -162,3 +162,32 @@ def test_full_on_what_onnx_ir_cannot_read_alone(worker) -> None:
     assert row.status in ("done", "rolled back")
     assert result.model.to_proto().graph.output == hard.proto.graph.output
     assert json.loads(result.report.to_json())
+
+
+def test_whole_conversion_of_models_that_declare_the_types_of_their_values(proto, worker) -> None:
+    declared = onnx.shape_inference.infer_shapes(proto)
+    assert len(declared.graph.value_info) == 4  # as torch's newer exporter writes them
+    result = converted(declared, worker, ToFloat16(full=True))
+    assert result.report.steps[0].status == "done"
+    types = {v.name: v.type.tensor_type.elem_type for v in result.model.to_proto().graph.value_info}
+    assert set(types.values()) == {TensorProto.FLOAT16}
+    assert {"a", "b", "c", "d"} <= set(types)
+
+
+def test_whole_conversion_reaches_into_branches(worker) -> None:
+    branches = text(
+        """g (float[n, 64] x, bool c) => (float[n, 64] y) {
+            y = If (c) <then_branch = t () => (float[n, 64] u) { u = MatMul(x, w) },
+                        else_branch = e () => (float[n, 64] v) { v = Add(x, b) }>
+        }""",
+        w=weight(1, 64, 64), b=weight(2, 64),
+    )  # fmt: skip
+    feeds = [{**feed, "c": np.array(bool(i))} for i, feed in enumerate(rows(2, 64))]
+    result = converted(branches, worker, ToFloat16(full=True), feeds)
+    assert result.report.steps[0].status == "done"
+    after = result.model.to_proto()
+    for feed, taken in zip(feeds, ("b", "w"), strict=True):
+        x = feed["x"].astype(np.float16)
+        arrays = {name: a.astype(np.float16) for name, a in stored(branches).items()}
+        expected = x + arrays["b"] if taken == "b" else x @ arrays["w"]
+        np.testing.assert_allclose(answers(after, feed)[0], expected, rtol=2e-3, atol=2e-2)

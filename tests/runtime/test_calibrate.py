@@ -75,6 +75,35 @@ def test_values_in_branches_and_loops(worker: Worker) -> None:
     inner = np.maximum(np.concatenate(states), 0)
     np.testing.assert_allclose(found[u].mean()[0], inner.T @ inner / 15, rtol=1e-5, atol=1e-6)
     assert found[v].count[0] == 45
+    channels = Need("u", Extremes(1))  # axes are those of the value, not of the stacked iterations
+    found = calibrate(loop, [channels], [feed], worker)
+    np.testing.assert_allclose(found[channels].mean, inner.mean(0), rtol=1e-5)
+
+
+def test_values_that_grow_in_a_loop_are_refused_and_the_others_observed(worker: Worker) -> None:
+    loop = model("""g (float[n, 3] x, int64 k, bool c) => (float[m, 3] y) {
+        a = Abs(x)
+        y = Loop (k, c, a) <body = b (int64 i, bool go, float[p, 3] v)
+            => (bool more, float[q, 3] w) { more = Identity(go)  u = Relu(v)
+                w = Concat<axis=0>(u, x) }>
+    }""")
+    feed = {**rows(1)[0], "k": np.array(3), "c": np.array(True)}
+    a, u = Need("a", Extremes()), Need("u", Extremes())
+    found = calibrate(loop, [a, u], [feed], worker)
+    assert list(found) == [a]
+    assert found[a].high[0] == np.abs(feed["x"]).max()
+    assert found.refused["u"] == "its shape is not the same in every iteration of a loop"
+
+
+def test_a_branch_never_taken_has_no_statistics(worker: Worker) -> None:
+    branches = model("""g (float[n, 3] x, bool c) => (float[n, 3] y) {
+        y = If (c) <then_branch = t () => (float[n, 3] u) { u = Relu(x) },
+                    else_branch = e () => (float[n, 3] w) { w = Abs(x) }>
+    }""")
+    needs = [Need("u", Extremes(1)), Need("w", Extremes(1))]
+    found = calibrate(branches, needs, [{**rows(1)[0], "c": np.array(True)}], worker)
+    assert list(found) == needs[:1], found.refused
+    assert found.refused["w"] == "is never reached with these inputs, or always empty"
 
 
 def test_what_cannot_be_observed_is_named(worker: Worker) -> None:
