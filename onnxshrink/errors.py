@@ -31,6 +31,12 @@ class DataError(ShrinkError):
     exit_code = 3
 
 
+class InputsMissing(DataError):
+    """A pass measures on real inputs, and got none or too few."""
+
+    exit_code = 2
+
+
 class SidecarError(ModelError):
     """A packed sidecar is damaged, hostile, or belongs to another model."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from onnxshrink.contract import Feeds, Judge, Progress, Settings
-from onnxshrink.errors import OutputError, RecipeError, ShrinkError
+from onnxshrink.errors import InputsMissing, OutputError, RecipeError, ShrinkError
 from onnxshrink.options import amended, check, dump, option
 from onnxshrink.report import Change, Report, Skip, Step
 from onnxshrink.select import SKIP, Select, unmatched
@@ -197,6 +197,8 @@ def run(
         ModelError: The input model itself is invalid or does not run.
         UnsupportedModel: ONNX Runtime lacks an operator of the input model.
         RecipeError: An option does not fit the model, for instance a pattern that matches nothing.
+        InputsMissing: The only step measures on real inputs, and there are none. Among others such
+            a step is left out, with a warning.
         OutputError: There is no room for the models on trial.
     """
     from onnxshrink.runtime.worker import Worker
@@ -215,7 +217,13 @@ def run(
             step = Step(pass_.name, dump(pass_), bytes_before=now, bytes_after=now)
             report.steps.append(step)
             started = time.perf_counter()
-            model = _step(pass_, model, original, step, settings, judge, worker)
+            try:
+                model = _step(pass_, model, original, step, settings, judge, worker)
+            except InputsMissing as error:
+                if len(steps) == 1:
+                    raise
+                _undo(step, str(error))
+                step.warnings.append("left out for want of real inputs")
             step.seconds = round(time.perf_counter() - started, 3)
             report.bytes_after = step.bytes_after
             report.warnings += [f"{step.name}: {warning}" for warning in step.warnings]
@@ -259,7 +267,7 @@ step, settings.feeds, settings.generated, original=original, worker=worker,
             judge.settle()
         pass_.apply(trial, ctx)
         reason = judge.refusal(trial, bound, pass_.may_grow, step) if step.changes else ""
-    except (RecipeError, OutputError):  # no fault of the step: its options, or a full disk
+    except (RecipeError, InputsMissing, OutputError):  # no fault of the step: what it was given
         judge.settle()
         raise
     except Exception as error:
@@ -268,12 +276,16 @@ step, settings.feeds, settings.generated, original=original, worker=worker,
             raise
         reason = str(error)
     if reason:
-        _log.warning("%s rolled back: %s", step.name, reason)
-        step.status, step.reason, step.bytes_after = "rolled back", reason, step.bytes_before
-        step.changes.clear()
-        step.warnings.clear()
+        _undo(step, reason)
     elif step.changes:
         return trial
     else:
         step.status = "nothing to do"
     return model
+
+
+def _undo(step: Step, reason: str) -> None:
+    _log.warning("%s rolled back: %s", step.name, reason)
+    step.status, step.reason, step.bytes_after = "rolled back", reason, step.bytes_before
+    step.changes.clear()
+    step.warnings.clear()

@@ -184,6 +184,12 @@ def test_inputs_that_cannot_be_read(refused: Run, small: Path, name: str) -> Non
     assert name in refused(3, "quantize-weights", small, "out.onnx", "--calibration", name).err
 
 
+@pytest.mark.parametrize("command", ["quantize-static", "quantize-rd", "prune-wanda"])
+def test_real_inputs_are_missing(refused: Run, small: Path, command: str) -> None:
+    done = refused(2, command, small, "out.onnx")
+    assert f"{command} needs real inputs: give --calibration DATA" in done.err
+
+
 def test_out_is_in(refused: Run, small: Path) -> None:
     assert "never modified" in refused(2, "shrink", small, small).err
     Path("link.onnx").hardlink_to(small)

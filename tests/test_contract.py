@@ -11,7 +11,14 @@ import pytest
 from hard_models import rows, text, weight
 
 from onnxshrink.contract import Settings
-from onnxshrink.errors import DataError, ModelError, RecipeError, ShrinkError, UnsupportedModel
+from onnxshrink.errors import (
+    DataError,
+    InputsMissing,
+    ModelError,
+    RecipeError,
+    ShrinkError,
+    UnsupportedModel,
+)
 from onnxshrink.graph.model import Model
 from onnxshrink.options import option
 from onnxshrink.pipeline import Context, Pass, Result, run
@@ -308,6 +315,21 @@ def test_a_pass_sees_the_model_before_the_first_step(model, worker):
     result = run(steps, model, Settings(feeds=FEEDS), worker)
     assert [row.status for row in result.report.steps] == ["done", "done"]
     assert result.model.digest() == model.digest()
+
+
+def missing(model: Model) -> None:
+    raise InputsMissing("edit needs real inputs")
+
+
+def test_want_of_inputs_is_an_error_of_one_step_and_a_warning_among_others(model, worker):
+    settings = Settings(feeds=FEEDS)
+    with pytest.raises(InputsMissing, match="edit needs real inputs"):
+        run([Edit(edit=missing)], model, settings, worker)
+    result = run([Edit(edit=missing), Edit(edit=scale(1.0001))], model, settings, worker)
+    left_out, done = result.report.steps
+    assert (left_out.status, done.status) == ("rolled back", "done")
+    assert left_out.reason == "edit needs real inputs"
+    assert f"{left_out.name}: left out for want of real inputs" in result.report.warnings
 
 
 def test_a_feed_that_does_not_fit_is_the_callers_error(model, worker: Worker):

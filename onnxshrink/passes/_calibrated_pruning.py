@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from onnxshrink.errors import DataError
+from onnxshrink.errors import InputsMissing
 from onnxshrink.options import option
 from onnxshrink.passes._pruning import Pruning, matrix_of, obstacle
 from onnxshrink.pipeline import Context
@@ -71,14 +71,12 @@ class CalibratedPruning(Pruning):
         a fit to the even ones: a wide layer that saw few rows fits those at any sparsity.
 
         Raises:
-            DataError: There are no inputs.
+            InputsMissing: There are none.
         """
         from onnxshrink.kernels import masks
 
         if not ctx.feeds or ctx.generated:
-            raise DataError(
-                f"{self.name} needs real inputs to measure with: give --calibration DATA"
-            )
+            raise InputsMissing(f"{self.name} needs real inputs: give --calibration DATA")
         views = [view for view in views if self.in_common(view)]
         if self.allocate == "uniform" or len(views) < 2 or not 0 < self.ratio < 1:
             return {}

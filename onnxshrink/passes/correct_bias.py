@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from onnxshrink.errors import DataError, RecipeError
+from onnxshrink.errors import DataError, InputsMissing, RecipeError
 from onnxshrink.options import option
 from onnxshrink.pipeline import Context, Pass
 
@@ -89,7 +89,7 @@ class CorrectBias(Pass):
             elif feeds:
                 correction.measured(chosen, self.rounds)
             else:
-                raise DataError(
+                raise InputsMissing(
                     f"{self.name} measures means on real inputs: give --calibration DATA, or use "
                     "method analytic"
                 )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from onnxshrink.errors import DataError, RecipeError
+from onnxshrink.errors import InputsMissing, RecipeError
 from onnxshrink.options import option
 from onnxshrink.pipeline import Context, Pass
 from onnxshrink.select import Select, select
@@ -124,7 +124,7 @@ class QuantizeRd(Pass):
 
 def _check_inputs(ctx: Context) -> None:
     if not ctx.feeds or ctx.generated:
-        raise DataError("quantize-rd needs real inputs to measure with: give --calibration DATA")
+        raise InputsMissing("quantize-rd needs real inputs: give --calibration DATA")
 
 
 def _fits(view: WeightView, ctx: Context) -> bool:

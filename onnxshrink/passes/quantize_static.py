@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from onnxshrink.errors import DataError, RecipeError
+from onnxshrink.errors import DataError, InputsMissing, RecipeError
 from onnxshrink.options import build, dump, option
 from onnxshrink.pipeline import Context, Pass
 from onnxshrink.select import SKIP, Named, Select, select, unmatched, variants
@@ -104,7 +104,7 @@ class QuantizeStatic(Pass):
             self._store_others(work)
             return
         if not ctx.feeds or ctx.generated:
-            raise DataError(f"{self.name} measures ranges on real inputs: give --calibration DATA")
+            raise InputsMissing(f"{self.name} needs real inputs: give --calibration DATA")
         if self.method == "moving-average" and len(ctx.feeds) < 2:
             raise DataError("moving-average needs two inputs or more; minmax takes one")
         done = work.raise_opset(self._opset()) + work.prepare()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from onnxshrink.errors import DataError, RecipeError
+from onnxshrink.errors import DataError, InputsMissing, RecipeError
 from onnxshrink.options import option
 from onnxshrink.pipeline import Context, Pass
 
@@ -81,7 +81,7 @@ class Reconstruct(Pass):
         if not chosen:
             return
         if len(ctx.feeds) < 2 or ctx.generated:
-            raise DataError(
+            raise InputsMissing(
                 f"{self.name} fits to one half of real inputs and judges by the other: give "
                 "--calibration DATA with two or more"
             )
