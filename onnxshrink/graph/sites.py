@@ -155,7 +155,7 @@ def find(model: Model, *, norms: bool) -> tuple[list[Site], dict[str, str]]:
             continue
         view, use = operands[node, 1]
         try:
-            readers.setdefault(node.inputs[0], []).append(_reader(view, use))
+            readers.setdefault(node.inputs[0], []).append(_part(view, use, read=True))
         except Unscalable as reason:
             unfit[view.name] = str(reason)
     known = shapes.walk(model).shapes
@@ -185,34 +185,26 @@ def _own(view: WeightView) -> WeightView:
     return view
 
 
-def _reader(view: WeightView, use: Use) -> Part:
-    node, shape = use.node, view.shape
-    _own(view)
-    if node.op_type == "ConvTranspose" and use.direct:
-        return Part(view, Channels(0, shape[0]))
-    if node.op_type == "Conv" and use.direct:
+def _part(view: WeightView, use: Use, *, read: bool) -> Part:
+    """A weight and where the channels lie that it reads, or those that it makes.
+
+    Raises:
+        Unscalable: It is not the only one to have them, or that cannot be told.
+    """
+    node, shape = use.node, _own(view).shape
+    if node.op_type in ("Conv", "ConvTranspose") and use.direct:
+        if read == (node.op_type == "ConvTranspose"):
+            return Part(view, Channels(0, shape[0]))
         groups = integer(node, "group", 1)
         return Part(view, Channels(1, groups * shape[1], groups))
-    plain = node.op_type in ("Gemm", "MatMul") and not integer(node, "transA", 0)
-    if plain and len(use.axes.contract) == 1:
-        axis = use.axes.contract[0]
-        return Part(view, Channels(axis, shape[axis]))
-    raise Unscalable("its input's channels cannot be told")
-
-
-def _maker(view: WeightView, use: Use) -> Part:
-    """The same for the channels that a weight makes."""
-    node, shape = use.node, view.shape
-    _own(view)
-    if node.op_type == "Conv" and use.direct:
-        return Part(view, Channels(0, shape[0]))
-    if node.op_type == "ConvTranspose" and use.direct:
-        groups = integer(node, "group", 1)
-        return Part(view, Channels(1, groups * shape[1], groups))
-    if len(shape) == 2 and len(use.axes.out) == 1:
-        axis = use.axes.out[0]
-        return Part(view, Channels(axis, shape[axis]))
-    raise Unscalable(f"the channels that {view.name!r} makes cannot be told")
+    if read:
+        plain = node.op_type in ("Gemm", "MatMul") and not integer(node, "transA", 0)
+        axes, what = use.axes.contract, "its input's channels"
+    else:
+        plain, axes, what = len(shape) == 2, use.axes.out, f"the channels that {view.name!r} makes"
+    if not plain or len(axes) != 1:
+        raise Unscalable(f"{what} cannot be told")
+    return Part(view, Channels(axes[0], shape[axes[0]]))
 
 
 @dataclass
@@ -306,7 +298,7 @@ class _Walk:
             raise Unscalable(f"its input comes from {node.op_type} with its axes in another order")
         if len(node.inputs) > 2 and node.inputs[2] is not None:
             self.shifts.append((node.inputs[2], -1))
-        return _maker(*self.operands[node, 1])
+        return _part(*self.operands[node, 1], read=False)
 
     def _norm(self, node: ir.Node) -> Part:
         scale, shift = _NORMS[node.domain, node.op_type]
