@@ -13,6 +13,8 @@ Indices = npt.NDArray[np.int64]
 
 _DOUBT = 0.01  # of the time, in a guess of what is saved
 _MOST_MORE = 1.25  # times what was asked for, by rounding
+_LEAST = 0.75  # of what was asked for, by rounding
+_FINEST = 4  # no kernel is known to be fast for multiples of less
 
 
 def index_power(
@@ -39,8 +41,9 @@ def index_power(
 def units_to_keep(count: int, wanted: float, granule: int, minimum: int) -> int:
     """How many units to keep: the multiple of ``granule`` nearest to ``wanted``.
 
-    Of two multiples the larger one, where the smaller would remove much more than asked for. At
-    least one granule or ``minimum`` stay; a group smaller than a granule stays whole.
+    Of two multiples the larger one, where the smaller would remove much more than asked for; where
+    the larger would remove much less, multiples of half a granule are tried. At least one granule
+    or ``minimum`` stay; a group smaller than a granule stays whole.
     """
     lowest = max(1, min(minimum, count))
     if granule <= 1:
@@ -51,7 +54,10 @@ def units_to_keep(count: int, wanted: float, granule: int, minimum: int) -> int:
     kept = granule * math.floor(wanted / granule + 0.5)
     if count - kept > _MOST_MORE * (count - wanted):
         kept += granule
-    return min(count, max(floor, kept))
+    kept = min(count, max(floor, kept))
+    if count - kept < _LEAST * (count - wanted) and granule % (2 * _FINEST) == 0:
+        return units_to_keep(count, wanted, granule // 2, minimum)
+    return kept
 
 
 def choose_local(
@@ -132,14 +138,16 @@ def believed_saving(guess: float, seen: float, width: float) -> float:
 
 
 def balanced_counts(
-    sizes: Sequence[int], wanted: Sequence[float], parts: Sequence[npt.NDArray[np.floating]]
-) -> Indices:
+    sizes: Sequence[int], wanted: Sequence[float], parts: Sequence[npt.NDArray[np.floating]],
+    round_to: int = 1,
+) -> Indices:  # fmt: skip
     """Whole numbers next to what is wanted that take equally much from all parts of an axis.
 
     Args:
         sizes: What there is of each kind; at least one of each stays.
         wanted: How much of each kind to take, at best.
         parts: For each axis, [parts, kinds]: how much of a part goes with one of each kind.
+        round_to: What the lengths of axes are to be multiples of, where that can be.
 
     Returns:
         How much to take; nothing where there is no answer.
@@ -149,22 +157,33 @@ def balanced_counts(
     count, goal = len(sizes), np.asarray(wanted, np.float64)
     even = np.concatenate([np.diff(axis, axis=0) for axis in parts])
     # Minimise the distances from what is wanted of each kind, and above all those of whole parts.
-    near = np.concatenate([np.eye(count), np.array([axis[0] for axis in parts])])
-    slack = np.eye(len(near))
+    first = np.array([axis[0] for axis in parts])
+    near = np.concatenate([np.eye(count), first])
+    # What is left of a part is so many times this.
+    times = np.array([round_to / math.gcd(round_to, len(axis)) for axis in parts])
+    slack, blank = np.eye(len(near)), np.zeros((len(near), len(parts)))
+    left = first @ np.asarray(sizes, np.float64)
     constraints = [
-        LinearConstraint(np.hstack([even, np.zeros((len(even), len(near)))]), 0, 0),
-        LinearConstraint(np.hstack([near, -slack]), -np.inf, near @ goal),
-        LinearConstraint(np.hstack([near, slack]), near @ goal, np.inf),
+        LinearConstraint(np.hstack([even, np.zeros((len(even), len(near) + len(parts)))]), 0, 0),
+        LinearConstraint(np.hstack([near, -slack, blank]), -np.inf, near @ goal),
+        LinearConstraint(np.hstack([near, slack, blank]), near @ goal, np.inf),
+        LinearConstraint(
+            np.hstack([first, np.zeros((len(parts), len(near))), np.diag(times)]), left, left
+        ),
     ]
-    most = np.append(np.maximum(np.asarray(sizes) - 1, 0), np.full(len(near), np.inf))
+    most = np.concatenate(
+        [np.maximum(np.asarray(sizes) - 1, 0), np.full(len(near) + len(parts), np.inf)]
+    )
     found = milp(
-        np.concatenate([np.zeros(count), np.ones(count), np.full(len(parts), 10.0)]),
-        constraints=constraints, bounds=Bounds(0, most), options={"time_limit": 2.0},
-        integrality=np.append(np.ones(count), np.zeros(len(near))),
+        np.concatenate([np.zeros(count), np.ones(count), np.full(len(parts), 10.0), blank[0]]),
+        constraints=constraints, bounds=Bounds(0, most), options={"node_limit": 10_000},
+        integrality=np.concatenate([np.ones(count), np.zeros(len(near)), np.ones(len(parts))]),
     )  # fmt: skip
-    if found.x is None:
-        return np.zeros(count, np.int64)
-    return np.asarray(np.rint(found.x[:count]), np.int64)
+    taken = None if found.x is None else np.asarray(np.rint(found.x[:count]), np.int64)
+    near_enough = taken is not None and _LEAST <= taken.sum() / goal.sum() <= _MOST_MORE
+    if round_to > 1 and not near_enough:
+        return balanced_counts(sizes, wanted, parts, max(1, round_to // 2))
+    return np.zeros(count, np.int64) if taken is None else taken
 
 
 def _lowest(scores: Array, count: int) -> Indices:

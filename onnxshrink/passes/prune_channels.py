@@ -67,8 +67,10 @@ class PruneChannels(Pass):
         (), help="leave groups with these weights, nodes or operators alone: names or patterns"
     )
     round_to: int = option(
-        8, help="keep channels in multiples of this, which kernels are fast for", ge=1, le=1024
-    )
+        8, help="keep channels in multiples of this, which kernels are fast for; of half of it, "
+        "but 4 at the least, where that would miss the goal",
+        ge=1, le=1024,
+    )  # fmt: skip
     minimum: int = option(1, help="channels that every group keeps", ge=1)
     iterations: int = option(1, help="steps in which to remove, each ranked anew", ge=1, le=100)
     compensate: bool = option(

@@ -35,16 +35,29 @@ def test_kept_units_are_multiples_and_never_none(count, share, granule, minimum)
     kept = units_to_keep(count, share * count, granule, minimum)
     assert 1 <= kept <= count
     assert kept >= min(minimum, count)
-    assert kept % granule == 0 or kept == count
+    assert kept % min(granule, 4) == 0 or kept == count
+    if kept % granule and kept < count:  # multiples of it would have removed much less
+        coarse = granule * (kept // granule + 1)
+        assert count - coarse < 0.75 * (count - share * count)
 
 
 def test_nearest_multiple():
     assert units_to_keep(64, 44.8, 8, 1) == 48
     assert units_to_keep(64, 43.9, 8, 1) == 40
-    assert units_to_keep(16, 11.2, 8, 1) == 16  # 8 would be half of them
+    assert units_to_keep(16, 11.2, 4, 1) == 12
+    assert units_to_keep(14, 9.8, 4, 1) == 12  # 8 would be too few
     assert units_to_keep(6, 3, 8, 1) == 6
     assert units_to_keep(64, 0.0, 8, 1) == 8
     assert units_to_keep(10, 7.0, 1, 1) == 7
+
+
+def test_multiples_of_half_a_granule_where_others_miss_the_goal():
+    assert units_to_keep(16, 11.2, 8, 1) == 12  # 8 would be half of them, 16 all
+    assert units_to_keep(40, 28.0, 8, 1) == 28  # 24 and 32 are as far
+    assert units_to_keep(40, 30.0, 8, 1) == 32
+    assert units_to_keep(120, 84.0, 8, 1) == 88
+    assert units_to_keep(16, 11.2, 16, 1) == 12
+    assert units_to_keep(16, 15.9, 8, 1) == 16
 
 
 def test_local_takes_the_lowest_of_each_group():
@@ -74,6 +87,19 @@ def test_balanced_counts_take_as_much_from_every_part():
     assert counts[0] == counts[1] + counts[2]
     assert counts[0] + counts[1] == counts[2] + counts[3]
     np.testing.assert_allclose(counts, [0.3 * size for size in sizes], atol=1.0)
+
+
+def test_balanced_counts_leave_multiples_where_they_can():
+    # ShuffleNet: 4 groups of 17, each with channels of 4 groups of the convolution before.
+    even = np.full((4, 16), 0.0)
+    for part in range(4):
+        even[part, 4 * part : 4 * part + 4] = 1
+    sizes = [5, 4, 4, 4] * 4
+    counts = balanced_counts(sizes, [0.3 * size for size in sizes], [even], 8)
+    assert counts.reshape(4, 4).sum(1).tolist() == [5, 5, 5, 5]  # 48 of 68 stay
+    # Of two parts of 5, multiples of 8 would leave 4 and 4, those of 4 too few.
+    assert balanced_counts([5, 5], [2.0, 2.0], [np.eye(2)], 8).tolist() == [2, 2]
+    assert balanced_counts([5, 5], [1.0, 1.0], [np.eye(2)], 8).tolist() == [1, 1]
 
 
 def test_balanced_counts_leave_one_and_give_up_where_nothing_fits():

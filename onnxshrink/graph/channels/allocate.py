@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
@@ -71,7 +71,8 @@ class Allocation:
         free = [i for i, group in enumerate(plan.groups) if group.name not in plan.held]
         groups = [plan.groups[i] for i in free]
         scores = [plan.scores[i] for i in free]
-        granules = [group.granule(self.round_to) for group in groups]
+        # Bonds are rounded together, below.
+        granules = [group.granule(self.round_to) if group.bond < 0 else 1 for group in groups]
         own = [self._own_ratio(group) for group in groups]
         wanted = [
             (1 - (ratio if each is None else each)) * self.sizes.get(group.name, len(group))
@@ -92,9 +93,12 @@ class Allocation:
                 for each, best, local in zip(own, spread, picked, strict=True)
             ]
         choice: list[Indices] = [np.empty(0, np.int64) for _ in plan.groups]
-        for index, units in zip(free, picked, strict=True):
+        asked = [0.0] * len(plan.groups)
+        for index, units, keep, each in zip(free, picked, wanted, own, strict=True):
             choice[index] = units
-        return replace(plan, choice=_balanced(plan, choice))
+            spread_out = self.everywhere and each is None
+            asked[index] = len(units) if spread_out else len(plan.groups[index]) - keep
+        return replace(plan, choice=self._balanced(plan, choice, asked))
 
     def only(self, plan: Plan, index: int) -> Plan:
         """The plan that removes half of one group, and of those that must stay in balance."""
@@ -107,7 +111,31 @@ class Allocation:
             if group.bond >= 0 and each.bond == group.bond:
                 share = len(half) * len(each) // len(group)
                 choice[other] = np.sort(np.argsort(plan.scores[other], kind="stable")[:share])
-        return replace(plan, choice=_balanced(plan, choice))
+        return replace(plan, choice=self._balanced(plan, choice, [len(each) for each in choice]))
+
+    def _balanced(self, plan: Plan, choice: list[Indices], asked: Sequence[float]) -> list[Indices]:
+        """What comes next to a choice and takes as many channels from every group of convolutions.
+
+        Args:
+            plan: What there is to choose from.
+            choice: The units that go, which is edited.
+            asked: How many units of each group should go, before any rounding.
+        """
+        bonds = {group.bond for group in plan.groups if group.bond >= 0}
+        for bond in sorted(bonds):
+            own = [index for index, group in enumerate(plan.groups) if group.bond == bond]
+            sizes = [len(plan.groups[index]) for index in own]
+            free = not any(plan.groups[index].name in plan.held for index in own)
+            share = sum(asked[index] for index in own) / sum(sizes) if free else 0.0
+            counts = [0] * len(own)
+            if share > 0:
+                wanted = [share * size for size in sizes]
+                parts = _parts(plan, own)
+                counts = balanced_counts(sizes, wanted, parts, self.round_to).tolist()
+            for index, count in zip(own, counts, strict=True):
+                order = np.argsort(plan.scores[index], kind="stable")
+                choice[index] = np.sort(order[:count])
+        return choice
 
     def _own_ratio(self, group: Group) -> float | None:
         names = names_of(group)
@@ -146,24 +174,6 @@ class Allocation:
         return self.reach(
             plan, lambda trial: measure(grouping.cost(trial.walk, trial.removed)) <= most
         )
-
-
-def _balanced(plan: Plan, choice: list[Indices]) -> list[Indices]:
-    """What comes next to a choice and takes as many channels from every group of a convolution."""
-    bonds = {group.bond for group in plan.groups if group.bond >= 0}
-    for bond in sorted(bonds):
-        own = [index for index, group in enumerate(plan.groups) if group.bond == bond]
-        sizes = [len(plan.groups[index]) for index in own]
-        free = not any(plan.groups[index].name in plan.held for index in own)
-        share = sum(len(choice[index]) for index in own) / sum(sizes) if free else 0.0
-        counts = [0] * len(own)
-        if share:
-            parts = _parts(plan, own)
-            counts = balanced_counts(sizes, [share * size for size in sizes], parts).tolist()
-        for index, count in zip(own, counts, strict=True):
-            order = np.argsort(plan.scores[index], kind="stable")
-            choice[index] = np.sort(order[:count])
-    return choice
 
 
 def _parts(plan: Plan, own: list[int]) -> list[Array]:
