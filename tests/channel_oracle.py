@@ -2,13 +2,16 @@
 
 Outputs alone are weak (a saturated softmax agrees with anything), so every float intermediate of
 the zeroed original is compared, without its removed indices, with the pruned model's. Inputs of
-norms that are not zero where channels go are made so: that is what removal means there.
+norms that are not zero where channels go are made so: that is what removal means there. Values in
+bodies are handed out of them, all turns of a loop stacked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -18,10 +21,11 @@ from onnx import numpy_helper, parser
 from onnxshrink.graph.channels import groups as grouping
 from onnxshrink.graph.channels.allocate import Allocation
 from onnxshrink.graph.channels.cut import Cut
-from onnxshrink.graph.channels.facts import Facts, Runs, stored, watched
+from onnxshrink.graph.channels.facts import Facts, Runs, bodies, inner, stored, watched
 from onnxshrink.graph.channels.groups import Cost, Group
 from onnxshrink.graph.channels.plan import Plan
 from onnxshrink.graph.channels.walk import Walk, analyse
+from onnxshrink.graph.instrument import instrument
 from onnxshrink.graph.model import Model
 from onnxshrink.runtime.probe import observe, probe
 from onnxshrink.runtime.worker import Worker
@@ -59,8 +63,9 @@ class Verdict:
     compared: int
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of an initializer of the result."""
-        tensor = self.model.ir.graph.initializers[name].const_value
+        """The shape of a constant of the result, wherever it is."""
+        constants = {v.name: v for n in self.model.nodes for v in (*n.inputs, *n.outputs) if v}
+        tensor = stored(constants[name])
         assert tensor is not None
         return tuple(tensor.shape.numpy())
 
@@ -83,8 +88,20 @@ def build(text: str, seed: int = 0, check: bool = True, **tensors: object) -> Mo
 def prune(
     model: Model, feed: Mapping[str, np.ndarray], worker: Worker, ratio: float = 0.3,
     seed: int = 0, runs: Runs | None = None, also: Sequence[Mapping[str, np.ndarray]] = (),
+    inside: bool = True,
 ) -> Verdict:  # fmt: skip
-    """Remove a random share of every group, and compare with the oracle."""
+    """Remove a random share of every group, and compare with the oracle.
+
+    Args:
+        model: The model, which is only read.
+        feed: Inputs to analyse it with, and to compare on.
+        worker: Where to run.
+        ratio: The share.
+        seed: For what goes.
+        runs: What two runs showed, if that is known.
+        also: More inputs to compare on.
+        inside: Whether to compare values in bodies too, which must not change their shape.
+    """
     runs = runs or probe(model, feed, worker)
     pruned = model.clone()
     walk = analyse(pruned, Facts(pruned, runs))
@@ -104,8 +121,10 @@ def prune(
     _assert_in_order(pruned)
     verdict = Verdict(pruned, walk, groups, before, after, 0.0, "", 0)
     feeds = [feed, *also]
-    wanted = list(observe(reference, watched(reference), feeds, worker))
-    found = list(observe(pruned, watched(pruned), feeds, worker))
+    made = [v for v in inner(model) if inside and stored(v) is None]
+    floats = [v.name for v in made if walk.facts.dtype(v) == np.float32]
+    wanted = list(_everything(reference, floats, feeds, worker))
+    found = list(_everything(pruned, floats, feeds, worker))
     for expected, actual in zip(wanted, found, strict=True):
         for name, value in expected.items():
             if name in actual and name in kept and value.dtype.kind == "f":
@@ -115,16 +134,45 @@ def prune(
     return verdict
 
 
+def _everything(
+    model: Model, inside: Sequence[str | None], feeds: Sequence[Mapping[str, np.ndarray]],
+    worker: Worker,
+) -> Iterator[dict[str, np.ndarray]]:  # fmt: skip
+    """For each feed, all values of the main graph and some of those in bodies."""
+    if not inside:
+        yield from observe(model, watched(model), feeds, worker)
+        return
+    names = [value.name for value in watched(model)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        points = instrument(model, path, watch=[name for name in (*names, *inside) if name])
+        outputs = list(worker.open(path).outputs)
+        for feed in feeds:
+            arrays = dict(zip(outputs, worker.step(feed)[0], strict=True))
+            yield {name: arrays[output] for name, output in points.outputs.items()}
+        worker.release()
+
+
 def _assert_in_order(model: Model) -> None:
-    made = {*model.ir.graph.inputs, *model.ir.graph.initializers.values()}
-    for node in model.ir.graph:
+    _follow(model.ir.graph, set())
+
+
+def _follow(graph: ir.Graph, outer: set[ir.Value]) -> None:
+    made = outer | {*graph.inputs, *graph.initializers.values()}
+    for node in graph:
         late = [v.name for v in node.inputs if v is not None and v not in made]
         assert not late, f"{node.op_type} reads {late} before they are made"
+        for body in bodies(node):
+            _follow(body, made)
         made.update(node.outputs)
+    assert made.issuperset(graph.outputs)
 
 
 def _compare(verdict: Verdict, name: str, value: np.ndarray, actual: np.ndarray, kept) -> None:  # type: ignore[no-untyped-def]
-    for axis, keep in enumerate(kept):
+    if value.size == 0:  # a branch that was not taken
+        return
+    turns = value.ndim - len(kept)  # one axis for each loop that it is in
+    for axis, keep in enumerate(kept, turns):
         value = value if keep is None else value.compress(keep, axis)
     assert value.shape == actual.shape, f"{name}: {actual.shape} instead of {value.shape}"
     finite = np.isfinite(value)
@@ -140,7 +188,7 @@ def _compare(verdict: Verdict, name: str, value: np.ndarray, actual: np.ndarray,
 def _zeroed(walk: Walk, removed: np.ndarray) -> Model:
     """The original with zeros wherever a weight will be removed."""
     model = walk.model.clone()
-    nodes = {node.outputs[0].name: node for node in model.ir.graph}
+    nodes = {node.outputs[0].name: node for node in model.ir.graph.all_nodes()}
     for slot, axes in walk.labels.items():
         value = slot[0] if isinstance(slot, tuple) else slot
         tensor = stored(value)
@@ -165,7 +213,7 @@ def _zeroed(walk: Walk, removed: np.ndarray) -> Model:
         mask = walk.atoms.kept(labels, removed).astype(kind.numpy())
         gate = ir.Node("", "Mul", [mine.inputs[0], _initializer(model, x, mask, kind)])
         gate.outputs[0].name = model.unused_name(f"{x.name}.gated")
-        model.ir.graph.insert_before(mine, gate)
+        mine.graph.insert_before(mine, gate)
         mine.replace_input_with(0, gate.outputs[0])
         model.touch(gate.outputs[0].name)
         model.touch_node(mine)

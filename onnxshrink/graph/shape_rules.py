@@ -1,4 +1,4 @@
-"""Shapes as plain tuples, and shape rules for the operators that only ONNX Runtime knows."""
+"""Shapes as plain tuples, and in types; rules for operators that only ONNX Runtime knows."""
 
 from __future__ import annotations
 
@@ -38,6 +38,32 @@ def static(shape: Shape) -> tuple[int, ...] | None:
     if shape is None or any(size is None for size in shape):
         return None
     return tuple(size for size in shape if size is not None)
+
+
+def common(one: onnx.TypeProto, two: onnx.TypeProto) -> onnx.TypeProto:
+    """What two types agree on."""
+    if not (one.HasField("tensor_type") and two.HasField("tensor_type")):
+        return one if one == two else onnx.TypeProto()
+    a, b = shape_of(one), shape_of(two)
+    elem = one.tensor_type.elem_type
+    if elem != two.tensor_type.elem_type:
+        elem = 0
+    if a is None or b is None or len(a) != len(b):
+        return tensor_type(elem, None)
+    return tensor_type(elem, tuple(m if m == n else None for m, n in zip(a, b, strict=True)))
+
+
+def filled(inferred: onnx.TypeProto, declared: onnx.TypeProto) -> onnx.TypeProto:
+    """An inferred type, completed by what the file declares."""
+    if not inferred.WhichOneof("value"):
+        return declared
+    a, b = shape_of(inferred), shape_of(declared)
+    if not inferred.HasField("tensor_type") or b is None or (a is not None and len(a) != len(b)):
+        return inferred
+    elem = inferred.tensor_type.elem_type or declared.tensor_type.elem_type
+    if a is None:
+        return tensor_type(elem, b)
+    return tensor_type(elem, tuple(n if m is None else m for m, n in zip(a, b, strict=True)))
 
 
 #: Operators of other domains with the shapes of a standard one: its name, and which inputs it

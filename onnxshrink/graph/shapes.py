@@ -23,7 +23,16 @@ import onnx_ir as ir
 from onnxshrink.errors import DataError, ModelError
 from onnxshrink.graph import tensors
 from onnxshrink.graph.model import Model
-from onnxshrink.graph.shape_rules import LIKE, RULES, Shape, shape_of, static, tensor_type
+from onnxshrink.graph.shape_rules import (
+    LIKE,
+    RULES,
+    Shape,
+    common,
+    filled,
+    shape_of,
+    static,
+    tensor_type,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -63,30 +72,40 @@ class Walk:
         calls: Every node that runs, in order.
         shapes: Shape of every value that was reached.
         elements: ONNX's number of the type of each value's elements, 0 where it is unknown.
+        known: Small constants, and what is computed from them and from shapes alone.
         notes: What was assumed, for people.
     """
 
     calls: tuple[Call, ...]
     shapes: Mapping[ir.Value, Shape]
     elements: Mapping[ir.Value, int]
+    known: Mapping[ir.Value, np.ndarray]
     notes: tuple[str, ...]
 
 
-def walk(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> Walk:
+def walk(
+    model: Model, shapes: Mapping[str, Sequence[int]] | None = None,
+    seen: Mapping[ir.Value, np.ndarray] | None = None,
+) -> Walk:  # fmt: skip
     """Infer shapes through the whole model.
 
     Args:
         model: The model, which is only read.
         shapes: Shapes of some inputs; a symbol that they fix is fixed everywhere. A symbolic first
             axis that they leave open is taken as 1, a batch; other symbols stay unknown.
+        seen: What values were in a run, which is then not inferred. Both branches of every If are
+            visited, whichever was taken.
 
     Raises:
         DataError: ``shapes`` do not fit the model's inputs.
         ModelError: Functions or loops are nested beyond what any real model needs.
     """
-    sizes, notes = _sizes(model, shapes or {})
-    walker = _Walker(model, sizes)
+    sizes, notes = _sizes(model, shapes or {}) if not seen else ({}, [])
+    walker = _Walker(model, sizes, seen or {})
     for value in model.inputs:
+        if value in walker.seen:
+            walker.take_seen(value)
+            continue
         walker.types[value] = walker.declared(value)
         if shapes and (value.name or "") in shapes:
             elem = walker.types[value].tensor_type.elem_type
@@ -97,6 +116,7 @@ def walk(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> Wal
         tuple(walker.calls.values()),
         {value: shape_of(kind) for value, kind in walker.types.items()},
         {value: kind.tensor_type.elem_type for value, kind in walker.types.items()},
+        walker.known,
         tuple(dict.fromkeys(walker.notes)),
     )
 
@@ -136,43 +156,14 @@ def _sizes(model: Model, shapes: Mapping[str, Sequence[int]]) -> tuple[dict[str,
     return sizes, [f"taken as 1: {', '.join(batches)}"] if batches else []
 
 
-# ------------------------------------------------------------------------------ types
-
-
-def _common(one: onnx.TypeProto, two: onnx.TypeProto) -> onnx.TypeProto:
-    """What two types agree on."""
-    if not (one.HasField("tensor_type") and two.HasField("tensor_type")):
-        return one if one == two else onnx.TypeProto()
-    a, b = shape_of(one), shape_of(two)
-    elem = one.tensor_type.elem_type
-    if elem != two.tensor_type.elem_type:
-        elem = 0
-    if a is None or b is None or len(a) != len(b):
-        return tensor_type(elem, None)
-    return tensor_type(elem, tuple(m if m == n else None for m, n in zip(a, b, strict=True)))
-
-
-def _filled(inferred: onnx.TypeProto, declared: onnx.TypeProto) -> onnx.TypeProto:
-    """An inferred type, completed by what the file declares."""
-    if not inferred.WhichOneof("value"):
-        return declared
-    a, b = shape_of(inferred), shape_of(declared)
-    if not inferred.HasField("tensor_type") or b is None or (a is not None and len(a) != len(b)):
-        return inferred
-    elem = inferred.tensor_type.elem_type or declared.tensor_type.elem_type
-    if a is None:
-        return tensor_type(elem, b)
-    return tensor_type(elem, tuple(n if m is None else m for m, n in zip(a, b, strict=True)))
-
-
 # ------------------------------------------------------------------------------- walk
 
 
 class _Walker:
     """The state of one walk."""
 
-    def __init__(self, model: Model, sizes: Mapping[str, int]):
-        self.model, self.sizes = model, sizes
+    def __init__(self, model: Model, sizes: Mapping[str, int], seen: Mapping[ir.Value, np.ndarray]):
+        self.model, self.sizes, self.seen = model, sizes, seen
         self.types: dict[ir.Value, onnx.TypeProto] = {}
         self.known: dict[ir.Value, np.ndarray] = {}
         self.calls: dict[tuple[Frame, ir.Node], Call] = {}
@@ -212,8 +203,19 @@ class _Walker:
             self.known[value] = np.array(tensor.numpy())  # a copy: the file is let go
             tensors.release(tensor)
 
+    def take_seen(self, value: ir.Value) -> None:
+        """Take the type of a value, and a small value itself, from a run."""
+        array = self.seen[value]
+        self.types[value] = tensor_type(ir.DataType.from_numpy(array.dtype).value, array.shape)
+        if array.size <= _KNOWN_ELEMENTS and array.dtype.kind in "iub":
+            self.known[value] = array
+
     def visit(self, node: ir.Node, frame: Frame) -> None:
         """Infer one node, and record how it is called."""
+        if self.seen and all(v in self.seen for v in node.outputs) and not any(_graphs(node)):
+            for value in node.outputs:
+                self.take_seen(value)
+            return
         for value in node.outputs:
             self.known.pop(value, None)
         function = self.model.ir.functions.get(node.op_identifier())
@@ -239,12 +241,14 @@ class _Walker:
         blank = onnx.TypeProto()
         padded = [*kinds, *[blank] * len(node.outputs)]
         for value, kind in zip(node.outputs, padded, strict=False):
-            self.types[value] = _filled(kind, self.declared(value))
+            self.types[value] = filled(kind, self.declared(value))
         self.calls[frame, node] = Call(
             node, attributes, tuple(map(self._shape, node.inputs)),
             tuple(map(self._shape, node.outputs)),
         )  # fmt: skip
         self._fold(node, attributes)
+        for value in self.seen.keys() & set(node.outputs):
+            self.take_seen(value)
 
     def _shape(self, value: ir.Value | None) -> Shape:
         return None if value is None else shape_of(self.types.get(value))
@@ -368,7 +372,7 @@ class _Walker:
 
     def _if(self, node: ir.Node, frame: Frame) -> list[onnx.TypeProto]:
         condition = self.known.get(node.inputs[0]) if node.inputs[0] is not None else None
-        if condition is not None and condition.size == 1:
+        if condition is not None and condition.size == 1 and not self.seen:
             branch = "then_branch" if condition.item() else "else_branch"
             graph = node.attributes[branch].as_graph()
             self.scope(graph, frame)
@@ -379,19 +383,23 @@ class _Walker:
         self.scope(other, frame)
         self.notes.append("both branches of If are counted, although one of them runs")
         pairs = zip(then.outputs, other.outputs, strict=False)
-        return [_common(self._type(a), self._type(b)) for a, b in pairs]
+        return [common(self._type(a), self._type(b)) for a, b in pairs]
 
     def _loop(self, node: ir.Node, frame: Frame) -> list[onnx.TypeProto]:
         body = node.attributes["body"].as_graph()
         self.notes.append("bodies of Loop and Scan are counted once, however often they run")
         carried = [self._type(value) for value in node.inputs[2:]]
-        scalars = [tensor_type(onnx.TensorProto.INT64, ()), tensor_type(onnx.TensorProto.BOOL, ())]
+        scalars = [  # some declare them as [1], and get them so
+            filled(self.declared(value), tensor_type(elem, ()))
+            for value, elem in zip(body.inputs, (onnx.TensorProto.INT64, onnx.TensorProto.BOOL),
+                                   strict=False)
+        ]  # fmt: skip
         while True:  # agreement only shrinks, so this ends
             for value, kind in zip(body.inputs, [*scalars, *carried], strict=False):
                 self._enter(value, kind)
             self.scope(body, frame)
             after = [self._type(value) for value in body.outputs[1 : 1 + len(carried)]]
-            agreed = [_common(a, b) for a, b in zip(carried, after, strict=False)]
+            agreed = [common(a, b) for a, b in zip(carried, after, strict=False)]
             if agreed == carried:
                 break
             carried = agreed

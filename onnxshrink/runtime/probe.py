@@ -56,7 +56,7 @@ def probe(model: Model, feed: Mapping[str, np.ndarray], worker: Worker) -> Runs:
     first = dict(feed)
     second, varied = _other_feed(model, first, worker)
     runs = list(observe(model, watched(model), [first, second], worker))
-    return Runs.of({**first, **runs[0]}, {**second, **runs[1]}, varied)
+    return Runs.of(model, {**first, **runs[0]}, {**second, **runs[1]}, varied)
 
 
 def probe_any(

@@ -502,11 +502,6 @@ BLOCKED = {
     "random": (
         "(float[N,6] x) => (float[N,4] y) {h = MatMul(x, a) r = RandomNormalLike(h) s = Add(h, r)"
         "y = MatMul(s, b)}", dict(a=(6, 8), b=(8, 4)), "no rule for this operator"),
-    "subgraph": (
-        "(float[N,6] x, bool c) => (float[N,4] y) {h = MatMul(x, a) "
-        "s = If(c)<then_branch=t () => (float[N,8] p) {p = Relu(h)},"
-        "else_branch=e () => (float[N,8] q) {q = Neg(h)}> y = MatMul(s, b)}",
-        dict(a=(6, 8), b=(8, 4)), "is used in a subgraph"),
     "sum_of_sigmoids": (
         "(float[N,6] x) => (float[N,1] y) {h = MatMul(x, a) s = Sigmoid(h)"
         "y = ReduceSum(s, one)}", dict(a=(6, 8), one=np.array([1])), "reduces along it"),
@@ -527,8 +522,6 @@ def test_what_cannot_be_followed_stays_whole_and_says_why(name, worker):
     text, tensors, reason = BLOCKED[name]
     model = oracle.build(_HEAD.format(opset=17) + text, **tensors)
     feed = _feed(model, np.random.default_rng(0), 2, 3)
-    if name == "subgraph":
-        feed["c"] = np.array(True)
     walk = analyse(model, Facts(model, probe(model, feed, worker)))
     assert not [g for g in groups.find(walk) if any(m.value.name == "a" for m in g.members)]
     assert any(reason in why for why in blocked(walk))

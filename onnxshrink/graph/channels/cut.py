@@ -217,7 +217,8 @@ class Cut:
         if self.model.ir.ir_version < 4:  # its initializers would be inputs
             node = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], name="")
             node.outputs[0].name = name
-            graph.insert_before(before, node)
+            assert before.graph is not None
+            before.graph.insert_before(before, node)
             return node.outputs[0]
         value = ir.Value(
             name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(dims(tensor)),
@@ -379,16 +380,18 @@ class Cut:
 
     def _drop_replaced(self) -> None:
         """Take constants that nothing uses any more out of the file."""
-        graph = self.model.ir.graph
+        inputs = self.model.ir.graph.inputs
         for value in self._replaced:
             if value.uses() or value.is_graph_output():
                 continue
-            node = value.producer()
+            node, graph = value.producer(), value.graph
+            if not isinstance(graph, ir.Graph):
+                continue
             if node is not None and node.op_type == "Constant":
                 self.model.touch(value.name)
                 graph.remove(node, safe=True)
             elif node is None and value.name in graph.initializers:
                 self.model.touch(value.name)
                 graph.initializers.pop(value.name or "")
-                if value in graph.inputs:
-                    graph.inputs.remove(value)
+                if value in inputs:
+                    inputs.remove(value)

@@ -2,23 +2,28 @@
 
 Sizes come from running the model twice with different sizes of its free axes: an axis of the same
 length in both runs is static, any other dynamic. Numbers that are computed from shapes alone and
-came out the same are constants, though the graph computes them.
+came out the same are constants, though the graph computes them. What bodies of If, Loop and Scan
+hold is not run but inferred, from what they are given in each run: so branches are known that
+were not taken.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxshrink.graph import shapes
 from onnxshrink.graph.model import Model
 from onnxshrink.graph.weights import constant
 
 #: Sizes in the first and in the second run.
 Pair = tuple[int, int]
+#: The sizes of an axis in a body that are not known, or change from iteration to iteration.
+_UNKNOWN: Pair = (0, 1)
 
 _SHAPES = {"Shape", "Size"}
 _RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli"}
@@ -46,20 +51,24 @@ class Runs:
 
     Attributes:
         seen: By name of the value.
+        inside: What was inferred of values in bodies, in the order of ``inner``.
         varied: Whether every free axis of the inputs had another length in the second run. If
             not, numbers that the graph computes from shapes are not taken for constants.
     """
 
     seen: Mapping[str, Seen] = field(default_factory=dict)
+    inside: Sequence[Seen | None] = ()
     varied: bool = True
 
     @classmethod
     def of(
-        cls, first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], varied: bool
-    ) -> Runs:
+        cls, model: Model, first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray],
+        varied: bool,
+    ) -> Runs:  # fmt: skip
         """Sort what came out of two runs.
 
         Args:
+            model: The model that was run.
             first: Arrays by name of the value.
             second: The same values of the other run.
             varied: See the class.
@@ -72,7 +81,44 @@ class Runs:
             small = a.dtype.kind in "iub" and a.size <= _LARGEST_PARAMETER
             values = (a, b) if small else None
             seen[name] = Seen(tuple(zip(a.shape, b.shape, strict=True)), a.dtype, values)
-        return cls(seen, varied)
+        return cls(seen, _inferred(model, first, second), varied)
+
+
+def inner(model: Model) -> list[ir.Value]:
+    """Every value that bodies get or make, in an order that clones share."""
+    return [
+        value
+        for graph in model.ir.graph.subgraphs()
+        for value in (*graph.inputs, *(made for node in graph for made in node.outputs))
+    ]
+
+
+def _inferred(
+    model: Model, first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]
+) -> list[Seen | None]:
+    """What follows for the values in bodies."""
+    values = inner(model)
+    if not values:
+        return []
+    outer = [*model.ir.graph.inputs, *watched(model)]
+    one, other = (
+        shapes.walk(model, seen={v: run[v.name] for v in outer if v.name and v.name in run})
+        for run in (first, second)
+    )
+
+    def seen(value: ir.Value) -> Seen | None:
+        a, b, kind = one.shapes.get(value), other.shapes.get(value), one.elements.get(value)
+        if a is None or b is None or len(a) != len(b) or not kind:
+            return None
+        sizes = tuple(
+            _UNKNOWN if m is None or n is None else (m, n) for m, n in zip(a, b, strict=True)
+        )
+        known = None
+        if value in one.known and value in other.known:
+            known = one.known[value], other.known[value]
+        return Seen(sizes, ir.DataType(kind).numpy(), known)
+
+    return list(map(seen, values))
 
 
 def watched(model: Model) -> list[ir.Value]:
@@ -93,25 +139,21 @@ def exposed(model: Model, values: Sequence[ir.Value]) -> Model:
 
 
 class Facts:
-    """Sizes and constants of the values of a main graph.
+    """Sizes and constants of the values of a main graph and of the bodies in it.
 
     Args:
         model: The model, which is only read.
-        runs: What two runs of it showed.
+        runs: What two runs of it, or of one that it is a clone of, showed.
     """
 
     def __init__(self, model: Model, runs: Runs):
         self._runs = runs
+        self._inside = dict(zip(inner(model), runs.inside, strict=False))
         self._computed: set[ir.Value] = set()
         self._from_shapes: set[ir.Value] = set()
-        self._dynamic_inputs = {
-            value
-            for value in model.ir.graph.inputs
-            if value.name not in model.ir.graph.initializers
-        }
-        for node in model.ir.graph:
+        for node in model.ir.graph.all_nodes():
             inputs = [value for value in node.inputs if value is not None]
-            known = all(self._is_known(value) for value in inputs)
+            known = all(self._is_known(value) for value in inputs) and not any(bodies(node))
             if node.op_type in _SHAPES or (known and node.op_type not in _RANDOM):
                 self._computed.update(node.outputs)
                 shaped = any(value in self._from_shapes for value in inputs)
@@ -121,17 +163,22 @@ class Facts:
     def _is_known(self, value: ir.Value) -> bool:
         return value in self._computed or stored(value) is not None
 
+    def _seen(self, value: ir.Value) -> Seen | None:
+        if value in self._inside:
+            return self._inside[value]
+        return self._runs.seen.get(value.name or "")
+
     def sizes(self, value: ir.Value) -> tuple[Pair, ...] | None:
         """Length of every axis in both runs; None when the value was not seen."""
         tensor = stored(value)
         if tensor is not None:
             return tuple((n, n) for n in dims(tensor))
-        seen = self._runs.seen.get(value.name or "")
+        seen = self._seen(value)
         return None if seen is None else seen.sizes
 
     def dtype(self, value: ir.Value) -> np.dtype[Any] | None:
         """The numpy type of a value, where it is known."""
-        seen = self._runs.seen.get(value.name or "")
+        seen = self._seen(value)
         if seen is not None:
             return seen.dtype
         return None if value.dtype is None else value.dtype.numpy()
@@ -148,7 +195,7 @@ class Facts:
         if tensor is not None:
             array = tensor.numpy()
             return array, array
-        seen = self._runs.seen.get(value.name or "")
+        seen = self._seen(value)
         return None if seen is None else seen.values
 
     def constant(self, value: ir.Value | None) -> np.ndarray | None:
@@ -161,6 +208,15 @@ class Facts:
             if value not in self._computed or not trusted:
                 return None
         return values[0] if np.array_equal(*values) else None
+
+
+def bodies(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs that a node runs: branches of an If, the body of a Loop or Scan."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
 
 
 def dims(tensor: ir.TensorProtocol) -> tuple[int, ...]:

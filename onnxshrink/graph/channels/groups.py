@@ -189,8 +189,8 @@ class Cost:
     Attributes:
         parameters: Numbers in its constants.
         nbytes: Bytes of its constants.
-        macs: Multiply-accumulates of one run on the probing input; without nodes whose count is
-            unknown.
+        macs: Multiply-accumulates of one run on the probing input, where bodies run once; without
+            nodes whose count is unknown.
     """
 
     parameters: int
@@ -226,7 +226,7 @@ def cost(walk: Walk, removed: Removed | None = None) -> Cost:
         parameters += math.prod(shape)
         nbytes += tensor.nbytes * math.prod(shape) // max(tensor.size, 1)
     total = 0
-    for node in walk.model.ir.graph:
+    for node in walk.model.ir.graph.all_nodes():
         inputs = tuple(
             None if v is None else shapes.get(walk.slot(v, node, i), _seen(walk, v))
             for i, v in enumerate(node.inputs)

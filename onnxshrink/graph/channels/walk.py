@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxshrink.graph.channels.atoms import Atoms, Labels
-from onnxshrink.graph.channels.facts import Facts, Pair, dims, stored
+from onnxshrink.graph.channels.facts import Facts, Pair, bodies, dims, stored
 from onnxshrink.graph.model import Model
 
 if TYPE_CHECKING:
@@ -69,6 +69,10 @@ class Walk:
         handled: Nodes that the rule of an earlier one has labelled already.
         grouped: Grouped convolutions whose channels are products of a group and a place in it.
         balance: Grouped convolutions whose channels go one by one, as many from every group.
+        restless: Axes of what loops carry that are not zero where channels go, though they begin
+            so: by the body's input, and the axis.
+        stirred: The same, found on this walk.
+        opaque: Values of unknown shape; nothing that they are made of changes.
         balanced: The parts of axes that must lose equally many channels.
         streams: Axes that norms run along.
         gated: Norms and the channels of their input that removal makes zero, though the weights
@@ -86,12 +90,15 @@ class Walk:
     handled: set[ir.Node] = field(default_factory=set)
     grouped: list[tuple[ir.Node, Labels, Labels]] = field(default_factory=list)
     balance: set[ir.Node] = field(default_factory=set)
+    restless: set[tuple[ir.Value, int]] = field(default_factory=set)
+    stirred: set[tuple[ir.Value, int]] = field(default_factory=set)
+    opaque: set[ir.Value] = field(default_factory=set)
     balanced: list[list[Labels]] = field(default_factory=list)
     streams: list[Labels] = field(default_factory=list)
     gated: list[tuple[ir.Node, Labels]] = field(default_factory=list)
     narrowed: dict[ir.Value, Labels] = field(default_factory=dict)
-    _captured: set[ir.Value] = field(default_factory=set)
     _used: set[tuple[ir.Node, int]] = field(default_factory=set)
+    _rules: Mapping[tuple[str, str], Rule] = field(default_factory=dict)
 
     # -------------------------------------------------------------------- inputs
 
@@ -129,9 +136,7 @@ class Walk:
             axes.append(self.atoms.fresh(length, "an axis of length 1" if length == 1 else ""))
         self.labels[slot] = axes
         self.zero[slot] = [True] * len(axes)
-        if value in self._captured:
-            self._freeze_all(axes, f"{value.name!r} is used in a subgraph")
-        if value in self.model.ir.graph.outputs:
+        if value.is_graph_output():
             self._freeze_all(axes, f"graph output {value.name!r}")
         if value in self.model.ir.graph.inputs and self.model.ir.ir_version >= 4:
             self._freeze_all(axes, f"graph input {value.name!r}, which callers may override")
@@ -162,9 +167,17 @@ class Walk:
         Raises:
             Barrier: The labels do not fit the output's shape.
         """
-        if output >= len(node.outputs):
-            return
-        value = node.outputs[output]
+        if output < len(node.outputs):
+            self.label(node.outputs[output], axes, zero, node)
+
+    def label(
+        self, value: ir.Value, axes: Sequence[Axis], zero: Sequence[bool], node: ir.Node
+    ) -> None:
+        """Label what a node makes, or what one of its bodies gets.
+
+        Raises:
+            Barrier: The labels do not fit the value's shape.
+        """
         sizes = self.facts.sizes(value)
         if sizes is not None:
             fits = len(sizes) == len(axes) and all(
@@ -177,10 +190,17 @@ class Walk:
                 self.atoms.freeze(labels, f"{describe(node)}: an axis of length 1")
         self.labels[value] = list(axes)
         self.zero[value] = list(zero) or [False] * len(axes)
-        if value in self._captured:
-            self._freeze_all(axes, f"{value.name!r} is used in a subgraph")
         if value in self.model.ir.graph.outputs:
             self._freeze_all(axes, f"graph output {value.name!r}")
+
+    def hold(self, value: ir.Value, reason: str) -> None:
+        """Label a value that no channel reaches."""
+        sizes = self.facts.sizes(value)
+        if sizes is None:
+            self.opaque.add(value)
+        else:
+            axes = self.fresh(sizes, reason)
+            self.labels[value], self.zero[value] = axes, [False] * len(axes)
 
     def on_cut(self, node: ir.Node, rewrite: Rewrite) -> None:
         """Have a node changed when channels are removed."""
@@ -259,28 +279,24 @@ class Walk:
 
     def run(self, rules: Mapping[tuple[str, str], Rule]) -> None:
         """Label the whole main graph."""
-        graph = self.model.ir.graph
-        for subgraph in graph.subgraphs():
-            inside = {v for n in subgraph for v in n.outputs} | set(subgraph.inputs)
-            used = {v for n in subgraph for v in n.inputs if v is not None} | set(subgraph.outputs)
-            self._captured |= used - inside
+        self._rules, graph = rules, self.model.ir.graph
         for value in graph.inputs:
             if value.name in graph.initializers:
                 continue
-            sizes = self.facts.sizes(value)
-            if sizes is not None:
-                axes = self.fresh(sizes, f"graph input {value.name!r}")
-                self.labels[value], self.zero[value] = axes, [False] * len(axes)
-        for node in graph:
-            if node.op_type == "Constant" and not node.domain:
-                continue
-            if node not in self.handled:
-                self._visit(node, rules)
+            self.hold(value, f"graph input {value.name!r}")
+        self.enter(graph)
         self._freeze_parameters()
 
-    def _visit(self, node: ir.Node, rules: Mapping[tuple[str, str], Rule]) -> None:
+    def enter(self, graph: ir.Graph) -> None:
+        """Label what a graph makes of what it gets."""
+        for node in graph:
+            constant = node.op_type == "Constant" and not node.domain
+            if not constant and node not in self.handled:
+                self._visit(node)
+
+    def _visit(self, node: ir.Node) -> None:
         domain = "" if node.domain == "ai.onnx" else node.domain
-        rule = rules.get((domain, node.op_type))
+        rule = self._rules.get((domain, node.op_type))
         try:
             if (domain, node.op_type) == ("", "Shape"):
                 self._shape(node)
@@ -290,7 +306,8 @@ class Walk:
                 raise Barrier("no rule for this operator")
             else:
                 rule(self, node)
-                missing = [v for v in node.outputs if v.name and v not in self.labels and v.uses()]
+                known = self.labels.keys() | self.opaque
+                missing = [v for v in node.outputs if v.name and v not in known and v.uses()]
                 if missing:
                     raise Barrier(f"no rule for its output {missing[0].name!r}")
         except Barrier as barrier:
@@ -320,28 +337,31 @@ class Walk:
 
     def _put_frozen(self, node: ir.Node, reason: str) -> None:
         for value in node.outputs:
-            sizes = self.facts.sizes(value)
-            if sizes is not None:
-                axes = self.fresh(sizes, reason)
-                self.labels[value], self.zero[value] = axes, [False] * len(axes)
+            self.hold(value, reason)
 
     def _block(self, node: ir.Node, why: str) -> None:
         reason = f"{describe(node)}: {why}"
         self.barriers[describe(node)] = why
-        for index, value in enumerate(node.inputs):
-            if value is None or (stored(value) is None and value not in self.labels):
-                continue
-            self._freeze_all(self.operand(node, index).axes, reason)
+        self._keep_inputs(node, reason)
         for value in node.outputs:
             self._freeze_all(self.labels.get(value, ()), reason)
-            sizes = self.facts.sizes(value)
-            if value not in self.labels and sizes is not None:
-                axes = self.fresh(sizes, reason)
-                self.labels[value], self.zero[value] = axes, [False] * len(axes)
+            if value not in self.labels:
+                self.hold(value, reason)
+
+    def _keep_inputs(self, node: ir.Node, reason: str) -> None:
+        """Freeze what a node reads, and what its bodies do."""
+        for index, value in enumerate(node.inputs):
+            if value is not None and (stored(value) is not None or value in self.labels):
+                self._freeze_all(self.operand(node, index).axes, reason)
+        for body in bodies(node):
+            for value in body.outputs:
+                self._freeze_all(self.labels.get(value, ()), reason)
+            for each in body:
+                self._keep_inputs(each, reason)
 
     def _freeze_parameters(self) -> None:
         """Constants of which some use is not a matter of channels stay whole."""
-        for node in self.model.ir.graph:
+        for node in self.model.ir.graph.all_nodes():
             for index, value in enumerate(node.inputs):
                 if value is None or (node, index) in self._used:
                     continue
@@ -376,12 +396,15 @@ def analyse(model: Model, facts: Facts) -> Walk:
     """
     from onnxshrink.graph.channels.rules import RULES
 
-    walk = Walk(model, facts)
-    walk.run(RULES)
-    if tied := {node for node, *digits in walk.grouped if _are_tied(walk, digits)}:
-        walk = Walk(model, facts, balance=tied)
+    balance: set[ir.Node] = set()
+    restless: set[tuple[ir.Value, int]] = set()
+    while True:  # both sets only grow
+        walk = Walk(model, facts, balance=balance, restless=restless)
         walk.run(RULES)
-    return walk
+        tied = {node for node, *digits in walk.grouped if _are_tied(walk, digits)}
+        if not tied and not walk.stirred:
+            return walk
+        balance, restless = balance | tied, restless | walk.stirred
 
 
 def _are_tied(walk: Walk, digits: Sequence[Labels]) -> bool:

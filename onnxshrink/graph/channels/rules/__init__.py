@@ -3,6 +3,7 @@
 from onnxshrink.graph.channels.rules import (
     attention,
     contraction,
+    control,
     elementwise,
     movement,
     norms,
@@ -15,6 +16,7 @@ from onnxshrink.graph.channels.rules import (
 RULES = {
     **attention.RULES,
     **contraction.RULES,
+    **control.RULES,
     **elementwise.RULES,
     **movement.RULES,
     **norms.RULES,
