@@ -106,6 +106,19 @@ def test_a_branch_never_taken_has_no_statistics(worker: Worker) -> None:
     assert found.refused["w"] == "is never reached with these inputs, or always empty"
 
 
+def test_the_state_of_a_scan_is_observed_as_it_is(worker: Worker) -> None:
+    scan = model("""g (float[3, 4] x) => (float[4] y) {
+        h = ReduceMax <axes = [0], keepdims = 0> (x)
+        y = Scan <num_scan_inputs = 1, body = b (float[4] s, float[4] v) => (float[4] t)
+            { r = Relu(v)  t = Add(s, r) }> (h, x)
+    }""")
+    x = rows(1, 4)[0]["x"][:3]
+    state = Need("t", SecondMoment(4))
+    found = calibrate(scan, [state], [{"x": x}], worker)
+    states = (x.max(0) + np.maximum(x, 0).cumsum(0)).astype(np.float64)
+    np.testing.assert_allclose(found[state].mean()[0], states.T @ states / 3, rtol=1e-5)
+
+
 def test_what_cannot_be_observed_is_named(worker: Worker) -> None:
     called = model("""g (float[n, 3] x) => (float[n, 3] y) { y = local.twice(x) }
         <domain: "local", opset_import: ["": 17]> twice (p) => (q) { r = Abs(p)  q = Add(r, r) }
