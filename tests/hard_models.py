@@ -123,6 +123,36 @@ def branches() -> Hard:
 
 
 @hard
+def untaken() -> Hard:
+    """A branch that no input takes, whose layers and their biases no run shows; LSTMs in both."""
+
+    def branch(name: str, seed: int) -> onnx.GraphProto:
+        constants = {
+            "w": weight(seed, 64, 32), "b": weight(seed + 1, 32), "wi": weight(seed + 2, 1, 64, 32),
+            "r": weight(seed + 3, 1, 64, 16), "first": np.array([0]),
+        }  # fmt: skip
+        nodes = [
+            helper.make_node("Gemm", ["x", "w", "b"], [f"{name}.a"]),
+            helper.make_node("Unsqueeze", [f"{name}.a", "first"], ["s"]),
+            helper.make_node(
+                "LSTM", ["s", "wi", "r"], ["all", "h"], hidden_size=16, layout=0
+            ),
+            helper.make_node("Squeeze", ["h", "first"], ["z"]),
+        ]  # fmt: skip
+        initializers = [tensor(key, array) for key, array in constants.items()]
+        return helper.make_graph(nodes, name, [], infos(("z", F, None)), initializers)
+
+    graph = helper.make_graph(
+        [helper.make_node("If", ["c"], ["y"], then_branch=branch("then", 61),
+                          else_branch=branch("else", 65))],
+        "g", infos(("x", F, ["n", 64]), ("c", TensorProto.BOOL, [])),
+        infos(("y", F, ["n", 16])),
+    )  # fmt: skip
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return Hard(proto, [{**feed, "c": np.array(True)} for feed in rows(3, 64)])
+
+
+@hard
 def loop() -> Hard:
     """A Loop whose body holds one weight as an initializer, one as a Constant node."""
     body = helper.make_graph(

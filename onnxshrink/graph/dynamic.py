@@ -232,8 +232,9 @@ def integer_lstm(
     others = [*node.inputs[3:_LSTM_INPUTS]]
     others += [None] * (_LSTM_INPUTS - 3 - len(others))
     inputs = [node.inputs[0], *codes, *others, *rest]
+    attributes = [item for item in node.attributes.values() if item.name != "layout"]  # 0 if any
     changed = ir.Node(
-        "com.microsoft", "DynamicQuantizeLSTM", inputs, list(node.attributes.values()),
+        "com.microsoft", "DynamicQuantizeLSTM", inputs, attributes,
         num_outputs=len(node.outputs), name=node.name, doc_string=node.doc_string,
         metadata_props=dict(node.metadata_props),
     )  # fmt: skip

@@ -133,8 +133,7 @@ class Correction:
         if not feeds:
             return expected.means(self._original)
         needs = {_input(o): Need(_input(o), Extremes(bias.axis(o))) for o in chosen}
-        found = calibrate(self._original, needs.values(), feeds, self._worker)
-        return {name: found[need].mean for name, need in needs.items() if need in found}
+        return _seen(needs, calibrate(self._original, needs.values(), feeds, self._worker))
 
     def _keep(self, trial: Model, rows: list[Change], judged: Sequence[Outline]) -> None:
         """Adopt the corrected model, where it is judged only if its outputs are closer."""
@@ -180,7 +179,16 @@ class Correction:
 
         needs = {outline.output: _need(outline) for outline in outlines}
         found = calibrate(model, needs.values(), self._ctx.feeds, self._worker)
-        return {name: found[need].mean for name, need in needs.items() if need in found}
+        return _seen(needs, found)
+
+
+def _seen(needs: Mapping[str, Need], found: Mapping[Need, Any]) -> dict[str, np.ndarray]:
+    """Means by name; without values that no input reached, as in branches that none takes."""
+    return {
+        name: found[need].mean
+        for name, need in needs.items()
+        if need in found and found[need].feeds
+    }
 
 
 def _input(outline: Outline) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hard_models import text, weight
+from hard_models import HARD, text, weight
 from onnx import numpy_helper
 
 from onnxshrink.contract import Settings
@@ -173,6 +173,17 @@ def test_layers_that_are_as_they_were_are_left_alone(worker: Worker) -> None:
     np.testing.assert_allclose(means(result.model.to_proto(), "p"), means(proto, "p"), atol=2e-6)
     alone = run([CorrectBias()], Model.from_proto(proto), Settings(feeds=feeds(proto)), worker)
     assert alone.report.steps[0].status == "nothing to do"
+
+
+def test_layers_that_no_input_reaches_are_left_alone(worker: Worker) -> None:
+    """Those in the branch of an If that is never taken."""
+    hard = HARD["untaken"]()
+    prune = step("prune-magnitude", ratio=0.5, scope="weight", min_size=65)
+    settings = Settings(feeds=hard.feeds)
+    result = run([prune, CorrectBias()], Model.from_proto(hard.proto), settings, worker)
+    row = result.report.steps[1]
+    assert [change.what for change in row.changes] == ["b"]
+    assert [skip.reason for skip in row.skips] == ["its output could not be observed"]
 
 
 def test_only_and_keep(worker: Worker) -> None:
