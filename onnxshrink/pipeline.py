@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,7 +14,7 @@ from onnxshrink.contract import Feeds, Judge, Progress, Settings
 from onnxshrink.errors import InputsMissing, OutputError, RecipeError, ShrinkError
 from onnxshrink.options import amended, check, dump, option
 from onnxshrink.report import Change, Report, Skip, Step
-from onnxshrink.select import SKIP, Select, unmatched
+from onnxshrink.select import KEPT, SKIP, Select, unmatched
 
 if TYPE_CHECKING:
     from onnxshrink.graph.model import Model
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _EXACT = 1e-2  # the bound of passes that change no more than the order of sums is below this
+_TRIES = 16  # models that are tried to find what part of a step may stand
 _ALL_LOST = 1.0  # the relative error of an output of nothing but zeros
 
 
@@ -36,11 +38,13 @@ class Pass:
             ``quantize-weights``.
         may_grow: Whether the step may make the file bigger.
         runs_models: Whether ``apply`` runs models on the context's worker.
+        retreats: Whether a step that breaks the contract may stand on fewer of its ``weights``.
     """
 
     name: ClassVar[str] = ""
     may_grow: ClassVar[bool] = False
     runs_models: ClassVar[bool] = False
+    retreats: ClassVar[bool] = False
 
     max_error: float | None = option(
         None,
@@ -267,6 +271,8 @@ step, settings.feeds, settings.generated, original=original, worker=worker,
             judge.settle()
         pass_.apply(trial, ctx)
         reason = judge.refusal(trial, bound, pass_.may_grow, step) if step.changes else ""
+        if reason and pass_.retreats and (fewer := _retreat(pass_, model, ctx, judge, bound)):
+            trial, reason = fewer, ""
     except (RecipeError, InputsMissing, OutputError):  # no fault of the step: what it was given
         judge.settle()
         raise
@@ -282,6 +288,73 @@ step, settings.feeds, settings.generated, original=original, worker=worker,
     else:
         step.status = "nothing to do"
     return model
+
+
+def _retreat(pass_: Pass, model: Model, ctx: Context, judge: Judge, bound: float) -> Model | None:
+    """The model after a refused step on as many weights as the outputs bear; None: on none.
+
+    Those that save most come first. What is too much together is tried in halves, down to single
+    weights, until so many models were tried that the rest is left alone untried.
+    """
+    from onnxshrink.graph import weights
+
+    step, selection = ctx.step, pass_.weights  # type: ignore[attr-defined]
+    known = {view.name for view in weights.find(model)}
+    saved: Counter[str] = Counter()
+    for change in step.changes:
+        saved[change.what] += (change.before - change.after) * (change.what in known)
+    order = [name for name, nbytes in saved.most_common() if nbytes > 0]
+
+    def without(names: Sequence[str]) -> Pass:
+        fewer: Pass = replace(pass_, weights=replace(selection, keep=(*selection.keep, *names)))  # type: ignore[call-arg]
+        return fewer
+
+    def attempt(chosen: Sequence[str], row: Step) -> tuple[Model, list[str]]:
+        left = [name for name in order if name not in chosen]
+        trial = model.clone()
+        without(left).apply(trial, replace(ctx, step=row))
+        return trial, left
+
+    def bears(chosen: Sequence[str]) -> bool:
+        try:
+            trial, _ = attempt(chosen, Step(step.name))
+        except ShrinkError:
+            return False
+        return not judge.verify(trial, bound)
+
+    taken: list[str] = []
+    parts, tries = [order], 0
+    while parts and tries < _TRIES:
+        part = parts.pop(0)
+        if len(part) < len(order):  # all of them were refused already
+            tries += 1
+            ctx.progress("trying fewer weights", tries, _TRIES)
+            if bears([*taken, *part]):
+                taken += part
+                continue
+        if len(part) > 1:
+            parts += [part[: len(part) // 2], part[len(part) // 2 :]]
+    if not taken:
+        return None
+    row = Step(step.name, bytes_before=step.bytes_before)
+    trial, left = attempt(taken, row)
+    if judge.refusal(trial, bound, pass_.may_grow, row):
+        return None
+    reason = f"beyond what the outputs bear (relative error {bound:g}; --max-error allows more)"
+    asked = selection.keep or SKIP in selection.layers.values()  # else what is kept, is for this
+    row.skips = [
+        replace(skip, reason=reason)
+        if skip.reason == KEPT and (skip.what in left or not asked)
+        else skip
+        for skip in row.skips
+    ]
+    row.warnings.append(
+        f"{len(left)} of {len(order)} weights are left alone: the outputs bear a relative error "
+        f"of {bound:g}; --max-error allows more"
+    )
+    row.options = dump(without(left))
+    vars(step).update(vars(row))
+    return trial
 
 
 def _undo(step: Step, reason: str) -> None:

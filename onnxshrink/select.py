@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from onnxshrink.graph.weights import WeightView
 
 SKIP: Literal["skip"] = "skip"
+KEPT = "kept as asked"
 T = TypeVar("T")
 
 
@@ -92,8 +93,8 @@ class Select:
         if self.only and not any(matches(pattern, item) for pattern in self.only):
             return "not among those asked for"
         if any(matches(pattern, item) for pattern in self.keep):
-            return "kept as asked"
-        return "kept as asked" if self.overrides(item) == SKIP else ""
+            return KEPT
+        return KEPT if self.overrides(item) == SKIP else ""
 
     def overrides(self, view: Named) -> Mapping[str, Any] | Literal["skip"]:
         """Options that differ for this weight: those for its operator, then those for its name."""

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 from hard_models import rows, text, weight
 
+from onnxshrink import pipeline
 from onnxshrink.contract import Settings
 from onnxshrink.errors import (
     DataError,
@@ -20,7 +21,8 @@ from onnxshrink.errors import (
     UnsupportedModel,
 )
 from onnxshrink.graph.model import Model
-from onnxshrink.options import option
+from onnxshrink.options import build, option
+from onnxshrink.passes.quantize_weights import QuantizeWeights
 from onnxshrink.pipeline import Context, Pass, Result, run
 from onnxshrink.report import Report, Step
 from onnxshrink.runtime.worker import Worker
@@ -202,6 +204,58 @@ def test_a_refused_step_does_not_stop_the_others(model, worker):
     expected = weight(1, 64, 64) * np.float32(1.0001) * np.float32(1.0001)
     found = result.model.ir.graph.initializers["w"].const_value.numpy()
     assert found == pytest.approx(expected, rel=1e-6)
+
+
+def branches(*spoiled: int, count: int = 6) -> Model:
+    """A sum of products; of the spoiled ones, 4 bits keep nothing but an outlier that cancels."""
+    weights = {f"w{i}": weight(i, 64, 64) for i in range(count)}
+    for i in spoiled:
+        weights[f"w{i}"][0] = 1e4
+    lines = " ".join(f"p{i} = MatMul(x, w{i})" for i in range(count))
+    names = ", ".join(f"p{i}" for i in range(count))
+    header = '<ir_version: 10, opset_import: ["": 21]> g (float[n, 64] x) => (float[n, 64] y)'
+    return Model.from_proto(text(f"{header} {{ {lines}  y = Sum({names}) }}", **weights))
+
+
+COARSE = QuantizeWeights(dtype="int4", per_channel=True, clip="minmax", max_error=0.3)
+#: Nothing in these meets the outliers.
+CALM = [{"x": feed["x"] * (np.arange(64) > 0).astype(np.float32)} for feed in FEEDS]
+
+
+@pytest.mark.parametrize("spoiled", [(3,), (0, 5), (1, 2, 4)])
+def test_a_step_that_is_too_much_stands_on_the_weights_that_bear_it(
+    spoiled: tuple[int, ...], worker: Worker
+) -> None:
+    model, names = branches(*spoiled), tuple(f"w{i}" for i in spoiled)
+    result = run([COARSE], model, Settings(feeds=CALM), worker)
+    row = result.report.steps[0]
+    assert row.status == "done"
+    assert {change.what for change in row.changes} == {f"w{i}" for i in range(6)} - set(names)
+    assert {skip.what for skip in row.skips} == set(names)
+    assert row.skips[0].reason.startswith("beyond what the outputs bear (relative error 0.3")
+    assert row.warnings[0].startswith(f"{len(names)} of 6 weights are left alone")
+    # The options that are reported do the same in one go.
+    again = build(QuantizeWeights, row.options, "again")
+    assert set(again.weights.keep) == set(names)
+    direct = run([again], model, Settings(feeds=CALM), worker)
+    assert direct.model.digest() == result.model.digest()
+    assert direct.report.steps[0].max_error == row.max_error
+
+
+def test_what_no_weight_bears_is_rolled_back(worker: Worker) -> None:
+    model = branches(*range(6))
+    result = run([COARSE], model, Settings(feeds=CALM), worker)
+    assert "more than 0.3; --max-error allows more" in reason(result)
+    assert result.model.digest() == model.digest()
+    assert result.report.steps[0].warnings == []
+
+
+def test_a_search_for_what_may_stand_ends(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was not tried is left alone."""
+    monkeypatch.setattr(pipeline, "_TRIES", 2)
+    result = run([COARSE], branches(0), Settings(feeds=CALM), worker)
+    changed = {change.what for change in result.report.steps[0].changes}
+    assert changed == {"w3", "w4", "w5"}
 
 
 def test_a_refusal_by_the_pass_is_rolled_back(attempt):

@@ -65,6 +65,8 @@ class QuantizeDynamic(Pass):
     )
     weights: Select = select(min_size=64)
 
+    retreats = True
+
     @property
     def bound(self) -> float:
         """As for other 8-bit weights: rounding activations too costs about as much again."""

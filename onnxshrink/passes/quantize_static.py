@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from onnxshrink.errors import DataError, InputsMissing, RecipeError
 from onnxshrink.options import build, dump, option
 from onnxshrink.pipeline import Context, Pass
-from onnxshrink.select import SKIP, Named, Select, select, unmatched, variants
+from onnxshrink.select import KEPT, SKIP, Named, Select, select, unmatched, variants
 
 if TYPE_CHECKING:
     from onnxshrink.graph.integer_kernels import Candidate
@@ -25,7 +25,6 @@ _METHODS = {
 _ACTIVATIONS = {"QInt8": "int8", "QUInt8": "uint8", "QInt16": "int16", "QUInt16": "uint16"}
 _WEIGHTS = {"QInt8": "int8", "QUInt8": "uint8", "QInt4": "int4"}
 _REDUCED = {"true": "always", "false": "never"}
-_KEPT = "kept as asked"
 _LARGE_OPERAND = 2**14  # such as a table of positions
 
 
@@ -83,6 +82,7 @@ class QuantizeStatic(Pass):
     weights: Select = select(min_size=64)
 
     runs_models = True
+    retreats = True
 
     @property
     def bound(self) -> float:
@@ -117,7 +117,7 @@ class QuantizeStatic(Pass):
                 options_of[one] = self._options(one)
             elif self._rides(one):
                 riders.append(one)
-            if reason and (one.kind == "product" or reason == _KEPT):
+            if reason and (one.kind == "product" or reason == KEPT):
                 ctx.skip(one.name, reason)
         placed = partial(qdq.place, riders=riders, fold=not self.symmetric_activations)
         ranges = work.observe(placed(options_of), options_of)
@@ -177,7 +177,7 @@ class QuantizeStatic(Pass):
             return False
         if self.weights.only and one.kind == "function":
             return False
-        return self.weights.left_out(one) != _KEPT
+        return self.weights.left_out(one) != KEPT
 
     def _options(self, one: Candidate) -> QuantizeStatic:
         overrides = self.weights.overrides(one)

@@ -88,6 +88,8 @@ class QuantizeWeights(Pass):
     )
     weights: Select = select(min_size=64)
 
+    retreats = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.dtype.startswith("float8"):

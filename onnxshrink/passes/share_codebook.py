@@ -102,6 +102,8 @@ class ShareCodebook(Pass):
     )
     weights: Select = select(min_size=64)
 
+    retreats = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.entries == 1:

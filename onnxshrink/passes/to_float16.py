@@ -27,6 +27,8 @@ class ToFloat16(Pass):
     full: bool = option(False, help="compute in float16 too, not only store")
     weights: Select = select(min_size=64)
 
+    retreats = True
+
     @property
     def bound(self) -> float:
         """11 bits a weight, through a whole network."""
