@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
+
+#: Strengths of the prior that are tried; at infinity only the outputs' means are set right.
+DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, math.inf)
+_UNTRIED = 0.1  # where there is nothing to try them on
 
 
 class Moments:
@@ -14,21 +22,35 @@ class Moments:
     Args:
         features: How many features a sample has. A constant 1 is added behind them, so that means
             are known too.
+
+    Attributes:
+        sums: Of all samples.
+        held: Of those that were held out, to try on them what was fitted to the others.
     """
 
     def __init__(self, features: int):
         self.sums: Array = np.zeros((features + 1, features + 1))
+        self.held: npt.NDArray[np.float32] = np.zeros((0, 0), np.float32)
 
-    def add(self, samples: npt.NDArray[np.floating]) -> None:
+    def add(self, samples: npt.NDArray[np.floating], *, held: bool = False) -> None:
         """Take in samples of shape [count, features]."""
         rows = np.ones((len(samples), self.sums.shape[0]), np.float64)
         rows[:, :-1] = samples
-        self.sums += rows.T @ rows
+        products = rows.T @ rows
+        self.sums += products
+        if held:
+            self.held = self.held if self.held.size else np.zeros_like(products, np.float32)
+            self.held += products.astype(np.float32)
 
     @property
     def count(self) -> float:
         """Samples so far."""
         return float(self.sums[-1, -1])
+
+    @property
+    def fitted(self) -> Array:
+        """Sums of the samples that were not held out."""
+        return self.sums - self.held if self.held.size else self.sums
 
     def mean_squares(self) -> Array:
         """Mean square of every feature."""
@@ -60,15 +82,83 @@ def refit(
     Returns:
         Weights of the original shape, zero where features go; and the shift of each output.
     """
-    full = np.zeros_like(weights, np.float64)
-    samples, features = max(moments[-1, -1], 1.0), np.flatnonzero(kept)
-    known = np.append(features, len(kept)) if bias else features
-    gram = moments[np.ix_(known, known)] / samples
-    ridge = np.full(len(known), damping * np.diagonal(gram)[: len(features)].mean() + 1e-12)
-    ridge[len(features) :] = 0.0  # the constant is free
+    from scipy.linalg import cho_factor, cho_solve
+
+    samples = max(moments[-1, -1], 1.0)
+    stay, go = np.flatnonzero(kept), np.flatnonzero(~kept)
+    gram = moments[np.ix_(stay, stay)] / samples
     # What the removed features contributed is what the kept ones are to explain.
-    missing = moments[np.ix_(known, np.flatnonzero(~kept))] @ weights[:, ~kept].T / samples
-    change = np.linalg.solve(gram + np.diag(ridge), missing).T
-    full[:, kept] = weights[:, kept] + change[:, : len(features)]
-    shift = change[:, -1] if bias else np.zeros(len(weights))
+    missing = moments[np.ix_(stay, go)] @ weights[:, go].T / samples
+    means = moments[-1, :-1] / samples
+    lost = weights[:, go] @ means[go]
+    ridge = damping * np.diagonal(gram).mean() + 1e-12
+    if bias:
+        gram -= np.outer(means[stay], means[stay])
+        missing -= np.outer(means[stay], lost)
+    change = np.zeros((len(weights), len(stay)))
+    if np.isfinite(ridge):
+        gram[np.diag_indices_from(gram)] += ridge
+        change = cho_solve(cho_factor(gram, overwrite_a=True), missing).T
+    full = np.zeros_like(weights, np.float64)
+    full[:, stay] = weights[:, stay] + change
+    shift = lost - change @ means[stay] if bias else np.zeros(len(weights))
     return full, shift
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How strongly a weight is held to what it was.
+
+    Attributes:
+        damping: Strength of the prior.
+        before: Error of the outputs without the removed features on held-out samples, in share of
+            the outputs.
+        after: The same of the refitted weight.
+    """
+
+    damping: float
+    before: float
+    after: float
+
+
+def choose(
+    weights: npt.NDArray[np.floating], moments: Moments, kept: npt.NDArray[np.bool_],
+    dampings: Sequence[float] = DAMPINGS, *, bias: bool = True,
+) -> Choice | None:  # fmt: skip
+    """The damping that is best on the samples that were held out.
+
+    Args:
+        weights: [outputs, features].
+        moments: Of what they read.
+        kept: Which features stay.
+        dampings: What to try.
+        bias: Whether the outputs can be shifted.
+
+    Returns:
+        None where nothing is to be done: on the held-out samples no damping comes closer than the
+        kept weights as they are, or there were not two samples to fit to.
+    """
+    fitted = moments.fitted
+    if fitted[-1, -1] < 2 or not np.isfinite(moments.sums).all():
+        return None
+    judges: npt.NDArray[np.floating] = moments.held if moments.held.size else fitted
+    if not moments.held.size and len(dampings) > 1:
+        dampings = (_UNTRIED,)
+
+    def error(matrix: Array, shift: Array) -> float:
+        full = np.column_stack([matrix, shift])
+        return float(np.einsum("oi,oi->", full @ judges, full))
+
+    none = np.zeros(len(weights))
+    total = error(weights.astype(np.float64), none)
+    before = error(np.where(kept, 0.0, weights), none)
+    if not total > 0:
+        return None
+    errors = {}
+    for damping in dampings:
+        matrix, shift = refit(weights, fitted, kept, damping, bias=bias)
+        errors[damping] = error(weights - matrix, -shift)
+    best = min(errors, key=lambda damping: errors[damping])
+    if not errors[best] < before:
+        return None
+    return Choice(best, *((max(e, 0.0) / total) ** 0.5 for e in (before, errors[best])))

@@ -11,17 +11,15 @@ from typing import TYPE_CHECKING
 from onnxshrink.errors import RecipeError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from onnxshrink.graph.channels.allocate import Allocation, Start
     from onnxshrink.graph.channels.consumers import Consumer
-    from onnxshrink.graph.channels.cut import Shortened
     from onnxshrink.graph.channels.facts import Runs
     from onnxshrink.graph.channels.groups import Group
     from onnxshrink.graph.channels.plan import Plan
     from onnxshrink.graph.channels.walk import Walk
     from onnxshrink.graph.model import Model
     from onnxshrink.kernels.refit import Moments
+    from onnxshrink.passes._refit import Removal
     from onnxshrink.passes.prune_channels import PruneChannels
     from onnxshrink.pipeline import Context
     from onnxshrink.runtime.bench import ModelBench
@@ -89,50 +87,11 @@ class Planner:
         self._start = self._start or Start.of(plan)
         return self._reached(plan, self._start, runs, (step + 1) / options.iterations), seen
 
-    def carry_out(
-        self, plan: Plan, seen: Mapping[Consumer, Moments]
-    ) -> tuple[list[Shortened], dict[str, int]]:
-        """Remove what was planned last, and make up for it where there are moments.
+    def removal(self, plan: Plan, seen: Mapping[Consumer, Moments]) -> Removal:
+        """What carries out a plan that was made last."""
+        from onnxshrink.passes._refit import Removal
 
-        What makes up for it weight by weight can, all together, take the outputs further away. So
-        both are tried, and the weights stay as they were unless refitting brings them closer.
-
-        Returns:
-            The constants that lost channels, and the bytes of those that have new values.
-        """
-        from onnxshrink.graph.channels.consumers import compensate
-        from onnxshrink.graph.channels.cut import Cut
-        from onnxshrink.graph.channels.facts import nbytes_of
-        from onnxshrink.kernels.metrics import compare_outputs
-
-        model, removed = plan.walk.model, plan.removed
-        plain = model.clone()
-        if not self._options.compensate:
-            seen = {}
-        refitted = compensate(plan.walk, seen, removed, self._options.damping)
-        wanted = self._outputs(plain) if refitted else []
-        shortened = Cut(plan.walk, removed).apply()
-        if not refitted:
-            return shortened, {}
-        Cut(labelled(plain, self._runs), removed).apply()
-        names = model.signature[1]
-        without, error = (
-            max((row.relative_error for row in compare_outputs(names, wanted, found)), default=0.0)
-            for found in map(self._outputs, (plain, model))
-        )
-        if error < without:
-            return shortened, {value.name or "": nbytes_of(value) for value in refitted}
-        model.adopt(plain)
-        self._ctx.skip(
-            "refit", f"would take the error of the outputs from {without:.3g} to {error:.3g}"
-        )
-        return shortened, {}
-
-    def _outputs(self, model: Model) -> list[list[np.ndarray]]:
-        with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
-            path = Path(folder, "model.onnx")
-            model.save(path, durable=False)
-            return self._worker.run(path, self._ctx.feeds).outputs
+        return Removal(self._options, self._ctx, self._worker, plan, self._runs, seen)
 
     def _held(self, model: Model, groups: list[Group]) -> dict[str, str]:
         from onnxshrink.graph.channels.plan import held

@@ -73,6 +73,8 @@ def moments(
 ) -> dict[Consumer, Moments]:
     """Second moments of what every weight reads that can make up for removed channels.
 
+    What some feeds show is held out; where there is only one, a quarter of what it shows.
+
     Args:
         walk: A labelled model.
         feeds: Inputs to run it on.
@@ -85,13 +87,26 @@ def moments(
     if not found:
         return {}
     seen = {consumer: Moments(consumer.features) for consumer in found}
-    values = list({consumer.x.name: consumer.x for consumer in found}.values())
+    values = list({value.name: value for each in found for value in each.values}.values())
     runs = zip(feeds, observe(walk.model, values, feeds, worker), strict=True)
+    apart = held_out(len(feeds))
     for number, (feed, arrays) in enumerate(runs):
+        known = {**feed, **arrays}
         for consumer in found:
-            x = {**feed, **arrays}[consumer.x.name or ""]
-            seen[consumer].add(consumer.rows(x, number))
+            read = [known[value.name or ""] for value in consumer.values]
+            rows = consumer.reads(read, number)
+            if apart:
+                seen[consumer].add(rows, held=number in apart)
+            else:
+                quarter = np.arange(len(rows)) % 4 == 3
+                seen[consumer].add(rows[~quarter])
+                seen[consumer].add(rows[quarter], held=True)
     return seen
+
+
+def held_out(count: int) -> range:
+    """Which of so many feeds nothing is fitted to at first: every fourth, and none of one."""
+    return range(min(3, count - 1), count, 4) if count > 1 else range(0)
 
 
 def observe(

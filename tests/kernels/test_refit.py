@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from onnxshrink.kernels.refit import Moments, refit
+from onnxshrink.kernels.refit import DAMPINGS, Moments, choose, refit
 
 
 def _moments(samples: np.ndarray) -> Moments:
@@ -51,3 +52,54 @@ def test_strong_damping_leaves_the_weights():
     kept = np.array([1, 0, 1, 1], bool)
     fitted, _ = refit(w, _moments(x).sums, kept, damping=1e9, bias=False)
     np.testing.assert_allclose(fitted[:, kept], w[:, kept], atol=1e-6)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_damping_is_the_best_on_held_out_samples(bias):
+    rng = np.random.default_rng(4)
+    x, w = rng.standard_normal((40, 12)) + 0.5, rng.standard_normal((3, 12))
+    kept = np.arange(12) % 3 > 0
+    moments = Moments(12)
+    moments.add(x[:9])
+    moments.add(x[9:], held=True)
+    found = choose(w, moments, kept, bias=bias)
+
+    def error(matrix, shift):
+        gap = x[9:] @ w.T - x[9:] @ matrix.T - shift
+        return np.linalg.norm(gap) / np.linalg.norm(x[9:] @ w.T)
+
+    tried = {d: error(*refit(w, _moments(x[:9]).sums, kept, d, bias=bias)) for d in DAMPINGS}
+    assert found.damping == min(tried, key=tried.get)
+    assert found.damping >= 0.1  # there are fewer samples than features
+    assert found.after == pytest.approx(tried[found.damping], rel=1e-4)
+    assert found.before == pytest.approx(error(np.where(kept, w, 0), 0), rel=1e-4)
+
+
+def test_what_held_out_samples_do_not_confirm_is_not_refitted():
+    """The fitted samples have a relation between features that the others have turned round."""
+    x = np.random.default_rng(5).standard_normal((60, 2))
+    x[:30, 1], x[30:, 1] = x[:30, 0], -x[30:, 0]
+    moments = Moments(2)
+    moments.add(x[:30] - x[:30].mean(0))
+    moments.add(x[30:], held=True)
+    assert choose(np.ones((1, 2)), moments, np.array([True, False]), bias=False) is None
+
+
+def test_too_few_samples_or_none_that_are_finite_choose_nothing():
+    kept = np.array([True, False])
+    few, wrong, alone = Moments(2), Moments(2), Moments(2)
+    few.add(np.ones((1, 2)))
+    wrong.add(np.full((5, 2), np.nan))
+    assert choose(np.ones((1, 2)), few, kept) is None
+    assert choose(np.ones((1, 2)), wrong, kept) is None
+    alone.add(np.random.default_rng(6).standard_normal((9, 1)) * np.ones(2))
+    assert choose(np.ones((1, 2)), alone, kept).damping == 0.1  # nothing to try it on
+
+
+def test_an_endless_damping_moves_means_only():
+    rng = np.random.default_rng(7)
+    x, w = rng.standard_normal((50, 4)) + 2, rng.standard_normal((2, 4))
+    kept = np.array([1, 0, 1, 1], bool)
+    fitted, shift = refit(w, _moments(x).sums, kept, np.inf)
+    np.testing.assert_array_equal(fitted, np.where(kept, w, 0))
+    np.testing.assert_allclose(shift, w[:, 1] * x[:, 1].mean())

@@ -48,7 +48,9 @@ def test_ratio_rounds_to_multiples_of_eight(worker):
     assert _shapes(result) == {"a": (12, 48), "ab": (48,), "b": (48, 32), "bb": (32,), "c": (32, 5)}
     sizes = {change.what: (change.before, change.after) for change in step.changes}
     assert sizes["b"] == (64 * 48 * 4, 48 * 32 * 4)
-    assert {c.note for c in step.changes if c.what == "b"} == {"[64, 48] -> [48, 32]"}
+    assert {c.note for c in step.changes if c.what == "b"} == {
+        "[64, 48] -> [48, 32]; refitted, damping 0.01"
+    }
     assert step.bytes_after < step.bytes_before
 
 
@@ -151,7 +153,7 @@ def test_behind_a_depthwise_convolution_refitting_is_least_squares(worker):
 
 def test_refitting_that_takes_the_outputs_further_away_is_taken_back(worker, monkeypatch):
     """As it can when many weights make up for the same error, each for all of it."""
-    from onnxshrink.graph.channels import consumers
+    from onnxshrink.graph.channels import compensation
 
     def overshoot(weights, moments, kept, damping, *, bias):
         fitted, shift = refit(weights, moments, kept, damping, bias=bias)
@@ -160,15 +162,44 @@ def test_refitting_that_takes_the_outputs_further_away_is_taken_back(worker, mon
 
     options = dict(worker=worker, ratio=0.5, max_error=100)
     plain = _pruned(compensate=False, **options)
-    refit = consumers.refit
-    monkeypatch.setattr(consumers, "refit", overshoot)
+    refit = compensation.refit
+    monkeypatch.setattr(compensation, "refit", overshoot)
     guarded = _pruned(**options)
     assert guarded.model.digest() == plain.model.digest()
     step = guarded.report.steps[0]
     assert step.max_error == plain.report.steps[0].max_error
     reasons = {skip.what: skip.reason for skip in step.skips}
     assert reasons["refit"].startswith("would take the error of the outputs from")
-    assert not [change for change in step.changes if change.note == "refitted"]
+    assert not [change for change in step.changes if "refitted" in change.note]
+
+
+def test_what_fits_few_inputs_too_closely_is_held_back(worker):
+    """Six inputs, 64 neurons: as free as can be their outputs are met, and others are not."""
+    model = _mlp(2)
+    feeds = _feeds(7, 2)
+    options = dict(worker=worker, ratio=0.5, max_error=100)
+    held = _pruned(model, feeds, **options)
+    changes = {change.what: change for change in held.report.steps[0].changes}
+    whole = changes["refit"]
+    assert (whole.kind, whole.error["error"] < whole.error["error_without"]) == ("model", True)
+    for name in "bc":
+        row = changes[name]
+        assert float(row.note.rpartition("damping ")[2]) >= 0.01
+        assert row.error["error_after"] < row.error["error_before"]
+    free = _pruned(model, feeds, damping=1e-6, **options)
+    plain = _pruned(model, feeds, compensate=False, **options)
+    others = _feeds(30, 2)[7:]
+    errors = [_error(model, each.model, others, worker) for each in (held, free, plain)]
+    assert errors[0] < min(errors[1:])
+
+
+def _error(model, other, feeds, worker):
+    wanted, found = (
+        [next(observe(each, each.ir.graph.outputs, [feed], worker))["y"] for feed in feeds]
+        for each in (model, other)
+    )
+    gap = np.subtract(wanted, found, dtype=float)
+    return np.linalg.norm(gap) / np.linalg.norm(wanted)
 
 
 @pytest.mark.parametrize("goal", [0.8, 0.4])

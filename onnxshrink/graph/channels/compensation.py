@@ -1,0 +1,126 @@
+"""Weights that read removed channels are given values that make up for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxshrink.graph.channels.consumers import Consumer, find
+from onnxshrink.graph.channels.cut import Cut
+from onnxshrink.graph.channels.facts import dims, stored
+from onnxshrink.graph.channels.groups import Removed
+from onnxshrink.graph.channels.walk import Walk
+from onnxshrink.kernels.refit import DAMPINGS, Array, Choice, Moments, choose, refit
+
+
+def choices(
+    walk: Walk, seen: Mapping[Consumer, Moments], removed: Removed, damping: float | None
+) -> dict[str, Choice]:
+    """How strongly each weight that reads removed channels is held to what it was.
+
+    Args:
+        walk: A labelled model.
+        seen: Moments of what its weights read.
+        removed: The channels.
+        damping: To be used; tried out if there is none.
+
+    Returns:
+        By name of the consumer. Those that are better left as they are do not appear.
+    """
+    found = {}
+    for consumer, moments in seen.items():
+        features = _kept(walk, consumer, removed)
+        if features.any() and not features.all():
+            tried = DAMPINGS if damping is None else (damping,)
+            choice = choose(consumer.matrix(), moments, features, tried, bias=consumer.shifts)
+            if choice is not None:
+                found[consumer.name] = choice
+    return found
+
+
+def compensate(
+    walk: Walk, sums: Mapping[str, Array], removed: Removed, chosen: Mapping[str, Choice]
+) -> dict[str, Choice]:
+    """Refit the weights that read removed channels. Must come before the cut.
+
+    Args:
+        walk: A labelled model, which is edited.
+        sums: Sums of products of what each weight reads, by name of the consumer.
+        removed: The channels.
+        chosen: How strongly each is held to what it was.
+
+    Returns:
+        The choices by name of the constants that have new values.
+    """
+    done: dict[str, Choice] = {}
+    added: dict[ir.Node, ir.Value] = {}
+    for consumer in list(find(walk)):
+        choice = chosen.get(consumer.name)
+        if choice is None:
+            continue
+        fitted, shift = refit(
+            consumer.matrix(), sums[consumer.name], _kept(walk, consumer, removed),
+            choice.damping, bias=consumer.shifts,
+        )  # fmt: skip
+        array = _array(consumer.weight)
+        consumer.put(array, fitted)
+        store(walk, consumer.weight, array)
+        done.setdefault(consumer.weight.name or "", choice)
+        if not consumer.shifts:
+            continue
+        bias = consumer.bias or added.get(consumer.node)
+        if bias is None:
+            bias = added[consumer.node] = _with_bias(walk, consumer)
+        array = _array(bias)
+        array[consumer.bias_at] += consumer.sign * shift
+        store(walk, bias, array)
+        done.setdefault(bias.name or "", choice)
+    return done
+
+
+def _kept(walk: Walk, consumer: Consumer, removed: Removed) -> np.ndarray:
+    """Which features stay."""
+    kept = walk.atoms.kept(consumer.labels, removed)
+    return kept.repeat(consumer.features // consumer.channels)
+
+
+def _array(value: ir.Value) -> Array:
+    tensor = stored(value)
+    assert tensor is not None
+    return np.array(tensor.numpy(), np.float64)
+
+
+def _with_bias(walk: Walk, consumer: Consumer) -> ir.Value:
+    """Give a node a bias of zeros, which goes with the channels that it makes."""
+    node, tensor = consumer.node, stored(consumer.weight)
+    assert tensor is not None
+    axis = 1 if node.op_type == "ConvTranspose" else 1 - consumer.weight_axis
+    zeros = np.zeros(dims(tensor)[axis], tensor.dtype.numpy())
+    cut = Cut(walk, np.zeros(walk.atoms.count, bool))
+    bias = cut.constant(zeros, f"{consumer.weight.name}.bias", node)
+    if len(node.inputs) < 3:
+        node.resize_inputs(3)
+    node.replace_input_with(2, bias)
+    walk.model.touch_node(node)
+    slot = walk.slot(bias, node, 2)
+    walk.labels[slot], walk.zero[slot] = [walk.labels[consumer.weight][axis]], [True]
+    return bias
+
+
+def store(walk: Walk, value: ir.Value, array: np.ndarray) -> None:
+    """Give a constant other values of the same shape and type."""
+    tensor = stored(value)
+    assert tensor is not None
+    kind: Any = tensor.dtype.numpy()
+    name = value.name or ""
+    new = walk.model.store(ir.Tensor(np.ascontiguousarray(array.astype(kind)), name=name), name)
+    node = value.producer()
+    if node is not None:
+        node.attributes.clear()
+        node.attributes["value"] = ir.AttrTensor("value", new)
+    else:
+        value.const_value = new
+    walk.model.touch(name)
