@@ -51,11 +51,15 @@ def probe(model: Model, feed: Mapping[str, np.ndarray], worker: Worker) -> Runs:
         DataError: The feed does not fit the model.
         ModelError: It does not run.
     """
-    from onnxshrink.graph.channels.facts import Runs, watched
+    from onnxshrink.graph.channels.facts import Runs, measured, watched
 
     first = dict(feed)
     second, varied = _other_feed(model, first, worker)
-    runs = list(observe(model, watched(model), [first, second], worker))
+    copy, shapes = measured(model, watched(model))
+    runs = []
+    for arrays in _answers(copy, [first, second], worker):
+        told = {shapes[n].name: shapes[n].stand_in(a) for n, a in arrays.items() if n in shapes}
+        runs.append({n: a for n, a in arrays.items() if n not in shapes} | told)
     return Runs.of(model, {**first, **runs[0]}, {**second, **runs[1]}, varied)
 
 
@@ -127,9 +131,16 @@ def observe(
     """
     from onnxshrink.graph.channels.facts import exposed
 
+    yield from _answers(exposed(model, values), feeds, worker)
+
+
+def _answers(
+    model: Model, feeds: Sequence[Mapping[str, np.ndarray]], worker: Worker
+) -> Iterator[dict[str, np.ndarray]]:
+    """For each feed, the outputs of a model without a file, by name."""
     with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
         path = Path(folder) / "model.onnx"
-        exposed(model, values).save(path, durable=False)
+        model.save(path, durable=False)
         names = list(worker.open(path, _PLAIN).outputs)
         try:
             for feed in feeds:

@@ -46,6 +46,23 @@ class Seen:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """A value of which only the shape is looked at.
+
+    Attributes:
+        name: Its name.
+        dtype: Its numpy type.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+
+    def stand_in(self, shape: np.ndarray) -> np.ndarray:
+        """Zeros of this shape, which take no memory."""
+        return np.broadcast_to(np.zeros((), self.dtype), tuple(shape.tolist()))
+
+
+@dataclass(frozen=True)
 class Runs:
     """Two runs of a model with all intermediate values watched.
 
@@ -136,6 +153,35 @@ def exposed(model: Model, values: Sequence[ir.Value]) -> Model:
         copy.ir.graph.outputs.append(made[name])
         copy.touch(name)
     return copy
+
+
+def measured(model: Model, values: Sequence[ir.Value]) -> tuple[Model, dict[str, Measured]]:
+    """A copy of a model that returns values, but of floats the shapes only: they are large.
+
+    Args:
+        model: The model.
+        values: Values of its main graph.
+
+    Returns:
+        The copy, and by the name of an output whose shape it is that of which value.
+    """
+    kinds = shapes.walk(model).elements
+    floats = [v for v in values if kinds.get(v) and ir.DataType(kinds[v]).is_floating_point()]
+    copy = exposed(model, [value for value in values if value not in set(floats)])
+    given = {value.name for value in model.ir.graph.outputs}
+    made = {v.name: v for node in copy.ir.graph for v in node.outputs}
+    found = {}
+    for value in floats:
+        if value.name not in given and value.name in made:
+            node = ir.node("Shape", [made[value.name]], name="")
+            size = node.outputs[0]
+            size.name = copy.unused_name(f"{value.name}.shape")
+            size.type = ir.TensorType(ir.DataType.INT64)
+            copy.ir.graph.append(node)
+            copy.ir.graph.outputs.append(size)
+            copy.touch_node(node)
+            found[size.name] = Measured(value.name or "", ir.DataType(kinds[value]).numpy())
+    return copy, found
 
 
 class Facts:
