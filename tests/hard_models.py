@@ -97,6 +97,19 @@ def tied_turned() -> Hard:
 
 
 @hard
+def tied_copies() -> Hard:
+    """A weight that three layers share: the first reads it, the others an Identity of it."""
+    proto = text(
+        """g (float[n, 64] x) => (float[n, 64] y, float[64, 64] out) {
+            w2 = Identity(w)  w3 = Identity(w2)  out = Identity(w)
+            a = MatMul(x, w)  b = Tanh(a)  c = MatMul(b, w2)  d = Tanh(c)  y = MatMul(d, w3)
+        }""",
+        w=weight(71, 64, 64),
+    )
+    return Hard(proto, rows(3, 64))
+
+
+@hard
 def branches() -> Hard:
     """Both branches of an If name their own weight ``w``; both also read an outer one."""
     branch = [

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from onnxshrink.graph import tensors
+from onnxshrink.graph import tensors, weights
 from onnxshrink.graph.model import Model
 
 #: Larger constants are not folded into one: it saves no time worth the bytes.
@@ -97,6 +97,25 @@ def drop_identities(model: Model) -> None:
     from onnx_ir.passes.common import IdentityEliminationPass
 
     _run(model, IdentityEliminationPass())
+
+
+def forward_constants(model: Model) -> None:
+    """Let nodes read a constant itself, not an Identity of it, as exporters write for tied weights.
+
+    Identities of anything else stay, and so do those that are outputs.
+    """
+    for scope in model.scopes:
+        for node in list(scope):
+            if (node.domain, node.op_type) != ("", "Identity"):
+                continue
+            source, copy = node.inputs[0], node.outputs[0]
+            if source is None or copy.is_graph_output() or weights.constant(source) is None:
+                continue
+            model.touch_node(node)
+            for user, _ in copy.uses():
+                model.touch_node(user)
+            copy.replace_all_uses_with(source)
+            scope.remove(node, safe=True)
 
 
 def drop_unused(model: Model) -> None:

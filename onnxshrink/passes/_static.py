@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 #: Rewriters that leave fewer nodes between integer kernels, in this order.
 _PREPARING = (
+    "forward_constants",
     "fold_constants",
     "fold_batch_norms",
     "fold_pads",

@@ -82,11 +82,13 @@ class QuantizeDynamic(Pass):
 
     def apply(self, model: Model, ctx: Context) -> None:
         """Quantize every selected weight, the largest first; then narrow the long vectors."""
-        from onnxshrink.graph import dynamic, opset, weights
+        from onnxshrink.graph import clean, dynamic, opset, weights
         from onnxshrink.passes.to_float16 import narrow
 
         views, before = list(weights.find(model)), model.opset
-        if any(not self.weights.why_not(v) for v in views) and opset.raise_opset(model, _OPSET):
+        if any(not self.weights.why_not(view) for view in views):
+            clean.forward_constants(model)
+            opset.raise_opset(model, _OPSET)
             views = list(weights.find(model))
         activations = dynamic.Activations(model)
         vectors: list[WeightView] = []

@@ -121,12 +121,14 @@ class QuantizeWeights(Pass):
 
     def apply(self, model: Model, ctx: Context) -> None:
         """Quantize every selected weight, the largest first; then narrow the long vectors."""
-        from onnxshrink.graph import opset, weights
+        from onnxshrink.graph import clean, opset, weights
         from onnxshrink.passes.to_float16 import narrow
 
         views, before = list(weights.find(model)), model.opset
         chosen = [view for view in views if not self.weights.why_not(view)]
-        if raised := opset.raise_opset(model, self._opset(model, chosen)):
+        raised = opset.raise_opset(model, self._opset(model, chosen))
+        if chosen:
+            clean.forward_constants(model)
             views = list(weights.find(model))
         parts: list[list[WeightView]] = []
         if self.sequential:

@@ -98,7 +98,7 @@ class SplitLowrank(Pass):
 
     def apply(self, model: Model, ctx: Context) -> None:
         """Split every selected weight for which it pays, the largest first."""
-        from onnxshrink.graph import opset, weights
+        from onnxshrink.graph import clean, opset, weights
         from onnxshrink.passes import _low_rank
 
         if self.whiten == "true" and not ctx.feeds:
@@ -107,6 +107,9 @@ class SplitLowrank(Pass):
         if self.residual == "int4" and opset.raise_opset(model, _INT4_OPSET):
             ctx.changed("opset", 0, kind="model", note=f"raised from {before} to {model.opset}")
         views = list(weights.find(model))
+        if any(not self.weights.why_not(view) for view in views):
+            clean.forward_constants(model)
+            views = list(weights.find(model))
         shared = _low_rank.share_out(self, views, ctx) if self.ranks == "together" else {}
         for view, options in ctx.each(self, views):
             if reason := options.obstacle(view):

@@ -300,6 +300,20 @@ def test_activations_without_a_range(
     np.testing.assert_allclose(y, np.full((rows, 40), total) + normal(40), rtol=1e-4)
 
 
+def test_layers_that_share_a_weight_by_identities(worker: Worker, tmp_path: Path) -> None:
+    """Exporters write tied weights so; each product becomes one of integers."""
+    model = parsed(
+        """g (float[3, 64] x) => (float[3, 64] y) {
+            V = Identity(W)  U = Identity(V)
+            a = MatMul(x, W)  b = MatMul(a, V)  y = MatMul(b, U) }""",
+        W=normal(64, 64) / 8,
+    )
+    (step,) = quantized(model, tmp_path).report.steps
+    assert [change.what for change in step.changes] == ["W"]
+    ops = counted(tmp_path)
+    assert (ops["MatMulInteger"], ops["MatMul"], ops["Identity"]) == (3, 0, 0)
+
+
 # ---------------------------------------------------------------------------------- recurrent
 
 
