@@ -69,7 +69,7 @@ def shift(
     user, index = next(
         (use.node, use.idx) for use in outline.bias.uses() if _adds(use.node, outline)
     )
-    values = values.astype(tensor.dtype.numpy())
+    values = values.astype(_type(outline.bias, tensor).numpy())
     edit.give_constant(model, user, index, values, f"{outline.output}.bias")
     edit.forget(model, stored)
     return outline.output, 0, values.nbytes
@@ -87,6 +87,16 @@ def _stored(value: ir.Value) -> ir.Value | None:
         return _stored(node.inputs[0])
     tensor = weights.constant(value)
     return value if tensor is not None and tensor.dtype in weights.FLOATS else None
+
+
+def _type(value: ir.Value, stored: ir.TensorProtocol) -> ir.DataType:
+    """The type in which a vector is added, that of the last Cast on its way from the constant."""
+    node = value.producer()
+    if node is not None and node.op_type == "Cast":
+        return ir.DataType(node.attributes["to"].as_int())
+    if node is not None and node.op_type == "Identity" and node.inputs[0] is not None:
+        return _type(node.inputs[0], stored)
+    return stored.dtype
 
 
 def _add_behind(model: Model, node: ir.Node, values: np.ndarray) -> None:
