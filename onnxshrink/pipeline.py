@@ -11,7 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from onnxshrink.contract import Feeds, Judge, Progress, Settings
-from onnxshrink.errors import InputsMissing, OutputError, RecipeError, ShrinkError
+from onnxshrink.errors import (
+    InputsMissing,
+    OutputError,
+    RecipeError,
+    ShrinkError,
+    UnsupportedModel,
+)
 from onnxshrink.options import amended, check, dump, option
 from onnxshrink.report import Change, Report, Skip, Step
 from onnxshrink.select import KEPT, SKIP, Select, unmatched
@@ -39,12 +45,15 @@ class Pass:
         may_grow: Whether the step may make the file bigger.
         runs_models: Whether ``apply`` runs models on the context's worker.
         retreats: Whether a step that breaks the contract may stand on fewer of its ``weights``.
+        inlines: Whether it sees functions inlined, where there are any, even if it asks for no
+            statistics: no value of a function can be observed.
     """
 
     name: ClassVar[str] = ""
     may_grow: ClassVar[bool] = False
     runs_models: ClassVar[bool] = False
     retreats: ClassVar[bool] = False
+    inlines: ClassVar[bool] = False
 
     max_error: float | None = option(
         None,
@@ -261,7 +270,8 @@ step, settings.feeds, settings.generated, original=original, worker=worker,
         verify=lambda half_way, limit=bound: judge.verify(half_way, limit),
     )  # fmt: skip
     try:
-        trial = model.clone()
+        before, calls = _inlined(pass_, model, ctx.feeds)
+        trial = before.clone()
         if needs := tuple(pass_.needs(trial)):
             judge.settle()  # the worker may be busy with the original
             ctx.statistics = calibrate(
@@ -270,8 +280,10 @@ step, settings.feeds, settings.generated, original=original, worker=worker,
         if pass_.runs_models:
             judge.settle()
         pass_.apply(trial, ctx)
+        if calls and step.changes:
+            ctx.changed("functions", 0, kind="model", note=f"{calls} calls inlined")
         reason = judge.refusal(trial, bound, pass_.may_grow, step) if step.changes else ""
-        if reason and pass_.retreats and (fewer := _retreat(pass_, model, ctx, judge, bound)):
+        if reason and pass_.retreats and (fewer := _retreat(pass_, before, ctx, judge, bound)):
             trial, reason = fewer, ""
     except (RecipeError, InputsMissing, OutputError):  # no fault of the step: what it was given
         judge.settle()
@@ -288,6 +300,23 @@ step, settings.feeds, settings.generated, original=original, worker=worker,
     else:
         step.status = "nothing to do"
     return model
+
+
+def _inlined(pass_: Pass, model: Model, feeds: Feeds) -> tuple[Model, int]:
+    """The model as a pass wants to see it, and how many calls of functions were inlined for it."""
+    from onnxshrink.graph.inline import inline_functions
+
+    if not model.ir.functions:
+        return model, 0
+    if not (
+        pass_.inlines or pass_.runs_models or (feeds and any(True for _ in pass_.needs(model)))
+    ):
+        return model, 0
+    trial = model.clone()
+    try:
+        return trial, inline_functions(trial)
+    except UnsupportedModel:  # the pass reports what it cannot observe or change
+        return model, 0
 
 
 def _retreat(pass_: Pass, model: Model, ctx: Context, judge: Judge, bound: float) -> Model | None:

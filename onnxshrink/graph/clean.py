@@ -23,6 +23,13 @@ _FOLDED_CODES = 32
 _REBUILDING = {"DequantizeLinear", "Cast", "Mul", "Sub", "Gather", "Reshape", "Expand", "Tile"}
 
 
+def inline_functions(model: Model) -> None:
+    """Put the bodies of functions where they are called, for the other rewriters and for passes."""
+    from onnxshrink.graph import inline  # which needs this module
+
+    inline.inline_functions(model)
+
+
 def fold_constants(model: Model) -> None:
     """Compute what depends on constants only, where the result is not larger than what it needs."""
 

@@ -9,6 +9,7 @@ from onnx import version_converter
 from onnxshrink.errors import UnsupportedModel
 from onnxshrink.graph import preserve
 from onnxshrink.graph.hoist import separate_inputs
+from onnxshrink.graph.inline import inline_functions
 from onnxshrink.graph.model import Model
 
 
@@ -28,11 +29,7 @@ def raise_opset(model: Model, version: int) -> bool:
     if model.opset >= version:
         return False
     before = model.opset
-    if model.ir.functions:
-        raise UnsupportedModel(
-            f"{model.label}: opset {before} cannot be raised to {version}, which this needs: "
-            "ONNX's converter loses the model's functions"
-        )
+    inline_functions(model)  # ONNX's converter would lose them
 
     def convert(proto: onnx.ModelProto) -> onnx.ModelProto:
         try:
@@ -56,6 +53,11 @@ def raise_opset(model: Model, version: int) -> bool:
 def _annotate(converted: onnx.ModelProto, before: onnx.ModelProto) -> None:
     """Put back what people wrote about graphs, nodes and tensors, which the converter loses."""
     for new, old in zip(preserve.graphs(converted), preserve.graphs(before), strict=False):
+        for now, was in ((new.input, old.input), (new.output, old.output)):
+            declared = {value.name: value for value in was}
+            for value in now:  # it names the dimensions that had no name
+                if value.name in declared:
+                    value.CopyFrom(declared[value.name])
         if new.name == old.name and not new.metadata_props:
             new.metadata_props.extend(old.metadata_props)
         written = {tensor.name: tensor for tensor in old.initializer}

@@ -96,7 +96,9 @@ class Work:
 
     def prepare(self) -> list[str]:
         """Fold what stands between integer kernels; what was done."""
-        self._tell_apart()
+        from onnxshrink.graph import inline
+
+        inline.tell_apart(self.model)
         trial, origins, done = self._rewritten(_PREPARING)
         if not done or not self.ctx.verify(trial, _EXACT):
             self._adopt(trial, origins)
@@ -110,19 +112,6 @@ class Work:
                 self._adopt(trial, origins)
                 done += did
         return done
-
-    def _tell_apart(self) -> None:
-        """Give values of bodies names of their own, where two branches use one name."""
-        seen: set[str] = set()
-        for node in self.model.nodes:
-            for value in node.outputs:
-                if value.name and value.name in seen:
-                    self.model.touch(value.name)
-                    value.name = self.model.unused_name(value.name)
-                    self.model.touch(value.name)
-                    for user, _ in value.uses():
-                        self.model.touch_node(user)
-                seen.add(value.name or "")
 
     def _adopt(self, trial: Model, origins: dict[Node, Origin]) -> None:
         self.model.adopt(trial)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 #: In this order: folding makes duplicates, and sharing makes nodes that nobody uses.
 Rewriter = Literal[
+    "inline_functions",
     "fold_constants",
     "fold_batch_norms",
     "drop_identities",
@@ -28,10 +29,10 @@ REWRITERS = get_args(Rewriter)
 class Clean(Pass):
     """Remove what a model does not need, without changing what it answers.
 
-    Computes constant expressions, multiplies BatchNormalization into convolutions, stores equal
-    constants once, and drops Identity and unused nodes. Every rewriter runs on a copy that is
-    compared with the model: one that fails, changes an output or makes the file bigger is dropped
-    by itself and reported.
+    Inlines functions, computes constant expressions, multiplies BatchNormalization into
+    convolutions, stores equal constants once, and drops Identity and unused nodes. Every rewriter
+    runs on a copy that is compared with the model: one that fails, changes an output or makes the
+    file bigger is dropped by itself and reported.
     """
 
     keep: tuple[Rewriter, ...] = option((), help="rewriters not to run")
@@ -65,4 +66,5 @@ class Clean(Pass):
                 ctx.skip(name, f"dropped: {reason}")
             else:
                 model.adopt(trial)
-                ctx.changed(name, after, before=before, kind="graph", note=f"{removed} nodes less")
+                note = f"{abs(removed)} nodes {'less' if removed >= 0 else 'more'}"
+                ctx.changed(name, after, before=before, kind="graph", note=note)

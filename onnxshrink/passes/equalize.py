@@ -48,6 +48,8 @@ class Equalize(Pass):
         """Limits take some bytes."""
         return self.ceiling == "split"
 
+    inlines = True
+
     @property
     def bound(self) -> float:
         """Products are rounded otherwise; nothing else changes."""

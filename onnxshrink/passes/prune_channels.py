@@ -83,6 +83,8 @@ class PruneChannels(Pass):
         "inputs that were not fitted to", ge=1e-6, le=100,
     )  # fmt: skip
 
+    inlines = True
+
     @property
     def bound(self) -> float:
         """The error of an output of nothing but zeros.

@@ -50,6 +50,8 @@ class Smooth(Pass):
         """Multiplications take some bytes."""
         return self.insert
 
+    inlines = True
+
     @property
     def bound(self) -> float:
         """Products are rounded otherwise; nothing else changes."""

@@ -32,6 +32,8 @@ class Specialize(Pass):
         {}, help="inputs that always have one shape: '{input: [1, 576]}'"
     )
 
+    inlines = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, shape in self.shapes.items():

@@ -68,6 +68,8 @@ class SplitLowrank(Pass):
     )
     weights: Select = select()
 
+    inlines = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         together = self.ranks == "together"

@@ -45,12 +45,13 @@ class ToFloat16(Pass):
             narrow(view, model, ctx)
 
     def _convert(self, model: Model, ctx: Context) -> None:
-        from onnxshrink.graph import whole
+        from onnxshrink.graph import inline, whole
         from onnxshrink.runtime import half
 
         if self.weights != type(self)().weights:
             raise RecipeError(f"{self.name}: 'full' converts every weight; it takes no selection")
         before = model.nbytes()
+        inline.inline_functions(model)  # the converter does not know them
         whole.rewrite(model, half.to_float16)
         ctx.changed("graph", model.nbytes(), before=before, kind="graph", note="float16")
 

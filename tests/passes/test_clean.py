@@ -322,7 +322,7 @@ def test_keep_leaves_a_rewriter_out(worker: Worker) -> None:
     result = cleaned(worker, keep=("fold_batch_norms",))
     assert not result.report.changed
     assert skipped(result)["fold_batch_norms"] == "kept as asked"
-    with pytest.raises(RecipeError, match="takes one of fold_constants"):
+    with pytest.raises(RecipeError, match="takes one of inline_functions"):
         Clean(keep=("fold_everything",))
 
 
