@@ -96,6 +96,7 @@ class Atoms:
                 self.join(np.array(a), np.array(b))
             elif self._defined[x] and self._defined[y]:
                 self._parent[max(x, y)] = min(x, y)
+                self._factors[min(x, y)] = a  # one may have been a factor of the other
             return
         (short, long) = (a, b) if len(a) < len(b) else (b, a)
         if len(short) == 1 and short[0] not in long:

@@ -133,9 +133,7 @@ def _reshape(walk: Walk, node: ir.Node) -> None:
 def _retarget(walk: Walk, node: ir.Node, before: Sequence[Axis], after: Sequence[Axis]) -> None:
     """Take what is removed off the target of a Reshape."""
     values = walk.facts.values(node.inputs[1] if len(node.inputs) > 1 else None)
-    if values is None or integer(node, "allowzero", 0):
-        raise Barrier("its target is not known")
-    if len(values[0]) != len(after):
+    if values is None or len(values[0]) != len(after):
         raise Barrier("its target is not known")
     kinds = [(np.sign(a), np.sign(b)) for a, b in zip(*values, strict=True)]
     if any(a != b for a, b in kinds):
