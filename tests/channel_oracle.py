@@ -112,11 +112,8 @@ def prune(
     removed = spread.choose(Plan(walk, groups, scores, [], {}), ratio).removed
     before, after = grouping.cost(walk), grouping.cost(walk, removed)
     reference = _zeroed(walk, removed)
-    kept = {
-        slot.name: [None if a is None else walk.atoms.kept(a, removed) for a in axes]
-        for slot, axes in walk.labels.items()
-        if not isinstance(slot, tuple)
-    }
+    values = [slot for slot in walk.labels if not isinstance(slot, tuple)]
+    kept = {value.name: _kept(walk, value, removed) for value in values}
     Cut(walk, removed).apply()
     _assert_in_order(pruned)
     verdict = Verdict(pruned, walk, groups, before, after, 0.0, "", 0)
@@ -132,6 +129,30 @@ def prune(
         for output in pruned.ir.graph.outputs:
             assert actual[output.name or ""].shape == expected[output.name or ""].shape
     return verdict
+
+
+def _kept(walk: Walk, value: ir.Value, removed: np.ndarray) -> list[object]:
+    """What stays of each axis: a mask; a list of them for digits, None for one that varies."""
+
+    def mask(labels: np.ndarray | None) -> np.ndarray | None:
+        return None if labels is None else walk.atoms.kept(labels, removed)
+
+    found: list[object] = [mask(labels) for labels in walk.labels[value]]
+    for axis in range(len(found)):
+        if digits := walk.digits.get((value, axis)):
+            found[axis] = [mask(digit.labels) for digit in digits]
+    return found
+
+
+def _mask(keep, length: int) -> np.ndarray:  # type: ignore[no-untyped-def]
+    if not isinstance(keep, list):
+        return keep
+    known = int(np.prod([len(digit) for digit in keep if digit is not None]))
+    whole = np.ones(1, bool)
+    for digit in keep:
+        part = np.ones(length // known, bool) if digit is None else digit
+        whole = np.logical_and.outer(whole, part).ravel()
+    return whole
 
 
 def _everything(
@@ -173,7 +194,7 @@ def _compare(verdict: Verdict, name: str, value: np.ndarray, actual: np.ndarray,
         return
     turns = value.ndim - len(kept)  # one axis for each loop that it is in
     for axis, keep in enumerate(kept, turns):
-        value = value if keep is None else value.compress(keep, axis)
+        value = value if keep is None else value.compress(_mask(keep, value.shape[axis]), axis)
     assert value.shape == actual.shape, f"{name}: {actual.shape} instead of {value.shape}"
     finite = np.isfinite(value)
     if not finite.any():

@@ -136,6 +136,58 @@ CASES = {
         wq=(6, 12), wv=(6, 12), wo=(12, 6), i0=np.array(0), i1=np.array(1), i2=np.array(2),
         i0v=np.array([0]), three=np.array(3), threev=np.array([3]),
     ),
+    "heads_merged_with_the_batch": _case(
+        "(float[S,N,6] x) => (float[S,N,4] y) {"
+        "q0 = MatMul(x, wq) k0 = MatMul(x, wk) v0 = MatMul(x, wv) sh = Shape(x)"
+        "s = Slice(sh, i0, i1) n = Slice(sh, i1, i2) nh = Mul(n, i3)"
+        "to = Concat<axis=0>(s, nh, i4) to2 = Concat<axis=0>(none, nh, i4)"
+        "q1 = Reshape<allowzero=1>(q0, to) k1 = Reshape(k0, to2) v1 = Reshape(v0, to)"
+        "q = Transpose<perm=[1,0,2]>(q1) k = Transpose<perm=[1,2,0]>(k1)"
+        "v = Transpose<perm=[1,0,2]>(v1) a = MatMul(q, k) b = Mul(a, half) p = Softmax(b)"
+        "o = MatMul(p, v) t = Transpose<perm=[1,0,2]>(o) back = Concat<axis=0>(s, n, i12)"
+        "m = Reshape(t, back) y = MatMul(m, wo)}",
+        wq=(6, 12), wk=(6, 12), wv=(6, 12), wo=(12, 4), i0=np.array([0]), i1=np.array([1]),
+        i2=np.array([2]), i3=np.array([3]), i4=np.array([4]), i12=np.array([12]),
+        none=np.array([-1]), half=np.float32(0.5),
+    ),
+    "heads_merged_and_taken_apart": _case(
+        "(float[N,S,6] x) => (float[N,S,6] y) {"
+        "q0 = MatMul(x, wq) k0 = MatMul(x, wk) v0 = MatMul(x, wv) sh = Shape(x)"
+        "q1 = Reshape(q0, split) k1 = Reshape(k0, split) v1 = Reshape(v0, split)"
+        "q2 = Transpose<perm=[0,2,1,3]>(q1) k2 = Transpose<perm=[0,2,3,1]>(k1)"
+        "v2 = Transpose<perm=[0,2,1,3]>(v1) n = Slice(sh, i0, i1) s = Slice(sh, i1, i2)"
+        "nh = Mul(n, i3) t3 = Concat<axis=0>(nh, s, i4) t4 = Concat<axis=0>(nh, i4, s)"
+        "q = Reshape(q2, t3) k = Reshape(k2, t4) v = Reshape(v2, t3) a = MatMul(q, k)"
+        "sh2 = Shape(a) nh2 = Slice(sh2, i0, i1) n2 = Div(nh2, i3) l = Slice(sh2, i1, i3)"
+        "t5 = Concat<axis=0>(n2, i3, l) b = Reshape(a, t5) c = Mul(b, scale)"
+        "t6 = Concat<axis=0>(none, l) d = Reshape(c, t6) p = Softmax(d) o = MatMul(p, v)"
+        "t7 = Concat<axis=0>(n, none, s, i4) e = Reshape(o, t7)"
+        "f = Transpose<perm=[0,2,1,3]>(e) m = Reshape(f, merge) y = MatMul(m, wo)}",
+        wq=(6, 12), wk=(6, 12), wv=(6, 12), wo=(12, 6), split=np.array([0, 0, 3, 4]),
+        i0=np.array([0]), i1=np.array([1]), i2=np.array([2]), i3=np.array([3]), i4=np.array([4]),
+        none=np.array([-1]), scale=(1, 3, 1, 1), merge=np.array([0, 0, 12]),
+    ),
+    "windows_of_a_varying_batch": _case(
+        "(float[N,3,4,4] x) => (float[N,5,4,4] y) {c = Conv(x, w) i = Transpose<perm=[0,2,3,1]>(c)"
+        "p1 = Reshape(i, s6) p2 = Transpose<perm=[0,1,3,2,4,5]>(p1) p = Reshape(p2, s3)"
+        "h = MatMul(p, wq) h1 = Reshape(h, s5) h2 = Transpose<perm=[2,0,3,1,4]>(h1)"
+        "q = Gather<axis=0>(h2, i0) k = Gather<axis=0>(h2, i1) v = Gather<axis=0>(h2, i2)"
+        "kt = Transpose<perm=[0,1,3,2]>(k) a = MatMul(q, kt) b = Add(a, bias) r5 = Reshape(b, m5)"
+        "d = Add(r5, mask) r4 = Reshape(d, m4) e = Softmax(r4) o = MatMul(e, v)"
+        "f = Transpose<perm=[0,2,1,3]>(o) g = Reshape(f, s3b) j = MatMul(g, wo)"
+        "u1 = Reshape(j, s6b) u2 = Transpose<perm=[0,1,3,2,4,5]>(u1) u3 = Reshape(u2, s4)"
+        "z = Add(i, u3) t = Transpose<perm=[0,3,1,2]>(z) y = Conv(t, u)}",
+        w=(8, 3, 1, 1), wq=(8, 36), wo=(12, 8), bias=(1, 3, 4, 4), mask=(1, 4, 1, 4, 4),
+        s6=np.array([-1, 2, 2, 2, 2, 8]), s3=np.array([-1, 4, 8]), s5=np.array([-1, 4, 3, 3, 4]),
+        i0=np.array(0), i1=np.array(1), i2=np.array(2), m5=np.array([-1, 4, 3, 4, 4]),
+        m4=np.array([-1, 3, 4, 4]), s3b=np.array([-1, 4, 12]), s6b=np.array([-1, 2, 2, 2, 2, 8]),
+        s4=np.array([-1, 4, 4, 8]), u=(5, 8, 1, 1),
+    ),
+    "size": _case(
+        "(float[N,6] x) => (float[N,4] y) {h = MatMul(x, a) n = Size(h) f = Cast<to=1>(n)"
+        "g = Div(h, f) y = MatMul(g, b)}",
+        a=(6, 10), b=(10, 4),
+    ),
     "rms_norm": _case(
         "(int64[N,S] x) => (float[N,S,5] y) {e = Gather(t, x) q = Pow(e, two)"
         "m = ReduceMean<axes=[-1]>(q) p = Add(m, eps) r = Sqrt(p) d = Div(e, r) g = Mul(d, c)"
@@ -485,7 +537,24 @@ def test_shuffle_becomes_a_gather(worker):
     assert [n.op_type for n in verdict.model.ir.graph] == ["Conv", "Gather", "Conv"]
 
 
+def test_heads_of_packed_attention_are_heads(worker):
+    verdict = _pruned("fused_attention", worker)
+    kinds = {group.name: group.kind for group in verdict.groups if len(group) == 2}
+    assert kinds["w2[1]"] == "heads"
+    merged = _pruned("heads_merged_with_the_batch", worker, 0.5)
+    assert {len(group) for group in merged.groups} == {3, 4}
+    assert merged.shape("wo") == (2 * 2, 4)  # one head of three went, and two dimensions of four
+
+
 BLOCKED = {
+    "softmax_along_heads_and_batch": (
+        "(float[S,N,6] x) => (float[S,N,4] y) {h = MatMul(x, a) sh = Shape(x) n = Slice(sh, i1, i2)"
+        "nh = Mul(n, i2) to = Concat<axis=0>(i0, nh, i3) r = Reshape(h, to)"
+        "s = Softmax<axis=1>(r) sizes = Concat<axis=0>(i0, n, none) m = Reshape(s, sizes)"
+        "z = ReduceSum(m, i2) t = Transpose<perm=[0,2,1]>(m) g = MatMul(m, t)"
+        "k = ReduceSum(g, i2) w = Add(z, k) y = MatMul(w, b)}",
+        dict(a=(6, 6), b=(1, 4), i0=np.array([0]), i1=np.array([1]), i2=np.array([2]),
+             i3=np.array([3]), none=np.array([-1])), "merged with an axis of varying length"),
     "unknown": (
         "(float[N,6] x) => (float[N,4] y) {h = MatMul(x, a) u, k = TopK<axis=1>(h, n)"
         "y = MatMul(u, b)}", dict(a=(6, 8), n=np.array([5]), b=(5, 4)), "runs along it"),

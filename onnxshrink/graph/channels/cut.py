@@ -212,7 +212,7 @@ class Cut:
         """A new constant; in a model whose initializers are inputs, made in front of a node."""
         graph = self.model.ir.graph
         name = self.model.unused_name(name)
-        tensor = self.model.store(np.ascontiguousarray(array), name)
+        tensor = self.model.store(np.asarray(array, order="C"), name)
         self.model.touch(name)
         if self.model.ir.ir_version < 4:  # its initializers would be inputs
             node = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], name="")

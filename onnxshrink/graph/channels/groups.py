@@ -163,7 +163,7 @@ def _kind(members: Sequence[Member], repeats: int) -> Kind:
     if repeats < 2:
         return "channels"
     first = members[0].positions[members[0].units == members[0].units[0]]
-    return "heads" if np.ptp(first) < len(first) else "head-dimensions"
+    return "heads" if (np.diff(first) == 1).any() else "head-dimensions"
 
 
 # --------------------------------------------------------------------------- sizes
@@ -215,6 +215,12 @@ def cost(walk: Walk, removed: Removed | None = None) -> Cost:
         kept = int(walk.atoms.kept(labels, removed).sum())
         shape = shapes[value]
         shapes[value] = (shape[0], shape[1] * kept // len(labels), *shape[2:])
+    for (value, axis), digits in walk.digits.items():
+        shape = shapes[value]
+        for labels in (digit.labels for digit in digits if digit.labels is not None):
+            kept = int(walk.atoms.kept(labels, removed).sum())
+            shape = (*shape[:axis], shape[axis] * kept // len(labels), *shape[axis + 1 :])
+        shapes[value] = shape
     parameters = nbytes = 0
     counted: set[tuple[ir.Value, tuple[int, ...]]] = set()
     for slot, shape in shapes.items():

@@ -57,6 +57,21 @@ class Operand:
         return None if labels is None else len(labels)
 
 
+@dataclass(frozen=True)
+class Digit:
+    """A part of an axis of varying length, as ``[batch * heads]`` has two.
+
+    Attributes:
+        labels: Labels of the part; None for the one whose length varies.
+        size: Its length in the two runs.
+        zero: See ``Operand``.
+    """
+
+    labels: Axis
+    size: Pair
+    zero: bool = False
+
+
 @dataclass
 class Walk:
     """The labels of a graph.
@@ -64,6 +79,8 @@ class Walk:
     Attributes:
         labels: Labels by value, or by use for vectors.
         zero: See ``Operand``.
+        digits: Parts of axes of varying length, the slowest first, where some of them may lose
+            indices: by the value, and the axis.
         rewrites: What to change in a node besides its weights, when channels go; in order.
         barriers: Nodes around which everything stays whole, and why.
         handled: Nodes that the rule of an earlier one has labelled already.
@@ -85,6 +102,7 @@ class Walk:
     atoms: Atoms = field(default_factory=Atoms)
     labels: dict[Slot, list[Axis]] = field(default_factory=dict)
     zero: dict[Slot, list[bool]] = field(default_factory=dict)
+    digits: dict[tuple[ir.Value, int], Sequence[Digit]] = field(default_factory=dict)
     rewrites: list[tuple[ir.Node, Rewrite]] = field(default_factory=list)
     barriers: dict[str, str] = field(default_factory=dict)
     handled: set[ir.Node] = field(default_factory=set)
@@ -98,6 +116,7 @@ class Walk:
     gated: list[tuple[ir.Node, Labels]] = field(default_factory=list)
     narrowed: dict[ir.Value, Labels] = field(default_factory=dict)
     _used: set[tuple[ir.Node, int]] = field(default_factory=set)
+    _carried: set[tuple[ir.Node, int, int]] = field(default_factory=set)
     _rules: Mapping[tuple[str, str], Rule] = field(default_factory=dict)
 
     # -------------------------------------------------------------------- inputs
@@ -202,6 +221,29 @@ class Walk:
             axes = self.fresh(sizes, reason)
             self.labels[value], self.zero[value] = axes, [False] * len(axes)
 
+    def carry(self, node: ir.Node, index: int, axis: int) -> Sequence[Digit]:
+        """The digits of an axis of an input, which stay whole unless a rule asks for them."""
+        self._carried.add((node, index, axis))
+        value = node.inputs[index]
+        return () if value is None else self.digits.get((value, axis), ())
+
+    def put_digits(self, node: ir.Node, axis: int, digits: Sequence[Digit]) -> None:
+        """Say what an axis of varying length of a node's first output is made of."""
+        value = node.outputs[0]
+        if digits and value.is_graph_output():
+            self._freeze_all([d.labels for d in digits], f"graph output {value.name!r}")
+        elif digits:
+            self.digits[value, axis] = digits
+
+    def _keep_digits(self, node: ir.Node) -> None:
+        """Keep digits that no rule carried on."""
+        for index, value in enumerate(node.inputs):
+            for axis in range(len(self.labels.get(value, ())) if value is not None else 0):
+                if value is not None and (node, index, axis) not in self._carried:
+                    found = self.digits.get((value, axis), ())
+                    reason = f"{describe(node)}: merged with an axis of varying length"
+                    self._freeze_all([digit.labels for digit in found], reason)
+
     def on_cut(self, node: ir.Node, rewrite: Rewrite) -> None:
         """Have a node changed when channels are removed."""
         self.rewrites.append((node, rewrite))
@@ -298,10 +340,9 @@ class Walk:
         domain = "" if node.domain == "ai.onnx" else node.domain
         rule = self._rules.get((domain, node.op_type))
         try:
-            if (domain, node.op_type) == ("", "Shape"):
-                self._shape(node)
-            elif all(self._is_number(value) for value in node.outputs):
-                self._put_frozen(node, "computed from shapes")
+            measures = (domain, node.op_type) in (("", "Shape"), ("", "Size"))
+            if not measures and all(self._is_number(value) for value in node.outputs):
+                self.hold_outputs(node, "computed from shapes")
             elif rule is None:
                 raise Barrier("no rule for this operator")
             else:
@@ -311,7 +352,9 @@ class Walk:
                 if missing:
                     raise Barrier(f"no rule for its output {missing[0].name!r}")
         except Barrier as barrier:
+            self._carried = {each for each in self._carried if each[0] is not node}
             self._block(node, str(barrier))
+        self._keep_digits(node)
 
     def _is_number(self, value: ir.Value) -> bool:
         """Whether a value is an integer computed from shapes and constants: a parameter."""
@@ -320,22 +363,8 @@ class Walk:
         )
         return self.facts.computed(value) and integer
 
-    def _shape(self, node: ir.Node) -> None:
-        """The rest of the graph goes on computing with the sizes that it knew."""
-        x = self.operand(node, 0)
-        self._put_frozen(node, "a shape")
-        start = integer(node, "start", 0) % (x.rank + 1) if x.rank else 0
-        end = integer(node, "end", x.rank)
-        end = min(end + x.rank if end < 0 else end, x.rank)
-
-        def restore(cut: Cut) -> None:
-            removed = [cut.removed(axis) for axis in x.axes[start:end]]
-            if any(removed):
-                cut.add_behind(node, np.array(removed, np.int64))
-
-        self.on_cut(node, restore)
-
-    def _put_frozen(self, node: ir.Node, reason: str) -> None:
+    def hold_outputs(self, node: ir.Node, reason: str) -> None:
+        """Label what a node makes as what no channel reaches."""
         for value in node.outputs:
             self.hold(value, reason)
 

@@ -11,6 +11,7 @@ from onnxshrink.graph.channels.rules import (
     recurrent,
     reduction,
     reshape,
+    shape,
 )
 
 RULES = {
@@ -24,4 +25,5 @@ RULES = {
     **recurrent.RULES,
     **reduction.RULES,
     **reshape.RULES,
+    **shape.RULES,
 }

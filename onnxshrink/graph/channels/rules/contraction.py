@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from onnxshrink.graph.channels.cut import Cut
 from onnxshrink.graph.channels.facts import stored
+from onnxshrink.graph.channels.rules.merged import align
 from onnxshrink.graph.channels.rules.reshape import factor
 from onnxshrink.graph.channels.walk import (
     Axis,
@@ -55,6 +56,8 @@ def matmul(walk: Walk, node: ir.Node, a: Operand, b: Operand) -> None:
         axes.append(b.axes[-1])
         zero.append(b.zero[-1])
     walk.put(node, axes, zero)
+    if a.rank > 1 and b.rank > 1 and not node.domain:
+        align(walk, node, without=(-1, -2))
 
 
 def _gemm(walk: Walk, node: ir.Node) -> None:

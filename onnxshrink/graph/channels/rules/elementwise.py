@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from onnxshrink.graph.channels.rules.merged import aligned
 from onnxshrink.graph.channels.walk import Barrier, Operand, Rule, Walk, attribute
 
 #: f(0) = 0: what is zero for want of weights stays zero.
@@ -121,7 +122,7 @@ def _cast_like(walk: Walk, node: ir.Node) -> None:
     walk.put(node, x.axes, x.zero)
 
 
-RULES: dict[tuple[str, str], Rule] = {
+_RULES: dict[tuple[str, str], Rule] = {
     **{("", name): _unary(True) for name in KEEPS_ZERO},
     **{("", name): _unary(False) for name in _OTHERS},
     **{("", name): _sum for name in _SUMS},
@@ -138,3 +139,5 @@ RULES: dict[tuple[str, str], Rule] = {
     ("com.microsoft", "Gelu"): _unary(True),
     ("com.microsoft", "QuickGelu"): _unary(True),
 }
+
+RULES = {operator: aligned(rule) for operator, rule in _RULES.items()}

@@ -30,6 +30,8 @@ def _transpose(walk: Walk, node: ir.Node) -> None:
     perm = attribute(node, "perm", None)
     perm = list(range(x.rank))[::-1] if perm is None else list(perm)
     walk.put(node, [x.axes[axis] for axis in perm], [x.zero[axis] for axis in perm])
+    for axis, source in enumerate(perm):
+        walk.put_digits(node, axis, walk.carry(node, 0, source))
 
 
 def _concat(walk: Walk, node: ir.Node) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxshrink.graph.channels.cut import Cut
+from onnxshrink.graph.channels.rules.merged import align
 from onnxshrink.graph.channels.rules.norms import correct_variance, variance_about
 from onnxshrink.graph.channels.walk import (
     Axis,
@@ -96,6 +97,8 @@ def _along(default: int) -> Rule:
             if node.op_type == "TopK":
                 axes[at : at + 1] = walk.fresh([walk.sizes(value)[at]], f"{describe(node)}")
             walk.put(node, axes, output=output)
+        if node.op_type != "TopK":
+            align(walk, node, without=range(at - x.rank, 0 if flat else at - x.rank + 1))
 
     return rule
 

@@ -7,7 +7,7 @@ its labels; one of several is their product, so that each digit may lose indices
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -17,7 +17,8 @@ import onnx_ir as ir
 from onnxshrink.graph.channels.atoms import Labels
 from onnxshrink.graph.channels.cut import Cut
 from onnxshrink.graph.channels.facts import Pair
-from onnxshrink.graph.channels.walk import Axis, Barrier, Rule, Walk, describe, integer
+from onnxshrink.graph.channels.rules.merged import closed, opened
+from onnxshrink.graph.channels.walk import Axis, Barrier, Digit, Rule, Walk, describe
 
 
 def factor(walk: Walk, labels: Labels, sizes: Sequence[int]) -> list[Labels]:
@@ -65,8 +66,8 @@ def _boundaries(sizes: Sequence[Pair]) -> list[Pair]:
 def reshaped(
     walk: Walk, node: ir.Node, axes: Sequence[Axis], zero: Sequence[bool],
     before: Sequence[Pair], after: Sequence[Pair],
-) -> tuple[list[Axis], list[bool]]:  # fmt: skip
-    """Labels behind a change of shape.
+) -> tuple[list[Axis], list[bool], dict[int, Sequence[Digit]]]:  # fmt: skip
+    """Labels behind a change of shape, and the digits of axes of varying length.
 
     Raises:
         Barrier: The two shapes are not made of the same digits.
@@ -98,6 +99,7 @@ def reshaped(
     atoms = walk.atoms
     result: list[Axis] = []
     zeros: list[bool] = []
+    merged: dict[int, Sequence[Digit]] = {}
     for size, stride in zip(after, _boundaries(after), strict=True):
         outer = (stride[0] * size[0], stride[1] * size[1])
         inside = steps[steps.index(outer) : steps.index(stride)]
@@ -110,13 +112,18 @@ def reshaped(
         if not digits:
             result += walk.fresh([size])
         elif any(labels is None for labels, _ in digits):
-            if len(digits) > 1:
+            ends = pairwise([*inside, stride])
+            lengths = [(a // c, b // d) for (a, b), (c, d) in ends]
+            pieces = [Digit(d, n, z) for (d, z), n in zip(digits, lengths, strict=True)]
+            if size[0] != size[1] and (own := closed(pieces)):
+                merged[len(result)] = own
+            elif len(digits) > 1:
                 for labels, _ in digits:
                     walk.freeze(labels, f"{describe(node)}: merged with an axis of varying length")
             result.append(None if size[0] != size[1] else walk.fresh([size], "varying digits")[0])
         else:
             result.append(merge(walk, [labels for labels, _ in digits if labels is not None]))
-    return result, zeros
+    return result, zeros, merged
 
 
 def _reshape(walk: Walk, node: ir.Node) -> None:
@@ -124,13 +131,26 @@ def _reshape(walk: Walk, node: ir.Node) -> None:
         return
     x = walk.operand(node, 0)
     before, after = walk.sizes(node.inputs[0]), walk.sizes(node.outputs[0])
-    axes, zero = reshaped(walk, node, x.axes, x.zero, before, after)
+    more, sizes = opened(walk, node, x, before)
+    try:
+        axes, zero, merged = reshaped(walk, node, more.axes, more.zero, sizes, after)
+    except Barrier:
+        if len(sizes) == len(before):
+            raise
+        for labels in more.axes:
+            walk.freeze(labels, f"{describe(node)}: the two shapes share no digits")
+        axes, zero, merged = reshaped(walk, node, x.axes, x.zero, before, after)
     walk.put(node, axes, zero)
     if node.op_type == "Reshape":
-        _retarget(walk, node, x.axes, axes)
+        _retarget(walk, node, x.axes, axes, merged)
+    for axis, digits in merged.items():
+        walk.put_digits(node, axis, digits)
 
 
-def _retarget(walk: Walk, node: ir.Node, before: Sequence[Axis], after: Sequence[Axis]) -> None:
+def _retarget(
+    walk: Walk, node: ir.Node, before: Sequence[Axis], after: Sequence[Axis],
+    merged: Mapping[int, Sequence[Digit]],
+) -> None:  # fmt: skip
     """Take what is removed off the target of a Reshape."""
     values = walk.facts.values(node.inputs[1] if len(node.inputs) > 1 else None)
     if values is None or len(values[0]) != len(after):
@@ -139,8 +159,22 @@ def _retarget(walk: Walk, node: ir.Node, before: Sequence[Axis], after: Sequence
     if any(a != b for a, b in kinds):
         raise Barrier("its target has entries that change their meaning")
 
+    for axis, entry in enumerate(values[0]):
+        here, there = merged.get(axis, ()), walk.carry(node, 0, axis)
+        if entry == 0 and [id(d.labels) for d in here] != [id(d.labels) for d in there]:
+            raise Barrier("its target copies an axis that is made of other parts")
+
     def rewrite(cut: Cut) -> None:
         removed = np.zeros(len(after), np.int64)
+        parts = np.ones((2, len(after)), np.int64)
+        for axis, digits in merged.items():
+            static = [digit.labels for digit in digits if digit.labels is not None]
+            if values[0][axis] > 0:
+                parts[0, axis] = math.prod(map(len, static))
+                parts[1, axis] = math.prod(len(each) - cut.removed(each) for each in static)
+        if (parts[0] != parts[1]).any():
+            cut.put_before(node, 1, "Div", [parts[0]])
+            cut.put_before(node, 1, "Mul", [parts[1]])
         explicit: dict[int, int] = {}
         for axis, labels in enumerate(after):
             gone = cut.removed(labels)
