@@ -34,7 +34,8 @@ from onnxshrink.runtime.worker import Worker
 _CODES = {
     ("ConvInteger", 1): 3, ("DequantizeLinear", 0): 2, ("DynamicQuantizeMatMul", 1): 3,
     ("MatMulInteger", 1): 3, ("MatMulIntegerToFloat", 1): 5, ("QGemm", 3): 5,
-    ("QLinearConv", 3): 5, ("QLinearMatMul", 3): 5,
+    ("QLinearConv", 3): 5, ("QLinearMatMul", 3): 5, ("QAttention", 1): 7,
+    ("DynamicQuantizeLSTM", 1): 9, ("DynamicQuantizeLSTM", 2): 11,
 }  # fmt: skip
 #: Operands that must not be zeroed: what is divided by, variances, scales, zero points.
 _NOT_ZEROED = {
@@ -256,6 +257,8 @@ def _zero_codes(node: ir.Node, index: int, tensor: ir.TensorProtocol) -> np.ndar
         axis = node.attributes["axis"].as_int()
     if points.ndim == 1 and points.size > 1:
         points = points.reshape([-1 if a == axis % len(shape) else 1 for a in range(len(shape))])
+    elif node.op_type == "DynamicQuantizeLSTM":
+        points = points.reshape(len(points), 1, -1)
     elif points.ndim > 1:
         block = node.attributes["block_size"].as_int()
         points = points.repeat(block, axis).take(range(shape[axis]), axis)

@@ -27,7 +27,7 @@ from onnxshrink.graph.channels.walk import (
 Heads = tuple[np.ndarray, np.ndarray]
 
 
-def _heads(walk: Walk, labels: Axis, count: int) -> Heads:
+def heads_of(walk: Walk, labels: Axis, count: int) -> Heads:
     """An axis of ``[heads * size]`` taken apart."""
     if labels is None or not count or len(labels) % count:
         raise Barrier("heads that vary")
@@ -35,7 +35,7 @@ def _heads(walk: Walk, labels: Axis, count: int) -> Heads:
     return heads, size
 
 
-def _attend(
+def attend(
     walk: Walk, node: ir.Node, q: Heads, k: Heads, v: Heads, zero: Sequence[bool]
 ) -> Operand:
     """Tie queries to keys and keys to values, where each key may serve several queries.
@@ -60,13 +60,13 @@ def _attend(
     return Operand([q[0], v[1]], [zero[2], zero[2]])
 
 
-def _set_scale(cut: Cut, node: ir.Node, size: np.ndarray) -> None:
+def set_scale(cut: Cut, node: ir.Node, size: np.ndarray) -> None:
     """The default scale follows the size of a head; the one before the cut holds on."""
     if cut.removed(size) and not attribute(node, "scale", 0.0):
         cut.set_float(node, "scale", 1 / math.sqrt(len(size)))
 
 
-def _tie_mask(walk: Walk, node: ir.Node, index: int, heads: np.ndarray) -> None:
+def tie_mask(walk: Walk, node: ir.Node, index: int, heads: np.ndarray) -> None:
     """A mask or bias ``[.., heads, length, length]`` that differs from head to head."""
     if walk.has(node, index):
         mask = walk.operand(node, index)
@@ -74,7 +74,7 @@ def _tie_mask(walk: Walk, node: ir.Node, index: int, heads: np.ndarray) -> None:
             walk.join(mask.axes[-3], heads, node)
 
 
-def _tie_cache(walk: Walk, node: ir.Node, index: int, output: int, kind: Heads) -> None:
+def tie_cache(walk: Walk, node: ir.Node, index: int, output: int, kind: Heads) -> None:
     """A cache ``[batch, heads, length, size]`` that comes in longer by the new keys."""
     if walk.has(node, index):
         past = walk.operand(node, index)
@@ -98,7 +98,7 @@ def _attention(walk: Walk, node: ir.Node) -> None:
 
     def part(operand: Operand, count: int) -> Heads:
         if flat:
-            return _heads(walk, operand.axes[2], count)
+            return heads_of(walk, operand.axes[2], count)
         heads, size = operand.axes[1], operand.axes[3]
         if heads is None or size is None:
             raise Barrier("heads that vary")
@@ -108,10 +108,10 @@ def _attention(walk: Walk, node: ir.Node) -> None:
     zero = [operand.zero[-1] for operand in operands]
     if not flat:
         zero[2] = zero[2] and operands[2].zero[1]
-    out = _attend(walk, node, q, k, v, zero)
-    _tie_mask(walk, node, 3, q[0])
-    _tie_cache(walk, node, 4, 1, k)
-    _tie_cache(walk, node, 5, 2, v)
+    out = attend(walk, node, q, k, v, zero)
+    tie_mask(walk, node, 3, q[0])
+    tie_cache(walk, node, 4, 1, k)
+    tie_cache(walk, node, 5, 2, v)
     if len(node.outputs) > 3 and node.outputs[3].name:
         axes = walk.fresh(walk.sizes(node.outputs[3]), f"{describe(node)}: scores")
         walk.put(node, [axes[0], q[0], *axes[2:]], output=3)
@@ -126,7 +126,7 @@ def _attention(walk: Walk, node: ir.Node) -> None:
         for name, part in (("q_num_heads", q), ("kv_num_heads", k)):
             if flat and cut.removed(part[0]):
                 cut.set_integer(node, name, len(part[0]) - cut.removed(part[0]))
-        _set_scale(cut, node, q[1])
+        set_scale(cut, node, q[1])
 
     walk.on_cut(node, rewrite)
 
@@ -142,7 +142,7 @@ def _multi_head(walk: Walk, node: ir.Node) -> None:
     if any(operand.rank != 3 for operand in operands):
         raise Barrier("queries, keys and values in one operand")
     count = integer(node, "num_heads", 0)
-    q, k, v = (_heads(walk, operand.axes[2], count) for operand in operands)
+    q, k, v = (heads_of(walk, operand.axes[2], count) for operand in operands)
     zero = [operand.zero[2] for operand in operands]
     walk.join(q[0], k[0], node)
     if walk.has(node, 3):
@@ -150,10 +150,10 @@ def _multi_head(walk: Walk, node: ir.Node) -> None:
         bias = np.concatenate([labels for labels in widths if labels is not None])
         walk.join(walk.operand(node, 3).axes[0], bias, node)
         zero = [each and walk.operand(node, 3).zero[0] for each in zero]
-    _put_attended(walk, node, (q, k, v), operands[0], zero)
-    _tie_mask(walk, node, 5, q[0])
-    _tie_cache(walk, node, 6, 1, k)
-    _tie_cache(walk, node, 7, 2, v)
+    put_attended(walk, node, (q, k, v), operands[0], zero)
+    tie_mask(walk, node, 5, q[0])
+    tie_cache(walk, node, 6, 1, k)
+    tie_cache(walk, node, 7, 2, v)
 
 
 def _projected(walk: Walk, node: ir.Node) -> None:
@@ -164,7 +164,9 @@ def _projected(walk: Walk, node: ir.Node) -> None:
     contract(walk, node, x, 2, w, 0)
     columns, count = w.axes[1], integer(node, "num_heads", 0)
     sizes = attribute(node, "qkv_hidden_sizes", None) or [len(columns) // 3] * 3
-    q, k, v = (_heads(walk, part, count) for part in np.split(columns, np.cumsum(list(sizes))[:-1]))
+    q, k, v = (
+        heads_of(walk, part, count) for part in np.split(columns, np.cumsum(list(sizes))[:-1])
+    )
     walk.join(q[0], k[0], node)
     zero = w.zero[1]
     if walk.has(node, 2):
@@ -173,9 +175,9 @@ def _projected(walk: Walk, node: ir.Node) -> None:
         zero = zero and bias.zero[0]
     if walk.has(node, 4) or len(node.outputs) > 1:  # keys and values are in one cache
         walk.join(k[1], v[1], node)
-    _put_attended(walk, node, (q, k, v), x, [zero] * 3)
-    _tie_mask(walk, node, 5, q[0])
-    _tie_cache(walk, node, 4, 1, k)
+    put_attended(walk, node, (q, k, v), x, [zero] * 3)
+    tie_mask(walk, node, 5, q[0])
+    tie_cache(walk, node, 4, 1, k)
 
     def rewrite(cut: Cut) -> None:
         parts = np.split(columns, np.cumsum(list(sizes))[:-1])
@@ -186,19 +188,19 @@ def _projected(walk: Walk, node: ir.Node) -> None:
     walk.on_cut(node, rewrite)
 
 
-def _put_attended(
+def put_attended(
     walk: Walk, node: ir.Node, parts: tuple[Heads, Heads, Heads], x: Operand, zero: Sequence[bool]
 ) -> None:
     """Label ``[batch, length, heads * size]``, and have the node told of what is left."""
     q, k, v = parts
-    out = _attend(walk, node, q, k, v, zero)
+    out = attend(walk, node, q, k, v, zero)
     axis = merge(walk, [q[0], v[1]])
     walk.put(node, [x.axes[0], x.axes[1], axis], [False, False, out.zero[0]])
 
     def rewrite(cut: Cut) -> None:
         if cut.removed(q[0]):
             cut.set_integer(node, "num_heads", len(q[0]) - cut.removed(q[0]))
-        _set_scale(cut, node, q[1])
+        set_scale(cut, node, q[1])
 
     walk.on_cut(node, rewrite)
 

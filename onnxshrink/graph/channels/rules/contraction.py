@@ -248,4 +248,5 @@ RULES: dict[tuple[str, str], Rule] = {
     ("com.microsoft", "FusedConv"): _conv,
     ("com.microsoft", "FusedGemm"): _gemm,
     ("com.microsoft", "FusedMatMul"): _matmul,
+    ("com.microsoft", "TransposeMatMul"): _matmul,
 }

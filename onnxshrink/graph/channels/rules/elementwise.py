@@ -19,7 +19,7 @@ _OTHERS = (
     "Reciprocal", "Shrink", "Sigmoid", "Softplus",
 )  # fmt: skip
 _SUMS = ("Add", "Max", "Mean", "Min", "Sub", "Sum", "BitwiseOr", "BitwiseXor", "Or", "Xor")
-_PRODUCTS = ("And", "BitwiseAnd", "Mul")
+_PRODUCTS = ("And", "BitwiseAnd", "Mul", "SwiGLU")
 _COMPARISONS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "BitShift", "Mod")
 
 
@@ -138,6 +138,7 @@ _RULES: dict[tuple[str, str], Rule] = {
     ("com.microsoft", "FastGelu"): _bias_gelu,
     ("com.microsoft", "Gelu"): _unary(True),
     ("com.microsoft", "QuickGelu"): _unary(True),
+    ("com.microsoft", "ScaledSiLU"): _unary(True),
 }
 
 RULES = {operator: aligned(rule) for operator, rule in _RULES.items()}

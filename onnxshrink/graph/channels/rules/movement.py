@@ -326,4 +326,5 @@ RULES: dict[tuple[str, str], Rule] = {
     ("", "Tile"): _tile,
     ("", "Transpose"): _transpose,
     ("", "Trilu"): _trilu,
+    ("com.microsoft", "Trilu"): _trilu,
 }

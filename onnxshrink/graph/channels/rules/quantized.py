@@ -12,7 +12,9 @@ import onnx_ir as ir
 
 from onnxshrink.graph.channels.cut import Cut
 from onnxshrink.graph.channels.facts import stored
+from onnxshrink.graph.channels.rules.attention import heads_of, put_attended
 from onnxshrink.graph.channels.rules.contraction import (
+    contract,
     convolve,
     gemm,
     matmul,
@@ -103,13 +105,13 @@ def _zero_behind(walk: Walk, node: ir.Node, x: Operand) -> list[bool]:
 
 def _dynamic(walk: Walk, node: ir.Node) -> None:
     x = walk.operand(node, 0)
-    _keep_range(walk, node, x)
+    keep_range(walk, node, x)
     walk.put(node, x.axes, [False] * x.rank)
     walk.put(node, [], output=1)
     walk.put(node, [], output=2)
 
 
-def _keep_range(walk: Walk, node: ir.Node, x: Operand) -> None:
+def keep_range(walk: Walk, node: ir.Node, x: Operand) -> None:
     """A range always has 0 in it, so channels of zeros do not move it; others must stay."""
     for labels, zero in zip(x.axes, x.zero, strict=True):
         if not zero:
@@ -164,7 +166,7 @@ def _integer_matmul(points: tuple[int, int], columns: Sequence[int], b: int = 1)
 def _dynamic_matmul(walk: Walk, node: ir.Node) -> None:
     """``A, B, b_scale, b_zero_point, bias``; A is quantized by its own range."""
     a, b = walk.operand(node, 0), _codes(walk, node, 1, 3)
-    _keep_range(walk, node, a)
+    keep_range(walk, node, a)
     for index in (2, 3, 4):
         _tie_vector(walk, node, index, b.axes[-1])
     matmul(walk, node, a, b)
@@ -225,6 +227,24 @@ def _block_matmul(walk: Walk, node: ir.Node) -> None:
     )
 
 
+def _attention(walk: Walk, node: ir.Node) -> None:
+    """``x, w [C, 3 * H * D], bias, x_scale, w_scale, mask, x_zero, w_zero``."""
+    if walk.has(node, 8) or len(node.outputs) > 1 or integer(node, "do_rotary", 0):
+        raise Barrier("a cache, or rotary positions")
+    x, w, bias = _codes(walk, node, 0, 6), _codes(walk, node, 1, 7), walk.operand(node, 2)
+    contract(walk, node, x, 2, w, 0)
+    columns = walk.join(w.axes[1], bias.axes[0], node)
+    for index in (4, 7):
+        _tie_vector(walk, node, index, columns)
+    if columns is None:
+        raise Barrier("heads that vary")
+    count = integer(node, "num_heads", 0)
+    q, k, v = (heads_of(walk, part, count) for part in np.split(columns, 3))
+    walk.join(q[0], k[0], node)
+    walk.join(k[1], v[1], node)  # all three have one size
+    put_attended(walk, node, (q, k, v), x, [w.zero[1] and bias.zero[0]] * 3)
+
+
 # ----------------------------------------------------------------- value by value
 
 
@@ -232,6 +252,22 @@ def _elementwise(walk: Walk, node: ir.Node) -> None:
     """QLinearAdd, QLinearMul: ``A, scale, zero, B, scale, zero, scale, zero``."""
     result = walk.broadcast([walk.operand(node, 0), walk.operand(node, 3)], node)
     walk.put(node, result.axes, [False] * len(result.axes))
+
+
+def _where(walk: Walk, node: ir.Node) -> None:
+    """``condition, X, scale, zero, Y, scale, zero, scale, zero``."""
+    result = walk.broadcast([walk.operand(node, index) for index in (0, 1, 4)], node)
+    walk.put(node, result.axes, [False] * len(result.axes))
+
+
+def _softmax(walk: Walk, node: ir.Node) -> None:
+    """``X, scale, zero, scale, zero``."""
+    x = walk.operand(node, 0)
+    at = integer(node, "axis", -1) % x.rank
+    # Before opset 13 Softmax ran along all axes from this one on.
+    for labels in x.axes[at : x.rank if integer(node, "opset", 13) < 13 else at + 1]:
+        walk.freeze(labels, f"{describe(node)}: runs along it")
+    walk.put(node, x.axes)
 
 
 def _unary(walk: Walk, node: ir.Node) -> None:
@@ -270,6 +306,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("com.microsoft", "DynamicQuantizeMatMul"): _dynamic_matmul,
     ("com.microsoft", "MatMulIntegerToFloat"): _integer_matmul((4, 5), (3, 5, 6)),
     ("com.microsoft", "MatMulNBits"): _block_matmul,
+    ("com.microsoft", "QAttention"): _attention,
     ("com.microsoft", "QGemm"): _qgemm,
     ("com.microsoft", "QLinearAdd"): _elementwise,
     ("com.microsoft", "QLinearAveragePool"): _pool,
@@ -279,5 +316,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("com.microsoft", "QLinearLeakyRelu"): _unary,
     ("com.microsoft", "QLinearMul"): _elementwise,
     ("com.microsoft", "QLinearSigmoid"): _unary,
+    ("com.microsoft", "QLinearSoftmax"): _softmax,
+    ("com.microsoft", "QLinearWhere"): _where,
     ("com.microsoft", "QuantizeLinear"): _affine,
 }

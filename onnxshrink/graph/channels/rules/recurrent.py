@@ -6,11 +6,14 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxshrink.graph.channels.cut import Cut
+from onnxshrink.graph.channels.rules.quantized import keep_range
 from onnxshrink.graph.channels.walk import Barrier, Rule, Walk, attribute, integer
 
 
-def _recurrent(gates: int, biases: int) -> Rule:
+def _recurrent(gates: int, biases: int, *, codes: bool = False) -> Rule:
     """``X [T, N, I], W [D, G*H, I], R [D, G*H, H], B [D, 2*G*H], _, h, c, P [D, 3*H]``.
+
+    Where weights are codes, they are transposed, and scales and zero points of both follow.
 
     A removed unit gives 0 in the original when its weights and initial states are 0: its candidate
     is tanh(0), and what it remembers is 0.
@@ -20,15 +23,22 @@ def _recurrent(gates: int, biases: int) -> Rule:
         x, w, r = (walk.operand(node, index) for index in range(3))
         if integer(node, "layout", 0):
             raise Barrier("layout 1")
-        walk.join(x.axes[2], w.axes[2], node)
-        hidden = r.axes[2]
+        rows, columns = (2, 1) if codes else (1, 2)
+        walk.join(x.axes[2], w.axes[columns], node)
+        hidden = r.axes[columns]
         if hidden is None:
             raise Barrier("a hidden size that varies")
         standard = "activations" not in node.attributes or set(
             attribute(node, "activations", ())
         ) <= {"Sigmoid", "Tanh", "Relu"}
         for operand, repeats in ((w, gates), (r, gates)):
-            walk.join(operand.axes[1], np.tile(hidden, repeats), node)
+            walk.join(operand.axes[rows], np.tile(hidden, repeats), node)
+        if codes:
+            keep_range(walk, node, x)
+            for index in (8, 9, 10, 11):
+                vector = walk.operand(node, index)
+                if vector.rank > 1 and vector.length(1) != 1:
+                    walk.join(vector.axes[1], np.tile(hidden, gates), node)
         if walk.has(node, 3):
             walk.join(walk.operand(node, 3).axes[1], np.tile(hidden, biases), node)
         zero = standard
@@ -41,7 +51,7 @@ def _recurrent(gates: int, biases: int) -> Rule:
                 zero = zero and state.zero[2]
         if walk.has(node, 7):
             walk.join(walk.operand(node, 7).axes[1], np.tile(hidden, 3), node)
-        for index in (0, 1, 2, 3, 7):  # as many directions as there are
+        for index in (0, 1, 2, 3, 7, 8, 9, 10, 11):  # as many directions as there are
             if walk.has(node, index):
                 walk.freeze(walk.operand(node, index).axes[0], "directions and steps of time")
         walk.put(node, [x.axes[0], w.axes[0], x.axes[1], hidden], [False, False, False, zero])
@@ -61,4 +71,5 @@ RULES: dict[tuple[str, str], Rule] = {
     ("", "GRU"): _recurrent(3, 6),
     ("", "LSTM"): _recurrent(4, 8),
     ("", "RNN"): _recurrent(1, 2),
+    ("com.microsoft", "DynamicQuantizeLSTM"): _recurrent(4, 8, codes=True),
 }

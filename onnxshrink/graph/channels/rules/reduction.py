@@ -82,7 +82,7 @@ def _along(default: int) -> Rule:
     def rule(walk: Walk, node: ir.Node) -> None:
         x = walk.operand(node, 0)
         at = integer(node, "axis", default)
-        if node.op_type == "CumSum":
+        if node.op_type.startswith("Cum"):
             constant = walk.constant(node, 1)
             if constant is None:
                 raise Barrier("an axis that is not constant")
@@ -150,6 +150,7 @@ RULES: dict[tuple[str, str], Rule] = {
     **{("", name): _pool for name in _POOLS},
     ("", "ArgMax"): _arg_reduce,
     ("", "ArgMin"): _arg_reduce,
+    ("", "CumProd"): _along(0),
     ("", "CumSum"): _along(0),
     ("", "Hardmax"): _along(-1),
     ("", "LogSoftmax"): _along(-1),
@@ -157,4 +158,5 @@ RULES: dict[tuple[str, str], Rule] = {
     ("", "Resize"): _resize,
     ("", "Softmax"): _along(-1),
     ("", "TopK"): _along(-1),
+    ("", "Upsample"): _resize,
 }

@@ -1,4 +1,7 @@
-"""Shape and Size: the rest of the graph goes on computing with the lengths that it knew."""
+"""Shape and Size, and what is made of numbers alone.
+
+The graph goes on computing with the lengths that it knew.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxshrink.graph.channels.cut import Cut
-from onnxshrink.graph.channels.walk import Axis, Rule, Walk, integer
+from onnxshrink.graph.channels.walk import Axis, Rule, Walk, describe, integer
 
 
 def _shape(walk: Walk, node: ir.Node) -> None:
@@ -40,4 +43,22 @@ def _shape(walk: Walk, node: ir.Node) -> None:
     walk.on_cut(node, restore)
 
 
-RULES: dict[tuple[str, str], Rule] = {("", "Shape"): _shape, ("", "Size"): _shape}
+def _made(walk: Walk, node: ir.Node) -> None:
+    """Ranges, windows, random numbers: no channel reaches them."""
+    for index in range(len(node.inputs)):
+        if walk.has(node, index):
+            for labels in walk.operand(node, index).axes:
+                walk.freeze(labels, f"{describe(node)}: a parameter")
+    walk.hold_outputs(node, f"{describe(node)}: made of numbers")
+
+
+_MADE = (
+    "BlackmanWindow", "EyeLike", "HammingWindow", "HannWindow", "MelWeightMatrix", "Multinomial",
+    "RandomNormal", "RandomUniform", "Range",
+)  # fmt: skip
+RULES: dict[tuple[str, str], Rule] = {
+    **{("", name): _made for name in _MADE},
+    ("", "Shape"): _shape,
+    ("", "Size"): _shape,
+    ("com.microsoft", "Range"): _made,
+}
