@@ -189,6 +189,11 @@ class Judge:
             # An output that is zero throughout has no relative error; its rounding is no harm.
             if math.isinf(row.relative_error) and row.max_abs <= _NEXT_TO_NOTHING:
                 continue
+            if row.reshaped:
+                return (
+                    f"output {row.name!r} changed its shape, {row.reshaped}: values decide on it, "
+                    "so that it cannot be compared; --check off does without"
+                )
             if not row.relative_error <= bound:  # also when it is NaN
                 return (
                     f"output {row.name!r} changed by {row.relative_error:.3g} (relative), "

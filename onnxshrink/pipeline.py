@@ -345,11 +345,12 @@ def _retreat(pass_: Pass, model: Model, ctx: Context, judge: Judge, bound: float
         return trial, left
 
     def bears(chosen: Sequence[str]) -> bool:
+        row = Step(step.name)
         try:
-            trial, _ = attempt(chosen, Step(step.name))
+            trial, _ = attempt(chosen, row)
         except ShrinkError:
             return False
-        return not judge.verify(trial, bound)
+        return bool(row.changes) and not judge.verify(trial, bound)
 
     taken: list[str] = []
     parts, tries = [order], 0

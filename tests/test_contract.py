@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from hard_models import rows, text, weight
@@ -248,6 +249,35 @@ def test_what_no_weight_bears_is_rolled_back(worker: Worker) -> None:
     assert "more than 0.3; --max-error allows more" in reason(result)
     assert result.model.digest() == model.digest()
     assert result.report.steps[0].warnings == []
+
+
+def test_what_leaves_every_weight_alone_does_not_stand(worker: Worker) -> None:
+    """A pass may narrow biases beside weights only: those alone are no reason to go on."""
+    proto = branches(0, count=1).to_proto()
+    proto.graph.node[-1].output[0] = "s"
+    proto.graph.node.append(onnx.helper.make_node("Add", ["s", "bias"], ["y"]))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight(9, 64), "bias"))
+    result = run([COARSE], Model.from_proto(proto), Settings(feeds=CALM), worker)
+    assert "more than 0.3" in reason(result)
+
+
+def test_outputs_whose_shape_changes_are_told_so(worker: Worker) -> None:
+    """As those of speech synthesis, whose length follows from rounded values."""
+    model = Model.from_proto(
+        text(
+            """g (float[64] x) => (int64[n, 1] y) {
+                a = Mul(x, w)  b = Greater(a, half)  c = NonZero(b)  y = Transpose(c) }""",
+            w=np.ones(64, np.float32), half=np.array(0.5, np.float32),
+        )
+    )  # fmt: skip
+
+    def double(copy: Model) -> None:
+        scale(2)(copy)
+
+    feeds = [{"x": np.linspace(0, 1, 64, dtype=np.float32)}]
+    result = run([Edit(edit=double, max_error=9.0)], model, Settings(feeds=feeds), worker)
+    assert reason(result).startswith("output 'y' changed its shape, (32, 1) -> (48, 1)")
+    assert "--check off" in reason(result)
 
 
 def test_a_search_for_what_may_stand_ends(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,7 @@ class OutputComparison:
             labels the fraction that is equal; None without at least two classes.
         kl: Mean Kullback-Leibler divergence of the rows, in nats; None where ``top1`` has no rows.
         outside: Values further from the reference than ``atol + rtol * |reference|``.
+        reshaped: Of the first pair that differs in shape: both shapes; else empty.
     """
 
     name: str
@@ -58,6 +59,7 @@ class OutputComparison:
     top1: float | None
     kl: float | None
     outside: int
+    reshaped: str = ""
 
     def to_dict(self) -> dict[str, object]:
         """The figures for JSON, which has no infinity: those become None."""
@@ -82,6 +84,7 @@ class Agreement:
         self._error = self._signal = self._power = self._dot = self._agreeing = self._kl = 0.0
         self.elements = 0
         self.outside = 0
+        self.reshaped = ""
         self.max_abs = 0.0
         self.max_rel = 0.0
 
@@ -91,6 +94,7 @@ class Agreement:
         reference, other = np.asarray(reference), np.asarray(other)
         self.elements += reference.size
         if reference.shape != other.shape:
+            self.reshaped = self.reshaped or f"{reference.shape} -> {other.shape}"
             self._break(reference.size)
             return
         if is_discrete(reference):
@@ -192,6 +196,7 @@ class Agreement:
         return OutputComparison(
             name, self.elements, self.relative_error, self.max_abs, self.max_rel, self.sqnr_db,
             self.cosine, self.likeness, self.top1, self.kl, self.outside,
+            self.reshaped,
         )  # fmt: skip
 
 

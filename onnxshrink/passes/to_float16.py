@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from onnxshrink.errors import RecipeError
@@ -11,8 +14,19 @@ from onnxshrink.pipeline import Context, Pass
 from onnxshrink.select import Select, select
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from onnxshrink.graph.model import Model
     from onnxshrink.graph.weights import WeightView
+    from onnxshrink.kernels.observers import Need
+
+_FLOAT = 1  # ONNX's number of the type
+_LARGEST = 65504 / 2  # other inputs may have values twice as large as those that were seen
+#: Operators that lose most to few bits and a small range.
+_DELICATE = {
+    "Clip", "Div", "Exp", "Log", "Pow", "Reciprocal", "ReduceL2", "ReduceMean", "ReduceSum",
+    "ReduceSumSquare", "Sqrt",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +36,8 @@ class ToFloat16(Pass):
     By default only the stored weights change: each gets a Cast that ONNX Runtime folds when it
     loads the model, so it runs exactly as before. With ``full`` the whole graph computes in
     float16 (inputs and outputs keep their types), which pays on GPUs and NPUs, seldom on a CPU.
+    Nodes whose values leave float16's range on the inputs stay in float32, and so do operators
+    that ONNX Runtime cannot run in float16.
     """
 
     full: bool = option(False, help="compute in float16 too, not only store")
@@ -34,6 +50,18 @@ class ToFloat16(Pass):
         """11 bits a weight, through a whole network."""
         return 0.05
 
+    def needs(self, model: Model) -> Iterator[Need]:
+        """For ``full``: the range of every value of the main graph."""
+        from onnxshrink.graph import shapes
+        from onnxshrink.kernels.observers import Extremes, Need
+
+        if self.full:
+            kinds = shapes.walk(model).elements
+            for node in model.ir.graph:
+                for value in (*node.inputs, *node.outputs):
+                    if value is not None and value.name and kinds.get(value) == _FLOAT:
+                        yield Need(value.name, Extremes())
+
     def apply(self, model: Model, ctx: Context) -> None:
         """Convert the weights one by one, or the graph as a whole."""
         from onnxshrink.graph import weights
@@ -45,15 +73,75 @@ class ToFloat16(Pass):
             narrow(view, model, ctx)
 
     def _convert(self, model: Model, ctx: Context) -> None:
-        from onnxshrink.graph import inline, whole
+        from onnxshrink.graph import hoist, inline, whole
         from onnxshrink.runtime import half
 
         if self.weights != type(self)().weights:
             raise RecipeError(f"{self.name}: 'full' converts every weight; it takes no selection")
         before = model.nbytes()
         inline.inline_functions(model)  # the converter does not know them
-        whole.rewrite(model, half.to_float16)
+        beyond, plain = self._beyond(model, ctx), model.clone()
+        if model.ir.ir_version >= 4:
+            # The converter keeps initializers of nodes that stay in float32, but not Constants.
+            hoist.hoist_constants(plain, 1)
+        types: set[str] = set()
+        while True:
+            trial = plain.clone()
+            whole.rewrite(trial, partial(half.to_float16, made=beyond, types=types))
+            reason = ctx.verify(trial)
+            words = set(re.findall(r"\w+", reason)) if reason.startswith("the result") else set()
+            at_fault = {node.op_type for node in model.nodes if node.op_type in words} - types
+            if reason and not at_fault:
+                at_fault = _DELICATE - types
+            if not at_fault:
+                break
+            types |= at_fault
+        for node in model.nodes:
+            if node.op_type in types:
+                ctx.skip(node.name or node.outputs[0].name or "", "float16 does not do for it")
+        if trial.nbytes() >= before:
+            ctx.skip("graph", "would not be smaller: too much of it stays in float32")
+            return
+        model.adopt(trial)
         ctx.changed("graph", model.nbytes(), before=before, kind="graph", note="float16")
+
+    def _beyond(self, model: Model, ctx: Context) -> set[str]:
+        """The first outputs of nodes with values that float16 cannot hold; they are reported."""
+        from onnxshrink.graph import weights
+        from onnxshrink.kernels.observers import Extremes, Need
+
+        found = set()
+        for node in model.ir.graph:
+            if node.op_type == "Constant":
+                continue
+            values = [value for value in (*node.inputs, *node.outputs) if value is not None]
+            needs = [Need(value.name or "", Extremes()) for value in values]
+            seen = [ctx.statistics[need] for need in needs if need in ctx.statistics]
+            ends = [max(-sums.low.min(), sums.high.max()) for sums in seen if sums.feeds]
+            tensors = [tensor for v in node.inputs if v and (tensor := weights.constant(v))]
+            if (largest := float(max(ends, default=0.0))) > _LARGEST:
+                reason = f"values up to {largest:.3g} are beyond float16"
+            elif any(t.dtype.name == "FLOAT" and _in_half(t.numpy()) is None for t in tensors):
+                reason = "float16 does not hold its constants to 11 bits"
+            else:
+                continue
+            found.add(node.outputs[0].name or "")
+            ctx.skip(node.name or node.outputs[0].name or "", reason)
+        return found
+
+
+def _in_half(values: np.ndarray) -> np.ndarray | None:
+    """Values in float16, where that loses nothing worth the name; else None."""
+    import numpy as np
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        half = values.astype(np.float16)
+        error = np.linalg.norm(half - values)
+    # Half a unit in the last place of the tensor as a whole: a few subnormal values may lose
+    # more, which is nothing beside the others.
+    if not np.isfinite(half).all() or not error <= np.linalg.norm(values) * 2.0**-11:
+        return None
+    return half
 
 
 def narrow(view: WeightView, model: Model, ctx: Context) -> None:
@@ -65,13 +153,8 @@ def narrow(view: WeightView, model: Model, ctx: Context) -> None:
     if view.dtype.name not in ("FLOAT", "DOUBLE"):
         ctx.skip(view, f"is stored as {view.dtype.name.lower()} already")
         return
-    with np.errstate(over="ignore", invalid="ignore"):
-        values = view.array().astype(np.float32)
-        half = values.astype(np.float16)
-        error = np.linalg.norm(half - values)
-    # Half a unit in the last place of the tensor as a whole: a few subnormal values may lose
-    # more, which is nothing beside the others.
-    if not np.isfinite(half).all() or not error <= np.linalg.norm(values) * 2.0**-11:
+    half = _in_half(view.array().astype(np.float32))
+    if half is None:
         ctx.skip(view, "float16 does not hold its values to 11 bits")
         return
     after = half.nbytes + edit.CAST_OVERHEAD

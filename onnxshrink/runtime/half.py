@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 from onnxshrink.errors import UnsupportedModel
@@ -10,26 +11,91 @@ from onnxshrink.errors import UnsupportedModel
 if TYPE_CHECKING:
     import onnx
 
+_FLOAT, _FLOAT16 = 1, 10  # ONNX's numbers of the types
 
-def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
+
+def to_float16(
+    model: onnx.ModelProto, made: Collection[str] = (), types: Collection[str] = ()
+) -> onnx.ModelProto:
     """Compute in float16; inputs and outputs keep their types.
 
     Operators that have no float16 version get Casts around them.
 
     Args:
         model: A whole model with its weights; it is changed.
+        made: Values whose nodes stay in float32.
+        types: Operators that stay in float32.
 
     Raises:
         UnsupportedModel: The converter fails on the model.
     """
-    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
+    wanted = set(made)
+    kept = [node for node in _nodes(model.graph) if not wanted.isdisjoint(node.output)]
+    taken = {node.name for node in _nodes(model.graph)}
+    for number, node in enumerate(kept):  # the converter takes names of nodes
+        if not node.name:
+            node.name = next(n for n in _numbered(f"float32_{number}") if n not in taken)
+            taken.add(node.name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one for every clipped tensor; the outputs are compared
         try:
-            converted: onnx.ModelProto = convert_float_to_float16(model, keep_io_types=True)
+            converted: onnx.ModelProto = convert_float_to_float16(
+                model, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *types],
+                node_block_list=[node.name for node in kept],
+            )  # fmt: skip
         except Exception as error:  # it raises whatever its dictionaries and protobuf raise
             raise UnsupportedModel(
                 f"ONNX Runtime's float16 converter fails on this model: {error}"
             ) from error
+    _join(converted.graph, taken)
     return converted
+
+
+def _join(graph: onnx.GraphProto, known: Collection[str]) -> None:
+    """Let nodes that stay in float32 hand on their values as they are, without a turn in float16.
+
+    Args:
+        graph: As the converter made it, with Casts around every such node.
+        known: Names of nodes that are not the converter's.
+    """
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _join(attribute.g, known)
+    casts = {
+        node.output[0]: node
+        for node in graph.node
+        if node.op_type == "Cast" and node.name and node.name not in known
+    }
+    given = {value.name for value in graph.output}
+    direct = {
+        name: casts[node.input[0]].input[0]
+        for name, node in casts.items()
+        if node.input[0] in casts and name not in given
+        and (node.attribute[0].i, casts[node.input[0]].attribute[0].i) == (_FLOAT, _FLOAT16)
+    }  # fmt: skip
+    for node in _nodes(graph):
+        for index, name in enumerate(node.input):
+            node.input[index] = direct.get(name, name)
+    for name in direct:
+        graph.node.remove(casts.pop(name))
+    read = {name for node in _nodes(graph) for name in node.input}
+    for name in casts.keys() - given - read:
+        graph.node.remove(casts[name])
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every node, those of bodies included."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _nodes(attribute.g)
+
+
+def _numbered(stem: str) -> Iterator[str]:
+    while True:
+        yield stem
+        stem += "_"

@@ -146,6 +146,16 @@ def test_shapes_that_differ_are_an_infinite_error():
     assert metrics.top1_agreement(np.ones((2, 3)), np.ones((3, 2))) == 0
 
 
+def test_the_first_shapes_that_differ_are_told():
+    agreement = metrics.Agreement()
+    for columns in (2, 3, 4):
+        agreement.add(np.ones((1, 2)), np.ones((1, columns)))
+    assert agreement.result("y").reshaped == "(1, 2) -> (1, 3)"
+    agreement = metrics.Agreement()
+    agreement.add(np.ones(3), np.zeros(3))
+    assert agreement.result("y").reshaped == ""
+
+
 def test_scalars_and_empty_arrays():
     assert metrics.relative_error(np.float32(2), np.float32(3)) == 0.5
     empty = np.zeros((0, 4), np.float32)

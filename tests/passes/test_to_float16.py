@@ -159,7 +159,7 @@ def test_full_on_what_onnx_ir_cannot_read_alone(worker) -> None:
     hard = HARD["zipmap"]()
     result = converted(hard.proto, worker, ToFloat16(full=True), hard.feeds)
     row = result.report.steps[0]
-    assert row.status in ("done", "rolled back")
+    assert row.status == "nothing to do"
     assert result.model.to_proto().graph.output == hard.proto.graph.output
     assert json.loads(result.report.to_json())
 
@@ -191,3 +191,67 @@ def test_whole_conversion_reaches_into_branches(worker) -> None:
         arrays = {name: a.astype(np.float16) for name, a in stored(branches).items()}
         expected = x + arrays["b"] if taken == "b" else x @ arrays["w"]
         np.testing.assert_allclose(answers(after, feed)[0], expected, rtol=2e-3, atol=2e-2)
+
+
+def test_full_leaves_values_beyond_its_range_in_float32(worker) -> None:
+    """They reach a few times 1e5 on these inputs."""
+    proto = text(
+        """g (float[n, 64] x) => (float[n, 32] y) {
+            up = Constant<value = float {1e5}>()  down = Constant<value = float {1e-5}>()
+            a = MatMul(x, w)
+            b = Mul(a, up)  c = Relu(b)  d = Mul(c, down)  y = MatMul(d, v)
+        }""",
+        w=weight(1, 64, 128), v=weight(2, 128, 32),
+    )  # fmt: skip
+    result = converted(proto, worker, ToFloat16(full=True))
+    row = result.report.steps[0]
+    assert row.status == "done"
+    assert {skip.what for skip in row.skips} == {"b", "c", "d"}
+    assert all(skip.reason.endswith("are beyond float16") for skip in row.skips)
+    assert row.max_error < 2e-3
+    (before,), (found,) = (answers(m, rows(3, 64)[0]) for m in (proto, result.model.to_proto()))
+    assert np.linalg.norm(found - before) < 2e-3 * np.linalg.norm(before)
+    assert result.report.ratio == pytest.approx(2, rel=0.1)
+
+
+def test_full_leaves_operators_without_a_kernel_in_float32(worker) -> None:
+    proto = text(
+        """g (float[n, 64] x) => (float[n, 128] y) {
+            i = Constant<value = int64[1, 2] {3, 5}>()  u = Constant<value = float[1, 2] {1, 2}>()
+            s = ScatterElements<axis = 1, reduction = "add">(x, i, u)  y = MatMul(s, w)
+        }""",
+        w=weight(1, 64, 128),
+    )
+    feeds = [{"x": feed["x"]} for feed in rows(1, 64)]
+    result = converted(proto, worker, ToFloat16(full=True), feeds)
+    row = result.report.steps[0]
+    assert row.status == "done"
+    assert {skip.what: skip.reason for skip in row.skips} == {"s": "float16 does not do for it"}
+    kinds = {t.name: t.data_type for t in result.model.to_proto().graph.initializer}
+    assert kinds["w"] == TensorProto.FLOAT16
+
+
+def test_full_leaves_constants_that_float16_does_not_hold(worker) -> None:
+    """Also those of Constant nodes, which ONNX Runtime's converter would clip."""
+    small = np.full(64, 1e-9, np.float32)
+    proto = text(
+        f"""g (float[n, 64] x) => (float[n, 64] y) {{
+            t = Constant<value = float[64] {{{", ".join(["1e-9"] * 64)}}}>()
+            a = MatMul(x, w)  b = Div(t, a)  c = Mul(b, big)  y = MatMul(c, w)
+        }}""",
+        w=np.eye(64, dtype=np.float32), big=1 / small,
+    )  # fmt: skip
+    feeds = [{"x": 1 + abs(feed["x"])} for feed in rows(3, 64)]
+    result = converted(proto, worker, ToFloat16(full=True), feeds)
+    row = result.report.steps[0]
+    assert row.status == "done", row.reason
+    reasons = {skip.what: skip.reason for skip in row.skips}
+    assert reasons["b"] == "float16 does not hold its constants to 11 bits"
+    assert row.max_error < 2e-3
+
+
+def test_full_of_what_has_nothing_to_narrow(worker) -> None:
+    proto = text("g (float[n, 64] x) => (float[n, 64] y) { a = Relu(x)  y = Neg(a) }")
+    row = converted(proto, worker, ToFloat16(full=True)).report.steps[0]
+    assert row.status == "nothing to do"
+    assert row.skips[0].reason == "would not be smaller: too much of it stays in float32"
