@@ -56,6 +56,8 @@ def _cases() -> dict[str, Callable[[], Case]]:
         "mixer": on(attention.Mixer, image),
         "mobilevit": on(attention.MobileVit, image),
         "whisper": on(attention.Whisper, audio, ids[:, :6] % 500),
+        "opt": on(attention.Opt, ids.repeat(2, 1)),
+        "translator": on(attention.Translator, ids % 500, ids[:, :6] % 500),
         "diffusion": on(attention.GroupNormNet, torch.randn(1, 4, 8, 8), torch.randn(1, 32)),
     }  # fmt: skip
 
@@ -65,6 +67,7 @@ _FREE: dict[str, tuple[dict[int, str], ...]] = {
     "bert": ({0: "batch", 1: "length"},),
     "gpt": ({0: "batch", 1: "length"},),
     "llama": ({0: "batch", 1: "length"},),
+    "opt": ({0: "batch", 1: "length"},),
     "whisper": ({0: "batch"}, {0: "batch", 1: "length"}),
     "diffusion": ({0: "batch"}, {0: "batch"}),
     "unet": ({0: "batch", 2: "height", 3: "width"},),
@@ -74,6 +77,9 @@ _FREE: dict[str, tuple[dict[int, str], ...]] = {
     "crnn": ({0: "batch", 3: "width"},),
     "mobilevit": ({},),
 }
+
+#: Those that the newer exporter writes, which needs onnxscript.
+_DYNAMO = {"opt"}
 
 
 def _randomise(model: nn.Module) -> None:
@@ -111,6 +117,13 @@ def export(name: str, model: nn.Module, inputs: tuple[Tensor, ...], path: Path) 
     """Write one architecture, with the axes free that are for it."""
     names = [f"x{index}" for index in range(len(inputs))]
     free = _FREE.get(name, ({0: "batch"},) * len(inputs))
+    if name in _DYNAMO:
+        dynamic = tuple(dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in free)
+        torch.onnx.export(
+            model, inputs, path, input_names=names, output_names=["y"], opset_version=18,
+            dynamic_shapes=dynamic, dynamo=True, external_data=False, verbose=False,
+        )  # fmt: skip
+        return
     torch.onnx.export(
         model, inputs, path, input_names=names, output_names=["y"], opset_version=17,
         dynamic_axes=dict(zip(names, free, strict=True)), dynamo=False,

@@ -473,6 +473,27 @@ CASES = {
         wq=(6, 96), wk=(6, 48), wv=(6, 48), c=(9, 8), s=(9, 8), wp=(96, 128), wo=(64, 5),
         i0=np.array([0]), i1=np.array([1]), one=np.array(1), one32=np.array(1, np.int32),
     ),
+    "grouped_queries_with_a_cache": _case(
+        "(float[N,1,6] x, float[N,2,3,16] pk, float[N,2,3,16] pv)"
+        " => (float[N,1,5] y, float[N,2,4,16] qk, float[N,2,4,16] qv) {"
+        "sh = Shape(x) n = Slice(sh, i0, i1) t1 = Gather(sh, one) t2 = Add(t1, three)"
+        "t = Cast<to=6>(t2) l1 = Sub(t, one32) l = Expand(l1, n)"
+        "q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)"
+        "o, qk, qv = com.microsoft.GroupQueryAttention<num_heads=6, kv_num_heads=2, do_rotary=1>"
+        "(q, k, v, pk, pv, l, t, c, s) y = MatMul(o, wp)}",
+        wq=(6, 96), wk=(6, 32), wv=(6, 32), c=(12, 8), s=(12, 8), wp=(96, 5), three=np.array(3),
+        i0=np.array([0]), i1=np.array([1]), one=np.array(1), one32=np.array(1, np.int32),
+    ),
+    "contributed_movement": _case(
+        "(float[N,3,4,4] x) => (float[2,4,2,2] y) {a = Conv(x, w)"
+        "p = com.microsoft.Pad(a, pads, zero)"
+        "r = com.microsoft.CropAndResize(p, rois, which, size) e = com.microsoft.ExpandDims(r, one)"
+        "s = Squeeze(e, ones) y = Conv(s, u)}",
+        w=(10, 3, 1, 1), pads=np.array([0, 0, 1, 1, 0, 0, 1, 1]), zero=np.float32(0),
+        rois=np.array([[0, 0, 1, 1], [0.2, 0, 0.8, 1]], np.float32),
+        which=np.array([0, 1], np.int32), size=np.array([2, 2], np.int32),
+        one=np.array(1, np.int32), ones=np.array([1]), u=(4, 10, 1, 1),
+    ),
     "indexed": _case(
         "(float[N,6] x, int64[N,1] j) => (float[N,4] y) {h = MatMul(x, a) i = Expand(j, to)"
         "z = Mul(i, none) g = GatherElements<axis=0>(h, z) s = ScatterElements<axis=0>(h, z, g)"
@@ -628,6 +649,14 @@ def test_declared_shapes_follow_and_the_result_is_saved(worker, tmp_path):
     onnx.checker.check_model(str(path), full_check=True)
     saved = onnx.load(str(path))
     assert {t.name: tuple(t.dims) for t in saved.graph.initializer}["u"] == (6, 8, 1, 1)
+
+
+def test_queries_of_a_cache_that_stays_may_go(worker):
+    verdict = _pruned("grouped_queries_with_a_cache", worker)
+    assert verdict.shape("wk") == (6, 32)
+    assert verdict.shape("wq") == (6, 64)  # of three queries for each key, two
+    node = next(n for n in verdict.model.ir.graph if n.op_type == "GroupQueryAttention")
+    assert node.attributes["num_heads"].as_int() == 4
 
 
 def test_vectors_that_an_exporter_shared_are_cut_apart(worker):

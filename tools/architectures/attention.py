@@ -277,6 +277,68 @@ class Whisper(nn.Module):
         return self.n(x) @ self.e.weight.T
 
 
+class Merged(nn.Module):
+    """Attention that merges heads with the batch, as fairseq, BART and OPT do."""
+
+    def __init__(self, c: int, heads: int):
+        super().__init__()
+        self.h, self.d = heads, c // heads
+        self.q, self.k, self.v, self.o = (nn.Linear(c, c) for _ in range(4))
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        """Run it."""
+        b, s, c = x.shape
+        split = lambda t: (  # noqa: E731
+            t.view(b, -1, self.h, self.d).transpose(1, 2).reshape(b * self.h, -1, self.d)
+        )
+        q, k, v = split(self.q(x) * self.d**-0.5), split(self.k(memory)), split(self.v(memory))
+        w = torch.bmm(q, k.transpose(1, 2)).view(b, self.h, s, -1)
+        w = w + torch.full((s, s), -1e4).triu(1)
+        w = w.view(b * self.h, s, -1).softmax(-1)
+        y = torch.bmm(w, v).view(b, self.h, s, self.d).transpose(1, 2)
+        return self.o(y.reshape(b, s, c))
+
+
+class Opt(nn.Module):
+    """A language model whose heads are merged with the batch."""
+
+    def __init__(self, c: int = 128, heads: int = 4):
+        super().__init__()
+        self.e, self.b = nn.Embedding(1000, c), nn.ModuleList(Block(c, heads) for _ in range(2))
+        for block in self.b:
+            block.a = Merged(c, heads)
+        self.n, self.out = nn.LayerNorm(c), nn.Linear(c, 1000, False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Run it."""
+        x = self.e(ids)
+        for block in self.b:
+            normed = block.n1(x)
+            x = x + block.a(normed, normed)
+            x = x + block.ffn(block.n2(x))
+        return self.out(self.n(x))
+
+
+class Translator(nn.Module):
+    """An encoder and a decoder with torch's own attention, time first."""
+
+    def __init__(self, c: int = 128, heads: int = 4):
+        super().__init__()
+        self.e, self.f, self.h = nn.Embedding(500, c), nn.Embedding(500, c), heads
+        self.own, self.past, self.cross = (nn.MultiheadAttention(c, heads) for _ in range(3))
+        self.n = nn.ModuleList(nn.LayerNorm(c) for _ in range(4))
+        self.up, self.down, self.out = nn.Linear(c, 4 * c), nn.Linear(4 * c, c), nn.Linear(c, 500)
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        """Run it."""
+        x, y = self.e(source).transpose(0, 1), self.f(target).transpose(0, 1)
+        x = self.n[0](x + self.own(x, x, x, need_weights=False)[0])
+        y = self.n[1](y + self.past(y, y, y, need_weights=True)[0])
+        y = self.n[2](y + self.cross(y, x, x, need_weights=False)[0])
+        y = self.n[3](y + self.down(F.relu(self.up(y))))
+        return self.out(y.transpose(0, 1))
+
+
 class GroupNormNet(nn.Module):
     """Group normalisation, FiLM-like scaling and attention over space, as in diffusion models."""
 

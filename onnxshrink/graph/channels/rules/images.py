@@ -38,11 +38,11 @@ def _grid_sample(walk: Walk, node: ir.Node) -> None:
 
 
 def _regions(walk: Walk, node: ir.Node) -> None:
-    """RoiAlign and MaxRoiPool: ``x [N, C, H, W], regions [R, ..]``."""
+    """RoiAlign, MaxRoiPool, CropAndResize: ``x [N, C, H, W], regions [R, ..]``."""
     x = walk.operand(node, 0)
     walk.freeze_spatial(node, x)
     walk.freeze(x.axes[0], f"{describe(node)}: regions name images")
-    for index in (1, 2):
+    for index in range(1, len(node.inputs)):
         _keep(walk, node, index)
     out = walk.fresh(walk.sizes(node.outputs[0]), f"{describe(node)}: regions")
     walk.put(node, [out[0], x.axes[1], *out[2:]], [False, x.zero[1], False, False])
@@ -100,5 +100,6 @@ RULES: dict[tuple[str, str], Rule] = {
     ("", "MaxRoiPool"): _regions,
     ("", "MeanVarianceNormalization"): _mean_variance,
     ("", "RoiAlign"): _regions,
+    ("com.microsoft", "CropAndResize"): _regions,
     ("com.microsoft", "GridSample"): _grid_sample,
 }

@@ -326,5 +326,6 @@ RULES: dict[tuple[str, str], Rule] = {
     ("", "Tile"): _tile,
     ("", "Transpose"): _transpose,
     ("", "Trilu"): _trilu,
+    ("com.microsoft", "Pad"): _pad,
     ("com.microsoft", "Trilu"): _trilu,
 }

@@ -262,4 +262,5 @@ RULES: dict[tuple[str, str], Rule] = {
     ("", "Reshape"): _reshape,
     ("", "Squeeze"): _reshape,
     ("", "Unsqueeze"): _reshape,
+    ("com.microsoft", "ExpandDims"): _reshape,
 }
