@@ -14,6 +14,8 @@ Indices = npt.NDArray[np.int64]
 _DOUBT = 0.01  # of the time, in a guess of what is saved
 _MOST_MORE = 1.25  # times what was asked for, by rounding
 _LEAST = 0.75  # of what was asked for, by rounding
+_FAINT = 1e-9  # of the largest: less makes no difference
+_PRICES, _HALVINGS = (1e-12, 1e12), 60  # of all that is to be saved, in units of loss
 _FINEST = 4  # no kernel is known to be fast for multiples of less
 
 
@@ -120,6 +122,72 @@ def choose_global(
         keep = units_to_keep(len(own), len(own) - count, granule, minimum) if count else len(own)
         chosen.append(_lowest(own, len(own) - keep))
     return chosen
+
+
+def loss_curve(scores: Array, counts: Sequence[int], losses: Sequence[float]) -> Array:
+    """What a group loses with so many of its units, from what was measured for a few counts.
+
+    Scores say how the loss grows from unit to unit; what is measured says how much of it comes
+    through. Between two counts that factor goes evenly from one to the other, as its logarithm.
+
+    Args:
+        scores: Of its units, not negative.
+        counts: How many units, the lowest, were removed; ascending.
+        losses: What was lost with each of these counts.
+
+    Returns:
+        [units + 1], from none to all; never falling.
+    """
+    expected = np.concatenate([[0.0], np.cumsum(np.sort(scores))])
+    least = _FAINT * max(expected[-1], np.finfo(np.float64).tiny)
+    seen = np.maximum(losses, _FAINT * max(*losses, 1e-9))
+    factors = np.log(seen / np.maximum(expected[np.asarray(counts)], least))
+    every = np.exp(np.interp(np.arange(len(expected)), counts, factors))
+    curve: Array = np.maximum.accumulate(expected * every)
+    return curve
+
+
+def choose_by_loss(
+    losses: Sequence[Array], costs: Sequence[float], ratio: float, granules: Sequence[int],
+    minimum: int = 1, most: float = 0.9,
+) -> list[int]:  # fmt: skip
+    """How many units of each group to remove so that all lose the least together.
+
+    Losses add up, as those of small changes do. At a price for what is saved every group removes
+    as many as pay best; the price is raised until enough goes.
+
+    Args:
+        losses: For each group, what is lost with 0, 1, 2, ... units.
+        costs: For each group, what removing one unit saves.
+        ratio: Share of the total cost to remove.
+        granules: For each group, what the number of units kept is a multiple of.
+        minimum: Units that every group keeps.
+        most: Largest share of a group that may go.
+    """
+    sizes = [len(loss) - 1 for loss in losses]
+    allowed, saved = [], []
+    for size, cost, granule in zip(sizes, costs, granules, strict=True):
+        least = max(granule, minimum, math.ceil((1 - most) * size))
+        kept = np.arange(-(-least // granule) * granule, size, granule)
+        allowed.append(np.append(0, size - kept[::-1]))
+        saved.append(cost * allowed[-1])
+    goal = ratio * sum(cost * size for cost, size in zip(costs, sizes, strict=True))
+    if ratio <= 0 or not goal > 0:
+        return [0] * len(losses)
+
+    def at(price: float) -> list[int]:
+        return [
+            int(np.argmin(loss[counts] - price * worth))
+            for loss, counts, worth in zip(losses, allowed, saved, strict=True)
+        ]
+
+    low, high = _PRICES
+    for _ in range(_HALVINGS):
+        middle = (low * high) ** 0.5
+        taken = at(middle / goal)
+        enough = sum(w[t] for w, t in zip(saved, taken, strict=True)) >= goal
+        low, high = (low, middle) if enough else (middle, high)
+    return [int(counts[t]) for counts, t in zip(allowed, at(high / goal), strict=True)]
 
 
 def believed_saving(guess: float, seen: float, width: float) -> float:

@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxshrink.errors import RecipeError
+from onnxshrink.errors import InputsMissing
 
 if TYPE_CHECKING:
     from onnxshrink.graph.channels.allocate import Allocation, Start
     from onnxshrink.graph.channels.consumers import Consumer
     from onnxshrink.graph.channels.facts import Runs
-    from onnxshrink.graph.channels.groups import Group
+    from onnxshrink.graph.channels.groups import Cost, Group
     from onnxshrink.graph.channels.plan import Plan
     from onnxshrink.graph.channels.walk import Walk
     from onnxshrink.graph.model import Model
@@ -60,7 +60,8 @@ class Planner:
             The plan, and moments of what weights read.
 
         Raises:
-            RecipeError: A pattern matches nothing, or inputs are missing.
+            RecipeError: A pattern matches nothing.
+            InputsMissing: What was asked for needs real inputs, and there are none.
         """
         import numpy as np
 
@@ -79,13 +80,22 @@ class Planner:
         seen: dict[Consumer, Moments] = {}
         real = ctx.feeds if not ctx.generated else ()  # made-up inputs are a bad thing to fit to
         if options.importance in score.CALIBRATED and not real:
-            raise RecipeError(f"{options.name}: importance {options.importance} needs real inputs")
+            raise InputsMissing(
+                f"{options.name}: importance {options.importance} needs real inputs: give "
+                "--calibration DATA, or rank by the weights alone, for instance with l2"
+            )
+        if options.scope == "measured" and not real:
+            raise InputsMissing(
+                f"{options.name}: scope measured needs real inputs: give --calibration DATA, or "
+                "use local or global"
+            )
         if real and (options.compensate or options.importance in {"auto", *score.CALIBRATED}):
             seen = moments(walk, real, self._worker)
         scores = score.score(walk, groups, options.importance, seen, rng)
         plan = Plan(walk, groups, scores, [], whole)
         self._start = self._start or Start.of(plan)
-        return self._reached(plan, self._start, runs, (step + 1) / options.iterations), seen
+        part = (step + 1) / options.iterations
+        return self._planned(plan, self._start, seen, part), seen
 
     def removal(self, plan: Plan, seen: Mapping[Consumer, Moments]) -> Removal:
         """What carries out a plan that was made last."""
@@ -101,29 +111,72 @@ class Planner:
         held(groups, self._options.layers, (), names=names)  # refuses patterns that match nothing
         return held(groups, self._options.keep, self._options.units, names=names)
 
-    def _reached(self, plan: Plan, start: Start, runs: Runs, part: float) -> Plan:
-        """The choice that goes this part of the way to what was asked for."""
+    def _planned(
+        self, plan: Plan, start: Start, seen: Mapping[Consumer, Moments], part: float
+    ) -> Plan:
+        """The choice that goes this part of the way to what was asked for.
+
+        What is shared out by measured losses has to lose less than equal shares do. That is not
+        looked at with a goal of latency, where plans take long to time.
+        """
         from onnxshrink.graph.channels.allocate import Allocation
+        from onnxshrink.passes._channel_losses import Losses
 
         options = self._options
         allocation = Allocation(
             options.layers, options.scope == "global", options.round_to, options.minimum,
             start.sizes,
         )  # fmt: skip
-        if options.flops is not None:
-            most = options.flops**part * start.cost.macs
-            found = allocation.reach_cost(plan, lambda cost: cost.macs, most)
-        elif options.bytes is not None:
-            most = options.bytes**part * start.cost.nbytes
-            found = allocation.reach_cost(plan, lambda cost: cost.nbytes, most)
-        elif options.latency is not None:
-            found = self._to_latency(plan, allocation, start, runs, options.latency**part)
-        else:
-            return allocation.choose(plan, 1 - (1 - options.ratio) ** part)
-        chosen, reached = found
+        chosen, reached = plan, False
+        if options.latency is None or not self._measures:
+            chosen, reached = self._reached(plan, allocation, start, part)
+        if self._measures and (options.latency is not None or chosen.removed.any()):
+            losses = Losses(self.removal(plan, seen))
+            curves = losses.curves(plan, allocation)
+            costs = allocation.savings(plan, self._measure(start))
+            spread = replace(allocation, losses=curves, costs=costs)
+            measured = self._reached(plan, spread, start, part)
+            if options.latency is not None or losses.of(measured[0]) <= losses.of(chosen):
+                chosen, reached = measured
         if not reached:
             self._ctx.warn("the goal is out of reach: this is the most that can go")
         return chosen
+
+    @property
+    def _measures(self) -> bool:
+        """Whether losses are to be measured."""
+        real = self._ctx.feeds and not self._ctx.generated
+        return self._options.scope == "measured" or (self._options.scope == "auto" and bool(real))
+
+    def _measure(self, start: Start) -> Callable[[Cost], float]:
+        """What is to be saved: what the goal is about, or parameters and work alike."""
+        if self._options.flops is not None:
+            return lambda cost: cost.macs
+        if self._options.bytes is not None:
+            return lambda cost: cost.nbytes
+        whole = start.cost
+        return lambda cost: (
+            cost.parameters / max(whole.parameters, 1) + cost.macs / max(whole.macs, 1)
+        )
+
+    def _reached(
+        self, plan: Plan, allocation: Allocation, start: Start, part: float
+    ) -> tuple[Plan, bool]:
+        """The choice of an allocation that goes this part of the way, and whether it gets there."""
+        from onnxshrink.graph.channels.groups import cost
+
+        options, measure = self._options, self._measure(start)
+        if options.latency is not None:
+            goal = options.latency**part
+            return self._to_latency(plan, allocation, start, self._runs, goal)
+        if options.flops is not None or options.bytes is not None:
+            goal = (options.flops or options.bytes or 1.0) ** part
+            return allocation.reach_cost(plan, measure, goal * measure(start.cost))
+        ratio = 1 - (1 - options.ratio) ** part
+        equal = replace(allocation, losses={}).choose(plan, ratio)
+        if not allocation.losses:
+            return equal, True
+        return allocation.reach_cost(plan, measure, measure(cost(plan.walk, equal.removed)))
 
     def _to_latency(
         self, plan: Plan, allocation: Allocation, start: Start, runs: Runs, goal: float

@@ -75,6 +75,15 @@ class Removal:
         self.plan.walk.model.adopt(best.model)
         self._report(best)
 
+    def trial(self) -> Model:
+        """A copy of the model without the channels, fitted without what is held out."""
+        from onnxshrink.graph.channels.compensation import choices
+
+        seen = self.seen if self.options.compensate else {}
+        chosen = choices(self.plan.walk, seen, self.plan.removed, self.options.damping)
+        sums = {each.name: moments.fitted for each, moments in seen.items() if each.name in chosen}
+        return self._variant(chosen, sums).model
+
     def _closer(self, plain: Variant, chosen: Mapping[str, Choice]) -> Variant:
         """The refitted model, if its outputs are closer."""
         from onnxshrink.runtime.probe import held_out
@@ -82,7 +91,7 @@ class Removal:
         moments = {consumer.name: each for consumer, each in self.seen.items()}
         feeds = [self.ctx.feeds[number] for number in held_out(len(self.ctx.feeds))]
         feeds = feeds or list(self.ctx.feeds)
-        wanted = self._outputs(self.plan.walk.model, feeds)
+        wanted = self.outputs(self.plan.walk.model, feeds)
         without = self._error(wanted, plain.model, feeds)
         trial = self._variant(chosen, {name: each.fitted for name, each in moments.items()})
         error = self._error(wanted, trial.model, feeds)
@@ -142,10 +151,11 @@ class Removal:
         """Relative L2 error of the outputs, the worst of them."""
         from onnxshrink.kernels.metrics import compare_outputs
 
-        rows = compare_outputs(model.signature[1], wanted, self._outputs(model, feeds))
+        rows = compare_outputs(model.signature[1], wanted, self.outputs(model, feeds))
         return max((row.relative_error for row in rows), default=0.0)
 
-    def _outputs(self, model: Model, feeds: Feeds) -> list[list[np.ndarray]]:
+    def outputs(self, model: Model, feeds: Feeds) -> list[list[np.ndarray]]:
+        """What a model makes of some inputs."""
         with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
             path = Path(folder, "model.onnx")
             model.save(path, durable=False)

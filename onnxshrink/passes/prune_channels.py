@@ -38,7 +38,8 @@ class PruneChannels(Pass):
     runs_models: ClassVar[bool] = True
 
     ratio: float = option(
-        0.2, help="share of each group of channels to remove (of all costs, with scope: global)",
+        0.2, help="share of each group of channels to remove; of all costs with scope: global, and "
+        "with measured as much as that share of each group would save",
         ge=0, le=_MOST,
     )  # fmt: skip
     flops: float | None = option(
@@ -54,14 +55,18 @@ class PruneChannels(Pass):
         {}, help="other ratios by name of a weight, node or operator: '{Gemm: 0.5, head*: 0}'"
     )
     importance: Literal[
-        "auto", "l1", "l2", "bn-gamma", "activation", "variance", "hessian", "random"
+        "auto", "l1", "l2", "bn-gamma", "activation", "variance", "hessian", "greedy",
+        "random",
     ] = option(
-        "auto", help="what ranks channels; auto: hessian with inputs, l2 without; activation, "
-        "variance and hessian need inputs",
+        "auto", help="what ranks channels; auto: hessian with inputs, l2 without; hessian: by the "
+        "error that the others cannot make up for; greedy: the same, one after the other, slower; "
+        "these two, activation and variance need inputs",
     )  # fmt: skip
-    scope: Literal["local", "global"] = option(
-        "local", help="the same share of every group, or the least important channels anywhere"
-    )
+    scope: Literal["auto", "local", "global", "measured"] = option(
+        "auto", help="local: the same share of every group; global: the least important channels "
+        "anywhere; measured: as much in all as with local, more of the groups that the outputs "
+        "need less, which is tried out on inputs; auto: measured with inputs, local without",
+    )  # fmt: skip
     units: tuple[Literal["channels", "heads", "head-dimensions", "width"], ...] = option(
         (), help="what may go; by default all, but of heads and their dimensions the finer"
     )

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,9 +10,11 @@ from hypothesis import strategies as st
 from onnxshrink.kernels.importance import (
     balanced_counts,
     believed_saving,
+    choose_by_loss,
     choose_global,
     choose_local,
     index_power,
+    loss_curve,
     units_to_keep,
 )
 
@@ -120,3 +124,47 @@ def test_balanced_counts_leave_one_and_give_up_where_nothing_fits():
 )
 def test_the_surer_of_guess_and_measurement_counts_more(guess, seen, width, expected):
     assert believed_saving(guess, seen, width) == pytest.approx(expected, abs=2e-4)
+
+
+def test_a_loss_curve_meets_what_was_measured_and_follows_the_scores():
+    scores = np.array([3.0, 1.0, 2.0, 4.0])
+    curve = loss_curve(scores, [1, 3], [0.1, 2.4])
+    np.testing.assert_allclose(curve, [0, 0.1, 3 * (0.1 * 0.4) ** 0.5, 2.4, 4.0], rtol=1e-9)
+    np.testing.assert_allclose(loss_curve(scores, [2], [0.3]), [0, 0.1, 0.3, 0.6, 1.0], rtol=1e-9)
+
+
+def test_a_loss_curve_never_falls_and_bears_zeros():
+    noisy = loss_curve(np.ones(10), [2, 5], [0.5, 0.1])
+    assert (np.diff(noisy) >= 0).all()
+    free = loss_curve(np.array([0.0, 0.0, 1e-30, 5.0]), [1, 2], [0.0, 0.0])
+    assert np.isfinite(free).all()
+    assert free[2] < 1e-6
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.floats(0.05, 0.85))
+def test_no_counts_that_save_as_much_lose_less(seed, groups, ratio):
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(2, 7, groups)
+    losses = [np.append(0, np.cumsum(np.sort(rng.random(size)))) for size in sizes]
+    costs = rng.uniform(0.5, 2, groups)
+    counts = choose_by_loss(losses, costs.tolist(), ratio, [1] * groups, most=0.99)
+    saved = float(costs @ counts)
+    lost = sum(loss[count] for loss, count in zip(losses, counts, strict=True))
+    possible = itertools.product(*(range(size) for size in sizes))
+    best = min(
+        sum(loss[c] for loss, c in zip(losses, tried, strict=True))
+        for tried in possible
+        if costs @ tried >= saved - 1e-9
+    )
+    assert lost <= best + 1e-9
+    assert saved >= min(ratio * float(costs @ sizes), float(costs @ (sizes - 1))) - 1e-9
+
+
+def test_counts_by_loss_leave_granules():
+    cheap, dear = np.linspace(0, 0.1, 33), np.linspace(0, 10, 33)
+    counts = choose_by_loss([cheap, dear], [1.0, 1.0], 0.3, [8, 8])
+    assert counts == [24, 0]
+    assert choose_by_loss([cheap, dear], [1.0, 1.0], 0.99, [8, 8], minimum=12) == [16, 16]
+    assert choose_by_loss([cheap[:6]], [1.0], 0.5, [8]) == [0]
+    assert choose_by_loss([cheap], [1.0], 0.0, [8]) == [0]
+    assert choose_by_loss([], [], 0.5, []) == []

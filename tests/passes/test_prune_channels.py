@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onnxshrink.contract import Settings
-from onnxshrink.errors import ModelError, RecipeError, UnsupportedModel
+from onnxshrink.errors import InputsMissing, ModelError, RecipeError, UnsupportedModel
 from onnxshrink.graph.channels.allocate import Allocation
 from onnxshrink.passes.prune_channels import PruneChannels
 from onnxshrink.pipeline import run
@@ -33,6 +33,7 @@ def _feeds(count=4, rows=64):
 
 def _pruned(model=None, feeds=None, worker=None, **options):
     settings = Settings(feeds=_feeds() if feeds is None else feeds)
+    options = {"scope": "local", **options}
     return run([PruneChannels(**options)], model or _mlp(), settings, worker)
 
 
@@ -239,9 +240,9 @@ def test_time_is_saved_where_units_are_seen_to_save_it():
 
 
 @pytest.mark.parametrize(
-    "importance", ["l1", "bn-gamma", "activation", "variance", "hessian", "random"]
+    "importance", ["l1", "bn-gamma", "activation", "variance", "hessian", "greedy", "random"]
 )
-@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("scope", ["local", "global", "measured"])
 def test_every_importance_and_scope(importance, scope, worker):
     result = _pruned(worker=worker, importance=importance, scope=scope, ratio=0.25)
     assert result.report.steps[0].status == "done"
@@ -295,8 +296,10 @@ def test_bad_options_are_refused(worker):
         PruneChannels(flops=0.5, bytes=0.5)
     with pytest.raises(RecipeError, match=r"'two' takes a ratio from 0 to 0\.95, not 1\.5"):
         PruneChannels(layers={"two": 1.5})
-    with pytest.raises(RecipeError, match="activation needs real inputs"):
+    with pytest.raises(InputsMissing, match="activation needs real inputs: give --calibration"):
         _pruned(feeds=[], worker=worker, importance="activation")
+    with pytest.raises(InputsMissing, match="measured needs real inputs: give --calibration"):
+        _pruned(feeds=[], worker=worker, scope="measured")
 
 
 def test_explain_names_what_goes_together_and_what_blocks(worker):

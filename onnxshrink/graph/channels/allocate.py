@@ -16,6 +16,7 @@ from onnxshrink.kernels.importance import (
     Array,
     Indices,
     balanced_counts,
+    choose_by_loss,
     choose_global,
     choose_local,
 )
@@ -52,6 +53,8 @@ class Allocation:
     Attributes:
         ratios: Ratios of some groups, by pattern of a name.
         everywhere: Whether units compete across groups; otherwise each loses the same share.
+        losses: For groups by name, what the outputs lose with 0, 1, 2, ... of their units; where
+            there are any, those go whose loss is the least for what they save.
         round_to: What lengths of axes are multiples of.
         minimum: Units that every group keeps.
         costs: What removing one unit of each group saves; by default its parameters.
@@ -65,6 +68,7 @@ class Allocation:
     minimum: int
     sizes: Mapping[str, int] = field(default_factory=dict)
     costs: Mapping[str, float] = field(default_factory=dict)
+    losses: Mapping[str, Array] = field(default_factory=dict)
 
     def choose(self, plan: Plan, ratio: float) -> Plan:
         """The plan that removes the least important units at a ratio."""
@@ -79,7 +83,8 @@ class Allocation:
             for each, group in zip(own, groups, strict=True)
         ]
         picked = choose_local(scores, wanted, granules, self.minimum)
-        if self.everywhere:
+        spread_out = self.everywhere or bool(self.losses)
+        if spread_out:
             costs = [self.costs.get(g.name, parameters_per_unit(g)) for g in groups]
             before = sum(
                 cost * self.sizes.get(group.name, len(group))
@@ -87,7 +92,10 @@ class Allocation:
             )
             total = sum(cost * len(group) for cost, group in zip(costs, groups, strict=True))
             part = max(0.0, 1 - (1 - ratio) * before / total) if total else 0.0
-            spread = choose_global(scores, costs, part, granules, self.minimum)
+            if self.losses:
+                spread = self._least_lost(groups, scores, costs, part)
+            else:
+                spread = choose_global(scores, costs, part, granules, self.minimum)
             picked = [
                 best if each is None else local
                 for each, best, local in zip(own, spread, picked, strict=True)
@@ -96,22 +104,52 @@ class Allocation:
         asked = [0.0] * len(plan.groups)
         for index, units, keep, each in zip(free, picked, wanted, own, strict=True):
             choice[index] = units
-            spread_out = self.everywhere and each is None
-            asked[index] = len(units) if spread_out else len(plan.groups[index]) - keep
+            by_share = not spread_out or each is not None
+            asked[index] = len(plan.groups[index]) - keep if by_share else len(units)
         return replace(plan, choice=self._balanced(plan, choice, asked))
 
-    def only(self, plan: Plan, index: int) -> Plan:
-        """The plan that removes half of one group, and of those that must stay in balance."""
+    def _least_lost(
+        self, groups: Sequence[Group], scores: Sequence[Array], costs: Sequence[float], part: float
+    ) -> list[Indices]:
+        """The lowest units of every group whose loss is known; of the others none."""
+        known = [index for index, group in enumerate(groups) if group.name in self.losses]
+        counts = choose_by_loss(
+            [self.losses[groups[index].name] for index in known], [costs[i] for i in known], part,
+            [groups[i].granule(self.round_to) if groups[i].bond < 0 else 1 for i in known],
+            self.minimum,
+        )  # fmt: skip
+        chosen: list[Indices] = [np.empty(0, np.int64) for _ in groups]
+        for index, count in zip(known, counts, strict=True):
+            chosen[index] = np.sort(np.argsort(scores[index], kind="stable")[:count])
+        return chosen
+
+    def only(self, plan: Plan, index: int, share: float = 0.5) -> Plan:
+        """The plan that removes a share of one group, and of those that must stay in balance."""
         group = plan.groups[index]
         choice: list[Indices] = [np.empty(0, np.int64) for _ in plan.groups]
         granule = [group.granule(self.round_to)]
-        half = choose_local([plan.scores[index]], [len(group) / 2], granule, self.minimum)[0]
-        choice[index] = half
+        wanted = [(1 - share) * len(group)]
+        own = choose_local([plan.scores[index]], wanted, granule, self.minimum)[0]
+        choice[index] = own
         for other, each in enumerate(plan.groups):
             if group.bond >= 0 and each.bond == group.bond:
-                share = len(half) * len(each) // len(group)
-                choice[other] = np.sort(np.argsort(plan.scores[other], kind="stable")[:share])
+                count = len(own) * len(each) // len(group)
+                choice[other] = np.sort(np.argsort(plan.scores[other], kind="stable")[:count])
         return replace(plan, choice=self._balanced(plan, choice, [len(each) for each in choice]))
+
+    def savings(self, plan: Plan, measure: Callable[[Cost], float]) -> dict[str, float]:
+        """What removing one unit of each group saves, on average over half of them."""
+        before, saved = measure(grouping.cost(plan.walk)), {}
+        for index, group in enumerate(plan.groups):
+            trial = self.only(plan, index)
+            gone = sum(
+                len(choice)
+                for each, choice in zip(plan.groups, trial.choice, strict=True)
+                if each is group or (group.bond >= 0 and each.bond == group.bond)
+            )
+            after = measure(grouping.cost(plan.walk, trial.removed)) if gone else before
+            saved[group.name] = (before - after) / max(gone, 1)
+        return saved
 
     def _balanced(self, plan: Plan, choice: list[Indices], asked: Sequence[float]) -> list[Indices]:
         """What comes next to a choice and takes as many channels from every group of convolutions.
@@ -168,12 +206,15 @@ class Allocation:
         return best, reached or enough(best)
 
     def reach_cost(
-        self, plan: Plan, measure: Callable[[Cost], int], most: float
+        self, plan: Plan, measure: Callable[[Cost], float], most: float
     ) -> tuple[Plan, bool]:
         """The plan that leaves at most this cost, and whether there is one."""
-        return self.reach(
-            plan, lambda trial: measure(grouping.cost(trial.walk, trial.removed)) <= most
-        )
+
+        def enough(trial: Plan) -> bool:
+            return measure(grouping.cost(trial.walk, trial.removed)) <= most
+
+        least = self.choose(plan, 0.0)  # what has ratios of its own may do
+        return (least, True) if enough(least) else self.reach(plan, enough)
 
 
 def _parts(plan: Plan, own: list[int]) -> list[Array]:

@@ -6,19 +6,25 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxshrink.graph.channels.consumers import Consumer
 from onnxshrink.graph.channels.facts import stored
 from onnxshrink.graph.channels.groups import Group, Member
 from onnxshrink.graph.channels.walk import Walk
+from onnxshrink.kernels.elimination import Reader, eliminate
 from onnxshrink.kernels.importance import Array, index_power
+from onnxshrink.kernels.obs import damped
 from onnxshrink.kernels.refit import Moments
 
-Importance = Literal["auto", "l1", "l2", "bn-gamma", "activation", "variance", "hessian", "random"]
+Importance = Literal["auto", "l1", "l2", "bn-gamma", "activation", "variance", "hessian",
+                     "greedy", "random"]  # fmt: skip
 #: Those that need inputs to run the model on.
-CALIBRATED = {"activation", "variance", "hessian"}
+CALIBRATED = {"activation", "variance", "hessian", "greedy"}
 
+_DAMPING = 0.01
+_LEAST = 1e-30
 _NORMS = {"BatchNormalization", "LayerNormalization", "InstanceNormalization", "GroupNormalization",
           "RMSNormalization", "SimplifiedLayerNormalization"}  # fmt: skip
 
@@ -37,7 +43,8 @@ def score(
             tensor relative to their mean; ``bn-gamma``: the scale that normalises its channel (l2
             where there is none); ``activation``: weights that read the unit times the root mean
             square of what they read; ``variance``: times its standard deviation; ``hessian``: the
-            error that removing it leaves when the other weights make up for it; ``random``.
+            error that removing it leaves when the other weights make up for it; ``greedy``: the
+            same of what is left after those before it went, one by one; ``random``.
         seen: Moments of what consumers read.
         rng: For ``random``.
     """
@@ -50,6 +57,11 @@ def score(
             scores.append(rng.random(len(group)))
             continue
         parts: list[Array] = []
+        if importance == "greedy":
+            eliminated = _eliminated(walk, group, seen)
+            if eliminated is not None:
+                scores.append(eliminated)
+                continue
         if importance == "bn-gamma":
             parts = [_spread(group, m, np.abs(_array(m))) for m in group.members if _is_gamma(m)]
         if importance in CALIBRATED or importance == "auto":
@@ -68,6 +80,51 @@ def score(
             parts = [_spread(group, m, np.abs(_array(m).reshape(-1))) for m in group.members]
         scores.append(np.mean([part / max(part.mean(), 1e-30) for part in parts], 0))
     return scores
+
+
+def _eliminated(walk: Walk, group: Group, seen: Mapping[Consumer, Moments]) -> Array | None:
+    """Scores that grow in the order in which units go, one after the other."""
+    unit = np.full(walk.atoms.count, -1)
+    unit[group.atoms] = np.arange(len(group))
+    readers = []
+    for consumer, moments in seen.items():
+        columns = _columns(walk, unit, len(group), consumer)
+        if columns is None:
+            continue
+        gram = moments.sums[:-1, :-1] / max(moments.count, 1.0)
+        if consumer.shifts:
+            means = moments.sums[-1, :-1] / max(moments.count, 1.0)
+            gram = gram - np.outer(means, means)
+        matrix = consumer.matrix()
+        power = float(np.einsum("oi,oi->", matrix @ gram, matrix))
+        if power > 0:  # errors are relative to what each consumer makes
+            readers.append(Reader(matrix / power**0.5, damped(gram, _DAMPING), columns))
+    if not readers:
+        return None
+    order, costs = eliminate(readers)
+    scores = np.empty(len(group))
+    # What goes first has the lowest score, also where something later costs less by then.
+    ever = np.maximum.accumulate(np.maximum(costs, _LEAST))
+    scores[order] = ever * (1 + 1e-9 * np.arange(len(order)))
+    return scores
+
+
+def _columns(
+    walk: Walk, unit: npt.NDArray[np.int64], units: int, consumer: Consumer
+) -> npt.NDArray[np.int64] | None:
+    """The features that a consumer reads of each unit, [units, features of one].
+
+    None where it does not read all of them alike.
+    """
+    positions, atoms = walk.atoms.incidence(consumer.labels)
+    mine = unit[atoms] >= 0
+    positions, owners = positions[mine], unit[atoms[mine]]
+    counts = np.bincount(owners, minlength=units)
+    if counts.min() < 1 or counts.max() > counts.min() or len(set(positions)) < len(positions):
+        return None
+    channels = positions[np.argsort(owners, kind="stable")].reshape(units, -1, 1)
+    size = consumer.features // consumer.channels
+    return np.asarray((channels * size + np.arange(size)).reshape(units, -1))
 
 
 def _read(consumer: Consumer, moments: Moments, importance: Importance) -> Array:
