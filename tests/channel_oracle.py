@@ -115,12 +115,12 @@ def prune(
     reference = _zeroed(walk, removed)
     values = [slot for slot in walk.labels if not isinstance(slot, tuple)]
     kept = {value.name: _kept(walk, value, removed) for value in values}
+    made = [v for v in inner(pruned) if inside and stored(v) is None]
+    floats = [v.name for v in made if walk.facts.dtype(v) == np.float32]
     Cut(walk, removed).apply()
     _assert_in_order(pruned)
     verdict = Verdict(pruned, walk, groups, before, after, 0.0, "", 0)
     feeds = [feed, *also]
-    made = [v for v in inner(model) if inside and stored(v) is None]
-    floats = [v.name for v in made if walk.facts.dtype(v) == np.float32]
     wanted = list(_everything(reference, floats, feeds, worker))
     found = list(_everything(pruned, floats, feeds, worker))
     for expected, actual in zip(wanted, found, strict=True):

@@ -43,6 +43,7 @@ _MOST_VISITS = 10**6
 _NOT_BATCH = re.compile("seq|len|time|frame|step|token|height|width", re.IGNORECASE)
 _OTHER_ATTRIBUTES = {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS,
                      ir.AttributeType.TYPE_PROTO, ir.AttributeType.TYPE_PROTOS}  # fmt: skip
+_BRANCHES = ("then_branch", "else_branch")
 _NOT_FOLDED = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
                "RandomUniformLike"}  # fmt: skip
 
@@ -372,13 +373,15 @@ class _Walker:
 
     def _if(self, node: ir.Node, frame: Frame) -> list[onnx.TypeProto]:
         condition = self.known.get(node.inputs[0]) if node.inputs[0] is not None else None
-        if condition is not None and condition.size == 1 and not self.seen:
-            branch = "then_branch" if condition.item() else "else_branch"
-            graph = node.attributes[branch].as_graph()
+        if condition is not None and condition.size == 1:
+            names = _BRANCHES[::-1] if condition.item() else _BRANCHES
+            *others, graph = (node.attributes[name].as_graph() for name in names)
+            for other in others if self.seen else ():
+                self.scope(other, frame)
             self.scope(graph, frame)
             self.notes.append("branches of If that are never taken count nothing")
             return self._results(graph.outputs, node.outputs)
-        then, other = (node.attributes[name].as_graph() for name in ("then_branch", "else_branch"))
+        then, other = (node.attributes[name].as_graph() for name in _BRANCHES)
         self.scope(then, frame)
         self.scope(other, frame)
         self.notes.append("both branches of If are counted, although one of them runs")

@@ -131,7 +131,7 @@ def _inferred(
             _UNKNOWN if m is None or n is None else (m, n) for m, n in zip(a, b, strict=True)
         )
         known = None
-        if value in one.known and value in other.known:
+        if value in one.known and value in other.known and one.known[value].dtype.kind in "iub":
             known = one.known[value], other.known[value]
         return Seen(sizes, ir.DataType(kind).numpy(), known)
 

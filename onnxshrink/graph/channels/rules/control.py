@@ -74,9 +74,20 @@ def _if(walk: Walk, node: ir.Node) -> None:
     branches = [node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
     for branch in branches:
         walk.enter(branch)
+    condition = walk.constant(node, 0)
     for output in range(len(node.outputs)):
-        one, other = (_result(walk, branch.outputs[output]) for branch in branches)
-        _hand_out(walk, node, output, _tied(walk, node, one, other))
+        results = [_result(walk, branch.outputs[output]) for branch in branches]
+        if condition is not None and not _alike(*results):
+            found = results[0 if condition.item() else 1]  # the other is never taken
+        else:
+            found = _tied(walk, node, *results)
+        _hand_out(walk, node, output, found)
+
+
+def _alike(one: Operand | None, other: Operand | None) -> bool:
+    if one is None or other is None or one.rank != other.rank:
+        return False
+    return all(one.length(axis) == other.length(axis) for axis in range(one.rank))
 
 
 def _carry_in(walk: Walk, node: ir.Node, given: Operand | None, value: ir.Value) -> None:
