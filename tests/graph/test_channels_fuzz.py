@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import channel_oracle as oracle
 import numpy as np
 import pytest
@@ -35,6 +37,30 @@ class Graph:
         name = f"c{len(self.tensors)}"
         self.tensors[name] = np.array(values, kind)
         return name
+
+    def bodies(self, op: str, x: str, shape: str, layers: Callable[[str], str]) -> str:
+        """An If or Loop around layers, which lead from a value of a shape to another like it."""
+
+        def body(signature: str, begin: str) -> str:
+            outside, self.lines = self.lines, []
+            end = self.node("Identity", [layers(begin)])[0]
+            text = signature.replace("END", f"float{shape} {end}") + f" {{{' '.join(self.lines)}}}"
+            self.lines = outside
+            return text
+
+        if op == "branch":
+            most = self.node("ReduceMax", ["x"], "<keepdims=0>")[0]
+            condition = self.node("Greater", [most, self.constant(2.7, kind=np.float32)])
+            scalar = self.node("Squeeze", condition)[0]
+            branches = [body(f"{name}=g () => (END)", x) for name in ("then_branch", "else_branch")]
+            return self.node("If", [scalar], f"<{', '.join(branches)}>")[0]
+        state, going = self.node("_", [])[0], self.node("_", [])[0]
+        del self.lines[-2:]
+        text = body(
+            f"body=b (int64 {going}i, bool {going}, float{shape} {state}) => (bool {going}o, END)",
+            state,
+        ).replace("{", f"{{{going}o = Identity({going}) ", 1)
+        return self.node("Loop", [self.constant(2), "", x], f"<{text}>")[0]
 
     # ------------------------------------------------------------- images
 
@@ -101,6 +127,15 @@ class Graph:
         if op == "pad":
             pads = self.constant(0, 1, 0, 0, 0, 2, 0, 0)
             return self.node("Pad", [x, pads])[0], c + 3
+        if op in ("branch", "loop"):
+
+            def layers(y: str) -> str:
+                d, known = c, list(pool)
+                for each in self.rng.choice(_IMAGES, 3):
+                    y, d = self.image(str(each), y, d, known)
+                return self.conv(y, d, c)[0]
+
+            return self.bodies(op, x, f"[N,{c},6,6]", layers), c
         return x, c
 
     # --------------------------------------------------------------- rows
@@ -153,6 +188,15 @@ class Graph:
             o = self.node("GRU", [t, *weights], "<hidden_size=5>")[0]
             s = self.node("Squeeze", [o, self.constant(1)])[0]
             return self.node("Transpose", [s], "<perm=[1,0,2]>")[0], 5
+        if op in ("branch", "loop"):
+
+            def layers(y: str) -> str:
+                d = c
+                for each in self.rng.choice(_ROWS, 2):
+                    y, d = self.rows(str(each), y, d)
+                return self.node("MatMul", [y, self.weight(d, c)])[0]
+
+            return self.bodies(op, x, f"[N,36,{c}]", layers), c
         return x, c
 
 
@@ -160,15 +204,16 @@ _IMAGES = ("conv", "conv", "depthwise", "grouped", "norm", "Relu", "Sigmoid", "T
            "HardSwish", "Softplus", "Add", "Mul", "Max", "Sub", "concat", "split", "slice",
            "gather", "shuffle", "excite", "group_norm", "scale", "pad")  # fmt: skip
 _ROWS = ("linear", "linear", "ffn", "glu", "layer_norm", "rms", "attention", "gru")
+_BODIES = ("branch", "loop")
 
 
 @given(
-    st.lists(st.sampled_from(_IMAGES), min_size=2, max_size=10),
-    st.lists(st.sampled_from(_ROWS), max_size=4), st.booleans(), st.integers(0, 2**20),
+    st.lists(st.sampled_from(_IMAGES + _BODIES), min_size=2, max_size=10),
+    st.lists(st.sampled_from(_ROWS + _BODIES), max_size=4), st.booleans(), st.integers(0, 2**20),
     st.sampled_from([0.1, 0.3, 0.5, 0.7]),
 )  # fmt: skip
 @settings(
-    max_examples=500, deadline=None, derandomize=True,
+    max_examples=60, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 @pytest.mark.fuzz

@@ -715,6 +715,10 @@ BLOCKED = {
     "random": (
         "(float[N,6] x) => (float[N,4] y) {h = MatMul(x, a) r = RandomNormalLike(h) s = Add(h, r)"
         "y = MatMul(s, b)}", dict(a=(6, 8), b=(8, 4)), "other random numbers"),
+    "shape_from_outside": (
+        "(float[N,6] x, int64[1] n) => (float[K] y) {s = Concat<axis=0>(n, a) e = Expand(b, s)"
+        "y = ReduceMax<axes=[1,2], keepdims=0>(e)}",
+        dict(a=np.array([2, 3]), b=(2, 3)), "reduces along it"),
     "sum_of_sigmoids": (
         "(float[N,6] x) => (float[N,1] y) {h = MatMul(x, a) s = Sigmoid(h)"
         "y = ReduceSum(s, one)}", dict(a=(6, 8), one=np.array([1])), "reduces along it"),

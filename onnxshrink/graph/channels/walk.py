@@ -389,13 +389,11 @@ class Walk:
                 self._keep_inputs(each, reason)
 
     def _freeze_parameters(self) -> None:
-        """Constants of which some use is not a matter of channels stay whole."""
+        """Values of which some use is not a matter of channels stay whole."""
         for node in self.model.ir.graph.all_nodes():
             for index, value in enumerate(node.inputs):
-                if value is None or (node, index) in self._used:
-                    continue
-                axes = self.labels.get(self.slot(value, node, index), ())
-                if stored(value) is not None:
+                if value is not None and (node, index) not in self._used:
+                    axes = self.labels.get(self.slot(value, node, index), ())
                     self._freeze_all(axes, f"{describe(node)}: a parameter")
 
 
