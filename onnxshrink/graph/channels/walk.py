@@ -425,11 +425,11 @@ def analyse(model: Model, facts: Facts) -> Walk:
 
     balance: set[ir.Node] = set()
     restless: set[tuple[ir.Value, int]] = set()
-    while True:  # both sets only grow
+    while True:
         walk = Walk(model, facts, balance=balance, restless=restless)
         walk.run(RULES)
         tied = {node for node, *digits in walk.grouped if _are_tied(walk, digits)}
-        if not tied and not walk.stirred:
+        if tied <= balance and walk.stirred <= restless:
             return walk
         balance, restless = balance | tied, restless | walk.stirred
 
