@@ -54,8 +54,8 @@ class Graph:
             scalar = self.node("Squeeze", condition)[0]
             branches = [body(f"{name}=g () => (END)", x) for name in ("then_branch", "else_branch")]
             return self.node("If", [scalar], f"<{', '.join(branches)}>")[0]
-        state, going = self.node("_", [])[0], self.node("_", [])[0]
-        del self.lines[-2:]
+        going, state = (f"t{self.count + i}" for i in range(2))
+        self.count += 2
         text = body(
             f"body=b (int64 {going}i, bool {going}, float{shape} {state}) => (bool {going}o, END)",
             state,
@@ -213,7 +213,7 @@ _BODIES = ("branch", "loop")
     st.sampled_from([0.1, 0.3, 0.5, 0.7]),
 )  # fmt: skip
 @settings(
-    max_examples=60, deadline=None, derandomize=True,
+    max_examples=500, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 @pytest.mark.fuzz
