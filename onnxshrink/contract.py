@@ -34,6 +34,8 @@ Progress = Callable[[str, int, int], None]
 
 _QUICK_FEEDS = 2
 _NEXT_TO_NOTHING = 1e-6
+_RANKING = {"TopK", "NonMaxSuppression"}
+_SWAPPED = " (the model ranks: rows whose scores are close swap places, which counts as an error)"
 _FULL_FEEDS = 64
 
 
@@ -82,6 +84,7 @@ class Judge:
         self._settings = settings
         self._worker = worker
         self._signature = _signature(model)
+        self._ranks = any(node.op_type in _RANKING for node in model.nodes)
         limit = _QUICK_FEEDS if settings.check == "quick" else _FULL_FEEDS
         self._feeds = () if settings.check == "off" else settings.feeds[:limit]
         self._first: Future[Answers | None] = Future()
@@ -183,8 +186,7 @@ class Judge:
             self._newest = answers
         return reason
 
-    @staticmethod
-    def _excess(figures: tuple[OutputComparison, ...], bound: float) -> str:
+    def _excess(self, figures: tuple[OutputComparison, ...], bound: float) -> str:
         for row in figures:
             # An output that is zero throughout has no relative error; its rounding is no harm.
             if math.isinf(row.relative_error) and row.max_abs <= _NEXT_TO_NOTHING:
@@ -197,7 +199,7 @@ class Judge:
             if not row.relative_error <= bound:  # also when it is NaN
                 return (
                     f"output {row.name!r} changed by {row.relative_error:.3g} (relative), "
-                    f"more than {bound:g}; --max-error allows more"
+                    f"more than {bound:g}; --max-error allows more" + self._ranks * _SWAPPED
                 )
         return ""
 

@@ -280,6 +280,21 @@ def test_outputs_whose_shape_changes_are_told_so(worker: Worker) -> None:
     assert "--check off" in reason(result)
 
 
+def test_models_that_rank_are_told_of_rows_that_swap(worker: Worker) -> None:
+    model = Model.from_proto(
+        text(
+            """g (float[n, 64] x) => (float[n, 5] y) {
+                a = MatMul(x, w)  k = Constant<value = int64[1] {5}>()  y, i = TopK(a, k) }""",
+            w=weight(1, 64, 64),
+        )
+    )  # fmt: skip
+    result = run([Edit(edit=scale(1.5))], model, Settings(feeds=FEEDS), worker)
+    assert reason(result).endswith(
+        "--max-error allows more (the model ranks: rows whose scores are close swap places, "
+        "which counts as an error)"
+    )
+
+
 def test_a_search_for_what_may_stand_ends(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was not tried is left alone."""
     monkeypatch.setattr(pipeline, "_TRIES", 2)

@@ -34,6 +34,7 @@ _NESTED: dict[str, dict[int, str]] = {
     "node": {5: "attribute"},
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph"},
 }
+_LISTS = {7, 8, 9}  # of an attribute that has floats, ints or strings, and so no tensor or graph
 _MODEL_GRAPH, _GRAPH_INITIALIZER = 7, 5
 
 
@@ -87,6 +88,9 @@ def _slim(data: mmap.mmap, at: int, end: int, kind: str) -> bytes:
     """Copy one message, with every large raw_data inside it replaced by its place in the file."""
     out, reference = bytearray(), b""
     for number, start, value, stop in _fields(data, at, end):
+        if kind == "attribute" and number in _LISTS:  # of millions of numbers, in tree ensembles
+            out += data[start:end]
+            break
         nested = _NESTED.get(kind, {}).get(number)
         large = stop - value >= STREAMED_BYTES
         if large and nested is not None:

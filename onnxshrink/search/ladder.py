@@ -196,7 +196,12 @@ class _Search:
 
     def misses(self, rungs: Mapping[str, int]) -> list[str]:
         """What the model on these rungs does not keep."""
-        effect, answers = self._effect(self.steps(rungs))
+        try:
+            effect, answers = self._effect(self.steps(rungs))
+        except ModelError as failure:  # for instance an operator set that ONNX Runtime gets wrong
+            _log.info("%s", failure)
+            self._worst[tuple(rungs.values())] = 0
+            return [f"the result does not run: {failure}"]
         self._worst[tuple(rungs.values())] = max((row.relative_error for row in effect), default=0)
         return self._goal.misses(effect, self._before, answers)
 

@@ -606,6 +606,28 @@ def test_tensors_that_were_external_once(tmp_path: Path) -> None:
     assert not stored.external_data
 
 
+def test_long_lists_in_attributes_are_read_as_they_are(tmp_path: Path) -> None:
+    """Tree ensembles have millions of numbers there: they are not walked one by one."""
+    node = helper.make_node(
+        "Foreign", ["x"], ["y"], domain="local", ints=list(range(9000)), text=["leaf"] * 9000,
+        floats=np.arange(9000).tolist(),
+        tensors=[numpy_helper.from_array(np.full(2000, i, np.float32)) for i in range(3)],
+    )  # fmt: skip
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph([node], "g", [info("x", 1, [1])], [info("y", 1, [1])])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("local", 1)])
+    onnx.save(proto, tmp_path / "m.onnx")
+    read = wire.read(str(tmp_path / "m.onnx"))
+    (found,) = read.graph.node
+    lists = {a.name: a for a in found.attribute}
+    expected = {a.name: a for a in node.attribute}
+    for name in ("ints", "text", "floats"):
+        assert lists[name] == expected[name]
+    assert [len(t.raw_data) for t in lists["tensors"].tensors] == [0, 0, 0]
+    assert [t.data_location for t in lists["tensors"].tensors] == [TensorProto.EXTERNAL] * 3
+    assert len(read.SerializeToString()) < len(proto.SerializeToString()) - 20_000
+
+
 def test_the_same_edits_give_the_same_bytes(source: Path, tmp_path: Path) -> None:
     for name in ("a.onnx", "b.onnx"):
         loaded = Model.load(source)

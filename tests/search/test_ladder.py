@@ -10,7 +10,7 @@ from hard_models import text
 
 from onnxshrink import api
 from onnxshrink.contract import Judge, Settings
-from onnxshrink.errors import BudgetMissed
+from onnxshrink.errors import BudgetMissed, ModelError
 from onnxshrink.graph.model import Model
 from onnxshrink.kernels.metrics import compare_outputs
 from onnxshrink.recipe import Recipe
@@ -197,6 +197,26 @@ def test_what_the_search_accepted_is_not_rolled_back(tmp_path: Path) -> None:
     assert report.changed
     assert 0.7 < report.outputs["y"]["relative_error"] < 1.5
     assert report.ratio > 6
+
+
+def test_a_rung_on_which_the_model_does_not_run(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime may refuse what an operator set or a type brings; others are tried then."""
+    effect = Judge.effect
+
+    def refuse(judge: Judge, model: Model, count: int | None = None) -> object:
+        if model.opset >= 21:  # that of int4
+            raise ModelError("not with this runtime")
+        return effect(judge, model, count)
+
+    monkeypatch.setattr(Judge, "effect", refuse)
+    model = model_of("int4", "int8")
+    judge = Judge(model, Settings(feeds=feeds()), worker)
+    found = find_recipe(model, judge, Goal(max_error=0.05), lambda *_: None)
+    assert found.misses == []
+    (step,) = found.recipe.steps
+    assert step.dtype == "int8"  # type: ignore[attr-defined]
 
 
 # -------------------------------------------------------------------------------------- the goal
