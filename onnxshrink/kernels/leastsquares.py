@@ -160,6 +160,8 @@ def solve(
     Returns:
         The numbers, and the layer that they make.
     """
+    from scipy.linalg import cho_solve
+
     gram, cross = _centred(seen, shift=shift)
     damped = _damped(gram, damping)
     target = cross - held.matrix @ gram
@@ -172,7 +174,9 @@ def solve(
     if alone and work <= _EXPECTED * kept.size * kept.shape[2]:
         change = np.zeros_like(target)
         if kept.all():
-            change = np.linalg.solve(damped, target.transpose(0, 2, 1)).transpose(0, 2, 1)
+            for group, gradient in enumerate(target):
+                factor = _factor(damped[group])
+                change[group] = cho_solve((factor, True), gradient.T, check_finite=False).T
         else:
             _eliminate(kept, target, damped, change)
         found = numbers.copy()
@@ -185,13 +189,37 @@ def solve(
 
 def _eliminate(kept: npt.NDArray[np.bool_], target: Array, damped: Array, change: Array) -> None:
     """The change of the kept elements of every row, from the gradient of the matrix."""
-    from scipy.linalg import cho_factor, cho_solve
+    from scipy.linalg import cho_solve
 
     for group, row in np.ndindex(kept.shape[:2]):
         at = np.flatnonzero(kept[group, row])
         if at.size:
-            factor = cho_factor(damped[group][np.ix_(at, at)], lower=True, check_finite=False)
-            change[group, row, at] = cho_solve(factor, target[group, row, at], check_finite=False)
+            factor = _factor(damped[group][np.ix_(at, at)])
+            change[group, row, at] = cho_solve(
+                (factor, True), target[group, row, at], check_finite=False
+            )
+
+
+def _factor(matrix: Array) -> Array:
+    """The lower Cholesky factor of a damped second moment.
+
+    Where means are large beside the spread, sums in single precision leave something that is not
+    positive definite once they are taken off. It is damped until it is: by more than its error.
+    """
+    from scipy.linalg import LinAlgError, cholesky
+
+    ridge = 1e-3 * float(np.abs(np.diagonal(matrix)).max()) or 1.0
+    found: Array
+    while True:
+        try:
+            found = cholesky(matrix, lower=True, check_finite=False)
+        except LinAlgError:
+            if not np.isfinite(ridge):
+                raise
+            matrix = matrix + ridge * np.eye(len(matrix))
+            ridge *= 10
+        else:
+            return found
 
 
 def _conjugate_gradients(
@@ -252,7 +280,7 @@ def reduced_rank(
     if not shift:
         cross = cross - held.shift[..., None] * (seen.xx[:, None, -1, :-1] / seen.samples)
     pull = cross + held.matrix @ (damped - gram)
-    factor = np.linalg.cholesky(damped[0])  # damped = factor factor^T
+    factor = _factor(damped[0])  # damped = factor factor^T
     weighed = np.linalg.solve(factor, pull[0].T).T
     left, values, right = np.linalg.svd(weighed, full_matrices=False)
     root = np.sqrt(values[:rank])

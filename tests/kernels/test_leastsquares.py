@@ -174,6 +174,26 @@ def test_it_never_fits_worse_even_of_deficient_rank(seed: int, rows: int, shift:
     assert not found[:, 0].any()
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_inputs_whose_mean_is_far_beyond_their_spread(share: float) -> None:
+    """In single precision their covariance is not positive definite."""
+    rng = np.random.default_rng(12)
+    x = (1000 + 0.01 * rng.standard_normal((300, 24))).astype(np.float32)
+    full = np.concatenate([x, np.ones((300, 1), np.float32)], 1)
+    y = rng.standard_normal((300, 4)).astype(np.float32)
+    xx, xy = (full.T @ full).astype(np.float64), (y.T @ full).astype(np.float64)
+    seen = Seen(xx[None], xy[None], (y**2).sum(0, dtype=np.float64)[None])
+    spread = xx[:-1, :-1] / 300 - np.outer(xx[:-1, -1], xx[:-1, -1]) / 300**2
+    assert np.linalg.eigvalsh(spread).min() < 0
+    held = Affine(rng.standard_normal((1, 4, 24)), np.zeros((1, 4)))
+    numbers = held.matrix.reshape(-1) * (rng.random(96) < share)
+    linear = Linear(np.ones((1, 4, 24)), np.arange(96).reshape(1, 4, 24))
+    held = Affine(linear.expand(numbers), held.shift)
+    found, made = solve(linear, numbers, held, seen, 1e-3, shift=True)
+    assert np.isfinite(found).all()
+    assert made.loss(seen) <= held.loss(seen)
+
+
 def test_inputs_that_are_all_dead_change_nothing() -> None:
     start = np.ones((2, 4))
     seen = sums(np.zeros((9, 4)), np.ones((9, 2)))
