@@ -278,6 +278,15 @@ class Walk:
         if axis is not None and len(axis):
             self.atoms.freeze(axis, reason)
 
+    def keep(self, node: ir.Node, axes: Iterable[Axis], why: str) -> None:
+        """Keep every index of some axes, for a reason that a node gives."""
+        for axis in axes:
+            self.freeze(axis, f"{describe(node)}: {why}")
+
+    def kept(self, node: ir.Node, sizes: Iterable[Pair], why: str) -> list[Axis]:
+        """New labels of axes that stay, for a reason that a node gives."""
+        return self.fresh(sizes, f"{describe(node)}: {why}")
+
     def freeze_spatial(self, node: ir.Node, x: Operand) -> None:
         """Keep all axes of an image but the batch and the channels.
 
@@ -286,8 +295,7 @@ class Walk:
         """
         if x.rank < 3:
             raise Barrier("an input without spatial axes")
-        for labels in x.axes[2:]:
-            self.freeze(labels, f"{describe(node)}: a spatial axis")
+        self.keep(node, x.axes[2:], "a spatial axis")
 
     def _freeze_all(self, axes: Sequence[Axis], reason: str) -> None:
         for axis in axes:

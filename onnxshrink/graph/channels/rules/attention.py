@@ -12,16 +12,7 @@ from onnxshrink.graph.channels.cut import Cut
 from onnxshrink.graph.channels.rules.contraction import contract
 from onnxshrink.graph.channels.rules.norms import may_lose, with_zeros
 from onnxshrink.graph.channels.rules.reshape import factor, merge
-from onnxshrink.graph.channels.walk import (
-    Axis,
-    Barrier,
-    Operand,
-    Rule,
-    Walk,
-    attribute,
-    describe,
-    integer,
-)
+from onnxshrink.graph.channels.walk import Axis, Barrier, Operand, Rule, Walk, attribute, integer
 
 #: Labels of the heads, and of the dimensions that they share.
 Heads = tuple[np.ndarray, np.ndarray]
@@ -82,7 +73,7 @@ def tie_cache(walk: Walk, node: ir.Node, index: int, output: int, kind: Heads) -
             walk.join(past.axes[axis], labels, node)
     if output < len(node.outputs) and node.outputs[output].name:
         sizes = walk.sizes(node.outputs[output])
-        axes = walk.fresh(sizes, f"{describe(node)}: a cache")
+        axes = walk.kept(node, sizes, "a cache")
         axes[-3], axes[-1] = kind
         walk.put(node, axes, output=output)
 
@@ -113,7 +104,7 @@ def _attention(walk: Walk, node: ir.Node) -> None:
     tie_cache(walk, node, 4, 1, k)
     tie_cache(walk, node, 5, 2, v)
     if len(node.outputs) > 3 and node.outputs[3].name:
-        axes = walk.fresh(walk.sizes(node.outputs[3]), f"{describe(node)}: scores")
+        axes = walk.kept(node, walk.sizes(node.outputs[3]), "scores")
         walk.put(node, [axes[0], q[0], *axes[2:]], output=3)
     heads, size = (np.asarray(labels) for labels in out.axes)
     x = operands[0]
@@ -215,14 +206,14 @@ def _embed(walk: Walk, node: ir.Node) -> None:
         raise Barrier("a mask that it counts, or no LayerNormalization to put in its place")
     tied = walk.broadcast([Operand(t.axes[1:], t.zero[1:]) for t in tables], node)
     for table in tables:
-        walk.freeze(table.axes[0], f"{describe(node)}: looked up by indices that vary")
+        walk.keep(node, [table.axes[0]], "looked up by indices that vary")
     labels = may_lose(walk, node, tied, (5, 6), outputs=(1,))
     if labels is None:
         raise Barrier("a width that varies")
     for index in (5, 6):
         walk.join(labels, walk.operand(node, index).axes[0], node)
     walk.streams.append(labels)
-    lead = walk.fresh(walk.sizes(node.outputs[0])[:2], f"{describe(node)}: an axis of the ids")
+    lead = walk.kept(node, walk.sizes(node.outputs[0])[:2], "an axis of the ids")
     walk.put(node, [*lead, labels], [False, False, True])
     walk.put(node, [*lead, labels], [False, False, all(t.zero[1] for t in tables)], output=2)
 

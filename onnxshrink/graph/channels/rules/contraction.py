@@ -9,24 +9,14 @@ from onnxshrink.graph.channels.cut import Cut
 from onnxshrink.graph.channels.facts import stored
 from onnxshrink.graph.channels.rules.merged import align
 from onnxshrink.graph.channels.rules.reshape import factor
-from onnxshrink.graph.channels.walk import (
-    Axis,
-    Barrier,
-    Operand,
-    Rule,
-    Walk,
-    attribute,
-    describe,
-    integer,
-)
+from onnxshrink.graph.channels.walk import Axis, Barrier, Operand, Rule, Walk, attribute, integer
 
 
 def contract(walk: Walk, node: ir.Node, a: Operand, i: int, b: Operand, j: int) -> None:
     """Tie the axes that are summed over; a term may go only if it is zero in the original."""
     if not (a.zero[i] or b.zero[j]):
-        reason = f"{describe(node)}: sums over channels that are not zero without their weights"
-        walk.freeze(a.axes[i], reason)
-        walk.freeze(b.axes[j], reason)
+        why = "sums over channels that are not zero without their weights"
+        walk.keep(node, [a.axes[i], b.axes[j]], why)
     walk.join(a.axes[i], b.axes[j], node)
 
 
@@ -83,8 +73,8 @@ def _filters(walk: Walk, node: ir.Node, x: Operand, w: Operand) -> int:
     if x.rank != w.rank or x.rank < 3:
         raise Barrier("operands of different rank")
     for axis in range(2, w.rank):
-        walk.freeze(w.axes[axis], f"{describe(node)}: a kernel axis")
-        walk.freeze(x.axes[axis], f"{describe(node)}: a spatial axis")
+        walk.keep(node, [w.axes[axis]], "a kernel axis")
+        walk.keep(node, [x.axes[axis]], "a spatial axis")
     return integer(node, "group", 1)
 
 
@@ -147,7 +137,7 @@ def _conv_transpose(walk: Walk, node: ir.Node) -> None:
 
 def put_filtered(walk: Walk, node: ir.Node, x: Operand, out: Operand) -> None:
     """Label what a convolution makes, from its input and the axis of its output channels."""
-    spatial = walk.fresh(walk.sizes(node.outputs[0])[2:], f"{describe(node)}: a spatial axis")
+    spatial = walk.kept(node, walk.sizes(node.outputs[0])[2:], "a spatial axis")
     zero = [x.zero[0], out.zero[0]] + [False] * len(spatial)
     walk.put(node, [x.axes[0], out.axes[0], *spatial], zero)
 
@@ -177,7 +167,7 @@ def _balance(
         return False
     if x is None or w.axes[0] is None:
         return False
-    walk.freeze(w.axes[1], f"{describe(node)}: channels of a group, which go with the input's")
+    walk.keep(node, [w.axes[1]], "channels of a group, which go with the input's")
     walk.balanced += [np.split(x, group), np.split(w.axes[0], group)]
     walk.narrowed[weight] = x
     labels = x
@@ -235,7 +225,7 @@ def _einsum(walk: Walk, node: ir.Node) -> None:
         for operand, axis in wide[1:]:
             axes[letter] = walk.join(axes[letter], operand.axes[axis], node)
         if letter not in right and not zero[letter]:
-            walk.freeze(axes[letter], f"{describe(node)}: sums over {letter!r}")
+            walk.keep(node, [axes[letter]], f"sums over {letter!r}")
     walk.put(node, [axes[letter] for letter in right], [zero[letter] for letter in right])
 
 

@@ -43,8 +43,7 @@ def _result(walk: Walk, value: ir.Value) -> Operand | None:
 
 def _keep(walk: Walk, node: ir.Node, operands: Sequence[Operand | None], why: str) -> None:
     for operand in operands:
-        for labels in operand.axes if operand is not None else ():
-            walk.freeze(labels, f"{describe(node)}: {why}")
+        walk.keep(node, operand.axes if operand is not None else (), why)
 
 
 def _tied(walk: Walk, node: ir.Node, one: Operand | None, other: Operand | None) -> Operand | None:
@@ -56,7 +55,7 @@ def _tied(walk: Walk, node: ir.Node, one: Operand | None, other: Operand | None)
     for axis in range(one.rank):
         if one.length(axis) != other.length(axis):
             for operand in (one, other):
-                walk.freeze(operand.axes[axis], f"{describe(node)}: an axis of varying length")
+                walk.keep(node, [operand.axes[axis]], "an axis of varying length")
             axes.append(None)
         else:
             axes.append(walk.join(one.axes[axis], other.axes[axis], node))
@@ -101,7 +100,7 @@ def _carry_in(walk: Walk, node: ir.Node, given: Operand | None, value: ir.Value)
     for labels, (a, b) in zip(given.axes, sizes, strict=True):
         steady = labels is not None and len(labels) == a == b
         if not steady:
-            walk.freeze(labels, f"{describe(node)}: an axis whose length changes from turn to turn")
+            walk.keep(node, [labels], "an axis whose length changes from turn to turn")
         axes.append(labels if steady else None)
     zero = [z and (value, axis) not in walk.restless for axis, z in enumerate(given.zero)]
     walk.label(value, axes, zero, node)
@@ -165,7 +164,7 @@ def _scan(walk: Walk, node: ir.Node) -> None:
             at = axes[index - carried] % x.rank
             turns = x.axes.pop(at)
             x.zero.pop(at)
-            walk.freeze(turns, f"{describe(node)}: one index for each turn")
+            walk.keep(node, [turns], "one index for each turn")
             walk.label(value, x.axes, x.zero, node)
     walk.enter(body)
     axes = attribute(node, "scan_output_axes", [0] * (len(node.outputs) - carried))

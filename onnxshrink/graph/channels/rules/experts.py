@@ -5,16 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxshrink.graph.channels.rules.contraction import contract
-from onnxshrink.graph.channels.walk import (
-    Axis,
-    Barrier,
-    Operand,
-    Rule,
-    Walk,
-    attribute,
-    describe,
-    integer,
-)
+from onnxshrink.graph.channels.walk import Axis, Barrier, Operand, Rule, Walk, attribute, integer
 
 _KEEP_ZERO = {"gelu", "identity", "relu", "silu", "swiglu"}
 
@@ -52,7 +43,7 @@ def _mixture(walk: Walk, node: ir.Node) -> None:
     zero = all([_tie(walk, node, 3, 1, rows), _tie(walk, node, 6, 1, rows),
                 _tie(walk, node, 7, 1, rows)])  # fmt: skip
     if not known or not (zero or second.zero[2]):
-        walk.freeze(inner, f"{describe(node)}: neurons that are not zero without their weights")
+        walk.keep(node, [inner], "neurons that are not zero without their weights")
     bias = _tie(walk, node, 5, 1, second.axes[1])
     for index in range(1, 8):  # experts
         if walk.has(node, index):

@@ -8,22 +8,13 @@ import onnx_ir as ir
 
 from onnxshrink.graph.channels.rules.contraction import convolve, put_filtered
 from onnxshrink.graph.channels.rules.reshape import factor
-from onnxshrink.graph.channels.walk import (
-    Barrier,
-    Operand,
-    Rule,
-    Walk,
-    attribute,
-    describe,
-    integer,
-)
+from onnxshrink.graph.channels.walk import Barrier, Operand, Rule, Walk, attribute, integer
 
 
 def _keep(walk: Walk, node: ir.Node, index: int, *, but: int = 0) -> None:
     """Keep all axes of an input but the first few."""
     if walk.has(node, index):
-        for labels in walk.operand(node, index).axes[but:]:
-            walk.freeze(labels, f"{describe(node)}: where it looks depends on it")
+        walk.keep(node, walk.operand(node, index).axes[but:], "where it looks depends on it")
 
 
 def _grid_sample(walk: Walk, node: ir.Node) -> None:
@@ -41,10 +32,10 @@ def _regions(walk: Walk, node: ir.Node) -> None:
     """RoiAlign, MaxRoiPool, CropAndResize: ``x [N, C, H, W], regions [R, ..]``."""
     x = walk.operand(node, 0)
     walk.freeze_spatial(node, x)
-    walk.freeze(x.axes[0], f"{describe(node)}: regions name images")
+    walk.keep(node, [x.axes[0]], "regions name images")
     for index in range(1, len(node.inputs)):
         _keep(walk, node, index)
-    out = walk.fresh(walk.sizes(node.outputs[0]), f"{describe(node)}: regions")
+    out = walk.kept(node, walk.sizes(node.outputs[0]), "regions")
     walk.put(node, [out[0], x.axes[1], *out[2:]], [False, x.zero[1], False, False])
 
 
@@ -56,9 +47,8 @@ def _columns(walk: Walk, node: ir.Node) -> None:
         raise Barrier("channels or blocks that vary")
     size = math.prod(block.tolist())
     channels, places = factor(walk, labels, (len(labels) // size, size))
-    for each in (places, x.axes[2]):
-        walk.freeze(each, f"{describe(node)}: places of an image")
-    spatial = walk.fresh(walk.sizes(node.outputs[0])[2:], f"{describe(node)}: a spatial axis")
+    walk.keep(node, (places, x.axes[2]), "places of an image")
+    spatial = walk.kept(node, walk.sizes(node.outputs[0])[2:], "a spatial axis")
     walk.put(node, [x.axes[0], channels, *spatial], [False, x.zero[1], *[False] * len(spatial)])
 
 
@@ -81,14 +71,13 @@ def _mean_variance(walk: Walk, node: ir.Node) -> None:
     x = walk.operand(node, 0)
     along = {int(axis) % x.rank for axis in attribute(node, "axes", [0, 2, 3])}
     for axis in along:
-        walk.freeze(x.axes[axis], f"{describe(node)}: normalises along it")
+        walk.keep(node, [x.axes[axis]], "normalises along it")
     walk.put(node, x.axes, [zero and axis not in along for axis, zero in enumerate(x.zero)])
 
 
 def _det(walk: Walk, node: ir.Node) -> None:
     x = walk.operand(node, 0)
-    for labels in x.axes[-2:]:
-        walk.freeze(labels, f"{describe(node)}: all of a matrix")
+    walk.keep(node, x.axes[-2:], "all of a matrix")
     walk.put(node, x.axes[:-2])
 
 

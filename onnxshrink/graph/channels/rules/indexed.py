@@ -7,16 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxshrink.graph.channels.walk import (
-    Axis,
-    Barrier,
-    Operand,
-    Rule,
-    Walk,
-    attribute,
-    describe,
-    integer,
-)
+from onnxshrink.graph.channels.walk import Axis, Barrier, Operand, Rule, Walk, attribute, integer
 
 
 def _at(walk: Walk, node: ir.Node, index: int, rank: int) -> int:
@@ -31,18 +22,14 @@ def _at(walk: Walk, node: ir.Node, index: int, rank: int) -> int:
     return axis % rank
 
 
-def _keep(
-    walk: Walk, node: ir.Node, axes: Sequence[Axis], why: str = "indices count along it"
-) -> None:
-    for labels in axes:
-        walk.freeze(labels, f"{describe(node)}: {why}")
+_COUNTED = "indices count along it"
 
 
 def _meet(walk: Walk, node: ir.Node, a: Operand, b: Operand, axis: int) -> Axis:
     """Tie an axis of two operands where the second may be shorter."""
     if a.length(axis) == b.length(axis):
         return walk.join(a.axes[axis], b.axes[axis], node)
-    _keep(walk, node, [a.axes[axis], b.axes[axis]], "only a part of it is met")
+    walk.keep(node, [a.axes[axis], b.axes[axis]], "only a part of it is met")
     return b.axes[axis]
 
 
@@ -50,7 +37,7 @@ def _gather_elements(walk: Walk, node: ir.Node) -> None:
     """``out[i, j] = data[index[i, j], j]``: both have the other axes."""
     data, index = walk.operand(node, 0), walk.operand(node, 1)
     at = _at(walk, node, -1, data.rank)
-    _keep(walk, node, [data.axes[at], index.axes[at]])
+    walk.keep(node, [data.axes[at], index.axes[at]], _COUNTED)
     axes = [
         index.axes[axis] if axis == at else _meet(walk, node, data, index, axis)
         for axis in range(data.rank)
@@ -62,7 +49,7 @@ def _scatter_elements(walk: Walk, node: ir.Node) -> None:
     """``data``, but ``updates`` at the indices of one axis."""
     data, index, updates = (walk.operand(node, i) for i in range(3))
     at = _at(walk, node, -1, data.rank)
-    _keep(walk, node, [data.axes[at], index.axes[at], updates.axes[at]])
+    walk.keep(node, [data.axes[at], index.axes[at], updates.axes[at]], _COUNTED)
     for axis in range(data.rank):
         if axis != at:
             _meet(walk, node, data, index, axis)
@@ -81,7 +68,7 @@ def _gather_nd(walk: Walk, node: ir.Node) -> None:
     if count is None:
         raise Barrier("indices of varying length")
     counted = integer(node, "batch_dims", 0) + count
-    _keep(walk, node, [*data.axes[:counted], *index.axes])
+    walk.keep(node, [*data.axes[:counted], *index.axes], _COUNTED)
     axes = [*index.axes[:-1], *data.axes[counted:]]
     walk.put(node, axes, [False] * (index.rank - 1) + data.zero[counted:])
 
@@ -92,7 +79,7 @@ def _scatter_nd(walk: Walk, node: ir.Node) -> None:
     count, places = index.length(index.rank - 1), index.rank - 1
     if count is None:
         raise Barrier("indices of varying length")
-    _keep(walk, node, [*data.axes[:count], *index.axes, *updates.axes[:places]])
+    walk.keep(node, [*data.axes[:count], *index.axes, *updates.axes[:places]], _COUNTED)
     zero = [False] * count
     for axis in range(count, data.rank):
         walk.join(data.axes[axis], updates.axes[axis - count + places], node)
@@ -104,7 +91,7 @@ def _tensor_scatter(walk: Walk, node: ir.Node) -> None:
     """A cache, but the update from some place of one axis on."""
     cache, update = walk.operand(node, 0), walk.operand(node, 1)
     at = integer(node, "axis", -2) % cache.rank
-    _keep(walk, node, [cache.axes[0], update.axes[0], cache.axes[at], update.axes[at]])
+    walk.keep(node, [cache.axes[0], update.axes[0], cache.axes[at], update.axes[at]], _COUNTED)
     for axis in set(range(1, cache.rank)) - {at}:
         walk.join(cache.axes[axis], update.axes[axis], node)
     walk.put(node, cache.axes, [a and b for a, b in zip(cache.zero, update.zero, strict=True)])
@@ -114,7 +101,7 @@ def _one_hot(walk: Walk, node: ir.Node) -> None:
     x, out = walk.operand(node, 0), walk.sizes(node.outputs[0])
     at = integer(node, "axis", -1) % len(out)
     axes = list(x.axes)
-    axes[at:at] = walk.fresh([out[at]], f"{describe(node)}: one index for each value")
+    axes[at:at] = walk.kept(node, [out[at]], "one index for each value")
     walk.put(node, axes)
 
 
@@ -132,8 +119,8 @@ def _picked(index: int = -1, attributes: Sequence[str] = ("axis",)) -> Rule:
             named = {_at(walk, node, index, x.rank)}
         axes = list(x.axes)
         for axis in named:
-            _keep(walk, node, [axes[axis]], "changes it")
-            axes[axis] = walk.fresh([out[axis]], f"{describe(node)}: changes it")[0]
+            walk.keep(node, [axes[axis]], "changes it")
+            axes[axis] = walk.kept(node, [out[axis]], "changes it")[0]
         walk.put(node, axes, [zero and axis not in named for axis, zero in enumerate(x.zero)])
 
     return rule
@@ -141,9 +128,8 @@ def _picked(index: int = -1, attributes: Sequence[str] = ("axis",)) -> Rule:
 
 def _reverse_sequence(walk: Walk, node: ir.Node) -> None:
     x = walk.operand(node, 0)
-    _keep(
-        walk, node, [x.axes[integer(node, "batch_axis", 1)], x.axes[integer(node, "time_axis", 0)]]
-    )
+    along = [integer(node, "batch_axis", 1), integer(node, "time_axis", 0)]
+    walk.keep(node, [x.axes[axis] for axis in along], "parts of it are reversed")
     walk.put(node, x.axes, x.zero)
 
 
@@ -154,10 +140,8 @@ def _embedded_blocks(walk: Walk, node: ir.Node) -> None:
         raise Barrier("rows that are not along the first axis")
     for operand in (0, 2, 3):
         if walk.has(node, operand):
-            _keep(walk, node, walk.operand(node, operand).axes, "codes share bytes and scales")
-    width = walk.fresh(
-        walk.sizes(node.outputs[0])[index.rank :], f"{describe(node)}: blocks of codes"
-    )
+            walk.keep(node, walk.operand(node, operand).axes, "codes share bytes and scales")
+    width = walk.kept(node, walk.sizes(node.outputs[0])[index.rank :], "blocks of codes")
     assert data.rank == len(width) + 1
     walk.put(node, [*index.axes, *width])
 

@@ -8,16 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxshrink.graph.channels.cut import Cut
-from onnxshrink.graph.channels.walk import (
-    Axis,
-    Barrier,
-    Operand,
-    Rule,
-    Walk,
-    attribute,
-    describe,
-    integer,
-)
+from onnxshrink.graph.channels.walk import Axis, Barrier, Operand, Rule, Walk, attribute, integer
 
 
 def _axis(node: ir.Node, rank: int, default: int = 0) -> int:
@@ -52,8 +43,7 @@ def concatenated(walk: Walk, node: ir.Node, parts: Sequence[Operand]) -> list[Ax
                 joined = walk.join(joined, other, node)
             axes.append(joined)
         elif any(one is None for one in labels):
-            for one in labels:
-                walk.freeze(one, f"{describe(node)}: joined to an axis of varying length")
+            walk.keep(node, labels, "joined to an axis of varying length")
             axes.append(None)
         else:
             axes.append(np.concatenate([one for one in labels if one is not None]))
@@ -96,18 +86,16 @@ def _slice(walk: Walk, node: ir.Node) -> None:
         labels = x.axes[axis]
         if labels is None or out[axis] == (len(labels), len(labels)):
             if labels is not None and steps is not None and steps[place] < 0:
-                walk.freeze(labels, f"{describe(node)}: reversed")
+                walk.keep(node, [labels], "reversed")
                 axes[axis] = labels[::-1]
             continue
         if starts is None or ends is None or steps is None:
-            walk.freeze(labels, f"{describe(node)}: a range that is not constant")
-            axes[axis] = walk.fresh([out[axis]], f"{describe(node)}: a range that is not constant")[
-                0
-            ]
+            walk.keep(node, [labels], "a range that is not constant")
+            axes[axis] = walk.kept(node, [out[axis]], "a range that is not constant")[0]
             continue
         chosen = np.arange(len(labels))[starts[place] : ends[place] : steps[place]]
         if steps[place] != 1:
-            walk.freeze(labels, f"{describe(node)}: every so many channels")
+            walk.keep(node, [labels], "every so many channels")
         elif len(chosen):
             moved[place] = labels, int(chosen[0]), int(chosen[-1]) + 1
         axes[axis] = labels[chosen]
@@ -165,18 +153,18 @@ def _gather(walk: Walk, node: ir.Node) -> None:
     if labels is not None and index is not None and index.ndim < 2:
         places = np.where(index < 0, index + len(labels), index).astype(np.int64)
         if index.ndim == 0:
-            walk.freeze(labels[places.reshape(1)], f"{describe(node)}: picked")
+            walk.keep(node, [labels[places.reshape(1)]], "picked")
             middle = []
         else:
             middle = [labels[places]]
         walk.on_cut(node, lambda cut: _regather(cut, node, labels, places))
     else:
-        walk.freeze(labels, f"{describe(node)}: looked up by indices that vary")
+        walk.keep(node, [labels], "looked up by indices that vary")
         if node.inputs[1] in walk.labels:
             middle = walk.operand(node, 1).axes
         else:
             sizes = walk.sizes(node.inputs[1])
-            middle = walk.fresh(sizes, f"{describe(node)}: an axis of the indices")
+            middle = walk.kept(node, sizes, "an axis of the indices")
     zero = [*data.zero[:at], *[bool(data.zero[at])] * len(middle), *data.zero[at + 1 :]]
     walk.put(node, [*data.axes[:at], *middle, *data.axes[at + 1 :]], zero)
 
@@ -196,8 +184,8 @@ def _tile(walk: Walk, node: ir.Node) -> None:
     axes: list[Axis] = []
     for labels, size in zip(x.axes, out, strict=True):
         if labels is None or size[0] != size[1]:
-            walk.freeze(labels, f"{describe(node)}: repeated a varying number of times")
-            axes += walk.fresh([size], f"{describe(node)}: repeated")
+            walk.keep(node, [labels], "repeated a varying number of times")
+            axes += walk.kept(node, [size], "repeated")
         else:
             axes.append(np.tile(labels, size[0] // len(labels)))
     walk.put(node, axes, x.zero)
@@ -211,18 +199,18 @@ def _pad(walk: Walk, node: ir.Node) -> None:
     given = walk.constant(node, 3)
     which = [int(axis) % x.rank for axis in given] if given is not None else list(range(x.rank))
     axes: list[Axis] = list(x.axes)
-    reason = f"{describe(node)}: a padded axis"
+    why = "a padded axis"
     for axis, labels in enumerate(x.axes):
         if labels is None or out[axis] == (len(labels), len(labels)):
             continue
         place = which.index(axis) if axis in which else None
         simple = attribute(node, "mode", "constant") == "constant"
         if pads is None or place is None or not simple or (pads < 0).any():
-            walk.freeze(labels, reason)
-            axes[axis] = walk.fresh([out[axis]], reason)[0]
+            walk.keep(node, [labels], why)
+            axes[axis] = walk.kept(node, [out[axis]], why)[0]
             continue
         before, after = (int(pads[place + side * len(which)]) for side in (0, 1))
-        edges = [walk.atoms.fresh(size, reason) for size in (before, after)]
+        edges = walk.kept(node, [(before, before), (after, after)], why)
         axes[axis] = np.concatenate([edges[0], labels, edges[1]])
     walk.put(node, axes, x.zero)
 
@@ -250,8 +238,7 @@ def _shaped_by(walk: Walk, node: ir.Node, index: int, axes: Sequence[Axis]) -> N
     """Take what is removed off the shape that an input gives, aligned to the right."""
     values = walk.facts.values(node.inputs[index])
     if values is None:
-        for labels in axes:
-            walk.freeze(labels, f"{describe(node)}: a shape that is not known")
+        walk.keep(node, axes, "a shape that is not known")
         return
     shape, lead = values[0], len(axes) - len(values[0])
 
@@ -289,7 +276,7 @@ def _depth_to_space(walk: Walk, node: ir.Node) -> None:
         grid = labels.reshape(count, block**2).T
     for row in grid[1:]:
         walk.join(grid[0], row, node)
-    spatial = walk.fresh(walk.sizes(node.outputs[0])[2:], f"{describe(node)}: a spatial axis")
+    spatial = walk.kept(node, walk.sizes(node.outputs[0])[2:], "a spatial axis")
     walk.put(node, [x.axes[0], grid[0].copy(), *spatial], [False, x.zero[1], False, False])
     walk.freeze_spatial(node, x)
 
@@ -299,7 +286,7 @@ def _space_to_depth(walk: Walk, node: ir.Node) -> None:
     labels = x.axes[1]
     if labels is None:
         raise Barrier("channels that vary")
-    spatial = walk.fresh(walk.sizes(node.outputs[0])[2:], f"{describe(node)}: a spatial axis")
+    spatial = walk.kept(node, walk.sizes(node.outputs[0])[2:], "a spatial axis")
     tiled = np.tile(labels, integer(node, "blocksize", 1) ** 2)
     walk.put(node, [x.axes[0], tiled, *spatial], [False, x.zero[1], False, False])
     walk.freeze_spatial(node, x)
@@ -308,8 +295,7 @@ def _space_to_depth(walk: Walk, node: ir.Node) -> None:
 def _trilu(walk: Walk, node: ir.Node) -> None:
     """What is above or below the diagonal depends on both of the last axes."""
     x = walk.operand(node, 0)
-    for labels in x.axes[-2:]:
-        walk.freeze(labels, f"{describe(node)}: a diagonal")
+    walk.keep(node, x.axes[-2:], "a diagonal")
     walk.put(node, x.axes, x.zero)
 
 

@@ -19,15 +19,7 @@ from onnxshrink.graph.channels.atoms import Labels
 from onnxshrink.graph.channels.cut import Cut
 from onnxshrink.graph.channels.facts import stored
 from onnxshrink.graph.channels.rules.reshape import factor
-from onnxshrink.graph.channels.walk import (
-    Barrier,
-    Operand,
-    Rule,
-    Walk,
-    attribute,
-    describe,
-    integer,
-)
+from onnxshrink.graph.channels.walk import Barrier, Operand, Rule, Walk, attribute, integer
 
 
 def _batch_normalization(walk: Walk, node: ir.Node) -> None:
@@ -58,7 +50,7 @@ def _group_normalization(walk: Walk, node: ir.Node) -> None:
     if labels is None:
         raise Barrier("channels that vary")
     groups, places = factor(walk, labels, (count, len(labels) // count))
-    walk.freeze(places, f"{describe(node)}: normalises along it")
+    walk.keep(node, [places], "normalises along it")
     walk.freeze_spatial(node, x)
     per_group = scale.length(0) == count != len(labels)
     for vector in (scale, bias):
@@ -167,7 +159,7 @@ def with_zeros(
 def _whole(walk: Walk, node: ir.Node, x: Operand, at: int) -> None:
     """The normalised axes stay; all others pass."""
     for axis in range(at, x.rank):
-        walk.freeze(x.axes[axis], f"{describe(node)}: normalises along it")
+        walk.keep(node, [x.axes[axis]], "normalises along it")
     result = x
     for index in range(1, len(node.inputs)):
         if walk.has(node, index):
@@ -212,7 +204,7 @@ def _of_fewer(cut: Cut, node: ir.Node, labels: Labels) -> None:
 
 def _lrn(walk: Walk, node: ir.Node) -> None:
     x = walk.operand(node, 0)
-    walk.freeze(x.axes[1], f"{describe(node)}: normalises along it")
+    walk.keep(node, [x.axes[1]], "normalises along it")
     walk.put(node, x.axes)
 
 

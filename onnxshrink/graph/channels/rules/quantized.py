@@ -23,7 +23,7 @@ from onnxshrink.graph.channels.rules.contraction import (
 from onnxshrink.graph.channels.rules.elementwise import KEEPS_ZERO
 from onnxshrink.graph.channels.rules.movement import concatenated
 from onnxshrink.graph.channels.rules.reshape import factor, merge
-from onnxshrink.graph.channels.walk import Axis, Barrier, Operand, Rule, Walk, describe, integer
+from onnxshrink.graph.channels.walk import Axis, Barrier, Operand, Rule, Walk, integer
 
 
 def _is_symmetric(walk: Walk, node: ir.Node, index: int) -> bool:
@@ -78,11 +78,10 @@ def _affine(walk: Walk, node: ir.Node) -> None:
 def _tie_blocks(walk: Walk, node: ir.Node, axis: Axis, blocks: Axis, size: int) -> None:
     """Only whole blocks may go, with their scale."""
     if axis is None or blocks is None or len(axis) != len(blocks) * size:
-        for each in (axis, blocks):
-            walk.freeze(each, f"{describe(node)}: blocks of unequal length share a scale")
+        walk.keep(node, (axis, blocks), "blocks of unequal length share a scale")
         return
     outer, inner = factor(walk, axis, (len(blocks), size))
-    walk.freeze(inner, f"{describe(node)}: channels of a block share a scale")
+    walk.keep(node, [inner], "channels of a block share a scale")
     walk.join(outer, blocks, node)
 
 
@@ -115,7 +114,7 @@ def keep_range(walk: Walk, node: ir.Node, x: Operand) -> None:
     """A range always has 0 in it, so channels of zeros do not move it; others must stay."""
     for labels, zero in zip(x.axes, x.zero, strict=True):
         if not zero:
-            walk.freeze(labels, f"{describe(node)}: its range depends on all values")
+            walk.keep(node, [labels], "its range depends on all values")
 
 
 # ------------------------------------------------------------- integer products
@@ -192,11 +191,11 @@ def _block_matmul(walk: Walk, node: ir.Node) -> None:
         (b.length(0) or 0) * (b.length(1) or 0),
     )
     if walk.has(node, 4) or packed or b.length(1) == 1:
-        walk.freeze(a.axes[-1], f"{describe(node)}: channels of a block share bytes")
-        walk.freeze(blocks, f"{describe(node)}: channels of a block share bytes")
+        walk.keep(node, [a.axes[-1]], "channels of a block share bytes")
+        walk.keep(node, [blocks], "channels of a block share bytes")
     else:
         _tie_blocks(walk, node, a.axes[-1], blocks, size)
-    walk.freeze(b.axes[2], f"{describe(node)}: the bytes of a block")
+    walk.keep(node, [b.axes[2]], "the bytes of a block")
     if rows is None or blocks is None:
         raise Barrier("a weight that varies")
     for index in (2, 3):
@@ -208,7 +207,7 @@ def _block_matmul(walk: Walk, node: ir.Node) -> None:
             if table.length(1) == len(blocks):
                 walk.join(blocks, table.axes[1], node)
             else:
-                walk.freeze(table.axes[1], f"{describe(node)}: zero points share bytes")
+                walk.keep(node, [table.axes[1]], "zero points share bytes")
         elif table.length(0) == len(rows) * len(blocks):
             walk.join(merge(walk, [rows, blocks]), table.axes[0], node)
         else:
@@ -265,8 +264,9 @@ def _softmax(walk: Walk, node: ir.Node) -> None:
     x = walk.operand(node, 0)
     at = integer(node, "axis", -1) % x.rank
     # Before opset 13 Softmax ran along all axes from this one on.
-    for labels in x.axes[at : x.rank if integer(node, "opset", 13) < 13 else at + 1]:
-        walk.freeze(labels, f"{describe(node)}: runs along it")
+    walk.keep(
+        node, x.axes[at : x.rank if integer(node, "opset", 13) < 13 else at + 1], "runs along it"
+    )
     walk.put(node, x.axes)
 
 
@@ -284,7 +284,7 @@ def _pool(walk: Walk, node: ir.Node) -> None:
     if integer(node, "channels_last", 0):
         raise Barrier("channels that come last")
     walk.freeze_spatial(node, x)
-    spatial = walk.fresh(walk.sizes(node.outputs[0])[2:], f"{describe(node)}: a spatial axis")
+    spatial = walk.kept(node, walk.sizes(node.outputs[0])[2:], "a spatial axis")
     walk.put(node, [*x.axes[:2], *spatial])
 
 

@@ -10,15 +10,7 @@ import onnx_ir as ir
 from onnxshrink.graph.channels.cut import Cut
 from onnxshrink.graph.channels.rules.merged import align
 from onnxshrink.graph.channels.rules.norms import correct_variance, variance_about
-from onnxshrink.graph.channels.walk import (
-    Axis,
-    Barrier,
-    Rule,
-    Walk,
-    attribute,
-    describe,
-    integer,
-)
+from onnxshrink.graph.channels.walk import Axis, Barrier, Rule, Walk, attribute, integer
 
 _KEEP_SUMS = {"ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2"}
 
@@ -45,7 +37,7 @@ def _reduce(walk: Walk, node: ir.Node) -> None:
             walk.streams.append(labels)
             walk.on_cut(node, partial(correct_variance, node=node, mean=mean, labels=labels))
         elif not x.zero[axis] or node.op_type not in _KEEP_SUMS | {"ReduceMean"}:
-            walk.freeze(labels, f"{describe(node)}: reduces along it")
+            walk.keep(node, [labels], "reduces along it")
         elif labels is not None and node.op_type == "ReduceMean":
             means.append(labels)
     unit = [walk.fresh([(1, 1)])[0] if axis in gone else x.axes[axis] for axis in range(x.rank)]
@@ -70,7 +62,7 @@ def _correct_mean(cut: Cut, node: ir.Node, labels: np.ndarray) -> None:
 def _arg_reduce(walk: Walk, node: ir.Node) -> None:
     x = walk.operand(node, 0)
     at = integer(node, "axis", 0) % x.rank
-    walk.freeze(x.axes[at], f"{describe(node)}: reduces along it")
+    walk.keep(node, [x.axes[at]], "reduces along it")
     axes = list(x.axes)
     axes[at : at + 1] = walk.fresh([(1, 1)]) if integer(node, "keepdims", 1) else []
     walk.put(node, axes)
@@ -91,11 +83,11 @@ def _along(default: int) -> Rule:
         # Before opset 13 Softmax ran along all axes from this one on.
         flat = node.op_type in ("Softmax", "LogSoftmax", "Hardmax") and walk.model.opset < 13
         for axis in range(at, x.rank if flat else at + 1):
-            walk.freeze(x.axes[axis], f"{describe(node)}: runs along it")
+            walk.keep(node, [x.axes[axis]], "runs along it")
         for output, value in enumerate(node.outputs):
             axes = list(x.axes)
             if node.op_type == "TopK":
-                axes[at : at + 1] = walk.fresh([walk.sizes(value)[at]], f"{describe(node)}")
+                axes[at : at + 1] = walk.kept(node, [walk.sizes(value)[at]], "the largest of them")
             walk.put(node, axes, output=output)
         if node.op_type != "TopK":
             align(walk, node, without=range(at - x.rank, 0 if flat else at - x.rank + 1))
@@ -109,8 +101,7 @@ def _pool(walk: Walk, node: ir.Node) -> None:
     for output, value in enumerate(node.outputs):
         if output and value.uses():
             raise Barrier("its indices are used")
-        reason = f"{describe(node)}: a spatial axis"
-        spatial = walk.fresh(walk.sizes(node.outputs[0])[2:], reason)
+        spatial = walk.kept(node, walk.sizes(node.outputs[0])[2:], "a spatial axis")
         walk.put(node, [*x.axes[:2], *spatial], [*x.zero[:2], *[False] * len(spatial)], output)
 
 
@@ -124,8 +115,8 @@ def _resize(walk: Walk, node: ir.Node) -> None:
         if before[axis] == out[axis] and not coefficients and x.axes[axis] is not None:
             axes.append(x.axes[axis])
         else:
-            walk.freeze(x.axes[axis], f"{describe(node)}: a resized axis")
-            axes += walk.fresh([out[axis]], f"{describe(node)}: a resized axis")
+            walk.keep(node, [x.axes[axis]], "a resized axis")
+            axes += walk.kept(node, [out[axis]], "a resized axis")
     walk.put(node, axes, [zero and axes[a] is x.axes[a] for a, zero in enumerate(x.zero)])
     if not walk.has(node, 3):
         return
@@ -133,7 +124,7 @@ def _resize(walk: Walk, node: ir.Node) -> None:
     which = list(range(x.rank)) if given is None else [axis % x.rank for axis in given]
     if "keep_aspect_ratio_policy" in node.attributes:
         for axis in which:
-            walk.freeze(axes[axis], f"{describe(node)}: keeps an aspect ratio")
+            walk.keep(node, [axes[axis]], "keeps an aspect ratio")
 
     def rewrite(cut: Cut) -> None:
         removed = np.array([cut.removed(axes[axis]) for axis in which], np.int64)

@@ -18,7 +18,7 @@ from onnxshrink.graph.channels.atoms import Labels
 from onnxshrink.graph.channels.cut import Cut
 from onnxshrink.graph.channels.facts import Pair
 from onnxshrink.graph.channels.rules.merged import closed, opened
-from onnxshrink.graph.channels.walk import Axis, Barrier, Digit, Rule, Walk, describe
+from onnxshrink.graph.channels.walk import Axis, Barrier, Digit, Rule, Walk
 
 
 def factor(walk: Walk, labels: Labels, sizes: Sequence[int]) -> list[Labels]:
@@ -90,8 +90,8 @@ def reshaped(
             digit_of[inside[0]] = labels, zero[axis]
             continue
         if labels is None or any(a != b for a, b in sizes):
-            walk.freeze(labels, f"{describe(node)}: digits of varying length")
-            parts = walk.fresh(sizes, f"{describe(node)}: digits of varying length")
+            walk.keep(node, [labels], "digits of varying length")
+            parts = walk.kept(node, sizes, "digits of varying length")
         else:
             parts = list(factor(walk, labels, [a for a, _ in sizes])) if sizes else []
         for start, part in zip(inside, parts, strict=False):
@@ -119,7 +119,7 @@ def reshaped(
                 merged[len(result)] = own
             elif len(digits) > 1:
                 for labels, _ in digits:
-                    walk.freeze(labels, f"{describe(node)}: merged with an axis of varying length")
+                    walk.keep(node, [labels], "merged with an axis of varying length")
             result.append(None if size[0] != size[1] else walk.fresh([size], "varying digits")[0])
         else:
             result.append(merge(walk, [labels for labels, _ in digits if labels is not None]))
@@ -137,8 +137,7 @@ def _reshape(walk: Walk, node: ir.Node) -> None:
     except Barrier:
         if len(sizes) == len(before):
             raise
-        for labels in more.axes:
-            walk.freeze(labels, f"{describe(node)}: the two shapes share no digits")
+        walk.keep(node, more.axes, "the two shapes share no digits")
         axes, zero, merged = reshaped(walk, node, x.axes, x.zero, before, after)
     walk.put(node, axes, zero)
     if node.op_type == "Reshape":
@@ -225,8 +224,8 @@ def _shuffled(walk: Walk, node: ir.Node) -> bool:
         if np.array_equal(order, np.arange(len(order))):
             continue
         for middle in (node, second):
-            reason = f"{describe(middle)}: a channel shuffle"
-            walk.put(middle, walk.fresh(walk.sizes(middle.outputs[0]), reason))
+            inner = walk.sizes(middle.outputs[0])
+            walk.put(middle, walk.kept(middle, inner, "a channel shuffle"))
         axes = list(x.axes)
         axes[axis] = labels[order]
         walk.put(third, axes, x.zero)

@@ -13,7 +13,7 @@ from onnxshrink.graph.channels.rules.attention import (
     tie_mask,
 )
 from onnxshrink.graph.channels.rules.reshape import merge
-from onnxshrink.graph.channels.walk import Axis, Barrier, Rule, Walk, describe, integer
+from onnxshrink.graph.channels.walk import Axis, Barrier, Rule, Walk, integer
 
 
 def _rotary(walk: Walk, node: ir.Node, tables: tuple[int, int]) -> None:
@@ -38,8 +38,7 @@ def _rotary(walk: Walk, node: ir.Node, tables: tuple[int, int]) -> None:
     for index in tables:
         values = walk.operand(node, index)
         walk.join(one, values.axes[-1], node)
-        for axis in values.axes[:-1]:
-            walk.freeze(axis, f"{describe(node)}: positions")
+        walk.keep(node, values.axes[:-1], "positions")
     axes = [*x.axes[:-1], labels if heads is None else merge(walk, [heads, size])]
     walk.put(node, axes, x.zero)
 
@@ -87,7 +86,7 @@ def _grouped(walk: Walk, node: ir.Node) -> None:
         parts, zero = list(np.split(labels, ends)), [x.zero[2]] * 3
     q, k, v = (heads_of(walk, part, n) for part, n in zip(parts, counts, strict=True))
     for _, size in (q, k, v):
-        walk.freeze(size, f"{describe(node)}: its kernels take heads of certain sizes")
+        walk.keep(node, [size], "its kernels take heads of certain sizes")
     out = attend(walk, node, q, k, v, zero)
     tie_mask(walk, node, 10, q[0])
     tie_cache(walk, node, 3, 1, k)
@@ -96,8 +95,7 @@ def _grouped(walk: Walk, node: ir.Node) -> None:
         walk.join(walk.operand(node, 11).axes[0], q[0], node)
     for index in (5, 6, 7, 8, 9):
         if walk.has(node, index):
-            for labels in walk.operand(node, index).axes:
-                walk.freeze(labels, f"{describe(node)}: positions")
+            walk.keep(node, walk.operand(node, index).axes, "positions")
     width = merge(walk, [q[0], v[1]])
     walk.put(node, [x.axes[0], x.axes[1], width], [False, False, out.zero[0]])
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxshrink.graph.channels.cut import Cut
-from onnxshrink.graph.channels.walk import Axis, Rule, Walk, describe, integer
+from onnxshrink.graph.channels.walk import Axis, Rule, Walk, integer
 
 
 def _shape(walk: Walk, node: ir.Node) -> None:
@@ -47,9 +47,8 @@ def _made(walk: Walk, node: ir.Node) -> None:
     """Ranges, windows, random numbers: no channel reaches them."""
     for index in range(len(node.inputs)):
         if walk.has(node, index):
-            for labels in walk.operand(node, index).axes:
-                walk.freeze(labels, f"{describe(node)}: a parameter")
-    walk.hold_outputs(node, f"{describe(node)}: made of numbers")
+            walk.keep(node, walk.operand(node, index).axes, "a parameter")
+    walk.hold_outputs(node, "made of numbers")
 
 
 _MADE = (
