@@ -36,7 +36,7 @@ def shift(
         model: The model, whose journal is kept.
         outline: The layer.
         amount: One number for each channel.
-        weight: Its weight before it was compressed, whose type a vector gets that has to be made.
+        weight: Its weight before it was compressed, which may say in which type it computes.
 
     Returns:
         The name of the constant that was changed, or of the output that has a new one, and its
@@ -47,9 +47,7 @@ def shift(
     if node.op_type == "Gemm" and outline.bias is not None and beta is not None:
         amount = amount / beta.as_float()
     if outline.bias is None:
-        floats = weight is not None and weight.dtype in weights.FLOATS
-        dtype = weight.dtype if weight is not None and floats else ir.DataType.FLOAT
-        values = amount.astype(dtype.numpy())
+        values = amount.astype(_computed_in(node, weight).numpy())
         if node.op_type == "MatMul":
             _add_behind(model, node, values)
         else:
@@ -97,6 +95,13 @@ def _type(value: ir.Value, stored: ir.TensorProtocol) -> ir.DataType:
     if node is not None and node.op_type == "Identity" and node.inputs[0] is not None:
         return _type(node.inputs[0], stored)
     return stored.dtype
+
+
+def _computed_in(node: ir.Node, weight: ir.TensorProtocol | None) -> ir.DataType:
+    """The type that a layer computes in, as far as the model says."""
+    said = [node.outputs[0].dtype, None if weight is None else weight.dtype]
+    said += [value.dtype for value in node.inputs if value is not None]
+    return next((dtype for dtype in said if dtype in weights.FLOATS), ir.DataType.FLOAT)
 
 
 def _add_behind(model: Model, node: ir.Node, values: np.ndarray) -> None:

@@ -30,6 +30,11 @@ def raise_opset(model: Model, version: int) -> bool:
         return False
     before = model.opset
     inline_functions(model)  # ONNX's converter would lose them
+    least: int = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", version)])
+    if "" not in model.ir.opset_imports:  # as in a model of ai.onnx.ml alone: nothing to convert
+        model.ir.opset_imports[""] = version
+        model.ir.ir_version = max(model.ir.ir_version, least)
+        return True
 
     def convert(proto: onnx.ModelProto) -> onnx.ModelProto:
         try:
@@ -45,7 +50,6 @@ def raise_opset(model: Model, version: int) -> bool:
     model.rewrite_proto(convert)
     if model.ir.ir_version < 4:
         separate_inputs(model)
-    least: int = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", version)])
     model.ir.ir_version = max(model.ir.ir_version, least)
     return True
 

@@ -7,12 +7,22 @@ from collections.abc import Callable
 import onnx
 import onnx_ir as ir
 
+from onnxshrink.errors import UnsupportedModel
 from onnxshrink.graph import preserve
 from onnxshrink.graph.model import Model
 
 
 def rewrite(model: Model, change: Callable[[onnx.ModelProto], onnx.ModelProto]) -> None:
-    """Replace a graph by what a function makes of the whole model, its nodes in any order."""
-    changed = ir.from_proto(preserve.readable(change(model.to_proto())))
-    changed.graph.sort()
+    """Replace a graph by what a function makes of the whole model, its nodes in any order.
+
+    Raises:
+        UnsupportedModel: What it makes is no valid graph.
+    """
+    try:
+        changed = ir.from_proto(preserve.readable(change(model.to_proto())))
+        changed.graph.sort()
+    except (ir.serde.SerdeError, ValueError) as error:
+        raise UnsupportedModel(
+            f"{model.label}: the rewritten graph is not valid: {error.__cause__ or error}"
+        ) from error
     model.rewrite(lambda _: changed)

@@ -28,6 +28,8 @@ _DELICATE = {
     "ReduceSumSquare", "Sqrt",
 }  # fmt: skip
 
+_WORTH = 64  # elements that a constant must have for a whole model to be converted
+
 
 @dataclass(frozen=True, kw_only=True)
 class ToFloat16(Pass):
@@ -73,11 +75,16 @@ class ToFloat16(Pass):
             narrow(view, model, ctx)
 
     def _convert(self, model: Model, ctx: Context) -> None:
-        from onnxshrink.graph import hoist, inline, whole
+        from onnxshrink.graph import hoist, inline, weights, whole
         from onnxshrink.runtime import half
 
         if self.weights != type(self)().weights:
             raise RecipeError(f"{self.name}: 'full' converts every weight; it takes no selection")
+        if not any(
+            view.dtype.name == "FLOAT" and view.size >= _WORTH for view in weights.find(model)
+        ):
+            ctx.skip("graph", f"no float32 constant in it has {_WORTH} elements or more")
+            return
         before = model.nbytes()
         inline.inline_functions(model)  # the converter does not know them
         beyond, plain = self._beyond(model, ctx), model.clone()

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     import onnx
 
 _FLOAT, _FLOAT16 = 1, 10  # ONNX's numbers of the types
+#: Their scales are float32 in most kernels, and nothing beside the codes.
+_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+#: How the converter begins the names that it makes; it does not look whether they are taken.
+_MADE = ("graph_input_cast", "graph_output_cast")
 
 
 def to_float16(
@@ -31,6 +35,8 @@ def to_float16(
     """
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
+    _make_room(model)
+    blocked = [*DEFAULT_OP_BLOCK_LIST, *_QUANTIZERS, *types]
     wanted = set(made)
     kept = [node for node in _nodes(model.graph) if not wanted.isdisjoint(node.output)]
     taken = {node.name for node in _nodes(model.graph)}
@@ -42,7 +48,7 @@ def to_float16(
         warnings.simplefilter("ignore")  # one for every clipped tensor; the outputs are compared
         try:
             converted: onnx.ModelProto = convert_float_to_float16(
-                model, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *types],
+                model, keep_io_types=True, op_block_list=blocked,
                 node_block_list=[node.name for node in kept],
             )  # fmt: skip
         except Exception as error:  # it raises whatever its dictionaries and protobuf raise
@@ -99,3 +105,15 @@ def _numbered(stem: str) -> Iterator[str]:
     while True:
         yield stem
         stem += "_"
+
+
+def _make_room(model: onnx.ModelProto) -> None:
+    """Rename what was made by an earlier conversion, whose names the converter makes again."""
+    kept = {value.name for value in (*model.graph.input, *model.graph.output)}
+    for node in model.graph.node:
+        if node.name.startswith(_MADE):
+            node.name += ".before"
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                if name.startswith(_MADE) and name not in kept:
+                    names[index] = f"{name}.before"

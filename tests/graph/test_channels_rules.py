@@ -216,6 +216,17 @@ CASES = {
         "k = LayerNormalization(m, s3) y = MatMul(k, u)}",
         t=(2, 10), s=(10,), b=(10,), w=(10, 10), s2=(10,), b2=(10,), s3=(10,), u=(10, 5),
     ),
+    "layer_norms_of_one_scale": _case(
+        "(int64[N,S] x) => (float[N,S,5] y) {e = Gather(t, x) n = LayerNormalization(e, s, b)"
+        "h = MatMul(n, w) m = LayerNormalization(h, s, b) y = MatMul(m, u)}",
+        t=(20, 8), s=(8,), b=(8,), w=(8, 8), u=(8, 5),
+    ),
+    "codes_of_what_shapes_say": _case(
+        "(int64[N,S] x) => (float[N,S,5] y) {e = Gather(t, x) k = Shape(x)"
+        "o = ConstantOfShape<value = int64[1] {0}>(k) g = Gather(p, o) q = QuantizeLinear(g, s, z)"
+        "d = DequantizeLinear(q, s, z) a = Add(e, d) y = MatMul(a, u)}",
+        t=(20, 8), p=(4, 8), s=np.float32(0.02), z=np.uint8(0), u=(8, 5),
+    ),
     "layer_norm_of_what_is_not_zero": _case(
         "(float[N,3,4] x) => (float[N,5] y) {h = MatMul(x, w) t = Transpose<perm=[0,2,1]>(h)"
         "g = MatMul(t, v) a = Add(g, c) k = Transpose<perm=[0,2,1]>(a) q = Add(h, k)"

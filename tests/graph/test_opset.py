@@ -124,3 +124,13 @@ def test_dimensions_without_a_name_get_none() -> None:
     assert raise_opset(model, 21)
     model.touch("y")
     assert model.to_proto().graph.output == proto.graph.output
+
+
+def test_a_model_without_default_operators_just_imports_them() -> None:
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["ai.onnx.ml": 1]>
+        g (float[n, 4] x) => (float[n, 4] y) { y = ai.onnx.ml.Scaler<scale = [2.0]>(x) }""")
+    model = Model.from_proto(proto)
+    assert raise_opset(model, 21)
+    after = model.to_proto()
+    assert after.graph.node == proto.graph.node
+    assert {o.domain: o.version for o in after.opset_import} == {"": 21, "ai.onnx.ml": 1}

@@ -284,3 +284,17 @@ def test_analytic_needs_no_data_behind_a_normalization(worker: Worker) -> None:
     after = arrays(result.model.to_proto())
     expected = (second.astype(np.float64) - after["w"])[:, :, 0, 0] @ mean
     np.testing.assert_allclose(after["y.bias"], expected, atol=0.01)
+
+
+def test_a_vector_that_is_made_has_the_type_of_the_layer(worker: Worker) -> None:
+    """Also behind factors of a split weight, of which the original knows nothing."""
+    proto = text(
+        "g (float16[n, 64] x) => (float16[n, 48] y) { y = MatMul(x, w) }",
+        w=weight(1, 64, 48).astype(np.float16),
+    )
+    inputs = np.random.default_rng(5).uniform(0, 1, (4, 30, 64)).astype(np.float16)
+    steps = [step("split-lowrank", ratio=0.5, min_size=2), CorrectBias()]
+    settings = Settings(feeds=[{"x": x} for x in inputs])
+    result = run(steps, Model.from_proto(proto), settings, worker)
+    assert [row.status for row in result.report.steps] == ["done", "done"]
+    assert {a.dtype for a in arrays(result.model.to_proto()).values()} == {np.dtype(np.float16)}

@@ -254,4 +254,44 @@ def test_full_of_what_has_nothing_to_narrow(worker) -> None:
     proto = text("g (float[n, 64] x) => (float[n, 64] y) { a = Relu(x)  y = Neg(a) }")
     row = converted(proto, worker, ToFloat16(full=True)).report.steps[0]
     assert row.status == "nothing to do"
-    assert row.skips[0].reason == "would not be smaller: too much of it stays in float32"
+    assert row.skips[0].reason == "no float32 constant in it has 64 elements or more"
+
+
+def test_what_is_in_float16_already_is_no_work(proto, worker) -> None:
+    half = converted(proto, worker, ToFloat16(full=True)).model.to_proto()
+    again = converted(half, worker, ToFloat16(full=True))
+    assert again.report.steps[0].status == "nothing to do"
+    assert skipped(again) == {"graph": "no float32 constant in it has 64 elements or more"}
+
+
+def test_names_of_an_earlier_conversion_are_no_obstacle(worker) -> None:
+    before = text(
+        """g (float[n, 64] x) => (float[n, 32] y) {
+            [graph_input_cast0] graph_input_cast_0 = Cast<to = 10>(x)
+            graph_output_cast_0 = MatMul(graph_input_cast_0, w)
+            [graph_output_cast0] a = Cast<to = 1>(graph_output_cast_0)
+            y = MatMul(a, v)
+        }""",
+        w=weight(1, 64, 64).astype(np.float16), v=weight(2, 64, 32),
+    )  # fmt: skip
+    result = converted(before, worker, ToFloat16(full=True))
+    assert result.report.steps[0].status == "done"
+    after = result.model.to_proto()
+    assert {array.dtype for array in stored(after).values()} == {np.dtype(np.float16)}
+    feed = rows(3, 64)[0]
+    wanted = feed["x"] @ stored(before)["w"].astype(np.float32) @ stored(before)["v"]
+    np.testing.assert_allclose(answers(after, feed)[0], wanted, atol=2e-3 * np.abs(wanted).max())
+
+
+def test_quantized_parts_keep_their_scales(worker) -> None:
+    proto = text(
+        """g (float[n, 64] x) => (float[n, 32] y) {
+            w = DequantizeLinear(q, s, z)  h = MatMul(x, w)  y = MatMul(h, v)
+        }""",
+        q=np.arange(-64, 64, dtype=np.int8).repeat(16).reshape(64, 32), s=np.float32(0.01),
+        z=np.int8(0), v=weight(3, 32, 32),
+    )  # fmt: skip
+    result = converted(proto, worker, ToFloat16(full=True))
+    assert result.report.steps[0].status == "done"
+    types = {name: array.dtype for name, array in stored(result.model.to_proto()).items()}
+    assert (types["s"], types["v"]) == (np.float32, np.float16)

@@ -278,6 +278,8 @@ class Cut:
         by_value: dict[ir.Value, list[tuple[Slot, list[Any]]]] = {}
         for slot, axes in self._walk.labels.items():
             value, keep = slot[0] if isinstance(slot, tuple) else slot, self._keeps(slot, axes)
+            if isinstance(slot, tuple) and slot[1].inputs[slot[2]] is not value:
+                continue  # a rewriter gave the node another constant, of the length that it wants
             if stored(value) is not None:
                 by_value.setdefault(value, []).append((slot, keep))
             elif any(k is not None for k in keep):

@@ -369,7 +369,9 @@ class Walk:
         integer = self.facts.values(value) is not None or (
             value.dtype is not None and value.dtype not in FLOATS
         )
-        return self.facts.computed(value) and integer
+        node = value.producer()  # codes of activations are integers, too, and no parameters
+        codes = node is not None and node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear")
+        return self.facts.computed(value) and integer and not codes
 
     def hold_outputs(self, node: ir.Node, reason: str) -> None:
         """Label what a node makes as what no channel reaches."""

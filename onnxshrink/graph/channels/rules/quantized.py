@@ -98,7 +98,7 @@ def _zero_behind(walk: Walk, node: ir.Node, x: Operand) -> list[bool]:
         tensors = [None if point is None else stored(point) for point in points]
         one, other = (None if tensor is None else tensor.numpy() for tensor in tensors)
         if one is not None and other is not None and np.array_equal(one, other):
-            return list(walk.zero[walk.slot(before.inputs[0], before, 0)])
+            return list(walk.operand(before, 0).zero)
     return [False] * x.rank
 
 
