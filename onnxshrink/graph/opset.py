@@ -7,7 +7,7 @@ import onnx_ir as ir
 from onnx import version_converter
 
 from onnxshrink.errors import UnsupportedModel
-from onnxshrink.graph import preserve
+from onnxshrink.graph import contrib, preserve
 from onnxshrink.graph.hoist import separate_inputs
 from onnxshrink.graph.inline import inline_functions
 from onnxshrink.graph.model import Model
@@ -37,6 +37,7 @@ def raise_opset(model: Model, version: int) -> bool:
         return True
 
     def convert(proto: onnx.ModelProto) -> onnx.ModelProto:
+        contrib.declare()
         try:
             converted = version_converter.convert_version(proto, version)
         except (RuntimeError, ValueError, version_converter.ConvertError) as error:

@@ -75,6 +75,9 @@ class Service:
         """Hold a model file against the ONNX specification."""
         import onnx.checker
 
+        from onnxshrink.graph import contrib
+
+        contrib.declare()
         try:
             onnx.checker.check_model(path)
         except Exception as error:  # it raises its own kind, or protobuf's, or ValueError
