@@ -38,10 +38,12 @@ class Model:
     Attributes:
         ir: The graph, free to edit; tell :meth:`touch` what was edited.
         path: The file that it came from, if any.
+        kept: By name of values that lost channels: what is left of each axis; None: all of it.
     """
 
     def __init__(self, proto: onnx.ModelProto, path: Path | None = None):
         self.path = path
+        self.kept: dict[str, list[np.ndarray | None]] = {}
         self._original = proto
         self._touched: set[str] = set()
         self._rewritten = False
@@ -51,9 +53,8 @@ class Model:
         try:
             self.ir = ir.from_proto(preserve.readable(proto))
         except Exception as error:  # onnx_ir wraps every failure in its own kinds
-            raise ModelError(
-                f"{self.label}: not a graph that can be read: {_root(error)}"
-            ) from error
+            reason = f"not a graph that can be read: {_root(error)}"
+            raise ModelError(f"{self.label}: {reason}") from error
         self._resolve()
 
     @classmethod

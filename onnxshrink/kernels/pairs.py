@@ -45,6 +45,8 @@ class Regression:
         outputs: Length of a row of y in a group.
         layout: How the values of x make rows.
         axis: The axis of y that holds the outputs.
+        picked: Which indices of that axis (of that of the channels, where those are paired) are
+            meant; all, if none are given.
     """
 
     groups: int
@@ -52,6 +54,7 @@ class Regression:
     outputs: int
     layout: Rows | Window | Channels
     axis: int = -1
+    picked: tuple[int, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -121,6 +124,10 @@ def _parts(statistic: Regression, x: Array, y: Array, feed: int) -> Iterator[tup
     """Rows of x, [rows, groups, width], and those of y at the same places, some at a time."""
     layout = statistic.layout
     most = max(ROWS_PER_WIDTH * statistic.width, LEAST_ROWS)
+    if statistic.picked:
+        y = y.take(
+            statistic.picked, layout.axis if isinstance(layout, Channels) else statistic.axis
+        )
     if isinstance(layout, Channels):
         if x.shape != y.shape:
             raise ValueError(f"values of shapes {x.shape} and {y.shape} do not fit together")

@@ -82,7 +82,7 @@ class Reconstruction:
         for outline in layers.outlines(self.model, self.original):
             if outline.output in names:
                 try:
-                    found.append(reader.layer(outline))
+                    found.append(self._picked(reader.layer(outline)))
                 except ValueError as error:
                     self.ctx.skip(outline.name or outline.output, str(error))
         sums = regress(
@@ -97,6 +97,25 @@ class Reconstruction:
                 reason = sums.refused[layer.need.value]
                 self.ctx.skip(layer.name, f"cannot be held against the original: {reason}")
         return changes
+
+    def _picked(self, layer: Layer) -> Layer:
+        """The layer, held against those of the original's channels that are left."""
+        import numpy as np
+
+        from onnxshrink.kernels.pairs import Channels
+
+        need, axes = layer.need, self.model.kept.get(layer.need.value)
+        if axes is None:
+            return layer
+        layout = need.statistic.layout
+        axis = layout.axis if isinstance(layout, Channels) else need.statistic.axis
+        left, before = axes[axis], self.original.kept.get(need.value)
+        if left is None:
+            return layer
+        if before is not None and (known := before[axis]) is not None:
+            left = np.searchsorted(known, left)
+        statistic = replace(need.statistic, picked=tuple(left.tolist()))
+        return replace(layer, need=replace(need, statistic=statistic))
 
     def _layer(self, layer: Layer, even: Seen, odd: Seen) -> list[Change]:
         """Refit one layer, one kind of numbers after the other."""

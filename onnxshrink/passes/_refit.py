@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from onnxshrink.contract import Feeds
+    from onnxshrink.graph.channels.compensation import Refitted
     from onnxshrink.graph.channels.consumers import Consumer
     from onnxshrink.graph.channels.cut import Shortened
     from onnxshrink.graph.channels.facts import Runs
@@ -30,12 +31,12 @@ class Variant:
     Attributes:
         model: The model.
         shortened: Its constants that lost channels.
-        refitted: How those were fitted that have new values, by name.
+        refitted: Those that have new values, by name.
     """
 
     model: Model
     shortened: Sequence[Shortened]
-    refitted: Mapping[str, Choice] = field(default_factory=dict)
+    refitted: Mapping[str, Refitted] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ class Removal:
         best = self._variant()
         if chosen:
             best = self._closer(best, chosen)
-        self.plan.walk.model.adopt(best.model)
         self._report(best)
+        self.plan.walk.model.adopt(best.model)
 
     def trial(self) -> Model:
         """A copy of the model without the channels, fitted without what is held out."""
@@ -123,29 +124,20 @@ class Removal:
         return Variant(copy, Cut(walk, removed).apply(), refitted)
 
     def _report(self, best: Variant) -> None:
-        shortened = {constant.name for constant in best.shortened}
-        stored = best.model.ir.graph.initializers
+        left = dict(best.refitted)
         for constant in best.shortened:
+            row = left.pop(constant.name, None)
             note = f"{list(constant.before)} -> {list(constant.after)}"
-            self._changed(
-                best, constant.name, constant.nbytes_before, constant.nbytes_after, note,
-                constant.op_type,
+            self.ctx.changed(
+                constant.name, constant.nbytes_after, before=constant.nbytes_before,
+                kind=constant.op_type, note=f"{note}; {_note(row)}" if row else note,
+                **_errors(row),
             )  # fmt: skip
-        for name in best.refitted:
-            if name not in shortened:
-                tensor = stored[name].const_value if name in stored else None
-                nbytes = 0 if tensor is None else tensor.nbytes
-                self._changed(best, name, nbytes, nbytes)
-
-    def _changed(
-        self, best: Variant, name: str, before: int, after: int, note: str = "", kind: str = ""
-    ) -> None:
-        """Report a constant that lost channels, has new values, or both."""
-        choice, error = best.refitted.get(name), {}
-        if choice is not None:
-            note += f"{'; ' * bool(note)}refitted, damping {choice.damping:g}"
-            error = {"error_before": choice.before, "error_after": choice.after}
-        self.ctx.changed(name, after, before=before, kind=kind, note=note, **error)
+        for name, row in left.items():
+            self.ctx.changed(
+                name, row.after, before=row.before, kind=row.op_type, note=_note(row),
+                **_errors(row),
+            )  # fmt: skip
 
     def _error(self, wanted: list[list[np.ndarray]], model: Model, feeds: Feeds) -> float:
         """Relative L2 error of the outputs, the worst of them."""
@@ -160,6 +152,17 @@ class Removal:
             path = Path(folder, "model.onnx")
             model.save(path, durable=False)
             return self.worker.run(path, feeds).outputs
+
+
+def _note(row: Refitted) -> str:
+    return f"refitted, damping {row.choice.damping:g}"
+
+
+def _errors(row: Refitted | None) -> dict[str, float]:
+    """Errors of a weight's outputs on held-out inputs."""
+    if row is None:
+        return {}
+    return {"error_before": row.choice.before, "error_after": row.choice.after}
 
 
 def _spread(chosen: Mapping[str, Choice]) -> str:

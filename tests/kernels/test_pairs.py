@@ -44,6 +44,16 @@ def test_products_of_several_matrices() -> None:
     check(sums, 0, x.swapaxes(0, 1).reshape(4, -1, 6), y.swapaxes(0, 1).reshape(4, -1, 2))
 
 
+def test_some_outputs_of_the_other_model() -> None:
+    x, y, picked = normal(2, 5, 6), normal(2, 5, 7, seed=1), (0, 3, 6)
+    rows = x.reshape(1, -1, 6), y[..., picked].reshape(1, -1, 3)
+    check(collected(Regression(1, 6, 3, Rows(), picked=picked), (x, y)), 0, *rows)
+    images, others = normal(2, 3, 4, 4), normal(2, 7, 4, 4, seed=1)
+    sums = collected(Regression(3, 1, 1, Channels(1), picked=picked), (images, others))
+    flat = (v.transpose(1, 0, 2, 3).reshape(3, -1, 1) for v in (images, others[:, picked]))
+    check(sums, 0, *flat)
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 def test_windows_of_a_convolution(groups: int) -> None:
     x, y = normal(2, 4, 7, 6), normal(2, 6, 3, 6, seed=1)

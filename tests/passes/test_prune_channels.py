@@ -11,6 +11,7 @@ from onnxshrink.contract import Settings
 from onnxshrink.errors import InputsMissing, ModelError, RecipeError, UnsupportedModel
 from onnxshrink.graph.channels.allocate import Allocation
 from onnxshrink.passes.prune_channels import PruneChannels
+from onnxshrink.passes.reconstruct import Reconstruct
 from onnxshrink.pipeline import run
 from onnxshrink.runtime.probe import observe
 
@@ -192,6 +193,83 @@ def test_what_fits_few_inputs_too_closely_is_held_back(worker):
     others = _feeds(30, 2)[7:]
     errors = [_error(model, each.model, others, worker) for each in (held, free, plain)]
     assert errors[0] < min(errors[1:])
+
+
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_reconstruct_holds_what_is_left_against_the_same_channels_of_the_original(
+    worker, iterations
+):
+    model, feeds = _mlp(1), _feeds(8)
+    steps = [
+        PruneChannels(ratio=0.5, compensate=False, max_error=10, iterations=iterations),
+        Reconstruct(damping=1e-9, only=["b"]),
+    ]
+    plain = run(steps[:1], model, Settings(feeds=feeds), worker)
+    result = run(steps, model, Settings(feeds=feeds), worker)
+    assert result.report.steps[1].status == "done"
+    (left,) = (axis for axis in result.model.kept["i"] if axis is not None)
+    wanted, x = (
+        np.concatenate([_value(each, name, feed, worker) for feed in feeds]).astype(float)
+        for each, name in ((model, "i"), (plain.model, "r"))
+    )
+    design = np.column_stack([x, np.ones(len(x))])
+    best = design @ np.linalg.lstsq(design, wanted[:, left], rcond=None)[0]
+    stored = result.model.ir.graph.initializers
+    b, bb = (stored[name].const_value.numpy().astype(float) for name in ("b", "bb"))
+    np.testing.assert_allclose(x @ b + bb, best, atol=1e-5 * np.abs(best).max())
+    errors = [_error(model, each.model, feeds, worker) for each in (plain, result)]
+    assert errors[1] < 0.9 * errors[0]
+
+
+@pytest.mark.parametrize("version", [3, 8])
+def test_a_convolution_without_a_bias_gets_one_and_the_report_says_so(worker, version):
+    given = ", float[12,3,3,3] a, float[5,12,1,1] b" if version == 3 else ""
+    model = oracle.build(
+        f'<ir_version: {version}, opset_import: ["": 8]> g (float[N,3,7,6] x{given}) => '
+        "(float[N,5,7,6] y) {h = Conv<pads=[1,1,1,1]>(x, a) r = Relu(h) y = Conv(r, b)}",
+        a=(12, 3, 3, 3), b=(5, 12, 1, 1),
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.standard_normal((4, 3, 7, 6)).astype(np.float32)} for _ in range(8)]
+    options = dict(ratio=0.3, round_to=1, max_error=10)
+    plain, fitted = (
+        _pruned(model, feeds, worker, compensate=each, **options).report.steps[0]
+        for each in (False, True)
+    )
+    rows = {change.what: (change.before, change.after) for change in fitted.changes}
+    assert rows["b"] == (5 * 12 * 4, 5 * 8 * 4)
+    assert rows["b.bias"] == (0, 5 * 4)
+    assert fitted.max_error < plain.max_error
+
+
+def test_reconstruct_in_a_later_run_holds_against_what_that_run_began_with(worker):
+    feeds = _feeds(8)
+    first = _pruned(_mlp(1), feeds, worker, ratio=0.25, max_error=10).model
+    steps = [PruneChannels(ratio=0.25, compensate=False, max_error=10), Reconstruct()]
+    plain, result = (run(steps[:n], first, Settings(feeds=feeds), worker) for n in (1, 2))
+    assert {"b", "c"} <= {change.what for change in result.report.steps[1].changes}
+    errors = [_error(first, each.model, feeds, worker) for each in (plain, result)]
+    assert errors[1] < 0.9 * errors[0]
+
+
+def test_reconstruct_brings_norms_and_depthwise_convolutions_back_to_their_channels(worker):
+    model = oracle.build(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[N,3,6,6] x) => (float[N,5,6,6] y) {'
+        "h = Conv<pads=[1,1,1,1]>(x, a) r = Relu(h) c = Conv(r, b)"
+        "n = BatchNormalization(c, s, t, m, v) q = Relu(n)"
+        "d = Conv<group=16, pads=[1,1,1,1]>(q, w, wb) p = Relu(d) y = Conv(p, e, eb)}",
+        a=(16, 3, 3, 3), b=(16, 16, 1, 1), s=np.ones(16, np.float32), t=(16,), m=(16,),
+        v=np.full(16, 4, np.float32), w=(16, 1, 3, 3), wb=(16,), e=(5, 16, 1, 1), eb=(5,),
+    )  # fmt: skip
+    rng = np.random.default_rng(4)
+    feeds = [{"x": rng.standard_normal((8, 3, 6, 6)).astype(np.float32)} for _ in range(8)]
+    steps = [PruneChannels(ratio=0.5, compensate=False, max_error=10), Reconstruct()]
+    plain, result = (run(steps[:n], model, Settings(feeds=feeds), worker) for n in (1, 2))
+    changed = {change.what for change in result.report.steps[1].changes}
+    assert {"b", "s", "t", "w", "wb", "e", "eb"} <= changed
+    assert {skip.what for skip in result.report.steps[1].skips} <= {"a"}
+    errors = [_error(model, each.model, feeds, worker) for each in (plain, result)]
+    assert errors[1] < 0.9 * errors[0]
 
 
 def _error(model, other, feeds, worker):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,27 @@ import onnx_ir as ir
 
 from onnxshrink.graph.channels.consumers import Consumer, find
 from onnxshrink.graph.channels.cut import Cut
-from onnxshrink.graph.channels.facts import dims, stored
+from onnxshrink.graph.channels.facts import dims, nbytes_of, stored
 from onnxshrink.graph.channels.groups import Removed
 from onnxshrink.graph.channels.walk import Walk
 from onnxshrink.kernels.refit import DAMPINGS, Array, Choice, Moments, choose, refit
+
+
+@dataclass(frozen=True)
+class Refitted:
+    """A constant that has new values, or is new.
+
+    Attributes:
+        op_type: What reads the channels.
+        before: Bytes before.
+        after: Bytes now.
+        choice: How it was fitted.
+    """
+
+    op_type: str
+    before: int
+    after: int
+    choice: Choice
 
 
 def choices(
@@ -43,7 +61,7 @@ def choices(
 
 def compensate(
     walk: Walk, sums: Mapping[str, Array], removed: Removed, chosen: Mapping[str, Choice]
-) -> dict[str, Choice]:
+) -> dict[str, Refitted]:
     """Refit the weights that read removed channels. Must come before the cut.
 
     Args:
@@ -53,9 +71,9 @@ def compensate(
         chosen: How strongly each is held to what it was.
 
     Returns:
-        The choices by name of the constants that have new values.
+        By name, the constants that have new values or are new.
     """
-    done: dict[str, Choice] = {}
+    done: dict[str, Refitted] = {}
     added: dict[ir.Node, ir.Value] = {}
     for consumer in list(find(walk)):
         choice = chosen.get(consumer.name)
@@ -68,7 +86,7 @@ def compensate(
         array = _array(consumer.weight)
         consumer.put(array, fitted)
         store(walk, consumer.weight, array)
-        done.setdefault(consumer.weight.name or "", choice)
+        _note(done, consumer, consumer.weight, choice)
         if not consumer.shifts:
             continue
         bias = consumer.bias or added.get(consumer.node)
@@ -77,8 +95,17 @@ def compensate(
         array = _array(bias)
         array[consumer.bias_at] += consumer.sign * shift
         store(walk, bias, array)
-        done.setdefault(bias.name or "", choice)
+        _note(done, consumer, bias, choice, new=bias in added.values())
     return done
+
+
+def _note(
+    done: dict[str, Refitted], consumer: Consumer, value: ir.Value, choice: Choice, *,
+    new: bool = False,
+) -> None:  # fmt: skip
+    nbytes = nbytes_of(value)
+    row = Refitted(consumer.node.op_type, 0 if new else nbytes, nbytes, choice)
+    done.setdefault(value.name or "", row)
 
 
 def _kept(walk: Walk, consumer: Consumer, removed: Removed) -> np.ndarray:

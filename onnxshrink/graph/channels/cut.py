@@ -284,6 +284,7 @@ class Cut:
                 by_value.setdefault(value, []).append((slot, keep))
             elif any(k is not None for k in keep):
                 self._declare(value, keep)
+                self._note(value.name or "", keep)
         for value, uses in by_value.items():
             tensor = stored(value)
             assert tensor is not None
@@ -301,6 +302,15 @@ class Cut:
                 raise ModelError(f"{value.name!r}: no channel would be left of {len(kept)}")
             keeps.append(None if kept is None or kept.all() else kept)
         return keeps
+
+    def _note(self, name: str, keeps: Sequence[npt.NDArray[np.bool_] | None]) -> None:
+        """Remember what is left of a value, by the indices that it had at first."""
+        before = self.model.kept.get(name, [None] * len(keeps))
+        left = [
+            old if keep is None else np.flatnonzero(keep) if old is None else old[keep]
+            for old, keep in zip(before, keeps, strict=True)
+        ]
+        self.model.kept = {**self.model.kept, name: left}
 
     def _declare(self, value: ir.Value, keeps: Sequence[Any]) -> None:
         """Bring the declared shape of a value up to date."""
