@@ -7,7 +7,11 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxshrink.contract import Settings
+from onnxshrink.graph.channels.plan import blocked
 from onnxshrink.graph.model import Model
+from onnxshrink.passes.prune_channels import PruneChannels
+from onnxshrink.pipeline import run
 
 _HEAD = '<ir_version: 8, opset_import: ["": 17]> g '
 
@@ -150,6 +154,13 @@ CASES = {
         dict(a=(6, 10), in_s=(10,), in_b=(10,), in_u=(10, 12), in_v=(12, 10), b2=(10, 4)), _TURNS,
         dict(a=(6, 7), in_u=(7, 8), in_v=(8, 7), b2=(7, 4)),
     ),
+    "squeezed_where_it_is_one": (  # as torch exports squeeze(1)
+        "(float[N,T,6] x) => (float[N,4] y) {h = MatMul(x, a)"
+        "m = ReduceMean<axes=[1]>(h) k = Shape<start=1, end=2>(m) c = Equal(k, one)"
+        "s = If(c)<then_branch=t () => (float[N,8] p) {p = Squeeze(m, one)},"
+        "else_branch=e () => (float[N,1,8] q) {q = Identity(m)}> r = Relu(s) y = MatMul(r, b)}",
+        dict(a=(6, 8), b=(8, 4), one=np.array([1])), [{}], dict(a=(6, 6), b=(6, 4)),
+    ),
 }  # fmt: skip
 
 
@@ -164,3 +175,68 @@ def test_bodies_agree_with_the_zeroed_original(name, worker):
     assert verdict.compared > 2 * len(feeds)
     assert {each: verdict.shape(each) for each in left} == left
     onnx.checker.check_model(verdict.model.to_proto(), full_check=True)
+
+
+def test_what_grows_in_a_loop_keeps_that_axis_and_loses_channels(worker):
+    """Keys and values of all turns are kept, as a decoder does."""
+    model = _build(
+        "(float[N,T,6] x, int64 m) => (float[N,T,4] y) {h = MatMul(x, a)"
+        "n = Shape<start=0, end=1>(x) to = Concat<axis=0>(n, tail) c0 = ConstantOfShape(to)"
+        "s, c = Loop(m, , h, c0)<body=b (int64 i, bool g, float[N,T,8] l, float[N,K,10] k) =>"
+        " (bool g2, float[N,T,8] l2, float[N,L,10] k2) {g2 = Identity(g) u = MatMul(l, in_u)"
+        " k2 = Concat<axis=1>(k, u) q = MatMul(l, in_q) kt = Transpose<perm=[0,2,1]>(k2)"
+        " d = MatMul(q, kt) p = Softmax(d) v = MatMul(p, k2) o = MatMul(v, in_o) l2 = Add(l, o)}>"
+        "y = MatMul(s, b2)}",
+        a=(6, 8), in_u=(8, 10), in_q=(8, 10), in_o=(10, 8), b2=(8, 4), tail=np.array([0, 10]),
+    )  # fmt: skip
+    feeds = [_feeds(2, 4, m=3), _feeds(3, 5, m=3), _feeds(2, 3, m=1)]
+    verdict = oracle.prune(model, feeds[0], worker, also=feeds[1:], inside=False)
+    assert verdict.error < 1e-5
+    assert not verdict.walk.barriers
+    left = {name: verdict.shape(name) for name in ("a", "in_u", "in_q", "in_o", "b2")}
+    assert left == dict(a=(6, 6), in_u=(6, 7), in_q=(6, 7), in_o=(7, 6), b2=(6, 4))
+
+
+def test_what_goes_into_a_list_stays_whole(worker):
+    model = _build(
+        "(float[N,T,6] x, int64 m) => (float[K,4] y) {h = MatMul(x, a) l = MatMul(h, v)"
+        "e = SequenceEmpty() s = Loop(m, , e)<body=b (int64 i, bool g, seq(float[N,T,8]) k) =>"
+        " (bool g2, seq(float[N,T,8]) k2) {g2 = Identity(g) k2 = SequenceInsert(k, l)}>"
+        "c = ConcatFromSequence<axis=0>(s) r = ReduceMean<axes=[1], keepdims=0>(c)"
+        "y = MatMul(r, b2)}",
+        a=(6, 8), v=(8, 8), b2=(8, 4),
+    )  # fmt: skip
+    feeds = [_feeds(2, 4, m=3), _feeds(3, 5, m=3)]
+    verdict = oracle.prune(model, feeds[0], worker, also=feeds[1:], inside=False)
+    assert verdict.error < 1e-5
+    assert (verdict.shape("a"), verdict.shape("v")) == ((6, 6), (6, 8))
+    assert any(why.startswith("SequenceInsert") for why in verdict.walk.barriers)
+
+
+def test_branches_that_are_not_alike_keep_what_they_return(worker):
+    model = _build(
+        "(float[N,T,6] x, bool c) => (float[N,T,1] y) {h = MatMul(x, a)"
+        "s = If(c)<then_branch=t () => (float[N,T,8] p) {p = Relu(h)},"
+        "else_branch=e () => (float[N,T,3] q) {q = MatMul(h, v)}> y = ReduceMax<axes=[2]>(s)}",
+        a=(6, 8), v=(8, 3),
+    )  # fmt: skip
+    verdict = oracle.prune(model, _feeds(2, c=True), worker, also=[_feeds(3, c=False)])
+    assert verdict.after == verdict.before
+    assert any("an axis of varying length" in why for why in blocked(verdict.walk))
+
+
+def test_models_with_bodies_go_through_the_pass(worker, tmp_path):
+    """The file says nothing but what changed, and the report what that is."""
+    text, tensors, others, _ = CASES["recurrent_cell"]
+    model, path = _build(text, **tensors), tmp_path / "out.onnx"
+    feeds = [_feeds(n, 4, **other) for n in (2, 3) for other in others]
+    step = PruneChannels(ratio=0.3, round_to=1, scope="local")
+    result = run([step], model, Settings(feeds=feeds), worker)
+    result.model.save(path)
+    onnx.checker.check_model(str(path), full_check=True)
+    notes = {change.what: change.note for change in result.report.steps[0].changes}
+    assert notes["in_u"] == "[10, 10] -> [7, 7]"
+    assert notes["in_w"] == "[6, 10] -> [6, 7]"
+    skips = {skip.what: skip.reason for skip in result.report.steps[0].skips}
+    assert skips["in_u"] == "in a body of If, Loop or Scan, where nothing is refitted"
+    assert "in_w" not in skips

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnxshrink.graph.channels.atoms import Labels
 from onnxshrink.graph.channels.facts import dims, stored
+from onnxshrink.graph.channels.groups import Removed
 from onnxshrink.graph.channels.walk import FLOATS, Walk, attribute, integer
 from onnxshrink.kernels.patches import Window, sample, spread
 from onnxshrink.kernels.refit import Array
@@ -109,12 +110,23 @@ class Consumer:
 
 
 def find(walk: Walk) -> Iterator[Consumer]:
-    """Every operator that can make up for channels, in execution order."""
+    """Every operator of the main graph that can make up for channels, in execution order."""
+    return _of(walk, walk.model.ir.graph)
+
+
+def in_bodies(walk: Walk, removed: Removed) -> list[str]:
+    """Weights of bodies that read removed channels; what they read is not observed."""
+    inner = (each for graph in walk.model.ir.graph.subgraphs() for each in _of(walk, graph))
+    read = [each for each in inner if not walk.atoms.kept(each.labels, removed).all()]
+    return list(dict.fromkeys(each.weight.name or "" for each in read))
+
+
+def _of(walk: Walk, nodes: ir.Graph) -> Iterator[Consumer]:
     graph = walk.model.ir.graph
     fixed = set(graph.outputs)  # and what callers may override
     if walk.model.ir.ir_version >= 4:
         fixed |= set(graph.inputs)
-    for node in graph:
+    for node in nodes:
         kind = None if node.domain else _KINDS.get(node.op_type)
         for each in () if kind is None else kind(walk, node):
             if each.weight not in fixed and each.channels > 1 and each.features <= MOST_FEATURES:
