@@ -50,6 +50,11 @@ CASES = {
         "b = Conv<group=4>(a, d, e) c = Tanh(b) y = Conv(c, u)}",
         w=(16, 3, 1, 1), d=(24, 4, 1, 1), e=(24,), u=(4, 24, 1, 1),
     ),
+    "tied_groups_of_sigmoids": _case(  # no channel of which is zero, so none can be balanced
+        "(float[N,3,5,5] x) => (float[N,4,5,5] y) {a = Conv(x, w) s = Sigmoid(a)"
+        "t = Concat<axis=1>(s, s) b = Conv<group=2>(t, d) c = Tanh(b) y = Conv(c, u)}",
+        w=(8, 3, 1, 1), d=(12, 8, 1, 1), u=(4, 12, 1, 1),
+    ),
     "shuffled_groups": _case(
         "(float[N,3,4,4] x) => (float[N,4,4,4] y) {i = Conv(x, w) a = Conv<group=3>(i, d, e)"
         "b = Relu(a) r = Reshape(b, s5) t = Transpose<perm=[0,2,1,3,4]>(r) q = Reshape(t, s4)"
