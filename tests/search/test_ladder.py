@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from hard_models import text
+from onnx import helper
 
 from onnxshrink import api
 from onnxshrink.contract import Judge, Settings
@@ -217,6 +219,31 @@ def test_a_rung_on_which_the_model_does_not_run(
     assert found.misses == []
     (step,) = found.recipe.steps
     assert step.dtype == "int8"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("features", "steps"), [(4, 1), (200, 3)])
+def test_classifiers_with_few_coefficients_stay_as_they_are(
+    features: int, steps: int, tmp_path: Path
+) -> None:
+    """Lowered they would be bigger, and nothing could make up for that."""
+    rng = np.random.default_rng(0)
+    node = helper.make_node(
+        "LinearClassifier", ["x"], ["label", "scores"], domain="ai.onnx.ml",
+        coefficients=rng.standard_normal(3 * features).tolist(), intercepts=[0.1, 0.2, 0.3],
+        classlabels_ints=[0, 1, 2], post_transform="SOFTMAX",
+    )  # fmt: skip
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [node], "g", [info("x", 1, ["n", features])],
+        [info("label", 7, ["n"]), info("scores", 1, ["n", 3])],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    source, out = tmp_path / "m.onnx", tmp_path / "o.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), source)
+    inputs = [{"x": rng.standard_normal((8, features)).astype(np.float32)} for _ in range(4)]
+    report = api.shrink(source, out, api.Options(calibration=inputs))
+    assert len(report.steps) == steps
+    assert out.stat().st_size <= source.stat().st_size
 
 
 # -------------------------------------------------------------------------------------- the goal
