@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,7 +19,8 @@ from onnxshrink.errors import (
 )
 from onnxshrink.options import amended, check, dump, option
 from onnxshrink.report import Change, Report, Skip, Step
-from onnxshrink.select import KEPT, SKIP, Select, unmatched
+from onnxshrink.retreat import retreat
+from onnxshrink.select import SKIP, Select, unmatched
 
 if TYPE_CHECKING:
     from onnxshrink.graph.model import Model
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _EXACT = 1e-2  # the bound of passes that change no more than the order of sums is below this
-_TRIES = 16  # models that are tried to find what part of a step may stand
 _ALL_LOST = 1.0  # the relative error of an output of nothing but zeros
 
 
@@ -283,7 +282,7 @@ step, settings.feeds, settings.generated, original=original, worker=worker,
         if calls and step.changes:
             ctx.changed("functions", 0, kind="model", note=f"{calls} calls inlined")
         reason = judge.refusal(trial, bound, pass_.may_grow, step) if step.changes else ""
-        if reason and pass_.retreats and (fewer := _retreat(pass_, before, ctx, judge, bound)):
+        if reason and pass_.retreats and (fewer := retreat(pass_, before, ctx, judge, bound)):
             trial, reason = fewer, ""
     except (RecipeError, InputsMissing, OutputError):  # no fault of the step: what it was given
         judge.settle()
@@ -317,74 +316,6 @@ def _inlined(pass_: Pass, model: Model, feeds: Feeds) -> tuple[Model, int]:
         return trial, inline_functions(trial)
     except UnsupportedModel:  # the pass reports what it cannot observe or change
         return model, 0
-
-
-def _retreat(pass_: Pass, model: Model, ctx: Context, judge: Judge, bound: float) -> Model | None:
-    """The model after a refused step on as many weights as the outputs bear; None: on none.
-
-    Those that save most come first. What is too much together is tried in halves, down to single
-    weights, until so many models were tried that the rest is left alone untried.
-    """
-    from onnxshrink.graph import weights
-
-    step, selection = ctx.step, pass_.weights  # type: ignore[attr-defined]
-    known = {view.name for view in weights.find(model)}
-    saved: Counter[str] = Counter()
-    for change in step.changes:
-        saved[change.what] += (change.before - change.after) * (change.what in known)
-    order = [name for name, nbytes in saved.most_common() if nbytes > 0]
-
-    def without(names: Sequence[str]) -> Pass:
-        fewer: Pass = replace(pass_, weights=replace(selection, keep=(*selection.keep, *names)))  # type: ignore[call-arg]
-        return fewer
-
-    def attempt(chosen: Sequence[str], row: Step) -> tuple[Model, list[str]]:
-        left = [name for name in order if name not in chosen]
-        trial = model.clone()
-        without(left).apply(trial, replace(ctx, step=row))
-        return trial, left
-
-    def bears(chosen: Sequence[str]) -> bool:
-        row = Step(step.name)
-        try:
-            trial, _ = attempt(chosen, row)
-        except ShrinkError:
-            return False
-        return bool(row.changes) and not judge.verify(trial, bound)
-
-    taken: list[str] = []
-    parts, tries = [order], 0
-    while parts and tries < _TRIES:
-        part = parts.pop(0)
-        if len(part) < len(order):  # all of them were refused already
-            tries += 1
-            ctx.progress("trying fewer weights", tries, _TRIES)
-            if bears([*taken, *part]):
-                taken += part
-                continue
-        if len(part) > 1:
-            parts += [part[: len(part) // 2], part[len(part) // 2 :]]
-    if not taken:
-        return None
-    row = Step(step.name, bytes_before=step.bytes_before)
-    trial, left = attempt(taken, row)
-    if judge.refusal(trial, bound, pass_.may_grow, row):
-        return None
-    reason = f"beyond what the outputs bear (relative error {bound:g}; --max-error allows more)"
-    asked = selection.keep or SKIP in selection.layers.values()  # else what is kept, is for this
-    row.skips = [
-        replace(skip, reason=reason)
-        if skip.reason == KEPT and (skip.what in left or not asked)
-        else skip
-        for skip in row.skips
-    ]
-    row.warnings.append(
-        f"{len(left)} of {len(order)} weights are left alone: the outputs bear a relative error "
-        f"of {bound:g}; --max-error allows more"
-    )
-    row.options = dump(without(left))
-    vars(step).update(vars(row))
-    return trial
 
 
 def _undo(step: Step, reason: str) -> None:

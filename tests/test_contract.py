@@ -1,7 +1,7 @@
 """The runner refuses a step that breaks the contract, says why, and hides nothing else."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,8 +10,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 from hard_models import rows, text, weight
+from hypothesis import given
+from hypothesis import strategies as st
 
-from onnxshrink import pipeline
+from onnxshrink import retreat
 from onnxshrink.contract import Settings
 from onnxshrink.errors import (
     DataError,
@@ -26,6 +28,7 @@ from onnxshrink.options import build, option
 from onnxshrink.passes.quantize_weights import QuantizeWeights
 from onnxshrink.pipeline import Context, Pass, Result, run
 from onnxshrink.report import Report, Step
+from onnxshrink.retreat import most_borne
 from onnxshrink.runtime.worker import Worker
 
 FEEDS = rows(3, 64)
@@ -243,6 +246,21 @@ def test_a_step_that_is_too_much_stands_on_the_weights_that_bear_it(
     assert direct.report.steps[0].max_error == row.max_error
 
 
+@given(st.sets(st.integers(0, 19)), st.integers(0, 40))
+def test_halving_finds_all_that_is_borne_when_it_may_ask_often_enough(bad, most):
+    asked = []
+
+    def bears(chosen: Sequence[int]) -> bool:
+        asked.append(tuple(chosen))
+        return not bad & set(chosen)
+
+    found = most_borne(range(20), bears, most)
+    assert not bad & set(found)
+    assert len(asked) <= most
+    if bad and most == 40:
+        assert set(found) == set(range(20)) - bad
+
+
 def test_what_no_weight_bears_is_rolled_back(worker: Worker) -> None:
     model = branches(*range(6))
     result = run([COARSE], model, Settings(feeds=CALM), worker)
@@ -297,7 +315,7 @@ def test_models_that_rank_are_told_of_rows_that_swap(worker: Worker) -> None:
 
 def test_a_search_for_what_may_stand_ends(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was not tried is left alone."""
-    monkeypatch.setattr(pipeline, "_TRIES", 2)
+    monkeypatch.setattr(retreat, "_TRIES", 2)
     result = run([COARSE], branches(0), Settings(feeds=CALM), worker)
     changed = {change.what for change in result.report.steps[0].changes}
     assert changed == {"w3", "w4", "w5"}

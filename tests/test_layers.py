@@ -19,7 +19,7 @@ LAYERS = (
     ("errors", "report", "kernels"),
     ("options", "functions", "graph", "sidecar"),
     ("runtime", "target"),
-    ("select", "contract", "pipeline"),
+    ("select", "contract", "retreat", "pipeline"),
     ("passes",),
     ("recipe",),
     ("search",),

@@ -61,7 +61,7 @@ def _row(path: Path, pass_: PruneChannels, latency: bool) -> tuple[object, ...]:
     try:
         feeds = generated_inputs(model, 2, 0)
         started = time.perf_counter()
-        plan = pass_.preview(model, feeds)
+        plan = pass_.preview(model, feeds, generated=True)
         seconds = time.perf_counter() - started
         before, after = cost(plan.walk), cost(plan.walk, plan.removed)
         result = run([pass_], model, Settings(feeds=feeds, generated=True))
