@@ -93,12 +93,12 @@ class Removal:
         feeds = [self.ctx.feeds[number] for number in held_out(len(self.ctx.feeds))]
         feeds = feeds or list(self.ctx.feeds)
         wanted = self.outputs(self.plan.walk.model, feeds)
-        without = self._error(wanted, plain.model, feeds)
+        without = self.error(wanted, plain.model, feeds)
         trial = self._variant(chosen, {name: each.fitted for name, each in moments.items()})
-        error = self._error(wanted, trial.model, feeds)
+        error = self.error(wanted, trial.model, feeds)
         if error < without:
             refitted = self._variant(chosen, {name: each.sums for name, each in moments.items()})
-            if self._error(wanted, refitted.model, feeds) < without:
+            if self.error(wanted, refitted.model, feeds) < without:
                 self.ctx.changed(
                     "refit", 0, kind="model", error_without=without, error=error,
                     note=f"{len(refitted.refitted)} constants refitted: {_spread(chosen)}; outputs "
@@ -139,7 +139,7 @@ class Removal:
                 **_errors(row),
             )  # fmt: skip
 
-    def _error(self, wanted: list[list[np.ndarray]], model: Model, feeds: Feeds) -> float:
+    def error(self, wanted: list[list[np.ndarray]], model: Model, feeds: Feeds) -> float:
         """Relative L2 error of the outputs, the worst of them."""
         from onnxshrink.kernels.metrics import compare_outputs
 
