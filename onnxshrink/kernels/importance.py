@@ -149,7 +149,7 @@ def loss_curve(scores: Array, counts: Sequence[int], losses: Sequence[float]) ->
 
 def choose_by_loss(
     losses: Sequence[Array], costs: Sequence[float], ratio: float, granules: Sequence[int],
-    minimum: int = 1, most: float = 0.9,
+    minimum: int = 1, most: Sequence[float] = (0.6, 0.9),
 ) -> list[int]:  # fmt: skip
     """How many units of each group to remove so that all lose the least together.
 
@@ -162,18 +162,22 @@ def choose_by_loss(
         ratio: Share of the total cost to remove.
         granules: For each group, what the number of units kept is a multiple of.
         minimum: Units that every group keeps.
-        most: Largest share of a group that may go.
+        most: Largest share of a group that may go; the next one only where the ones before do not
+            reach the ratio: curves are least sure where much is gone.
     """
     sizes = [len(loss) - 1 for loss in losses]
-    allowed, saved = [], []
-    for size, cost, granule in zip(sizes, costs, granules, strict=True):
-        least = max(granule, minimum, math.ceil((1 - most) * size))
-        kept = np.arange(-(-least // granule) * granule, size, granule)
-        allowed.append(np.append(0, size - kept[::-1]))
-        saved.append(cost * allowed[-1])
     goal = ratio * sum(cost * size for cost, size in zip(costs, sizes, strict=True))
     if ratio <= 0 or not goal > 0:
         return [0] * len(losses)
+    for share in most:
+        allowed, saved = [], []
+        for size, cost, granule in zip(sizes, costs, granules, strict=True):
+            least = max(granule, minimum, math.ceil((1 - share) * size))
+            kept = np.arange(-(-least // granule) * granule, size, granule)
+            allowed.append(np.append(0, size - kept[::-1]))
+            saved.append(cost * allowed[-1])
+        if sum(worth[-1] for worth in saved) >= goal:
+            break
 
     def at(price: float) -> list[int]:
         return [

@@ -147,7 +147,7 @@ def test_no_counts_that_save_as_much_lose_less(seed, groups, ratio):
     sizes = rng.integers(2, 7, groups)
     losses = [np.append(0, np.cumsum(np.sort(rng.random(size)))) for size in sizes]
     costs = rng.uniform(0.5, 2, groups)
-    counts = choose_by_loss(losses, costs.tolist(), ratio, [1] * groups, most=0.99)
+    counts = choose_by_loss(losses, costs.tolist(), ratio, [1] * groups, most=[0.99])
     saved = float(costs @ counts)
     lost = sum(loss[count] for loss, count in zip(losses, counts, strict=True))
     possible = itertools.product(*(range(size) for size in sizes))
@@ -161,9 +161,10 @@ def test_no_counts_that_save_as_much_lose_less(seed, groups, ratio):
 
 
 def test_counts_by_loss_leave_granules():
-    cheap, dear = np.linspace(0, 0.1, 33), np.linspace(0, 10, 33)
-    counts = choose_by_loss([cheap, dear], [1.0, 1.0], 0.3, [8, 8])
-    assert counts == [24, 0]
+    cheap, dear = (worst * np.linspace(0, 1, 33) ** 2 for worst in (0.1, 10))
+    assert choose_by_loss([cheap, dear], [1.0, 1.0], 0.25, [8, 8]) == [16, 0]
+    assert choose_by_loss([cheap, dear], [1.0, 1.0], 0.3, [8, 8]) == [16, 8]  # never most of one
+    assert choose_by_loss([cheap, dear], [1.0, 1.0], 0.6, [8, 8]) == [24, 16]  # but where it must
     assert choose_by_loss([cheap, dear], [1.0, 1.0], 0.99, [8, 8], minimum=12) == [16, 16]
     assert choose_by_loss([cheap[:6]], [1.0], 0.5, [8]) == [0]
     assert choose_by_loss([cheap], [1.0], 0.0, [8]) == [0]
