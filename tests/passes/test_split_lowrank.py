@@ -58,6 +58,7 @@ def test_the_runtime_computes_with_the_closest_weight(
     expected = {
         change.what: views[change.what].from_matrix(closest(views[change.what].matrix, rank))
         for change in row.changes
+        if change.kind != "model"  # functions that were inlined
     }
     if case.formula is not None or case.name in SPLIT:  # an operator, or a home that all can leave
         assert bool(expected) == (case.name in SPLIT)
@@ -66,6 +67,8 @@ def test_the_runtime_computes_with_the_closest_weight(
         return
     check(case, expected, worker, tmp_path, tolerance=2e-6)
     for change in row.changes:
+        if change.what not in expected:
+            continue
         exact, near = views[change.what].array(), expected[change.what]
         error = np.linalg.norm(exact - near) / np.linalg.norm(exact)
         assert change.error["relative_error"] == pytest.approx(error, abs=2e-3)

@@ -284,7 +284,8 @@ class Cut:
                 by_value.setdefault(value, []).append((slot, keep))
             elif any(k is not None for k in keep):
                 self._declare(value, keep)
-                self._note(value.name or "", keep)
+                if value.graph is self.model.ir.graph:  # bodies may use one name for several
+                    self._note(value.name or "", keep)
         for value, uses in by_value.items():
             tensor = stored(value)
             assert tensor is not None
