@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _GENERATED = 4
 _CALIBRATION = 64
 _WORTH_LOWERING = 256  # fewer coefficients take less room than the nodes in their place
+_HARDLY = 1.1  # times smaller
 
 StrPath = str | os.PathLike[str]
 
@@ -132,6 +133,10 @@ def shrink(
         result = run(recipe.steps, model, settings, worker)
         result.report.moved = moved
         report = _write(result, out, options)
+    if report.ratio < _HARDLY and options.storage != "packed":
+        report.warnings.append(
+            "hardly any smaller; --storage packed codes what the weights are, without loss"
+        )
     if recipe_out is not None:
         with atomic_write(Path(recipe_out)) as file:
             file.write(recipe.to_yaml().encode())

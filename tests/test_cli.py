@@ -61,6 +61,15 @@ def test_shrink_without_data_stays_at_int8_and_warns(cli: Run) -> None:
     assert 3.5 < os.path.getsize(model_of("recommender")) / os.path.getsize("small.onnx") < 4.5
 
 
+def test_shrink_of_what_is_small_already_says_what_else_there_is(cli: Run, small: Path) -> None:
+    assert cli("quantize-weights", small, "int8.onnx").code == 0
+    done = cli("shrink", "int8.onnx", "again.onnx", "--no-bench")
+    assert done.code == 0
+    assert "warning: hardly any smaller; --storage packed codes what the weights are" in done.err
+    packed = cli("shrink", "int8.onnx", "packed.onnx", "--no-bench", "--storage", "packed")
+    assert "hardly any smaller" not in packed.err
+
+
 def test_shrink_measures_latency_and_writes_every_report(cli: Run) -> None:
     name = "logistic_regression"
     for suffix in ("json", "md", "html"):
