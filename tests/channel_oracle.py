@@ -255,10 +255,10 @@ def _zero_codes(node: ir.Node, index: int, tensor: ir.TensorProtocol) -> np.ndar
     )
     if "axis" in node.attributes:
         axis = node.attributes["axis"].as_int()
-    if points.ndim == 1 and points.size > 1:
-        points = points.reshape([-1 if a == axis % len(shape) else 1 for a in range(len(shape))])
-    elif node.op_type == "DynamicQuantizeLSTM":
+    if node.op_type == "DynamicQuantizeLSTM":  # [directions] or [directions, gates]
         points = points.reshape(len(points), 1, -1)
+    elif points.ndim == 1 and points.size > 1:
+        points = points.reshape([-1 if a == axis % len(shape) else 1 for a in range(len(shape))])
     elif points.ndim > 1:
         block = node.attributes["block_size"].as_int()
         points = points.repeat(block, axis).take(range(shape[axis]), axis)
