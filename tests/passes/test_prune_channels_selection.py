@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import channel_oracle as oracle
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from onnxshrink.contract import Settings
@@ -237,3 +238,19 @@ def test_groups_of_a_convolution_are_measured_together(worker):
     assert step.status == "done"
     shape = result.model.ir.graph.initializers["u"].const_value.shape
     assert shape[1] < 12
+
+
+@pytest.mark.parametrize("importance", ["hessian", "greedy"])
+def test_a_channel_that_never_changes_is_the_first_to_go(importance, worker):
+    """Its large mean costs nothing: the bias of what reads it takes it over."""
+    model = oracle.build(_TWO_LAYERS, a=(12, 16), ab=(16,), b=(16, 5), bb=(5,))
+    stored = model.ir.graph.initializers
+    weight, bias = (np.array(stored[name].const_value.numpy()) for name in ("a", "ab"))
+    weight[:, 3], bias[3] = 0, 50
+    for name, array in (("a", weight), ("ab", bias)):
+        stored[name].const_value = ir.Tensor(array, name=name)
+        model.touch(name)
+    result = _step(model, worker, ratio=0.0625, round_to=1, importance=importance, max_error=1)
+    left = result.model.ir.graph.initializers["ab"].const_value.numpy()
+    np.testing.assert_array_equal(left, np.delete(bias, 3))
+    assert result.report.steps[0].max_error < 1e-5

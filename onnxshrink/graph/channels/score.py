@@ -91,10 +91,7 @@ def _eliminated(walk: Walk, group: Group, seen: Mapping[Consumer, Moments]) -> A
         columns = _columns(walk, unit, len(group), consumer)
         if columns is None:
             continue
-        gram = moments.sums[:-1, :-1] / max(moments.count, 1.0)
-        if consumer.shifts:
-            means = moments.sums[-1, :-1] / max(moments.count, 1.0)
-            gram = gram - np.outer(means, means)
+        gram = _gram(consumer, moments)
         matrix = consumer.matrix()
         power = float(np.einsum("oi,oi->", matrix @ gram, matrix))
         if power > 0:  # errors are relative to what each consumer makes
@@ -132,13 +129,22 @@ def _read(consumer: Consumer, moments: Moments, importance: Importance) -> Array
     squares = consumer.columns(np.square(consumer.matrix())).sum((0, 2))
     size = consumer.features // consumer.channels
     if importance in ("hessian", "auto"):
-        gram = moments.sums[:-1, :-1] / max(moments.count, 1.0)
-        gram = gram + np.eye(len(gram)) * (0.01 * np.diagonal(gram).mean() + 1e-12)
+        gram = _gram(consumer, moments)
+        gram[np.diag_indices_from(gram)] += _DAMPING * np.diagonal(gram).mean() + 1e-12
         left = 1 / np.diagonal(np.linalg.inv(gram))
         each = np.square(consumer.matrix()).sum(0) * left
         return np.asarray(each.reshape(consumer.channels, size).sum(1))
     power = moments.mean_squares() if importance == "activation" else moments.variances()
     return np.asarray(np.sqrt(squares * power.reshape(consumer.channels, size).mean(1)))
+
+
+def _gram(consumer: Consumer, moments: Moments) -> Array:
+    """Second moments of what a consumer reads, about the means where its bias makes up for them."""
+    gram = moments.sums[:-1, :-1] / max(moments.count, 1.0)
+    if consumer.shifts:
+        means = moments.sums[-1, :-1] / max(moments.count, 1.0)
+        gram = gram - np.outer(means, means)
+    return gram
 
 
 def _array(member: Member) -> np.ndarray:
