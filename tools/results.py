@@ -22,8 +22,9 @@ from model_metrics import metric, run_batches, test_inputs
 ROOT = Path(__file__).parent.parent
 START, END = "<!-- results -->", "<!-- /results -->"
 HEAD = ("model", "command", "size", "smaller", "metric", "output error", "latency")
-#: What people would run: a smaller file, the smallest pair of files, integers at run time.
-COMMANDS = (("shrink",), ("apply", "web"), ("quantize-static",))
+#: What people would run: a smaller file, the smallest pair of files, integers at run time, less of
+#: everything.
+COMMANDS = (("shrink",), ("apply", "web"), ("quantize-static",), ("prune-channels",))
 
 
 def run(command: tuple[str, ...], folder: Path) -> dict[str, Any]:

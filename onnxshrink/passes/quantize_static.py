@@ -222,8 +222,9 @@ class QuantizeStatic(Pass):
             view.release()
         if found := products.overflowing:
             worst = max(found, key=found.__getitem__)
+            many = "1 weight" if len(found) == 1 else f"{len(found)} weights"
             ctx.warn(
-                f"CPUs without VNNI would get {len(found)} weights wrong, {worst!r} by "
+                f"CPUs without VNNI would get {many} wrong, {worst!r} by "
                 f"{found[worst]:.2g} of its outputs; 'reduce_range: auto' makes them safe there"
             )
         emitter.emit(placement, grids)
