@@ -264,7 +264,7 @@ def _step(
 
     bound = _bound(pass_, settings)
     ctx = Context(
-step, settings.feeds, settings.generated, original=original, worker=worker,
+        step, settings.feeds, settings.generated, original=original, worker=worker,
         seed=settings.seed, progress=settings.progress,
         verify=lambda half_way, limit=bound: judge.verify(half_way, limit),
     )  # fmt: skip

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxshrink.graph.channels.consumers import Consumer, find
-from onnxshrink.graph.channels.cut import Cut
+from onnxshrink.graph.channels.cut import Cut, store
 from onnxshrink.graph.channels.facts import dims, nbytes_of, stored
 from onnxshrink.graph.channels.groups import Removed
 from onnxshrink.graph.channels.walk import Walk
@@ -85,7 +84,7 @@ def compensate(
         )  # fmt: skip
         array = _array(consumer.weight)
         consumer.put(array, fitted)
-        store(walk, consumer.weight, array)
+        store(walk.model, consumer.weight, array)
         _note(done, consumer, consumer.weight, choice)
         if not consumer.shifts:
             continue
@@ -94,7 +93,7 @@ def compensate(
             bias = added[consumer.node] = _with_bias(walk, consumer)
         array = _array(bias)
         array[consumer.bias_at] += consumer.sign * shift
-        store(walk, bias, array)
+        store(walk.model, bias, array)
         _note(done, consumer, bias, choice, new=bias in added.values())
     return done
 
@@ -135,19 +134,3 @@ def _with_bias(walk: Walk, consumer: Consumer) -> ir.Value:
     slot = walk.slot(bias, node, 2)
     walk.labels[slot], walk.zero[slot] = [walk.labels[consumer.weight][axis]], [True]
     return bias
-
-
-def store(walk: Walk, value: ir.Value, array: np.ndarray) -> None:
-    """Give a constant other values of the same shape and type."""
-    tensor = stored(value)
-    assert tensor is not None
-    kind: Any = tensor.dtype.numpy()
-    name = value.name or ""
-    new = walk.model.store(ir.Tensor(np.ascontiguousarray(array.astype(kind)), name=name), name)
-    node = value.producer()
-    if node is not None:
-        node.attributes.clear()
-        node.attributes["value"] = ir.AttrTensor("value", new)
-    else:
-        value.const_value = new
-    walk.model.touch(name)

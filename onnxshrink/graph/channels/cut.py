@@ -127,7 +127,7 @@ class Cut:
         tensor = stored(value)
         assert tensor is not None
         self._laid_out[value] = dims(tensor), tensor.nbytes
-        self._set(value, tensor, array)
+        store(self.model, value, array)
 
     def add_behind(self, node: ir.Node, addend: np.ndarray | ir.Value) -> None:
         """Add something to what a node makes; all users get the sum."""
@@ -373,23 +373,8 @@ class Cut:
             return self.constant(array, value.name or "", slot[1])
         if array.shape == dims(tensor):
             return value
-        self._set(value, tensor, array)
+        store(self.model, value, array)
         return value
-
-    def _set(self, value: ir.Value, tensor: ir.TensorProtocol, array: np.ndarray) -> None:
-        """Give a constant other values, of the same type."""
-        name = value.name or ""
-        made = ir.Tensor(np.ascontiguousarray(array), dtype=tensor.dtype, name=name)
-        short = self.model.store(made, name)
-        node = value.producer()
-        if node is not None:
-            node.attributes.clear()
-            node.attributes["value"] = ir.AttrTensor("value", short)
-        else:
-            value.const_value = short
-        if value.shape is not None:
-            value.shape = ir.Shape(array.shape)
-        self.model.touch(name)
 
     def _drop_replaced(self) -> None:
         """Take constants that nothing uses any more out of the file."""
@@ -408,3 +393,21 @@ class Cut:
                 graph.initializers.pop(value.name or "")
                 if value in inputs:
                     inputs.remove(value)
+
+
+def store(model: Model, value: ir.Value, array: np.ndarray) -> None:
+    """Give a constant other values, in its type."""
+    tensor = stored(value)
+    assert tensor is not None
+    name = value.name or ""
+    values = np.asarray(array, tensor.dtype.numpy(), order="C")
+    short = model.store(ir.Tensor(values, dtype=tensor.dtype, name=name), name)
+    node = value.producer()
+    if node is not None:
+        node.attributes.clear()
+        node.attributes["value"] = ir.AttrTensor("value", short)
+    else:
+        value.const_value = short
+    if value.shape is not None:
+        value.shape = ir.Shape(values.shape)
+    model.touch(name)
