@@ -221,16 +221,10 @@ class Planner:
         from onnxshrink.graph.channels.groups import cost
         from onnxshrink.kernels.importance import believed_saving
 
-        saved = {}
+        saved: dict[str, float] = {}
         whole = cost(plan.walk).macs
-        for index, group in enumerate(plan.groups):
-            self._ctx.progress("time of groups", index, len(plan.groups))
-            trial = allocation.only(plan, index)
-            gone = sum(
-                len(choice)
-                for each, choice in zip(plan.groups, trial.choice, strict=True)
-                if each is group or (group.bond >= 0 and each.bond == group.bond)
-            )
+        for group, trial, gone in allocation.halves(plan):
+            self._ctx.progress("time of groups", len(saved), len(plan.groups))
             if group.name in plan.held or not gone:
                 saved[group.name] = 0.0
                 continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
@@ -140,6 +140,13 @@ class Allocation:
     def savings(self, plan: Plan, measure: Callable[[Cost], float]) -> dict[str, float]:
         """What removing one unit of each group saves, on average over half of them."""
         before, saved = measure(grouping.cost(plan.walk)), {}
+        for group, trial, gone in self.halves(plan):
+            after = measure(grouping.cost(plan.walk, trial.removed)) if gone else before
+            saved[group.name] = (before - after) / max(gone, 1)
+        return saved
+
+    def halves(self, plan: Plan) -> Iterator[tuple[Group, Plan, int]]:
+        """For each group, the plan that removes half of it, and the units that go from its bond."""
         for index, group in enumerate(plan.groups):
             trial = self.only(plan, index)
             gone = sum(
@@ -147,9 +154,7 @@ class Allocation:
                 for each, choice in zip(plan.groups, trial.choice, strict=True)
                 if each is group or (group.bond >= 0 and each.bond == group.bond)
             )
-            after = measure(grouping.cost(plan.walk, trial.removed)) if gone else before
-            saved[group.name] = (before - after) / max(gone, 1)
-        return saved
+            yield group, trial, gone
 
     def _balanced(self, plan: Plan, choice: list[Indices], asked: Sequence[float]) -> list[Indices]:
         """What comes next to a choice and takes as many channels from every group of convolutions.
