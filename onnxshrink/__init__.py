@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         SidecarError,
         UnsupportedModel,
     )  # fmt: skip
-    from onnxshrink.graph.model import Model
+    from onnxshrink.graph.file.model import Model
     from onnxshrink.pipeline import Context, Pass, run
     from onnxshrink.recipe import Recipe
     from onnxshrink.report import Report
@@ -37,7 +37,7 @@ _HOMES = {
         "BudgetMissed", "DataError", "ModelError", "OutputError", "RecipeError", "ShrinkError",
         "SidecarError", "UnsupportedModel",
     ),
-    "graph.model": ("Model",),
+    "graph.file.model": ("Model",),
     "pipeline": ("Context", "Pass", "run"),
     "recipe": ("Recipe",),
     "report": ("Report",),

@@ -18,7 +18,7 @@ from onnxshrink.recipe import Recipe, Storage, find_pass
 from onnxshrink.report import Report, size
 
 if TYPE_CHECKING:
-    from onnxshrink.graph.model import Model
+    from onnxshrink.graph.file.model import Model
     from onnxshrink.runtime.worker import Worker
     from onnxshrink.search.ladder import Goal
 
@@ -110,7 +110,7 @@ def shrink(
         BudgetMissed: The best result was written, but is too big or strays too far.
         ShrinkError: As for :func:`apply_recipe`.
     """
-    from onnxshrink.graph.model import atomic_write
+    from onnxshrink.graph.file.model import atomic_write
     from onnxshrink.runtime.worker import Worker
     from onnxshrink.search import ladder
 
@@ -174,10 +174,10 @@ def apply_excluding(
         RecipeError: There are no calibration inputs, or nothing is to be checked.
         ShrinkError: As for :func:`apply_recipe`.
     """
-    from onnxshrink.graph.model import atomic_write
+    from onnxshrink.graph.file.model import atomic_write
     from onnxshrink.runtime.worker import Worker
     from onnxshrink.search import exclude, ladder
-    from onnxshrink.search.parts import Parts
+    from onnxshrink.search.partial_step import Parts
 
     options = options or Options()
     if options.calibration is None or options.check == "off":
@@ -202,7 +202,7 @@ def load(source: StrPath, options: Options | None = None) -> tuple[Model, list[d
     Raises:
         ShrinkError: The model or the inputs cannot be read.
     """
-    from onnxshrink.graph.model import Model
+    from onnxshrink.graph.file.model import Model
 
     model = Model.load(source)
     return model, _feeds(model, options or Options(), None)
@@ -210,7 +210,7 @@ def load(source: StrPath, options: Options | None = None) -> tuple[Model, list[d
 
 def bench_pair(source: StrPath, out: StrPath, options: Options) -> dict[str, Any]:
     """Latency of a result against its source: median ratio with its 95 % interval."""
-    from onnxshrink.graph.model import Model
+    from onnxshrink.graph.file.model import Model
     from onnxshrink.runtime.bench import FEWEST_ROUNDS, bench
 
     feeds = _feeds(Model.load(source), options, None)
@@ -244,7 +244,7 @@ def _prepare(
     source: StrPath, out: StrPath, options: Options, worker: Worker
 ) -> tuple[Model, Settings]:
     """Load the model and its inputs; find out now whether the result could be written."""
-    from onnxshrink.graph.model import Model
+    from onnxshrink.graph.file.model import Model
     from onnxshrink.runtime.calibration_cache import CalibrationCache
 
     model = Model.load(source)
@@ -278,7 +278,7 @@ def _write(result: Result, out: StrPath, options: Options, storage: Storage = "a
     if storage != "packed":
         report.bytes_after = result.model.save(out, storage)
         return report
-    from onnxshrink.graph import packed
+    from onnxshrink.graph.forms import packed
 
     try:
         report.bytes_after = packed.save(result.model, out)

@@ -23,7 +23,7 @@ from onnxshrink.report import Step, size
 if TYPE_CHECKING:
     import numpy as np
 
-    from onnxshrink.graph.model import Model
+    from onnxshrink.graph.file.model import Model
     from onnxshrink.kernels.metrics import OutputComparison
     from onnxshrink.runtime.calibration_cache import CalibrationCache
     from onnxshrink.runtime.worker import Worker

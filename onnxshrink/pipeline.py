@@ -17,14 +17,14 @@ from onnxshrink.errors import (
     ShrinkError,
     UnsupportedModel,
 )
+from onnxshrink.fewer_weights import retreat
 from onnxshrink.options import amended, check, dump, option
 from onnxshrink.report import Change, Report, Skip, Step
-from onnxshrink.retreat import retreat
 from onnxshrink.select import SKIP, Select, unmatched
 
 if TYPE_CHECKING:
-    from onnxshrink.graph.model import Model
-    from onnxshrink.graph.weights import WeightView
+    from onnxshrink.graph.file.model import Model
+    from onnxshrink.graph.weights.views import WeightView
     from onnxshrink.kernels.metrics import OutputComparison
     from onnxshrink.kernels.observers import Need
     from onnxshrink.runtime.worker import Worker
@@ -303,7 +303,7 @@ def _step(
 
 def _inlined(pass_: Pass, model: Model, feeds: Feeds) -> tuple[Model, int]:
     """The model as a pass wants to see it, and how many calls of functions were inlined for it."""
-    from onnxshrink.graph.inline import inline_functions
+    from onnxshrink.graph.rewrite.inline import inline_functions
 
     if not model.ir.functions:
         return model, 0

@@ -6,6 +6,7 @@ import ast
 import functools
 import importlib
 import inspect
+import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,14 +27,15 @@ _PACKAGED = Path(__file__).parent / "recipes"
 @functools.cache
 def pass_names() -> tuple[str, ...]:
     """Names of all passes: the public modules of ``onnxshrink.passes``, none of them imported."""
-    files = Path(passes.__path__[0]).glob("[!_]*.py")
-    return tuple(sorted(file.stem.replace("_", "-") for file in files))
+    found = (module.name for module in pkgutil.iter_modules(passes.__path__))
+    return tuple(sorted(name.replace("_", "-") for name in found if not name.startswith("_")))
 
 
 def summary(name: str) -> str:
     """What a pass does in one line: the first line of its module, which is not imported."""
-    source = Path(passes.__path__[0], name.replace("-", "_") + ".py").read_text(encoding="utf-8")
-    text = ast.get_docstring(ast.parse(source)) or ""
+    module = Path(passes.__path__[0], name.replace("-", "_"))
+    file = module / "__init__.py" if module.is_dir() else module.with_suffix(".py")
+    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     return text.partition("\n")[0]
 
 

@@ -11,7 +11,7 @@ from onnxshrink.errors import RecipeError
 from onnxshrink.options import amended, check, nested, option
 
 if TYPE_CHECKING:
-    from onnxshrink.graph.weights import WeightView
+    from onnxshrink.graph.weights.views import WeightView
 
 SKIP: Literal["skip"] = "skip"
 KEPT = "kept as asked"
@@ -158,7 +158,7 @@ def unmatched(select: Select, items: Iterable[Named]) -> list[str]:
     The type of an operator that has weights is none, whether or not a model has such an operator:
     recipes are for many models.
     """
-    from onnxshrink.graph.weights import OPERATORS
+    from onnxshrink.graph.weights.views import OPERATORS
 
     items = list(items)
     types = {op_type for _, op_type in OPERATORS}

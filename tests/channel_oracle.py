@@ -18,16 +18,16 @@ import onnx
 import onnx_ir as ir
 from onnx import numpy_helper, parser
 
-from onnxshrink.graph.channels import groups as grouping
-from onnxshrink.graph.channels.allocate import Allocation
-from onnxshrink.graph.channels.cut import Cut
-from onnxshrink.graph.channels.facts import Facts, Runs, bodies, inner, stored, watched
-from onnxshrink.graph.channels.groups import Cost, Group
-from onnxshrink.graph.channels.plan import Plan
-from onnxshrink.graph.channels.walk import Walk, analyse
-from onnxshrink.graph.instrument import instrument
-from onnxshrink.graph.model import Model
-from onnxshrink.runtime.probe import observe, probe
+from onnxshrink.channels import groups as grouping
+from onnxshrink.channels.facts import Facts, Runs, bodies, inner, stored, watched
+from onnxshrink.channels.groups import Cost, Group
+from onnxshrink.channels.labels import Walk, analyse
+from onnxshrink.channels.plan import Plan
+from onnxshrink.channels.probing import observe, probe
+from onnxshrink.channels.removal import Cut
+from onnxshrink.channels.shares import Allocation
+from onnxshrink.graph.analysis.instrument import instrument
+from onnxshrink.graph.file.model import Model
 from onnxshrink.runtime.worker import Worker
 
 #: Operands that are codes, by operator, and which operand says what code is zero.

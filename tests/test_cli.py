@@ -291,7 +291,7 @@ def test_calibration_is_kept_for_the_next_run(
     def observe(*_: object) -> None:
         raise AssertionError("observed again")
 
-    monkeypatch.setattr("onnxshrink.graph.instrument.instrument", observe)
+    monkeypatch.setattr("onnxshrink.graph.analysis.instrument.instrument", observe)
     assert cli(*words).code == 0
     assert (tmp_path / "small.onnx").read_bytes() == first
     assert (tmp_path / "cache").read_bytes() == kept

@@ -13,7 +13,7 @@ from hard_models import rows, text, weight
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxshrink import retreat
+from onnxshrink import fewer_weights
 from onnxshrink.contract import Settings
 from onnxshrink.errors import (
     DataError,
@@ -23,12 +23,12 @@ from onnxshrink.errors import (
     ShrinkError,
     UnsupportedModel,
 )
-from onnxshrink.graph.model import Model
+from onnxshrink.fewer_weights import most_borne
+from onnxshrink.graph.file.model import Model
 from onnxshrink.options import build, option
 from onnxshrink.passes.quantize_weights import QuantizeWeights
 from onnxshrink.pipeline import Context, Pass, Result, run
 from onnxshrink.report import Report, Step
-from onnxshrink.retreat import most_borne
 from onnxshrink.runtime.worker import Worker
 
 FEEDS = rows(3, 64)
@@ -315,7 +315,7 @@ def test_models_that_rank_are_told_of_rows_that_swap(worker: Worker) -> None:
 
 def test_a_search_for_what_may_stand_ends(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was not tried is left alone."""
-    monkeypatch.setattr(retreat, "_TRIES", 2)
+    monkeypatch.setattr(fewer_weights, "_TRIES", 2)
     result = run([COARSE], branches(0), Settings(feeds=CALM), worker)
     changed = {change.what for change in result.report.steps[0].changes}
     assert changed == {"w3", "w4", "w5"}

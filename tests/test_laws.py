@@ -21,8 +21,8 @@ from hard_models import HARD, Hard
 from onnx import numpy_helper
 
 from onnxshrink.contract import Settings
-from onnxshrink.graph import preserve
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file import round_trip
+from onnxshrink.graph.file.model import Model
 from onnxshrink.options import build, options_of
 from onnxshrink.passes import clean
 from onnxshrink.pipeline import Pass, run
@@ -161,12 +161,12 @@ def outcome(name: str, case: str, outcome_of: Callable[[str, str], Outcome]) -> 
 
 def stored(proto: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:
     """Every constant, wherever it lives, with the name of its value."""
-    for graph in preserve.graphs(proto):
+    for graph in round_trip.graphs(proto):
         for tensor in graph.initializer:
             yield tensor.name, tensor
         for sparse in graph.sparse_initializer:
             yield sparse.values.name, sparse.values
-    for nodes in preserve.node_lists(proto):
+    for nodes in round_trip.node_lists(proto):
         for node in nodes:
             for attribute in node.attribute:
                 if attribute.HasField("t"):
@@ -176,7 +176,7 @@ def stored(proto: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:
 def names(proto: onnx.ModelProto) -> set[str]:
     """Names of all values and nodes."""
     found = {name for name, _ in stored(proto)}
-    for nodes in preserve.node_lists(proto):
+    for nodes in round_trip.node_lists(proto):
         for node in nodes:
             found |= {node.name, *node.input, *node.output}
     return found

@@ -18,7 +18,7 @@ import pytest
 
 from onnxshrink.errors import ModelError, ShrinkError
 from onnxshrink.graph import weights
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file.model import Model
 from onnxshrink.runtime.session import SessionOptions
 from onnxshrink.runtime.worker import Worker
 

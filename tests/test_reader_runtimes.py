@@ -18,8 +18,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnxshrink.graph import packed
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.forms import packed
 from onnxshrink.passes.quantize_weights import QuantizeWeights
 from onnxshrink.pipeline import run
 from onnxshrink.runtime.session import open_session, run_session

@@ -9,7 +9,7 @@ from hard_models import HARD
 
 from onnxshrink.contract import Settings
 from onnxshrink.errors import RecipeError
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file.model import Model
 from onnxshrink.pipeline import run
 from onnxshrink.recipe import Recipe, recipe_names, recipe_summary, recipe_text
 from onnxshrink.runtime.inputs import load_inputs

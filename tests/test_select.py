@@ -5,7 +5,7 @@ from hard_models import text, weight
 
 from onnxshrink.errors import RecipeError
 from onnxshrink.graph import weights
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file.model import Model
 from onnxshrink.options import build, dump
 from onnxshrink.passes.quantize_weights import QuantizeWeights
 from onnxshrink.pipeline import Context

@@ -9,8 +9,10 @@ import onnx_ir as ir
 from weight_models import Case
 
 from onnxshrink.contract import Settings
-from onnxshrink.graph import edit, preserve, weights
-from onnxshrink.graph.model import Model
+from onnxshrink.graph import weights
+from onnxshrink.graph.file import round_trip
+from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.forms import edit
 from onnxshrink.pipeline import Pass, Result, run
 from onnxshrink.runtime.session import SessionOptions
 from onnxshrink.runtime.worker import Worker
@@ -73,5 +75,5 @@ def check_against_numpy(
 
 def gone(names: Mapping[str, np.ndarray], folder: Path) -> bool:
     """Whether no constant of the saved result has one of these names any more."""
-    stored = {t.name for t in preserve.tensors(onnx.load(folder / "after.onnx"))}
+    stored = {t.name for t in round_trip.tensors(onnx.load(folder / "after.onnx"))}
     return not stored & set(names)

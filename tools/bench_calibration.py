@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxshrink.graph import moments, weights
-from onnxshrink.graph.model import Model
+from onnxshrink.graph import weights
+from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.weights import second_moments
 from onnxshrink.kernels.observers import Histogram, Need
 from onnxshrink.runtime.calibrate import calibrate
 from onnxshrink.runtime.inputs import load_inputs
@@ -58,23 +59,25 @@ def observed(path: str) -> list[str]:
     return sorted(names)
 
 
-def ours(path: str, data: str, count: int, *, second_moments: bool) -> tuple[float, float]:
+def ours(path: str, data: str, count: int, *, moments: bool) -> tuple[float, float]:
     """Histograms of those values, or second moments of the inputs of all weights."""
     model = Model.load(path)
     feeds = rows(model, data, count)
-    if not second_moments:
+    if not moments:
         # In a process of its own: this one should not hold ONNX Runtime.
         names = subprocess.check_output([sys.executable, __file__, path, data, "--names"])
         needs = [Need(name, Histogram()) for name in json.loads(names)]
     else:
-        needs = [need for view in weights.find(model) if view.uses for need in moments.needs(view)]
+        needs = [
+            need for view in weights.find(model) if view.uses for need in second_moments.needs(view)
+        ]
     started = time.perf_counter()
     with Worker() as worker:
         found = calibrate(model, needs, feeds, worker)
         seconds = time.perf_counter() - started
         assert worker._child is not None
         total = peak() + peak(str(worker._child.pid))
-    if not second_moments:
+    if not moments:
         for need in found:
             found[need].percentile(0.99999)
     return total, seconds
@@ -123,7 +126,7 @@ def main() -> None:
         if arguments.only == "onnxruntime":
             found = theirs(*given)
         else:
-            found = ours(*given, second_moments=arguments.only == "moments")
+            found = ours(*given, moments=arguments.only == "moments")
         print(json.dumps(found))
         return
     bound = 2 * Path(arguments.model).stat().st_size / MEGABYTE + 200

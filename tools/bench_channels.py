@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 from typing import Literal
 
+from onnxshrink.channels.groups import cost
 from onnxshrink.contract import Settings
 from onnxshrink.errors import ShrinkError
-from onnxshrink.graph.channels.groups import cost
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file.model import Model
 from onnxshrink.passes.prune_channels import PruneChannels
 from onnxshrink.pipeline import run
 from onnxshrink.report import Table

@@ -67,11 +67,11 @@ def _onnxsim(name: str, source: str, out: str, ratio: float) -> None:
 
 def _left(source: Path, other: Path) -> str:
     """Parameters and MACs of one model over those of another, which must answer in its shapes."""
-    from onnxshrink.graph.channels.groups import Cost, cost
-    from onnxshrink.graph.model import Model
-    from onnxshrink.passes._channels import labelled
+    from onnxshrink.channels.groups import Cost, cost
+    from onnxshrink.channels.probing import probe_any
+    from onnxshrink.channels.step import labelled
+    from onnxshrink.graph.file.model import Model
     from onnxshrink.runtime.generate import generated_inputs
-    from onnxshrink.runtime.probe import probe_any
     from onnxshrink.runtime.worker import Worker
 
     costs: list[Cost] = []
@@ -90,7 +90,7 @@ def _left(source: Path, other: Path) -> str:
 
 def _ours(source: Path, out: Path, ratio: float, round_to: int) -> None:
     from onnxshrink.contract import Settings
-    from onnxshrink.graph.model import Model
+    from onnxshrink.graph.file.model import Model
     from onnxshrink.passes.prune_channels import PruneChannels
     from onnxshrink.pipeline import run
     from onnxshrink.runtime.generate import generated_inputs

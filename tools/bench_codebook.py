@@ -25,7 +25,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxshrink.contract import Settings
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file.model import Model
 from onnxshrink.kernels import codebooks
 from onnxshrink.passes.share_codebook import ShareCodebook
 from onnxshrink.pipeline import run

@@ -21,7 +21,7 @@ import numpy as np
 
 from onnxshrink import Options, Recipe, apply_recipe
 from onnxshrink.errors import ShrinkError
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file.model import Model
 from onnxshrink.kernels.metrics import compare_outputs
 from onnxshrink.runtime.bench import bench
 from onnxshrink.runtime.inputs import load_inputs

@@ -21,7 +21,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from onnxshrink.contract import Settings
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file.model import Model
 from onnxshrink.passes.quantize_weights import QuantizeWeights
 from onnxshrink.pipeline import run
 

@@ -28,8 +28,8 @@ from bench_rate import MOST_INPUTS, answers, module
 
 from onnxshrink.contract import Settings
 from onnxshrink.errors import BudgetMissed
-from onnxshrink.graph import packed
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.forms import packed
 from onnxshrink.kernels.metrics import compare_outputs
 from onnxshrink.pipeline import run
 from onnxshrink.recipe import Recipe, recipe_names

@@ -32,8 +32,8 @@ import onnx.helper
 import onnx.numpy_helper
 from numpy.typing import NDArray
 
-from onnxshrink.graph import packed
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.forms import packed
 from onnxshrink.kernels import entropy
 from onnxshrink.kernels.bits import pack as pack_bits
 from onnxshrink.kernels.filters import Bytes

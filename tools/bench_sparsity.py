@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 
 import onnxshrink
-from onnxshrink.graph import packed, weights
-from onnxshrink.graph.model import Model
+from onnxshrink.graph import weights
+from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.forms import packed
 from onnxshrink.kernels.metrics import Agreement
 from onnxshrink.options import build
 from onnxshrink.recipe import Recipe, find_pass

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from onnxshrink.contract import Settings
-from onnxshrink.graph import hoist, opset
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.rewrite import hoist, opset
 from onnxshrink.passes.clean import Clean
 from onnxshrink.passes.quantize_static import QuantizeStatic
 from onnxshrink.pipeline import run

@@ -50,7 +50,7 @@ def feeds_for(
     path: str, calibration: Sequence[str], shape: Sequence[str], count: int, seed: int, worker: Any
 ) -> list[dict[str, Any]]:
     """Real inputs for a model where there are some, else generated ones with a warning."""
-    from onnxshrink.graph.model import Model
+    from onnxshrink.graph.file.model import Model
     from onnxshrink.runtime.generate import generated_inputs
     from onnxshrink.runtime.inputs import load_inputs
 

@@ -133,7 +133,7 @@ def _report_file(text: str) -> Path:
 
 
 def _write_report(report: Report, path: Path) -> None:
-    from onnxshrink.graph.model import atomic_write
+    from onnxshrink.graph.file.model import atomic_write
 
     with atomic_write(path) as file:
         file.write(getattr(report, _VIEWS[path.suffix])().encode())

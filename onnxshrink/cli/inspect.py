@@ -24,10 +24,10 @@ def command(
     \b
     onnxshrink inspect model.onnx small.onnx
     """
-    from onnxshrink.graph import inspect as look
-    from onnxshrink.graph.inspect_packed import PackInspection, inspect_pack
-    from onnxshrink.graph.model import Model
-    from onnxshrink.graph.packed import pack_name
+    from onnxshrink.graph.file.model import Model
+    from onnxshrink.graph.forms.packed import pack_name
+    from onnxshrink.graph.inspect import statistics as look
+    from onnxshrink.graph.inspect.packs import PackInspection, inspect_pack
 
     shapes = dict(map(shape_option, shape))
     if layer is not None:

@@ -27,8 +27,8 @@ def command(
     \b
     onnxshrink pack small.onnx packed.onnx --with-reader js
     """
-    from onnxshrink.graph import packed
-    from onnxshrink.graph.model import Model
+    from onnxshrink.graph.file.model import Model
+    from onnxshrink.graph.forms import packed
 
     model = Model.load(source)
     before = model.stored_bytes()

@@ -42,12 +42,12 @@ def command(
     if plot is not None and not (plot.endswith(".svg") and Path(plot).absolute().parent.is_dir()):
         raise RecipeError(f"--plot {plot}: takes an .svg file in a folder that exists")
     from onnxshrink.contract import Settings
-    from onnxshrink.graph.model import Model, atomic_write
+    from onnxshrink.graph.file.model import Model, atomic_write
     from onnxshrink.options import build
     from onnxshrink.recipe import find_pass
     from onnxshrink.runtime.worker import Worker
     from onnxshrink.search import sensitivity
-    from onnxshrink.search.parts import Parts
+    from onnxshrink.search.partial_step import Parts
 
     pass_ = build(find_pass(step, "--step"), _options(given), step)
     with Worker() as worker, progress_bar() as progress:

@@ -28,7 +28,7 @@ def command(
     \b
     onnxshrink unpack packed.onnx plain.onnx
     """
-    from onnxshrink.graph import packed
+    from onnxshrink.graph.forms import packed
 
     most = size_option(limit, "--limit") if limit else None
     after = packed.unpack(source, out, storage, base=base, limit=most)

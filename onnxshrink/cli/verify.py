@@ -18,7 +18,7 @@ def command(source: str, base: str | None, limit: str | None) -> None:
     \b
     onnxshrink verify packed.onnx
     """
-    from onnxshrink.graph import packed
+    from onnxshrink.graph.forms import packed
 
     most = size_option(limit, "--limit") if limit else None
     with packed.open_pack(source, base=base, limit=most) as opened:

@@ -16,8 +16,8 @@ from onnxshrink.pipeline import Context
 if TYPE_CHECKING:
     import numpy as np
 
-    from onnxshrink.graph.model import Model
-    from onnxshrink.graph.weights import WeightView
+    from onnxshrink.graph.file.model import Model
+    from onnxshrink.graph.weights.views import WeightView
     from onnxshrink.kernels.observers import Need
 
 _MOST = 0.95  # of a weight may go to spare others: no layer is emptied
@@ -45,11 +45,12 @@ class CalibratedPruning(Pruning):
 
     def needs(self, model: Model) -> Iterator[Need]:
         """Second moments of what each selected weight is multiplied with."""
-        from onnxshrink.graph import moments, weights
+        from onnxshrink.graph import weights
+        from onnxshrink.graph.weights import second_moments
 
         for view in weights.find(model):
             if not self.weights.why_not(view) and not obstacle(view):
-                yield from moments.needs(view)
+                yield from second_moments.needs(view)
 
     def tried(self, view: WeightView, ctx: Context) -> tuple[np.ndarray, np.ndarray]:
         """Scores, and the weights left; quick to find, and without a look at odd feeds to fit to.
@@ -129,9 +130,9 @@ def moment_of(view: WeightView, ctx: Context, half: int | None = None) -> np.nda
     Raises:
         ValueError: They were not observed.
     """
-    from onnxshrink.graph import moments
+    from onnxshrink.graph.weights import second_moments
 
-    found = moments.moment(ctx.statistics, view, half)
+    found = second_moments.moment(ctx.statistics, view, half)
     if found is None:
         raise ValueError("its inputs cannot be observed; prune-magnitude does without")
     return found

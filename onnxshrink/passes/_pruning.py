@@ -15,9 +15,9 @@ from onnxshrink.select import Select, select
 if TYPE_CHECKING:
     import numpy as np
 
-    from onnxshrink.graph.model import Model
-    from onnxshrink.graph.palette import Palettes
-    from onnxshrink.graph.weights import WeightView
+    from onnxshrink.graph.file.model import Model
+    from onnxshrink.graph.forms.palette import Palettes
+    from onnxshrink.graph.weights.views import WeightView
 
 _ELEMENTWISE = {"Add", "Sub", "Mul"}
 _MARK = "onnxshrink.sparsity"
@@ -108,7 +108,9 @@ class Pruning(Pass):
 
     def apply(self, model: Model, ctx: Context) -> None:
         """Prune every selected weight, the largest first."""
-        from onnxshrink.graph import opset, palette, weights
+        from onnxshrink.graph import weights
+        from onnxshrink.graph.forms import palette
+        from onnxshrink.graph.rewrite import opset
 
         views = list(weights.find(model))
         free = [v for v in views if not self.weights.why_not(v) and not obstacle(v)]
@@ -172,7 +174,7 @@ class Pruning(Pass):
     ) -> None:  # fmt: skip
         import numpy as np
 
-        from onnxshrink.graph import edit, palette
+        from onnxshrink.graph.forms import edit, palette
 
         before = view.array()
         with np.errstate(over="ignore"):

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from onnxshrink.pipeline import Context
 
 if TYPE_CHECKING:
-    from onnxshrink.graph.layout import Layout
-    from onnxshrink.graph.model import Model
-    from onnxshrink.graph.weights import WeightView
+    from onnxshrink.graph.file.model import Model
+    from onnxshrink.graph.forms.layout import Layout
+    from onnxshrink.graph.weights.views import WeightView
     from onnxshrink.kernels.affine import Dtype, Quantized
     from onnxshrink.kernels.observers import Need
 
@@ -66,11 +66,11 @@ def _fitted(
     """The same grid with codes fitted to the inputs; None where there is nothing to fit to."""
     import numpy as np
 
-    from onnxshrink.graph import moments
+    from onnxshrink.graph.weights import second_moments
     from onnxshrink.kernels import affine
 
     zero = np.zeros(()) if stored.zero_point is None else stored.zero_point
-    method = moments.fed_back if rounding == "gptq" else moments.adarounded
+    method = second_moments.fed_back if rounding == "gptq" else second_moments.adarounded
     codes = method(
         ctx.statistics, layout.view, layout.spread(stored.scale.astype(np.float32)),
         layout.spread(zero.astype(np.float32)), affine.RANGES[stored.dtype],  # type: ignore[index]
@@ -82,10 +82,10 @@ def _fitted(
 
 def needs(views: Iterable[WeightView]) -> Iterator[Need]:
     """What the methods in ``CALIBRATED`` want to know of the inputs of some weights."""
-    from onnxshrink.graph import moments
+    from onnxshrink.graph.weights import second_moments
 
     for view in views:
-        yield from moments.needs(view)
+        yield from second_moments.needs(view)
 
 
 def groups(model: Model, views: Sequence[WeightView]) -> list[list[WeightView]]:

@@ -10,7 +10,7 @@ from onnxshrink.options import option
 from onnxshrink.pipeline import Context, Pass
 
 if TYPE_CHECKING:
-    from onnxshrink.graph.model import Model
+    from onnxshrink.graph.file.model import Model
 
 #: In this order: folding makes duplicates, and sharing makes nodes that nobody uses.
 Rewriter = Literal[
@@ -39,7 +39,7 @@ class Clean(Pass):
 
     def apply(self, model: Model, ctx: Context) -> None:
         """Run every rewriter on a copy and adopt what stands."""
-        from onnxshrink.graph import clean
+        from onnxshrink.graph.rewrite import clean
 
         for done, name in enumerate(REWRITERS):
             ctx.progress(self.name, done, len(REWRITERS))

@@ -13,9 +13,9 @@ from onnxshrink.select import Select, select
 if TYPE_CHECKING:
     import numpy as np
 
-    from onnxshrink.graph.model import Model
-    from onnxshrink.graph.rescale import Rescaling
-    from onnxshrink.graph.sites import Part, Site
+    from onnxshrink.graph.file.model import Model
+    from onnxshrink.graph.layers.rescale import Rescaling
+    from onnxshrink.graph.layers.scalable import Part, Site
 
 _CONVERGED = 1e-3
 
@@ -57,12 +57,13 @@ class Equalize(Pass):
 
     def apply(self, model: Model, ctx: Context) -> None:
         """Find the pairs, iterate until their ranges agree, and write every weight once."""
-        from onnxshrink.graph import sites, weights
-        from onnxshrink.graph.rescale import Rescaling
+        from onnxshrink.graph import weights
+        from onnxshrink.graph.layers import scalable
+        from onnxshrink.graph.layers.rescale import Rescaling
         from onnxshrink.kernels import equalize
 
         chosen = {view.name: view for view, _ in ctx.each(self, weights.find(model))}
-        found, reasons = sites.find(model, norms=False)
+        found, reasons = scalable.find(model, norms=False)
         pairs = []
         for site in found:
             if reason := self._why_not(site, chosen):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from onnxshrink.pipeline import Context, Pass
 
 if TYPE_CHECKING:
-    from onnxshrink.graph.model import Model
+    from onnxshrink.graph.file.model import Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class LowerMl(Pass):
 
     def apply(self, model: Model, ctx: Context) -> None:
         """Lower every operator that has an exact counterpart."""
-        from onnxshrink.graph import ml
+        from onnxshrink.graph.rewrite import ml
 
         operators = list(ml.find(model))
         for done, operator in enumerate(operators):

@@ -12,9 +12,9 @@ from onnxshrink.options import option
 from onnxshrink.pipeline import Context, Pass
 
 if TYPE_CHECKING:
+    from onnxshrink.channels.plan import Plan
     from onnxshrink.contract import Feeds
-    from onnxshrink.graph.channels.plan import Plan
-    from onnxshrink.graph.model import Model
+    from onnxshrink.graph.file.model import Model
     from onnxshrink.report import Table
 
 _MOST = 0.95  # more leaves nothing of a layer
@@ -114,9 +114,9 @@ class PruneChannels(Pass):
 
     def apply(self, model: Model, ctx: Context) -> None:
         """Find, rank and remove; report what every constant lost, and what blocked the rest."""
-        from onnxshrink.graph.channels.consumers import in_bodies
-        from onnxshrink.graph.channels.plan import blocked
-        from onnxshrink.passes._channels import Planner
+        from onnxshrink.channels.plan import blocked
+        from onnxshrink.channels.readers import in_bodies
+        from onnxshrink.channels.step import Planner
         from onnxshrink.runtime.worker import Worker
 
         with contextlib.ExitStack() as stack:
@@ -143,7 +143,7 @@ class PruneChannels(Pass):
         self, model: Model, feeds: Feeds = (), seed: int = 0, *, generated: bool = False
     ) -> Plan:
         """What the first step would remove; the model is left as it is."""
-        from onnxshrink.passes._channels import Planner
+        from onnxshrink.channels.step import Planner
         from onnxshrink.report import Step
         from onnxshrink.runtime.worker import Worker
 
@@ -157,10 +157,10 @@ class PruneChannels(Pass):
         Raises:
             RecipeError: Nothing has this name.
         """
-        from onnxshrink.graph.channels import groups
-        from onnxshrink.graph.channels.plan import explain
-        from onnxshrink.passes._channels import labelled
-        from onnxshrink.runtime.probe import probe_any
+        from onnxshrink.channels import groups
+        from onnxshrink.channels.plan import explain
+        from onnxshrink.channels.probing import probe_any
+        from onnxshrink.channels.step import labelled
         from onnxshrink.runtime.worker import Worker
 
         with Worker() as worker:

@@ -14,8 +14,8 @@ from onnxshrink.pipeline import Context
 if TYPE_CHECKING:
     import numpy as np
 
-    from onnxshrink.graph.model import Model
-    from onnxshrink.graph.weights import WeightView
+    from onnxshrink.graph.file.model import Model
+    from onnxshrink.graph.weights.views import WeightView
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ from onnxshrink.report import Step
 if TYPE_CHECKING:
     import numpy as np
 
-    from onnxshrink.graph.model import Model
-    from onnxshrink.graph.weights import WeightView
+    from onnxshrink.graph.file.model import Model
+    from onnxshrink.graph.weights.views import WeightView
     from onnxshrink.kernels.sparsegpt import Keep
 
 _DAMPING = 0.1  # where it is not worth a choice

@@ -12,7 +12,7 @@ from onnxshrink.pipeline import Context
 if TYPE_CHECKING:
     import numpy as np
 
-    from onnxshrink.graph.weights import WeightView
+    from onnxshrink.graph.weights.views import WeightView
 
 
 @dataclass(frozen=True, kw_only=True)

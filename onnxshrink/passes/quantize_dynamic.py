@@ -13,9 +13,9 @@ from onnxshrink.pipeline import Context, Pass
 from onnxshrink.select import Select, select, variants
 
 if TYPE_CHECKING:
-    from onnxshrink.graph.dynamic import Activations
-    from onnxshrink.graph.model import Model
-    from onnxshrink.graph.weights import WeightView
+    from onnxshrink.graph.file.model import Model
+    from onnxshrink.graph.forms.dynamic import Activations
+    from onnxshrink.graph.weights.views import WeightView
     from onnxshrink.kernels.affine import Dtype, Quantized
     from onnxshrink.kernels.observers import Need
 
@@ -82,7 +82,9 @@ class QuantizeDynamic(Pass):
 
     def apply(self, model: Model, ctx: Context) -> None:
         """Quantize every selected weight, the largest first; then narrow the long vectors."""
-        from onnxshrink.graph import clean, dynamic, opset, weights
+        from onnxshrink.graph import weights
+        from onnxshrink.graph.forms import dynamic
+        from onnxshrink.graph.rewrite import clean, opset
         from onnxshrink.passes.to_float16 import narrow
 
         views, before = list(weights.find(model)), model.opset
@@ -123,7 +125,7 @@ class QuantizeDynamic(Pass):
         Raises:
             ValueError: Why it cannot.
         """
-        from onnxshrink.graph import dynamic
+        from onnxshrink.graph.forms import dynamic
 
         if view.op_type in ("LSTM", "GRU", "RNN"):
             pair = dynamic.recurrent(view, views)
@@ -161,7 +163,7 @@ class QuantizeDynamic(Pass):
         Raises:
             ValueError: It cannot be quantized, or would not be smaller.
         """
-        from onnxshrink.graph import dynamic
+        from onnxshrink.graph.forms import dynamic
         from onnxshrink.kernels import affine
 
         kind: Dtype = "int8" if signed else self.dtype

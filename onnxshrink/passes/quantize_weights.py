@@ -15,10 +15,10 @@ from onnxshrink.pipeline import Context, Pass
 from onnxshrink.select import SKIP, Select, select, variants
 
 if TYPE_CHECKING:
-    from onnxshrink.graph.edit import Form
-    from onnxshrink.graph.layout import Layout
-    from onnxshrink.graph.model import Model
-    from onnxshrink.graph.weights import WeightView
+    from onnxshrink.graph.file.model import Model
+    from onnxshrink.graph.forms.edit import Form
+    from onnxshrink.graph.forms.layout import Layout
+    from onnxshrink.graph.weights.views import WeightView
     from onnxshrink.kernels.observers import Need
 
 _SPELLINGS = {
@@ -121,7 +121,8 @@ class QuantizeWeights(Pass):
 
     def apply(self, model: Model, ctx: Context) -> None:
         """Quantize every selected weight, the largest first; then narrow the long vectors."""
-        from onnxshrink.graph import clean, opset, weights
+        from onnxshrink.graph import weights
+        from onnxshrink.graph.rewrite import clean, opset
         from onnxshrink.passes.to_float16 import narrow
 
         views, before = list(weights.find(model)), model.opset
@@ -173,7 +174,7 @@ class QuantizeWeights(Pass):
 
     def store(self, view: WeightView, model: Model, ctx: Context, why: str = "") -> None:
         """Quantize one weight, or say why it is left alone; ``why`` it is stored so is noted."""
-        from onnxshrink.graph import edit, nbits
+        from onnxshrink.graph.forms import edit, nbits
         from onnxshrink.kernels import affine
 
         form = self._form(view, model)
@@ -205,7 +206,7 @@ class QuantizeWeights(Pass):
 
     def _layout(self, view: WeightView, form: Form) -> Layout:
         """The shape in which to quantize a weight, and which weights share a scale."""
-        from onnxshrink.graph import layout
+        from onnxshrink.graph.forms import layout
 
         if form == "nbits":
             return layout.blocks(view, self.block_size or _BLOCK)
@@ -216,7 +217,7 @@ class QuantizeWeights(Pass):
 
     def _form(self, view: WeightView, model: Model) -> Form:
         """The form that is asked for where it can be had, else the one that never costs time."""
-        from onnxshrink.graph import edit, nbits
+        from onnxshrink.graph.forms import edit, nbits
         from onnxshrink.kernels import affine
 
         bits = affine.BITS[self.dtype]

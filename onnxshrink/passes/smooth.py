@@ -13,8 +13,8 @@ from onnxshrink.select import Select, select
 if TYPE_CHECKING:
     import numpy as np
 
-    from onnxshrink.graph.model import Model
-    from onnxshrink.graph.sites import Part, Site
+    from onnxshrink.graph.file.model import Model
+    from onnxshrink.graph.layers.scalable import Part, Site
     from onnxshrink.kernels.observers import ExtremeSums, Need
     from onnxshrink.kernels.smooth import Product
 
@@ -59,24 +59,26 @@ class Smooth(Pass):
 
     def needs(self, model: Model) -> Iterable[Need]:
         """The range of every channel; to choose a share, second moments too."""
-        from onnxshrink.graph import moments, sites
+        from onnxshrink.graph.layers import scalable
+        from onnxshrink.graph.weights import second_moments
 
         found = []
-        for site in sites.find(model, norms=True)[0]:
+        for site in scalable.find(model, norms=True)[0]:
             read = [p.view for p in site.readers if not self.weights.why_not(p.view)]
             if read and site.value.name and not self._obstacle(site):
                 found.append(_range_of(site))
                 if self.alpha is None:
-                    found += [need for view in read for need in moments.needs(view)]
+                    found += [need for view in read for need in second_moments.needs(view)]
         return found
 
     def apply(self, model: Model, ctx: Context) -> None:
         """Choose the factors of every activation, and write every weight once."""
-        from onnxshrink.graph import sites, weights
-        from onnxshrink.graph.rescale import Rescaling
+        from onnxshrink.graph import weights
+        from onnxshrink.graph.layers import scalable
+        from onnxshrink.graph.layers.rescale import Rescaling
 
         chosen = {view.name: view for view, _ in ctx.each(self, weights.find(model))}
-        found, reasons = sites.find(model, norms=True)
+        found, reasons = scalable.find(model, norms=True)
         factors: dict[Site, np.ndarray] = {}
         notes: dict[str, str] = {}
         for each in found:
@@ -169,11 +171,11 @@ def _product(part: Part, ctx: Context) -> Product | None:
     """A reader and the second moment of its input; None where that was not collected."""
     import numpy as np
 
-    from onnxshrink.graph import moments
+    from onnxshrink.graph.weights import second_moments
     from onnxshrink.kernels.smooth import Product
 
     view = part.view
-    moment = moments.moment(ctx.statistics, view)
+    moment = second_moments.moment(ctx.statistics, view)
     if moment is None:
         return None
     shape = (len(moment), -1, moment.shape[-1])

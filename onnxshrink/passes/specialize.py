@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from onnxshrink.contract import Feeds
-    from onnxshrink.graph.model import Model
+    from onnxshrink.graph.file.model import Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Specialize(Pass):
 
     def apply(self, model: Model, ctx: Context) -> None:
         """Fold what follows, branches included."""
-        from onnxshrink.graph.specialize import specialize
+        from onnxshrink.graph.rewrite.specialize import specialize
 
         if not (self.values or self.shapes):
             ctx.skip("inputs", "no value or shape is given")

@@ -12,7 +12,7 @@ from onnxshrink.options import nearest, option
 from onnxshrink.pipeline import Context, Pass
 
 if TYPE_CHECKING:
-    from onnxshrink.graph.model import Model
+    from onnxshrink.graph.file.model import Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Surgeon(Pass):
 
     def apply(self, model: Model, ctx: Context) -> None:
         """Convert the model, run the function, and convert the result back."""
-        from onnxshrink.graph import surgeon
+        from onnxshrink.graph.rewrite import surgeon
 
         for row in surgeon.edit(model, _load(self.function), self.function):
             ctx.changed(row.what, row.after, before=row.before, kind=row.kind, note=row.note)

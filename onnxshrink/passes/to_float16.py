@@ -16,8 +16,8 @@ from onnxshrink.select import Select, select
 if TYPE_CHECKING:
     import numpy as np
 
-    from onnxshrink.graph.model import Model
-    from onnxshrink.graph.weights import WeightView
+    from onnxshrink.graph.file.model import Model
+    from onnxshrink.graph.weights.views import WeightView
     from onnxshrink.kernels.observers import Need
 
 _FLOAT = 1  # ONNX's number of the type
@@ -54,7 +54,7 @@ class ToFloat16(Pass):
 
     def needs(self, model: Model) -> Iterator[Need]:
         """For ``full``: the range of every value of the main graph."""
-        from onnxshrink.graph import shapes
+        from onnxshrink.graph.analysis import shapes
         from onnxshrink.kernels.observers import Extremes, Need
 
         if self.full:
@@ -75,7 +75,8 @@ class ToFloat16(Pass):
             narrow(view, model, ctx)
 
     def _convert(self, model: Model, ctx: Context) -> None:
-        from onnxshrink.graph import hoist, inline, weights, whole
+        from onnxshrink.graph import weights
+        from onnxshrink.graph.rewrite import hoist, inline, whole
         from onnxshrink.runtime import half
 
         if self.weights != type(self)().weights:
@@ -155,7 +156,7 @@ def narrow(view: WeightView, model: Model, ctx: Context) -> None:
     """Store one constant as float16 behind a Cast, where that loses nothing worth the name."""
     import numpy as np
 
-    from onnxshrink.graph import edit
+    from onnxshrink.graph.forms import edit
 
     if view.dtype.name not in ("FLOAT", "DOUBLE"):
         ctx.skip(view, f"is stored as {view.dtype.name.lower()} already")

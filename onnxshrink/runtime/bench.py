@@ -183,12 +183,12 @@ def median_interval(
 
 def stored_bytes(path: str | os.PathLike[str]) -> int:
     """Bytes of a model file and of the files with its external data."""
-    from onnxshrink.graph import preserve, tensors, wire
+    from onnxshrink.graph.file import round_trip, tensors, wire
 
     path = Path(path)
     locations = {
         entry.value
-        for tensor in preserve.tensors(wire.read(str(path)))
+        for tensor in round_trip.tensors(wire.read(str(path)))
         for entry in tensor.external_data
         if entry.key == "location" and entry.value != wire.INSIDE
     }

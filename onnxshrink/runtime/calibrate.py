@@ -17,7 +17,7 @@ from onnxshrink.kernels.pairs import PairNeed
 from onnxshrink.runtime import calibration_cache
 
 if TYPE_CHECKING:
-    from onnxshrink.graph.model import Model
+    from onnxshrink.graph.file.model import Model
     from onnxshrink.runtime.calibration_cache import CalibrationCache
     from onnxshrink.runtime.worker import Worker
 
@@ -141,7 +141,7 @@ def _observe(
     feeds: Sequence[Mapping[str, np.ndarray]], worker: Worker, progress: Progress,
 ) -> set[str]:  # fmt: skip
     """Collect statistics; the values of loops whose iterations ONNX Runtime cannot stack."""
-    from onnxshrink.graph.instrument import instrument
+    from onnxshrink.graph.analysis.instrument import instrument
 
     entering = {value.name for value in model.inputs}
     with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:

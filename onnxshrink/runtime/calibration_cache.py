@@ -119,7 +119,7 @@ class CalibrationCache:
         Raises:
             OutputError: The file cannot be written.
         """
-        from onnxshrink.graph.model import atomic_write
+        from onnxshrink.graph.file.model import atomic_write
 
         kept = {key: e for key, e in self._entries.items() if key in self._used - set(found)}
         entries = dict(kept)

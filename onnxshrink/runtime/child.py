@@ -75,7 +75,7 @@ class Service:
         """Hold a model file against the ONNX specification."""
         import onnx.checker
 
-        from onnxshrink.graph import contrib
+        from onnxshrink.graph.operators import contrib
 
         contrib.declare()
         try:

@@ -23,7 +23,7 @@ from onnxshrink.runtime.worker import Worker
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from onnxshrink.graph.model import Model
+    from onnxshrink.graph.file.model import Model
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -19,7 +19,7 @@ from onnxshrink.functions import load_function
 from onnxshrink.options import nearest
 
 if TYPE_CHECKING:
-    from onnxshrink.graph.model import Model
+    from onnxshrink.graph.file.model import Model
 
 Feed = dict[str, np.ndarray]
 _Found = tuple[str, Mapping[str, Any]]

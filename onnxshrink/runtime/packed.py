@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxshrink.graph import packed
+from onnxshrink.graph.forms import packed
 from onnxshrink.runtime.session import DEFAULT_OPTIONS, SessionOptions, open_session
 
 if TYPE_CHECKING:

@@ -182,7 +182,7 @@ def _refusal(error: Exception, label: str) -> ModelError:
 
 def _is_packed(path: str) -> bool:
     """Whether a model that does not load has its weights in a sidecar."""
-    from onnxshrink.graph.packed import pack_name
+    from onnxshrink.graph.forms.packed import pack_name
 
     return Path(path).is_file() and pack_name(Path(path)) is not None
 

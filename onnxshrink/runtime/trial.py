@@ -12,7 +12,7 @@ import numpy as np
 from onnxshrink.runtime.session import SessionOptions
 
 if TYPE_CHECKING:
-    from onnxshrink.graph.model import Model
+    from onnxshrink.graph.file.model import Model
     from onnxshrink.runtime.worker import Worker
 
 _EXACT = SessionOptions(accuracy_level=0)
@@ -36,7 +36,7 @@ class Trial:
     """
 
     def __init__(self, model: Model, names: Iterable[str], worker: Worker):
-        from onnxshrink.graph.instrument import instrument
+        from onnxshrink.graph.analysis.instrument import instrument
 
         self._worker = worker
         self._folder = tempfile.TemporaryDirectory(prefix="onnxshrink-")

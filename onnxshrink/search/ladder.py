@@ -23,8 +23,8 @@ from onnxshrink.report import Step
 from onnxshrink.select import SKIP, Select
 
 if TYPE_CHECKING:
-    from onnxshrink.graph.model import Model
-    from onnxshrink.graph.weights import WeightView
+    from onnxshrink.graph.file.model import Model
+    from onnxshrink.graph.weights.views import WeightView
     from onnxshrink.kernels.metrics import OutputComparison
 
 _log = logging.getLogger(__name__)

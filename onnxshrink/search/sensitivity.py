@@ -16,7 +16,7 @@ from onnxshrink.errors import ModelError
 from onnxshrink.kernels.metrics import compare_outputs
 from onnxshrink.options import build, dump
 from onnxshrink.report import Table, size
-from onnxshrink.search.parts import Figures, Parts, total
+from onnxshrink.search.partial_step import Figures, Parts, total
 
 if TYPE_CHECKING:
     from onnxshrink.contract import Progress
@@ -265,7 +265,7 @@ def _alike(wanted: Sequence[Sequence[np.ndarray]], found: Sequence[Sequence[np.n
 def _rebuilt(parts: Parts) -> dict[str, np.ndarray] | None:
     """What the weights are after the step, as floats; None where they cannot all be had."""
     from onnxshrink.graph import weights
-    from onnxshrink.graph.instrument import instrument
+    from onnxshrink.graph.analysis.instrument import instrument
 
     if parts.model.nbytes() > _SENT_BYTES or not parts.feeds:
         return None

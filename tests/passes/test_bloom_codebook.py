@@ -10,8 +10,8 @@ from weight_models import Case, normal, operators, parsed
 from weight_passes import EVERY, apply, check, check_against_numpy, gone
 
 from onnxshrink.contract import Settings
-from onnxshrink.graph import palette, sharing
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.forms import palette, sharing
 from onnxshrink.kernels import bloomier
 from onnxshrink.passes.prune_magnitude import PruneMagnitude
 from onnxshrink.passes.share_codebook import ShareCodebook
@@ -102,7 +102,7 @@ def test_every_operator(
     step = ShareCodebook(method="bloom", weights=EVERY, vectors="keep")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharing, "OVERHEAD", 10**6)
-        patch.setattr("onnxshrink.graph.weights.WeightView.nbytes", property(lambda view: 10**6))
+        patch.setattr("onnxshrink.graph.weights.views.WeightView.nbytes", property(lambda view: 10**6))
         patch.setattr(palette, "FILTER_OVERHEAD", 0)
         result = apply(case.model, tmp_path, step)
     if result.report.steps[0].status != "done":

@@ -11,8 +11,8 @@ from onnx import helper
 
 from onnxshrink.contract import Settings
 from onnxshrink.errors import RecipeError, UnsupportedModel
-from onnxshrink.graph import clean
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.rewrite import clean
 from onnxshrink.passes.clean import REWRITERS, Clean
 from onnxshrink.passes.quantize_weights import QuantizeWeights
 from onnxshrink.pipeline import Context, run

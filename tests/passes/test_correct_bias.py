@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from onnxshrink.contract import Settings
 from onnxshrink.errors import RecipeError
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file.model import Model
 from onnxshrink.options import build
 from onnxshrink.passes.correct_bias import CorrectBias
 from onnxshrink.pipeline import Pass, Result, run

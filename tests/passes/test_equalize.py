@@ -9,8 +9,8 @@ import pytest
 from hard_models import text, weight
 
 from onnxshrink.contract import Settings
-from onnxshrink.graph import sites
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.layers import scalable
 from onnxshrink.passes.equalize import Equalize
 from onnxshrink.pipeline import Result, run
 from onnxshrink.runtime.session import SessionOptions, open_session
@@ -207,7 +207,7 @@ def inputs(proto: onnx.ModelProto) -> np.ndarray:
 def ranges(model: Model) -> list[tuple[np.ndarray, np.ndarray]]:
     """What each pair has on its two sides."""
     found = []
-    for site in sites.find(model, norms=False)[0]:
+    for site in scalable.find(model, norms=False)[0]:
         if not site.why_not and site.source is not None:
             sides = [
                 np.abs(part.channels.apart(part.view.array())).max(1)

@@ -12,7 +12,7 @@ from weight_passes import EVERY
 from onnxshrink.contract import Settings
 from onnxshrink.errors import RecipeError
 from onnxshrink.graph import weights
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file.model import Model
 from onnxshrink.options import build
 from onnxshrink.passes.share_codebook import ShareCodebook
 from onnxshrink.pipeline import Result, run

@@ -7,7 +7,7 @@ import pytest
 from onnx import parser
 
 from onnxshrink.contract import Settings
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file.model import Model
 from onnxshrink.passes.quantize_weights import QuantizeWeights
 from onnxshrink.pipeline import Result, run
 from onnxshrink.runtime.session import open_session
@@ -119,7 +119,8 @@ def chain() -> tuple[Model, list[dict[str, np.ndarray]]]:
 
 def test_sequential_fits_each_layer_to_what_it_will_be_given(worker: Worker) -> None:
     """The last layer's second moment is that of the quantized model's activation."""
-    from onnxshrink.graph import moments, weights
+    from onnxshrink.graph import weights
+    from onnxshrink.graph.weights import second_moments
     from onnxshrink.kernels import affine
 
     model, feeds = chain()
@@ -132,10 +133,10 @@ def test_sequential_fits_each_layer_to_what_it_will_be_given(worker: Worker) -> 
     from onnxshrink.runtime.calibrate import calibrate
 
     view = next(v for v in weights.find(model) if v.name == "w3")
-    found = calibrate(result.model, moments.needs(view), feeds, worker)
+    found = calibrate(result.model, second_moments.needs(view), feeds, worker)
     stored = affine.quantize(view.array(), "int4", (0,), clip="mse", short_scale=True)
     scale = np.broadcast_to(stored.scale, view.shape)
-    codes = moments.fed_back(found, view, scale, np.zeros_like(scale), (-8, 7))
+    codes = second_moments.fed_back(found, view, scale, np.zeros_like(scale), (-8, 7))
     assert codes is not None
     rebuilt = result.model.to_proto()
     rebuilt.graph.output.append(rebuilt.graph.output[0].__class__(name="w3"))

@@ -14,7 +14,7 @@ from onnx import helper, parser
 
 from onnxshrink.contract import Settings
 from onnxshrink.graph import weights
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file.model import Model
 from onnxshrink.passes.lower_ml import LowerMl
 from onnxshrink.passes.quantize_weights import QuantizeWeights
 from onnxshrink.pipeline import Context, Result, run

@@ -12,8 +12,9 @@ from weight_models import Case, homes, normal, operators, parsed
 
 from onnxshrink.contract import Settings
 from onnxshrink.errors import RecipeError
-from onnxshrink.graph import edit, nbits, weights
-from onnxshrink.graph.model import Model
+from onnxshrink.graph import weights
+from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.forms import edit, nbits
 from onnxshrink.kernels import affine
 from onnxshrink.options import build
 from onnxshrink.passes.quantize_weights import QuantizeWeights

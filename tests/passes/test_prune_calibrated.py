@@ -12,7 +12,7 @@ from weight_passes import EVERY, check, check_against_numpy
 from onnxshrink.contract import Settings
 from onnxshrink.errors import InputsMissing, RecipeError
 from onnxshrink.graph import weights
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file.model import Model
 from onnxshrink.kernels import masks, obs
 from onnxshrink.passes._pruning import Pruning
 from onnxshrink.passes.prune_magnitude import PruneMagnitude

@@ -7,13 +7,13 @@ import channel_oracle as oracle
 import numpy as np
 import pytest
 
+from onnxshrink.channels.probing import observe
+from onnxshrink.channels.shares import Allocation
 from onnxshrink.contract import Settings
 from onnxshrink.errors import InputsMissing, ModelError, RecipeError, UnsupportedModel
-from onnxshrink.graph.channels.allocate import Allocation
 from onnxshrink.passes.prune_channels import PruneChannels
 from onnxshrink.passes.reconstruct import Reconstruct
 from onnxshrink.pipeline import run
-from onnxshrink.runtime.probe import observe
 
 _MLP = (
     '<ir_version: 8, opset_import: ["": 17]> g (float[N,12] x) => (float[N,5] y) {'
@@ -155,7 +155,7 @@ def test_behind_a_depthwise_convolution_refitting_is_least_squares(worker):
 
 def test_refitting_that_takes_the_outputs_further_away_is_taken_back(worker, monkeypatch):
     """As it can when many weights make up for the same error, each for all of it."""
-    from onnxshrink.graph.channels import compensation
+    from onnxshrink.channels import compensation
 
     def overshoot(weights, moments, kept, damping, *, bias):
         fitted, shift = refit(weights, moments, kept, damping, bias=bias)

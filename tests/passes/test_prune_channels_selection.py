@@ -7,17 +7,17 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from onnxshrink.channels import groups as grouping
+from onnxshrink.channels import ranking
+from onnxshrink.channels.facts import Facts
+from onnxshrink.channels.labels import Walk, analyse
+from onnxshrink.channels.losses import Losses
+from onnxshrink.channels.probing import moments, observe, probe
 from onnxshrink.contract import Settings
-from onnxshrink.graph.channels import groups as grouping
-from onnxshrink.graph.channels import score
-from onnxshrink.graph.channels.facts import Facts
-from onnxshrink.graph.channels.walk import Walk, analyse
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file.model import Model
 from onnxshrink.kernels.obs import damped
-from onnxshrink.passes._channel_losses import Losses
 from onnxshrink.passes.prune_channels import PruneChannels
 from onnxshrink.pipeline import run
-from onnxshrink.runtime.probe import moments, observe, probe
 
 _TWO_LAYERS = (
     '<ir_version: 8, opset_import: ["": 17]> g (float[N,12] x) => (float[N,5] y) {'
@@ -86,7 +86,7 @@ def test_greedy_is_what_every_choice_by_least_squares_gives(worker):
     walk = _labelled(model, feeds[0], worker)
     groups = grouping.find(walk)
     seen = moments(walk, feeds, worker)
-    found = score.score(walk, groups, "greedy", seen, np.random.default_rng(0))[0]
+    found = ranking.score(walk, groups, "greedy", seen, np.random.default_rng(0))[0]
     reads = next(v for node in model.nodes for v in node.outputs if v.name == "r")
     rows = np.concatenate([run["r"] for run in observe(model, [reads], feeds, worker)])
     gram = damped(np.cov(rows.T.astype(np.float64), bias=True), 0.01)  # the bias takes the means
@@ -132,7 +132,7 @@ def test_greedy_ranks_units_that_several_weights_read(text, shape, tensors, work
     groups = grouping.find(walk)
     seen = moments(walk, feeds, worker)
     for group, scores in zip(
-        groups, score.score(walk, groups, "greedy", seen, rng), strict=True
+        groups, ranking.score(walk, groups, "greedy", seen, rng), strict=True
     ):  # fmt: skip
         assert len(scores) == len(group)
         assert len(np.unique(scores)) == len(scores)

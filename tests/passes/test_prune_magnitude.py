@@ -12,7 +12,7 @@ from weight_passes import EVERY, apply, check, check_against_numpy
 from onnxshrink.contract import Settings
 from onnxshrink.errors import RecipeError
 from onnxshrink.graph import weights
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file.model import Model
 from onnxshrink.passes.prune_magnitude import PruneMagnitude
 from onnxshrink.pipeline import Result, run
 from onnxshrink.runtime.worker import Worker

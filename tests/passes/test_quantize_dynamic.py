@@ -14,8 +14,10 @@ from onnx import numpy_helper
 from weight_models import Case, homes, normal, operators, parsed
 
 from onnxshrink.contract import Settings
-from onnxshrink.graph import dynamic, edit, preserve, weights
-from onnxshrink.graph.model import Model
+from onnxshrink.graph import weights
+from onnxshrink.graph.file import round_trip
+from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.forms import dynamic, edit
 from onnxshrink.kernels import affine
 from onnxshrink.options import build
 from onnxshrink.passes import quantize_weights
@@ -122,7 +124,7 @@ def holds(
 def counted(folder: Path) -> Counter[str]:
     """Operators of the result, wherever they are."""
     proto = onnx.load(folder / "after.onnx")
-    return Counter(node.op_type for nodes in preserve.node_lists(proto) for node in nodes)
+    return Counter(node.op_type for nodes in round_trip.node_lists(proto) for node in nodes)
 
 
 def fused(folder: Path) -> Counter[str]:
@@ -211,7 +213,7 @@ def test_every_home_of_a_weight(
     holds(case, stored, worker, tmp_path, 4e-2, exact=False)
     for name in stored:  # the old floats are gone
         assert not [
-            t for t in preserve.tensors(onnx.load(tmp_path / "after.onnx")) if t.name == name
+            t for t in round_trip.tensors(onnx.load(tmp_path / "after.onnx")) if t.name == name
         ]
 
 

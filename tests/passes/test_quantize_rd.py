@@ -9,8 +9,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxshrink.contract import Settings
 from onnxshrink.errors import InputsMissing, RecipeError
-from onnxshrink.graph import edit, packed, weights
-from onnxshrink.graph.model import Model
+from onnxshrink.graph import weights
+from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.forms import edit, packed
 from onnxshrink.kernels import rate
 from onnxshrink.kernels.affine import Quantized
 from onnxshrink.passes.quantize_rd import QuantizeRd

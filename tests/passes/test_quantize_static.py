@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 
 from onnxshrink.contract import Settings
 from onnxshrink.errors import InputsMissing, RecipeError
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file.model import Model
 from onnxshrink.options import build
 from onnxshrink.passes.quantize_static import QuantizeStatic
 from onnxshrink.pipeline import Result, run

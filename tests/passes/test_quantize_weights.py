@@ -13,8 +13,10 @@ from weight_models import Case, homes, normal, operators, parsed
 
 from onnxshrink.contract import Settings
 from onnxshrink.errors import RecipeError
-from onnxshrink.graph import edit, preserve, weights
-from onnxshrink.graph.model import Model
+from onnxshrink.graph import weights
+from onnxshrink.graph.file import round_trip
+from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.forms import edit
 from onnxshrink.kernels import affine
 from onnxshrink.options import build
 from onnxshrink.passes import quantize_weights
@@ -71,11 +73,11 @@ def with_weights(model: onnx.ModelProto, arrays: dict[str, np.ndarray]) -> onnx.
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     left = dict(arrays)
-    for graph in preserve.graphs(copy):
+    for graph in round_trip.graphs(copy):
         for tensor in graph.initializer:
             if tensor.name in left:
                 _fill(tensor, left.pop(tensor.name))
-    for nodes in preserve.node_lists(copy):
+    for nodes in round_trip.node_lists(copy):
         for node in nodes:
             if node.op_type == "Constant" and node.output[0] in left:
                 _fill(node.attribute[0].t, left.pop(node.output[0]))
@@ -124,7 +126,9 @@ def check(
     content = (folder / "after.onnx").read_bytes()
     for name in changed:
         assert views[name].array().tobytes()[:64] not in content
-        assert not [t for t in preserve.tensors(onnx.load(folder / "after.onnx")) if t.name == name]
+        assert not [
+            t for t in round_trip.tensors(onnx.load(folder / "after.onnx")) if t.name == name
+        ]
     # The rows agree with the file: their savings are the file's, up to a few bytes of headers.
     saved = sum(change.before - change.after for change in step.changes)
     if "opset" not in {change.what for change in step.changes}:

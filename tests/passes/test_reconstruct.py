@@ -12,7 +12,7 @@ from weight_models import normal, parsed
 
 from onnxshrink.contract import Settings
 from onnxshrink.errors import RecipeError
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file.model import Model
 from onnxshrink.kernels.metrics import compare_outputs
 from onnxshrink.options import build
 from onnxshrink.passes.reconstruct import Reconstruct

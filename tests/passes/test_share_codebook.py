@@ -12,8 +12,8 @@ from weight_passes import EVERY, apply, check, check_against_numpy, gone
 
 from onnxshrink.contract import Settings
 from onnxshrink.errors import RecipeError
-from onnxshrink.graph import palette, sharing
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.forms import palette, sharing
 from onnxshrink.kernels import codebooks
 from onnxshrink.passes.share_codebook import ShareCodebook
 from onnxshrink.pipeline import run

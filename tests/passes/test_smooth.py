@@ -9,7 +9,7 @@ from hard_models import text, weight
 from onnx import numpy_helper
 
 from onnxshrink.contract import Settings
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file.model import Model
 from onnxshrink.passes.smooth import Smooth
 from onnxshrink.pipeline import Result, run
 from onnxshrink.runtime.session import SessionOptions, open_session

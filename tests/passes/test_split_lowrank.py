@@ -13,7 +13,7 @@ from weight_passes import EVERY, apply, check
 from onnxshrink.contract import Settings
 from onnxshrink.errors import RecipeError
 from onnxshrink.graph import weights
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file.model import Model
 from onnxshrink.passes.split_lowrank import SplitLowrank
 from onnxshrink.pipeline import run
 from onnxshrink.report import Change

@@ -14,9 +14,9 @@ from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxshrink.contract import Settings
 from onnxshrink.errors import RecipeError, ShrinkError, UnsupportedModel
-from onnxshrink.graph import surgeon
-from onnxshrink.graph.model import Model
-from onnxshrink.graph.surgeon import Edit
+from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.rewrite import surgeon
+from onnxshrink.graph.rewrite.surgeon import Edit
 from onnxshrink.passes.surgeon import Surgeon
 from onnxshrink.pipeline import Result, run
 

@@ -11,7 +11,7 @@ from onnx import TensorProto
 
 from onnxshrink.contract import Settings
 from onnxshrink.errors import RecipeError
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file.model import Model
 from onnxshrink.passes.to_float16 import ToFloat16
 from onnxshrink.pipeline import Result, run
 from onnxshrink.runtime.worker import Worker

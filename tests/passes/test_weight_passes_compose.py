@@ -12,7 +12,7 @@ from weight_models import normal, parsed
 
 from onnxshrink.contract import Settings
 from onnxshrink.graph import weights
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file.model import Model
 from onnxshrink.pipeline import Pass, Result, run
 from onnxshrink.recipe import find_pass
 from onnxshrink.runtime.worker import Worker

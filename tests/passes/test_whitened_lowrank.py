@@ -12,8 +12,8 @@ from weight_passes import EVERY, check
 
 from onnxshrink.contract import Settings
 from onnxshrink.errors import DataError, RecipeError
-from onnxshrink.graph import split
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.rewrite import split
 from onnxshrink.kernels import affine, lowrank
 from onnxshrink.options import build
 from onnxshrink.passes.split_lowrank import SplitLowrank

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from onnx import parser
 
-from onnxshrink.graph import moments, weights
-from onnxshrink.graph.model import Model
+from onnxshrink.graph import weights
+from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.weights import second_moments
 from onnxshrink.kernels.observers import Extremes, Histogram, Lookups, Need, Rows, SecondMoment
 from onnxshrink.runtime.calibrate import calibrate
 from onnxshrink.runtime.trial import Trial
@@ -166,8 +167,8 @@ def test_a_moment_gives_the_error_of_the_outputs(case: str, worker: Worker, tmp_
             for part in declared.split("[")[1].split("]")[0].split(",")]  # fmt: skip
     feeds = [{"x": rng.standard_normal(dims).astype(np.float32)} for _ in range(3)]
     view = next(weights.find(source))
-    found = calibrate(source, moments.needs(view), feeds, worker)
-    moment = moments.moment(found, view)
+    found = calibrate(source, second_moments.needs(view), feeds, worker)
+    moment = second_moments.moment(found, view)
     assert moment is not None
     error = rng.standard_normal(shape).astype(np.float32)
     trial = Trial(source, ["w"], worker)
@@ -189,7 +190,7 @@ def test_recurrent_weights_have_moments_too() -> None:
     lstm = model(f"""g (float[t, b, 2] x) => (float[t, 1, b, 3] y)
         <float[1, 12, 2] w = {{{w}}}, float[1, 12, 3] r = {{{r}}}>
         {{ y = LSTM<hidden_size = 3>(x, w, r) }}""")
-    found = {view.name: moments.needs(view) for view in weights.find(lstm)}
+    found = {view.name: second_moments.needs(view) for view in weights.find(lstm)}
     assert found["w"] == (Need("x", SecondMoment(2)),)
     assert found["r"] == (Need("y", SecondMoment(3, Rows(batch=(1,)))),)
 
@@ -197,9 +198,9 @@ def test_recurrent_weights_have_moments_too() -> None:
 def test_lookups_of_a_table(worker: Worker) -> None:
     table = model("""g (int64[n] x) => (float[n, 2] y)
         <float[5, 2] w = {1,2,3,4,5,6,7,8,9,10}> { y = Gather(w, x) }""")
-    need = moments.lookups(next(weights.find(table)))
+    need = second_moments.lookups(next(weights.find(table)))
     assert need == Need("x", Lookups(5))
-    assert moments.needs(next(weights.find(table))) == ()
+    assert second_moments.needs(next(weights.find(table))) == ()
     found = calibrate(table, [need], [{"x": np.array([1, 4, 1])}], worker)
     np.testing.assert_array_equal(found[need].counts, [0, 2, 0, 0, 1])
 

@@ -9,7 +9,7 @@ import pytest
 from onnx import parser
 
 from onnxshrink.errors import DataError, OutputError
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file.model import Model
 from onnxshrink.kernels.observers import Extremes, Need, SecondMoment
 from onnxshrink.runtime.calibrate import calibrate
 from onnxshrink.runtime.calibration_cache import CalibrationCache, data_digest

@@ -3,7 +3,7 @@ import pytest
 from onnx import parser
 
 from onnxshrink.errors import DataError, UnsupportedModel
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file.model import Model
 from onnxshrink.runtime.generate import generated_inputs
 
 HEADER = '<ir_version: 8, opset_import: ["": 17, "com.example": 1]> g '

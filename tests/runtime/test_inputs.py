@@ -7,7 +7,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 from onnxshrink.errors import DataError, UnsupportedModel
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file.model import Model
 from onnxshrink.runtime.inputs import load_inputs
 
 HEADER = '<ir_version: 8, opset_import: ["": 17]> g '

@@ -13,7 +13,7 @@ from onnx import helper
 from onnxshrink import api
 from onnxshrink.contract import Judge, Settings
 from onnxshrink.errors import BudgetMissed, ModelError
-from onnxshrink.graph.model import Model
+from onnxshrink.graph.file.model import Model
 from onnxshrink.kernels.metrics import compare_outputs
 from onnxshrink.recipe import Recipe
 from onnxshrink.runtime.worker import Worker

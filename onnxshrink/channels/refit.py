@@ -1,0 +1,173 @@
+"""Carrying out what prune-channels planned, and making up for it as far as that is seen to help."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from onnxshrink.channels.compensation import Refitted
+    from onnxshrink.channels.facts import Runs
+    from onnxshrink.channels.plan import Plan
+    from onnxshrink.channels.readers import Consumer
+    from onnxshrink.channels.removal import Shortened
+    from onnxshrink.contract import Feeds
+    from onnxshrink.graph.file.model import Model
+    from onnxshrink.kernels.refit import Array, Choice, Moments
+    from onnxshrink.passes.prune_channels import PruneChannels
+    from onnxshrink.pipeline import Context
+    from onnxshrink.runtime.worker import Worker
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model without its channels.
+
+    Attributes:
+        model: The model.
+        shortened: Its constants that lost channels.
+        refitted: Those that have new values, by name.
+    """
+
+    model: Model
+    shortened: Sequence[Shortened]
+    refitted: Mapping[str, Refitted] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Removal:
+    """One step of the pass.
+
+    Attributes:
+        options: The pass.
+        ctx: Where to report.
+        worker: Where to run models.
+        plan: What goes.
+        runs: What two runs of the model showed.
+        seen: Moments of what its weights read.
+    """
+
+    options: PruneChannels
+    ctx: Context
+    worker: Worker
+    plan: Plan
+    runs: Runs
+    seen: Mapping[Consumer, Moments]
+
+    def carry_out(self) -> None:
+        """Remove what was planned, and report it.
+
+        What makes up for it weight by weight can, all together, take the outputs further away. So
+        weights are first fitted without the inputs that are held out, and only where the outputs
+        for those come closer, to all.
+        """
+        from onnxshrink.channels.compensation import choices
+
+        removed, seen = self.plan.removed, self.seen if self.options.compensate else {}
+        chosen = choices(self.plan.walk, seen, removed, self.options.damping)
+        best = self._variant()
+        if chosen:
+            best = self._closer(best, chosen)
+        self._report(best)
+        self.plan.walk.model.adopt(best.model)
+
+    def trial(self) -> Model:
+        """A copy of the model without the channels, fitted without what is held out."""
+        from onnxshrink.channels.compensation import choices
+
+        seen = self.seen if self.options.compensate else {}
+        chosen = choices(self.plan.walk, seen, self.plan.removed, self.options.damping)
+        sums = {each.name: moments.fitted for each, moments in seen.items() if each.name in chosen}
+        return self._variant(chosen, sums).model
+
+    def _closer(self, plain: Variant, chosen: Mapping[str, Choice]) -> Variant:
+        """The refitted model, if its outputs are closer."""
+        from onnxshrink.channels.probing import held_out
+
+        moments = {consumer.name: each for consumer, each in self.seen.items()}
+        feeds = [self.ctx.feeds[number] for number in held_out(len(self.ctx.feeds))]
+        feeds = feeds or list(self.ctx.feeds)
+        wanted = self.outputs(self.plan.walk.model, feeds)
+        without = self.error(wanted, plain.model, feeds)
+        trial = self._variant(chosen, {name: each.fitted for name, each in moments.items()})
+        error = self.error(wanted, trial.model, feeds)
+        if error < without:
+            refitted = self._variant(chosen, {name: each.sums for name, each in moments.items()})
+            if self.error(wanted, refitted.model, feeds) < without:
+                self.ctx.changed(
+                    "refit", 0, kind="model", error_without=without, error=error,
+                    note=f"{len(refitted.refitted)} constants refitted: {_spread(chosen)}; outputs "
+                    f"for inputs that were not fitted to {error:.3g} off, {without:.3g} without",
+                )  # fmt: skip
+                return refitted
+        self.ctx.skip(
+            "refit", f"would take the error of the outputs from {without:.3g} to {error:.3g}"
+        )
+        return plain
+
+    def _variant(
+        self, chosen: Mapping[str, Choice] | None = None, sums: Mapping[str, Array] | None = None
+    ) -> Variant:
+        """A copy of the model without the channels, its weights refitted as was chosen."""
+        from onnxshrink.channels.compensation import compensate
+        from onnxshrink.channels.removal import Cut
+        from onnxshrink.channels.step import labelled
+
+        copy, removed = self.plan.walk.model.clone(), self.plan.removed
+        walk = labelled(copy, self.runs)
+        refitted = compensate(walk, sums or {}, removed, chosen or {})
+        return Variant(copy, Cut(walk, removed).apply(), refitted)
+
+    def _report(self, best: Variant) -> None:
+        left = dict(best.refitted)
+        for constant in best.shortened:
+            row = left.pop(constant.name, None)
+            note = f"{list(constant.before)} -> {list(constant.after)}"
+            self.ctx.changed(
+                constant.name, constant.nbytes_after, before=constant.nbytes_before,
+                kind=constant.op_type, note=f"{note}; {_note(row)}" if row else note,
+                **_errors(row),
+            )  # fmt: skip
+        for name, row in left.items():
+            self.ctx.changed(
+                name, row.after, before=row.before, kind=row.op_type, note=_note(row),
+                **_errors(row),
+            )  # fmt: skip
+
+    def error(self, wanted: list[list[np.ndarray]], model: Model, feeds: Feeds) -> float:
+        """Relative L2 error of the outputs, the worst of them."""
+        from onnxshrink.kernels.metrics import compare_outputs
+
+        rows = compare_outputs(model.signature[1], wanted, self.outputs(model, feeds))
+        return max((row.relative_error for row in rows), default=0.0)
+
+    def outputs(self, model: Model, feeds: Feeds) -> list[list[np.ndarray]]:
+        """What a model makes of some inputs."""
+        with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
+            path = Path(folder, "model.onnx")
+            model.save(path, durable=False)
+            return self.worker.run(path, feeds).outputs
+
+
+def _note(row: Refitted) -> str:
+    return f"refitted, damping {row.choice.damping:g}"
+
+
+def _errors(row: Refitted | None) -> dict[str, float]:
+    """Errors of a weight's outputs on held-out inputs."""
+    if row is None:
+        return {}
+    return {"error_before": row.choice.before, "error_after": row.choice.after}
+
+
+def _spread(chosen: Mapping[str, Choice]) -> str:
+    """How many were fitted how strongly."""
+    from collections import Counter
+
+    counts = Counter(choice.damping for choice in chosen.values())
+    return ", ".join(f"{counts[damping]} at damping {damping:g}" for damping in sorted(counts))

@@ -1,0 +1,129 @@
+"""A step that is too much for the outputs stands on as many of its weights as they bear."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from onnxshrink.errors import ShrinkError
+from onnxshrink.options import dump
+from onnxshrink.report import Step
+from onnxshrink.select import KEPT, SKIP, Select
+
+if TYPE_CHECKING:
+    from onnxshrink.contract import Judge
+    from onnxshrink.graph.file.model import Model
+    from onnxshrink.pipeline import Context
+
+_TRIES = 16  # models that are tried
+
+
+def retreat(pass_: Any, model: Model, ctx: Context, judge: Judge, bound: float) -> Model | None:
+    """The model after a refused step on fewer weights; the step's report becomes that of it.
+
+    Args:
+        pass_: The pass, with a field ``weights`` of type ``Select``.
+        model: The model before the step.
+        ctx: What the step saw; its report says what was changed in vain.
+        judge: Holds the answers of the step before.
+        bound: Largest relative error of an output.
+
+    Returns:
+        None when the outputs bear none of the weights.
+    """
+    step, selection = ctx.step, pass_.weights
+    order = _by_saving(step, model)
+
+    def attempt(chosen: Sequence[str], row: Step) -> Model:
+        trial = model.clone()
+        _without(pass_, order, chosen).apply(trial, replace(ctx, step=row))
+        return trial
+
+    def bears(chosen: Sequence[str]) -> bool:
+        row = Step(step.name)
+        try:
+            trial = attempt(chosen, row)
+        except ShrinkError:
+            return False
+        return bool(row.changes) and not judge.verify(trial, bound)
+
+    def tell(tries: int) -> None:
+        ctx.progress("trying fewer weights", tries, _TRIES)
+
+    taken = most_borne(order, bears, _TRIES, tell)
+    if not taken:
+        return None
+    row = Step(step.name, dump(_without(pass_, order, taken)), bytes_before=step.bytes_before)
+    trial = attempt(taken, row)
+    if judge.refusal(trial, bound, pass_.may_grow, row):
+        return None
+    _explain(row, set(order) - set(taken), selection, bound)
+    row.warnings.append(
+        f"{len(order) - len(taken)} of {len(order)} weights are left alone: the outputs bear a "
+        f"relative error of {bound:g}; --max-error allows more"
+    )
+    vars(step).update(vars(row))
+    return trial
+
+
+def most_borne(
+    order: Sequence[str], bears: Callable[[Sequence[str]], bool], most: int,
+    tell: Callable[[int], None] = lambda tries: None,
+) -> list[str]:  # fmt: skip
+    """As many as are borne together, found by halving what is too much.
+
+    Args:
+        order: Names, the most welcome first; all of them together are too much.
+        bears: Whether some of them are borne together.
+        most: How often to ask; what is undecided by then is left out.
+        tell: Is told the number of each question.
+    """
+    taken: list[str] = []
+    parts, tries = _halves(order), 0
+    while parts and tries < most:
+        part = parts.pop(0)
+        tries += 1
+        tell(tries)
+        if bears([*taken, *part]):
+            taken += part
+        else:
+            parts += _halves(part)
+    return taken
+
+
+def _halves(part: Sequence[str]) -> list[Sequence[str]]:
+    middle = len(part) // 2
+    return [part[:middle], part[middle:]] if middle else []
+
+
+def _by_saving(step: Step, model: Model) -> list[str]:
+    """Names of the weights that a step made smaller, those that save most first."""
+    from onnxshrink.graph import weights
+
+    known = {view.name for view in weights.find(model)}
+    saved: Counter[str] = Counter()
+    for change in step.changes:
+        if change.what in known:
+            saved[change.what] += change.before - change.after
+    return [name for name, nbytes in saved.most_common() if nbytes > 0]
+
+
+def _without(pass_: Any, order: Sequence[str], chosen: Sequence[str]) -> Any:
+    """The pass, leaving alone what is not chosen."""
+    left = [name for name in order if name not in chosen]
+    keep = (*pass_.weights.keep, *left)
+    return replace(pass_, weights=replace(pass_.weights, keep=keep))
+
+
+def _explain(row: Step, left: set[str], selection: Select, bound: float) -> None:
+    """Say of weights that were left alone for this that nobody asked for it."""
+    reason = f"beyond what the outputs bear (relative error {bound:g}; --max-error allows more)"
+    asked = selection.keep or SKIP in selection.layers.values()
+    row.skips = [
+        replace(skip, reason=reason)
+        if skip.reason == KEPT and (skip.what in left or not asked)
+        else skip
+        for skip in row.skips
+    ]

@@ -1,0 +1,247 @@
+"""Constants grouped by the operand that they make: a weight with all that it is stored as.
+
+A quantized weight lies in the file as codes, scales and zero points, and nodes rebuild it. Here
+these count as one operand of the operator that finally uses it, under the name that the float
+weight had: a constant belongs to the first operator on its way that also takes something else
+than constants.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxshrink.graph.analysis import macs
+from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.weights.views import FLOATS, OPERATORS
+
+_MOVES = {"Transpose", "Identity", "Squeeze", "Unsqueeze"}
+_RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
+           "RandomUniformLike"}  # fmt: skip
+# Operators that take codes as they are: which of their inputs are weights or biases, rather than
+# scales and zero points.
+_CODES: dict[str, tuple[int, ...]] = {
+    "ConvInteger": (0, 1),
+    "DequantizeLinear": (0,),
+    "DynamicQuantizeLSTM": (1, 2, 3, 7),
+    "DynamicQuantizeMatMul": (1, 4),
+    "GatherBlockQuantized": (0,),
+    "MatMulBnb4": (1, 5),
+    "MatMulInteger": (0, 1),
+    "MatMulIntegerToFloat": (0, 1, 6),
+    "MatMulNBits": (1, 5),
+    "QAttention": (1, 2),
+    "QGemm": (0, 3, 6),
+    "QLinearConv": (3, 8),
+    "QLinearMatMul": (0, 3),
+    "QuantizeLinear": (0,),
+}
+_NO_WEIGHTS = {ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING, ir.DataType.UNDEFINED}
+
+
+@dataclass(frozen=True)
+class Constant:
+    """One constant and how it reaches its operator.
+
+    Attributes:
+        value: Its value in the graph.
+        tensor: Its contents, possibly still on disk.
+        path: Types of the operators that rebuild the operand from it, pure moves left out.
+    """
+
+    value: ir.Value
+    tensor: ir.TensorProtocol
+    path: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes."""
+        if self.tensor.dtype == ir.DataType.STRING:
+            return sum(len(text) for text in self.tensor.numpy().reshape(-1))
+        return self.tensor.nbytes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the stored tensor."""
+        return tuple(int(dim) for dim in self.tensor.shape)  # type: ignore[arg-type]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A constant operand of one operator.
+
+    Attributes:
+        value: The operand, or what only Transpose and the like move into its place.
+        node: The operator that uses it; None when it is unused or an output.
+        index: Which of the node's inputs it is.
+        nodes: Every operator that uses it.
+        parts: The constants that it is made of, the largest first.
+        where: What to say when there is no operator.
+    """
+
+    value: ir.Value
+    node: ir.Node | None
+    index: int
+    nodes: tuple[ir.Node, ...]
+    parts: tuple[Constant, ...]
+    where: str = ""
+
+    @property
+    def name(self) -> str:
+        """The name under which people know it."""
+        return self.value.name or ""
+
+    @property
+    def op_type(self) -> str:
+        """The operator's type, with its domain unless that is the default one."""
+        return self.where if self.node is None else label(self.node)
+
+    @property
+    def main(self) -> Constant:
+        """The part that holds the values or the codes."""
+        return self.parts[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes of all parts."""
+        return sum(part.nbytes for part in self.parts)
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether it is a parameter of the model, rather than a shape, a scale or an index."""
+        tensor = self.main.tensor
+        if not self.main.shape or tensor.dtype in _NO_WEIGHTS or self.main.size == 0:
+            return False
+        if self.node is not None and self.node.op_type in _CODES:
+            return self.index in _CODES[self.node.op_type]
+        if self.node is not None and _looks_up_scales(self.node):
+            return False
+        return tensor.dtype in FLOATS or tensor.dtype.bitwidth <= 16
+
+
+def label(node: ir.Node) -> str:
+    """A node's type, with its domain unless that is the default one."""
+    return f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+
+
+def _looks_up_scales(node: ir.Node) -> bool:
+    """Whether a Gather picks the scales of rows of codes that another Gather picks."""
+    if node.op_type != "Gather":
+        return False
+    ends = [node.outputs[0]]
+    ends += [use.node.outputs[0] for use in ends[0].uses() if use.node.op_type == "Cast"]
+    products = [use.node for end in ends for use in end.uses() if use.node.op_type == "Mul"]
+    others = [value for product in products for value in product.inputs if value not in ends]
+    return any(_looks_up_codes(value) for value in others)
+
+
+def _looks_up_codes(value: ir.Value | None) -> bool:
+    """Whether a value is Cast(Gather(codes, indices))."""
+    cast = None if value is None else value.producer()
+    picked = cast.inputs[0] if cast is not None and cast.op_type == "Cast" else None
+    gather = None if picked is None else picked.producer()
+    codes = gather.inputs[0] if gather is not None and gather.op_type == "Gather" else None
+    return codes is not None and codes.dtype is not None and codes.dtype not in FLOATS
+
+
+def constants(model: Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
+    """Every constant of a model: initializers, and the outputs of Constant nodes."""
+    for scope in model.scopes:
+        if isinstance(scope, ir.Graph):
+            for value in scope.initializers.values():
+                if value.const_value is not None:
+                    yield value, value.const_value
+        for node in scope:
+            attribute = node.attributes.get("value") if node.op_type == "Constant" else None
+            if attribute is not None and not attribute.is_ref():
+                yield node.outputs[0], attribute.as_tensor()
+
+
+def find(model: Model) -> list[Operand]:
+    """Every constant operand of a model, the largest first; each constant belongs to one."""
+    found = list(constants(model))
+    fixed = fixed_values(model, {value for value, _ in found})
+    members: dict[ir.Value, list[Constant]] = {}
+    reached: dict[ir.Value, list[_Reach]] = {}
+    for value, tensor in found:
+        ends = _follow(model, value, fixed)
+        best = min(ends, key=_rank, default=_Reach(value, None, 0, (), "(unused)"))
+        members.setdefault(best.operand, []).append(Constant(value, tensor, best.path))
+        if best.operand not in reached or _rank(best) < _rank(reached[best.operand][0]):
+            reached[best.operand] = [best, *ends]
+    operands = []
+    for value, parts in members.items():
+        best = reached[value][0]
+        nodes = dict.fromkeys(end.node for end in reached[value] if end.node is not None)
+        ordered = tuple(sorted(parts, key=lambda part: -part.nbytes))
+        operands.append(Operand(value, best.node, best.index, tuple(nodes), ordered, best.where))
+    return sorted(operands, key=lambda operand: -operand.nbytes)
+
+
+@dataclass(frozen=True)
+class _Reach:
+    """One end of a constant's way."""
+
+    operand: ir.Value
+    node: ir.Node | None
+    index: int
+    path: tuple[str, ...]
+    where: str = ""
+
+
+def _rank(reach: _Reach) -> int:
+    """Products before lookups and additions, before anything else."""
+    if reach.node is None:
+        return 3
+    key = (reach.node.domain, reach.node.op_type)
+    return 0 if key in macs.RULES else 1 if key in OPERATORS else 2
+
+
+def fixed_values(model: Model, stored: set[ir.Value]) -> set[ir.Value]:
+    """Values that are the same at every run: constants, and what is computed from nothing else."""
+    fixed = set(stored)
+    for node in model.nodes:
+        if (
+            len(node.inputs)
+            and all(value is None or value in fixed for value in node.inputs)
+            and node.op_type not in _RANDOM
+            and node.op_identifier() not in model.ir.functions
+            and not any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values())
+        ):
+            fixed.update(node.outputs)
+    return fixed
+
+
+def _follow(model: Model, value: ir.Value, fixed: set[ir.Value]) -> list[_Reach]:
+    """The operators that a constant reaches through what is computed from constants alone."""
+    ends: list[_Reach] = []
+    pending: list[tuple[ir.Value, ir.Value, tuple[str, ...]]] = [(value, value, ())]
+    seen = {value}
+    while pending:
+        at, operand, path = pending.pop(0)
+        if at.is_graph_output():
+            ends.append(_Reach(operand, None, 0, path, "(output)"))
+        for node, index in at.uses():
+            function = model.ir.functions.get(node.op_identifier())
+            if function is not None:
+                following = [(function.inputs[index], operand, path)]
+            elif node.outputs and node.outputs[0] in fixed:
+                moved = node.op_type in _MOVES
+                following = [
+                    (v, operand if moved else v, path if moved else (*path, node.op_type))
+                    for v in node.outputs
+                ]
+            else:
+                ends.append(_Reach(operand, node, index, path))
+                continue
+            pending += [step for step in following if step[0] not in seen]
+            seen.update(step[0] for step in following)
+    return ends

@@ -1,0 +1,500 @@
+"""A model in memory: load, save, clone, digest.
+
+The graph is an ``onnx_ir`` model. Weights stay on disk until someone asks for one, so a model of
+several gigabytes is edited tensor by tensor. What onnx_ir would lose is put back by ``round_trip``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
+from pathlib import Path
+from typing import BinaryIO, Literal, TypeGuard
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxshrink.errors import ModelError, OutputError
+from onnxshrink.graph.file import round_trip, tensors, wellformed, wire
+
+#: protobuf cannot hold more than this in one file.
+SINGLE_FILE_LIMIT = 2**31 - 1
+
+#: New tensors of a model above this size go to a temporary file instead of memory.
+_SPILL_ABOVE = 512 * 2**20
+_OUTSIDE_BYTES = 1024
+
+Storage = Literal["auto", "single", "external"]
+
+
+class Model:
+    """An ONNX model, its weights wherever they lie, and the journal of what was touched.
+
+    Attributes:
+        ir: The graph, free to edit; tell :meth:`touch` what was edited.
+        path: The file that it came from, if any.
+        kept: By name of values that lost channels: what is left of each axis; None: all of it.
+    """
+
+    def __init__(self, proto: onnx.ModelProto, path: Path | None = None):
+        self.path = path
+        self.kept: dict[str, list[np.ndarray | None]] = {}
+        self._original = proto
+        self._touched: set[str] = set()
+        self._rewritten = False
+        self._names: set[str] | None = None
+        self._numbers: dict[str, int] = {}
+        self._spill: tensors.Spill | None = None
+        try:
+            self.ir = ir.from_proto(round_trip.readable(proto))
+        except Exception as error:  # onnx_ir wraps every failure in its own kinds
+            reason = f"not a graph that can be read: {_root(error)}"
+            raise ModelError(f"{self.label}: {reason}") from error
+        self._resolve()
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Model:
+        """Open a model file; its weights are read when they are needed.
+
+        Raises:
+            ModelError: No such file, not an ONNX model, truncated, or its external data are
+                missing, too short, or outside the model's folder.
+        """
+        path = Path(path)
+        proto = read(path)
+        tensors.check_all(proto, path)
+        return cls(proto, path)
+
+    @classmethod
+    def from_proto(cls, proto: onnx.ModelProto) -> Model:
+        """Take over a model that is already in memory; external data must have been loaded."""
+        wellformed.check(proto, "the model")
+        for tensor in round_trip.tensors(proto):
+            tensors.check_inline(tensor, "the model")
+        return cls(proto)
+
+    def clone(self) -> Model:
+        """A copy whose graph can be edited apart; both share the tensors."""
+        other = object.__new__(Model)
+        other.__dict__.update(self.__dict__)
+        other._touched = set(self._touched)
+        other._names, other._numbers = None, {}
+        ours = self.ir
+        # Values that no node makes belong to sparse initializers, which onnx_ir does not know: the
+        # copies share them. (Model.clone() would raise.)
+        other.ir = ir.Model(
+            ours.graph.clone(allow_outer_scope_values=True),
+            ir_version=ours.ir_version, producer_name=ours.producer_name,
+            producer_version=ours.producer_version, domain=ours.domain,
+            model_version=ours.model_version, doc_string=ours.doc_string,
+            functions=[function.clone() for function in ours.functions.values()],
+            metadata_props=dict(ours.metadata_props),
+            device_configurations=ours.device_configurations,
+        )  # fmt: skip
+        return other
+
+    # ---------------------------------------------------------------- views
+
+    @property
+    def label(self) -> str:
+        """What to call the model in messages."""
+        return str(self.path) if self.path else "the model"
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing was edited since it was read."""
+        return not self._touched and not self._rewritten
+
+    @property
+    def opset(self) -> int:
+        """The version of the default operator set."""
+        return self.ir.opset_imports.get("", 1)
+
+    @property
+    def scopes(self) -> Iterator[ir.Graph | ir.Function]:
+        """The main graph, every subgraph at any depth, and every function with its subgraphs."""
+        roots: list[ir.Graph | ir.Function] = [self.ir.graph, *self.ir.functions.values()]
+        for root in roots:
+            yield root
+            yield from root.subgraphs()
+
+    @property
+    def nodes(self) -> Iterator[ir.Node]:
+        """Every node, wherever it is."""
+        for scope in self.scopes:
+            yield from scope
+
+    @property
+    def inputs(self) -> list[ir.Value]:
+        """What the caller must feed: graph inputs without those that have an initializer."""
+        stored = self.ir.graph.initializers
+        return [value for value in self.ir.graph.inputs if value.name not in stored]
+
+    @property
+    def signature(self) -> tuple[tuple[str, ...], ...]:
+        """Names of the inputs (without initializers) and outputs, in order."""
+        outputs = self.ir.graph.outputs
+        return tuple(v.name or "" for v in self.inputs), tuple(v.name or "" for v in outputs)
+
+    def unused_name(self, name: str) -> str:
+        """The name itself, or with a number behind it, such that no value has it; now taken."""
+        if self._names is None:
+            self._names = set()
+            for graph in round_trip.graphs(self._original):
+                self._names.update(sparse.values.name for sparse in graph.sparse_initializer)
+            for scope in self.scopes:
+                self._names.update(v.name for v in scope.inputs if v.name)
+                if isinstance(scope, ir.Graph):
+                    self._names.update(scope.initializers)
+                self._names.update(v.name for node in scope for v in node.outputs if v.name)
+        candidate = name
+        while candidate in self._names:
+            self._numbers[name] = self._numbers.get(name, 1) + 1
+            candidate = f"{name}{self._numbers[name]}"
+        self._names.add(candidate)
+        return candidate
+
+    # --------------------------------------------------------------- journal
+
+    def touch(self, *names: str | None) -> None:
+        """Record values that were changed, removed or made; a node goes by its first output."""
+        self._touched.update(name for name in names if name)
+
+    def touch_node(self, node: ir.Node) -> None:
+        """Record a node that was changed, removed or made."""
+        self.touch(next((v.name for v in node.outputs if v.name), node.name))
+
+    def rewrite(self, change: Callable[[ir.Model], ir.Model]) -> None:
+        """Let a whole-graph rewriter replace the graph.
+
+        Nodes and initializers may then differ; inputs, outputs and metadata stay guarded.
+        """
+        self._rewritten, self._names = True, None
+        self.ir = change(self.ir)
+
+    def rewrite_proto(self, change: Callable[[onnx.ModelProto], onnx.ModelProto]) -> None:
+        """Like :meth:`rewrite`, for tools that work on protos; large weights are not in it."""
+        with self.apart() as (proto, outside):
+            changed = ir.from_proto(round_trip.readable(change(proto)))
+        for name, value in changed.graph.initializers.items():
+            if name in outside:
+                value.const_value = outside[name]
+        self.rewrite(lambda _: changed)
+
+    def adopt(self, other: Model) -> None:
+        """Become what a clone of this model was turned into."""
+        self.__dict__.update(other.__dict__)
+
+    # --------------------------------------------------------------- tensors
+
+    def store(self, array: np.ndarray | ir.TensorProtocol, name: str) -> ir.TensorProtocol:
+        """A new constant; in a large model it is put into a temporary file at once.
+
+        Args:
+            array: The values, or a tensor such as ``ir.PackedTensor`` for types below 8 bits.
+            name: The tensor's name.
+        """
+        tensor = ir.Tensor(array) if isinstance(array, np.ndarray) else array
+        tensor.name = name
+        if tensor.nbytes < wire.STREAMED_BYTES or self._held_bytes < _SPILL_ABOVE:
+            return tensor
+        if self._spill is None:
+            self._spill = tensors.Spill()
+        return self._spill.put(tensor, name)
+
+    @cached_property
+    def _held_bytes(self) -> int:
+        return sum(
+            int(e.value)
+            for t in self._original.graph.initializer
+            for e in t.external_data
+            if e.key == "length"
+        )
+
+    def _resolve(self) -> None:
+        """Point the tensors that lie in files at those files."""
+        if self.path is None:
+            return
+        folder, file = self.path.parent, os.fspath(self.path.absolute())
+
+        def resolved(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+            if not isinstance(tensor, ir.ExternalTensor):
+                return tensor
+            if tensor.location == wire.INSIDE:
+                return tensors.InsideTensor(tensor, file)
+            tensor.base_dir = folder
+            return tensor
+
+        for scope in self.scopes:
+            if isinstance(scope, ir.Graph):
+                for value in scope.initializers.values():
+                    if value.const_value is not None:
+                        value.const_value = resolved(value.const_value)
+        for node in self.nodes:
+            for attribute in list(node.attributes.values()):
+                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                    tensor = resolved(attribute.as_tensor())
+                    if tensor is not attribute.as_tensor():
+                        node.attributes[attribute.name] = ir.AttrTensor(attribute.name, tensor)
+
+    # ----------------------------------------------------------------- save
+
+    def to_proto(self) -> onnx.ModelProto:
+        """The whole model as one message in memory, its weights included."""
+        with self.apart() as (proto, outside):
+            for header in proto.graph.initializer:
+                if header.name in outside:
+                    tensor = outside[header.name]
+                    tensors.clear_external(header)
+                    header.raw_data = tensor.tobytes()
+                    tensors.release(tensor)
+        return proto
+
+    @contextlib.contextmanager
+    def apart(
+        self, *, every: bool = False
+    ) -> Iterator[tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]]:
+        """Serialise with the main graph's larger initializers left out, as headers to fill in.
+
+        Yields the message, and the tensors by the names of their headers.
+
+        Args:
+            every: Take out those too that were read from the typed fields of their message, and
+                which otherwise go back as they were (numbers there can take fewer bytes).
+        """
+        outside: dict[str, ir.TensorProtocol] = {}
+        values = self.ir.graph.initializers
+        try:
+            for name, value in values.items():
+                tensor = value.const_value
+                if isinstance(tensor, ir.ExternalTensor):
+                    outside[name] = tensor
+                elif _is_large(tensor) and not isinstance(tensor, ir.serde.TensorProtoTensor):
+                    outside[name] = tensor
+                    value.const_value = ir.ExternalTensor(
+                        wire.INSIDE, 0, tensor.nbytes, tensor.dtype,
+                        shape=ir.Shape(tensor.shape.numpy()),
+                        name=name, doc_string=tensor.doc_string,
+                        metadata_props=dict(tensor.metadata_props),
+                    )  # fmt: skip
+            proto = ir.to_proto(self.ir)
+        finally:
+            for name, tensor in outside.items():
+                values[name].const_value = tensor
+        round_trip.merge(proto, self._original, self._touched, rewritten=self._rewritten)
+        for header in proto.graph.initializer:
+            tensor = values[header.name].const_value
+            if not _is_large(tensor):
+                if outside.pop(header.name, None) is not None:
+                    self._inline(header)
+            elif header.name not in outside and (every or header.HasField("raw_data")):
+                outside[header.name] = tensor
+                tensors.clear_values(header)
+                tensors.point_at(header, wire.INSIDE, 0, tensor.nbytes)
+        self._inline_the_rest(proto)
+        yield proto, outside
+
+    def _inline_the_rest(self, proto: onnx.ModelProto) -> None:
+        """Tensors in attributes, subgraphs and functions that still name a file."""
+        for tensor in round_trip.tensors(proto, main_initializers=False):
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                self._inline(tensor)
+
+    def _inline(self, tensor: onnx.TensorProto) -> None:
+        location = next(e.value for e in tensor.external_data if e.key == "location")
+        tensors.inline(tensor, self._file_of(location))
+
+    def _file_of(self, location: str) -> Path:
+        """The file that a tensor's location means in this model."""
+        if self._spill and location == self._spill.file.name:
+            return self._spill.file
+        assert self.path is not None  # a model from memory has no other files
+        return self.path if location == wire.INSIDE else self.path.parent / location
+
+    def stored_bytes(self) -> int:
+        """Bytes of the files that it came from, external data included, or as one new file."""
+        if self.path is None:
+            return self.nbytes()
+        return sum(path.stat().st_size for path in self._own_files())
+
+    def nbytes(self) -> int:
+        """Exact size in bytes of this model saved as one file."""
+        with self.apart() as (proto, outside):
+            return self._layout(proto, outside).nbytes
+
+    @staticmethod
+    def _layout(proto: onnx.ModelProto, outside: dict[str, ir.TensorProtocol]) -> wire.Layout:
+        payloads: list[tuple[int, Callable[[BinaryIO], object]] | None] = []
+        for header in proto.graph.initializer:
+            tensor = outside.get(header.name)
+            if tensor is None:
+                payloads.append(None)
+                continue
+            tensors.clear_external(header)
+            payloads.append((tensor.nbytes, partial(tensors.write, tensor)))
+        return wire.Layout(proto, payloads)
+
+    def save(
+        self, path: str | os.PathLike[str], storage: Storage = "auto", *, durable: bool = True
+    ) -> int:
+        """Write the model in one go: either the whole file appears or none.
+
+        Args:
+            path: Where to; must not be the file that the model came from.
+            storage: ``single`` file, ``external`` data in ``path + '.data'``, or ``auto``:
+                external only where one file could not hold it.
+            durable: Wait until the bytes are on the disk; not needed for a scratch file.
+
+        Returns:
+            Bytes written, external data included.
+
+        Raises:
+            OutputError: ``path`` is the input, or cannot be written.
+            ModelError: Something changed that no pass reported, or ``single`` is impossible.
+        """
+        path = Path(path)
+        self.check_output(path)
+        if storage != "external":
+            with self.apart() as (proto, outside):
+                size = proto.ByteSize() + sum(t.nbytes + 32 for t in outside.values())
+                if size <= SINGLE_FILE_LIMIT:
+                    layout = self._layout(proto, outside)
+                    with atomic_write(path, durable=durable) as file:
+                        layout.write(file)
+                    return layout.nbytes
+            if storage == "single":
+                raise ModelError(f"{path}: {size:,} bytes do not fit one file; use external data")
+        with self.apart(every=True) as (proto, outside):
+            return self._save_external(path, proto, outside, durable)
+
+    def _save_external(
+        self,
+        path: Path,
+        proto: onnx.ModelProto,
+        outside: dict[str, ir.TensorProtocol],
+        durable: bool,
+    ) -> int:
+        data = path.with_name(path.name + ".data")
+        self._refuse_input(data)
+        with contextlib.ExitStack() as stack:
+            # The data file is renamed first: a model file never names data that do not exist.
+            model_file = stack.enter_context(atomic_write(path, durable=durable))
+            data_file = stack.enter_context(atomic_write(data, durable=durable))
+            for header in proto.graph.initializer:
+                tensor = outside.get(header.name)
+                if tensor is not None:
+                    data_file.write(b"\0" * (-data_file.tell() % 64))
+                    tensors.point_at(header, data.name, data_file.tell(), tensor.nbytes)
+                    tensors.write(tensor, data_file)
+            model_file.write(proto.SerializeToString(deterministic=True))
+            return model_file.tell() + data_file.tell()
+
+    def check_output(self, path: Path) -> None:
+        """Find out early whether a result could be written to ``path``.
+
+        Raises:
+            OutputError: It is a folder, its folder does not exist, or it is the model's own file.
+        """
+        if os.path.isdir(path):
+            raise OutputError(f"{path}: is a folder; name the file to write in it")
+        if not os.path.isdir(path.absolute().parent):
+            raise OutputError(f"{path}: cannot be written: there is no folder {path.parent}")
+        self._refuse_input(path)
+
+    def _own_files(self) -> set[Path]:
+        if self.path is None:
+            return set()
+        data = {
+            self.path.parent / e.value
+            for t in round_trip.tensors(self._original)
+            for e in t.external_data
+            if e.key == "location" and e.value != wire.INSIDE
+        }
+        return {path for path in (self.path, *data) if path.exists()}
+
+    def _refuse_input(self, path: Path) -> None:
+        """Refuse to write over the model's own file or its data."""
+        if os.path.exists(path) and any(path.samefile(own) for own in self._own_files()):
+            raise OutputError(f"{path}: is the input, which is never modified; name another output")
+
+    def digest(self) -> str:
+        """SHA-256 of the model: its graph and its weights, wherever they are stored."""
+        hasher = hashlib.sha256()
+
+        with self.apart(every=True) as (proto, outside):
+            names = sorted(outside)
+            for header in proto.graph.initializer:
+                if header.name in outside:
+                    tensors.clear_external(header)
+            hasher.update(proto.SerializeToString(deterministic=True))
+            for name in names:
+                hasher.update(outside[name].tobytes())
+                tensors.release(outside[name])
+        return hasher.hexdigest()
+
+
+def _is_large(tensor: ir.TensorProtocol | None) -> TypeGuard[ir.TensorProtocol]:
+    """Whether an initializer is worth writing by itself; strings have no fixed size."""
+    return (
+        tensor is not None
+        and tensor.dtype != ir.DataType.STRING
+        and tensor.nbytes >= _OUTSIDE_BYTES
+    )
+
+
+def _root(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{error}" or type(error).__name__
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Open a temporary file beside ``path``; rename it onto ``path`` only when all went well.
+
+    Raises:
+        OutputError: The folder does not exist, cannot be written, or the disk is full.
+    """
+    temporary = path.with_name(f".onnxshrink-{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read(path: Path) -> onnx.ModelProto:
+    """Parse a model file; larger tensors stay in it (see ``wire``), external data is not looked at.
+
+    Raises:
+        ModelError: No such file, or not an ONNX model.
+    """
+    if not os.path.exists(path):  # unlike Path.exists(), also False for impossible names
+        raise ModelError(f"{path}: no such file")
+    if path.is_dir():
+        raise ModelError(f"{path}: is a folder; name the .onnx file in it")
+    try:
+        if path.stat().st_size == 0:
+            raise ModelError(f"{path}: the file is empty")
+        proto = wire.read(str(path))
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not an ONNX file, or truncated: {error}") from error
+    if not proto.HasField("graph") or proto.ir_version < 1:
+        raise ModelError(f"{path}: not an ONNX model: it holds no graph")
+    wellformed.check(proto, str(path))
+    return proto

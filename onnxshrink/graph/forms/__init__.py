@@ -1,0 +1,1 @@
+"""How a weight can be stored, and the nodes that rebuild it."""

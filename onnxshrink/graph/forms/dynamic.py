@@ -1,0 +1,269 @@
+"""Integer products whose activations are quantized when the model runs.
+
+ONNX Runtime fuses DynamicQuantizeLinear, MatMulInteger, Cast, Mul and Add into its
+DynamicQuantizeMatMul, or without the first where several products share it into
+MatMulIntegerToFloat. For that the order of the operands of each Mul matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.forms import edit, products
+from onnxshrink.graph.forms.edit import Rebuild
+from onnxshrink.graph.forms.layout import Layout
+from onnxshrink.graph.forms.layout import of as layout_of
+from onnxshrink.graph.rewrite import opset
+from onnxshrink.graph.weights.views import WeightView
+from onnxshrink.kernels.affine import Quantized
+
+_WORKING = ir.DataType.FLOAT  # what DynamicQuantizeLinear takes
+_LSTM_INPUTS = 8  # in front of the scales
+
+
+def why_not(view: WeightView) -> str:
+    """Why a weight's products cannot be integer ones; empty when they can."""
+    if view.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+        return f"DynamicQuantizeLinear takes float, not {view.dtype.name.lower()}"
+    try:
+        products.of(view)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def why_not_conv(view: WeightView) -> str:
+    """Why a weight's convolution cannot be a ConvInteger; empty when it can."""
+    if view.dtype != ir.DataType.FLOAT:
+        return f"DynamicQuantizeLinear takes float, not {view.dtype.name.lower()}"
+    use = view.main
+    alone = len(view.uses) == 1 and not view.others and use.direct
+    return "" if alone and not use.node.domain else "is used by more than one Conv"
+
+
+def recurrent(view: WeightView, views: Sequence[WeightView]) -> tuple[WeightView, WeightView]:
+    """The input and the recurrence weights of the LSTM that one of them belongs to.
+
+    Raises:
+        ValueError: Why ONNX Runtime's DynamicQuantizeLSTM cannot take its place.
+    """
+    node = view.main.node
+    if node.domain or node.op_type != "LSTM":
+        raise ValueError(f"ONNX Runtime has no dynamically quantized {node.op_type}")
+    pair = [_only(node.inputs[index], views) for index in (1, 2)]
+    order = node.attributes.get("layout")
+    if order is not None and (order.is_ref() or order.as_int()):
+        raise ValueError("DynamicQuantizeLSTM has no layout")
+    first, second = pair
+    if first is None or second is None:
+        raise ValueError("another operator uses a weight of this LSTM, or it is no constant")
+    if {first.dtype, second.dtype} != {_WORKING}:
+        raise ValueError(f"DynamicQuantizeLSTM takes float, not {view.dtype.name.lower()}")
+    return first, second
+
+
+def _only(value: ir.Value | None, views: Sequence[WeightView]) -> WeightView | None:
+    """The view of a constant that is used once, directly."""
+    found = next((view for view in views if view.value is value), None)
+    alone = found is not None and len(found.uses) == 1 and not found.others
+    return found if alone and not found.locked else None  # type: ignore[union-attr]
+
+
+def layout(view: WeightView, *, per_channel: bool) -> Layout:
+    """How a weight is laid out to be quantized: of products as MatMulInteger's [..., K, N]."""
+    turned = view.op_type == "Gemm" and view.axes.contract == (1,)
+    return layout_of(view, per_channel=per_channel, turned=turned)
+
+
+class Activations:
+    """Activations as uint8 with their scale and zero point, each made once for all that use it.
+
+    Args:
+        model: The model, whose journal is kept.
+    """
+
+    def __init__(self, model: Model):
+        self._model = model
+        # Values are replaced by others of the same name while products are.
+        self._made: dict[tuple[str, int], tuple[ir.Value, ir.Value, ir.Value]] = {}
+
+    def of(
+        self, value: ir.Value, node: ir.Node, dtype: ir.DataType
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Codes, scale and zero point of what an operator reads, which is of a float type."""
+        graph, producer = node.graph, value.producer()
+        assert graph is not None
+        key = (value.name or "", id(graph))
+        if key not in self._made:
+            nodes = self._quantizers(value, dtype)
+            if producer is not None and producer.graph is graph:
+                graph.insert_after(producer, nodes)
+            else:  # an input, or from outside
+                graph.insert_before(graph[0], nodes)
+            codes, scale, zero = nodes[-1].outputs
+            self._made[key] = codes, scale, zero
+        return self._made[key]
+
+    def _quantizers(self, value: ir.Value, dtype: ir.DataType) -> list[ir.Node]:
+        nodes = []
+        if dtype != _WORKING:
+            nodes.append(ir.node("Cast", [value], {"to": _WORKING.value}, name=""))
+            value = nodes[-1].outputs[0]
+        nodes.append(ir.node("DynamicQuantizeLinear", [value], num_outputs=3, name=""))
+        prefix = self._model.unused_name("a")
+        for node in nodes:
+            suffixes = "qsz" if len(node.outputs) > 1 else "f"
+            for output, suffix in zip(node.outputs, suffixes, strict=True):
+                output.name = self._model.unused_name(f"{prefix}.{suffix}")
+                self._model.touch(output.name)
+        return nodes
+
+
+def integer_products(
+    model: Model, view: WeightView, stored: Quantized, activations: Activations
+) -> int:
+    """Put MatMulInteger in the place of the products of a weight.
+
+    Args:
+        model: The model, whose journal is kept.
+        view: The weight, without :func:`why_not`.
+        stored: Its codes in :func:`layout`.
+        activations: Of all products of the model.
+
+    Returns:
+        Bytes that it takes now, about.
+    """
+    rebuild = Rebuild(model, view)
+    codes = rebuild.constant(edit.code_tensor(stored, stored.codes.shape), "q")
+    scale = edit.factor(rebuild, edit.trimmed(stored.scale, stored.scale.ndim), _WORKING)
+    zero = _zero_point(rebuild, stored)
+    rebuild.place()
+    for product in products.of(view):
+        rows, step, middle = activations.of(product.activation, product.node, view.dtype)
+        if product.turned_activation:
+            rows = rebuild.node("Transpose", [rows], "x", perm=[1, 0])
+        summed = rebuild.node("MatMulInteger", [rows, codes, middle, *zero], "i")
+        result = _scaled(rebuild, summed, step, scale)
+        if view.dtype != _WORKING:
+            result = rebuild.node("Cast", [result], "t", to=view.dtype.value)
+        rebuild.finish_lookup(product.node, product.completed(rebuild, result))
+    rebuild.drop()
+    return rebuild.nbytes
+
+
+def integer_conv(
+    model: Model, view: WeightView, stored: Quantized, activations: Activations
+) -> int:
+    """Put ConvInteger in the place of the convolution of a weight.
+
+    Args:
+        model: The model, whose journal is kept.
+        view: The weight, without :func:`why_not_conv`.
+        stored: Its codes, symmetric, with scales per tensor or per channel.
+        activations: Of all products of the model.
+
+    Returns:
+        Bytes that it takes now, about.
+    """
+    rebuild, node = Rebuild(model, view), view.main.node
+    plane = [1] * (len(view.shape) - 2)
+    codes = rebuild.constant(edit.code_tensor(stored, view.shape), "q")
+    scale = edit.factor(rebuild, stored.scale.reshape(-1, *plane), _WORKING)
+    zero = _zero_point(rebuild, stored)
+    rebuild.place()
+    data, step, middle = activations.of(node.inputs[0], node, _WORKING)  # type: ignore[arg-type]
+    found = {name: attribute.value for name, attribute in node.attributes.items()}
+    summed = rebuild.node("ConvInteger", [data, codes, middle, *zero], "i", **found)
+    result = _scaled(rebuild, summed, step, scale)
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None:
+        shape = rebuild.constant(np.array([1, -1, *plane], np.int64), "n")
+        shaped = rebuild.node("Reshape", [bias, shape], "r")
+        result = rebuild.node("Add", [result, shaped], "y")
+    rebuild.finish_lookup(node, result)
+    rebuild.drop()
+    return rebuild.nbytes
+
+
+def _scaled(rebuild: Rebuild, summed: ir.Value, step: ir.Value, scale: ir.Value) -> ir.Value:
+    """An integer product in units of its operands."""
+    numbers = rebuild.node("Cast", [summed], "c", to=_WORKING.value)
+    unit = rebuild.node("Mul", [step, scale], "u")
+    return rebuild.node("Mul", [numbers, unit], "m")
+
+
+def _zero_point(rebuild: Rebuild, stored: Quantized) -> list[ir.Value]:
+    """The zero point input: none where all are zero, one number where all are the same."""
+    zero = stored.zero_point
+    if zero is None or not zero.any():
+        return []
+    same = (zero == zero.flat[0]).all()
+    array = np.asarray(zero.flat[0]) if same else edit.trimmed(zero, zero.ndim)
+    return [rebuild.constant(array, "z")]
+
+
+def integer_lstm(
+    model: Model, pair: Sequence[WeightView], stored: Sequence[Quantized]
+) -> list[int]:
+    """Turn an LSTM into ONNX Runtime's DynamicQuantizeLSTM.
+
+    Args:
+        model: The model, whose journal is kept.
+        pair: Its input and its recurrence weights.
+        stored: Their codes, in the stored layout.
+
+    Returns:
+        Bytes that each takes now, about.
+    """
+    node, sizes = pair[0].main.node, []
+    rest: list[ir.Value | None] = []
+    codes = []
+    for view, numbers in zip(pair, stored, strict=True):
+        rebuild = Rebuild(model, view)
+        turned = np.ascontiguousarray(numbers.codes.transpose(0, 2, 1))
+        codes.append(rebuild.constant(turned, "q"))
+        scale, zero = _by_direction(numbers)
+        rest += [edit.factor(rebuild, scale, _WORKING), rebuild.constant(zero, "z")]
+        rebuild.place()
+        sizes.append(rebuild.nbytes)
+    others = [*node.inputs[3:_LSTM_INPUTS]]
+    others += [None] * (_LSTM_INPUTS - 3 - len(others))
+    inputs = [node.inputs[0], *codes, *others, *rest]
+    attributes = [item for item in node.attributes.values() if item.name != "layout"]  # 0 if any
+    changed = ir.Node(
+        "com.microsoft", "DynamicQuantizeLSTM", inputs, attributes,
+        num_outputs=len(node.outputs), name=node.name, doc_string=node.doc_string,
+        metadata_props=dict(node.metadata_props),
+    )  # fmt: skip
+    _replace(model, node, changed)
+    opset.import_domain(model, changed, changed.domain)
+    for view in pair:
+        Rebuild(model, view).drop()
+    return sizes
+
+
+def _replace(model: Model, node: ir.Node, other: ir.Node) -> None:
+    """Put a node with the same outputs in the place of one."""
+    graph = node.graph
+    assert graph is not None
+    model.touch_node(node)
+    graph.insert_before(node, other)
+    for old, new in zip(node.outputs, other.outputs, strict=True):
+        new.name, new.type, new.shape = old.name, old.type, old.shape
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+
+
+def _by_direction(stored: Quantized) -> tuple[np.ndarray, np.ndarray]:
+    """Scales and zero points of an LSTM's weight: one or 4 * hidden for each direction."""
+    zero = stored.zero_point
+    if zero is None:
+        zero = np.zeros(stored.scale.shape, stored.codes.dtype)
+    lanes = stored.scale.shape[1]
+    shape = (len(stored.codes), lanes) if lanes > 1 else (len(stored.codes),)
+    scale, zero = (np.broadcast_to(a[..., 0], (shape[0], lanes)) for a in (stored.scale, zero))
+    return scale.reshape(shape), zero.reshape(shape)

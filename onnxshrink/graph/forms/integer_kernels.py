@@ -1,0 +1,207 @@
+"""Nodes that ONNX Runtime's CPU provider computes with integers, given quantized operands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import onnx_ir as ir
+
+from onnxshrink.graph import weights
+from onnxshrink.graph.analysis import shapes
+from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.weights.views import WeightView
+
+#: ``product``: multiplies with a weight; ``whole`` and ``part``: hands on numbers as they are, all
+#: of them or some; ``function``: computes with a scale of its own for what comes out.
+Kind = Literal["product", "whole", "part", "function"]
+
+# Found by running one-node models with ONNX Runtime 1.32 and reading what it made of them.
+KERNELS: dict[str, Kind] = {
+    "Conv": "product",
+    "Gemm": "product",
+    "MatMul": "product",
+    "DepthToSpace": "whole",
+    "Expand": "whole",
+    "Flatten": "whole",
+    "MaxPool": "whole",  # but for the range, which it leaves nearly as it is
+    "Reshape": "whole",
+    "Squeeze": "whole",
+    "Tile": "whole",
+    "Transpose": "whole",
+    "Unsqueeze": "whole",
+    "Gather": "part",
+    "ReduceMax": "part",
+    "ReduceMin": "part",
+    "Resize": "part",
+    "Slice": "part",
+    "Split": "part",
+    "Add": "function",
+    "AveragePool": "function",
+    "Concat": "function",
+    "GlobalAveragePool": "function",
+    "LeakyRelu": "function",
+    "Mul": "function",
+    "Sigmoid": "function",
+    "Softmax": "function",
+}
+_ALL_INPUTS = {"Add", "Concat", "Mul"}
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A node that may be computed with integers.
+
+    Attributes:
+        node: The node.
+        kind: What it does to scales.
+        operands: Numbers of the inputs that are activations.
+        weight: The constant that a product multiplies with, if any.
+        constants: Numbers of the inputs of a function that are constants.
+        bias: The constant that it adds, if any.
+        why_not: Why it cannot be; empty when it can.
+        aliases: Other names that it goes by.
+        types: Types that it goes by, for patterns; its own if none are given.
+    """
+
+    node: ir.Node
+    kind: Kind
+    operands: tuple[int, ...]
+    weight: WeightView | None = None
+    constants: tuple[int, ...] = ()
+    bias: ir.TensorProtocol | None = None
+    why_not: str = ""
+    aliases: tuple[str, ...] = ()
+    types: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.types.add(self.node.op_type)
+
+    @property
+    def op_type(self) -> str:
+        """The operator's type."""
+        return self.node.op_type
+
+    @property
+    def name(self) -> str:
+        """What to call it: exporters that leave nodes without a name still name their outputs."""
+        return self.node.name or self.node.outputs[0].name or ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that it goes by: its own, its outputs', its weight's, and its aliases."""
+        outputs = tuple(value.name or "" for value in self.node.outputs)
+        weight = (self.weight.name,) if self.weight else ()
+        return (self.node.name or "", *outputs, *weight, *self.aliases)
+
+    @property
+    def size(self) -> int:
+        """Elements of its weight, 0 without one."""
+        return self.weight.size if self.weight else 0
+
+    @property
+    def inputs(self) -> tuple[ir.Value, ...]:
+        """The activations that it takes."""
+        taken = (self.node.inputs[i] for i in self.operands)
+        return tuple(dict.fromkeys(value for value in taken if value is not None))
+
+    @property
+    def needs_codes(self) -> bool:
+        """Whether its integer kernel gives codes; those of MatMul and Gemm can give floats too."""
+        return self.node.op_type not in ("Gemm", "MatMul")
+
+
+def find(model: Model) -> list[Candidate]:
+    """Every node of the table above that works on float32, in the order of the graph."""
+    walk = shapes.walk(model)
+    floats = {v for v, kind in walk.elements.items() if kind == ir.DataType.FLOAT.value}
+    views = {view.value: view for view in weights.find(model)}
+    found = []
+    for node in model.nodes:
+        kind = KERNELS.get(node.op_type)
+        if kind is None or node.domain:
+            continue
+        site = _product(node, views) if kind == "product" else _other(node, kind)
+        if site is not None and (site.weight or all(value in floats for value in site.inputs)):
+            found.append(site)
+    return found
+
+
+def _other(node: ir.Node, kind: Kind) -> Candidate | None:
+    every = range(len(node.inputs) if node.op_type in _ALL_INPUTS else 1)
+    taken = [node.inputs[index] for index in every]
+    fixed = [None if value is None else weights.constant(value) for value in taken]
+    if None in taken or None not in fixed:
+        return None  # left out, or constant folding's business
+    if any(tensor is not None and tensor.dtype != ir.DataType.FLOAT for tensor in fixed):
+        return None
+    if node.op_type == "Resize" and _text(node, "mode", "nearest") != "nearest":
+        return None
+    if node.op_type == "MaxPool" and len(node.outputs) > 1:
+        return None
+    constants = tuple(i for i, tensor in zip(every, fixed, strict=True) if tensor is not None)
+    return Candidate(node, kind, tuple(i for i in every if i not in constants), constants=constants)
+
+
+def _product(node: ir.Node, views: Mapping[ir.Value, WeightView]) -> Candidate | None:
+    first, second = node.inputs[0], node.inputs[1]
+    if first is None or second is None:
+        return None
+    constants = [weights.constant(first), weights.constant(second)]
+    if None not in constants:
+        return None  # constant folding's business
+    if constants == [None, None]:
+        why = "" if node.op_type == "MatMul" else "its weight is computed"
+        return Candidate(node, "product", (0, 1), why_not=why)
+    at = 0 if constants[0] is not None else 1
+    view = views.get((first, second)[at])
+    if view is None:
+        return None  # integers
+    bias, why = _bias(node)
+    why = why or _obstacle(node, view, at)
+    return Candidate(node, "product", (1 - at,), view, bias=bias, why_not=why)
+
+
+def _bias(node: ir.Node) -> tuple[ir.TensorProtocol | None, str]:
+    """The bias of a product, and why it cannot become integers."""
+    value = node.inputs[2] if node.op_type != "MatMul" and len(node.inputs) > 2 else None
+    if value is None:
+        return None, ""
+    tensor = weights.constant(value)
+    if tensor is None or value.is_graph_input():
+        return None, "its bias is computed"
+    if tensor.dtype != ir.DataType.FLOAT or max(tensor.shape.numpy(), default=1) != tensor.size:
+        return None, "its bias is not a vector"
+    return tensor, ""
+
+
+def _obstacle(node: ir.Node, view: WeightView, at: int) -> str:
+    """Why a product with this weight has no integer kernel, or none that pays."""
+    if view.why_not:
+        return view.why_not
+    if view.dtype != ir.DataType.FLOAT:
+        return f"computes in {view.dtype.name.lower()}"
+    if any(not use.direct for use in view.uses):
+        return "its weight is rearranged before it is used"
+    others = {use.op_type for use in view.uses if use.op_type not in ("Conv", "Gemm", "MatMul")}
+    if others or view.others:
+        return f"its weight is used by {', '.join(sorted({*others, *view.others}))} too"
+    if node.op_type == "Gemm":
+        if at == 0:
+            return "its weight is on the left"
+        if _number(node, "transA", 0) or _number(node, "alpha", 1) != 1:
+            return "ONNX Runtime has no integer kernel for transA or alpha"
+        if len(node.inputs) > 2 and _number(node, "beta", 1) != 1:
+            return "ONNX Runtime has no integer kernel for beta"
+    return ""
+
+
+def _number(node: ir.Node, name: str, default: float) -> float:
+    attribute = node.attributes.get(name)
+    return default if attribute is None or attribute.is_ref() else float(attribute.value)
+
+
+def _text(node: ir.Node, name: str, default: str) -> str:
+    attribute = node.attributes.get(name)
+    return default if attribute is None or attribute.is_ref() else str(attribute.value)

@@ -1,0 +1,99 @@
+"""Weights in ONNX Runtime's own block-quantized operators, MatMulNBits and GatherBlockQuantized."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.forms import edit, products
+from onnxshrink.graph.forms.edit import Rebuild
+from onnxshrink.graph.rewrite import opset
+from onnxshrink.graph.weights.views import WeightView
+from onnxshrink.kernels import bits
+from onnxshrink.kernels.affine import Quantized
+
+_DOMAIN = "com.microsoft"
+
+
+def why_not(view: WeightView, nbits: int) -> str:
+    """Why a weight cannot be one of these operators'; empty when it can.
+
+    Args:
+        view: The weight.
+        nbits: Bits of a code.
+    """
+    if view.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+        return f"MatMulNBits takes float and float16, not {view.dtype.name.lower()}"
+    if _looked_up(view):
+        whole = view.shape[1] * nbits % 8 == 0
+        return "" if whole else f"a row of {view.shape[1]} codes does not fill its last byte"
+    try:
+        products.of(view)
+    except ValueError as error:
+        return str(error)
+    return "" if len(view.shape) == 2 else f"MatMulNBits takes matrices, not {view.shape}"
+
+
+def _looked_up(view: WeightView) -> bool:
+    """Whether lookups of rows of a matrix are all that happens to the weight."""
+    return (
+        len(view.shape) == 2
+        and not view.others
+        and all(u.op_type == "Gather" and u.direct and u.axes.out == (0,) for u in view.uses)
+    )
+
+
+def stored(model: Model, view: WeightView, codes: Quantized, accuracy_level: int) -> int:
+    """Put block-quantized operators in the place of those that use a weight.
+
+    Args:
+        model: The model, whose journal is kept.
+        view: A weight that :func:`why_not` says nothing against.
+        codes: Codes of its blocks, [outputs, blocks, block].
+        accuracy_level: MatMulNBits' own: 0 computes in the activations' type, 4 with activations
+            rounded to 8 bits.
+
+    Returns:
+        Bytes that it takes now, about.
+    """
+    rebuild = Rebuild(model, view)
+    rows, count, block_size = codes.codes.shape
+    # The operators' codes are unsigned, with the zero point in the middle unless one is given.
+    middle = 0 if codes.dtype.startswith("u") else 1 << (codes.bits - 1)
+    numbers = codes.codes.astype(np.uint8) + np.uint8(middle)
+    looked_up = _looked_up(view)
+    width = view.size // rows
+    if looked_up:
+        packed = bits.pack(numbers.reshape(rows, -1)[:, :width], codes.bits)
+    else:  # every block whole
+        packed = bits.pack(numbers, codes.bits)
+    form = (rows, -1) if looked_up else (rows, count, -1)
+    data = rebuild.constant(packed.reshape(form), "q")
+    scales = edit.factor(rebuild, codes.scale.reshape(rows, count), view.dtype)
+    inputs = [scales]
+    if codes.zero_point is not None:
+        zeros = codes.zero_point.reshape(rows, count).astype(np.uint8) + np.uint8(middle)
+        if (zeros != 1 << (codes.bits - 1)).any():
+            whole = np.pad(zeros, ((0, 0), (0, -count % (8 // codes.bits))))
+            inputs.append(rebuild.constant(bits.pack(whole, codes.bits).reshape(rows, -1), "z"))
+    rebuild.place()
+    for use in view.uses if looked_up else ():
+        indices = use.node.inputs[1]
+        assert indices is not None
+        opset.import_domain(model, use.node, _DOMAIN)
+        result = rebuild.node(
+            "GatherBlockQuantized", [data, indices, *inputs], "w", _DOMAIN,
+            bits=codes.bits, block_size=block_size, gather_axis=0, quantize_axis=1,
+        )  # fmt: skip
+        rebuild.finish_lookup(use.node, result)
+    for product in () if looked_up else products.of(view):
+        opset.import_domain(model, product.node, _DOMAIN)
+        level = {"accuracy_level": accuracy_level} if accuracy_level else {}
+        result = rebuild.node(
+            "MatMulNBits", [product.rows(rebuild), data, *inputs], "m", _DOMAIN,
+            K=width, N=rows, bits=codes.bits, block_size=block_size, **level,
+        )  # fmt: skip
+        rebuild.finish_lookup(product.node, product.completed(rebuild, result))
+    rebuild.drop()
+    return rebuild.nbytes

@@ -1,0 +1,333 @@
+"""Where QuantizeLinear and DequantizeLinear go, so that integer kernels can take their place.
+
+ONNX Runtime turns ``DequantizeLinear -> operator -> QuantizeLinear`` into one integer operator.
+So what enters and leaves such an operator is a *quantized value*: it has one pair of nodes, which
+all its users share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxshrink.graph.analysis.pointwise import bounds
+from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.forms import edit
+from onnxshrink.graph.forms.integer_kernels import Candidate
+from onnxshrink.kernels.ranges import Grid
+
+Value: TypeAlias = ir.Value
+Node: TypeAlias = ir.Node
+_AS_THEY_ARE = "whole", "part"
+
+
+@dataclass
+class Placement:
+    """Which nodes compute with integers, and which values are quantized for that.
+
+    Attributes:
+        sites: The nodes, by node.
+        values: The quantized values; keys only, in order.
+        folded: Values that a Relu or Clip alone uses, and that node: the range of codes ends where
+            it would cut, so that it is not needed.
+    """
+
+    sites: dict[ir.Node, Candidate] = field(default_factory=dict)
+    values: dict[ir.Value, None] = field(default_factory=dict)
+    folded: dict[ir.Value, ir.Node] = field(default_factory=dict)
+    _roots: dict[ir.Value, ir.Value] = field(default_factory=dict)
+
+    def root(self, value: ir.Value) -> ir.Value:
+        """The value whose grid this one shares."""
+        while value in self._roots:
+            value = self._roots[value]
+        return value
+
+    def sealed(self, value: ir.Value) -> bool:
+        """Whether nothing but integer kernels uses a value."""
+        return not value.is_graph_output() and all(
+            node in self.sites and index in self.sites[node].operands
+            for node, index in value.uses()
+        )
+
+    def made_here(self, value: ir.Value) -> bool:
+        """Whether an integer kernel gives a quantized value, so that all its users see codes."""
+        node = value.producer()
+        if node is not None and node in self.folded.values():
+            before = node.inputs[0]
+            node = None if before is None else before.producer()
+        site = None if node is None else self.sites.get(node)
+        return site is not None and (site.needs_codes or self.sealed(value))
+
+    def neighbours(self, value: ir.Value) -> list[Candidate]:
+        """The nodes that need a value to be quantized: those that use it, and the one before it."""
+        root = self.root(value)
+        return [
+            site
+            for site in self.sites.values()
+            if any(
+                v in self.values and self.root(v) is root
+                for v in (*site.inputs, *(self.result(o) for o in site.node.outputs))
+            )
+        ]
+
+    def result(self, value: ir.Value) -> ir.Value:
+        """A node's output, or that of the Relu or Clip behind it whose cut its codes take over."""
+        return self.folded[value].outputs[0] if value in self.folded else value
+
+
+def place(
+    asked: Iterable[Candidate], riders: Iterable[Candidate] = (), *, fold: bool = True
+) -> Placement:
+    """Find the values to quantize.
+
+    Args:
+        asked: Nodes to compute with integers.
+        riders: Others that may be, where that rounds nothing that is not rounded anyway: nodes
+            between quantized values, and those that only move numbers.
+        fold: Whether the ranges of codes may end where a Relu or Clip cuts. Those of grids that
+            have 0 in the middle cannot.
+    """
+    placement = Placement()
+    for site in asked:
+        _take(placement, site, fold)
+    waiting = [site for site in riders if not site.constants and site.node not in placement.sites]
+    growing = True
+    while growing:
+        growing = False
+        for site in reversed(waiting):
+            if site.node not in placement.sites and _may_ride(placement, site, fold):
+                _take(placement, site, fold)
+                growing = True
+    for site in placement.sites.values():  # what is quantized anyway leaves MatMul as codes
+        for output in site.node.outputs:
+            cut = _cut(site, output, fold)
+            if cut is not None and cut.outputs[0] in placement.values:
+                placement.folded[output] = cut
+    _share(placement)
+    return placement
+
+
+def _take(placement: Placement, site: Candidate, fold: bool) -> None:
+    placement.sites[site.node] = site
+    placement.values.update(dict.fromkeys(site.inputs))
+    if not site.needs_codes:
+        return
+    for output in _used(site):
+        cut = _cut(site, output, fold)
+        if cut is not None:
+            placement.folded[output] = cut
+        placement.values[placement.result(output)] = None
+
+
+def _used(site: Candidate) -> list[ir.Value]:
+    return [value for value in site.node.outputs if value.uses() or value.is_graph_output()]
+
+
+def _cut(site: Candidate, value: ir.Value, fold: bool) -> ir.Node | None:
+    """The Relu or Clip that alone uses a value, and that its codes can take over."""
+    uses = list(value.uses())
+    if not fold or site.kind in _AS_THEY_ARE or len(uses) != 1 or value.is_graph_output():
+        return None
+    node, index = uses[0]
+    if index or node.graph is not site.node.graph:
+        return None
+    ends = bounds(node)
+    return node if ends is not None and ends[0] <= 0 <= ends[1] else None
+
+
+def _may_ride(placement: Placement, site: Candidate, fold: bool) -> bool:
+    cuts = [(value, _cut(site, value, fold)) for value in _used(site)]
+    results = [value if cut is None else cut.outputs[0] for value, cut in cuts]
+    if not results or any(value not in placement.values for value in results):
+        return False
+    if site.kind != "whole" and any(value not in placement.values for value in site.inputs):
+        return False
+    if site.kind in _AS_THEY_ARE and all(placement.made_here(value) for value in site.inputs):
+        return True
+    # Users that compute with floats would see what is rounded one more time.
+    return all(placement.sealed(value) for value in results)
+
+
+def _share(placement: Placement) -> None:
+    """Let values that hold the same numbers have one grid."""
+    for site in placement.sites.values():
+        if site.kind in _AS_THEY_ARE:
+            for output in _used(site):
+                _unite(placement, output, site.inputs[0])
+        elif site.op_type == "Concat":
+            # Rounded on the grid of the whole at once, the parts are not rounded again.
+            joined = placement.result(site.node.outputs[0])
+            for value in site.inputs:
+                alone = len(value.uses()) == 1 and not value.is_graph_output()
+                if alone and placement.root(value) is value:
+                    _unite(placement, value, joined)
+
+
+def _unite(placement: Placement, value: ir.Value, with_: ir.Value) -> None:
+    value, root = placement.root(value), placement.root(with_)
+    if value is not root:
+        placement._roots[value] = root
+
+
+@dataclass
+class Emitter:
+    """Puts the nodes of a placement into a model.
+
+    Attributes:
+        nbytes: Bytes that the new nodes and constants take, about.
+        pairs: Quantize and dequantize nodes put in.
+    """
+
+    model: Model
+    nbytes: int = 0
+    pairs: int = 0
+    _constants: dict[tuple[str, bytes, object], ir.Value] = field(default_factory=dict)
+
+    def emit(self, placement: Placement, grids: Mapping[ir.Value, Grid]) -> None:
+        """Quantize every value of a placement.
+
+        Args:
+            placement: Where.
+            grids: The grid of each root.
+        """
+        renamed: dict[ir.Value, ir.Value] = {}
+        for value, node in placement.folded.items():
+            cut = node.outputs[0]
+            if cut in placement.values:
+                renamed[cut] = value
+        made_here = {value: placement.made_here(value) for value in placement.values}
+        for value in [v for site in placement.sites.values() for v in _around(site, placement)]:
+            if value in made_here:
+                whole = made_here.pop(value)
+                if value in renamed and not whole:
+                    del renamed[value]  # a MatMul that gives floats keeps its Relu
+                on = grids[placement.root(value)]
+                if value in renamed:
+                    self._drop_cut(value, renamed[value])
+                    value = renamed[value]
+                self._quantize(value, on, placement, whole)
+
+    def _drop_cut(self, cut: ir.Value, before: ir.Value) -> None:
+        """Take a Relu or Clip out; the value before it takes the name of the one behind."""
+        node, name = cut.producer(), cut.name
+        assert node is not None
+        assert node.graph is not None
+        self.model.touch(before.name, name)
+        producer = before.producer()
+        assert producer is not None
+        self.model.touch_node(producer)
+        for user, _ in cut.uses():
+            self.model.touch_node(user)
+        cut.replace_all_uses_with(before, replace_graph_outputs=True)
+        if cut.type is not None:
+            before.type, before.shape = cut.type, cut.shape
+        node.graph.remove(node, safe=True)
+        before.name = name
+
+    def _quantize(self, value: ir.Value, on: Grid, placement: Placement, whole: bool) -> None:
+        """One pair for the scope of a value, one more for each inner scope that uses it.
+
+        With ``whole`` all users see codes, also those that compute with floats.
+        """
+        users = [
+            (node, index)
+            for node, index in value.uses()
+            if whole or (node in placement.sites and index in placement.sites[node].operands)
+        ]
+        producer = value.producer()
+        home = producer.graph if producer is not None else value.graph
+        scopes: dict[Any, list[tuple[ir.Node, int]]] = {}
+        for node, index in users:
+            scopes.setdefault(node.graph if not whole else home, []).append((node, index))
+        if whole and value.is_graph_output():
+            scopes.setdefault(home, [])
+        name = value.name
+        for scope, own in scopes.items():
+            pair = self._pair(value, on)
+            if scope is home and producer is not None:
+                scope.insert_after(producer, pair)  # type: ignore[union-attr]
+            else:
+                scope.insert_before(next(iter(scope)), pair)
+            result = pair[1].outputs[0]
+            for node, index in own:
+                node.replace_input_with(index, result)
+                self.model.touch_node(node)
+        if whole:
+            assert producer is not None
+            result = pair[1].outputs[0]
+            if value.is_graph_output():
+                value.replace_all_uses_with(result, replace_graph_outputs=True)
+                pair[0].replace_input_with(0, value)
+                value.name = self.model.unused_name(f"{name}.f")
+                result.name = name
+                result.type, result.shape = value.type, value.shape
+                self.model.touch(name, value.name)
+                self.model.touch_node(producer)
+
+    def _pair(self, value: ir.Value, on: Grid) -> list[ir.Node]:
+        scale = self.constant(np.array(on.scale, np.float32))
+        zero = self.constant(np.array(on.zero, on.dtype))
+        quantize = self._node("QuantizeLinear", [value, scale, zero], "q")
+        pair = [quantize, self._node("DequantizeLinear", [quantize.outputs[0], scale, zero], "x")]
+        pair[1].outputs[0].type, pair[1].outputs[0].shape = value.type, value.shape
+        self.pairs += 1
+        self.nbytes += 130
+        return pair
+
+    def _node(self, op_type: str, inputs: list[ir.Value], stem: str, **attributes: Any) -> ir.Node:
+        found = ir.convenience.convert_attributes(attributes)
+        node = ir.Node("", op_type, inputs, found, name="")
+        node.outputs[0].name = self.model.unused_name(stem)
+        self.model.touch(node.outputs[0].name)
+        return node
+
+    def constant(self, array: np.ndarray) -> ir.Value:
+        """An initializer of the main graph, whose names inner graphs see; equal ones are shared."""
+        key = str(array.dtype), array.tobytes(), array.shape
+        if key not in self._constants:
+            name = self.model.unused_name("k")
+            tensor = self.model.store(array, name)
+            value = ir.Value(
+                name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape),
+                const_value=tensor,
+            )  # fmt: skip
+            self.model.ir.graph.register_initializer(value)
+            self.model.touch(name)
+            self.nbytes += array.nbytes + 30
+            self._constants[key] = value
+        return self._constants[key]
+
+    def store(
+        self, node: ir.Node, index: int, codes: np.ndarray, scale: np.ndarray, zero: np.ndarray
+    ) -> None:
+        """Give one input of a node the constant that these codes stand for.
+
+        Args:
+            node: The node.
+            index: Which input; what it was is taken out of the file when nothing else uses it.
+            codes: Integers.
+            scale: One, or one for each element of the first axis.
+            zero: Zero points, of the codes' type and the scale's shape.
+        """
+        inputs = [self.constant(codes), self.constant(scale), self.constant(zero)]
+        attributes = {"axis": 0} if scale.ndim else {}
+        rebuild = self._node("DequantizeLinear", inputs, "w", **attributes)
+        self.nbytes += 70
+        assert node.graph is not None
+        node.graph.insert_before(node, rebuild)
+        if index >= len(node.inputs):
+            node.resize_inputs(index + 1)
+        old = node.inputs[index]
+        node.replace_input_with(index, rebuild.outputs[0])
+        self.model.touch_node(node)
+        if old is not None:
+            edit.forget(self.model, old)
+
+
+def _around(site: Candidate, placement: Placement) -> list[ir.Value]:
+    return [*site.inputs, *(placement.result(output) for output in site.node.outputs)]

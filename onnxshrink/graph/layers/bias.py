@@ -1,0 +1,122 @@
+"""The vector that a layer adds to its outputs: changed where it is, made where there is none."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxshrink.graph import weights
+from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.forms import edit
+from onnxshrink.graph.layers.fitting import Outline
+
+Array = npt.NDArray[np.float64]
+
+
+def why_not(outline: Outline) -> str:
+    """Why a layer's bias cannot be changed; empty when it can."""
+    if outline.index == 0:
+        return "its weight is multiplied from the left"
+    if outline.bias is not None and _stored(outline.bias) is None:
+        return "what it adds is not stored as numbers of its own"
+    return ""
+
+
+def axis(outline: Outline) -> int:
+    """The axis of the channels of a layer's output."""
+    return 1 if outline.op_type == "Conv" else -1
+
+
+def shift(
+    model: Model, outline: Outline, amount: Array, weight: ir.TensorProtocol | None
+) -> tuple[str, int, int]:
+    """Add to what a layer adds.
+
+    Args:
+        model: The model, whose journal is kept.
+        outline: The layer.
+        amount: One number for each channel.
+        weight: Its weight before it was compressed, which may say in which type it computes.
+
+    Returns:
+        The name of the constant that was changed, or of the output that has a new one, and its
+        bytes before and after.
+    """
+    node = outline.node
+    beta = node.attributes.get("beta")
+    if node.op_type == "Gemm" and outline.bias is not None and beta is not None:
+        amount = amount / beta.as_float()
+    if outline.bias is None:
+        values = amount.astype(_computed_in(node, weight).numpy())
+        if node.op_type == "MatMul":
+            _add_behind(model, node, values)
+        else:
+            node.attributes.pop("beta", None)
+            edit.give_constant(model, node, 2, values, f"{outline.output}.bias")
+        return outline.output, 0, values.nbytes
+    stored = _stored(outline.bias)
+    assert stored is not None
+    tensor = weights.constant(stored)
+    assert tensor is not None
+    values = tensor.numpy() + amount
+    own = len(stored.uses()) == len(outline.bias.uses()) == 1
+    if own and values.shape == tuple(tensor.shape):
+        view = next(view for view in weights.find(model) if view.value is stored)
+        edit.revalued(model, view, values)
+        return stored.name or "", tensor.nbytes, tensor.nbytes
+    user, index = next(
+        (use.node, use.idx) for use in outline.bias.uses() if _adds(use.node, outline)
+    )
+    values = values.astype(_type(outline.bias, tensor).numpy())
+    edit.give_constant(model, user, index, values, f"{outline.output}.bias")
+    edit.forget(model, stored)
+    return outline.output, 0, values.nbytes
+
+
+def _adds(user: ir.Node, outline: Outline) -> bool:
+    """Whether it is this layer that a vector is added to."""
+    return user is outline.node or user.outputs[0].name == outline.output
+
+
+def _stored(value: ir.Value) -> ir.Value | None:
+    """The floating-point constant behind a vector, which may be stored in another type."""
+    node = value.producer()
+    if node is not None and node.op_type in ("Cast", "Identity") and node.inputs[0] is not None:
+        return _stored(node.inputs[0])
+    tensor = weights.constant(value)
+    return value if tensor is not None and tensor.dtype in weights.FLOATS else None
+
+
+def _type(value: ir.Value, stored: ir.TensorProtocol) -> ir.DataType:
+    """The type in which a vector is added, that of the last Cast on its way from the constant."""
+    node = value.producer()
+    if node is not None and node.op_type == "Cast":
+        return ir.DataType(node.attributes["to"].as_int())
+    if node is not None and node.op_type == "Identity" and node.inputs[0] is not None:
+        return _type(node.inputs[0], stored)
+    return stored.dtype
+
+
+def _computed_in(node: ir.Node, weight: ir.TensorProtocol | None) -> ir.DataType:
+    """The type that a layer computes in, as far as the model says."""
+    said = [node.outputs[0].dtype, None if weight is None else weight.dtype]
+    said += [value.dtype for value in node.inputs if value is not None]
+    return next((dtype for dtype in said if dtype in weights.FLOATS), ir.DataType.FLOAT)
+
+
+def _add_behind(model: Model, node: ir.Node, values: np.ndarray) -> None:
+    """Add a vector to what a node makes; the sum takes the name."""
+    product, graph = node.outputs[0], node.graph
+    assert graph is not None
+    name = product.name or ""
+    added = ir.Node("", "Add", [product, None], name="")
+    total = added.outputs[0]
+    graph.insert_after(node, added)
+    product.replace_all_uses_with(total, replace_graph_outputs=True)
+    added.replace_input_with(0, product)
+    total.type, total.shape = product.type, product.shape
+    product.name = model.unused_name(f"{name}.product")
+    total.name = name
+    model.touch(name, product.name)
+    edit.give_constant(model, added, 1, values, f"{name}.bias")

@@ -1,0 +1,451 @@
+"""Activations whose channels may be scaled, and the constants that make up for it.
+
+With positive factors s, ``W2 relu(W1 x + b1) = (W2 s) relu((W1 x + b1) / s)``. A :class:`Site` is
+an activation that only weights read; going up from it through operators that keep factors, there is
+a weight, or the factors of a norm, that takes ``1 / s``. Ranges change, answers do not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxshrink.channels.labels import attribute, integer
+from onnxshrink.graph import weights
+from onnxshrink.graph.analysis import shapes
+from onnxshrink.graph.analysis.shape_rules import Shape
+from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.weights import views
+from onnxshrink.graph.weights.views import Use, WeightView
+
+Array = npt.NDArray[np.floating]
+
+#: Operators with f(s x) = s f(x) for s > 0: on single elements, and on places of one channel.
+_ELEMENTWISE = {"Abs", "Dropout", "Identity", "LeakyRelu", "PRelu", "Relu"}
+_OVER_PLACES = {
+    "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "Resize", "Upsample",
+}  # fmt: skip
+_REDUCTIONS = {"ReduceMax", "ReduceMean", "ReduceSum", "Squeeze"}
+_PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+#: Inputs of a norm: the factors of its channels, and what is added to them.
+_NORMS: dict[tuple[str, str], tuple[int, int | None]] = {
+    ("", "BatchNormalization"): (1, 2),
+    ("", "InstanceNormalization"): (1, 2),
+    ("", "LayerNormalization"): (1, 2),
+    ("", "RMSNormalization"): (1, None),
+    ("", "SimplifiedLayerNormalization"): (1, None),
+    ("com.microsoft", "SkipLayerNormalization"): (2, 3),
+    ("com.microsoft", "SkipSimplifiedLayerNormalization"): (2, None),
+}
+_OF_SECOND_AXIS = {"BatchNormalization", "InstanceNormalization"}
+_NO_LIMIT = 1e38
+
+
+class Unscalable(Exception):
+    """Why the channels of an activation cannot be scaled."""
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Where the channels of an activation lie in a constant.
+
+    Attributes:
+        axis: Their axis; where an activation was flattened a channel has several places in a row.
+        count: How many there are.
+        groups: Groups of a convolution, which number channels along axis 0 as well.
+    """
+
+    axis: int
+    count: int
+    groups: int = 1
+
+    def apart(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """A constant as [channels, rest]."""
+        if self.groups == 1:
+            moved = np.moveaxis(array, self.axis, 0)
+        else:
+            moved = np.moveaxis(array.reshape(self.groups, -1, *array.shape[1:]), 2, 1)
+        return moved.reshape(self.count, -1)
+
+    def spread(self, values: Array, shape: tuple[int, ...]) -> Array:
+        """One value for each channel, as an array that broadcasts to a constant of this shape."""
+        if self.groups > 1:
+            table = values.reshape(self.groups, -1).repeat(shape[0] // self.groups, axis=0)
+            return table.reshape(*table.shape, *[1] * (len(shape) - 2))
+        along = [1] * len(shape)
+        along[self.axis] = shape[self.axis]
+        return values.repeat(shape[self.axis] // self.count).reshape(along)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A constant and its channels."""
+
+    view: WeightView
+    channels: Channels
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """A Clip between zero and a limit.
+
+    Attributes:
+        node: The operator.
+        limit: Its upper limit.
+        axis: The axis of the channels, counted from the end.
+        places: Values of one channel in a row along that axis.
+    """
+
+    node: ir.Node
+    limit: float
+    axis: int
+    places: int
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """An activation that weights read.
+
+    Attributes:
+        value: The activation.
+        last: Whether its channels lie on its last axis; else on its second.
+        readers: The weights that it is multiplied with.
+        source: What takes the inverse factors: a weight by its outputs, or the factors of a norm.
+        shifts: What is added after the source, and takes them too.
+        ceilings: Limits on the way, which must take them as well.
+        why_not: Why nothing can take them; empty when all above can.
+    """
+
+    value: ir.Value
+    last: bool
+    readers: tuple[Part, ...]
+    source: Part | None = None
+    shifts: tuple[Part, ...] = ()
+    ceilings: tuple[Ceiling, ...] = ()
+    why_not: str = ""
+
+    @property
+    def channels(self) -> int:
+        """How many factors it has."""
+        return (self.source or self.readers[0]).channels.count
+
+
+def find(model: Model, *, norms: bool) -> tuple[list[Site], dict[str, str]]:
+    """Every activation that weights read, in the order of the graph.
+
+    Args:
+        model: The model.
+        norms: Whether the factors of a norm, or of another product by channels, will do as a
+            source; else only a weight does.
+
+    Returns:
+        The sites, and the weights that read an activation in a way that factors cannot follow,
+        with the reason.
+    """
+    views = {view.value: view for view in weights.find(model)}
+    operands = {(use.node, use.index): (view, use) for view in views.values() for use in view.uses}
+    readers: dict[ir.Value, list[Part]] = {}
+    unfit: dict[str, str] = {}
+    for node in model.nodes:
+        if not _is_product(node) or (node, 1) not in operands or node.inputs[0] is None:
+            continue
+        view, use = operands[node, 1]
+        try:
+            readers.setdefault(node.inputs[0], []).append(_part(view, use, read=True))
+        except Unscalable as reason:
+            unfit[view.name] = str(reason)
+    known = shapes.walk(model).shapes
+    sites = []
+    for value, parts in readers.items():
+        if parts:
+            last = parts[0].view.op_type in ("Gemm", "MatMul")
+            walk = _Walk(views, operands, known, norms, last)
+            sites.append(walk.site(value, tuple(parts)))
+    return sites, unfit
+
+
+def _is_product(node: ir.Node) -> bool:
+    return not node.domain and node.op_type in _PRODUCTS
+
+
+def _own(view: WeightView) -> WeightView:
+    """A constant that nothing else uses.
+
+    Raises:
+        Unscalable: It is not.
+    """
+    if view.locked:
+        raise Unscalable(f"{view.name!r} {view.locked}")
+    if len(view.uses) + len(view.others) > 1:
+        raise Unscalable(f"{view.name!r} is used more than once")
+    return view
+
+
+def _part(view: WeightView, use: Use, *, read: bool) -> Part:
+    """A weight and where the channels lie that it reads, or those that it makes.
+
+    Raises:
+        Unscalable: It is not the only one to have them, or that cannot be told.
+    """
+    node, shape = use.node, _own(view).shape
+    if node.op_type in ("Conv", "ConvTranspose") and use.direct:
+        if read == (node.op_type == "ConvTranspose"):
+            return Part(view, Channels(0, shape[0]))
+        groups = integer(node, "group", 1)
+        return Part(view, Channels(1, groups * shape[1], groups))
+    if read:
+        plain = node.op_type in ("Gemm", "MatMul") and not integer(node, "transA", 0)
+        axes, what = use.axes.contract, "its input's channels"
+    else:
+        plain, axes, what = len(shape) == 2, use.axes.out, f"the channels that {view.name!r} makes"
+    if not plain or len(axes) != 1:
+        raise Unscalable(f"{what} cannot be told")
+    return Part(view, Channels(axes[0], shape[axes[0]]))
+
+
+@dataclass
+class _Walk:
+    """The way up from an activation to its source.
+
+    Attributes:
+        last: Whether channels lie on the last axis here; else on the second.
+        flat: Whether a Flatten lies below: columns are channels times places there.
+        width: Channels that the readers see, or columns where they are flattened.
+        shifts: What is added on the way, and the axis of its channels counted from the end.
+        ceilings: Clip operators, their limits, the axis, and whether a Flatten lies below.
+    """
+
+    views: Mapping[ir.Value, WeightView]
+    operands: Mapping[tuple[ir.Node, int], tuple[WeightView, Use]]
+    shapes: Mapping[ir.Value, Shape]
+    norms: bool
+    last: bool
+    flat: bool = False
+    width: int = 0
+    shifts: list[tuple[ir.Value, int]] = field(default_factory=list)
+    ceilings: list[tuple[ir.Node, float, int, bool]] = field(default_factory=list)
+
+    def site(self, value: ir.Value, readers: tuple[Part, ...]) -> Site:
+        """What there is to scale for an activation."""
+        last = self.last
+        try:
+            self._check(value, readers)
+            self.width = readers[0].channels.count
+            source = self._source(value)
+            count = source.channels.count
+            if count != self.width and not (self.flat and self.width % count == 0):
+                raise Unscalable(f"{self.width} channels are read, but {count} made")
+            shifts = tuple(self._shifts(count))
+        except Unscalable as reason:
+            return Site(value, last, readers, why_not=str(reason))
+        if self.flat:  # a channel has several columns
+            readers = tuple(
+                Part(part.view, Channels(part.channels.axis, count)) for part in readers
+            )
+        places = self.width // count
+        ceilings = tuple(
+            Ceiling(node, limit, axis, 1 if flat else places)
+            for node, limit, axis, flat in self.ceilings
+        )
+        return Site(value, last, readers, source, shifts, ceilings)
+
+    def _check(self, value: ir.Value, readers: Sequence[Part]) -> None:
+        own = {part.view.main.node for part in readers}
+        others = sorted({use.node.op_type for use in value.uses() if use.node not in own})
+        if others or len(value.uses()) != len(own):
+            raise Unscalable(f"its input is also read by {', '.join(others) or 'itself'}")
+        if value.is_graph_output():
+            raise Unscalable("its input is an output of a graph")
+        if len({part.channels.count for part in readers}) > 1:
+            raise Unscalable("the weights that read its input disagree about its channels")
+
+    def _up(self, value: ir.Value | None) -> Part:
+        """The source of a value that only the way so far may use."""
+        if value is None:
+            raise Unscalable("an operator before it has no input")
+        if len(value.uses()) > 1 or value.is_graph_output():
+            raise Unscalable(f"{value.name!r}, before it, has other uses")
+        return self._source(value)
+
+    def _source(self, value: ir.Value) -> Part:
+        node = value.producer()
+        if node is None:
+            raise Unscalable("its input comes from outside its graph")
+        if _is_product(node):
+            return self._product(node)
+        if (node.domain, node.op_type) in _NORMS and node.outputs[0] is value:
+            return self._norm(node)
+        if node.domain or node.outputs[0] is not value:
+            raise Unscalable(f"its input comes from {node.op_type}")
+        if node.op_type in ("Add", "Sub"):
+            return self._sum(node)
+        if node.op_type in ("Mul", "Div"):
+            return self._scaling(node)
+        if not self._keeps_factors(node):
+            raise Unscalable(f"its input comes from {node.op_type}, which does not keep factors")
+        return self._up(node.inputs[0])
+
+    def _product(self, node: ir.Node) -> Part:
+        if (node, 1) not in self.operands:
+            raise Unscalable(f"its input comes from {node.op_type} without a constant weight")
+        conv = node.op_type.startswith("Conv")
+        # The two columns of a matrix: its second axis is its last.
+        if conv == self.last and not (node.op_type == "Gemm" or self._rank(node.outputs[0]) == 2):
+            raise Unscalable(f"its input comes from {node.op_type} with its axes in another order")
+        if len(node.inputs) > 2 and node.inputs[2] is not None:
+            self.shifts.append((node.inputs[2], -1))
+        return _part(*self.operands[node, 1], read=False)
+
+    def _norm(self, node: ir.Node) -> Part:
+        scale, shift = _NORMS[node.domain, node.op_type]
+        second = node.op_type in _OF_SECOND_AXIS
+        if second == self.last:
+            raise Unscalable(f"its input comes from {node.op_type} over other axes")
+        if not second and attribute(node, "axis", -1) not in (
+            -1,
+            (self._rank(node.inputs[0]) or 0) - 1,
+        ):
+            raise Unscalable(f"its input comes from {node.op_type} over several axes")
+        if shift is not None and len(node.inputs) > shift and node.inputs[shift] is not None:
+            self.shifts.append((node.inputs[shift], -1))  # type: ignore[arg-type]
+        if not self.norms:
+            if node.op_type != "BatchNormalization" or integer(node, "training_mode", 0):
+                raise Unscalable(f"its input comes from {node.op_type}, not from a weight")
+            self.shifts.append((node.inputs[3], -1))  # type: ignore[arg-type]
+            return self._up(node.inputs[0])
+        view = self.views.get(node.inputs[scale])  # type: ignore[arg-type]
+        if view is None or len(view.shape) != 1:
+            raise Unscalable(f"the factors of {node.op_type} are not constant")
+        return Part(_own(view), Channels(0, view.size))
+
+    def _sum(self, node: ir.Node) -> Part:
+        constant = [value for value in node.inputs if value in self.views]
+        if len(constant) != 1:
+            raise Unscalable("its input is the sum of two branches")
+        self.shifts.append((constant[0], self._axis(node.outputs[0])))  # type: ignore[arg-type]
+        return self._up(next(value for value in node.inputs if value is not constant[0]))
+
+    def _axis(self, value: ir.Value) -> int:
+        """The axis of the channels, counted from the end."""
+        rank = self._rank(value)
+        if not self.last and rank is None:
+            raise Unscalable(f"the rank of {value.name!r} is not known")
+        return -1 if self.last else 1 - (rank or 0)
+
+    def _rank(self, value: ir.Value | None) -> int | None:
+        shape = None if value is None else self.shapes.get(value)
+        return None if shape is None else len(shape)
+
+    def _scaling(self, node: ir.Node) -> Part:
+        """Past factors that stay, or to those that take the inverse factors, of Mul or Div."""
+        varying = [value for value in node.inputs if value not in self.views]
+        for value in node.inputs:
+            view = None if value is None else self.views.get(value)
+            if view is not None and self.norms and node.op_type == "Mul" and not self.flat:
+                axis = self._axis(node.outputs[0]) + len(view.shape)
+                if view.size == self.width > 1 and axis >= 0 and view.shape[axis] == self.width:
+                    return Part(_own(view), Channels(axis, self.width))
+        if node.op_type == "Div" and node.inputs[0] in self.views:
+            raise Unscalable("its input is a reciprocal")
+        candidates = varying if node.op_type == "Mul" else [node.inputs[0]]
+        reason = Unscalable("its input is a constant")
+        for value in candidates:  # of two branches, whichever has a source
+            state = self.last, self.flat, list(self.shifts), list(self.ceilings)
+            try:
+                return self._up(value)
+            except Unscalable as failure:
+                reason = failure
+                self.last, self.flat, self.shifts, self.ceilings = state
+        raise reason
+
+    def _keeps_factors(self, node: ir.Node) -> bool:
+        """Whether f(s x) = s f(x) channel by channel; keeps track of where the channels lie."""
+        op = node.op_type
+        if op in _ELEMENTWISE:
+            return True
+        if op in _OVER_PLACES:
+            return not self.last and "extrapolation_value" not in node.attributes
+        if op == "Clip":
+            low, high = (limit(node, at, name) for at, name in ((1, "min"), (2, "max")))
+            if low != 0 or high is None:
+                return False
+            if high < _NO_LIMIT:
+                self.ceilings.append((node, high, self._axis(node.outputs[0]), self.flat))
+            return True
+        if op == "Pad":
+            filled = attribute(node, "mode", "constant") == "constant"
+            return not filled or limit(node, 2, "value") == 0
+        return op in ("Flatten", "Reshape", "Transpose", *_REDUCTIONS) and self._moved(node)
+
+    def _moved(self, node: ir.Node) -> bool:
+        """Whether the channels can be followed past an operator that moves or removes axes."""
+        dims = None if node.inputs[0] is None else self.shapes.get(node.inputs[0])
+        if node.op_type == "Transpose":
+            order = attribute(node, "perm", None)
+            place = None if order is None else list(order)[-1 if self.last else 1]
+            self.last = order is not None and place == len(order) - 1
+            return self.last or place == 1
+        if node.op_type in _REDUCTIONS:
+            return dims is not None and self._reduced(node, len(dims))
+        if node.op_type == "Flatten":
+            flat = self.last and integer(node, "axis", 1) == 1
+        else:
+            target = _integers(node.inputs[1])
+            if target is None or not self.last:
+                return False
+            if dims and dims[-1] == target[-1]:
+                return True
+            columns = [dim for dim in (dims or ())[1:] if dim is not None]
+            inner = math.prod(columns) if dims and len(columns) == len(dims) - 1 else None
+            flat = len(target) == 2 and (target[0] == 0 or inner == target[1])
+        self.last, self.flat = self.last and not flat, self.flat or flat
+        return flat
+
+    def _reduced(self, node: ir.Node, rank: int) -> bool:
+        axes = views._axes(node)
+        if axes is None:
+            return False
+        gone = {axis % rank for axis in axes}
+        stays = node.op_type != "Squeeze" and integer(node, "keepdims", 1) == 1
+        if stays:
+            return (rank - 1 if self.last else 1) not in gone
+        if self.last and rank - 1 not in gone:
+            return True
+        self.last = False
+        return gone == set(range(2, rank))
+
+    def _shifts(self, count: int) -> Iterator[Part]:
+        """The constants that are added on the way, those of nothing but zeros left out."""
+        for value, axis in self.shifts:
+            view = self.views.get(value)
+            if view is None:
+                raise Unscalable(f"{value.name!r}, which is added before it, is not a constant")
+            if not view.array().any():
+                continue
+            place = axis + len(view.shape)
+            if place < 0 or view.shape[place] % count:
+                raise Unscalable(f"{value.name!r}, which is added before it, spans channels")
+            yield Part(_own(view), Channels(place, count))
+
+
+def _integers(value: ir.Value | None) -> list[int] | None:
+    tensor = None if value is None else weights.constant(value)
+    return None if tensor is None else [int(each) for each in tensor.numpy().reshape(-1)]
+
+
+def limit(node: ir.Node, index: int, name: str) -> float | None:
+    """A limit of Clip or the filling of Pad: an attribute once, an input since opset 11."""
+    unlimited = {"min": -math.inf, "max": math.inf, "value": 0.0}[name]
+    if name in node.attributes:
+        return float(attribute(node, name, unlimited))
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
+        return unlimited
+    tensor = weights.constant(value)
+    return None if tensor is None or tensor.size != 1 else float(tensor.numpy().reshape(-1)[0])

@@ -1,0 +1,271 @@
+"""Rewriters that leave the answers alone: each takes a model and changes it in place.
+
+Most come from onnx_ir and onnxscript. None is trusted: the pass runs each on a copy, compares the
+outputs, and drops it when they differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxshrink.graph import weights
+from onnxshrink.graph.file import tensors
+from onnxshrink.graph.file.model import Model
+
+#: Larger constants are not folded into one: it saves no time worth the bytes.
+_FOLDED_ELEMENTS = 4096
+#: Nor are those of narrow types: they are codes of a compressed weight, or as good as that.
+_FOLDED_CODES = 32
+#: Folding these would undo a compression: they rebuild a weight from its small form.
+_REBUILDING = {"DequantizeLinear", "Cast", "Mul", "Sub", "Gather", "Reshape", "Expand", "Tile"}
+
+
+def inline_functions(model: Model) -> None:
+    """Put the bodies of functions where they are called, for the other rewriters and for passes."""
+    from onnxshrink.graph.rewrite import inline  # which needs this module
+
+    inline.inline_functions(model)
+
+
+def fold_constants(model: Model) -> None:
+    """Compute what depends on constants only, where the result is not larger than what it needs."""
+
+    def change(graph: ir.Model) -> ir.Model:
+        fold(graph)
+        return graph
+
+    model.rewrite(change)
+
+
+def fold(graph: ir.Model, *, shapes: bool = False) -> None:
+    """One round of folding; branches of conditions that are constant are inlined.
+
+    Args:
+        graph: What is changed.
+        shapes: Whether to infer shapes first, and to fold what follows from them.
+    """
+    from onnxscript.optimizer import fold_constants as fold
+
+    def rebuilds(value: ir.Value | None) -> bool:
+        tensor = None if value is None else value.const_value
+        if tensor is None:
+            return False
+        narrow = tensor.dtype != ir.DataType.STRING and tensor.dtype.bitwidth < 32
+        return tensor.size > (_FOLDED_CODES if narrow else _FOLDED_ELEMENTS)
+
+    def should_fold(node: ir.Node) -> bool | None:
+        if node.op_type == "ConstantOfShape":  # which the folder leaves alone, and all behind it
+            shape = node.inputs[0].const_value if node.inputs[0] is not None else None
+            return shape is not None and shape.numpy().prod() <= _FOLDED_ELEMENTS
+        return False if node.op_type in _REBUILDING and any(map(rebuilds, node.inputs)) else None
+
+    fold(
+        graph, onnx_shape_inference=shapes, input_size_limit=_FOLDED_ELEMENTS,
+        output_size_limit=_FOLDED_ELEMENTS, should_fold=should_fold,
+    )  # fmt: skip
+
+
+def share_duplicates(model: Model) -> None:
+    """Store equal initializers once."""
+    for scope in model.scopes:
+        if not isinstance(scope, ir.Graph):
+            continue
+        seen: dict[tuple[object, ...], ir.Value] = {}
+        for name, value in list(scope.initializers.items()):
+            tensor = value.const_value
+            if tensor is None or value.is_graph_input() or value.is_graph_output():
+                continue
+            if tensor.dtype == ir.DataType.STRING:
+                continue
+            digest = hashlib.sha256(tensor.tobytes()).digest()
+            tensors.release(tensor)
+            key = (tensor.dtype, tuple(tensor.shape), digest)
+            first = seen.setdefault(key, value)
+            if first is not value:
+                for node, _ in value.uses():
+                    model.touch_node(node)
+                value.replace_all_uses_with(first)
+                del scope.initializers[name]
+                model.touch(name)
+
+
+def share_subexpressions(model: Model) -> None:
+    """Compute equal expressions once."""
+    from onnx_ir.passes.common import CommonSubexpressionEliminationPass
+
+    _run(model, CommonSubexpressionEliminationPass())
+
+
+def drop_identities(model: Model) -> None:
+    """Remove Identity nodes."""
+    from onnx_ir.passes.common import IdentityEliminationPass
+
+    _run(model, IdentityEliminationPass())
+
+
+def forward_constants(model: Model) -> None:
+    """Let nodes read a constant itself, not an Identity of it, as exporters write for tied weights.
+
+    Identities of anything else stay, and so do those that are outputs.
+    """
+    for scope in model.scopes:
+        for node in list(scope):
+            if (node.domain, node.op_type) != ("", "Identity"):
+                continue
+            source, copy = node.inputs[0], node.outputs[0]
+            if source is None or copy.is_graph_output() or weights.constant(source) is None:
+                continue
+            model.touch_node(node)
+            for user, _ in copy.uses():
+                model.touch_node(user)
+            copy.replace_all_uses_with(source)
+            scope.remove(node, safe=True)
+
+
+def drop_unused(model: Model) -> None:
+    """Remove nodes, initializers and functions that no output depends on."""
+    from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
+
+    _run(model, RemoveUnusedNodesPass())
+    _run(model, RemoveUnusedFunctionsPass())  # type: ignore[no-untyped-call]
+
+
+def _run(model: Model, pass_: Callable[[ir.Model], object]) -> None:
+    def change(graph: ir.Model) -> ir.Model:
+        pass_(graph)
+        return graph
+
+    model.rewrite(change)
+
+
+def fold_batch_norms(model: Model) -> None:
+    """Multiply BatchNormalization into the convolution before it (inference form).
+
+    ``W' = W a``, ``b' = (b - mean) a + beta`` with ``a = gamma / sqrt(variance + epsilon)``, in
+    float64. Only where the weight and the convolution serve nobody else.
+    """
+    for scope in list(model.scopes):
+        for norm in [node for node in scope if _is_inference_norm(node, model.opset)]:
+            _fold_batch_norm(model, scope, norm)
+
+
+def _is_inference_norm(node: ir.Node, opset: int) -> bool:
+    """Whether a node normalizes with stored statistics, one for each channel."""
+    if (node.domain, node.op_type) != ("", "BatchNormalization") or opset < 7:
+        return False
+    flags = {"training_mode": 0, "spatial": 1}  # what they are when they are left out
+    return all(
+        node.attributes[name].as_int() == usual
+        for name, usual in flags.items()
+        if name in node.attributes
+    )
+
+
+def _fold_batch_norm(model: Model, scope: ir.Graph | ir.Function, norm: ir.Node) -> None:
+    source = norm.inputs[0]
+    conv = source.producer() if source is not None else None
+    if (
+        source is None
+        or conv is None
+        or conv.op_type not in ("Conv", "ConvTranspose")
+        or conv.domain
+        or conv.graph is not scope
+        or len(source.uses()) != 1
+        or source.is_graph_output()
+        or any(output.uses() or output.is_graph_output() for output in norm.outputs[1:])
+        or not isinstance(scope, ir.Graph)
+    ):
+        return
+    weight, bias = conv.inputs[1], conv.inputs[2] if len(conv.inputs) > 2 else None
+    parameters = [_own_values(model, value) for value in norm.inputs[1:5]]
+    kernel = _own_values(model, weight)
+    offset = np.zeros(1) if bias is None else _own_values(model, bias)
+    if kernel is None or offset is None or any(p is None for p in parameters):
+        return
+    assert weight is not None
+    if len(weight.uses()) != 1:
+        return
+    gamma, beta, mean, variance = (p for p in parameters if p is not None)
+    epsilon = norm.attributes["epsilon"].as_float() if "epsilon" in norm.attributes else 1e-5
+    factor = gamma / np.sqrt(variance + epsilon)
+    if conv.op_type == "Conv":
+        folded = kernel * factor.reshape(-1, *[1] * (kernel.ndim - 1))
+    else:
+        groups = conv.attributes["group"].as_int() if "group" in conv.attributes else 1
+        split = kernel.reshape(groups, -1, *kernel.shape[1:])
+        apart = factor.reshape(groups, 1, -1, *[1] * (kernel.ndim - 2))
+        folded = (split * apart).reshape(kernel.shape)
+    shifted = (offset - mean) * factor + beta
+    _replace(model, scope, conv, 1, folded)
+    _replace(model, scope, conv, 2, shifted)
+    output = norm.outputs[0]
+    name = output.name
+    model.touch_node(conv)
+    model.touch(name, source.name)
+    output.replace_all_uses_with(source, replace_graph_outputs=True)
+    constants = dict.fromkeys(norm.inputs[1:5])
+    scope.remove(norm, safe=True)
+    for value in constants:
+        if value is not None and not value.uses():
+            _forget(model, scope, value)
+    source.type, source.shape = output.type, output.shape
+    source.name = name
+
+
+def _own_values(model: Model, value: ir.Value | None) -> np.ndarray | None:
+    """A float32 constant in float64; None where it is not one that may change."""
+    if value is None or value.is_graph_output():
+        return None
+    if value.is_graph_input() and model.ir.ir_version >= 4:
+        return None
+    tensor = value.const_value
+    node = value.producer()
+    if tensor is None and node is not None and node.op_type == "Constant":
+        attribute = node.attributes.get("value")
+        tensor = attribute.as_tensor() if attribute is not None and not attribute.is_ref() else None
+    if tensor is None or tensor.dtype != ir.DataType.FLOAT:
+        return None
+    values = tensor.numpy().astype(np.float64)
+    tensors.release(tensor)
+    return values
+
+
+def _replace(model: Model, scope: ir.Graph, node: ir.Node, index: int, values: np.ndarray) -> None:
+    """Give one input of a node new constant values, under the old name if it had one."""
+    old = node.inputs[index] if index < len(node.inputs) else None
+    stem = node.outputs[0].name or node.op_type
+    name = model.unused_name(f"{stem}.weight" if index == 1 else f"{stem}.bias")
+    tensor = model.store(values.astype(np.float32), name)
+    model.touch(name)
+    if model.ir.ir_version < 4 or not isinstance(scope, ir.Graph):
+        constant = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], name="")
+        constant.outputs[0].name = name
+        scope.insert_before(node, constant)
+        value = constant.outputs[0]
+    else:
+        value = ir.Value(
+            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(values.shape),
+            const_value=tensor,
+        )  # fmt: skip
+        scope.register_initializer(value)
+    if index >= len(node.inputs):
+        node.resize_inputs(index + 1)
+    node.replace_input_with(index, value)
+    if old is not None and not old.uses():
+        _forget(model, scope, old)
+
+
+def _forget(model: Model, scope: ir.Graph, value: ir.Value) -> None:
+    """Take a constant that nothing uses out of the file."""
+    model.touch(value.name)
+    producer = value.producer()
+    if producer is not None:
+        scope.remove(producer, safe=True)
+        return
+    scope.initializers.pop(value.name or "", None)  # none, if it belongs to an outer graph
+    if value in scope.inputs:
+        scope.inputs.remove(value)

@@ -1,0 +1,88 @@
+"""Raising a model's operator set where a pass needs newer operators or types."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+from onnx import version_converter
+
+from onnxshrink.errors import UnsupportedModel
+from onnxshrink.graph.file import round_trip
+from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.operators import contrib
+from onnxshrink.graph.rewrite.hoist import separate_inputs
+from onnxshrink.graph.rewrite.inline import inline_functions
+
+
+def raise_opset(model: Model, version: int) -> bool:
+    """Convert a model to at least an operator set version, with ONNX's version converter.
+
+    Args:
+        model: Changed in place.
+        version: The version needed.
+
+    Returns:
+        Whether anything was done.
+
+    Raises:
+        UnsupportedModel: The converter refuses the model.
+    """
+    if model.opset >= version:
+        return False
+    before = model.opset
+    inline_functions(model)  # ONNX's converter would lose them
+    least: int = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", version)])
+    if "" not in model.ir.opset_imports:  # as in a model of ai.onnx.ml alone: nothing to convert
+        model.ir.opset_imports[""] = version
+        model.ir.ir_version = max(model.ir.ir_version, least)
+        return True
+
+    def convert(proto: onnx.ModelProto) -> onnx.ModelProto:
+        contrib.declare()
+        try:
+            converted = version_converter.convert_version(proto, version)
+        except (RuntimeError, ValueError, version_converter.ConvertError) as error:
+            raise UnsupportedModel(
+                f"{model.label}: opset {before} cannot be raised to {version}, which this needs: "
+                f"{str(error).splitlines()[0] if str(error) else 'the converter gives no reason'}"
+            ) from error
+        _annotate(converted, proto)
+        return converted
+
+    model.rewrite_proto(convert)
+    if model.ir.ir_version < 4:
+        separate_inputs(model)
+    model.ir.ir_version = max(model.ir.ir_version, least)
+    return True
+
+
+def _annotate(converted: onnx.ModelProto, before: onnx.ModelProto) -> None:
+    """Put back what people wrote about graphs, nodes and tensors, which the converter loses."""
+    for new, old in zip(round_trip.graphs(converted), round_trip.graphs(before), strict=False):
+        for now, was in ((new.input, old.input), (new.output, old.output)):
+            declared = {value.name: value for value in was}
+            for value in now:  # it names the dimensions that had no name
+                if value.name in declared:
+                    value.CopyFrom(declared[value.name])
+        if new.name == old.name and not new.metadata_props:
+            new.metadata_props.extend(old.metadata_props)
+        written = {tensor.name: tensor for tensor in old.initializer}
+        for tensor in new.initializer:
+            same = written.get(tensor.name)
+            if same is not None and same.HasField("doc_string"):
+                tensor.doc_string = same.doc_string
+            if same is not None and not tensor.metadata_props:
+                tensor.metadata_props.extend(same.metadata_props)
+        nodes = {node.output[0]: node for node in old.node if node.output}
+        for node in new.node:
+            origin = nodes.get(node.output[0]) if node.output else None
+            if origin is not None and not node.metadata_props:
+                node.metadata_props.extend(origin.metadata_props)
+
+
+def import_domain(model: Model, node: ir.Node, domain: str, version: int = 1) -> None:
+    """Allow operators of another domain in the model, and in the function around a node."""
+    model.ir.opset_imports.setdefault(domain, version)
+    for function in model.ir.functions.values():
+        if any(node is other for other in function.all_nodes()):
+            function.opset_imports.setdefault(domain, version)

@@ -1,0 +1,280 @@
+"""Which second moment of which value a weight is rounded against, and how its matrix is grouped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxshrink.graph.weights.views import Use, WeightView
+from onnxshrink.kernels import adaround, obs
+from onnxshrink.kernels.observers import Lookups, Need, Rows, SecondMoment
+from onnxshrink.kernels.patches import Window
+
+
+def needs(view: WeightView) -> tuple[Need, ...]:
+    """The second moments of all that a weight is multiplied with, one for each product.
+
+    Empty where a product is not one of plain rows (ConvTranspose, Einsum): such a weight has to be
+    rounded without.
+    """
+    found = []
+    for use in view.uses:
+        if use.op_type == "Gather" or view.main.op_type in ("Add", "Sub", "Mul"):
+            continue
+        need = _need(view, use)
+        if need is not None:
+            found.append(need)
+    widths = {(n.statistic.width, n.statistic.layout.groups) for n in found}  # type: ignore[union-attr]
+    return tuple(dict.fromkeys(found)) if len(widths) == 1 else ()
+
+
+def moment(
+    statistics: Mapping[Need, Any], view: WeightView, half: int | None = None
+) -> npt.NDArray[np.float64] | None:
+    """E[x x^T] of a weight's inputs, [groups, width, width], summed over its products.
+
+    Args:
+        statistics: What was collected.
+        view: The weight.
+        half: 0 or 1 for the feeds with even or odd numbers only.
+
+    Returns:
+        None where nothing was collected: the value cannot be observed, or no feed reached it.
+    """
+    wanted = needs(view)
+    if not wanted or any(need not in statistics for need in wanted):
+        return None
+    sums = [statistics[need] for need in wanted]
+    if not all(one.rows.sum() for one in sums):
+        return None
+    total: npt.NDArray[np.float64] = sum(one.mean(half) for one in sums)
+    return total
+
+
+def importance(statistics: Mapping[Need, Any], view: WeightView) -> npt.NDArray[np.float32] | None:
+    """E[x^2] of the input of each weight, in the stored shape; None where it is unknown."""
+    every = moment(statistics, view)
+    if every is None:
+        return None
+    squares = np.diagonal(every, axis1=1, axis2=2).astype(np.float32)
+    rows = view.matrix.shape[0] // len(squares)
+    return view.from_matrix(np.repeat(squares, rows, axis=0))
+
+
+def output_error(
+    statistics: Mapping[Need, Any], view: WeightView, other: npt.NDArray[np.floating]
+) -> float | None:
+    """Relative error of what a weight gives with other values, in the stored shape.
+
+    None where its inputs are unknown, or all zero.
+    """
+    every = moment(statistics, view)
+    if every is None:
+        return None
+    exact = view.matrix.astype(np.float64).reshape(len(every), -1, every.shape[-1])
+    change = view.to_matrix(other).reshape(exact.shape) - exact
+    total, wrong = (float(np.vdot(part @ every, part)) for part in (exact, change))
+    return float(np.sqrt(max(wrong, 0.0) / total)) if total > 0 else None
+
+
+def lookups(view: WeightView) -> Need | None:
+    """How often each row of a table is looked up; None for other weights."""
+    use = view.main
+    if use.op_type != "Gather" or len(view.uses) > 1 or use.axes.out != (0,):
+        return None
+    value = use.activation
+    return None if value is None or not value.name else Need(value.name, Lookups(view.shape[0]))
+
+
+def looked_up(
+    statistics: Mapping[Need, Any], view: WeightView, half: int | None = None
+) -> npt.NDArray[np.int64] | None:
+    """How often each row of a table was looked up; None where that was not collected.
+
+    Args:
+        statistics: What was collected.
+        view: The table.
+        half: 0 or 1 for the feeds with even or odd numbers only.
+    """
+    need = lookups(view)
+    if need is None or need not in statistics:
+        return None
+    halves: npt.NDArray[np.int64] = statistics[need].halves
+    counts: npt.NDArray[np.int64] = halves.sum(0) if half is None else halves[half]
+    return counts
+
+
+def fed_back(
+    statistics: Mapping[Need, Any],
+    view: WeightView,
+    scale: npt.NDArray[np.float32],
+    zero: npt.NDArray[np.float32],
+    codes: tuple[int, int],
+    matrix: npt.NDArray[np.floating] | None = None,
+) -> npt.NDArray[np.float32] | None:
+    """A weight's codes on an affine grid, rounded with error feedback (GPTQ).
+
+    Args:
+        statistics: What was collected.
+        view: The weight.
+        scale: Scales, in the stored shape.
+        zero: Zero points, in the stored shape.
+        codes: Smallest and largest code.
+        matrix: What to round in the place of the weight's own matrix.
+
+    Returns:
+        Codes as floats in the stored shape; None where no second moment was collected.
+    """
+    shape = (-1, view.matrix.shape[1])
+    scales, zeros = (view.to_matrix(one).reshape(shape) for one in (scale, zero))
+    rounded = with_feedback(
+        statistics, view, lambda rows: obs.affine(scales[rows], zeros[rows], *codes), matrix
+    )
+    if rounded is None:
+        return None
+    found: npt.NDArray[np.float32] = np.rint(rounded / scales) + zeros
+    return view.from_matrix(found)
+
+
+def with_feedback(
+    statistics: Mapping[Need, Any],
+    view: WeightView,
+    grid: Callable[[npt.NDArray[np.int64]], obs.Grid],
+    matrix: npt.NDArray[np.floating] | None = None,
+) -> npt.NDArray[np.float32] | None:
+    """A weight's matrix rounded with error feedback (GPTQ) to what can be stored.
+
+    The damping is the one whose rounding, fitted to the feeds with even numbers, is best on those
+    with odd ones.
+
+    Args:
+        statistics: What was collected.
+        view: The weight.
+        grid: How columns of some of the matrix's rows are rounded.
+        matrix: What to round in the place of the weight's own matrix.
+
+    Returns:
+        The rounded matrix; None where no second moment was collected.
+    """
+    every = moment(statistics, view)
+    if every is None:
+        return None
+    full = (view.matrix if matrix is None else matrix).astype(np.float32)
+    groups = full.reshape(len(every), -1, every.shape[-1])
+    damping = _damping(statistics, view, groups[0], grid)
+    numbers = np.arange(len(full)).reshape(len(every), -1)
+    rounded = [
+        obs.quantize(part, obs.factor(h, damping), grid(rows))
+        for part, h, rows in zip(groups, every, numbers, strict=True)
+    ]
+    return np.concatenate(rounded).reshape(full.shape)
+
+
+def adarounded(
+    statistics: Mapping[Need, Any],
+    view: WeightView,
+    scale: npt.NDArray[np.float32],
+    zero: npt.NDArray[np.float32],
+    codes: tuple[int, int],
+) -> npt.NDArray[np.float32] | None:
+    """A weight's codes on an affine grid, all rounded up or down together (AdaRound).
+
+    Takes and gives what :func:`fed_back` does.
+    """
+    every = moment(statistics, view)
+    if every is None:
+        return None
+    groups, scales, zeros = (
+        view.to_matrix(one).astype(np.float32).reshape(len(every), -1, every.shape[-1])
+        for one in (view.array(), scale, zero)
+    )
+    damping = _damping(
+        statistics,
+        view,
+        groups[0],
+        lambda rows: obs.affine(scales[0, rows], zeros[0, rows], *codes),
+    )
+    diagonal = np.einsum("gii->g", every) / every.shape[-1] * damping
+    damped = every + diagonal[:, None, None] * np.eye(every.shape[-1])
+    found = [
+        adaround.quantize(part, h, s, z, *codes)
+        for part, h, s, z in zip(groups, damped, scales, zeros, strict=True)
+    ]
+    return view.from_matrix(np.concatenate(found))
+
+
+def _damping(
+    statistics: Mapping[Need, Any],
+    view: WeightView,
+    rows: npt.NDArray[np.float32],
+    grid: Callable[[npt.NDArray[np.int64]], obs.Grid],
+) -> float:
+    """The damping that is best on the feeds that the roundings were not fitted to."""
+    seen, unseen = moment(statistics, view, 0), moment(statistics, view, 1)
+    assert seen is not None
+    assert unseen is not None
+    return obs.choose_damping(rows, seen[0], unseen[0], grid)
+
+
+def _need(view: WeightView, use: Use) -> Need | None:
+    node, rank = use.node, len(view.shape)
+    width = int(np.prod([view.shape[axis] for axis in use.axes.contract]))
+    value = use.activation
+    layout: Rows | Window | None = None
+    if node.domain:
+        return None
+    if node.op_type in ("Conv", "Gemm") or (node.op_type == "MatMul" and (rank == 2 or use.direct)):
+        kernel = tuple(view.shape[axis] for axis in use.axes.contract[1:])
+        layout = layout_of(node, use.index, view.shape[:-2], kernel)
+    elif node.op_type in ("LSTM", "GRU", "RNN") and use.index == 1:
+        layout = Rows()
+    elif node.op_type in ("LSTM", "GRU", "RNN") and _int(node, "layout", 0) == 0:
+        value, layout = node.outputs[0], Rows(batch=view.shape[:1])
+    if layout is None or value is None or not value.name:
+        return None
+    return Need(value.name, SecondMoment(width, layout))
+
+
+def layout_of(
+    node: ir.Node, index: int, batch: tuple[int, ...] = (), kernel: tuple[int, ...] = ()
+) -> Rows | Window | None:
+    """How what a MatMul, Gemm or Conv multiplies a weight with makes rows.
+
+    Args:
+        node: The operator.
+        index: Which of its inputs the weight is.
+        batch: Sizes of the leading axes of a MatMul's weight.
+        kernel: Sizes of a Conv's kernel.
+    """
+    if node.op_type == "Conv":
+        return _window(node, kernel)
+    if node.op_type == "Gemm":
+        other = _int(node, "transA" if index else "transB", 0)
+        return Rows(-2 if other == index else -1)
+    return Rows(-1 if index else -2, batch)
+
+
+def _window(node: ir.Node, kernel: tuple[int, ...]) -> Window | None:
+    rank = len(kernel)
+
+    def ints(name: str, default: int, count: int) -> tuple[int, ...]:
+        attribute = node.attributes.get(name)
+        return (default,) * count if attribute is None else tuple(attribute.as_ints())
+
+    auto = node.attributes.get("auto_pad")
+    rule = "NOTSET" if auto is None else auto.as_string()
+    if any(attribute.is_ref() for attribute in node.attributes.values()):
+        return None
+    return Window(
+        kernel, ints("strides", 1, rank), ints("dilations", 1, rank), ints("pads", 0, 2 * rank),
+        _int(node, "group", 1), rule or "NOTSET",  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def _int(node: ir.Node, name: str, default: int) -> int:
+    attribute = node.attributes.get(name)
+    return default if attribute is None or attribute.is_ref() else attribute.as_int()

@@ -1,0 +1,116 @@
+"""Move biases so that layers have the mean outputs that they had before compression."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from onnxshrink.errors import DataError, InputsMissing, RecipeError
+from onnxshrink.options import option
+from onnxshrink.pipeline import Context, Pass
+
+if TYPE_CHECKING:
+    from onnxshrink.graph.file.model import Model
+    from onnxshrink.graph.layers.fitting import Outline
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrectBias(Pass):
+    """Move biases so that layers have the mean outputs that they had before compression.
+
+    Rounding or removing weights shifts the mean of what a layer makes, and the next layers shift it
+    on. The difference of the means, measured on calibration inputs against the original model, is
+    taken from each bias, layer after layer, on the model as it is by then (empirical bias
+    correction, 1906.04721). A layer without a bias gets one: some bytes. It helps where weights
+    were rounded to nearest with few bits, or pruned; after GPTQ, which keeps means by itself, it
+    does next to nothing. What does not bring the outputs closer is taken back.
+
+    ``method: analytic`` computes what the errors of a layer's weights add to its mean output, from
+    the means of its inputs in the original: one run, and layers do not see each other. Without
+    calibration inputs these means follow from BatchNormalization, where that made the input.
+
+    Run it in a recipe, behind what compresses, or name the original with ``reference``.
+    """
+
+    method: Literal["empirical", "analytic"] = option(
+        "empirical", help="how to find what means are off: measured; or computed from the weights"
+    )
+    reference: str = option(
+        "", help="file of the original model; empty: the model before the first step"
+    )
+    rounds: int | None = option(
+        None,
+        help="how often to measure: layers of one round do not see each other's corrections; "
+        "unset: once for every layer that comes behind another",
+        ge=1,
+    )
+    only: tuple[str, ...] = option(
+        (), help="correct these layers only: operator types, names of weights or nodes, or patterns"
+    )
+    keep: tuple[str, ...] = option((), help="leave these layers alone")
+
+    may_grow: ClassVar[bool] = True
+    runs_models: ClassVar[bool] = True
+
+    @property
+    def bound(self) -> float:
+        """Any: outputs may go back as far as they had strayed. They are held to the original's."""
+        return math.inf
+
+    def apply(self, model: Model, ctx: Context) -> None:
+        """Correct round by round; keep it if the outputs are closer to the original's."""
+        from onnxshrink.graph.file.model import Model
+        from onnxshrink.graph.layers import fitting
+        from onnxshrink.passes.correct_bias.correction import Correction
+        from onnxshrink.runtime.worker import Worker
+
+        original = Model.load(self.reference) if self.reference else ctx.original
+        if original is None:
+            raise DataError(f"{self.name} needs the original model: name it with 'reference'")
+        outlines = [o for o in fitting.outlines(model, original) if not o.norm]
+        self._check_patterns(outlines)
+        worker = ctx.worker or Worker()
+        try:
+            correction = Correction(model, original, ctx, worker)
+            chosen = []
+            for outline in outlines:
+                if reason := self._left_out(outline) or correction.why_not(outline):
+                    ctx.skip(outline.name or outline.output, reason)
+                else:
+                    chosen.append(outline)
+            if not chosen:
+                return
+            feeds = () if ctx.generated else ctx.feeds
+            if self.method == "analytic":
+                correction.computed(chosen, feeds)
+            elif feeds:
+                correction.measured(chosen, self.rounds)
+            else:
+                raise InputsMissing(
+                    f"{self.name} measures means on real inputs: give --calibration DATA, or use "
+                    "method analytic"
+                )
+        finally:
+            if worker is not ctx.worker:
+                worker.close()
+
+    def _left_out(self, outline: Outline) -> str:
+        if self.only and not any(_matches(pattern, outline) for pattern in self.only):
+            return "not among those asked for"
+        if any(_matches(pattern, outline) for pattern in self.keep):
+            return "kept as asked"
+        return ""
+
+    def _check_patterns(self, outlines: Sequence[Outline]) -> None:
+        patterns = (*self.only, *self.keep)
+        lost = [p for p in patterns if not any(_matches(p, outline) for outline in outlines)]
+        if lost and outlines:
+            raise RecipeError(f"{self.name}: no layer matches {', '.join(map(repr, lost))}")
+
+
+def _matches(pattern: str, outline: Outline) -> bool:
+    names = (outline.op_type, outline.name, outline.node.name or "")
+    return pattern in names or any(fnmatchcase(name, pattern) for name in names)

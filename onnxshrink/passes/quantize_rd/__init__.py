@@ -1,0 +1,143 @@
+"""Spend bits where they matter: integer codes on uniform grids, made for entropy coding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from onnxshrink.errors import InputsMissing, RecipeError
+from onnxshrink.options import option
+from onnxshrink.pipeline import Context, Pass
+from onnxshrink.select import Select, select
+
+if TYPE_CHECKING:
+    from onnxshrink.graph.file.model import Model
+    from onnxshrink.graph.weights.views import WeightView
+    from onnxshrink.kernels.observers import Need
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeRd(Pass):
+    """Spend bits where they matter: integer codes on uniform grids, made for entropy coding.
+
+    Every weight gets a grid of its own step, chosen by how much its noise moves the outputs, and
+    is rounded with error feedback (GPTQ). Codes are stored as int8 and folded by ONNX Runtime when
+    it loads the model; the saving beyond 8 bits comes with ``--storage packed`` (or ``onnxshrink
+    pack``), which codes them at 2 to 4 bits a weight. Small, depthwise and one-hot layers keep 8
+    bits.
+
+    It needs real inputs, 32 to 64 of them. One half fits, the other judges; with no goal given it
+    goes as far down as keeps 99 % of the top-1 answers where outputs are probabilities, else a
+    likeness of .99 (the cosine, less what the scale is off), on the half that judges.
+    """
+
+    runs_models: ClassVar[bool] = True
+
+    bits_per_weight: float | None = option(
+        None, help="mean bits of a weight after entropy coding", ge=0.1, le=16
+    )
+    target_ratio: float | None = option(
+        None, help="how many times smaller the packed model must be than the input", ge=1
+    )
+    lam: float | None = option(
+        None, help="squared output error to spend, shared by all weights", ge=0, also=("lambda",)
+    )
+    min_fidelity: float | None = option(
+        None, help="least agreement or likeness on the inputs that judge", ge=0, le=1
+    )
+    measure: Literal["auto", "agreement", "cosine"] = option(
+        "auto",
+        help="what fidelity means; auto: agreement where outputs are probabilities, else likeness;"
+        " cosine: the scale of outputs does not matter",
+    )
+    weights: Select = select()
+
+    @property
+    def bound(self) -> float:
+        """The search holds the outputs; this only refuses what no longer resembles them."""
+        return 0.7
+
+    def needs(self, model: Model) -> Iterator[Need]:
+        """Second moments of what each selected weight is multiplied with; lookups of tables."""
+        from onnxshrink.graph import weights
+        from onnxshrink.graph.weights import second_moments
+        from onnxshrink.passes.quantize_rd.rates import is_plain
+
+        for view in weights.find(model):
+            if not self.weights.why_not(view) and not is_plain(view):
+                yield from second_moments.needs(view)
+                if (lookups := second_moments.lookups(view)) is not None:
+                    yield lookups
+
+    def apply(self, model: Model, ctx: Context) -> None:
+        """Measure, allocate, round, and store codes in the place of weights."""
+        from onnxshrink.graph import weights
+        from onnxshrink.graph.rewrite import clean
+        from onnxshrink.passes.quantize_rd.rates import Search
+        from onnxshrink.passes.quantize_rd.storage import store, store_packed
+        from onnxshrink.runtime.worker import Worker
+
+        self._check_goals()
+        before, known = model.stored_bytes(), list(weights.find(model))
+        names = {(use.node, use.index): v.name for v in known if v.uses for use in [v.main]}
+        norms = 0
+        if any(view.uses and not self.weights.why_not(view) for view in known):
+            _check_inputs(ctx)
+            norms = _norms(model)
+            clean.fold_batch_norms(model)  # a grid must suit the scales that norms multiply with
+        views, vectors = [], []
+        for view, _ in ctx.each(self, weights.find(model), any_role=True):
+            if view.uses:
+                views.append(view)
+            elif len(view.shape) == 1:
+                vectors.append(view)
+            else:
+                ctx.skip(view, view.why_not)
+        views = [view for view in views if _fits(view, ctx)]
+        if not views:
+            return
+        worker = ctx.worker or Worker()
+        try:
+            search = Search(self, model, views, ctx, worker)
+            spend = search.spend()
+        finally:
+            if worker is not ctx.worker:
+                worker.close()
+        if self.bits_per_weight is not None:
+            budget = self.bits_per_weight * sum(view.size for view in views) / 8
+            spend = search.spend_bytes(budget, spend)
+        # Folding a norm changes the weight's name, and not where it is used.
+        called = {v: names.get((v.main.node, v.main.index), v.name) for v in views}
+        if self.target_ratio is None:
+            store(model, search.stored(spend), vectors, called, ctx)
+        else:
+            goal = before / self.target_ratio
+            store_packed(model, search, spend, goal, vectors, called, ctx)
+        if folded := norms - _norms(model):
+            ctx.changed("norms", 0, kind="graph", note=f"{folded} folded into convolutions")
+
+    def _check_goals(self) -> None:
+        goals = ("bits_per_weight", "target_ratio", "lam", "min_fidelity")
+        given = [name for name in goals if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise RecipeError(f"{self.name}: give one of {' and '.join(given)}, not both")
+
+
+def _check_inputs(ctx: Context) -> None:
+    if not ctx.feeds or ctx.generated:
+        raise InputsMissing("quantize-rd needs real inputs: give --calibration DATA")
+
+
+def _fits(view: WeightView, ctx: Context) -> bool:
+    import numpy as np
+
+    finite = bool(np.isfinite(view.array().astype(np.float32)).all())
+    view.release()
+    if not finite:
+        ctx.skip(view, "holds NaN or infinity")
+    return finite
+
+
+def _norms(model: Model) -> int:
+    return sum(node.op_type == "BatchNormalization" for node in model.nodes)

@@ -1,0 +1,285 @@
+"""The search behind quantize-rd: what noise in each weight does, and how much of it to allow."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from onnxshrink.errors import DataError
+from onnxshrink.pipeline import Context
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from onnxshrink.graph.file.model import Model
+    from onnxshrink.graph.weights.views import WeightView
+    from onnxshrink.kernels.affine import Quantized
+    from onnxshrink.kernels.fidelity import Fidelity
+    from onnxshrink.kernels.rate import Layer
+    from onnxshrink.passes.quantize_rd import QuantizeRd
+    from onnxshrink.runtime.trial import Trial
+    from onnxshrink.runtime.worker import Worker
+
+_log = logging.getLogger(__name__)
+_PLAIN = 2048  # weights of fewer elements are not worth a search of their own
+_MIDDLING = 0.5  # standard deviations: the step at which a layer's effect is first measured
+_LEAST = 1e-9  # squared output error below which nothing was measured but rounding
+_SPEND = 0.02  # squared output error that the search begins with
+_FIDELITY = 0.99
+_MOST_BITS = 9  # mean bits of a weight beyond which codes of 8 bits do as well
+_EXACT = 1e-9  # a fidelity of 1 is asked for: this much may be lost
+_NEAR = 1.01  # how closely a goal in bytes is met, in what is spent: 0.007 bits a weight
+_PROBES = 2, 4  # feeds on which the effect of each layer is measured, first and second time
+
+
+class Stored(NamedTuple):
+    """A weight as it will be stored.
+
+    Attributes:
+        view: The weight.
+        quantized: Its codes.
+        packed: Bytes that they pack to.
+        note: For the report.
+    """
+
+    view: WeightView
+    quantized: Quantized
+    packed: int
+    note: str
+
+
+@dataclass
+class Search:
+    """The weights of one model: what is known of them, and where their grids should be.
+
+    Attributes:
+        options: The goal, and the measure of it.
+        model: The model, its norms folded.
+        views: The weights.
+        ctx: Inputs and statistics.
+        worker: Where to run trials.
+        layers: Weights that get a grid of their own.
+        plain: Those that are stored with 8 bits.
+    """
+
+    options: QuantizeRd
+    model: Model
+    views: Sequence[WeightView]
+    ctx: Context
+    worker: Worker
+    layers: list[Layer] = field(default_factory=list)
+    plain: list[tuple[WeightView, Quantized]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        feeds = list(self.ctx.feeds)
+        self._fit, self._judge = feeds[::2], feeds[1::2] or feeds
+        self._half: int | None = 0  # of the inputs, to which the layers are fitted; None: all
+        self._dampings: dict[str, float] = {}
+        self._by_name: dict[str, WeightView] = {}  # those of the search
+        names = Counter(view.name for view in self.views)
+        for view in self.views:
+            if is_plain(view) or names[view.name] > 1:  # branches may use one name for two weights
+                self.plain.append((view, _eight_bits(view)))
+            else:
+                self._by_name[view.name] = view
+
+    def spend(self) -> float:
+        """The squared output error to spend for the goal; measures the layers first.
+
+        With a goal in bytes that is only where to begin: :meth:`spend_bytes` knows the rest.
+
+        Raises:
+            DataError: Nothing short of 8 bits keeps the answers as they are asked for.
+        """
+        from onnxshrink.kernels import rate
+        from onnxshrink.kernels.fidelity import Fidelity
+        from onnxshrink.runtime.trial import Trial
+
+        names = [*self._by_name, *(view.name for view, _ in self.plain)]
+        with closing(Trial(self.model, names, self.worker)) as trial:
+            for name in [name for name in self._by_name if name in trial.refused]:
+                view = self._by_name.pop(name)
+                self.plain.append((view, _eight_bits(view)))
+            if not self._by_name:
+                return 0.0
+            self.layers = self._measured(trial)
+            options = self.options
+            if options.lam is not None:
+                return options.lam
+            if options.bits_per_weight is not None or options.target_ratio is not None:
+                self.layers, self._half = [self._refitted(layer) for layer in self.layers], None
+                return _SPEND
+            least = _FIDELITY if options.min_fidelity is None else options.min_fidelity
+            reference = Fidelity(trial.run(self._judge), options.measure, trial.run(self._fit))
+
+            def cost(spend: float) -> float:
+                score, bits = self._score(spend, trial, reference)
+                if score < least and bits > _MOST_BITS:
+                    raise DataError(
+                        f"{options.name}: {bits:.1f} bits a weight keep {score:.4f} of the answers "
+                        f"where {least:g} are asked for; lower --min-fidelity, give more inputs, "
+                        "or use quantize-weights"
+                    )
+                return (1 - score) / max(1 - least, _EXACT)
+
+            return rate.largest(cost, _SPEND)
+
+    def spend_bytes(self, budget: float, start: float) -> float:
+        """The least to spend such that the codes of all weights pack to a number of bytes.
+
+        Args:
+            budget: The bytes.
+            start: What may be about right.
+
+        Raises:
+            DataError: No grid does.
+        """
+        from onnxshrink.kernels import rate
+
+        room = budget - sum(rate.packed_bytes(stored.codes) for _, stored in self.plain)
+
+        def cost(inverse: float) -> float:
+            steps = rate.steps(self.layers, 1 / inverse)
+            codes = (rate.stored(layer.codes(steps[layer.name])) for layer in self.layers)
+            return sum(map(rate.packed_bytes, codes)) / room
+
+        over = rate.largest(cost, 1 / start, within=_NEAR) if room > 0 else 0.0
+        if over == 0:
+            raise DataError(
+                f"{self.options.name}: no grid meets the budget; the rest of the model is too "
+                "large, or too many weights are kept at 8 bits"
+            )
+        return 1 / over
+
+    def _measured(self, trial: Trial) -> list[Layer]:
+        """Layers fitted to the first half of the inputs, with what their noise does to outputs.
+
+        Each is rounded alone, first at a middling step, then at the one that this suggests; its
+        effect is measured on inputs of the other half, so that a fit to too few inputs is not
+        mistaken for a good one.
+        """
+        import numpy as np
+
+        from onnxshrink.kernels import rate
+        from onnxshrink.kernels.fidelity import Fidelity
+
+        found = [self._fitted(view, 0) for view in self._by_name.values()]
+        steps = {
+            layer.name: _MIDDLING * float(np.sqrt(np.square(layer.weights).mean())) or 1.0
+            for layer in found
+        }
+        for turn, count in enumerate(_PROBES):
+            probes = self._judge[:count]
+            reference = Fidelity(trial.run(probes), self.options.measure)
+            for number, layer in enumerate(found):
+                done, total = turn * len(found) + number, len(_PROBES) * len(found)
+                self.ctx.progress("measuring sensitivities", done, total)
+                view, step = self._by_name[layer.name], steps[layer.name]
+                noisy = _unfold(view, layer.values(layer.codes(step), step))
+                effect = reference.distortion(trial.run(probes, {layer.name: noisy}))
+                sensitivity = max(effect, _LEAST) / step**2
+                found[number] = replace(layer, sensitivity=sensitivity)
+            steps = rate.steps(found, self.options.lam or _SPEND)
+        return found
+
+    def _fitted(self, view: WeightView, half: int | None) -> Layer:
+        """A layer whose roundings are fitted to one half of the inputs, or to all."""
+        import numpy as np
+
+        from onnxshrink.graph.weights import second_moments
+        from onnxshrink.kernels import obs, rate
+        from onnxshrink.kernels.rate import Layer
+
+        matrix = np.array(view.matrix, np.float32)  # a copy: the file behind it is let go
+        view.release()
+        moment = second_moments.moment(self.ctx.statistics, view, half)
+        if moment is None:
+            lookups = second_moments.looked_up(self.ctx.statistics, view, half)
+            relative = None if lookups is None else rate.relative_steps(lookups)
+            return Layer(view.name, matrix[None], None, 0.0, relative)
+        folded = matrix.reshape(len(moment), -1, matrix.shape[1])
+        if view.name not in self._dampings:
+            other = second_moments.moment(self.ctx.statistics, view, 1)
+            assert other is not None
+            step = _MIDDLING * float(np.sqrt(np.square(matrix).mean())) or 1.0
+            self._dampings[view.name] = obs.choose_damping(
+                folded[0], moment[0], other[0], lambda rows: obs.uniform(step)
+            )
+        damping = self._dampings[view.name]
+        return Layer(view.name, folded, tuple(obs.factor(h, damping) for h in moment), 0.0)
+
+    def _refitted(self, layer: Layer) -> Layer:
+        """A layer fitted to all inputs."""
+        if self._half is None:
+            return layer
+        fitted = self._fitted(self._by_name[layer.name], None)
+        return replace(fitted, sensitivity=layer.sensitivity)
+
+    def _score(self, spend: float, trial: Trial, reference: Fidelity) -> tuple[float, float]:
+        """How close answers stay on the half of the inputs that judges, and the bits a weight."""
+        from onnxshrink.kernels import affine, rate
+
+        steps, weights, bits = rate.steps(self.layers, spend), {}, 0.0
+        for layer in self.layers:
+            step = steps[layer.name]
+            codes = layer.codes(step)
+            weights[layer.name] = _unfold(self._by_name[layer.name], layer.values(codes, step))
+            bits += rate.entropy_bits(codes)
+        for view, stored in self.plain:
+            if view.name not in trial.refused:
+                weights[view.name] = affine.dequantize(stored).astype(view.dtype.numpy())
+        score = reference.score(trial.run(self._judge, weights))
+        bits /= sum(layer.size for layer in self.layers)
+        _log.info("%.3f bits a weight: fidelity %.5f", bits, score)
+        return score, bits
+
+    def stored(self, spend: float) -> Iterator[Stored]:
+        """Every weight as it will be stored, fitted to all inputs."""
+        from onnxshrink.kernels import rate
+        from onnxshrink.kernels.affine import Quantized
+
+        steps = rate.steps(self.layers, spend)
+        for view, quantized in self.plain:
+            yield Stored(view, quantized, rate.packed_bytes(quantized.codes), "int8")
+        for layer in self.layers:
+            view, step = self._by_name[layer.name], steps[layer.name]
+            fitted = self._refitted(layer)
+            codes = rate.stored(_unfold(view, fitted.codes(step)))
+            scale = fitted.scales(step).reshape(-1, *[1] * (codes.ndim - 1))
+            dtype: Literal["int8", "int16"] = "int8" if codes.itemsize == 1 else "int16"
+            packed = rate.packed_bytes(codes)
+            note = f"{dtype}, {8 * packed / codes.size:.2f} bits packed"
+            if scale.size > 1:
+                note += f", {len(set(scale.flat))} steps by how often rows are looked up"
+            yield Stored(view, Quantized(codes, scale, None, dtype), packed, note)
+
+
+def is_plain(view: WeightView) -> bool:
+    """Whether a weight keeps 8 bits: small, depthwise, or behind a one-hot encoding."""
+    if view.size < _PLAIN:
+        return True
+    if view.op_type == "Conv" and view.size // view.shape[view.axes.out[0]] < 32:
+        groups = view.main.node.attributes.get("group")
+        return groups is not None and groups.as_int() > 1
+    source = view.activation.producer() if view.activation is not None else None
+    return source is not None and source.op_type == "OneHot"
+
+
+def _eight_bits(view: WeightView) -> Quantized:
+    """A weight in int8, each output with a scale of its own."""
+    from onnxshrink.kernels import affine
+
+    axes = view.axes.contract or tuple(range(len(view.shape)))
+    quantized = affine.quantize(view.array(), "int8", axes, rounding="balanced", short_scale=True)
+    view.release()
+    return quantized
+
+
+def _unfold(view: WeightView, values: np.ndarray) -> np.ndarray:
+    """[groups, rows, width] as the weight is stored, of the weight's type if they are floats."""
+    stored = view.from_matrix(values.reshape(-1, values.shape[-1]))
+    return stored.astype(view.dtype.numpy()) if stored.dtype.kind == "f" else stored

@@ -1,0 +1,120 @@
+"""How quantize-rd stores what it found, and how it meets a size to the byte."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnxshrink.errors import BudgetMissed, DataError
+from onnxshrink.pipeline import Context
+from onnxshrink.report import Step
+
+if TYPE_CHECKING:
+    from onnxshrink.graph.file.model import Model
+    from onnxshrink.graph.weights.views import WeightView
+    from onnxshrink.passes.quantize_rd.rates import Search, Stored
+
+_log = logging.getLogger(__name__)
+_LOOKED_UP = 2**20  # smaller tables are not worth the nodes that a lookup of integers takes
+_ATTEMPTS = 5
+_CLOSE = 0.99  # of a size that was asked for
+
+
+def store(
+    model: Model, stored: Iterable[Stored], vectors: Iterable[WeightView],
+    names: Mapping[WeightView, str], ctx: Context,
+) -> int:  # fmt: skip
+    """Put codes in the place of weights, and float16 in that of vectors.
+
+    Args:
+        model: The model, which is edited.
+        stored: Weights and their codes.
+        vectors: Biases and parameters of norms.
+        names: What to call the weights in the report.
+        ctx: Where to report.
+
+    Returns:
+        Bytes that all codes pack to.
+    """
+    from onnxshrink.graph.forms import edit
+    from onnxshrink.kernels import affine
+    from onnxshrink.passes.to_float16 import narrow
+
+    total = 0
+    for view, quantized, packed, note in stored:
+        if quantized.nbytes + edit.REBUILD_OVERHEAD >= view.nbytes:
+            ctx.skip(view, "would not be smaller as integer codes")
+            continue
+        total += packed
+        sqnr = affine.sqnr_db(view.array(), quantized)
+        looked_up = view.size >= _LOOKED_UP and edit.can_gather(model, view)
+        before, kind = view.nbytes, view.op_type
+        after = edit.dequantized(model, view, quantized, "gather" if looked_up else "cast-mul")
+        ctx.changed(names[view], after, note=note, before=before, kind=kind, sqnr_db=sqnr)
+        view.release()
+    for view in vectors:
+        narrow(view, model, ctx)
+        view.release()
+    return total
+
+
+def store_packed(
+    model: Model, search: Search, spend: float, goal: float, vectors: Sequence[WeightView],
+    names: Mapping[WeightView, str], ctx: Context,
+) -> None:  # fmt: skip
+    """Store codes for which the packed model, all of it, takes as many bytes as it may.
+
+    Args:
+        model: The model, which becomes the result.
+        search: What is known of its weights.
+        spend: The squared output error to begin with.
+        goal: The bytes.
+        vectors: Biases and parameters of norms.
+        names: What to call the weights in the report.
+        ctx: Where to report.
+
+    What a file takes beside the codes is only known once it has been packed. So a first guess at
+    it is put right by what came of it, which is nearly always all that it needs.
+
+    Raises:
+        DataError: No grid is coarse enough.
+    """
+    from onnxshrink.graph import weights
+
+    rest = float(model.nbytes() - sum(view.nbytes for view in search.views))
+    rest -= sum(view.nbytes // 2 for view in vectors)
+    for _ in range(_ATTEMPTS):
+        spend = search.spend_bytes(goal - rest, spend)
+        trial, step = model.clone(), Step(ctx.step.name)
+        pairs = zip(weights.find(model), weights.find(trial), strict=True)
+        twin = {ours.value: other for ours, other in pairs}
+        codes = store(
+            trial,
+            (one._replace(view=twin[one.view.value]) for one in search.stored(spend)),
+            [twin[view.value] for view in vectors],
+            {twin[view.value]: name for view, name in names.items()},
+            replace(ctx, step=step),
+        )
+        found = _packed_bytes(trial)
+        _log.info("packed to %d bytes, of which %d are codes; the goal is %d", found, codes, goal)
+        if _CLOSE * goal <= found <= goal:
+            model.adopt(trial)
+            ctx.step.changes += step.changes
+            ctx.step.skips += step.skips
+            return
+        rest = found - codes
+    raise DataError(f"{ctx.step.name}: found no grids that pack to {goal:,.0f} bytes")
+
+
+def _packed_bytes(model: Model) -> int:
+    from onnxshrink.graph.forms import packed
+
+    with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
+        try:
+            return packed.save(model, Path(folder, "model.onnx"))
+        except BudgetMissed:  # it is smaller as it is, and will be written so
+            return model.nbytes()

@@ -1,0 +1,304 @@
+"""The work of quantize-static on one model: prepare it, choose grids, put codes in place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from onnxshrink.kernels.observers import Extremes, Histogram, Need
+from onnxshrink.kernels.ranges import Grid
+from onnxshrink.pipeline import Context
+
+if TYPE_CHECKING:
+    from onnxshrink.graph.file.model import Model
+    from onnxshrink.graph.forms.integer_kernels import Candidate
+    from onnxshrink.graph.forms.qdq import Node, Placement, Value
+    from onnxshrink.graph.weights.views import WeightView
+    from onnxshrink.passes.quantize_static import QuantizeStatic
+
+#: Rewriters that leave fewer nodes between integer kernels, in this order.
+_PREPARING = (
+    "forward_constants",
+    "fold_constants",
+    "fold_batch_norms",
+    "fold_pads",
+    "fold_biases",
+    "share_duplicates",
+    "share_subexpressions",
+    "drop_unused",
+)
+_EXACT = 1e-3  # relative output error that preparing a model may cause
+_FEWEST_VALUES = 1024  # for a distribution to be looked at
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a node was called in the model that came in.
+
+    Attributes:
+        op_type: Its type.
+        names: Its own, its outputs', those of its constants.
+        constants: Name and bytes of its constants, by the number of the input.
+    """
+
+    op_type: str
+    names: tuple[str, ...]
+    constants: Mapping[int, tuple[str, int]]
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A weight under all its names, for patterns."""
+
+    op_type: str
+    types: set[str]
+    names: tuple[str, ...]
+
+
+class Work:
+    """One model on its way, and what its nodes were when it came in.
+
+    Args:
+        model: Edited in place.
+        ctx: Inputs, worker and report.
+    """
+
+    def __init__(self, model: Model, ctx: Context):
+        self.model, self.ctx = model, ctx
+        self.origins = {node: _origin(node) for node in model.nodes}
+        every = self.origins.values()
+        self._names = {name for origin in every for name, _ in origin.constants.values()}
+
+    def came_with(self, name: str) -> bool:
+        """Whether the model had a constant of this name."""
+        return name in self._names
+
+    def raise_opset(self, version: int) -> list[str]:
+        """Raise the operator set to what quantize and dequantize nodes need; what was done.
+
+        Raises:
+            UnsupportedModel: The converter refuses the model.
+        """
+        from onnxshrink.graph.rewrite import opset
+
+        before = self.model.opset
+        known = {origin.names[1]: origin for origin in self.origins.values()}
+        if not opset.raise_opset(self.model, version):
+            return []
+        self.origins = {
+            node: known[name]
+            for node in self.model.nodes
+            if (name := node.outputs[0].name or "") in known
+        }
+        return [f"opset {before} raised to {self.model.opset}"]
+
+    def prepare(self) -> list[str]:
+        """Fold what stands between integer kernels; what was done."""
+        from onnxshrink.graph.rewrite import inline
+
+        inline.tell_apart(self.model)
+        trial, origins, done = self._rewritten(_PREPARING)
+        if not done or not self.ctx.verify(trial, _EXACT):
+            self._adopt(trial, origins)
+            return done
+        done = []
+        for name in _PREPARING:  # one of them is wrong; the others may stand
+            trial, origins, did = self._rewritten((name,))
+            if did and (reason := self.ctx.verify(trial, _EXACT)):
+                self.ctx.skip(name, f"dropped: {reason}")
+            elif did:
+                self._adopt(trial, origins)
+                done += did
+        return done
+
+    def _adopt(self, trial: Model, origins: dict[Node, Origin]) -> None:
+        self.model.adopt(trial)
+        self.origins = origins
+
+    def _rewritten(self, names: Sequence[str]) -> tuple[Model, dict[Node, Origin], list[str]]:
+        """A copy after some rewriters, what its nodes were, and what was done."""
+        from onnxshrink.graph.rewrite import clean, fold
+
+        model, origins, done = self.model, self.origins, []
+        for name in names:
+            trial = model.clone()
+            pairs = zip(model.nodes, trial.nodes, strict=True)
+            followed = {copy: origins[node] for node, copy in pairs if node in origins}
+            before = sum(1 for _ in trial.nodes)
+            try:
+                getattr(fold if hasattr(fold, name) else clean, name)(trial)
+            except Exception as error:  # a foreign rewriter may raise anything; the copy is lost
+                self.ctx.skip(name, f"failed on this model: {type(error).__name__}: {error}"[:200])
+                continue
+            if removed := before - sum(1 for _ in trial.nodes):
+                model, origins = trial, followed
+                done.append(f"{name}: {removed} nodes less")
+        return model, origins, done
+
+    def named(self, one: Candidate) -> Candidate:
+        """The same under the names that its node had too."""
+        origin = self.origins.get(one.node)
+        if origin is None:
+            return one
+        return replace(one, aliases=origin.names, types={one.op_type, origin.op_type})
+
+    def alias(self, view: WeightView) -> Alias:
+        """A weight under the names that it had too."""
+        origins = [self.origins[use.node] for use in view.uses if use.node in self.origins]
+        types = view.types | {origin.op_type for origin in origins}
+        more = (name for origin in origins for name in origin.names)
+        return Alias(view.op_type, types, (*view.names, *more))
+
+    def original(self, node: Node, index: int) -> tuple[str, int] | None:
+        """Name and bytes that a node's constant came with; None if it came with none."""
+        origin = self.origins.get(node)
+        return None if origin is None else origin.constants.get(index)
+
+    def observe(
+        self, placement: Placement, options_of: Mapping[Candidate, QuantizeStatic]
+    ) -> Ranges:
+        """Run the model on the inputs and collect what grids and biases need."""
+        from onnxshrink.passes.quantize_static.storing import means, some_rows
+        from onnxshrink.runtime.calibrate import calibrate
+        from onnxshrink.runtime.worker import Worker
+
+        every = options_of.values()
+        names = [value.name for value in placement.values if value.name]
+        needs = [Need(name, Histogram()) for name in names]
+        if any(options.method == "moving-average" for options in every):
+            needs += [Need(name, Extremes()) for name in names]
+        for one, options in options_of.items():
+            wanted = [means(one)] * options.correct_bias
+            wanted += [some_rows(one)] * (options.reduce_range != "always")
+            needs += [need for need in wanted if need is not None]
+        ctx, worker = self.ctx, self.ctx.worker or Worker()
+        try:
+            statistics = calibrate(self.model, needs, ctx.feeds, worker, ctx.progress)
+        finally:
+            if worker is not ctx.worker:
+                worker.close()
+        return Ranges(statistics, statistics.refused, len(ctx.feeds))
+
+
+def _origin(node: Node) -> Origin:
+    from onnxshrink.graph.weights.views import constant
+
+    constants = {}
+    for index, value in enumerate(node.inputs):
+        tensor = None if value is None else constant(value)
+        if value is not None and tensor is not None:
+            constants[index] = value.name or "", tensor.nbytes
+    outputs = [value.name or "" for value in node.outputs] or [""]
+    names = (node.name or "", *outputs, *(name for name, _ in constants.values()))
+    return Origin(node.op_type, names, constants)
+
+
+@dataclass
+class Ranges:
+    """What calibration saw of the values, and the grids that follow from it.
+
+    Attributes:
+        statistics: What was collected.
+        refused: Values that could not be observed, and why.
+        feeds: How many inputs there were.
+        short: For values of which too few numbers were seen for the method, how many inputs it
+            would take.
+    """
+
+    statistics: Mapping[Need, Any]
+    refused: Mapping[str, str]
+    feeds: int
+    short: dict[str, int] = field(default_factory=dict)
+    _grids: dict[tuple[Value, int], tuple[Grid | None, str]] = field(default_factory=dict)
+
+    def grid(self, value: Value, options: QuantizeStatic) -> tuple[Grid | None, str]:
+        """The grid of a value, or None and why it has none."""
+        key = value, id(options)
+        if key not in self._grids:
+            self._grids[key] = self._grid(value, options)
+        return self._grids[key]
+
+    def _grid(self, value: Value, options: QuantizeStatic) -> tuple[Grid | None, str]:
+        from onnxshrink.graph.analysis.pointwise import behind
+        from onnxshrink.kernels import ranges
+
+        need = Need(value.name or "", Histogram())
+        if need not in self.statistics:
+            return None, f"cannot be observed: {self.refused.get(need.value, 'nothing makes it')}"
+        sums = self.statistics[need]
+        if sums.spoiled:
+            return None, f"has {int(sums.spoiled)} values that are NaN or infinite"
+        low, high = float(sums.low), float(sums.high)
+        if low == high:
+            return None, f"is always {low:g} with the calibration inputs"
+        sample = ranges.Sample(sums, behind(value))
+        symmetric = options.symmetric_activations
+        ends = self._range(value, sums, sample, options)
+        found = ranges.grid(*ends, options.activations, symmetric=symmetric)
+        sqnr = sample.sqnr_db(found)
+        if sqnr < options.least_sqnr:
+            kept = f"{options.activations} would keep {sqnr:.1f} dB of it"
+            return None, f"ranges from {low:.3g} to {high:.3g}: {kept}"
+        return found, ""
+
+    def _range(
+        self, value: Value, sums: Any, sample: Any, options: QuantizeStatic
+    ) -> tuple[float, float]:
+        name, low, high = value.name or "", float(sums.low), float(sums.high)
+        if options.method == "moving-average":
+            first, last = self.statistics[Need(name, Extremes())].average_range
+            return float(first[0]), float(last[0])
+        count, needed = int(sums.counts.sum()), 0
+        if options.method == "percentile" and options.percentile < 100:
+            needed = math.ceil(100 / (100 - options.percentile))
+        elif options.method == "entropy":
+            needed = _FEWEST_VALUES
+        if count < needed:
+            self.short[name] = math.ceil(needed * self.feeds / count)
+            return low, high
+        if options.method == "percentile":
+            return sums.percentile(options.percentile / 100)  # type: ignore[no-any-return]
+        if options.method == "entropy":
+            reach = sums.entropy()
+            return max(low, -reach), min(high, reach)
+        if options.method == "mse":
+            symmetric = options.symmetric_activations
+            return sample.least_squares(  # type: ignore[no-any-return]
+                low, high, options.activations, symmetric=symmetric
+            )
+        return low, high
+
+
+def choose(
+    placed: Callable[[Iterable[Candidate]], Placement], ranges: Ranges,
+    options_of: Mapping[Candidate, QuantizeStatic],
+) -> tuple[Placement, dict[Value, Grid], dict[Candidate, str]]:  # fmt: skip
+    """Leave nodes whose values have no grid in float, until all that is left have one.
+
+    Args:
+        placed: From the nodes asked for to a placement.
+        ranges: What was observed.
+        options_of: The nodes asked for, and their options.
+
+    Returns:
+        The placement, the grid of each root, and why nodes were left out.
+    """
+    refused: dict[Candidate, str] = {}
+    while True:
+        placement = placed([one for one in options_of if one not in refused])
+        grids: dict[Value, Grid] = {}
+        before = len(refused)
+        for value in placement.values:
+            root = placement.root(value)
+            if root in grids:
+                continue
+            near = [one for one in placement.neighbours(root) if one in options_of]
+            found, reason = ranges.grid(root, options_of[near[0]])
+            if found is None:
+                refused.update((one, f"{root.name!r} {reason}") for one in near)
+            else:
+                grids[root] = found
+        if len(refused) == before:
+            return placement, grids, refused

@@ -1,0 +1,129 @@
+"""A step applied to some of the weights that it would change, and what that does to the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from onnxshrink.contract import Answers, Judge, Settings
+from onnxshrink.errors import RecipeError
+from onnxshrink.pipeline import Context, Pass
+from onnxshrink.report import Change, Step
+
+if TYPE_CHECKING:
+    from onnxshrink.graph.file.model import Model
+    from onnxshrink.kernels.metrics import OutputComparison
+    from onnxshrink.runtime.worker import Worker
+
+_NEXT_TO_NOTHING = 1e-6
+
+
+@dataclass(frozen=True)
+class Figures:
+    """How far the outputs of a model are from the original's: of each figure the worst output's.
+
+    Attributes:
+        relative_error: Relative L2 error.
+        cosine: Cosine.
+        top1: Top-1 agreement; None where no output has rows.
+    """
+
+    relative_error: float
+    cosine: float
+    top1: float | None
+
+    @classmethod
+    def of(cls, effect: Sequence[OutputComparison]) -> Figures:
+        """The figures of a comparison; an output of nothing but zeros has no relative error."""
+        told = [row for row in effect if row.max_abs > _NEXT_TO_NOTHING]
+        return cls(
+            max((row.relative_error for row in told), default=0.0),
+            min((row.cosine for row in told), default=1.0),
+            min((row.top1 for row in effect if row.top1 is not None), default=None),
+        )
+
+
+class Parts:
+    """A step that can be applied to a part of the weights.
+
+    Args:
+        model: The model; it is left as it is.
+        step: A pass that selects weights.
+        settings: How to check; its inputs calibrate, too.
+        worker: Where to run.
+
+    Attributes:
+        whole: The model after the whole step.
+        changes: The weights that the whole step changes: name -> row of the report.
+        original: The answers of the model.
+        feeds: The inputs that they answer.
+
+    Raises:
+        RecipeError: The step does not select weights.
+        ShrinkError: The step cannot work on this model.
+    """
+
+    def __init__(self, model: Model, step: Pass, settings: Settings, worker: Worker):
+        from onnxshrink.graph import weights
+        from onnxshrink.runtime.calibrate import calibrate
+
+        if not hasattr(step, "weights"):
+            raise RecipeError(f"{step.name}: does not work weight by weight")
+        self.model, self.step, self.settings, self.worker = model, step, settings, worker
+        self._judge = Judge(model, settings, worker)
+        self.original = self._judge.original or Answers((), [])
+        self.feeds = settings.feeds[: len(self.original.outputs)]
+        needs = tuple(step.needs(model))
+        self._statistics: Any = {}
+        if needs:
+            self._statistics = calibrate(
+                model, needs, settings.feeds, worker, settings.progress, settings.cache
+            )
+        self.whole, report = self.apply(step)
+        names = {view.name for view in weights.find(model)}
+        self.changes = {row.what: row for row in report.changes if row.what in names}
+
+    def only(self, names: Sequence[str]) -> Model:
+        """The model with only these weights changed."""
+        return self.apply(self._select(only=tuple(names)))[0]
+
+    def without(self, names: Sequence[str]) -> tuple[Pass, Model]:
+        """The step that leaves these weights alone, and the model after it."""
+        if not names:
+            return self.step, self.whole
+        kept: tuple[str, ...] = self.step.weights.keep
+        step = self._select(keep=(*kept, *names))
+        return step, self.apply(step)[0]
+
+    def effect(self, model: Model) -> tuple[tuple[OutputComparison, ...], Answers]:
+        """Figures for every output against the original, and the answers.
+
+        Raises:
+            ModelError: The model does not run.
+        """
+        return self._judge.effect(model)
+
+    def _select(self, **options: Any) -> Pass:
+        selection = replace(self.step.weights, **options)
+        step: Pass = replace(self.step, weights=selection)  # type: ignore[call-arg]
+        return step
+
+    def apply(self, step: Pass) -> tuple[Model, Step]:
+        """The model after a step that needs no other statistics than the whole one, and its row."""
+        row = Step(step.name)
+        trial = self.model.clone()
+        settings = self.settings
+        step.apply(
+            trial,
+            Context(
+                row, settings.feeds, settings.generated, statistics=self._statistics,
+                original=self.model, worker=self.worker, seed=settings.seed,
+            ),
+        )  # fmt: skip
+        return trial, row
+
+
+def total(changes: Sequence[Change]) -> tuple[int, int]:
+    """Bytes before and after."""
+    return sum(row.before for row in changes), sum(row.after for row in changes)

@@ -1,0 +1,217 @@
+"""Weights: found wherever they live, seen as a matrix, and left alone where they must be."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+from weight_models import HEADER, Case, homes, normal, operators, parsed
+
+from onnxshrink.graph import weights
+from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.weights.views import OPERATORS, WeightView
+from onnxshrink.runtime.session import SessionOptions, open_session, run_session
+
+EXACT = SessionOptions(optimization="disable", accuracy_level=0)
+
+
+def found(model: onnx.ModelProto) -> dict[str, WeightView]:
+    return {view.name: view for view in weights.find(Model.from_proto(model))}
+
+
+def free(model: onnx.ModelProto) -> dict[str, WeightView]:
+    return {name: view for name, view in found(model).items() if not view.why_not and view.uses}
+
+
+@pytest.mark.parametrize("case", operators(), ids=repr)
+def test_the_matrix_is_what_the_operator_multiplies_with(case: Case) -> None:
+    views = free(case.model)
+    assert set(case.weights) <= set(views)
+    assert views[case.weights[0]].matrix.shape == case.dims
+    if case.formula is not None:
+        answer = run_session(open_session(case.model.SerializeToString(), EXACT), case.feed)[-1]
+        expected = case.formula({name: views[name].matrix for name in case.weights}, case.feed)
+        assert expected.shape == answer.shape
+        assert np.linalg.norm(answer - expected) <= 2e-6 * np.linalg.norm(expected)
+
+
+def test_every_operator_of_the_table_has_a_model() -> None:
+    shown = {(node.domain, node.op_type) for case in operators() for node in case.model.graph.node}
+    assert set(OPERATORS) <= shown
+
+
+@pytest.mark.parametrize("case", operators() + homes(), ids=repr)
+def test_the_stored_layout_comes_back(case: Case) -> None:
+    for view in free(case.model).values():
+        assert view.matrix.size == view.size
+        np.testing.assert_array_equal(view.from_matrix(view.matrix), view.array())
+        if view.axes.groups == 1:  # a row is a place along the output axes, whatever the layout
+            rows = np.arange(len(view.matrix))[:, None] + np.zeros(view.matrix.shape)
+            moved, contract = view.from_matrix(rows), view.axes.contract
+            np.testing.assert_array_equal(moved.min(contract), moved.max(contract))
+
+
+@pytest.mark.parametrize("case", homes(), ids=repr)
+def test_every_home(case: Case) -> None:
+    views = free(case.model)
+    assert set(views) >= set(case.weights)
+    for name in case.weights:
+        assert views[name].uses
+        assert views[name].is_node == (views[name].value.producer() is not None)
+        assert views[name].op_type in {use.op_type for use in views[name].uses}
+
+
+def test_uses_and_activations() -> None:
+    cases = {case.name: found(case.model) for case in homes()}
+    tied = cases["tied"]["W"]
+    assert [use.op_type for use in tied.uses] == ["MatMul", "MatMul"]
+    assert tied.activation is not None
+    assert tied.activation.name == "x"
+    turned = cases["tied, turned"]["W"]
+    assert {use.op_type: (use.axes.out, use.direct) for use in turned.uses} == {
+        "Gather": ((0,), True), "MatMul": ((0,), False),
+    }  # fmt: skip
+    assert turned.op_type == "MatMul"  # a product decides before a lookup
+    both = cases["shared by Gemm both ways"]["W"]
+    assert [use.axes.out for use in both.uses] == [(1,), (0,)]
+    argument = cases["function argument"]["W"]
+    assert argument.activation is not None
+    assert argument.activation.name == "a"
+    assert cases["also used elsewhere"]["W"].others == ("ReduceMax",)
+    joined = cases["LSTM put together"]
+    assert joined["W"].axes.out == (0,)
+    assert joined["W"].axes.contract == (1,)
+    assert joined["W"].op_type == joined["R"].op_type == "LSTM"
+
+
+def test_the_largest_come_first() -> None:
+    sizes = [
+        view.nbytes for case in operators() for view in weights.find(Model.from_proto(case.model))
+    ]
+    model = parsed(
+        "g (float[3, 8] x) => (float[3, 64] y) { h = MatMul(x, small) y = MatMul(h, large) }",
+        small=normal(8, 32), large=normal(32, 64),
+    )  # fmt: skip
+    assert [view.name for view in weights.find(Model.from_proto(model))] == ["large", "small"]
+    assert min(sizes) > 0
+
+
+W = normal(64, 40)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("(float[3, 64] x, float[64, 40] W) => (float y) { y = MatMul(x, W) }", "override"),
+        ("(float[3, 64] x) => (float y, float[64, 40] W) { y = MatMul(x, W) }", "output"),
+        ("(float[3, 64] x) => (float y, float t) { t = Transpose(W) y = MatMul(x, W) }", "output"),
+        ("(float[3, 64] x) => (float y) { y = local.Custom(x, W) }", "Custom"),
+        ("(float[3, 64] x) => (float y) { t = Concat<axis=0>(x, W) y = Relu(t) }", "Concat"),
+        (
+            "(float[3, 64] x, bool c) => (float y) { y = If(c) "
+            "<then_branch = t () => (float W) { },"
+            " else_branch = e () => (float q) { q = Relu(x) }> }",
+            "",
+        ),
+    ],
+)
+def test_what_must_stay(text: str, reason: str) -> None:
+    if not reason:  # a branch cannot hand out an outer value: not a model
+        with pytest.raises(Exception, match="'W'"):
+            Model.from_proto(parsed("g " + text, W=W))
+        return
+    view = found(parsed("g " + text, W=W))["W"]
+    assert reason in view.why_not
+
+
+def test_an_activation_is_not_followed_through_concat() -> None:
+    """The tokens of a class, joined with patches: a product behind it is not the constant's."""
+    model = parsed(
+        "g (float[3, 40] x) => (float[67, 20] y) { t = Concat<axis = 0>(W, x) y = MatMul(t, V) }",
+        W=W, V=normal(40, 20),
+    )  # fmt: skip
+    views = found(model)
+    assert views["W"].uses == ()
+    assert views["W"].others == ("Concat",)
+    assert not views["V"].why_not
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "how"),
+    [
+        ("{ w = DequantizeLinear(Q, s, z) y = MatMul(x, w) }", "Q", "DequantizeLinear"),
+        ("{ c = Cast<to = 1>(Q) w = Mul(c, s) y = MatMul(x, w) }", "Q", "Cast, Mul"),
+        ("{ c = Cast<to = 1>(Q) d = Sub(c, f) w = Mul(d, s) y = MatMul(x, w) }", "Q", "Cast, Mul"),
+        ("{ t = Transpose(Q) w = DequantizeLinear(t, s, z) y = MatMul(x, w) }", "Q", "Dequantize"),
+        ("{ q, a, b = DynamicQuantizeLinear(x) p = MatMulInteger(q, Q, b, z) y = Cast<to = 1>(p) }",
+         "Q", "MatMulInteger"),
+        ("{ y = com.microsoft.DynamicQuantizeMatMul(x, Q, s, z) }", "Q", "DynamicQuantizeMatMul"),
+        ("{ y = com.microsoft.MatMulNBits<K = 64, N = 40, bits = 4, block_size = 32>(x, N, n) }",
+         "N", "MatMulNBits"),
+        ("{ q, a, b = DynamicQuantizeLinear(x) p = ConvInteger(q, Q) y = Cast<to = 1>(p) }",
+         "Q", "ConvInteger"),
+        ("{ y = com.microsoft.DynamicQuantizeLSTM<hidden_size = 10>"
+         "(x, Q, Q, , , , , , s, z, s, z) }",
+         "Q", "DynamicQuantizeLSTM"),
+    ],
+)  # fmt: skip
+def test_what_is_quantized_already(text: str, name: str, how: str) -> None:
+    model = parsed(
+        "g (float[3, 64] x) => (float y) " + text,
+        Q=np.ones((64, 40), np.int8), z=np.zeros((), np.int8), s=np.full((), 0.5, np.float32),
+        f=np.zeros((), np.float32), N=np.zeros((40, 2, 16), np.uint8), n=normal(80),
+    )  # fmt: skip
+    views = found(model)
+    assert how in views[name].why_not
+    assert "already quantized" in views[name].why_not
+    assert all(view.why_not for view in views.values())
+
+
+def test_nothing_is_found_where_nothing_is() -> None:
+    assert found(parsed("g (float[3] x) => (float[3] y) { y = Relu(x) }")) == {}
+    assert (
+        found(parsed("g (float[3, 0] x) => (float y) { y = MatMul(x, W) }", W=normal(0, 4))) == {}
+    )
+    unused = parsed("g (float[3] x) => (float[3] y) { y = Relu(x) }", W=W)
+    assert found(unused) == {}
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        helper.make_node("Einsum", ["x", "W"], ["y"]),
+        helper.make_node("Einsum", ["x", "W"], ["y"], equation="..."),
+        helper.make_node("Einsum", ["x", "W"], ["y"], equation="ij"),
+        helper.make_node("Einsum", ["x", "W"], ["y"], equation=3),
+        helper.make_node("Einsum", ["x", "W"], ["y"], equation="ij,jj->ij"),
+        helper.make_node("Transpose", ["W"], ["y"], perm=[5, 0]),
+        helper.make_node("Transpose", ["W"], ["y"], perm="no"),
+        helper.make_node("Unsqueeze", ["W"], ["y"]),
+        helper.make_node("Unsqueeze", ["W", "x"], ["y"]),
+        helper.make_node("Cast", ["W"], ["y"], to=99),
+        helper.make_node("LSTM", ["x", "W", "W"], ["y"]),
+    ],
+)
+def test_damaged_nodes_are_no_uses(node: onnx.NodeProto) -> None:
+    """Models are also inspected without the checker: what makes no sense is no weight."""
+    model = parsed("g (float[3, 64] x) => (float y) { y = Identity(x) }", HEADER, W=W)
+    model.graph.node[0].CopyFrom(node)
+    assert not any(view.uses for view in found(model).values())
+
+
+def test_tensors_are_shared_not_copied() -> None:
+    model = parsed("g (float[3, 64] x) => (float y) { y = MatMul(x, W) }", W=W)
+    view = found(model)["W"]
+    assert numpy_helper.to_array(model.graph.initializer[0]).tobytes() == view.array().tobytes()
+    assert (view.shape, view.size, view.nbytes, view.op_type) == ((64, 40), 2560, 10240, "MatMul")
+
+
+def test_the_value_of_constant_of_shape_is_no_constant() -> None:
+    """Its attribute has the same name and holds one element of what comes out."""
+    text = """g (int64[2] s) => (float[a, b] y, float[1] z) {
+        y = ConstantOfShape<value = float[1] {3}>(s)  z = Constant<value = float[1] {4}>()
+    }"""
+    nodes = Model.from_proto(parsed(text)).nodes
+    of_shape, plain = (weights.constant(node.outputs[0]) for node in nodes)
+    assert of_shape is None
+    assert plain is not None
+    assert plain.numpy() == 4
