@@ -49,7 +49,7 @@ def _greedy(readers, count):
     st.integers(0, 2**32 - 1), st.integers(1, 7), st.integers(1, 3), st.integers(1, 3),
     st.integers(0, 3), st.integers(1, 12),
 )  # fmt: skip
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_each_step_is_the_best_that_least_squares_finds(seed, channels, size, count, more, outputs):
     rng = np.random.default_rng(seed)
     readers = [_reader(rng, channels, size, outputs, more) for _ in range(count)]

@@ -66,7 +66,7 @@ def test_close_to_the_exhaustive_optimum_on_4x4() -> None:
 
 
 @given(st.integers(0, 2**31), st.integers(1, 40), st.integers(1, 70), st.floats(0.01, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_never_worse_than_to_nearest(seed: int, rows: int, width: int, step: float) -> None:
     weights, moment = problem(seed, rows, width, samples=width // 2 + 1)
     known = obs.factor(moment, 0.01)
@@ -79,7 +79,7 @@ def test_never_worse_than_to_nearest(seed: int, rows: int, width: int, step: flo
 
 
 @given(st.integers(0, 2**31), st.integers(1, 20), st.integers(1, 80))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_independent_inputs_round_to_nearest(seed: int, rows: int, width: int) -> None:
     weights, _ = problem(seed, rows, width)
     found = obs.quantize(weights, obs.factor(np.eye(width)), obs.uniform(0.25))

@@ -93,7 +93,7 @@ def test_close_to_the_best_of_all_masks() -> None:
 
 
 @given(st.integers(0, 2**31), st.integers(1, 20), st.integers(2, 40), st.floats(0, 1))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_never_above_the_same_mask_without_updates(
     seed: int, rows: int, width: int, ratio: float
 ) -> None:
@@ -110,7 +110,7 @@ def test_never_above_the_same_mask_without_updates(
 
 
 @given(st.integers(0, 2**31), st.integers(1, 12), st.integers(1, 10))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_patterns_are_exact(seed: int, rows: int, fours: int) -> None:
     weights, moments = problem(seed, rows, 4 * fours)
     found = sparsegpt.prune(weights, moments, two_of_four)
@@ -119,7 +119,7 @@ def test_patterns_are_exact(seed: int, rows: int, fours: int) -> None:
 
 
 @given(st.integers(0, 2**31), st.integers(1, 20), st.integers(2, 80))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_rounding_keeps_zeros_and_stays_on_the_grid(seed: int, rows: int, width: int) -> None:
     weights, moments = problem(seed, rows, width)
     pruned = sparsegpt.prune(weights, moments, by_row(0.5))[0]

@@ -1,6 +1,5 @@
 """quantize-weights: ONNX Runtime must compute with exactly the weights that were stored."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import shares
 from weight_models import Case, homes, normal, operators, parsed
 
 from onnxshrink.contract import Settings
@@ -26,8 +26,6 @@ from onnxshrink.runtime.session import SessionOptions
 from onnxshrink.runtime.worker import Worker
 from onnxshrink.select import Select
 
-# Every variant on every operator and home; by default a share of them.
-EVERYTHING = os.environ.get("ONNXSHRINK_ORACLE") == "all"
 EVERY = Select(min_size=0)
 EXACT = [SessionOptions(optimization=level, accuracy_level=0) for level in ("disable", "all")]
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -149,14 +147,14 @@ OPERATORS = [
     for case in operators()
     for variant in VARIANTS
     for form in ("auto", "dq")
-    if EVERYTHING or few(case) or (variant, form) in FEW
+    if shares.EVERYTHING or few(case) or (variant, form) in FEW
 ]
 HOMES = [
     pytest.param(case, variant, form, id=f"{case}-{variant}-{form}")
     for case in homes()
     for variant in VARIANTS
     for form in ("auto", "dq")
-    if EVERYTHING or (variant, form) in (("int8", "auto"), ("int4 blocks", "dq"))
+    if shares.EVERYTHING or (variant, form) in (("int8", "auto"), ("int4 blocks", "dq"))
     if not (variant.startswith(("int2", "uint2")) and case.name.startswith("function"))
 ]
 

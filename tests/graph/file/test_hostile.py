@@ -3,13 +3,13 @@
 import os
 import random
 import struct
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import shares
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxshrink import pipeline
@@ -18,7 +18,6 @@ from onnxshrink.graph import weights
 from onnxshrink.graph.file.model import Model
 
 HEADER = '<ir_version: 10, opset_import: ["": 21]> g '
-FUZZ_COUNT = int(os.environ.get("ONNXSHRINK_FUZZ", "2000"))
 
 
 def small_model() -> onnx.ModelProto:
@@ -81,7 +80,6 @@ def path(tmp_path: Path) -> Path:
 
 def refused(path: Path, *says: str) -> str:
     """Load a file; assert that it is refused in one line that names the file and what is said."""
-    started = time.perf_counter()
     with pytest.raises(ModelError) as caught:
         Model.load(path)
     message = str(caught.value)
@@ -90,7 +88,6 @@ def refused(path: Path, *says: str) -> str:
     assert str(path) in message
     for text in says:
         assert text in message
-    assert time.perf_counter() - started < 5
     return message
 
 
@@ -510,9 +507,9 @@ def test_damaged_models_are_refused_or_come_through(path: Path) -> None:
         ).SerializeToString()
     ]
     outcomes = {"refused": 0, "saved": 0}
-    for round_ in range(FUZZ_COUNT):
+    for round_ in range(shares.FUZZ):
         path.write_bytes(damaged(sources[round_ % len(sources)], rng))
         message = through(path)
         assert not message or str(path) in message or "no pass reported it" in message
         outcomes["refused" if message else "saved"] += 1
-    assert min(outcomes.values()) > FUZZ_COUNT / 20, outcomes
+    assert min(outcomes.values()) > shares.FUZZ / 20, outcomes

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import shares
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxshrink.errors import DataError, ModelError, RecipeError
@@ -139,12 +140,13 @@ def test_macs_of_a_real_network_against_onnx_shape_inference():
 
 @pytest.mark.oracle
 def test_inferred_shapes_are_those_that_run():
-    """Every node case of the onnx wheel: a known shape is the shape of the expected output."""
+    """Node cases of the onnx wheel: a known shape is the shape of the expected output."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # numpy's, from the reference implementations
         from onnx.backend.test.case.node import collect_testcases
 
-        cases = [case for case in collect_testcases(None) if case.model is not None]
+        found = [case for case in collect_testcases(None) if case.model is not None]
+    cases = [case for case in found if shares.chosen(case.name, 4)]
     agreed = 0
     for case in cases:
         model = Model.from_proto(case.model)

@@ -123,6 +123,25 @@ def test_what_must_stay(text: str, reason: str) -> None:
     assert reason in view.why_not
 
 
+@pytest.mark.parametrize(("version", "reason"), [(3, ""), (4, "override"), (5, "override")])
+def test_initializers_that_are_inputs_are_defaults_since_ir_4(version: int, reason: str) -> None:
+    header = f'<ir_version: {version}, opset_import: ["": 8]>'
+    text = "g (float[3, 64] x, float[64, 40] W) => (float[3, 40] y) { y = MatMul(x, W) }"
+    why_not = found(parsed(text, header, W=W))["W"].why_not
+    assert reason in why_not
+    assert bool(reason) == bool(why_not)
+
+
+def test_a_weight_is_not_followed_where_it_becomes_integers() -> None:
+    """What is multiplied there are other numbers, and codes in its place would be others again."""
+    text = "g (int32[3, 64] x) => (int32 y) { c = Cast<to = %d>(W) y = MatMul(x, c) }"
+    for kind in (onnx.TensorProto.INT32, onnx.TensorProto.INT8):
+        view = found(parsed(text % kind, W=W))["W"]
+        assert (view.uses, view.others) == ((), ("Cast",))
+    floats = found(parsed(text % onnx.TensorProto.FLOAT16, W=W))["W"]
+    assert [use.op_type for use in floats.uses] == ["MatMul"]
+
+
 def test_an_activation_is_not_followed_through_concat() -> None:
     """The tokens of a class, joined with patches: a product behind it is not the constant's."""
     model = parsed(
