@@ -15,7 +15,7 @@ from onnxshrink.channels.labels import Walk
 from onnxshrink.channels.readers import Consumer
 from onnxshrink.kernels.elimination import Reader, eliminate
 from onnxshrink.kernels.importance import Array, index_power
-from onnxshrink.kernels.obs import damped
+from onnxshrink.kernels.moments import damped
 from onnxshrink.kernels.refit import Moments
 
 Importance = Literal["auto", "l1", "l2", "bn-gamma", "activation", "variance", "hessian",

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnxshrink.graph.weights.views import Use, WeightView
 from onnxshrink.kernels import adaround, obs
+from onnxshrink.kernels.moments import damped
 from onnxshrink.kernels.observers import Lookups, Need, Rows, SecondMoment
 from onnxshrink.kernels.patches import Window
 
@@ -198,11 +199,9 @@ def adarounded(
         groups[0],
         lambda rows: obs.affine(scales[0, rows], zeros[0, rows], *codes),
     )
-    diagonal = np.einsum("gii->g", every) / every.shape[-1] * damping
-    damped = every + diagonal[:, None, None] * np.eye(every.shape[-1])
     found = [
         adaround.quantize(part, h, s, z, *codes)
-        for part, h, s, z in zip(groups, damped, scales, zeros, strict=True)
+        for part, h, s, z in zip(groups, damped(every, damping), scales, zeros, strict=True)
     ]
     return view.from_matrix(np.concatenate(found))
 
