@@ -16,29 +16,12 @@ import onnx_ir as ir
 
 from onnxshrink.graph.analysis import macs
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.weights.views import FLOATS, OPERATORS
+from onnxshrink.graph.operators import TABLE, Quantized, of
+from onnxshrink.graph.weights.views import FLOATS
 
 _MOVES = {"Transpose", "Identity", "Squeeze", "Unsqueeze"}
 _RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
            "RandomUniformLike"}  # fmt: skip
-# Operators that take codes as they are: which of their inputs are weights or biases, rather than
-# scales and zero points.
-_CODES: dict[str, tuple[int, ...]] = {
-    "ConvInteger": (0, 1),
-    "DequantizeLinear": (0,),
-    "DynamicQuantizeLSTM": (1, 2, 3, 7),
-    "DynamicQuantizeMatMul": (1, 4),
-    "GatherBlockQuantized": (0,),
-    "MatMulBnb4": (1, 5),
-    "MatMulInteger": (0, 1),
-    "MatMulIntegerToFloat": (0, 1, 6),
-    "MatMulNBits": (1, 5),
-    "QAttention": (1, 2),
-    "QGemm": (0, 3, 6),
-    "QLinearConv": (3, 8),
-    "QLinearMatMul": (0, 3),
-    "QuantizeLinear": (0,),
-}
 _NO_WEIGHTS = {ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING, ir.DataType.UNDEFINED}
 
 
@@ -120,8 +103,8 @@ class Operand:
         tensor = self.main.tensor
         if not self.main.shape or tensor.dtype in _NO_WEIGHTS or self.main.size == 0:
             return False
-        if self.node is not None and self.node.op_type in _CODES:
-            return self.index in _CODES[self.node.op_type]
+        if (row := of(self.node, Quantized)) is not None:
+            return self.index in row.codes
         if self.node is not None and _looks_up_scales(self.node):
             return False
         return tensor.dtype in FLOATS or tensor.dtype.bitwidth <= 16
@@ -202,7 +185,8 @@ def _rank(reach: _Reach) -> int:
     if reach.node is None:
         return 3
     key = (reach.node.domain, reach.node.op_type)
-    return 0 if key in macs.RULES else 1 if key in OPERATORS else 2
+    row = TABLE.get(key)
+    return 0 if key in macs.RULES else 1 if row is not None and row.weights else 2
 
 
 def fixed_values(model: Model, stored: set[ir.Value]) -> set[ir.Value]:

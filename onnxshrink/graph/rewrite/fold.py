@@ -11,7 +11,7 @@ from onnxshrink.graph.analysis import shapes
 from onnxshrink.graph.analysis.shape_rules import Shape
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.forms import edit
-from onnxshrink.graph.weights.views import constant
+from onnxshrink.graph.read import constant
 
 
 def fold_pads(model: Model) -> None:

@@ -1,14 +1,13 @@
 """Weights and their uses: one constant, wherever it lives and however it is reached.
 
 ``find(model)`` yields a :class:`WeightView` for every floating-point constant that an operator of
-the table below multiplies with, looks up, or adds. To teach every pass a new operator, add one
-row to ``OPERATORS``.
+the table in ``operators`` multiplies with, looks up, or adds.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,25 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxshrink.graph import operators, read
 from onnxshrink.graph.file import tensors
 from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.operators import Arithmetic, Axes, Lookup, Product, Quantized, Row
+from onnxshrink.graph.read import constant
 
 FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
-
-
-@dataclass(frozen=True)
-class Axes:
-    """The role of each axis of an operand.
-
-    Attributes:
-        out: Axes that number outputs (channels, neurons, rows); each has a scale of its own.
-        contract: Axes that are summed over, or read together as one row.
-        groups: Channel groups folded into axis 0 (ConvTranspose), else 1.
-    """
-
-    out: tuple[int, ...]
-    contract: tuple[int, ...]
-    groups: int = 1
 
 
 @dataclass(frozen=True)
@@ -61,96 +48,30 @@ class Use:
         """The operator's type, for instance ``MatMul``."""
         return self.node.op_type
 
+    @property
+    def row(self) -> Row:
+        """What the operator is."""
+        return operators.TABLE[self.node.domain, self.node.op_type]
 
-# The stored axis of each axis of a value on its way to an operator; None where it was inserted.
+    @property
+    def product(self) -> Product | None:
+        """How the operator multiplies with the weight; None where it is no product."""
+        return operators.product(self.node, self.index)
+
+    @property
+    def is_lookup(self) -> bool:
+        """Whether rows of the weight are picked by their numbers."""
+        return isinstance(self.row, Lookup)
+
+    @property
+    def is_arithmetic(self) -> bool:
+        """Whether it is added, or multiplied number by number."""
+        return isinstance(self.row, Arithmetic)
+
+
+#: The stored axis of each axis of a value on its way to an operator; None where it was inserted.
 Order = tuple[int | None, ...]
-Rule = Callable[[ir.Node, int, int], Axes | None]
 
-
-def _int(node: ir.Node, name: str, default: int) -> int:
-    attribute = node.attributes.get(name)
-    if attribute is None or attribute.is_ref() or attribute.type != ir.AttributeType.INT:
-        return default
-    return attribute.as_int()
-
-
-def _ints(node: ir.Node, name: str) -> tuple[int, ...] | None:
-    attribute = node.attributes.get(name)
-    if attribute is None or attribute.is_ref() or attribute.type != ir.AttributeType.INTS:
-        return None
-    return tuple(attribute.as_ints())
-
-
-def _split(rank: int, contract: Sequence[int], groups: int = 1) -> Axes:
-    inner = tuple(axis % rank for axis in contract)
-    return Axes(tuple(a for a in range(rank) if a not in inner), inner, groups)
-
-
-def _matmul(node: ir.Node, index: int, rank: int) -> Axes | None:
-    left = index == 0
-    transposed = _int(node, "transA" if left else "transB", 0)  # FusedMatMul has them too
-    inner = -1 if left != bool(transposed) else -2
-    return _split(rank, [inner]) if rank > 1 else _split(rank, [0])
-
-
-def _conv(node: ir.Node, index: int, rank: int) -> Axes | None:
-    return _split(rank, range(1, rank))
-
-
-def _conv_transpose(node: ir.Node, index: int, rank: int) -> Axes | None:
-    return _split(rank, [0, *range(2, rank)], _int(node, "group", 1))
-
-
-def _recurrent(node: ir.Node, index: int, rank: int) -> Axes | None:
-    return _split(rank, [2]) if rank == 3 else None
-
-
-def _lookup(node: ir.Node, index: int, rank: int) -> Axes | None:
-    axis = _int(node, "axis", 0) % rank
-    return _split(rank, [a for a in range(rank) if a != axis])
-
-
-def _einsum(node: ir.Node, index: int, rank: int) -> Axes | None:
-    attribute = node.attributes.get("equation")
-    equation = "" if attribute is None or attribute.is_ref() else str(attribute.value)
-    left, _, right = equation.replace(" ", "").partition("->")
-    term = (left.split(",") + [""] * 2)[index]
-    if not right or len(term) != rank or "." in term or len(set(term)) != rank:
-        return None
-    return _split(rank, [axis for axis, letter in enumerate(term) if letter not in right])
-
-
-def _elementwise(node: ir.Node, index: int, rank: int) -> Axes | None:
-    return _split(rank, [rank - 1]) if rank > 1 else None
-
-
-# (domain, operator) -> {input index: (role of its axes, index of the activation or None)}
-OPERATORS: dict[tuple[str, str], dict[int, tuple[Rule, int | None]]] = {
-    ("", "MatMul"): {0: (_matmul, 1), 1: (_matmul, 0)},
-    ("", "Gemm"): {0: (_matmul, 1), 1: (_matmul, 0)},
-    ("", "Conv"): {1: (_conv, 0)},
-    ("", "ConvTranspose"): {1: (_conv_transpose, 0)},
-    ("", "Gather"): {0: (_lookup, 1)},
-    ("", "LSTM"): {1: (_recurrent, 0), 2: (_recurrent, None)},
-    ("", "GRU"): {1: (_recurrent, 0), 2: (_recurrent, None)},
-    ("", "RNN"): {1: (_recurrent, 0), 2: (_recurrent, None)},
-    ("", "Einsum"): {0: (_einsum, 1), 1: (_einsum, 0)},
-    ("", "Add"): {0: (_elementwise, None), 1: (_elementwise, None)},
-    ("", "Sub"): {0: (_elementwise, None), 1: (_elementwise, None)},
-    ("", "Mul"): {0: (_elementwise, None), 1: (_elementwise, None)},
-    ("com.microsoft", "FusedMatMul"): {0: (_matmul, 1), 1: (_matmul, 0)},
-    ("com.microsoft", "FusedGemm"): {0: (_matmul, 1), 1: (_matmul, 0)},
-    ("com.microsoft", "FusedConv"): {1: (_conv, 0)},
-    ("com.microsoft", "Attention"): {1: (_matmul, 0)},
-    ("com.microsoft", "EmbedLayerNormalization"): {i: (_lookup, None) for i in (2, 3, 4)},
-}
-
-#: Operators that mark a constant as quantized already.
-QUANTIZED = {
-    "ConvInteger", "DequantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul",
-    "GatherBlockQuantized", "MatMulBnb4", "MatMulInteger", "MatMulIntegerToFloat", "MatMulNBits",
-    "QAttention", "QGemm", "QLinearConv", "QLinearMatMul", "QMoE",
-}  # fmt: skip
 _INTEGERS = {
     ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT2,
     ir.DataType.UINT2, ir.DataType.INT16, ir.DataType.UINT16, ir.DataType.FLOAT8E4M3FN,
@@ -213,7 +134,7 @@ class WeightView:
     @property
     def main(self) -> Use:
         """The use that decides: a product before a lookup before an addition."""
-        order = list(OPERATORS)
+        order = list(operators.TABLE)
         return min(self.uses, key=lambda use: order.index((use.node.domain, use.op_type)))
 
     @property
@@ -303,7 +224,7 @@ def find(model: Model) -> Iterator[WeightView]:
     found: list[WeightView] = []
     for scope in model.scopes:
         constants = list(scope.initializers.values()) if isinstance(scope, ir.Graph) else []
-        constants += [node.outputs[0] for node in scope if node.op_type == "Constant"]
+        constants += [node.outputs[0] for node in scope if _holds_tensor(node)]
         for value in constants:
             tensor = constant(value)
             if tensor is not None and math.prod(tensor.shape) > 0:  # type: ignore[arg-type]
@@ -313,17 +234,9 @@ def find(model: Model) -> Iterator[WeightView]:
     yield from sorted(found, key=lambda view: -view.nbytes)
 
 
-def constant(value: ir.Value) -> ir.TensorProtocol | None:
-    """The tensor of an initializer or of a Constant node; None for what is computed or given."""
-    node = value.producer()
-    if node is None:
-        return value.const_value
-    if node.op_type != "Constant" or node.domain:  # ConstantOfShape has a 'value' too
-        return None
-    attribute = node.attributes.get("value")
-    if attribute is None or attribute.is_ref() or attribute.type != ir.AttributeType.TENSOR:
-        return None
-    return attribute.as_tensor()
+def _holds_tensor(node: ir.Node) -> bool:
+    """Whether a node is a constant that could be a weight; those in plain numbers are short."""
+    return (node.domain, node.op_type) == ("", "Constant") and "value" in node.attributes
 
 
 def _view(
@@ -349,6 +262,7 @@ class _Tracer:
         self.rank = rank
         self.uses: list[Use] = []
         self.others: list[str] = []
+        self.quantized: set[str] = set()
         self.escapes = False
         self.rebuilds = False
 
@@ -368,13 +282,14 @@ class _Tracer:
                 self.uses.append(use)
             else:
                 self.others.append(node.op_type)
+                self.quantized |= {node.op_type} if _takes_codes(node) else set()
 
     def _use(self, node: ir.Node, index: int, order: Order, direct: bool) -> Use | None:
-        row = OPERATORS.get((node.domain, node.op_type), {}).get(index)
-        if row is None or not order:
+        row = operators.TABLE.get((node.domain, node.op_type))
+        if row is None or index not in row.weights or not order:
             return None
-        rule, other = row
-        axes = rule(node, index, len(order))
+        other = row.weights[index]
+        axes = row.axes(node, index, len(order))
         if axes is None:
             return None
         contract = tuple(stored for axis in axes.contract if (stored := order[axis]) is not None)
@@ -395,11 +310,17 @@ class _Tracer:
             return "is a default that the caller may override"
         if self.rebuilds:
             return "is a scale, zero point or table of a compressed weight"
-        if quantized := set(self.others) & QUANTIZED:
-            return f"belongs to a quantized operator ({', '.join(sorted(quantized))})"
+        if self.quantized:
+            return f"belongs to a quantized operator ({', '.join(sorted(self.quantized))})"
         if len({use.axes.groups for use in self.uses}) > 1:
             return "its uses disagree about channel groups"
         return ""
+
+
+def _takes_codes(node: ir.Node) -> bool:
+    """Whether an operator marks its constants as quantized already."""
+    row = operators.of(node, Quantized)
+    return row is not None and not row.floats
 
 
 def _rebuilds(node: ir.Node, index: int) -> bool:
@@ -433,17 +354,29 @@ def _from_codes(value: ir.Value | None, depth: int = 8) -> bool:
 
 def _rearranged(node: ir.Node, index: int, order: Order) -> Order | None:
     """The order of axes behind a node that only moves or copies values; None for other nodes."""
+    try:
+        return _moved(node, index, order)
+    except read.Unknown:
+        return None
+
+
+def _moved(node: ir.Node, index: int, order: Order) -> Order | None:
+    """The same.
+
+    Raises:
+        Unknown: A function takes it from a caller, or it is computed.
+    """
     if node.op_type == "Concat":
         return order if all(map(_is_constant, node.inputs)) else None
     if node.op_type == "Identity" or (node.op_type in ("Slice", "Split", "Pad") and index == 0):
         return order
     if node.op_type == "Cast":
-        return order if _int(node, "to", 1) in FLOATS else None
+        return order if read.integer(node, "to", 1) in FLOATS else None
     if node.op_type == "Transpose":
-        perm = _ints(node, "perm") or tuple(range(len(order)))[::-1]
+        perm = read.integers(node, "perm") or tuple(range(len(order)))[::-1]
         return tuple(order[a] for a in perm) if sorted(perm) == list(range(len(order))) else None
     if node.op_type in ("Unsqueeze", "Squeeze") and index == 0:
-        axes = _axes(node)
+        axes = read.axes(node)
         if axes is None:
             return None
         if node.op_type == "Squeeze":
@@ -468,19 +401,10 @@ def _is_constant(value: ir.Value | None, depth: int = 8) -> bool:
     return moves and all(_is_constant(v, depth - 1) for v in node.inputs)
 
 
-def _axes(node: ir.Node) -> tuple[int, ...] | None:
-    """The axes of Squeeze or Unsqueeze: an attribute before opset 13, an input since."""
-    if (axes := _ints(node, "axes")) is not None:
-        return axes
-    source = node.inputs[1] if len(node.inputs) > 1 else None
-    tensor = None if source is None else constant(source)
-    return None if tensor is None else tuple(tensor.numpy().reshape(-1).tolist())
-
-
 def _quantized_by(value: ir.Value) -> str:
     """The operator that shows an integer constant to be a quantized weight, or nothing."""
     for node, index in value.uses():
-        if node.op_type in QUANTIZED:
+        if _takes_codes(node):
             return node.op_type
         # Codes of a group of rows are moved to where its table begins.
         after = node.outputs[0].uses() if node.op_type == "Add" else [(node, index)]

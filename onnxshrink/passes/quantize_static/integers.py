@@ -183,7 +183,7 @@ class Work:
 
 
 def _origin(node: Node) -> Origin:
-    from onnxshrink.graph.weights.views import constant
+    from onnxshrink.graph.read import constant
 
     constants = {}
     for index, value in enumerate(node.inputs):

@@ -91,7 +91,7 @@ class Products:
         """Put codes in the place of what a function such as Add takes beside activations."""
         import numpy as np
 
-        from onnxshrink.graph.weights.views import constant
+        from onnxshrink.graph.read import constant
         from onnxshrink.kernels import ranges
 
         for index in candidate.constants:
@@ -127,7 +127,7 @@ def unfit(candidate: Candidate) -> str:
     """Why a product's constants cannot be quantized; empty when they can."""
     import numpy as np
 
-    from onnxshrink.graph.weights.views import constant
+    from onnxshrink.graph.read import constant
 
     view, bias = candidate.weight, candidate.bias
     if view is None:
