@@ -175,7 +175,9 @@ class QuantizeDynamic(Pass):
         )  # fmt: skip
         if codes.nbytes + _OVERHEAD >= view.nbytes:
             raise ValueError(f"would not be smaller as {kind}")
-        return _Rounded(replace(codes, dtype=kind), method, affine.sqnr_db(layout.values(), codes))
+        why = _rounding.lesser(view, self.rounding, method)
+        sqnr = affine.sqnr_db(layout.values(), codes)
+        return _Rounded(replace(codes, dtype=kind), method, sqnr, why)
 
     def _otherwise(self, view: WeightView, reason: str, model: Model, ctx: Context) -> None:
         """Store a weight that no integer operator takes, or report why it is left alone."""
@@ -189,13 +191,15 @@ class QuantizeDynamic(Pass):
 
 @dataclass(frozen=True)
 class _Rounded:
-    """A weight's codes, the method that chose them, and their signal to noise in dB."""
+    """A weight's codes, what chose them and why not another, their signal to noise in dB."""
 
     codes: Quantized
     method: str
     sqnr_db: float
+    why: str
 
     def note(self, operator: str) -> str:
         """What the weight became."""
         fitted = f", {self.method}" * (self.method not in ("rtn", "balanced"))
-        return f"{self.codes.dtype}, {self.codes.scale.size} scales, {operator}{fitted}"
+        why = f" ({self.why})" * bool(self.why)
+        return f"{self.codes.dtype}, {self.codes.scale.size} scales, {operator}{fitted}{why}"

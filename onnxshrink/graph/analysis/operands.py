@@ -138,14 +138,21 @@ def _looks_up_codes(value: ir.Value | None) -> bool:
 def constants(model: Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
     """Every constant of a model: initializers, and the outputs of Constant nodes."""
     for scope in model.scopes:
-        if isinstance(scope, ir.Graph):
-            for value in scope.initializers.values():
-                if value.const_value is not None:
-                    yield value, value.const_value
-        for node in scope:
-            attribute = node.attributes.get("value") if node.op_type == "Constant" else None
-            if attribute is not None and not attribute.is_ref():
-                yield node.outputs[0], attribute.as_tensor()
+        yield from constants_of(scope)
+
+
+def constants_of(
+    scope: ir.Graph | ir.Function,
+) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
+    """Every constant of one graph or function."""
+    if isinstance(scope, ir.Graph):
+        for value in scope.initializers.values():
+            if value.const_value is not None:
+                yield value, value.const_value
+    for node in scope:
+        attribute = node.attributes.get("value") if node.op_type == "Constant" else None
+        if attribute is not None and not attribute.is_ref():
+            yield node.outputs[0], attribute.as_tensor()
 
 
 def find(model: Model) -> list[Operand]:

@@ -75,7 +75,7 @@ def _only(value: ir.Value | None, views: Sequence[WeightView]) -> WeightView | N
 
 def layout(view: WeightView, *, per_channel: bool) -> Layout:
     """How a weight is laid out to be quantized: of products as MatMulInteger's [..., K, N]."""
-    turned = view.op_type == "Gemm" and view.axes.contract == (1,)
+    turned = len(view.shape) == 2 and view.axes.contract == (1,)
     return layout_of(view, per_channel=per_channel, turned=turned)
 
 

@@ -7,7 +7,7 @@ weight is rebuilt from, if anything, says its :class:`Chain`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
@@ -16,10 +16,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxshrink.graph import operators, read
-from onnxshrink.graph.analysis.operands import constants, fixed_values
+from onnxshrink.graph.analysis.operands import constants, constants_of, fixed_values
 from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.forms import edit
 from onnxshrink.graph.operators import Convolution, Gains, Matrices, Product, Quantized
 from onnxshrink.graph.read import constant
+from onnxshrink.graph.rewrite import plain
 from onnxshrink.graph.weights.dependence import Chain, Origin, Run
 from onnxshrink.graph.weights.views import FLOATS
 from onnxshrink.kernels import leastsquares
@@ -182,6 +184,21 @@ class Outline:
         return None if self.product else operators.gains(self.node)
 
 
+def seen_through(model: Model) -> Model:
+    """The model, or a copy in which products are apart from what was fused with them."""
+    copy = model.clone()
+    return copy if plain.spell_out(copy, hiding=True) else model
+
+
+def take_over(model: Model, other: Model, names: Collection[str]) -> None:
+    """Give constants of these names the values that they have in a copy."""
+    for ours, theirs in zip(model.scopes, other.scopes, strict=True):
+        new = {value.name: tensor for value, tensor in constants_of(theirs)}
+        for value, tensor in list(constants_of(ours)):
+            if value.name in names and new.get(value.name, tensor) is not tensor:
+                edit.set_constant(model, value, tensor, new[value.name].numpy())
+
+
 def outlines(model: Model, original: Model) -> Iterator[Outline]:
     """Every layer, in the order in which they run."""
     named = {v.name for node in original.nodes for v in node.outputs if v.name}
@@ -232,7 +249,7 @@ def _outlines(
             continue
         assert weight is not None
         output, bias = node.outputs[0], product.bias
-        if not product.takes_bias and not product.hidden and _last_axis(product):
+        if product.bias is None and not product.hidden and _last_axis(product):
             output, bias = _added(output, fixed) or (output, None)
         maker = None if product.activation is None else product.activation.producer()
         first = None
@@ -363,8 +380,8 @@ class Reader:
             self._chain(first, 1),
         )
         after, before = _View(product, left_shape), _View(other, right_shape)
-        plain = all(dim == 1 for dim in left_shape[2:]) and len(left_shape) == len(right_shape)
-        if not plain or after.groups > 1 or before.groups > 1:
+        points = all(dim == 1 for dim in left_shape[2:]) and len(left_shape) == len(right_shape)
+        if not points or after.groups > 1 or before.groups > 1:
             return None
         if product.convolves and not _moves_by_one(node):
             return None
@@ -420,8 +437,8 @@ class Reader:
             return None
         for origin in chain.origins(user):
             linear = origin.linear
-            plain = np.array_equal(linear.index.ravel(), np.arange(linear.index.size))
-            if plain and (linear.coefficient == 1).all() and _finite(origin):
+            whole = np.array_equal(linear.index.ravel(), np.arange(linear.index.size))
+            if whole and (linear.coefficient == 1).all() and _finite(origin):
                 return origin
         return None
 

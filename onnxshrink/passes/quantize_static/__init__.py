@@ -92,10 +92,12 @@ class QuantizeStatic(Pass):
     def apply(self, model: Model, ctx: Context) -> None:
         """Prepare, calibrate, place, and store."""
         from onnxshrink.graph.forms import integer_kernels, qdq
+        from onnxshrink.graph.rewrite import plain
         from onnxshrink.passes.quantize_static import integers, storing
 
         work = integers.Work(model, ctx)
         self._check_patterns(work)
+        spelled = plain.spell_out(model)
         found = integer_kernels.find(model)
         if all(self._refusal(one) for one in found):
             for one in found:
@@ -107,7 +109,8 @@ class QuantizeStatic(Pass):
             raise InputsMissing(f"{self.name} needs real inputs: give --calibration DATA")
         if self.method == "moving-average" and len(ctx.feeds) < 2:
             raise DataError("moving-average needs two inputs or more; minmax takes one")
-        done = work.raise_opset(self._opset()) + work.prepare()
+        done = [f"{spelled} fused operators spelled out"] * bool(spelled)
+        done += work.raise_opset(self._opset()) + work.prepare()
 
         options_of, riders = {}, []
         for one in map(work.named, integer_kernels.find(model)):

@@ -70,7 +70,8 @@ class Reconstruct(Pass):
             raise DataError(
                 f"{self.name} needs the model before the first step: run it in a recipe"
             )
-        outlines = list(fitting.outlines(model, ctx.original))
+        plain, original = fitting.seen_through(model), fitting.seen_through(ctx.original)
+        outlines = list(fitting.outlines(plain, original))
         self._check_patterns(outlines)
         chosen = []
         for outline in outlines:
@@ -87,10 +88,12 @@ class Reconstruct(Pass):
             )
         worker = ctx.worker or Worker()
         try:
-            Reconstruction(self, model, ctx, ctx.original, worker).run(chosen)
+            Reconstruction(self, plain, ctx, original, worker).run(chosen)
         finally:
             if worker is not ctx.worker:
                 worker.close()
+        if plain is not model:
+            fitting.take_over(model, plain, {change.what for change in ctx.step.changes})
 
     def allows(self, kind: str) -> bool:
         """Whether numbers of a kind may change."""
