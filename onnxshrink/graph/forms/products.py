@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxshrink.graph.forms.edit import Rebuild
+from onnxshrink.graph import read
+from onnxshrink.graph.forms.rebuild import Rebuild
 from onnxshrink.graph.weights.views import Use, WeightView
 
 
@@ -38,8 +39,7 @@ class Product:
     @property
     def addend(self) -> ir.Value | None:
         """What is added, of a shape that broadcasts; None for nothing."""
-        third = self.node.inputs[2] if len(self.node.inputs) > 2 else None
-        return third if self.beta else None
+        return read.input(self.node, 2) if self.beta else None
 
     def rows(self, rebuild: Rebuild) -> ir.Value:
         """The activation as [..., K]."""
@@ -89,11 +89,7 @@ def _product(view: WeightView, use: Use) -> Product:
     if use.op_type == "MatMul":
         return Product(node)
 
-    def attribute(name: str) -> float:
-        found = node.attributes.get(name)
-        default = 1.0 if name in ("alpha", "beta") else 0
-        if found is not None and found.is_ref():
-            raise ValueError(f"its Gemm takes {name} from the call of a function")
-        return default if found is None else float(found.value)
-
-    return Product(node, bool(attribute("transA")), attribute("alpha"), attribute("beta"))
+    transposed = bool(read.integer(node, "transA", 0))
+    return Product(
+        node, transposed, read.number(node, "alpha", 1.0), read.number(node, "beta", 1.0)
+    )
