@@ -111,7 +111,10 @@ def text(node: ir.Node, name: str, default: str) -> str:
         Unknown: It is the parameter of a function, or no text.
     """
     found = _find(node, name, _Type.STRING)
-    return default if found is None else found.as_string()
+    try:
+        return default if found is None else found.as_string()
+    except (TypeError, UnicodeDecodeError) as error:
+        raise Unknown(f"its {name!r} is not UTF-8") from error
 
 
 def texts(node: ir.Node, name: str) -> tuple[str, ...] | None:

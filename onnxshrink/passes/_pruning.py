@@ -174,7 +174,8 @@ class Pruning(Pass):
     ) -> None:  # fmt: skip
         import numpy as np
 
-        from onnxshrink.graph.forms import edit, palette
+        from onnxshrink.graph import surgery
+        from onnxshrink.graph.forms import palette
 
         before = view.array()
         with np.errstate(over="ignore"):
@@ -197,7 +198,9 @@ class Pruning(Pass):
             ctx.skip(view, f"has no more weights to remove ({zeros:.1%} are zero)")
             return
         else:
-            edit.revalued(model, view, values, {_MARK: self.pattern} if self.pattern else None)
+            surgery.set_constant(
+                model, view.value, values, {_MARK: self.pattern} if self.pattern else None
+            )
             after, note = view.nbytes, f"{note}; smaller once packed"
         ctx.changed(view, after, note=note, sparsity=zeros, relative_error=error)
         ctx.step.changes[-1].error.update(figures)

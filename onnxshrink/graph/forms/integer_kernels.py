@@ -8,7 +8,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from onnxshrink.graph import weights
+from onnxshrink.graph import read, weights
 from onnxshrink.graph.analysis import shapes
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.weights.views import WeightView
@@ -131,12 +131,12 @@ def find(model: Model) -> list[Candidate]:
 def _other(node: ir.Node, kind: Kind) -> Candidate | None:
     every = range(len(node.inputs) if node.op_type in _ALL_INPUTS else 1)
     taken = [node.inputs[index] for index in every]
-    fixed = [None if value is None else weights.constant(value) for value in taken]
-    if None in taken or None not in fixed:
-        return None  # left out, or constant folding's business
+    fixed = [read.constant(value) for value in taken]
+    if None in taken or None not in fixed or read.obstacle(node):
+        return None  # left out, constant folding's business, or what it does is not known
     if any(tensor is not None and tensor.dtype != ir.DataType.FLOAT for tensor in fixed):
         return None
-    if node.op_type == "Resize" and _text(node, "mode", "nearest") != "nearest":
+    if node.op_type == "Resize" and read.text(node, "mode", "nearest") != "nearest":
         return None
     if node.op_type == "MaxPool" and len(node.outputs) > 1:
         return None
@@ -148,7 +148,7 @@ def _product(node: ir.Node, views: Mapping[ir.Value, WeightView]) -> Candidate |
     first, second = node.inputs[0], node.inputs[1]
     if first is None or second is None:
         return None
-    constants = [weights.constant(first), weights.constant(second)]
+    constants = [read.constant(first), read.constant(second)]
     if None not in constants:
         return None  # constant folding's business
     if constants == [None, None]:
@@ -159,16 +159,16 @@ def _product(node: ir.Node, views: Mapping[ir.Value, WeightView]) -> Candidate |
     if view is None:
         return None  # integers
     bias, why = _bias(node)
-    why = why or _obstacle(node, view, at)
+    why = why or read.obstacle(node) or _obstacle(node, view, at)
     return Candidate(node, "product", (1 - at,), view, bias=bias, why_not=why)
 
 
 def _bias(node: ir.Node) -> tuple[ir.TensorProtocol | None, str]:
     """The bias of a product, and why it cannot become integers."""
-    value = node.inputs[2] if node.op_type != "MatMul" and len(node.inputs) > 2 else None
+    value = read.input(node, 2)
     if value is None:
         return None, ""
-    tensor = weights.constant(value)
+    tensor = read.constant(value)
     if tensor is None or value.is_graph_input():
         return None, "its bias is computed"
     if tensor.dtype != ir.DataType.FLOAT or max(tensor.shape.numpy(), default=1) != tensor.size:
@@ -190,18 +190,8 @@ def _obstacle(node: ir.Node, view: WeightView, at: int) -> str:
     if node.op_type == "Gemm":
         if at == 0:
             return "its weight is on the left"
-        if _number(node, "transA", 0) or _number(node, "alpha", 1) != 1:
+        if read.integer(node, "transA", 0) or read.number(node, "alpha", 1) != 1:
             return "ONNX Runtime has no integer kernel for transA or alpha"
-        if len(node.inputs) > 2 and _number(node, "beta", 1) != 1:
+        if len(node.inputs) > 2 and read.number(node, "beta", 1) != 1:
             return "ONNX Runtime has no integer kernel for beta"
     return ""
-
-
-def _number(node: ir.Node, name: str, default: float) -> float:
-    attribute = node.attributes.get(name)
-    return default if attribute is None or attribute.is_ref() else float(attribute.value)
-
-
-def _text(node: ir.Node, name: str, default: str) -> str:
-    attribute = node.attributes.get(name)
-    return default if attribute is None or attribute.is_ref() else str(attribute.value)

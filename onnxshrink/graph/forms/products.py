@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxshrink.graph import operators
-from onnxshrink.graph.forms.edit import Rebuild
+from onnxshrink.graph.forms.rebuild import Rebuild
 from onnxshrink.graph.weights.views import Use, WeightView
 
 #: Functions without parameters that can be operators of their own.

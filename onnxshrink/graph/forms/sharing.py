@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxshrink.graph.forms.edit import CAST_OVERHEAD
+from onnxshrink.graph.forms.dequantize import CAST_OVERHEAD
 from onnxshrink.graph.weights import second_moments
 from onnxshrink.graph.weights.views import WeightView
 from onnxshrink.kernels import codebooks, obs

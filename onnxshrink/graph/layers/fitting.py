@@ -7,7 +7,7 @@ weight is rebuilt from, if anything, says its :class:`Chain`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
@@ -16,12 +16,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxshrink.graph import operators, read
-from onnxshrink.graph.analysis.operands import constants, constants_of, fixed_values
+from onnxshrink.graph.analysis.operands import constants, fixed_values
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.forms import edit
 from onnxshrink.graph.operators import Convolution, Gains, Matrices, Product, Quantized
 from onnxshrink.graph.read import constant
-from onnxshrink.graph.rewrite import plain
 from onnxshrink.graph.weights.dependence import Chain, Origin, Run
 from onnxshrink.graph.weights.views import FLOATS
 from onnxshrink.kernels import leastsquares
@@ -182,21 +180,6 @@ class Outline:
     def norm(self) -> Gains | None:
         """Its gains; None for a product."""
         return None if self.product else operators.gains(self.node)
-
-
-def seen_through(model: Model) -> Model:
-    """The model, or a copy in which products are apart from what was fused with them."""
-    copy = model.clone()
-    return copy if plain.spell_out(copy, hiding=True) else model
-
-
-def take_over(model: Model, other: Model, names: Collection[str]) -> None:
-    """Give constants of these names the values that they have in a copy."""
-    for ours, theirs in zip(model.scopes, other.scopes, strict=True):
-        new = {value.name: tensor for value, tensor in constants_of(theirs)}
-        for value, tensor in list(constants_of(ours)):
-            if value.name in names and new.get(value.name, tensor) is not tensor:
-                edit.set_constant(model, value, tensor, new[value.name].numpy())
 
 
 def outlines(model: Model, original: Model) -> Iterator[Outline]:

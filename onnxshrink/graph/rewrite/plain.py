@@ -6,7 +6,7 @@ has a name by then, and operators that were made for the plain ones can take the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from onnxshrink.graph import operators, read, surgery
 from onnxshrink.graph.analysis import shapes
+from onnxshrink.graph.analysis.operands import constants_of
 from onnxshrink.graph.analysis.shape_rules import Shape
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.operators import Convolution, Equation, Matrices, Product
@@ -45,6 +46,21 @@ def spell_out(model: Model, *, hiding: bool = False) -> int:
         fused = [product for product in fused if product.hidden]
     known = shapes.walk(model).shapes if fused else {}
     return sum(_spelled(model, product, known) for product in fused)
+
+
+def seen_through(model: Model) -> Model:
+    """The model, or a copy in which products are apart from what was fused with them."""
+    copy = model.clone()
+    return copy if spell_out(copy, hiding=True) else model
+
+
+def take_over(model: Model, other: Model, names: Collection[str]) -> None:
+    """Give constants of these names the values that they have in a copy."""
+    for ours, theirs in zip(model.scopes, other.scopes, strict=True):
+        new = {value.name: tensor for value, tensor in constants_of(theirs)}
+        for value, tensor in list(constants_of(ours)):
+            if value.name in names and new.get(value.name, tensor) is not tensor:
+                surgery.set_constant(model, value, new[value.name].numpy())
 
 
 def _fused(node: ir.Node) -> Product | None:

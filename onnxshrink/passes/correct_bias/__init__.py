@@ -71,7 +71,7 @@ class CorrectBias(Pass):
         original = Model.load(self.reference) if self.reference else ctx.original
         if original is None:
             raise DataError(f"{self.name} needs the original model: name it with 'reference'")
-        original = fitting.seen_through(original)
+        original = plain.seen_through(original)
         plain.spell_out(model, hiding=True)
         outlines = [o for o in fitting.outlines(model, original) if o.norm is None]
         self._check_patterns(outlines)

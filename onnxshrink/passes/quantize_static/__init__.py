@@ -102,7 +102,7 @@ class QuantizeStatic(Pass):
         if all(self._refusal(one) for one in found):
             for one in found:
                 if one.kind == "product":
-                    ctx.skip(one.name, self._refusal(one))
+                    work.leave(one, self._refusal(one))
             self._store_others(work)
             return
         if not ctx.feeds or ctx.generated:
@@ -121,13 +121,13 @@ class QuantizeStatic(Pass):
             elif self._rides(one):
                 riders.append(one)
             if reason and (one.kind == "product" or reason == KEPT):
-                ctx.skip(one.name, reason)
+                work.leave(one, reason)
         placed = partial(qdq.place, riders=riders, fold=not self.symmetric_activations)
         ranges = work.observe(placed(options_of), options_of)
         placement, grids, refused = integers.choose(placed, ranges, options_of)
         self._check_counts(ranges, len(grids))
         for one, reason in refused.items():
-            ctx.skip(one.name, reason)
+            work.leave(one, reason)
         self._store(work, placement, grids, options_of, ranges)
         if ctx.step.changes and done:
             ctx.changed("graph", 0, kind="model", note="; ".join(done))
@@ -238,7 +238,7 @@ class QuantizeStatic(Pass):
         from onnxshrink.graph import weights
         from onnxshrink.passes.quantize_static import storing
 
-        kept, known = [], {}
+        kept, known, reasons = [], {}, {}
         for view in weights.find(work.model):
             if not view.uses:
                 if work.came_with(view.name):
@@ -256,8 +256,8 @@ class QuantizeStatic(Pass):
                 kept.append(view.name)
                 work.ctx.skip(view, reason)
             known[view.name] = work.original(view.main.node, view.main.index)
+            reasons[view.name] = work.why_stored(view)
         for row in storing.store_others(work.model, work.ctx, kept, self.weights.min_size):
             name, nbytes = known[row.what] or (row.what, row.before)
-            work.ctx.changed(
-                name, row.after, before=nbytes, kind=row.kind, note=row.note, **row.error
-            )
+            note = row.note + f" ({reasons[row.what]})" * bool(reasons.get(row.what))
+            work.ctx.changed(name, row.after, before=nbytes, kind=row.kind, note=note, **row.error)

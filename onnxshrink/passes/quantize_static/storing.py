@@ -60,7 +60,7 @@ class Products:
         """
         import numpy as np
 
-        from onnxshrink.graph.forms import edit
+        from onnxshrink.graph.forms import dequantize
 
         view = candidate.weight
         assert view is not None
@@ -77,7 +77,7 @@ class Products:
             bias = -moved if bias is None else bias - moved
         if bias is not None and first:
             stored = self._stored[view.value] = widened(view, stored, bias, on.scale)
-        nbytes = edit.dequantized(self.model, view, stored, "dq") if first else 0
+        nbytes = dequantize.dequantized(self.model, view, stored, "dq") if first else 0
         if bias is not None:
             scale = (stored.scale.astype(np.float32) * np.float32(on.scale)).reshape(-1)
             if scale.size != bias.size:

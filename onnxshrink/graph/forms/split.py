@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxshrink.graph import read
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.forms import products
-from onnxshrink.graph.forms.edit import Rebuild, cast_mul, factor
+from onnxshrink.graph.forms.dequantize import cast_mul, factor
+from onnxshrink.graph.forms.rebuild import Rebuild
 from onnxshrink.graph.operators import Matrices, Product
 from onnxshrink.graph.weights.views import WeightView
 from onnxshrink.kernels.affine import Quantized
@@ -56,6 +58,8 @@ def why_not(view: WeightView) -> str:
         return "is used by several operators"
     if not use.direct:
         return "reaches its operator through other nodes"
+    if reason := read.obstacle(use.node):
+        return reason
     if product is not None and product.convolves:
         if len(view.shape) < 3 or product.groups > 1:
             return "is a convolution in groups"
@@ -91,7 +95,7 @@ def ways(view: WeightView) -> Iterator[Split]:
             height, width = kernel
             tall, flat = outputs * width, inputs * height
             # The first of the two computes every column that the second one skips.
-            stride = (_ints(view.main.node, "strides") or [1, 1])[1]
+            stride = (read.integers(view.main.node, "strides") or (1, 1))[1]
             yield Split("spatial", (tall, flat), tall + flat, tall + flat * stride, before)
         return
     rows, columns = view.matrix.shape
@@ -148,13 +152,16 @@ def apply(model: Model, view: WeightView, way: Split, left: Array, right: Array)
         function = "" if view.main.product is None else view.main.product.function
         result = rebuild.node(function, [result], "f") if function else result
     elif way.kind == "lookup":
-        axis = _int(node, "axis", 0)
+        axis = read.integer(node, "axis", 0)
         rows = rebuild.node("Gather", [constant(left, "a"), other], "h", axis=axis)
         result = rebuild.node("MatMul", [rows, constant(right, "b")], "y")
     elif node.op_type == "Gemm":
         hidden = rebuild.node("MatMul", [other, constant(right.T, "a")], "h")
-        scalars = {name: node.attributes[name].value for name in ("alpha", "beta")
-                   if name in node.attributes}  # fmt: skip
+        scalars: dict[str, Any] = {
+            name: read.number(node, name, 1.0)
+            for name in ("alpha", "beta")
+            if name in node.attributes
+        }
         rest = [value for value in node.inputs[2:] if value is not None]
         result = rebuild.node("Gemm", [hidden, constant(left.T, "b"), *rest], "y", **scalars)
     elif node.domain or not isinstance(view.main.row, Matrices):
@@ -171,7 +178,7 @@ def apply(model: Model, view: WeightView, way: Split, left: Array, right: Array)
     second = result.producer()
     assert second is not None
     second.name = node.name
-    rebuild.finish_lookup(node, result)
+    rebuild.put_in_place(node, [result])
     rebuild.drop()
     return rebuild.nbytes
 
@@ -228,10 +235,10 @@ def _convolutions(
     rebuild: Rebuild, node: ir.Node, other: ir.Value, way: Split, first: Array, second: Array
 ) -> ir.Value:
     spatial = len(first.shape) - 2
-    strides = _ints(node, "strides") or [1] * spatial
-    dilations = _ints(node, "dilations") or [1] * spatial
-    pads = _ints(node, "pads") or [0] * 2 * spatial
-    padding = _text(node, "auto_pad")
+    strides = read.integers(node, "strides") or (1,) * spatial
+    dilations = read.integers(node, "dilations") or (1,) * spatial
+    pads = read.integers(node, "pads") or (0,) * 2 * spatial
+    padding = read.text(node, "auto_pad", "NOTSET")
 
     def around(axes: list[int]) -> dict[str, Any]:
         """Strides, dilations and padding along some axes; none along the others."""
@@ -260,18 +267,3 @@ def _convolutions(
         "Conv", [hidden, weights[1], *bias], "y",
         kernel_shape=list(second.shape[2:]), **around(after),
     )  # fmt: skip
-
-
-def _int(node: ir.Node, name: str, default: int) -> int:
-    attribute = node.attributes.get(name)
-    return default if attribute is None or attribute.is_ref() else attribute.as_int()
-
-
-def _ints(node: ir.Node, name: str) -> list[int] | None:
-    attribute = node.attributes.get(name)
-    return None if attribute is None or attribute.is_ref() else list(attribute.as_ints())
-
-
-def _text(node: ir.Node, name: str) -> str:
-    attribute = node.attributes.get(name)
-    return "" if attribute is None or attribute.is_ref() else attribute.as_string()
