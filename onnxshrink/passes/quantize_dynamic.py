@@ -127,7 +127,8 @@ class QuantizeDynamic(Pass):
         """
         from onnxshrink.graph.forms import dynamic
 
-        if view.op_type in ("LSTM", "GRU", "RNN"):
+        product = view.main.product
+        if product is not None and product.recurs:
             pair = dynamic.recurrent(view, views)
             for other in pair:
                 if reason := self.weights.why_not(other):
@@ -138,7 +139,7 @@ class QuantizeDynamic(Pass):
                 note = each.note("DynamicQuantizeLSTM")
                 ctx.changed(part, after, note=note, sqnr_db=each.sqnr_db)
             return set(pair)
-        is_conv = view.op_type == "Conv"
+        is_conv = product is not None and product.convolves
         if is_conv and not self.convs:
             raise ValueError("convolutions stay in floating point")
         if reason := dynamic.why_not_conv(view) if is_conv else dynamic.why_not(view):

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnxshrink.graph import surgery, weights
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.layers.fitting import Outline
-from onnxshrink.graph.operators import Product
+from onnxshrink.graph.operators import Product, moves
 
 Array = npt.NDArray[np.float64]
 
@@ -87,7 +87,7 @@ def _adds(user: ir.Node, outline: Outline) -> bool:
 def _stored(value: ir.Value) -> ir.Value | None:
     """The floating-point constant behind a vector, which may be stored in another type."""
     node = value.producer()
-    if node is not None and node.op_type in ("Cast", "Identity") and node.inputs[0] is not None:
+    if node is not None and moves(node) in ("converts", "copies") and node.inputs[0] is not None:
         return _stored(node.inputs[0])
     tensor = weights.constant(value)
     return value if tensor is not None and tensor.dtype in weights.FLOATS else None
@@ -96,9 +96,9 @@ def _stored(value: ir.Value) -> ir.Value | None:
 def _type(value: ir.Value, stored: ir.TensorProtocol) -> ir.DataType:
     """The type in which a vector is added, that of the last Cast on its way from the constant."""
     node = value.producer()
-    if node is not None and node.op_type == "Cast":
+    if node is not None and moves(node) == "converts":
         return ir.DataType(node.attributes["to"].as_int())
-    if node is not None and node.op_type == "Identity" and node.inputs[0] is not None:
+    if node is not None and moves(node) == "copies" and node.inputs[0] is not None:
         return _type(node.inputs[0], stored)
     return stored.dtype
 

@@ -54,9 +54,9 @@ class Product:
         return isinstance(self.row, Convolution) and self.row.transposed
 
     @property
-    def plain(self) -> bool:
-        """Whether it is a product of matrices, and its weight the second of these."""
-        return isinstance(self.row, Matrices) and self.index == 1
+    def recurs(self) -> bool:
+        """Whether it belongs to a recurrent layer."""
+        return isinstance(self.row, Recurrent)
 
     @property
     def activation(self) -> ir.Value | None:

@@ -248,7 +248,7 @@ class QuantizeStatic(Pass):
             if self.others == "keep":
                 reason = reason or "no integer kernel takes it"
             least = self.weights.min_size
-            if view.op_type in ("Add", "Mul", "Sub"):  # norms and biases: few bytes, much harm
+            if view.main.is_arithmetic:  # norms and biases: few bytes, much harm
                 least = max(least, _LARGE_OPERAND)
             if view.size < least:
                 reason = f"fewer than {least} elements"
