@@ -16,7 +16,7 @@ from onnxshrink.channels.facts import dims, stored
 from onnxshrink.channels.groups import Removed
 from onnxshrink.channels.labels import FLOATS, Walk
 from onnxshrink.graph import operators, read
-from onnxshrink.graph.operators import Matrices, Norm, Product, Recurrent
+from onnxshrink.graph.operators import Norm, Product, Recurrent
 from onnxshrink.kernels.observers import Rows
 from onnxshrink.kernels.patches import Window, sample, spread
 from onnxshrink.kernels.refit import Array
@@ -327,8 +327,7 @@ def _adds_row(product: Product, user: ir.Node) -> bool:
 def _extensible(product: Product, bias: ir.Value | None) -> bool:
     """Whether a node without a bias can be given one."""
     able = product.takes_bias and product.out_axis != -2 and bool(product.beta)
-    inside = isinstance(product.row, Matrices) and product.row.inside
-    return able and not inside and bias is None and product.bias is None
+    return able and not product.inside and bias is None and product.bias is None
 
 
 # ---------------------------------------------------------------------- what is read

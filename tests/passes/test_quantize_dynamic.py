@@ -15,10 +15,10 @@ from onnx import numpy_helper
 from weight_models import Case, homes, normal, operators, parsed
 
 from onnxshrink.contract import Settings
-from onnxshrink.graph import weights
+from onnxshrink.graph import surgery, weights
 from onnxshrink.graph.file import round_trip
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.forms import dynamic, edit
+from onnxshrink.graph.forms import dynamic
 from onnxshrink.kernels import affine
 from onnxshrink.options import build
 from onnxshrink.passes import quantize_weights
@@ -101,7 +101,7 @@ def reference(case: Case, stored: dict[str, np.ndarray], folder: Path) -> Path:
     model = Model.from_proto(case.model)
     for view in weights.find(model):
         if view.name in stored:
-            edit.revalued(model, view, stored[view.name])
+            surgery.set_constant(model, view.value, stored[view.name])
     model.save(folder / "reference.onnx")
     return folder / "reference.onnx"
 

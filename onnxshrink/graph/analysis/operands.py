@@ -14,12 +14,14 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnxshrink.graph import operators, read
 from onnxshrink.graph.analysis import macs
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.operators import TABLE, Quantized, of
 from onnxshrink.graph.weights.views import FLOATS
 
-_MOVES = {"Transpose", "Identity", "Squeeze", "Unsqueeze"}
+#: How an operand may be moved into its place.
+_MOVES = ("permutes", "copies", "squeezes", "unsqueezes")
 _RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
            "RandomUniformLike"}  # fmt: skip
 _NO_WEIGHTS = {ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING, ir.DataType.UNDEFINED}
@@ -117,11 +119,12 @@ def label(node: ir.Node) -> str:
 
 def _looks_up_scales(node: ir.Node) -> bool:
     """Whether a Gather picks the scales of rows of codes that another Gather picks."""
-    if node.op_type != "Gather":
+    if not operators.looks_up(node):
         return False
+    users = [user for user, _ in node.outputs[0].uses()]
     ends = [node.outputs[0]]
-    ends += [use.node.outputs[0] for use in ends[0].uses() if use.node.op_type == "Cast"]
-    products = [use.node for end in ends for use in end.uses() if use.node.op_type == "Mul"]
+    ends += [user.outputs[0] for user in users if operators.moves(user) == "converts"]
+    products = [user for end in ends for user, _ in end.uses() if operators.multiplies(user)]
     others = [value for product in products for value in product.inputs if value not in ends]
     return any(_looks_up_codes(value) for value in others)
 
@@ -129,23 +132,31 @@ def _looks_up_scales(node: ir.Node) -> bool:
 def _looks_up_codes(value: ir.Value | None) -> bool:
     """Whether a value is Cast(Gather(codes, indices))."""
     cast = None if value is None else value.producer()
-    picked = cast.inputs[0] if cast is not None and cast.op_type == "Cast" else None
+    converts = operators.moves(cast) == "converts"
+    picked = cast.inputs[0] if cast is not None and converts else None
     gather = None if picked is None else picked.producer()
-    codes = gather.inputs[0] if gather is not None and gather.op_type == "Gather" else None
+    codes = gather.inputs[0] if gather is not None and operators.looks_up(gather) else None
     return codes is not None and codes.dtype is not None and codes.dtype not in FLOATS
 
 
 def constants(model: Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
     """Every constant of a model: initializers, and the outputs of Constant nodes."""
     for scope in model.scopes:
-        if isinstance(scope, ir.Graph):
-            for value in scope.initializers.values():
-                if value.const_value is not None:
-                    yield value, value.const_value
-        for node in scope:
-            attribute = node.attributes.get("value") if node.op_type == "Constant" else None
-            if attribute is not None and not attribute.is_ref():
-                yield node.outputs[0], attribute.as_tensor()
+        yield from constants_of(scope)
+
+
+def constants_of(
+    scope: ir.Graph | ir.Function,
+) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
+    """Every constant of one graph or function."""
+    if isinstance(scope, ir.Graph):
+        for value in scope.initializers.values():
+            if value.const_value is not None:
+                yield value, value.const_value
+    for node in scope:
+        attribute = node.attributes.get("value") if read.is_constant(node) else None
+        if attribute is not None and not attribute.is_ref():
+            yield node.outputs[0], attribute.as_tensor()
 
 
 def find(model: Model) -> list[Operand]:
@@ -218,7 +229,7 @@ def _follow(model: Model, value: ir.Value, fixed: set[ir.Value]) -> list[_Reach]
             if function is not None:
                 following = [(function.inputs[index], operand, path)]
             elif node.outputs and node.outputs[0] in fixed:
-                moved = node.op_type in _MOVES
+                moved = operators.moves(node) in _MOVES
                 following = [
                     (v, operand if moved else v, path if moved else (*path, node.op_type))
                     for v in node.outputs

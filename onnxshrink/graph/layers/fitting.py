@@ -232,7 +232,7 @@ def _outlines(
             continue
         assert weight is not None
         output, bias = node.outputs[0], product.bias
-        if not product.takes_bias and not product.hidden and _last_axis(product):
+        if product.bias is None and not product.hidden and _last_axis(product):
             output, bias = _added(output, fixed) or (output, None)
         maker = None if product.activation is None else product.activation.producer()
         first = None
@@ -363,8 +363,8 @@ class Reader:
             self._chain(first, 1),
         )
         after, before = _View(product, left_shape), _View(other, right_shape)
-        plain = all(dim == 1 for dim in left_shape[2:]) and len(left_shape) == len(right_shape)
-        if not plain or after.groups > 1 or before.groups > 1:
+        points = all(dim == 1 for dim in left_shape[2:]) and len(left_shape) == len(right_shape)
+        if not points or after.groups > 1 or before.groups > 1:
             return None
         if product.convolves and not _moves_by_one(node):
             return None
@@ -420,8 +420,8 @@ class Reader:
             return None
         for origin in chain.origins(user):
             linear = origin.linear
-            plain = np.array_equal(linear.index.ravel(), np.arange(linear.index.size))
-            if plain and (linear.coefficient == 1).all() and _finite(origin):
+            whole = np.array_equal(linear.index.ravel(), np.arange(linear.index.size))
+            if whole and (linear.coefficient == 1).all() and _finite(origin):
                 return origin
         return None
 

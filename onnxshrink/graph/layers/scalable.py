@@ -20,19 +20,21 @@ from onnxshrink.graph import operators, read, weights
 from onnxshrink.graph.analysis import shapes
 from onnxshrink.graph.analysis.shape_rules import Shape
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.operators import Gains, Norm, Product, Recurrent
+from onnxshrink.graph.operators import (
+    Arithmetic,
+    Elementwise,
+    Gains,
+    Norm,
+    Product,
+    Recurrent,
+    Reduction,
+)
 from onnxshrink.graph.read import Unknown
 from onnxshrink.graph.weights.views import Use, WeightView
 
 Array = npt.NDArray[np.floating]
 
-#: Operators with f(s x) = s f(x) for s > 0: on single elements, and on places of one channel.
-_ELEMENTWISE = {"Abs", "Dropout", "Identity", "LeakyRelu", "PRelu", "Relu"}
-_OVER_PLACES = {
-    "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "Resize", "Upsample",
-}  # fmt: skip
-_REDUCTIONS = {"ReduceMax", "ReduceMean", "ReduceSum", "Squeeze"}
-#: Functions within a product of which the same holds.
+#: Functions within a product with f(s x) = s f(x) for s > 0.
 _FUNCTIONS = {"", "LeakyRelu", "Relu"}
 _NO_LIMIT = 1e38
 
@@ -280,10 +282,8 @@ class _Walk:
             return self._norm(gains, gains.norm)
         if node.domain or node.outputs[0] is not value:
             raise Unscalable(f"its input comes from {node.op_type}")
-        if node.op_type in ("Add", "Sub"):
-            return self._sum(node)
-        if node.op_type in ("Mul", "Div"):
-            return self._scaling(node)
+        if (row := operators.of(node, Arithmetic)) is not None:
+            return self._scaling(node, row) if row.scales else self._sum(node)
         if not self._keeps_factors(node):
             raise Unscalable(f"its input comes from {node.op_type}, which does not keep factors")
         return self._up(node.inputs[0])
@@ -341,18 +341,18 @@ class _Walk:
         shape = None if value is None else self.shapes.get(value)
         return None if shape is None else len(shape)
 
-    def _scaling(self, node: ir.Node) -> Part:
+    def _scaling(self, node: ir.Node, row: Arithmetic) -> Part:
         """Past factors that stay, or to those that take the inverse factors, of Mul or Div."""
         varying = [value for value in node.inputs if value not in self.views]
         for value in node.inputs:
             view = None if value is None else self.views.get(value)
-            if view is not None and self.norms and node.op_type == "Mul" and not self.flat:
+            if view is not None and self.norms and not row.inverse and not self.flat:
                 axis = self._axis(node.outputs[0]) + len(view.shape)
                 if view.size == self.width > 1 and axis >= 0 and view.shape[axis] == self.width:
                     return Part(_own(view), Channels(axis, self.width))
-        if node.op_type == "Div" and node.inputs[0] in self.views:
+        if row.inverse and node.inputs[0] in self.views:
             raise Unscalable("its input is a reciprocal")
-        candidates = varying if node.op_type == "Mul" else [node.inputs[0]]
+        candidates = [node.inputs[0]] if row.inverse else varying
         reason = Unscalable("its input is a constant")
         for value in candidates:  # of two branches, whichever has a source
             state = self.last, self.flat, list(self.shifts), list(self.ceilings)
@@ -365,34 +365,35 @@ class _Walk:
 
     def _keeps_factors(self, node: ir.Node) -> bool:
         """Whether f(s x) = s f(x) channel by channel; keeps track of where the channels lie."""
-        op = node.op_type
-        if op in _ELEMENTWISE:
+        row, how = operators.of(node, Elementwise), operators.moves(node)
+        if how == "copies" or (row is not None and row.factors and not row.places):
             return True
-        if op in _OVER_PLACES:
+        if row is not None and row.factors:
             return not self.last and "extrapolation_value" not in node.attributes
-        if op == "Clip":
+        if node.op_type == "Clip":
             low, high = (limit(node, at, name) for at, name in ((1, "min"), (2, "max")))
             if low != 0 or high is None:
                 return False
             if high < _NO_LIMIT:
                 self.ceilings.append((node, high, self._axis(node.outputs[0]), self.flat))
             return True
-        if op == "Pad":
+        if node.op_type == "Pad":
             filled = read.text(node, "mode", "constant") == "constant"
             return not filled or limit(node, 2, "value") == 0
-        return op in ("Flatten", "Reshape", "Transpose", *_REDUCTIONS) and self._moved(node)
+        followed = how in ("flattens", "permutes", "reshapes", "squeezes")
+        return (followed or operators.of(node, Reduction) is not None) and self._moved(node)
 
     def _moved(self, node: ir.Node) -> bool:
         """Whether the channels can be followed past an operator that moves or removes axes."""
         dims = None if node.inputs[0] is None else self.shapes.get(node.inputs[0])
-        if node.op_type == "Transpose":
+        if operators.moves(node) == "permutes":
             order = read.integers(node, "perm")
             place = None if order is None else list(order)[-1 if self.last else 1]
             self.last = order is not None and place == len(order) - 1
             return self.last or place == 1
-        if node.op_type in _REDUCTIONS:
+        if operators.moves(node) == "squeezes" or operators.of(node, Reduction) is not None:
             return dims is not None and self._reduced(node, len(dims))
-        if node.op_type == "Flatten":
+        if operators.moves(node) == "flattens":
             flat = self.last and read.integer(node, "axis", 1) == 1
         else:
             target = read.integer_list(node.inputs[1])
@@ -411,7 +412,7 @@ class _Walk:
         if axes is None:
             return False
         gone = {axis % rank for axis in axes}
-        stays = node.op_type != "Squeeze" and read.integer(node, "keepdims", 1) == 1
+        stays = not operators.moves(node) and read.integer(node, "keepdims", 1) == 1
         if stays:
             return (rank - 1 if self.last else 1) not in gone
         if self.last and rank - 1 not in gone:

@@ -7,18 +7,24 @@ from onnxshrink.graph.operators.table import (
     Arithmetic,
     Axes,
     Convolution,
+    Elementwise,
     Equation,
     Lookup,
     Matrices,
+    Movement,
     Norm,
     Quantized,
     Recurrent,
+    Reduction,
     Row,
+    looks_up,
+    moves,
+    multiplies,
     of,
 )
 
 __all__ = [
-    "TABLE", "Arithmetic", "Axes", "Convolution", "Equation", "Gains", "Lookup", "Matrices", "Norm",
-    "Product", "Quantized", "Recurrent", "Row", "gains", "of", "product",
-    "sides",
+    "TABLE", "Arithmetic", "Axes", "Convolution", "Elementwise", "Equation", "Gains", "Lookup",
+    "Matrices", "Movement", "Norm", "Product", "Quantized", "Recurrent", "Reduction", "Row",
+    "gains", "looks_up", "moves", "multiplies", "of", "product", "sides",
 ]  # fmt: skip

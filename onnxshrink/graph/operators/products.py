@@ -54,9 +54,9 @@ class Product:
         return isinstance(self.row, Convolution) and self.row.transposed
 
     @property
-    def plain(self) -> bool:
-        """Whether it is a product of matrices, and its weight the second of these."""
-        return isinstance(self.row, Matrices) and self.index == 1
+    def recurs(self) -> bool:
+        """Whether it belongs to a recurrent layer."""
+        return isinstance(self.row, Recurrent)
 
     @property
     def activation(self) -> ir.Value | None:
@@ -122,11 +122,17 @@ class Product:
         return ""
 
     @property
+    def inside(self) -> bool:
+        """Whether its sums are used within the operator, and are no output of it."""
+        inner = isinstance(self.row, Matrices) and self.row.inside
+        return inner or isinstance(self.row, Recurrent)
+
+    @property
     def hidden(self) -> str:
         """Why nobody sees its sums and what is added to them; empty where they are its output."""
         if reason := read.obstacle(self.node):
             return reason
-        if isinstance(self.row, Recurrent) or (isinstance(self.row, Matrices) and self.row.inside):
+        if self.inside:
             return f"what it is multiplied with stays inside of {self.node.op_type}"
         if self.function:
             return f"its {self.function} is part of the operator, and hides what it sums up"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import onnx_ir as ir
 
@@ -178,18 +178,57 @@ class Arithmetic(Row):
 
     Attributes:
         scales: Whether they are multiplied, rather than added.
+        inverse: Whether the second is taken away, or divided by.
     """
 
     scales: bool = False
+    inverse: bool = False
 
     @property
     def weights(self) -> Mapping[int, int | None]:
-        """Either operand, by itself."""
-        return {0: None, 1: None}
+        """Either operand, by itself; of a quotient the parts play different roles."""
+        return {} if self.scales and self.inverse else {0: None, 1: None}
 
     def axes(self, node: ir.Node, index: int, rank: int) -> Axes | None:
         """Rows of numbers; a vector has none."""
         return Axes.split(rank, [rank - 1]) if rank > 1 else None
+
+
+@dataclass(frozen=True)
+class Elementwise(Row):
+    """A function of single numbers, or of those at several places of one channel.
+
+    Attributes:
+        factors: Whether f(s x) = s f(x) for s > 0.
+        means: Whether the mean of each channel stays what it is.
+        places: Whether a result is made of several places of a channel.
+    """
+
+    factors: bool = False
+    means: bool = False
+    places: bool = False
+
+
+@dataclass(frozen=True)
+class Movement(Row):
+    """Hands numbers on as they are: elsewhere, in another type, or only some of them.
+
+    Attributes:
+        how: ``copies``; ``converts``: in another type; ``permutes``: axes in another order;
+            ``squeezes`` and ``unsqueezes``: axes of size 1 go or come; ``reshapes``; ``flattens``:
+            all axes before one and all others become one each; ``parts``: some of the numbers, or
+            more around them; ``joins``: those of several values.
+    """
+
+    how: Literal[
+        "copies", "converts", "permutes", "squeezes", "unsqueezes", "reshapes", "flattens", "parts",
+        "joins",
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Reduction(Row):
+    """Makes one number of all along some axes, with f(s x) = s f(x)."""
 
 
 @dataclass(frozen=True)
@@ -246,8 +285,9 @@ TABLE: dict[tuple[str, str], Row] = {
     ("", "Einsum"): Equation(),
     (_CONTRIB, "EmbedLayerNormalization"): Lookup(((2, None), (3, None), (4, None))),
     ("", "Add"): Arithmetic(),
-    ("", "Sub"): Arithmetic(),
+    ("", "Sub"): Arithmetic(inverse=True),
     ("", "Mul"): Arithmetic(scales=True),
+    ("", "Div"): Arithmetic(scales=True, inverse=True),
     ("", "BatchNormalization"): Norm(1, 2, channels=1, fixed=(3, 4)),
     ("", "GroupNormalization"): Norm(1, 2, channels=1),
     ("", "InstanceNormalization"): Norm(1, 2, channels=1),
@@ -256,6 +296,31 @@ TABLE: dict[tuple[str, str], Row] = {
     ("", "SimplifiedLayerNormalization"): Norm(1, None),
     (_CONTRIB, "SkipLayerNormalization"): Norm(2, 3, sums=(0, 1, 4)),
     (_CONTRIB, "SkipSimplifiedLayerNormalization"): Norm(2, None, sums=(0, 1, 3)),
+    ("", "Abs"): Elementwise(factors=True),
+    ("", "Dropout"): Elementwise(factors=True, means=True),
+    ("", "LeakyRelu"): Elementwise(factors=True),
+    ("", "PRelu"): Elementwise(factors=True),
+    ("", "Relu"): Elementwise(factors=True),
+    ("", "AveragePool"): Elementwise(factors=True, means=True, places=True),
+    ("", "GlobalAveragePool"): Elementwise(factors=True, means=True, places=True),
+    ("", "GlobalMaxPool"): Elementwise(factors=True, places=True),
+    ("", "MaxPool"): Elementwise(factors=True, places=True),
+    ("", "Resize"): Elementwise(factors=True, places=True),
+    ("", "Upsample"): Elementwise(factors=True, places=True),
+    ("", "ReduceMax"): Reduction(),
+    ("", "ReduceMean"): Reduction(),
+    ("", "ReduceSum"): Reduction(),
+    ("", "Cast"): Movement("converts"),
+    ("", "Concat"): Movement("joins"),
+    ("", "Flatten"): Movement("flattens"),
+    ("", "Identity"): Movement("copies"),
+    ("", "Pad"): Movement("parts"),
+    ("", "Reshape"): Movement("reshapes"),
+    ("", "Slice"): Movement("parts"),
+    ("", "Split"): Movement("parts"),
+    ("", "Squeeze"): Movement("squeezes"),
+    ("", "Transpose"): Movement("permutes"),
+    ("", "Unsqueeze"): Movement("unsqueezes"),
     ("", "ConvInteger"): Quantized((0, 1)),
     ("", "DequantizeLinear"): Quantized((0,)),
     ("", "MatMulInteger"): Quantized((0, 1)),
@@ -283,6 +348,24 @@ def of(node: ir.Node | None, kind: type[K]) -> K | None:
     """The row of a node, where it is of this kind."""
     found = None if node is None else TABLE.get((node.domain, node.op_type))
     return found if isinstance(found, kind) else None
+
+
+def moves(node: ir.Node | None) -> str:
+    """How a node moves numbers; empty where it does anything else."""
+    row = of(node, Movement)
+    return "" if row is None else row.how
+
+
+def looks_up(node: ir.Node | None) -> bool:
+    """Whether a node picks rows of its first input by their numbers, and does nothing else."""
+    row = of(node, Lookup)
+    return row is not None and row.weights.get(0) == 1
+
+
+def multiplies(node: ir.Node | None) -> bool:
+    """Whether a node multiplies number by number."""
+    row = of(node, Arithmetic)
+    return row is not None and row.scales and not row.inverse
 
 
 def transposed(node: ir.Node, side: int) -> bool:

@@ -22,6 +22,8 @@ from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.operators import Arithmetic, Axes, Lookup, Product, Quantized, Row
 from onnxshrink.graph.read import constant
 
+#: Movements through which codes are followed.
+_CODES_FOLLOW = ("converts", "parts", "permutes", "reshapes")
 FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 
 
@@ -62,6 +64,13 @@ class Use:
     def is_lookup(self) -> bool:
         """Whether rows of the weight are picked by their numbers."""
         return isinstance(self.row, Lookup)
+
+    @property
+    def picks_rows(self) -> bool:
+        """Whether one input holds the numbers of rows of the weight, which lies as it is stored."""
+        return (
+            self.is_lookup and self.activation is not None and self.axes.out == (0,) and self.direct
+        )
 
     @property
     def is_arithmetic(self) -> bool:
@@ -236,7 +245,7 @@ def find(model: Model) -> Iterator[WeightView]:
 
 def _holds_tensor(node: ir.Node) -> bool:
     """Whether a node is a constant that could be a weight; those in plain numbers are short."""
-    return (node.domain, node.op_type) == ("", "Constant") and "value" in node.attributes
+    return read.is_constant(node) and "value" in node.attributes
 
 
 def _view(
@@ -325,16 +334,19 @@ def _takes_codes(node: ir.Node) -> bool:
 
 def _rebuilds(node: ir.Node, index: int) -> bool:
     """Whether a node rebuilds a weight from integer codes: by Mul or Sub, or by a table."""
-    if node.op_type in ("Mul", "Sub"):
+    if _rescales(node):
         return any(map(_from_codes, node.inputs))
-    if node.op_type != "Gather" or index:
+    if not operators.looks_up(node) or index:
         return False
-    ends = [node.outputs[0]]  # rows of scales, for rows of codes that another lookup picks
-    ends += [use.node.outputs[0] for use in ends[0].uses() if use.node.op_type == "Cast"]
-    scaled = (use.node for end in ends for use in end.uses() if use.node.op_type == "Mul")
-    return _from_codes(node.inputs[1]) or any(
-        map(_from_codes, (v for n in scaled for v in n.inputs))
-    )
+    scaled = [value for user in _scaled(node.outputs[0]) for value in user.inputs]
+    return _from_codes(node.inputs[1]) or any(map(_from_codes, scaled))
+
+
+def _scaled(value: ir.Value) -> list[ir.Node]:
+    """What multiplies a value: of rows of scales, for rows of codes that another lookup picks."""
+    users = [user for user, _ in value.uses()]
+    ends = [value, *(user.outputs[0] for user in users if operators.moves(user) == "converts")]
+    return [user for end in ends for user, _ in end.uses() if operators.multiplies(user)]
 
 
 def _from_codes(value: ir.Value | None, depth: int = 8) -> bool:
@@ -344,12 +356,14 @@ def _from_codes(value: ir.Value | None, depth: int = 8) -> bool:
     tensor, node = constant(value), value.producer()
     if tensor is not None or node is None:
         return tensor is not None and tensor.dtype in _INTEGERS
-    if node.op_type == "Gather":  # of rows of codes, or of a table by codes
+    if operators.looks_up(node):  # of rows of codes, or of a table by codes
         rows = node.inputs[0]
         rows = rows if rows is not None and constant(rows) is not None else None
         return _from_codes(rows) or _from_codes(node.inputs[1], depth - 1)
-    moves = node.op_type in ("Add", "Cast", "CumSum", "Reshape", "Slice", "Sub", "Transpose")
-    return moves and _from_codes(node.inputs[0], depth - 1)
+    row = operators.of(node, Arithmetic)
+    shifts = row is not None and not row.scales
+    follows = shifts or operators.moves(node) in _CODES_FOLLOW or node.op_type == "CumSum"
+    return follows and _from_codes(node.inputs[0], depth - 1)
 
 
 def _rearranged(node: ir.Node, index: int, order: Order) -> Order | None:
@@ -366,26 +380,24 @@ def _moved(node: ir.Node, index: int, order: Order) -> Order | None:
     Raises:
         Unknown: A function takes it from a caller, or it is computed.
     """
-    if node.op_type == "Concat":
+    how = operators.moves(node)
+    if how == "joins":
         return order if all(map(_is_constant, node.inputs)) else None
-    if node.op_type == "Identity" or (node.op_type in ("Slice", "Split", "Pad") and index == 0):
+    if how == "copies" or (how == "parts" and index == 0):
         return order
-    if node.op_type == "Cast":
+    if how == "converts":
         return order if read.integer(node, "to", 1) in FLOATS else None
-    if node.op_type == "Transpose":
+    if how == "permutes":
         perm = read.integers(node, "perm") or tuple(range(len(order)))[::-1]
         return tuple(order[a] for a in perm) if sorted(perm) == list(range(len(order))) else None
-    if node.op_type in ("Unsqueeze", "Squeeze") and index == 0:
-        axes = read.axes(node)
-        if axes is None:
-            return None
-        if node.op_type == "Squeeze":
-            gone = {axis % len(order) for axis in axes}
-            return tuple(name for axis, name in enumerate(order) if axis not in gone)
-        rank, kept = len(order) + len(axes), iter(order)
-        new = {axis % rank for axis in axes}
-        return tuple(None if axis in new else next(kept) for axis in range(rank))
-    return None
+    if how not in ("squeezes", "unsqueezes") or index or (axes := read.axes(node)) is None:
+        return None
+    if how == "squeezes":
+        gone = {axis % len(order) for axis in axes}
+        return tuple(name for axis, name in enumerate(order) if axis not in gone)
+    rank, kept = len(order) + len(axes), iter(order)
+    new = {axis % rank for axis in axes}
+    return tuple(None if axis in new else next(kept) for axis in range(rank))
 
 
 def _is_constant(value: ir.Value | None, depth: int = 8) -> bool:
@@ -395,7 +407,7 @@ def _is_constant(value: ir.Value | None, depth: int = 8) -> bool:
     node = value.producer()
     if node is None or depth == 0:
         return False
-    if node.op_type == "Constant":
+    if read.is_constant(node):
         return True
     moves = _rearranged(node, 0, (None,) * 8) is not None
     return moves and all(_is_constant(v, depth - 1) for v in node.inputs)
@@ -407,13 +419,20 @@ def _quantized_by(value: ir.Value) -> str:
         if _takes_codes(node):
             return node.op_type
         # Codes of a group of rows are moved to where its table begins.
-        after = node.outputs[0].uses() if node.op_type == "Add" else [(node, index)]
-        if any(later.op_type == "Gather" and place == 1 for later, place in after):
+        row, how = operators.of(node, Arithmetic), operators.moves(node)
+        adds = row is not None and not row.scales and not row.inverse
+        after = node.outputs[0].uses() if adds else [(node, index)]
+        if any(operators.looks_up(later) and place == 1 for later, place in after):
             return "lookup table"
-        if node.op_type in ("Cast", "Transpose", "Gather", "Reshape", "Identity"):
-            types = {use.node.op_type for use in node.outputs[0].uses()}
-            if node.op_type == "Cast" and types & {"Mul", "Sub"}:
-                return "Cast, Mul"
-            if how := _quantized_by(node.outputs[0]):
-                return how
+        if how == "converts" and any(_rescales(user) for user, _ in node.outputs[0].uses()):
+            return "Cast, Mul"
+        if how in ("converts", "permutes", "reshapes", "copies") or operators.looks_up(node):
+            if found := _quantized_by(node.outputs[0]):
+                return found
     return ""
+
+
+def _rescales(node: ir.Node) -> bool:
+    """Whether a node takes a zero point from codes, or multiplies them with a scale."""
+    row = operators.of(node, Arithmetic)
+    return row is not None and bool(row.weights) and (row.scales or row.inverse)

@@ -60,7 +60,7 @@ class Products:
         """
         import numpy as np
 
-        from onnxshrink.graph.forms import edit
+        from onnxshrink.graph.forms import dequantize
 
         view = candidate.weight
         assert view is not None
@@ -77,7 +77,7 @@ class Products:
             bias = -moved if bias is None else bias - moved
         if bias is not None and first:
             stored = self._stored[view.value] = widened(view, stored, bias, on.scale)
-        nbytes = edit.dequantized(self.model, view, stored, "dq") if first else 0
+        nbytes = dequantize.dequantized(self.model, view, stored, "dq") if first else 0
         if bias is not None:
             scale = (stored.scale.astype(np.float32) * np.float32(on.scale)).reshape(-1)
             if scale.size != bias.size:
@@ -164,7 +164,8 @@ def quantized(candidate: Candidate, options: QuantizeStatic, *, bits: int = 8) -
 
 def means(candidate: Candidate) -> Need | None:
     """The mean of each channel of what a product with a bias multiplies; None for others."""
-    if candidate.weight is None or candidate.op_type == "MatMul":
+    way = candidate.way
+    if candidate.weight is None or way is None or not way.takes_bias:
         return None
     return Need(candidate.inputs[0].name or "", Extremes(1))
 
@@ -198,8 +199,10 @@ def shift(candidate: Candidate, stored: Quantized, mean: np.ndarray) -> np.ndarr
 
     view = candidate.weight
     assert view is not None
+    way = candidate.way
+    assert way is not None
     error = affine.dequantize(stored).astype(np.float64) - view.array()
-    if candidate.op_type == "Gemm":
+    if not way.convolves:
         axes = next(use.axes for use in view.uses if use.node is candidate.node)
         moved: np.ndarray = np.tensordot(error, mean, (axes.contract, (0,)))
         return moved
@@ -270,7 +273,8 @@ def saturation(
         np.broadcast_to(stored.scale, stored.codes.shape),
     )]  # fmt: skip
     order = np.arange(width)
-    if candidate.op_type == "Conv" and len(view.shape) > 2:  # channels lie next to each other
+    way = candidate.way
+    if way is not None and way.convolves and len(view.shape) > 2:  # channels lie next to each other
         order = order.reshape(view.shape[1], -1).T.reshape(-1)
     damage = price = power = 0.0
     for group in range(groups):

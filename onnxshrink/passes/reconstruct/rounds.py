@@ -213,9 +213,9 @@ class Reconstruction:
         self, layer: Layer, origin: Origin, values: np.ndarray, verdict: Verdict,
         kind: str,
     ) -> Change:  # fmt: skip
-        from onnxshrink.graph.forms import edit
+        from onnxshrink.graph import surgery
 
-        edit.set_constant(self.model, origin.value, origin.tensor, origin.stored(values))
+        surgery.set_constant(self.model, origin.value, origin.stored(values))
         kind = "bias" if origin is layer.bias else kind
         note = f"{kind} of {layer.name} refitted"
         if kind != "bias":
