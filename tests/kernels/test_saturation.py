@@ -1,5 +1,6 @@
 """Pair sums of 16 bits, against integer arithmetic spelled out."""
 
+import integer_kernels
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,3 +50,16 @@ def test_seven_bits_never_saturate() -> None:
     rows = np.full((2, 8), 255, np.uint8)
     assert not saturation.can_saturate(weights).any()
     assert not saturation.lost(rows, weights).any()
+
+
+def test_this_cpu_is_one_of_two_kinds() -> None:
+    """Without VNNI it computes what is spelled out here, with it exactly; ONNX Runtime is asked."""
+    rng = np.random.default_rng(0)
+    for width in (2, 7, 64, 65):
+        x = rng.integers(0, 256, (5, width)).astype(np.uint8)
+        w = rng.integers(-128, 128, (16, width)).astype(np.int8)
+        x[0], w[0] = 255, 127
+        exact = x.astype(np.int64) @ w.T.astype(np.int64)
+        here = saturation.products(x, w) if integer_kernels.saturates() else exact
+        np.testing.assert_array_equal(integer_kernels.products(x, w), here)
+        assert (saturation.products(x, w) != exact).any()
