@@ -270,6 +270,7 @@ def _step(
     )  # fmt: skip
     try:
         before, calls = _inlined(pass_, model, ctx.feeds)
+        before, computed = _computed(pass_, before)
         trial = before.clone()
         if needs := tuple(pass_.needs(trial)):
             judge.settle()  # the worker may be busy with the original
@@ -281,6 +282,8 @@ def _step(
         pass_.apply(trial, ctx)
         if calls and step.changes:
             ctx.changed("functions", 0, kind="model", note=f"{calls} calls inlined")
+        if computed and step.changes:
+            ctx.changed("weights", 0, kind="model", note=f"{computed} were computed from constants")
         reason = judge.refusal(trial, bound, pass_.may_grow, step) if step.changes else ""
         if reason and pass_.retreats and (fewer := retreat(pass_, before, ctx, judge, bound)):
             trial, reason = fewer, ""
@@ -316,6 +319,17 @@ def _inlined(pass_: Pass, model: Model, feeds: Feeds) -> tuple[Model, int]:
         return trial, inline_functions(trial)
     except UnsupportedModel:  # the pass reports what it cannot observe or change
         return model, 0
+
+
+def _computed(pass_: Pass, model: Model) -> tuple[Model, int]:
+    """The model with its weights stored, for a pass on weights, and how many were computed."""
+    from onnxshrink.graph.rewrite.computed import fold_weights
+
+    if not hasattr(pass_, "weights"):
+        return model, 0
+    trial = model.clone()
+    computed = fold_weights(trial)
+    return (trial, computed) if computed else (model, 0)
 
 
 def _undo(step: Step, reason: str) -> None:

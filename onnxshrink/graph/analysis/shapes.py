@@ -44,8 +44,9 @@ _NOT_BATCH = re.compile("seq|len|time|frame|step|token|height|width", re.IGNOREC
 _OTHER_ATTRIBUTES = {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS,
                      ir.AttributeType.TYPE_PROTO, ir.AttributeType.TYPE_PROTOS}  # fmt: skip
 _BRANCHES = ("then_branch", "else_branch")
-_NOT_FOLDED = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
-               "RandomUniformLike"}  # fmt: skip
+#: Operators that draw random numbers.
+RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
+          "RandomUniformLike"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -312,7 +313,7 @@ class _Walker:
                 (sizes := static(shape)) is None or math.prod(sizes) > _KNOWN_ELEMENTS
                 for shape in results
             )
-            or node.op_type in _NOT_FOLDED
+            or node.op_type in RANDOM
             or node.outputs[0] in self.known
         ):
             return

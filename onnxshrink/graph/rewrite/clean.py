@@ -33,6 +33,9 @@ def inline_functions(model: Model) -> None:
 
 def fold_constants(model: Model) -> None:
     """Compute what depends on constants only, where the result is not larger than what it needs."""
+    from onnxshrink.graph.rewrite.computed import fold_weights  # which needs shapes
+
+    fold_weights(model)
 
     def change(graph: ir.Model) -> ir.Model:
         fold(graph)
