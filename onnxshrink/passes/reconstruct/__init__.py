@@ -64,7 +64,6 @@ class Reconstruct(Pass):
         """Refit in rounds; a round that does not bring the outputs closer is taken back."""
         from onnxshrink.graph.layers import fitting
         from onnxshrink.passes.reconstruct.rounds import Reconstruction
-        from onnxshrink.runtime.worker import Worker
 
         if ctx.original is None:
             raise DataError(
@@ -85,12 +84,7 @@ class Reconstruct(Pass):
                 f"{self.name} fits to one half of real inputs and judges by the other: give "
                 "--calibration DATA with two or more"
             )
-        worker = ctx.worker or Worker()
-        try:
-            Reconstruction(self, model, ctx, ctx.original, worker).run(chosen)
-        finally:
-            if worker is not ctx.worker:
-                worker.close()
+        Reconstruction(self, model, ctx, ctx.original).run(chosen)
 
     def allows(self, kind: str) -> bool:
         """Whether numbers of a kind may change."""
