@@ -128,7 +128,7 @@ def recalibrated(
     last = 0
     for view, options in pairs:
         number = group.get(view, last)
-        if number > last and ctx.worker is not None:
+        if number > last:
             last = number
             found = needs(parts[number])
             ctx.statistics = calibrate(model, found, ctx.feeds, ctx.worker, ctx.progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -13,9 +12,9 @@ from onnxshrink.pipeline import Context, Pass
 
 if TYPE_CHECKING:
     from onnxshrink.channels.plan import Plan
-    from onnxshrink.contract import Feeds
     from onnxshrink.graph.file.model import Model
     from onnxshrink.report import Table
+    from onnxshrink.trials import Feeds
 
 _MOST = 0.95  # more leaves nothing of a layer
 
@@ -117,20 +116,17 @@ class PruneChannels(Pass):
         from onnxshrink.channels.plan import blocked
         from onnxshrink.channels.readers import not_refitted
         from onnxshrink.channels.step import Planner
-        from onnxshrink.runtime.worker import Worker
 
-        with contextlib.ExitStack() as stack:
-            worker = ctx.worker or stack.enter_context(Worker())
-            planner, left = Planner(self, ctx, worker), dict[str, str]()
-            refits = self.compensate and bool(ctx.feeds) and not ctx.generated
-            for step in range(self.iterations):
-                ctx.progress(self.name, step, self.iterations)
-                plan, seen = planner.plan(model, step)
-                reasons = blocked(plan.walk)
-                if not plan.removed.any():
-                    continue
-                left |= not_refitted(plan.walk, plan.removed) if refits else {}
-                planner.removal(plan, seen).carry_out()
+        planner, left = Planner(self, ctx, ctx.worker), dict[str, str]()
+        refits = self.compensate and bool(ctx.feeds) and not ctx.generated
+        for step in range(self.iterations):
+            ctx.progress(self.name, step, self.iterations)
+            plan, seen = planner.plan(model, step)
+            reasons = blocked(plan.walk)
+            if not plan.removed.any():
+                continue
+            left |= not_refitted(plan.walk, plan.removed) if refits else {}
+            planner.removal(plan, seen).carry_out()
         for name, reason in sorted(left.items()):
             ctx.skip(name, reason)
         for group in plan.groups:
@@ -148,7 +144,7 @@ class PruneChannels(Pass):
         from onnxshrink.runtime.worker import Worker
 
         with Worker() as worker:
-            ctx = Context(Step(self.name), feeds, generated, seed=seed)
+            ctx = Context(Step(self.name), feeds, generated, worker=worker, seed=seed)
             return Planner(self, ctx, worker).plan(model.clone(), 0)[0]
 
     def explain(self, model: Model, what: str, feeds: Feeds = (), seed: int = 0) -> list[Table]:

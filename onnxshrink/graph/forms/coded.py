@@ -228,7 +228,7 @@ def _code_group(
             coding.plain[one.value.name or ""] = "would not get smaller"
         return
     for part, each in written:
-        values = chains.tensors(each, [one.tensor.shape.numpy() for one in part])
+        values = chains.tensors(each, [tuple(one.tensor.shape.numpy()) for one in part])
         results = [_typed(chains, one, value) for one, value in zip(part, values, strict=True)]
         chains.place()
         for one, result in zip(part, results, strict=True):

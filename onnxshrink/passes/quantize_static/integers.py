@@ -177,7 +177,6 @@ class Work:
         """Run the model on the inputs and collect what grids and biases need."""
         from onnxshrink.passes.quantize_static.storing import means, some_rows
         from onnxshrink.runtime.calibrate import calibrate
-        from onnxshrink.runtime.worker import Worker
 
         every = options_of.values()
         names = [value.name for value in placement.values if value.name]
@@ -188,12 +187,8 @@ class Work:
             wanted = [means(one)] * options.correct_bias
             wanted += [some_rows(one)] * (options.reduce_range != "always")
             needs += [need for need in wanted if need is not None]
-        ctx, worker = self.ctx, self.ctx.worker or Worker()
-        try:
-            statistics = calibrate(self.model, needs, ctx.feeds, worker, ctx.progress)
-        finally:
-            if worker is not ctx.worker:
-                worker.close()
+        ctx = self.ctx
+        statistics = calibrate(self.model, needs, ctx.feeds, ctx.worker, ctx.progress)
         return Ranges(statistics, statistics.refused, len(ctx.feeds))
 
 

@@ -65,7 +65,6 @@ class Reconstruct(Pass):
         from onnxshrink.graph.layers import fitting
         from onnxshrink.graph.rewrite import plain
         from onnxshrink.passes.reconstruct.rounds import Reconstruction
-        from onnxshrink.runtime.worker import Worker
 
         if ctx.original is None:
             raise DataError(
@@ -87,12 +86,7 @@ class Reconstruct(Pass):
                 f"{self.name} fits to one half of real inputs and judges by the other: give "
                 "--calibration DATA with two or more"
             )
-        worker = ctx.worker or Worker()
-        try:
-            Reconstruction(self, seen, ctx, original, worker).run(chosen)
-        finally:
-            if worker is not ctx.worker:
-                worker.close()
+        Reconstruction(self, seen, ctx, original).run(chosen)
         if seen is not model:
             plain.take_over(model, seen, {change.what for change in ctx.step.changes})
 
