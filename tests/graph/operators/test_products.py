@@ -131,7 +131,7 @@ def test_biases_and_what_they_are_multiplied_with() -> None:
             }""",
             w=_W,
             b=normal(5),
-        )  # fmt: skip
+        )
     )
     (node,) = model.ir.graph
     product = operators.product(node, 1)
