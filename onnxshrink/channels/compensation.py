@@ -124,7 +124,7 @@ def _with_bias(walk: Walk, consumer: Consumer) -> ir.Value:
     """Give a node a bias of zeros, which goes with the channels that it makes."""
     node, tensor = consumer.node, stored(consumer.weight)
     assert tensor is not None
-    axis = 1 if node.op_type == "ConvTranspose" else 1 - consumer.weight_axis
+    axis = 1 - consumer.weight_axis
     zeros = np.zeros(dims(tensor)[axis], tensor.dtype.numpy())
     cut = Cut(walk, np.zeros(walk.atoms.count, bool))
     bias = cut.constant(zeros, f"{consumer.weight.name}.bias", node)

@@ -111,7 +111,10 @@ def text(node: ir.Node, name: str, default: str) -> str:
         Unknown: It is the parameter of a function, or no text.
     """
     found = _find(node, name, _Type.STRING)
-    return default if found is None else found.as_string()
+    try:
+        return default if found is None else found.as_string()
+    except (TypeError, UnicodeDecodeError) as error:
+        raise Unknown(f"its {name!r} is not UTF-8") from error
 
 
 def texts(node: ir.Node, name: str) -> tuple[str, ...] | None:
@@ -143,6 +146,11 @@ def input(node: ir.Node, index: int) -> ir.Value | None:
     return node.inputs[index] if index < len(node.inputs) else None
 
 
+def is_constant(node: ir.Node) -> bool:
+    """Whether a node is a Constant, and no ConstantOfShape, which has a ``value`` too."""
+    return node.op_type == "Constant" and not node.domain
+
+
 def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
     """The tensor of an initializer or of a Constant node, in whatever way it is written down.
 
@@ -159,7 +167,7 @@ def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
     node = None if value is None else value.producer()
     if value is None or node is None:
         return None if value is None else value.const_value
-    if node.op_type != "Constant" or node.domain:  # ConstantOfShape has a 'value' too
+    if not is_constant(node):
         return None
     found = next(iter(node.attributes.values()), None)
     if found is None or found.is_ref():

@@ -292,7 +292,7 @@ def forget(model: Model, value: ir.Value) -> None:
         return
     node, graph = value.producer(), value.graph
     if node is not None:
-        if node.op_type == "Constant" and not node.domain and node.graph is not None:
+        if read.is_constant(node) and node.graph is not None:
             remove(model, node)
     elif isinstance(graph, ir.Graph) and graph.initializers.get(value.name or "") is value:
         model.touch(value.name)

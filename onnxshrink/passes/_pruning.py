@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from onnxshrink.graph.forms.palette import Palettes
     from onnxshrink.graph.weights.views import WeightView
 
-_ELEMENTWISE = {"Add", "Sub", "Mul"}
 _MARK = "onnxshrink.sparsity"
 
 
@@ -223,7 +222,7 @@ def matrix_of(view: WeightView) -> np.ndarray:
 
 def obstacle(view: WeightView) -> str:
     """Why its zeros would not mean connections less; empty when they do."""
-    if view.op_type in _ELEMENTWISE:
+    if view.uses and view.main.is_arithmetic:
         return f"is not summed over, but used element by element ({view.op_type})"
     return ""
 

@@ -115,13 +115,13 @@ class PruneChannels(Pass):
     def apply(self, model: Model, ctx: Context) -> None:
         """Find, rank and remove; report what every constant lost, and what blocked the rest."""
         from onnxshrink.channels.plan import blocked
-        from onnxshrink.channels.readers import in_bodies
+        from onnxshrink.channels.readers import not_refitted
         from onnxshrink.channels.step import Planner
         from onnxshrink.runtime.worker import Worker
 
         with contextlib.ExitStack() as stack:
             worker = ctx.worker or stack.enter_context(Worker())
-            planner, not_refitted = Planner(self, ctx, worker), set[str]()
+            planner, left = Planner(self, ctx, worker), dict[str, str]()
             refits = self.compensate and bool(ctx.feeds) and not ctx.generated
             for step in range(self.iterations):
                 ctx.progress(self.name, step, self.iterations)
@@ -129,10 +129,10 @@ class PruneChannels(Pass):
                 reasons = blocked(plan.walk)
                 if not plan.removed.any():
                     continue
-                not_refitted |= set(in_bodies(plan.walk, plan.removed) if refits else ())
+                left |= not_refitted(plan.walk, plan.removed) if refits else {}
                 planner.removal(plan, seen).carry_out()
-        for name in sorted(not_refitted):
-            ctx.skip(name, "in a body of If, Loop or Scan, where nothing is refitted")
+        for name, reason in sorted(left.items()):
+            ctx.skip(name, reason)
         for group in plan.groups:
             if why := plan.held.get(group.name, ""):
                 ctx.skip(group.name, why)

@@ -202,7 +202,8 @@ class QuantizeWeights(Pass):
         note += f", {method}" * (method not in ("rtn", "balanced"))
         if self.form == "nbits" and form != "nbits":
             why = nbits.why_not(view, stored.bits)
-        note += f" ({why})" * bool(why)
+        reasons = filter(None, (why, _rounding.lesser(view, self.dtype, self.rounding, method)))
+        note += "".join(f" ({reason})" for reason in reasons)
         ctx.changed(view, after, note=note, sqnr_db=sqnr)
 
     def _layout(self, view: WeightView, form: Form) -> Layout:

@@ -33,9 +33,7 @@ def can_gather(model: Model, view: WeightView) -> bool:
     return (
         has_initializers(model, view)
         and not view.others
-        and all(
-            use.op_type == "Gather" and use.direct and use.axes.out == (0,) for use in view.uses
-        )
+        and all(use.picks_rows for use in view.uses)
     )
 
 

@@ -43,11 +43,15 @@ def why_not_conv(view: WeightView) -> str:
     """Why a weight's convolution cannot be a ConvInteger; empty when it can."""
     if view.dtype != ir.DataType.FLOAT:
         return f"DynamicQuantizeLinear takes float, not {view.dtype.name.lower()}"
-    use = view.main
-    alone = len(view.uses) == 1 and not view.others and use.direct
-    if not alone or use.node.domain:
+    use, way = view.main, view.main.product
+    if len(view.uses) > 1 or view.others or not use.direct:
         return "is used by more than one Conv"
-    return read.obstacle(use.node)
+    if way is None or way.spreads:
+        return f"there is no integer {use.op_type}"
+    if reason := read.obstacle(use.node):
+        return reason
+    fits = way.added is None and way.function in products.FUNCTIONS
+    return "" if fits else f"is used by {use.op_type}, of which {way.hidden}"
 
 
 def recurrent(view: WeightView, views: Sequence[WeightView]) -> tuple[WeightView, WeightView]:
@@ -57,7 +61,7 @@ def recurrent(view: WeightView, views: Sequence[WeightView]) -> tuple[WeightView
         ValueError: Why ONNX Runtime's DynamicQuantizeLSTM cannot take its place.
     """
     node = view.main.node
-    if node.domain or node.op_type != "LSTM":
+    if (node.domain, node.op_type) != ("", "LSTM"):
         raise ValueError(f"ONNX Runtime has no dynamically quantized {node.op_type}")
     pair = [_only(node.inputs[index], views) for index in (1, 2)]
     if read.integer(node, "layout", 0):
@@ -79,7 +83,7 @@ def _only(value: ir.Value | None, views: Sequence[WeightView]) -> WeightView | N
 
 def layout(view: WeightView, *, per_channel: bool) -> Layout:
     """How a weight is laid out to be quantized: of products as MatMulInteger's [..., K, N]."""
-    turned = view.op_type == "Gemm" and view.axes.contract == (1,)
+    turned = len(view.shape) == 2 and view.axes.contract == (1,)
     return layout_of(view, per_channel=per_channel, turned=turned)
 
 
@@ -169,6 +173,7 @@ def integer_conv(
     rebuild.place()
     data, step, middle = activations.of(node.inputs[0], node, _WORKING)  # type: ignore[arg-type]
     found = read.attributes(node)
+    function = found.pop("activation", "")
     summed = rebuild.node("ConvInteger", [data, codes, middle, *zero], "i", **found)
     result = _scaled(rebuild, summed, step, scale)
     bias = read.input(node, 2)
@@ -176,6 +181,8 @@ def integer_conv(
         shape = rebuild.constant(np.array([1, -1, *plane], np.int64), "n")
         shaped = rebuild.node("Reshape", [bias, shape], "r")
         result = rebuild.node("Add", [result, shaped], "y")
+    if function:
+        result = rebuild.node(function, [result], "f")
     rebuild.put_in_place(node, [result])
     rebuild.drop()
     return rebuild.nbytes

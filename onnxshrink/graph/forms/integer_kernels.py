@@ -8,9 +8,10 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from onnxshrink.graph import read, weights
+from onnxshrink.graph import operators, read, weights
 from onnxshrink.graph.analysis import shapes
 from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.operators import Matrices
 from onnxshrink.graph.weights.views import WeightView
 
 #: ``product``: multiplies with a weight; ``whole`` and ``part``: hands on numbers as they are, all
@@ -96,6 +97,11 @@ class Candidate:
         return (self.node.name or "", *outputs, *weight, *self.aliases)
 
     @property
+    def way(self) -> operators.Product | None:
+        """How it multiplies with its weight; None for others."""
+        return operators.product(self.node, 1 - self.operands[0]) if self.weight else None
+
+    @property
     def size(self) -> int:
         """Elements of its weight, 0 without one."""
         return self.weight.size if self.weight else 0
@@ -109,7 +115,7 @@ class Candidate:
     @property
     def needs_codes(self) -> bool:
         """Whether its integer kernel gives codes; those of MatMul and Gemm can give floats too."""
-        return self.node.op_type not in ("Gemm", "MatMul")
+        return operators.of(self.node, Matrices) is None
 
 
 def find(model: Model) -> list[Candidate]:
@@ -152,7 +158,8 @@ def _product(node: ir.Node, views: Mapping[ir.Value, WeightView]) -> Candidate |
     if None not in constants:
         return None  # constant folding's business
     if constants == [None, None]:
-        why = "" if node.op_type == "MatMul" else "its weight is computed"
+        row = operators.of(node, Matrices)
+        why = "" if row is not None and row.bias is None else "its weight is computed"
         return Candidate(node, "product", (0, 1), why_not=why)
     at = 0 if constants[0] is not None else 1
     view = views.get((first, second)[at])
@@ -184,14 +191,15 @@ def _obstacle(node: ir.Node, view: WeightView, at: int) -> str:
         return f"computes in {view.dtype.name.lower()}"
     if any(not use.direct for use in view.uses):
         return "its weight is rearranged before it is used"
-    others = {use.op_type for use in view.uses if use.op_type not in ("Conv", "Gemm", "MatMul")}
+    others = {use.op_type for use in view.uses if KERNELS.get(use.op_type) != "product"}
     if others or view.others:
         return f"its weight is used by {', '.join(sorted({*others, *view.others}))} too"
-    if node.op_type == "Gemm":
+    way = operators.product(node, at)
+    if way is not None and way.takes_bias and not way.convolves:
         if at == 0:
             return "its weight is on the left"
-        if read.integer(node, "transA", 0) or read.number(node, "alpha", 1) != 1:
+        if way.transposes_activation or way.alpha != 1:
             return "ONNX Runtime has no integer kernel for transA or alpha"
-        if len(node.inputs) > 2 and read.number(node, "beta", 1) != 1:
+        if way.bias is not None and way.beta != 1:
             return "ONNX Runtime has no integer kernel for beta"
     return ""

@@ -84,7 +84,7 @@ def of(
         if last - first == len(contract) and inner % block_size == 0:
             split = (inner // block_size, block_size)
             return Layout(view, shape[:first] + split + shape[last:], (first + 1,), order)
-    if view.op_type == "Gather" and view.size // shape[view.axes.out[0]] < _SHORT_ROW:
+    if view.main.is_lookup and view.size // shape[view.axes.out[0]] < _SHORT_ROW:
         return Layout(view, shape, view.axes.out, order)
     return Layout(view, shape, contract, order)
 

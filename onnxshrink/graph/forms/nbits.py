@@ -37,11 +37,7 @@ def why_not(view: WeightView, nbits: int) -> str:
 
 def _looked_up(view: WeightView) -> bool:
     """Whether lookups of rows of a matrix are all that happens to the weight."""
-    return (
-        len(view.shape) == 2
-        and not view.others
-        and all(u.op_type == "Gather" and u.direct and u.axes.out == (0,) for u in view.uses)
-    )
+    return len(view.shape) == 2 and not view.others and all(use.picks_rows for use in view.uses)
 
 
 def stored(model: Model, view: WeightView, codes: Quantized, accuracy_level: int) -> int:

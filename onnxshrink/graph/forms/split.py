@@ -13,8 +13,10 @@ import onnx_ir as ir
 
 from onnxshrink.graph import read
 from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.forms import products
 from onnxshrink.graph.forms.dequantize import cast_mul, factor
 from onnxshrink.graph.forms.rebuild import Rebuild
+from onnxshrink.graph.operators import Matrices, Product
 from onnxshrink.graph.weights.views import WeightView
 from onnxshrink.kernels.affine import Quantized
 
@@ -24,7 +26,6 @@ Array = npt.NDArray[np.floating]
 OVERHEAD = 120
 #: Bytes that the nodes of a weight cost that is rebuilt from factors and integers, about.
 BESIDE_OVERHEAD = 420
-_KINDS = ("MatMul", "Gemm", "Conv", "Gather")
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,9 @@ class Split:
 
 def why_not(view: WeightView) -> str:
     """Why an operator cannot be split; empty when it can."""
-    use = view.main
-    if use.op_type not in _KINDS or use.node.domain:
+    use, product = view.main, view.main.product
+    looks_up = use.is_lookup and use.activation is not None
+    if not looks_up and (product is None or product.inside or product.spreads):
         return f"is used by {use.op_type}, which is not split"
     if len(view.uses) > 1 or view.others:
         return "is used by several operators"
@@ -58,22 +60,33 @@ def why_not(view: WeightView) -> str:
         return "reaches its operator through other nodes"
     if reason := read.obstacle(use.node):
         return reason
-    if use.op_type == "Conv":
-        if len(view.shape) < 3 or read.integer(use.node, "group", 1) > 1:
+    if product is not None and product.convolves:
+        if len(view.shape) < 3 or product.groups > 1:
             return "is a convolution in groups"
+        if product.added is not None or product.function not in products.FUNCTIONS:
+            return f"is used by {use.op_type}, of which {product.hidden}"
     elif len(view.shape) != 2:
         return f"has {len(view.shape)} axes, and only matrices are split"
-    if use.op_type == "Gemm" and (use.index == 0 or read.integer(use.node, "transA", 0)):
-        return "is the left side of a product, or multiplied with a transpose"
-    if use.op_type == "Gather" and use.axes.out != (0,):
+    elif product is not None and (product.transposes_activation or not _is_matmul(product)):
+        if product.out_axis == -2 or product.in_axis != -1:
+            return "is the left side of a product, or multiplied with a transpose"
+        try:
+            products.of(view)
+        except ValueError as error:
+            return str(error)
+    if looks_up and use.axes.out != (0,):
         return "is not looked up by rows"
     return ""
 
 
+def _is_matmul(product: Product) -> bool:
+    return not product.node.domain and isinstance(product.row, Matrices) and not product.takes_bias
+
+
 def ways(view: WeightView) -> Iterator[Split]:
     """How the operator of a weight can be split."""
-    op_type = view.op_type
-    if op_type == "Conv":
+    product = view.main.product
+    if product is not None and product.convolves:
         outputs, inputs, *kernel = view.shape
         before = math.prod(view.shape)
         across = inputs * math.prod(kernel)
@@ -86,7 +99,7 @@ def ways(view: WeightView) -> Iterator[Split]:
             yield Split("spatial", (tall, flat), tall + flat, tall + flat * stride, before)
         return
     rows, columns = view.matrix.shape
-    kind = "lookup" if op_type == "Gather" else "product"
+    kind = "lookup" if view.main.is_lookup else "product"
     work = columns if kind == "lookup" else rows + columns
     yield Split(
         kind, (rows, columns), rows + columns, work, 0 if kind == "lookup" else rows * columns
@@ -136,11 +149,13 @@ def apply(model: Model, view: WeightView, way: Split, left: Array, right: Array)
     assert other is not None
     if way.kind in ("channel", "spatial"):
         result = _convolutions(rebuild, node, other, way, *_kernels(view, way, left, right))
+        function = "" if view.main.product is None else view.main.product.function
+        result = rebuild.node(function, [result], "f") if function else result
     elif way.kind == "lookup":
         axis = read.integer(node, "axis", 0)
         rows = rebuild.node("Gather", [constant(left, "a"), other], "h", axis=axis)
         result = rebuild.node("MatMul", [rows, constant(right, "b")], "y")
-    elif node.op_type == "Gemm":
+    elif (node.domain, node.op_type) == ("", "Gemm"):
         hidden = rebuild.node("MatMul", [other, constant(right.T, "a")], "h")
         scalars: dict[str, Any] = {
             name: read.number(node, name, 1.0)
@@ -149,6 +164,11 @@ def apply(model: Model, view: WeightView, way: Split, left: Array, right: Array)
         }
         rest = [value for value in node.inputs[2:] if value is not None]
         result = rebuild.node("Gemm", [hidden, constant(left.T, "b"), *rest], "y", **scalars)
+    elif node.domain or not isinstance(view.main.row, Matrices):
+        (product,) = products.of(view)
+        hidden = rebuild.node("MatMul", [product.rows(rebuild), constant(right.T, "a")], "h")
+        result = rebuild.node("MatMul", [hidden, constant(left.T, "b")], "y")
+        result = product.completed(rebuild, result)
     elif view.main.index == 1:
         hidden = rebuild.node("MatMul", [other, constant(right.T, "a")], "h")
         result = rebuild.node("MatMul", [hidden, constant(left.T, "b")], "y")

@@ -9,22 +9,29 @@ import onnx_ir as ir
 from onnxshrink.graph import surgery, weights
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.layers.fitting import Outline
+from onnxshrink.graph.operators import Product, moves
 
 Array = npt.NDArray[np.float64]
 
 
 def why_not(outline: Outline) -> str:
     """Why a layer's bias cannot be changed; empty when it can."""
-    if outline.index == 0:
-        return "its weight is multiplied from the left"
+    if outline.hidden:
+        return outline.hidden
+    try:
+        if product_of(outline).out_axis == -2:
+            return "its weight is multiplied from the left"
+    except ValueError as error:
+        return str(error)
     if outline.bias is not None and _stored(outline.bias) is None:
         return "what it adds is not stored as numbers of its own"
     return ""
 
 
-def axis(outline: Outline) -> int:
-    """The axis of the channels of a layer's output."""
-    return 1 if outline.op_type == "Conv" else -1
+def product_of(outline: Outline) -> Product:
+    """How a layer without :func:`why_not` multiplies."""
+    assert outline.product is not None
+    return outline.product
 
 
 def shift(
@@ -42,13 +49,12 @@ def shift(
         The name of the constant that was changed, or of the output that has a new one, and its
         bytes before and after.
     """
-    node = outline.node
-    beta = node.attributes.get("beta")
-    if node.op_type == "Gemm" and outline.bias is not None and beta is not None:
-        amount = amount / beta.as_float()
+    node, product = outline.node, product_of(outline)
+    if outline.bias is not None and product.bias is outline.bias:
+        amount = amount / product.beta
     if outline.bias is None:
         values = amount.astype(_computed_in(node, weight).numpy())
-        if node.op_type == "MatMul":
+        if not product.takes_bias:
             _add_behind(model, node, values)
         else:
             node.attributes.pop("beta", None)
@@ -81,7 +87,7 @@ def _adds(user: ir.Node, outline: Outline) -> bool:
 def _stored(value: ir.Value) -> ir.Value | None:
     """The floating-point constant behind a vector, which may be stored in another type."""
     node = value.producer()
-    if node is not None and node.op_type in ("Cast", "Identity") and node.inputs[0] is not None:
+    if node is not None and moves(node) in ("converts", "copies") and node.inputs[0] is not None:
         return _stored(node.inputs[0])
     tensor = weights.constant(value)
     return value if tensor is not None and tensor.dtype in weights.FLOATS else None
@@ -90,9 +96,9 @@ def _stored(value: ir.Value) -> ir.Value | None:
 def _type(value: ir.Value, stored: ir.TensorProtocol) -> ir.DataType:
     """The type in which a vector is added, that of the last Cast on its way from the constant."""
     node = value.producer()
-    if node is not None and node.op_type == "Cast":
+    if node is not None and moves(node) == "converts":
         return ir.DataType(node.attributes["to"].as_int())
-    if node is not None and node.op_type == "Identity" and node.inputs[0] is not None:
+    if node is not None and moves(node) == "copies" and node.inputs[0] is not None:
         return _type(node.inputs[0], stored)
     return stored.dtype
 

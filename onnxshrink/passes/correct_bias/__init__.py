@@ -64,13 +64,16 @@ class CorrectBias(Pass):
         """Correct round by round; keep it if the outputs are closer to the original's."""
         from onnxshrink.graph.file.model import Model
         from onnxshrink.graph.layers import fitting
+        from onnxshrink.graph.rewrite import plain
         from onnxshrink.passes.correct_bias.correction import Correction
         from onnxshrink.runtime.worker import Worker
 
         original = Model.load(self.reference) if self.reference else ctx.original
         if original is None:
             raise DataError(f"{self.name} needs the original model: name it with 'reference'")
-        outlines = [o for o in fitting.outlines(model, original) if not o.norm]
+        original = plain.seen_through(original)
+        plain.spell_out(model, hiding=True)
+        outlines = [o for o in fitting.outlines(model, original) if o.norm is None]
         self._check_patterns(outlines)
         worker = ctx.worker or Worker()
         try:

@@ -134,7 +134,7 @@ class Correction:
 
         if not feeds:
             return means.means(self._original)
-        needs = {_input(o): Need(_input(o), Extremes(bias.axis(o))) for o in chosen}
+        needs = {_input(o): Need(_input(o), Extremes(bias.product_of(o).in_axis)) for o in chosen}
         return _seen(needs, calibrate(self._original, needs.values(), feeds, self._worker))
 
     def _keep(self, trial: Model, rows: list[Change], judged: Sequence[Outline]) -> None:
@@ -194,7 +194,7 @@ def _seen(needs: Mapping[str, Need], found: Mapping[Need, Any]) -> dict[str, np.
 
 
 def _input(outline: Outline) -> str:
-    value = outline.node.inputs[1 - outline.index]
+    value = None if outline.product is None else outline.product.activation
     return "" if value is None else value.name or ""
 
 
@@ -213,7 +213,7 @@ def _need(outline: Outline) -> Need:
     from onnxshrink.graph.layers import bias
     from onnxshrink.kernels.observers import Extremes, Need
 
-    return Need(outline.output, Extremes(bias.axis(outline)))
+    return Need(outline.output, Extremes(bias.product_of(outline).out_axis))
 
 
 def _in_rounds(chosen: Sequence[Outline], rounds: int | None) -> Iterator[list[Outline]]:

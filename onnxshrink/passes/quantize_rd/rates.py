@@ -262,7 +262,8 @@ def is_plain(view: WeightView) -> bool:
     """Whether a weight keeps 8 bits: small, depthwise, or behind a one-hot encoding."""
     if view.size < _PLAIN:
         return True
-    if view.op_type == "Conv" and view.size // view.shape[view.axes.out[0]] < 32:
+    product = view.main.product
+    if product is not None and product.convolves and view.size // view.shape[view.axes.out[0]] < 32:
         groups = view.main.node.attributes.get("group")
         return groups is not None and groups.as_int() > 1
     source = view.activation.producer() if view.activation is not None else None

@@ -249,9 +249,9 @@ def _groups(outlines: Sequence[Outline], rounds: int) -> list[set[str]]:
     parts = min(rounds, len(depths))
     place = {depth: number * parts // len(depths) for number, depth in enumerate(depths)}
     groups: list[set[str]] = [set() for _ in range(parts + 1)]
-    products = {place[outline.depth] for outline in outlines if not outline.norm}
+    products = {place[outline.depth] for outline in outlines if outline.norm is None}
     for outline in outlines:
         # What a norm adds and multiplies shows at its output only: what comes before must be done.
-        late = outline.norm and parts < len(depths) and place[outline.depth] in products
+        late = outline.norm is not None and parts < len(depths) and place[outline.depth] in products
         groups[place[outline.depth] + late].add(outline.output)
     return groups

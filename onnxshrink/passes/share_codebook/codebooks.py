@@ -69,7 +69,7 @@ def plans(step: ShareCodebook, view: WeightView) -> Iterator[Plan]:
 
 def _scales_pay(step: ShareCodebook, view: WeightView) -> bool:
     channel = math.prod(view.shape[axis] for axis in view.axes.contract)
-    if view.op_type == "Gather" or channel < _SCALED_CHANNEL:
+    if view.main.is_lookup or channel < _SCALED_CHANNEL:
         return False
     codes = view.size * math.log2(step.most) / 8
     fed = step.rounding == "gptq"
