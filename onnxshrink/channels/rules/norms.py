@@ -221,7 +221,7 @@ def variance_about(walk: Walk, node: ir.Node) -> ir.Value | None:
         return None
     if square.op_type == "Mul" and square.inputs[0] is not square.inputs[1]:
         return None
-    if square.op_type == "Pow" and not read.scalar(square.inputs[1]) == 2:
+    if square.op_type == "Pow" and read.scalar(square.inputs[1]) != 2:
         return None
     sub = square.inputs[0].producer() if square.inputs[0] is not None else None
     if sub is None or sub.op_type != "Sub" or sub.inputs[0] is None or sub.inputs[1] is None:
