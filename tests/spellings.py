@@ -148,7 +148,7 @@ def _batch_norms() -> Net:
     gamma, beta = 1 + normal(16, seed=11) / 4, normal(16, seed=12) / 4
     mean, var = normal(16, seed=13) / 4, 1 + np.abs(normal(16, seed=14))
     factor = gamma / np.sqrt(var + np.float32(1e-5))
-    small = {"m": factor.reshape(-1, 1, 1), "a": (beta - factor * mean).reshape(-1, 1, 1)}
+    small = {"gamma": factor.reshape(-1, 1, 1), "beta": (beta - factor * mean).reshape(-1, 1, 1)}
 
     def net(norm: str, **arrays: Array) -> onnx.ModelProto:
         return _model(
@@ -166,7 +166,7 @@ def _batch_norms() -> Net:
             "BatchNormalization": net(
                 "s1 = BatchNormalization(c1, gamma, beta, mean, var)", **whole
             ),
-            "Mul, Add": net("t1 = Mul(c1, m)  s1 = Add(t1, a)", **small),
+            "Mul, Add": net("t1 = Mul(c1, gamma)  s1 = Add(t1, beta)", **small),
         },
         _feeds(4, 8, 10, 10),
     )

@@ -85,7 +85,9 @@ def test_passes_treat_spellings_alike(
         if spelling == net.plain:
             wanted = methods(row)
             continue
-        broken += [f"{spelling}: {each}" for each in differences(wanted, row)]
+        there = {tensor.name for tensor in proto.graph.initializer}
+        known = {name: method for name, method in wanted.items() if name in there}
+        broken += [f"{spelling}: {each}" for each in differences(known, row)]
     assert broken == []
 
 

@@ -152,7 +152,9 @@ class Recorder:
 
 def has_initializers(model: Model, scope: Scope) -> bool:
     """Whether constants of a scope can be initializers that are not inputs."""
-    return model.ir.ir_version >= 4 and isinstance(scope, ir.Graph)
+    functions = model.ir.functions.values()  # the nodes of one say that they are in its graph
+    inside = isinstance(scope, ir.Function) or any(scope is each.graph for each in functions)
+    return model.ir.ir_version >= 4 and not inside
 
 
 def _graph(node: ir.Node) -> Scope:
@@ -290,7 +292,7 @@ def forget(model: Model, value: ir.Value) -> None:
         return
     node, graph = value.producer(), value.graph
     if node is not None:
-        if node.op_type == "Constant" and not node.domain and node.graph is not None:
+        if read.is_constant(node) and node.graph is not None:
             remove(model, node)
     elif isinstance(graph, ir.Graph) and graph.initializers.get(value.name or "") is value:
         model.touch(value.name)

@@ -132,7 +132,8 @@ def moment_of(view: WeightView, ctx: Context, half: int | None = None) -> np.nda
 
     found = second_moments.moment(ctx.statistics, view, half)
     if found is None:
-        raise ValueError("its inputs cannot be observed; prune-magnitude does without")
+        reason = second_moments.why_not(view) or "no input reached it"
+        raise ValueError(f"its inputs cannot be observed ({reason}); prune-magnitude does without")
     return found
 
 

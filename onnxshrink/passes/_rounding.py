@@ -60,14 +60,16 @@ def quantize(
     return stored, "balanced" if rounding in (*CALIBRATED, "hqq") else rounding
 
 
-def lesser(view: WeightView, wanted: Rounding, method: Rounding) -> str:
+def lesser(view: WeightView, dtype: Dtype, wanted: Rounding, method: Rounding) -> str:
     """Why the codes of a weight are not by the method that was asked for; empty when they are."""
     from onnxshrink.graph.weights import second_moments
+    from onnxshrink.kernels import affine
 
     if method == wanted or wanted not in CALIBRATED:
         return ""
-    reason = second_moments.why_not(view) or "its inputs were not observed, or the type is a float"
-    return f"no {wanted}: {reason}"
+    if affine.is_float(dtype):
+        return f"no {wanted}: {dtype} has no steps of one size"
+    return f"no {wanted}: {second_moments.why_not(view) or 'its inputs were not observed'}"
 
 
 def _fitted(

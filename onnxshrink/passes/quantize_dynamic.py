@@ -176,7 +176,7 @@ class QuantizeDynamic(Pass):
         )  # fmt: skip
         if codes.nbytes + _OVERHEAD >= view.nbytes:
             raise ValueError(f"would not be smaller as {kind}")
-        why = _rounding.lesser(view, self.rounding, method)
+        why = _rounding.lesser(view, kind, self.rounding, method)
         sqnr = affine.sqnr_db(layout.values(), codes)
         return _Rounded(replace(codes, dtype=kind), method, sqnr, why)
 

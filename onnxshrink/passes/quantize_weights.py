@@ -202,7 +202,7 @@ class QuantizeWeights(Pass):
         note += f", {method}" * (method not in ("rtn", "balanced"))
         if self.form == "nbits" and form != "nbits":
             why = nbits.why_not(view, stored.bits)
-        reasons = filter(None, (why, _rounding.lesser(view, self.rounding, method)))
+        reasons = filter(None, (why, _rounding.lesser(view, self.dtype, self.rounding, method)))
         note += "".join(f" ({reason})" for reason in reasons)
         ctx.changed(view, after, note=note, sqnr_db=sqnr)
 

@@ -115,12 +115,12 @@ class ToFloat16(Pass):
 
     def _beyond(self, model: Model, ctx: Context) -> set[str]:
         """The first outputs of nodes with values that float16 cannot hold; they are reported."""
-        from onnxshrink.graph import weights
+        from onnxshrink.graph import read, weights
         from onnxshrink.kernels.observers import Extremes, Need
 
         found = set()
         for node in model.ir.graph:
-            if node.op_type == "Constant":
+            if read.is_constant(node):
                 continue
             values = [value for value in (*node.inputs, *node.outputs) if value is not None]
             needs = [Need(value.name or "", Extremes()) for value in values]

@@ -17,13 +17,11 @@ import onnx_ir as ir
 from onnxshrink.graph import operators, read
 from onnxshrink.graph.analysis import macs
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.operators import TABLE, Quantized, of
+from onnxshrink.graph.operators import TABLE, Quantized, Random, of
 from onnxshrink.graph.weights.views import FLOATS
 
 #: How an operand may be moved into its place.
 _MOVES = ("permutes", "copies", "squeezes", "unsqueezes")
-_RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
-           "RandomUniformLike"}  # fmt: skip
 _NO_WEIGHTS = {ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING, ir.DataType.UNDEFINED}
 
 
@@ -207,7 +205,7 @@ def fixed_values(model: Model, stored: set[ir.Value]) -> set[ir.Value]:
         if (
             len(node.inputs)
             and all(value is None or value in fixed for value in node.inputs)
-            and node.op_type not in _RANDOM
+            and of(node, Random) is None
             and node.op_identifier() not in model.ir.functions
             and not any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values())
         ):

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from onnxshrink.graph import read, surgery
+from onnxshrink.graph import operators, read, surgery
 from onnxshrink.graph.analysis.pointwise import bounds
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.forms.integer_kernels import Candidate
@@ -160,7 +160,7 @@ def _share(placement: Placement) -> None:
         if site.kind in _AS_THEY_ARE:
             for output in _used(site):
                 _unite(placement, output, site.inputs[0])
-        elif site.op_type == "Concat":
+        elif operators.moves(site.node) == "joins":
             # Rounded on the grid of the whole at once, the parts are not rounded again.
             joined = placement.result(site.node.outputs[0])
             for value in site.inputs:

@@ -174,7 +174,7 @@ class Outline:
     @property
     def hidden(self) -> str:
         """Why a product's sums cannot be held against the original's; empty when they can."""
-        return "is no product" if self.product is None else self.product.hidden
+        return "" if self.product is None else self.product.hidden
 
     @property
     def norm(self) -> Gains | None:
@@ -194,12 +194,13 @@ def outlines(model: Model, original: Model) -> Iterator[Outline]:
             for attribute in node.attributes.values():
                 if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
                     inner = list(visit(attribute.as_graph()))
-                    before = max([before, *(outline.depth + 1 for outline in inner)])
+                    seen = (outline.depth + 1 for outline in inner if not outline.hidden)
+                    before = max([before, *seen])
                     yield from inner
             found = [*_norm_outline(node, fixed, before), *_outlines(node, fixed, named, before)]
             for outline in found:
                 yield replace(outline, known=outline.output in named)
-            counts = any(outline.norm or not outline.hidden for outline in found)
+            counts = any(not outline.hidden for outline in found)
             for value in node.outputs:
                 depth[value] = before + counts
 
@@ -304,8 +305,8 @@ class Reader:
     def _product(self, outline: Outline) -> Layer:
         node, index = outline.node, outline.index
         product = outline.product
-        if product is None or outline.hidden:
-            raise ValueError(outline.hidden)
+        if product is None or product.hidden:
+            raise ValueError("is no product" if product is None else product.hidden)
         chain, shape = self._chain(node, index)
         view = _View(product, shape)
         origins = [_laid_out(o.shared(), view) for o in chain.origins(node) if _finite(o)]

@@ -14,6 +14,7 @@ from onnxshrink.graph.operators.table import (
     Movement,
     Norm,
     Quantized,
+    Random,
     Recurrent,
     Reduction,
     Row,
@@ -25,6 +26,6 @@ from onnxshrink.graph.operators.table import (
 
 __all__ = [
     "TABLE", "Arithmetic", "Axes", "Convolution", "Elementwise", "Equation", "Gains", "Lookup",
-    "Matrices", "Movement", "Norm", "Product", "Quantized", "Recurrent", "Reduction", "Row",
-    "gains", "looks_up", "moves", "multiplies", "of", "product", "sides",
+    "Matrices", "Movement", "Norm", "Product", "Quantized", "Random", "Recurrent", "Reduction",
+    "Row", "gains", "looks_up", "moves", "multiplies", "of", "product", "sides",
 ]  # fmt: skip

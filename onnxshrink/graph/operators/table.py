@@ -227,6 +227,11 @@ class Movement(Row):
 
 
 @dataclass(frozen=True)
+class Random(Row):
+    """Makes numbers that differ from run to run."""
+
+
+@dataclass(frozen=True)
 class Reduction(Row):
     """Makes one number of all along some axes, with f(s x) = s f(x)."""
 
@@ -260,12 +265,14 @@ class Quantized(Row):
         gain: The input that its outputs are multiplied with, channel by channel, in floating point.
         shift: The one that is then added.
         floats: Whether it makes codes of floating-point numbers.
+        zero_behind: Whether their zero point stands two inputs behind codes.
     """
 
     codes: tuple[int, ...]
     gain: int | None = None
     shift: int | None = None
     floats: bool = False
+    zero_behind: bool = False
 
 
 #: Rows by (domain, operator). Products come first: they decide over a weight with several uses.
@@ -310,6 +317,12 @@ TABLE: dict[tuple[str, str], Row] = {
     ("", "ReduceMax"): Reduction(),
     ("", "ReduceMean"): Reduction(),
     ("", "ReduceSum"): Reduction(),
+    ("", "Bernoulli"): Random(),
+    ("", "Multinomial"): Random(),
+    ("", "RandomNormal"): Random(),
+    ("", "RandomNormalLike"): Random(),
+    ("", "RandomUniform"): Random(),
+    ("", "RandomUniformLike"): Random(),
     ("", "Cast"): Movement("converts"),
     ("", "Concat"): Movement("joins"),
     ("", "Flatten"): Movement("flattens"),
@@ -321,12 +334,12 @@ TABLE: dict[tuple[str, str], Row] = {
     ("", "Squeeze"): Movement("squeezes"),
     ("", "Transpose"): Movement("permutes"),
     ("", "Unsqueeze"): Movement("unsqueezes"),
-    ("", "ConvInteger"): Quantized((0, 1)),
+    ("", "ConvInteger"): Quantized((0, 1), zero_behind=True),
     ("", "DequantizeLinear"): Quantized((0,)),
-    ("", "MatMulInteger"): Quantized((0, 1)),
+    ("", "MatMulInteger"): Quantized((0, 1), zero_behind=True),
     ("", "QuantizeLinear"): Quantized((0,), floats=True),
-    ("", "QLinearConv"): Quantized((3, 8)),
-    ("", "QLinearMatMul"): Quantized((0, 3)),
+    ("", "QLinearConv"): Quantized((3, 8), zero_behind=True),
+    ("", "QLinearMatMul"): Quantized((0, 3), zero_behind=True),
     (_CONTRIB, "DequantizeLinear"): Quantized((0,)),
     (_CONTRIB, "DynamicQuantizeLSTM"): Quantized((1, 2, 3, 7)),
     (_CONTRIB, "DynamicQuantizeMatMul"): Quantized((1, 4), gain=2, shift=4),
@@ -335,8 +348,8 @@ TABLE: dict[tuple[str, str], Row] = {
     (_CONTRIB, "MatMulIntegerToFloat"): Quantized((0, 1, 6)),
     (_CONTRIB, "MatMulNBits"): Quantized((1, 5)),
     (_CONTRIB, "QAttention"): Quantized((1, 2)),
-    (_CONTRIB, "QGemm"): Quantized((0, 3, 6)),
-    (_CONTRIB, "QLinearConv"): Quantized((3, 8)),
+    (_CONTRIB, "QGemm"): Quantized((0, 3, 6), zero_behind=True),
+    (_CONTRIB, "QLinearConv"): Quantized((3, 8), zero_behind=True),
     (_CONTRIB, "QuantizeLinear"): Quantized((0,), floats=True),
     (_CONTRIB, "QMoE"): Quantized((2, 4, 5, 7, 8, 10)),
 }

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from onnxshrink.graph import read, surgery
+from onnxshrink.graph import operators, read, surgery
 from onnxshrink.graph.file import tensors
 from onnxshrink.graph.file.model import Model
 
@@ -163,13 +163,14 @@ def _is_inference_norm(node: ir.Node, opset: int) -> bool:
 def _fold_batch_norm(model: Model, scope: ir.Graph | ir.Function, norm: ir.Node) -> None:
     source = norm.inputs[0]
     conv = source.producer() if source is not None else None
+    product = None if conv is None else operators.product(conv, 1)
     if (
         source is None
         or conv is None
-        or conv.op_type not in ("Conv", "ConvTranspose")
-        or conv.domain
+        or product is None
+        or not product.convolves
+        or product.hidden
         or conv.graph is not scope
-        or read.obstacle(conv)
         or len(source.uses()) != 1
         or source.is_graph_output()
         or any(output.uses() or output.is_graph_output() for output in norm.outputs[1:])
@@ -187,10 +188,10 @@ def _fold_batch_norm(model: Model, scope: ir.Graph | ir.Function, norm: ir.Node)
         return
     gamma, beta, mean, variance = (p for p in parameters if p is not None)
     factor = gamma / np.sqrt(variance + read.number(norm, "epsilon", 1e-5))
-    if conv.op_type == "Conv":
+    if not product.spreads:
         folded = kernel * factor.reshape(-1, *[1] * (kernel.ndim - 1))
     else:
-        groups = read.integer(conv, "group", 1)
+        groups = product.groups
         split = kernel.reshape(groups, -1, *kernel.shape[1:])
         apart = factor.reshape(groups, 1, -1, *[1] * (kernel.ndim - 2))
         folded = (split * apart).reshape(kernel.shape)

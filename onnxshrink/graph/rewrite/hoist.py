@@ -29,7 +29,7 @@ def hoist_constants(model: Model, at_least: int) -> int:
     uses = Counter(v.name for scope in model.scopes for node in scope for v in node.outputs)
     uses.update(name for scope in [main, *main.subgraphs()] for name in scope.initializers)
     for scope in [main, *main.subgraphs()]:
-        for node in [node for node in scope if node.op_type == "Constant"]:
+        for node in [node for node in scope if read.is_constant(node)]:
             output, tensor = node.outputs[0], read.constant(node.outputs[0])
             if tensor is None or output.is_graph_output():
                 continue

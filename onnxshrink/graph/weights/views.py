@@ -426,8 +426,8 @@ def _quantized_by(value: ir.Value) -> str:
             return "lookup table"
         if how == "converts" and any(_rescales(user) for user, _ in node.outputs[0].uses()):
             return "Cast, Mul"
-        moved = how in ("converts", "permutes", "reshapes", "copies") or operators.looks_up(node)
-        if moved and (found := _quantized_by(node.outputs[0])):
+        followed = how in ("converts", "permutes", "reshapes", "copies")
+        if (followed or operators.looks_up(node)) and (found := _quantized_by(node.outputs[0])):
             return found
     return ""
 

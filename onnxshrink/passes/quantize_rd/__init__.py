@@ -134,4 +134,7 @@ def _fits(view: WeightView, ctx: Context) -> bool:
 
 
 def _norms(model: Model) -> int:
-    return sum(node.op_type == "BatchNormalization" for node in model.nodes)
+    from onnxshrink.graph.operators import Norm, of
+
+    rows = (of(node, Norm) for node in model.nodes)
+    return sum(row is not None and bool(row.fixed) for row in rows)

@@ -99,6 +99,8 @@ class Reconstruct(Pass):
             return "not among those asked for"
         if any(_matches(pattern, outline) for pattern in self.keep):
             return "kept as asked"
+        if outline.hidden:
+            return outline.hidden
         if not outline.known:
             return f"the model before the first step has no value {outline.output!r}"
         return ""
