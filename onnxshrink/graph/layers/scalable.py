@@ -321,6 +321,9 @@ class _Walk:
         view = self.views.get(gains.value)  # type: ignore[arg-type]
         if view is None or len(view.shape) != 1:
             raise Unscalable(f"the factors of {node.op_type} are not constant")
+        sizes = self.shapes.get(node.inputs[0]) if norm.grouped else (0, view.size)  # type: ignore[arg-type]
+        if sizes is None or sizes[1] != view.size:
+            raise Unscalable(f"{node.op_type} has one factor for each of its groups")
         return Part(_own(view), Channels(0, view.size))
 
     def _sum(self, node: ir.Node) -> Part:

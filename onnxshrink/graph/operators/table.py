@@ -247,6 +247,7 @@ class Norm(Row):
             has a gain for each of their places.
         sums: Inputs that are added up before.
         fixed: Inputs that say what the size is, mean and variance, where it is not computed.
+        grouped: Whether it may have one gain for each of its groups, rather than of its channels.
     """
 
     gain: int
@@ -254,6 +255,7 @@ class Norm(Row):
     channels: int = -1
     sums: tuple[int, ...] = (0,)
     fixed: tuple[int, ...] = ()
+    grouped: bool = False
 
 
 @dataclass(frozen=True)
@@ -296,7 +298,7 @@ TABLE: dict[tuple[str, str], Row] = {
     ("", "Mul"): Arithmetic(scales=True),
     ("", "Div"): Arithmetic(scales=True, inverse=True),
     ("", "BatchNormalization"): Norm(1, 2, channels=1, fixed=(3, 4)),
-    ("", "GroupNormalization"): Norm(1, 2, channels=1),
+    ("", "GroupNormalization"): Norm(1, 2, channels=1, grouped=True),
     ("", "InstanceNormalization"): Norm(1, 2, channels=1),
     ("", "LayerNormalization"): Norm(1, 2),
     ("", "RMSNormalization"): Norm(1, None),
