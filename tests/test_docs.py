@@ -72,6 +72,7 @@ def execute(words: list[str], place: str) -> None:
         assert os.access(script, os.X_OK), f"{place}: {words[0]} cannot be executed"
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 @pytest.mark.usefixtures("one_worker")
 def test_examples_run_in_the_order_of_the_text(

@@ -382,14 +382,14 @@ def test_the_same_bytes_again(
 
 @pytest.mark.parametrize("name", [name for name in pass_names() if identity(name) is not None])
 def test_the_identity_setting_changes_nothing(
-    name: str, step_of: Callable[[str, dict[str, Any]], Pass], tmp_path: Path
+    name: str, step_of: Callable[[str, dict[str, Any]], Pass], worker: Worker, tmp_path: Path
 ) -> None:
     changed = []
     for case, hard in HARD.items():
         folder = tmp_path / case
         folder.mkdir()
         model = Model.load(hard().save(folder))
-        done = run([step_of(name, identity(name) or {})], model, Settings(check="off"))
+        done = run([step_of(name, identity(name) or {})], model, Settings(check="off"), worker)
         status = done.report.steps[0].status
         if status != "nothing to do" or done.model.digest() != model.digest():
             changed.append(case)

@@ -148,8 +148,9 @@ def test_golden_packs_are_never_written_twice(tmp_path):
         assert made[name]["tensors"] == expected["tensors"]
 
 
-def test_large_tensors(reader, tmp_path):
-    """Blocks of the full size, each of the filters that real weights get."""
+@pytest.fixture(scope="session")
+def large(tmp_path_factory):
+    """A pack of blocks of the full size, each of the filters that real weights get, and hashes."""
     rng = np.random.default_rng(6)
     weights = rng.normal(size=700_001).astype(np.float32)
     sparse = np.where(rng.random(weights.size) < 0.9, 0, weights).astype(np.float32)
@@ -160,12 +161,15 @@ def test_large_tensors(reader, tmp_path):
         ("sparse i8", "INT8", np.rint(sparse * 40).astype(np.int8)), ("i4", "UINT8", codes & 15),
         ("u8", "UINT8", (codes + np.int16(128)).astype(np.uint8)), ("sign", "BOOL", weights > 0),
     ]  # fmt: skip
-    path = tmp_path / "m.pack"
+    path = tmp_path_factory.mktemp("large") / "m.pack"
     pack(path, [(n, d, a.shape, a.view(np.uint8)) for n, d, a in tensors], data_name="m.data")
+    return path, [hashlib.sha256(a.tobytes()).hexdigest() for *_, a in tensors]
+
+
+def test_large_tensors(reader, large):
+    path, hashes = large
     found, _ = _read(reader, path)
-    assert [row[0] for row in found] == [
-        hashlib.sha256(a.tobytes()).hexdigest() for *_, a in tensors
-    ]
+    assert [row[0] for row in found] == hashes
 
 
 @pytest.fixture(scope="session")

@@ -136,8 +136,8 @@ def equal(found: list[np.ndarray], wanted: list[np.ndarray], tolerance: float) -
 def exact(worker: Worker, path: Path, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
     """The file's answers with sums of 32 bits: this CPU's own, or those beside which they stand."""
     found = worker.run(path, [feed]).outputs[0]
-    if not integer_kernels.saturates():
-        return found
+    if not integer_kernels.saturates() or not all(array.size for array in feed.values()):
+        return found  # of nothing the evaluator knows no range
     equal(found, integer_kernels.answers(path, feed, here=True), 5e-3)
     return integer_kernels.answers(path, feed, here=False)
 

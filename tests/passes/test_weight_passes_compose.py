@@ -1,6 +1,8 @@
 """Weight passes eat what the others leave: every ordered pair keeps the contract."""
 
+import functools
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,7 @@ def compress(worker: Worker, *names: str) -> Result:
     return run(steps(*names), Model.from_proto(model()), Settings(feeds=FEEDS), worker)
 
 
-def computed(result: Result, folder: Path) -> dict[str, np.ndarray]:
+def computed(result: Result) -> dict[str, np.ndarray]:
     """The weights that ONNX Runtime computes with, under their names."""
     proto = result.model.to_proto()
     found = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
@@ -73,9 +75,23 @@ def computed(result: Result, folder: Path) -> dict[str, np.ndarray]:
     return {n: found[n] for n in WEIGHTS if n in found} | dict(zip(wanted, rebuilt, strict=True))
 
 
+Alone = Callable[[str], dict[str, np.ndarray]]
+
+
+@pytest.fixture(scope="module")
+def alone(worker: Worker) -> Alone:
+    """The weights that ONNX Runtime computes with after one pass."""
+
+    @functools.cache
+    def after(name: str) -> dict[str, np.ndarray]:
+        return computed(compress(worker, name))
+
+    return after
+
+
 @pytest.mark.parametrize(("first", "second"), list(itertools.permutations(PASSES, 2)))
 def test_every_ordered_pair_keeps_the_contract(
-    first: str, second: str, worker: Worker, tmp_path: Path
+    first: str, second: str, alone: Alone, worker: Worker, tmp_path: Path
 ) -> None:
     result = compress(worker, first, second)
     one, two = result.report.steps
@@ -93,7 +109,7 @@ def test_every_ordered_pair_keeps_the_contract(
     assert row.relative_error < 0.7
     coded = first in ("quantize-weights", "share-codebook")
     if coded and second != "reconstruct":  # codes are the last word on a weight
-        before, after = computed(compress(worker, first), tmp_path), computed(result, tmp_path)
+        before, after = alone(first), computed(result)
         for name in {change.what for change in one.changes} & set(WEIGHTS) & set(after):
             np.testing.assert_array_equal(after[name], before[name])
 
@@ -112,14 +128,14 @@ def test_every_ordered_pair_keeps_the_contract(
 )
 @pytest.mark.parametrize("first", ["prune-magnitude", "prune-sparsegpt", "prune-wanda"])
 def test_what_was_pruned_stays_zero(
-    first: str, then: str, options: dict[str, Any], worker: Worker, tmp_path: Path
+    first: str, then: str, options: dict[str, Any], alone: Alone, worker: Worker
 ) -> None:
     pruned = WEIGHTS if first == "prune-magnitude" else ("conv", "gemm", "last")
-    before = computed(compress(worker, first), tmp_path)
+    before = alone(first)
     passes = [*steps(first), find_pass(then)(**options, max_error=1.0)]
     result = run(passes, Model.from_proto(model()), Settings(feeds=FEEDS), worker)
     assert result.report.steps[1].status == ("nothing to do" if then == "clean" else "done")
-    after = computed(result, tmp_path)
+    after = computed(result)
     assert set(after) == set(WEIGHTS)
     for name in pruned:
         assert np.mean(before[name] == 0) == pytest.approx(0.4, abs=6e-3)
