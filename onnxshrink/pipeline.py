@@ -263,6 +263,8 @@ def run(
             report.bytes_after = step.bytes_after
             report.warnings += [f"{step.name}: {warning}" for warning in step.warnings]
         effect = judge.total_effect()
+        report.warnings += judge.silences
+        report.unproven = judge.proves_nothing and not settings.generated
         report.outputs = {row.name: row.to_dict() for row in effect}
     return Result(model, report, effect)
 
@@ -283,6 +285,7 @@ def _step(
     worker: Worker,
 ) -> Model:  # fmt: skip
     """The model after one pass, or as it was when the pass is refused."""
+    from onnxshrink.kernels.observers import SecondMoment
     from onnxshrink.runtime.calibrate import calibrate
 
     bound = _bound(pass_, settings)
@@ -296,6 +299,9 @@ def _step(
         trial = before.clone()
         if needs := tuple(pass_.needs(trial)):
             judge.settle()  # the worker may be busy with the original
+            fits = any(isinstance(need.statistic, SecondMoment) for need in needs)
+            if fits and not ctx.generated:
+                ctx.split  # noqa: B018  (says so if what is fitted is judged by itself)
             ctx.statistics = calibrate(
                 trial, needs, settings.feeds, worker, settings.progress, settings.cache
             )

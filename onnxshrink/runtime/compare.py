@@ -72,6 +72,9 @@ class Comparison:
             least, top1 = self.min_agreement, output.top1
             if least is not None and top1 is not None and not top1 >= least:
                 lines.append(f"{name}: top-1 agreement {top1:.4g} is below {least:g}")
+        asked = with_tolerance or self.min_agreement is not None or self.max_error is not None
+        if asked and self.outputs and not any(output.elements for output in self.outputs):
+            lines.append("every output is empty on these inputs: there is nothing to compare")
         if self.min_agreement is not None and self.top1 is None:
             lines.append("no output has classes: there is no top-1 agreement to ask for")
         return lines

@@ -113,7 +113,7 @@ def test_stacked_rows_beyond_the_limit_are_spread(tmp_path):
     {"x": ROWS[:0]}, [{"x": ROWS[:0]}], ROWS[:0], {"x": np.zeros((0, 2, 3))},
 ])  # fmt: skip
 def test_no_rows_prove_nothing(source):
-    with pytest.raises(DataError, match="holds no (rows|inputs)"):
+    with pytest.raises(DataError, match=r"holds no (rows|inputs)"):
         load_inputs(source, ONE)
 
 
