@@ -297,11 +297,10 @@ def _step(
     try:
         before, calls = _inlined(pass_, model, ctx.feeds)
         trial = before.clone()
-        if needs := tuple(pass_.needs(trial)):
+        needs = tuple(pass_.needs(trial))
+        fits = any(isinstance(need.statistic, SecondMoment) for need in needs)
+        if needs:
             judge.settle()  # the worker may be busy with the original
-            fits = any(isinstance(need.statistic, SecondMoment) for need in needs)
-            if fits and not ctx.generated:
-                ctx.split  # noqa: B018  (says so if what is fitted is judged by itself)
             ctx.statistics = calibrate(
                 trial, needs, settings.feeds, worker, settings.progress, settings.cache
             )
@@ -313,6 +312,8 @@ def _step(
         reason = judge.refusal(trial, bound, pass_.may_grow, step) if step.changes else ""
         if reason and pass_.retreats and (fewer := retreat(pass_, before, ctx, judge, bound)):
             trial, reason = fewer, ""
+        if fits and step.changes and not ctx.generated:
+            ctx.split  # noqa: B018  (says so if what was fitted is judged by itself)
     except (RecipeError, InputsMissing, OutputError):  # no fault of the step: what it was given
         judge.settle()
         raise

@@ -258,8 +258,9 @@ class Silence:
             return ""
         if self._elements == 0:
             return "is empty"
-        told = self._first if isinstance(self._first, str) else f"{self._first:g}"
-        return f"is {told} throughout"
+        if isinstance(self._first, str | bytes):
+            return f"is {self._first!r} throughout"
+        return f"is {float(self._first) + 0:g} throughout"  # -0 + 0 is 0
 
 
 def is_discrete(array: np.ndarray) -> bool:

@@ -88,7 +88,7 @@ def test_the_whole_counts_where_it_is_worse_and_labels_have_no_slices() -> None:
     ([np.zeros((0, 4)), np.zeros((0, 4))], "is empty"),
     ([np.zeros(3), np.zeros(3)], "is 0 throughout"),
     ([np.array([7]), np.array([7])], "is 7 throughout"),
-    ([np.array(["a"]), np.array(["a"])], "is a throughout"),
+    ([np.array(["a"]), np.array(["a"])], f"is {np.str_('a')!r} throughout"),
     ([np.full(2, np.nan)], "is nan throughout"),
     ([np.zeros((0, 4)), np.zeros((1, 4))], "is 0 throughout"),
     ([np.array([7]), np.array([8])], ""),
