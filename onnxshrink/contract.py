@@ -45,6 +45,7 @@ class Settings:
         generated: Whether ``feeds`` are made up rather than real.
         seed: For passes that draw random numbers.
         folder: Where intermediate models are written; None is the system's temporary folder.
+        left: How many more inputs were given than are used.
         progress: Called with what is done, how much of it, and out of how much.
         cache: Statistics of earlier runs.
     """
@@ -54,6 +55,7 @@ class Settings:
     generated: bool = False
     seed: int = 0
     folder: Path | None = None
+    left: int = 0
     progress: Progress = field(default=lambda what, done, total: None)
     cache: CalibrationCache | None = None
 
@@ -123,6 +125,31 @@ class Judge:
             ]
         return []
 
+    @property
+    def proves_nothing(self) -> bool:
+        """Whether there were inputs, and no output on which they could show a difference."""
+        original = self.original
+        if original is None or not original.outputs:
+            return False
+        return len(original.silent) == len(original.names)
+
+    @property
+    def silences(self) -> list[str]:
+        """What a reader must know of outputs that cannot show a difference on the given inputs."""
+        original = self.original
+        if original is None or self._settings.generated:
+            return []
+        lines = [
+            f"output {name!r} {reason} on these inputs, so that comparing it proves nothing"
+            for name, reason in original.silent.items()
+        ]
+        if self.proves_nothing:
+            lines.append(
+                "no output shows a difference: this run is worth no more than one on generated "
+                "inputs; give inputs that the model has something to say to"
+            )
+        return lines
+
     def describe(self) -> dict[str, Any]:
         """How the checks were done."""
         from onnxshrink.runtime.session import SessionOptions
@@ -133,6 +160,7 @@ class Judge:
             "level": self._settings.check,
             "inputs": "generated" if self._settings.generated else "given",
             "feeds": len(self._feeds),
+            "left": self._settings.left,
             **SessionOptions().describe(),
         }
 
@@ -167,7 +195,7 @@ class Judge:
             return f"the result does not run: {error}"
         figures = self._compare(before, answers)
         step.outputs = {row.name: row.to_dict() for row in figures}
-        step.max_error = max((row.relative_error for row in figures), default=None)
+        step.max_error = max((row.worst for row in figures), default=None)
         reason = self._excess(figures, bound)
         if not reason:
             self._newest = answers
@@ -183,9 +211,10 @@ class Judge:
                     f"output {row.name!r} changed its shape, {row.reshaped}: values decide on it, "
                     "so that it cannot be compared; --check off does without"
                 )
-            if not row.relative_error <= bound:  # also when it is NaN
+            if not row.worst <= bound:  # also when it is NaN
+                of_slice = f" {row.slice}" if row.slice else ""
                 return (
-                    f"output {row.name!r} changed by {row.relative_error:.3g} (relative), "
+                    f"output {row.name!r}{of_slice} changed by {row.worst:.3g} (relative), "
                     f"more than {bound:g}; --max-error allows more" + self._ranks * _SWAPPED
                 )
         return ""

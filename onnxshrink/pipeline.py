@@ -263,6 +263,8 @@ def run(
             report.bytes_after = step.bytes_after
             report.warnings += [f"{step.name}: {warning}" for warning in step.warnings]
         effect = judge.total_effect()
+        report.warnings += judge.silences
+        report.unproven = judge.proves_nothing and not settings.generated
         report.outputs = {row.name: row.to_dict() for row in effect}
     return Result(model, report, effect)
 
@@ -283,6 +285,7 @@ def _step(
     worker: Worker,
 ) -> Model:  # fmt: skip
     """The model after one pass, or as it was when the pass is refused."""
+    from onnxshrink.kernels.observers import SecondMoment
     from onnxshrink.runtime.calibrate import calibrate
 
     bound = _bound(pass_, settings)
@@ -295,7 +298,9 @@ def _step(
         before, calls = _inlined(pass_, model, ctx.feeds)
         before, computed = _computed(pass_, before)
         trial = before.clone()
-        if needs := tuple(pass_.needs(trial)):
+        needs = tuple(pass_.needs(trial))
+        fits = any(isinstance(need.statistic, SecondMoment) for need in needs)
+        if needs:
             judge.settle()  # the worker may be busy with the original
             ctx.statistics = calibrate(
                 trial, needs, settings.feeds, worker, settings.progress, settings.cache
@@ -310,6 +315,8 @@ def _step(
         reason = judge.refusal(trial, bound, pass_.may_grow, step) if step.changes else ""
         if reason and pass_.retreats and (fewer := retreat(pass_, before, ctx, judge, bound)):
             trial, reason = fewer, ""
+        if fits and step.changes and not ctx.generated:
+            ctx.split  # noqa: B018  (says so if what was fitted is judged by itself)
     except (RecipeError, InputsMissing, OutputError):  # no fault of the step: what it was given
         judge.settle()
         raise

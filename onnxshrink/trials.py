@@ -31,10 +31,31 @@ _FAR = 1e6  # an error that is infinite is one of these
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model answered: for every feed, its outputs by name."""
+    """What a model answered.
+
+    Attributes:
+        names: Of the outputs.
+        outputs: For every feed, the outputs in that order.
+        stacked: Outputs whose first axis is declared to be of fixed length.
+    """
 
     names: tuple[str, ...]
     outputs: list[list[np.ndarray]]
+    stacked: frozenset[str] = frozenset()
+
+    @property
+    def silent(self) -> dict[str, str]:
+        """Outputs to which likeness says nothing, and why: by name."""
+        from onnxshrink.kernels.metrics import Silence
+
+        found = {}
+        for place, name in enumerate(self.names):
+            silence = Silence()
+            for outputs in self.outputs:
+                silence.add(outputs[place])
+            if self.outputs and silence.reason:
+                found[name] = silence.reason
+        return found
 
     def figures(self, other: Answers) -> tuple[OutputComparison, ...]:
         """How far every output of another model is from these, on the feeds that it answered."""
@@ -42,7 +63,9 @@ class Answers:
 
         if not self.outputs:
             return ()
-        return compare_outputs(self.names, self.outputs[: len(other.outputs)], other.outputs)
+        return compare_outputs(
+            self.names, self.outputs[: len(other.outputs)], other.outputs, stacked=self.stacked
+        )
 
 
 def answers(
@@ -74,7 +97,12 @@ def answers(
         except ModelError as error:
             # The temporary file means nothing to the reader; the model does.
             raise type(error)(str(error).replace(str(path), model.label)) from error
-    return Answers(run.output_names, run.outputs)
+    stacked = frozenset(
+        value.name or ""
+        for value in model.ir.graph.outputs
+        if value.shape is not None and len(value.shape) and isinstance(value.shape[0], int)
+    )
+    return Answers(run.output_names, run.outputs, stacked)
 
 
 def _scratch(folder: Path | None) -> tempfile.TemporaryDirectory[str]:

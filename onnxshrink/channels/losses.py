@@ -28,11 +28,9 @@ class Losses:
     """
 
     def __init__(self, whole: Removal):
-        from onnxshrink.kernels.split import Split
-
         self._whole = whole
-        feeds = whole.ctx.feeds
-        held = Split.of(feeds, Split(len(feeds)).held)[:_PROBES]
+        feeds, split = whole.ctx.feeds, whole.ctx.split
+        held = split.of(feeds, split.held)[:_PROBES]
         self._wanted = Reference(whole.plan.walk.model, held or feeds[:1], whole.worker)
 
     def of(self, plan: Plan) -> float:

@@ -84,10 +84,8 @@ class Removal:
 
     def _closer(self, plain: Variant, chosen: Mapping[str, Choice]) -> Variant:
         """The refitted model, if its outputs are closer."""
-        from onnxshrink.kernels.split import Split
-
         moments = {consumer.name: each for consumer, each in self.seen.items()}
-        feeds = Split.of(self.ctx.feeds, Split(len(self.ctx.feeds)).held)
+        feeds = self.ctx.split.of(self.ctx.feeds, self.ctx.split.held)
         feeds = feeds or list(self.ctx.feeds)
         wanted = Reference(self.plan.walk.model, feeds, self.worker)
         without = wanted.distance(plain.model)

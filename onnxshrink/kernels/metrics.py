@@ -12,14 +12,18 @@ Rules that hold for every figure:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from onnxshrink.kernels.slices import Slices
+
 # Rows that sum to one within this are probabilities already (float16 softmax needs the slack).
 _PROBABILITY_SLACK = 1e-2
+_LONG_ROW = 8  # numbers that are scores of classes, or an embedding, rather than measures
 _NEGATIVE_SLACK = 1e-6  # probabilities that were computed as a rest
 _SMALLEST_PROBABILITY = 1e-12
 
@@ -47,6 +51,11 @@ class OutputComparison:
         kl: Mean Kullback-Leibler divergence of the rows, in nats; None where ``top1`` has no rows.
         outside: Values further from the reference than ``atol + rtol * |reference|``.
         reshaped: Of the first pair that differs in shape: both shapes; else empty.
+        silent: Why likeness to the reference says nothing; else empty.
+        worst: The largest relative error of any slice along an axis of fixed length, or that of
+            the whole where it is larger; see :mod:`onnxshrink.kernels.slices`.
+        slice: Which slice, ``[:, 4]``; empty for the whole.
+        vectors: Whether it is rows of many numbers of one kind, as scores and embeddings are.
     """
 
     name: str
@@ -61,6 +70,10 @@ class OutputComparison:
     kl: float | None
     outside: int
     reshaped: str = ""
+    silent: str = ""
+    worst: float = 0.0
+    slice: str = ""
+    vectors: bool = False
 
     def to_dict(self) -> dict[str, object]:
         """The figures for JSON, which has no infinity: those become None."""
@@ -76,9 +89,10 @@ class Agreement:
     Args:
         atol: Absolute tolerance of :attr:`outside`.
         rtol: Tolerance of :attr:`outside` relative to the reference.
+        stacked: Whether the first axis is of fixed length, and not the batch.
     """
 
-    def __init__(self, *, atol: float = 0.0, rtol: float = 0.0):
+    def __init__(self, *, atol: float = 0.0, rtol: float = 0.0, stacked: bool = False):
         self._atol, self._rtol = atol, rtol
         self._discrete = self._broken = False
         self._unequal = self._rows = 0
@@ -86,6 +100,9 @@ class Agreement:
         self.elements = 0
         self.outside = 0
         self.reshaped = ""
+        self._silence = Silence()
+        self._slices = Slices(stacked)
+        self._long_rows = True
         self.max_abs = 0.0
         self.max_rel = 0.0
 
@@ -94,6 +111,7 @@ class Agreement:
         """Take in one more pair."""
         reference, other = np.asarray(reference), np.asarray(other)
         self.elements += reference.size
+        self._silence.add(reference)
         if reference.shape != other.shape:
             self.reshaped = self.reshaped or f"{reference.shape} -> {other.shape}"
             self._break(reference.size)
@@ -107,6 +125,9 @@ class Agreement:
         if not (same | finite).all():
             self._break(int(np.count_nonzero(~(same | finite))))
         self._add_rows(x, y)
+        self._long_rows &= x.ndim in (2, 3) and x.shape[-1] >= _LONG_ROW
+        if not self._discrete and x.size:
+            self._slices.add(np.where(finite, x, 0.0), np.where(finite, y - x, 0.0))
         x, y = x[finite], y[finite]
         difference = np.abs(y - x)
         self._error += float(difference @ difference)
@@ -194,11 +215,52 @@ class Agreement:
 
     def result(self, name: str) -> OutputComparison:
         """All figures under the output's name."""
+        worst, place = self.relative_error, ""
+        sliced, where = self._slices.worst()
+        if sliced > worst:
+            worst, place = sliced, where
+        vectors = self._long_rows and not self._discrete and self._slices.alike
         return OutputComparison(
             name, self.elements, self.relative_error, self.max_abs, self.max_rel, self.sqnr_db,
             self.cosine, self.likeness, self.top1, self.kl, self.outside,
-            self.reshaped,
+            self.reshaped, self._silence.reason, worst, place, vectors,
         )  # fmt: skip
+
+
+class Silence:
+    """Whether all arrays of an output are such that likeness to them says nothing.
+
+    One that is empty, or has one value wherever it is looked at, is kept by a model that is broken
+    as well. A single number is not known to be always the same.
+    """
+
+    def __init__(self) -> None:
+        self._elements = 0
+        self._first: Any = None
+        self._varies = False
+
+    def add(self, array: np.ndarray) -> None:
+        """Take in one more array."""
+        if not array.size or self._varies:
+            return
+        if self._elements == 0:
+            self._first = array.flat[0]
+        self._elements += array.size
+        differs = array != self._first
+        if array.dtype.kind == "f" and np.isnan(self._first):
+            differs = ~np.isnan(array)
+        self._varies = bool(np.any(differs))
+
+    @property
+    def reason(self) -> str:
+        """What is the matter, to follow the output's name; empty where nothing is."""
+        if self._varies or self._elements == 1:
+            return ""
+        if self._elements == 0:
+            return "is empty"
+        if isinstance(self._first, str | bytes):
+            return f"is {self._first!r} throughout"
+        return f"is {float(self._first) + 0:g} throughout"  # -0 + 0 is 0
 
 
 def is_discrete(array: np.ndarray) -> bool:
@@ -315,6 +377,7 @@ def compare_outputs(
     *,
     atol: float = 0.0,
     rtol: float = 0.0,
+    stacked: Collection[str] = (),
 ) -> tuple[OutputComparison, ...]:
     """Compare the outputs of two models, each output over all feeds.
 
@@ -324,8 +387,9 @@ def compare_outputs(
         other_runs: The other's, for the same feeds.
         atol: Absolute tolerance of ``OutputComparison.outside``.
         rtol: Its relative tolerance.
+        stacked: Names of outputs whose first axis is of fixed length, and not the batch.
     """
-    agreements = [Agreement(atol=atol, rtol=rtol) for _ in names]
+    agreements = [Agreement(atol=atol, rtol=rtol, stacked=name in stacked) for name in names]
     for reference, other in zip(reference_runs, other_runs, strict=True):
         for agreement, x, y in zip(agreements, reference, other, strict=True):
             agreement.add(x, y)

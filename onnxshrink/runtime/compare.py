@@ -31,7 +31,7 @@ class Comparison:
         atol: Largest absolute difference allowed, on top of ``rtol``.
         rtol: Largest difference allowed, relative to each reference value.
         min_agreement: Least top-1 agreement allowed, 0 to 1.
-        max_error: Largest relative error allowed.
+        max_error: Largest relative error allowed, of an output or of the worst slice of it.
     """
 
     a: str
@@ -62,9 +62,10 @@ class Comparison:
         with_tolerance = self.atol is not None or self.rtol is not None
         for output in self.outputs:
             name = f"output {output.name!r}"
-            if self.max_error is not None and not output.relative_error <= self.max_error:
-                error = f"{output.relative_error:.3g}"
-                lines.append(f"{name}: relative error {error} is above {self.max_error:g}")
+            if self.max_error is not None and not output.worst <= self.max_error:
+                of_slice = f" of {output.slice}" if output.slice else ""
+                error = f"relative error{of_slice} {output.worst:.3g}"
+                lines.append(f"{name}: {error} is above {self.max_error:g}")
             if with_tolerance and output.outside:
                 limit = f"{self.atol or 0:g} + {self.rtol or 0:g} * |reference|"
                 count = f"{output.outside:,} of {output.elements:,}"
@@ -72,6 +73,9 @@ class Comparison:
             least, top1 = self.min_agreement, output.top1
             if least is not None and top1 is not None and not top1 >= least:
                 lines.append(f"{name}: top-1 agreement {top1:.4g} is below {least:g}")
+        asked = with_tolerance or self.min_agreement is not None or self.max_error is not None
+        if asked and self.outputs and not any(output.elements for output in self.outputs):
+            lines.append("every output is empty on these inputs: there is nothing to compare")
         if self.min_agreement is not None and self.top1 is None:
             lines.append("no output has classes: there is no top-1 agreement to ask for")
         return lines
