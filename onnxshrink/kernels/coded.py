@@ -39,7 +39,7 @@ class Level:
     @property
     def width(self) -> int:
         """Codes in a byte."""
-        return self.table.shape[1]
+        return int(self.table.shape[1])
 
 
 @dataclass(frozen=True)
