@@ -74,6 +74,7 @@ class Coding:
         raised: The operator set before it was raised; 0 where it was not.
         ideal: Bytes that an ideal order-0 coder takes for the coded tensors.
         weights: Their elements.
+        nbytes: Their bytes when plain.
     """
 
     coded: list[str] = field(default_factory=list)
@@ -81,6 +82,7 @@ class Coding:
     raised: int = 0
     ideal: float = 0.0
     weights: int = 0
+    nbytes: int = 0
 
     def warnings(self) -> list[str]:
         """What readers of a report should know."""
@@ -252,6 +254,7 @@ def _code_group(
             coding.coded.append(name)
             coding.ideal += one.codes.size * one.bits / 8
             coding.weights += one.codes.size
+            coding.nbytes += one.tensor.nbytes
             model.touch(name)
             one.value.replace_all_uses_with(result)
             model.ir.graph.initializers.pop(name)
