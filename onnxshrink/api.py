@@ -79,7 +79,7 @@ def apply_recipe(
     options = options or Options()
     with Worker() as worker:
         worker.start()  # it imports ONNX Runtime while this process reads the model
-        model, settings = _prepare(source, out, options, worker)
+        model, settings = _prepare(source, out, options, worker, recipe.storage)
         return _write(run(recipe.steps, model, settings, worker), out, options, recipe.storage)
 
 
@@ -242,7 +242,7 @@ def _too_big(report: Report, max_size: int | None, target_ratio: float | None) -
 
 
 def _prepare(
-    source: StrPath, out: StrPath, options: Options, worker: Worker
+    source: StrPath, out: StrPath, options: Options, worker: Worker, storage: Storage = "auto"
 ) -> tuple[Model, Settings]:
     """Load the model and its inputs; find out now whether the result could be written."""
     from onnxshrink.graph.forms import coded_read
@@ -259,7 +259,7 @@ def _prepare(
     return model, Settings(
         check=options.check, feeds=feeds, generated=options.calibration is None,
         seed=options.seed, folder=Path(out).absolute().parent, progress=options.progress,
-        cache=cache,
+        cache=cache, storage=options.storage or storage,
     )  # fmt: skip
 
 

@@ -52,6 +52,7 @@ class Settings:
         folder: Where intermediate models are written; None is the system's temporary folder.
         progress: Called with what is done, how much of it, and out of how much.
         cache: Statistics of earlier runs.
+        storage: How the result will be stored, for passes that steer by its bytes.
     """
 
     check: Level = "full"
@@ -61,6 +62,7 @@ class Settings:
     folder: Path | None = None
     progress: Progress = field(default=lambda what, done, total: None)
     cache: CalibrationCache | None = None
+    storage: str = "auto"
 
 
 @dataclass(frozen=True)
