@@ -40,8 +40,9 @@ class Options:
         shapes: Shapes for generated inputs by input name.
         check: ``full``, ``quick`` or ``off``.
         seed: For generated inputs and for passes that draw random numbers.
-        storage: ``auto``, ``single`` file, ``external`` data, or ``packed``: entropy-coded in a
-            sidecar, see :func:`session`.
+        storage: ``auto``, ``single`` file, ``external`` data, ``packed``: entropy-coded in a
+            sidecar, see :func:`session`; or ``coded``: entropy-coded in one plain file that
+            runtimes open as it is.
         calibration_cache: A file for the statistics of calibration runs, to be used again by later
             runs on the same model and inputs.
         progress: Called with what is done, how much of it, and out of how much (0: unknown).
@@ -78,7 +79,7 @@ def apply_recipe(
     options = options or Options()
     with Worker() as worker:
         worker.start()  # it imports ONNX Runtime while this process reads the model
-        model, settings = _prepare(source, out, options, worker)
+        model, settings = _prepare(source, out, options, worker, recipe.storage)
         return _write(run(recipe.steps, model, settings, worker), out, options, recipe.storage)
 
 
@@ -136,7 +137,7 @@ def shrink(
         result = run(recipe.steps, model, settings, worker)
         result.report.moved = moved
         report = _write(result, out, options)
-    if report.ratio < _HARDLY and options.storage != "packed":
+    if report.ratio < _HARDLY and options.storage not in ("packed", "coded"):
         report.warnings.append(
             "hardly any smaller; --storage packed codes what the weights are, without loss"
         )
@@ -205,9 +206,9 @@ def load(source: StrPath, options: Options | None = None) -> tuple[Model, list[d
     Raises:
         ShrinkError: The model or the inputs cannot be read.
     """
-    from onnxshrink.graph.file.model import Model
+    from onnxshrink.graph.forms import coded_read
 
-    model = Model.load(source)
+    model, _ = coded_read.load(source)
     return model, _feeds(model, options or Options(), None)
 
 
@@ -244,13 +245,13 @@ def _too_big(report: Report, max_size: int | None, target_ratio: float | None) -
 
 
 def _prepare(
-    source: StrPath, out: StrPath, options: Options, worker: Worker
+    source: StrPath, out: StrPath, options: Options, worker: Worker, storage: Storage = "auto"
 ) -> tuple[Model, Settings]:
     """Load the model and its inputs; find out now whether the result could be written."""
-    from onnxshrink.graph.file.model import Model
+    from onnxshrink.graph.forms import coded_read
     from onnxshrink.runtime.calibration_cache import CalibrationCache
 
-    model = Model.load(source)
+    model, _ = coded_read.load(source)
     model.check_output(Path(out))
     cache = None
     if options.calibration_cache is not None:
@@ -262,7 +263,7 @@ def _prepare(
     return model, Settings(
         check=options.check, feeds=feeds, generated=options.calibration is None,
         seed=options.seed, folder=Path(out).absolute().parent, progress=options.progress,
-        cache=cache, left=left,
+        cache=cache, left=left, storage=options.storage or storage,
     )  # fmt: skip
 
 
@@ -286,14 +287,21 @@ def _chosen(
 def _write(result: Result, out: StrPath, options: Options, storage: Storage = "auto") -> Report:
     report = result.report
     report.result = str(out)
+    from onnxshrink.graph.forms import coded, coded_read, packed
+
     storage = options.storage or storage
-    if storage != "packed":
+    if was := coded_read.names(report.source):
+        storage = "coded" if storage == "auto" else storage
+        report.warnings.append(f"the input's {len(was)} coded tensors were made plain to work on")
+    if storage != "packed" and storage != "coded":
         report.bytes_after = result.model.save(out, storage)
         return report
-    from onnxshrink.graph.forms import packed
-
     try:
-        report.bytes_after = packed.save(result.model, out)
+        if storage == "coded":
+            report.bytes_after, coding = coded.save(result.model, out)
+            report.warnings += coding.warnings()
+        else:
+            report.bytes_after = packed.save(result.model, out)
     except BudgetMissed as error:
         report.warnings.append(f"stored as one plain file: {error}")
         report.bytes_after = result.model.save(out)

@@ -48,6 +48,7 @@ class Settings:
         left: How many more inputs were given than are used.
         progress: Called with what is done, how much of it, and out of how much.
         cache: Statistics of earlier runs.
+        storage: How the result will be stored, for passes that steer by its bytes.
     """
 
     check: Level = "full"
@@ -58,6 +59,7 @@ class Settings:
     left: int = 0
     progress: Progress = field(default=lambda what, done, total: None)
     cache: CalibrationCache | None = None
+    storage: str = "auto"
 
 
 class Judge:

@@ -119,6 +119,7 @@ class Context:
             context without a run has one of its own.
         seed: For the pass's own random numbers.
         progress: To be told what is done, how much of it, and out of how much.
+        storage: How the result will be stored.
         verify: Why a model half-way through the step breaks the contract, or an empty text; for
             passes that try something and can do without. Takes a bound of its own, if wanted.
     """
@@ -131,6 +132,7 @@ class Context:
     worker: Worker = field(default_factory=_idle_worker)
     seed: int = 0
     progress: Progress = field(default=lambda what, done, total: None)
+    storage: str = "auto"
     verify: Callable[..., str] = field(default=lambda model, bound=0.0: "")
 
     @property
@@ -291,7 +293,7 @@ def _step(
     bound = _bound(pass_, settings)
     ctx = Context(
         step, settings.feeds, settings.generated, original=original, worker=worker,
-        seed=settings.seed, progress=settings.progress,
+        seed=settings.seed, progress=settings.progress, storage=settings.storage,
         verify=lambda half_way, limit=bound: judge.verify(half_way, limit),
     )  # fmt: skip
     try:

@@ -18,7 +18,7 @@ from onnxshrink.options import build, dump, nearest
 from onnxshrink.pipeline import Pass
 
 VERSION = 1
-Storage = Literal["auto", "single", "external", "packed"]
+Storage = Literal["auto", "single", "external", "packed", "coded"]
 
 _KEYS = ("version", "storage", "steps")
 _PACKAGED = Path(__file__).parent / "recipes"

@@ -48,9 +48,10 @@ def run_options(command: F) -> F:
             ),
             click.option("--seed", default=0, help="For everything that is random."),
             click.option(
-                "--storage", type=click.Choice(["auto", "single", "external", "packed"]),
-                help="One file, external data, external above 2 GB only (auto), or a packed "
-                "sidecar; by default what the recipe says, or auto.",
+                "--storage", type=click.Choice(["auto", "single", "external", "packed", "coded"]),
+                help="One file, external data, external above 2 GB only (auto), a packed "
+                "sidecar, or one file whose weights are coded; by default what the recipe says, "
+                "or auto.",
             ),
             click.option(
                 "--report", "report_file", metavar="FILE",

@@ -24,21 +24,20 @@ def command(
     \b
     onnxshrink inspect model.onnx small.onnx
     """
-    from onnxshrink.graph.file.model import Model
+    from onnxshrink.graph.forms import coded_read
     from onnxshrink.graph.forms.packed import pack_name
     from onnxshrink.graph.inspect import statistics as look
+    from onnxshrink.graph.inspect.coded_file import inspect_file
     from onnxshrink.graph.inspect.packs import PackInspection, inspect_pack
 
     shapes = dict(map(shape_option, shape))
     if layer is not None:
         for path in models:
-            for table in look.layer_table(Model.load(path), layer):
+            for table in look.layer_table(coded_read.load(path)[0], layer):
                 show(table)
         return
     found: list[look.Inspection | PackInspection] = [
-        look.inspect_model(Model.load(path), shapes=shapes)
-        if pack_name(Path(path)) is None
-        else inspect_pack(path)
+        inspect_file(path, shapes) if pack_name(Path(path)) is None else inspect_pack(path)
         for path in models
     ]
     if as_json:

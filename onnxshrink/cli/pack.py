@@ -13,6 +13,12 @@ from onnxshrink.cli._packed import say_sizes
 @click.command()
 @click.argument("source", metavar="IN")
 @click.argument("out", metavar="OUT")
+@click.option(
+    "--form",
+    type=click.Choice(["sidecar", "graph"]),
+    default="sidecar",
+    help="A sidecar for readers of packs, or one plain .onnx that every runtime opens.",
+)
 @click.option("--base", metavar="OLD.pack", help="Store only what this pack does not hold.")
 @click.option(
     "--with-reader", type=click.Choice(["c", "js"]), multiple=True,
@@ -20,19 +26,29 @@ from onnxshrink.cli._packed import say_sizes
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
-    source: str, out: str, base: str | None, with_reader: tuple[Any, ...], as_json: bool
+    source: str, out: str, form: str, base: str | None, with_reader: tuple[Any, ...], as_json: bool
 ) -> None:
-    """Entropy-code the weights into a sidecar that edge readers decode.
+    """Entropy-code the weights, without loss: in a sidecar, or in the graph.
+
+    A sidecar is smallest and decoded by our readers. In the graph, standard operators rebuild the
+    weights, which runtimes fold when they load the model.
 
     \b
     onnxshrink pack small.onnx packed.onnx --with-reader js
+    onnxshrink pack small.onnx coded.onnx --form graph
     """
-    from onnxshrink.graph.file.model import Model
-    from onnxshrink.graph.forms import packed
+    from onnxshrink.graph.forms import coded, coded_read, packed
 
-    model = Model.load(source)
+    if form == "graph" and (base is not None or with_reader):
+        raise click.UsageError("--base and --with-reader are for --form sidecar")
+    model, _ = coded_read.load(source)
     before = model.stored_bytes()
-    after = packed.save(model, out, base=base)
+    if form == "graph":
+        after, coding = coded.save(model, out)
+        for line in coding.warnings():
+            click.echo(line, err=True)
+    else:
+        after = packed.save(model, out, base=base)
     for kind in with_reader:
         packed.write_reader(kind, Path(out).parent)
     say_sizes(out, before, after, as_json)

@@ -1,4 +1,4 @@
-"""The command that makes a packed model a plain one."""
+"""The command that makes a packed or coded model a plain one."""
 
 from __future__ import annotations
 
@@ -23,13 +23,18 @@ from onnxshrink.cli._values import size_option
 def command(
     source: str, out: str, base: str | None, limit: str | None, storage: Any, as_json: bool
 ) -> None:
-    """Turn a packed model into a plain one, bit for bit.
+    """Turn a packed or coded model into a plain one, bit for bit.
 
     \b
     onnxshrink unpack packed.onnx plain.onnx
     """
-    from onnxshrink.graph.forms import packed
+    from onnxshrink.graph.forms import coded_read, packed
 
+    if coded_read.names(source):
+        model, _ = coded_read.load(source)
+        before = model.stored_bytes()
+        say_sizes(out, before, model.save(out, storage), as_json)
+        return
     most = size_option(limit, "--limit") if limit else None
     after = packed.unpack(source, out, storage, base=base, limit=most)
     say_sizes(out, packed.stored_bytes(source), after, as_json)

@@ -31,6 +31,7 @@ _ROUNDS = 2
 _TRIED = 3  # depths that are worked out
 _MOST_LEVELS = 8
 _WIDE = 2.6  # bits of entropy from which low bits may be kept apart; below, vectors may do
+_LOW_BITS = (0, 1, 2, 4)
 _VECTOR_BITS = (2.0, 6.5)  # of entropy, in the rows of a level of vectors
 
 
@@ -54,10 +55,8 @@ def plan(codes: Bytes, overhead: int) -> tuple[Book, float]:
     if not codes.size:
         return Book(()), 0.0
     bits = 8 * entropy_bytes(counts) / codes.size
-    books = [_plan_levels(counts, 0, overhead)]
-    if bits > _WIDE:
-        books += [_plan_levels(counts, low, overhead) for low in (1, 2, 4)]
-    elif bits > 0:
+    books = [_plan_levels(counts, low, overhead) for low in _LOW_BITS[: 4 if bits > _WIDE else 1]]
+    if 0 < bits < _WIDE:
         books += _plan_vectors(codes, counts, bits, overhead)
     return min(books, key=lambda found: found[1])
 
@@ -105,11 +104,18 @@ def _plan_vectors(
         if level is None:
             continue
         rows, left = encode_level(codes, level)
+        # Rows in the order of their frequency: the numbers of neighbours are about as frequent, so
+        # that their lowest bits may be kept apart.
+        often = np.argsort(-_counted(rows)[: len(level.table)], kind="stable")
+        rank = np.empty_like(often)
+        rank[often] = np.arange(often.size)
+        level, rows = Level(level.table[often], level.escape), rank.astype(np.uint8)[rows]
         price = entropy_bytes(_counted(rows)) + entropy_bytes(_counted(left)) + level.table.size
         found.append((price, depth, level, rows, left))
     books = []
     for _, _, level, rows, left in sorted(found, key=lambda each: each[0])[:_TRIED]:
-        inner, price = _plan_levels(_counted(rows), 0, overhead)
+        choices = [_plan_levels(_counted(rows), low, overhead) for low in _LOW_BITS]
+        inner, price = min(choices, key=lambda choice: choice[1])
         following, more = _plan_levels(_counted(left), 0, overhead)
         book = Book((replace(level, rows=inner), *following.levels))
         books.append((book, price + more + level.table.size + overhead))

@@ -27,6 +27,7 @@ _ESCAPE_BYTES = 6  # of a large code that is kept apart: its place and its value
 _ESCAPE_NODES = 400  # bytes of the nodes that put large codes back, about
 _WORSE = 1.01  # what codes may take packed so that they take half as much unpacked
 _ROUNDS = 24
+_ABOVE_ENTROPY = 1.05  # coded bytes over the entropy, about, between 1 and 6 bits
 _NOTHING = 1e-12
 #: A row's step is its share of the lookups to minus this power. High-rate theory has 1/2; rare rows
 #: say more of their input than common ones, and 1/4 was best on held-out inputs.
@@ -161,6 +162,17 @@ def packed_bytes(codes: npt.NDArray[np.integer]) -> int:
     if codes.dtype == np.int16 and (apart := escaped(codes)) is not None:
         return _packed(apart.codes) + _escapes(apart.places.size)
     return _packed(codes)
+
+
+def coded_bytes(codes: npt.NDArray[np.integer]) -> int:
+    """Bytes that codes take in a coded model, about: what levels take above the entropy is known.
+
+    Args:
+        codes: Of the type in which they are stored.
+    """
+    if codes.dtype == np.int16 and (apart := escaped(codes)) is not None:
+        return coded_bytes(apart.codes) + _escapes(apart.places.size)
+    return min(round(_ABOVE_ENTROPY * entropy_bits(codes) / 8), codes.nbytes)
 
 
 def _packed(codes: npt.NDArray[np.integer]) -> int:

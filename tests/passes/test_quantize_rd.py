@@ -11,7 +11,7 @@ from onnxshrink.contract import Settings
 from onnxshrink.errors import InputsMissing, RecipeError
 from onnxshrink.graph import weights
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.forms import dequantize, packed
+from onnxshrink.graph.forms import coded, dequantize, packed
 from onnxshrink.kernels import rate
 from onnxshrink.kernels.affine import Quantized
 from onnxshrink.passes.quantize_rd import QuantizeRd
@@ -123,6 +123,14 @@ def test_target_ratio_is_met_on_the_disk(worker: Worker, tmp_path: Path) -> None
     result, _ = quantized(worker, model, target_ratio=7.0)
     total = packed.save(result.model, tmp_path / "small.onnx")
     assert 7.0 <= model.nbytes() / total < 7.0 / 0.99
+
+
+def test_target_ratio_is_met_by_coded_models(worker: Worker, tmp_path: Path) -> None:
+    model = network()
+    step = QuantizeRd(weights=Select(min_size=256), target_ratio=5.0)
+    result = run([step], model, Settings(feeds=inputs(), storage="coded"), worker)
+    total, _ = coded.save(result.model, tmp_path / "small.onnx")
+    assert 5.0 <= model.nbytes() / total < 5.0 / 0.99
 
 
 def test_more_to_spend_gives_fewer_bits_and_more_error(worker: Worker) -> None:

@@ -33,6 +33,7 @@ _MOST = 2**27  # codes of one chain: its largest output has four bytes a code, a
 _SAMPLE = 2**22  # codes that tables are chosen for
 _WORTH = 0.97  # of its bytes that a tensor must go below
 _MOST_VALUES = 256
+_TOO_LARGE = "as ONNX Runtime would not fold nodes with outputs so large"
 
 _BYTES = {"INT8", "UINT8", "INT4", "UINT4", "INT2", "UINT2", "BOOL"}
 _SIGNED_NARROW = {"INT4", "INT2"}
@@ -73,6 +74,7 @@ class Coding:
         raised: The operator set before it was raised; 0 where it was not.
         ideal: Bytes that an ideal order-0 coder takes for the coded tensors.
         weights: Their elements.
+        nbytes: Their bytes when plain.
     """
 
     coded: list[str] = field(default_factory=list)
@@ -80,6 +82,20 @@ class Coding:
     raised: int = 0
     ideal: float = 0.0
     weights: int = 0
+    nbytes: int = 0
+
+    def warnings(self) -> list[str]:
+        """What readers of a report should know."""
+        lines = [
+            f"{len(self.coded)} coded tensors are rebuilt when a session is made: without graph "
+            "optimization they are at every run; 'onnxshrink unpack' makes them plain"
+        ]
+        if self.raised:
+            lines.append(f"operator set raised from {self.raised} to {LEAST_OPSET} for CumSum")
+        large = [name for name, why in self.plain.items() if why == _TOO_LARGE]
+        if large:
+            lines.append(f"left plain, {_TOO_LARGE}: {', '.join(large)}")
+        return lines
 
 
 def save(model: Model, path: str | os.PathLike[str], *, durable: bool = True) -> tuple[int, Coding]:
@@ -146,7 +162,7 @@ def _candidates(model: Model, coding: Coding) -> list[Candidate]:
         if value.is_graph_input() or value.is_graph_output():
             coding.plain[name] = "is an input or an output of the model"
         elif tensor.size > _MOST:
-            coding.plain[name] = "ONNX Runtime would not fold a node with so large an output"
+            coding.plain[name] = _TOO_LARGE
         else:
             codes = _codes(tensor)
             if isinstance(codes, str):
@@ -238,6 +254,7 @@ def _code_group(
             coding.coded.append(name)
             coding.ideal += one.codes.size * one.bits / 8
             coding.weights += one.codes.size
+            coding.nbytes += one.tensor.nbytes
             model.touch(name)
             one.value.replace_all_uses_with(result)
             model.ir.graph.initializers.pop(name)

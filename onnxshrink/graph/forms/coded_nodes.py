@@ -20,6 +20,7 @@ from onnxshrink.kernels.coded import Book, Coded, Level
 LEAST_OPSET = 11
 _SPLIT_BY_INPUT = 13
 _INT32 = ir.DataType.INT32.value
+_SHARED_BYTES = 4096  # of constants that may be the same as others: tables, shapes, numbers
 #: Bytes that nodes, names and constants take, about: of a level, of a tensor (and its note).
 LEVEL_BYTES = 650
 TENSOR_BYTES = 230
@@ -55,7 +56,7 @@ class Chains:
         )  # fmt: skip
         self.model.touch(name)
         self.model.ir.graph.register_initializer(value)
-        if values.nbytes < LEVEL_BYTES:
+        if values.nbytes <= _SHARED_BYTES:
             self._constants[key] = value
         return value
 
@@ -133,19 +134,22 @@ class Chains:
         return summed, written.size
 
     def _levels(self, written: Coded) -> tuple[ir.Value, int]:
-        following = self.constant(written.rest)
-        length = escaped = written.rest.size
+        following: ir.Value | None
         levels = list(zip(written.book.levels, written.streams, strict=True))
+        if not levels or written.rest.size > 1:
+            following, length = self.constant(written.rest), written.rest.size
+        else:
+            following, length = None, 0  # the last level has no escapes
         for level, stream in reversed(levels):
-            table, flags, ranks, count = self._tables_of(level)
             if isinstance(stream, Coded):
                 value, size = self._all_codes(stream)
                 numbers = self.node("Cast", self._cut(value, size, stream.size), to=_INT32)
                 rows = stream.size
             else:
                 numbers, rows = self._numbers(stream), stream.size
-            found = self.node("Gather", table, numbers, axis=0)
-            if escaped > 1:
+            found = self.node("Gather", self.constant(level.table), numbers, axis=0)
+            if following is not None:
+                flags, ranks, count = self._escapes(level)
                 start = self.node(
                     "CumSum", self.node("Gather", count, numbers, axis=0),
                     self.constant(np.array(0, np.int32)), exclusive=1,
@@ -155,7 +159,7 @@ class Chains:
                 here = self.node("Gather", flags, numbers, axis=0)
                 found = self.node("Where", here, escapes, found)
             following, length = found, rows * level.width
-            escaped = length + 1  # whatever it is, the level before has escapes
+        assert following is not None
         return following, length
 
     def _numbers(self, stream: np.ndarray) -> ir.Value:
@@ -174,18 +178,17 @@ class Chains:
         ends = [self.constant(np.array([end], np.int64)) for end in (0, size)]
         return self.node("Slice", value, *ends)
 
-    def _tables_of(self, level: Level) -> tuple[ir.Value, ...]:
-        """By row: codes; which are escapes; escapes before each place; escapes in all."""
+    def _escapes(self, level: Level) -> tuple[ir.Value, ...]:
+        """By row: which codes are escapes; escapes before each; escapes in all."""
         found = self._tables.get(id(level))
         if found is not None:
             return found
-        table = self.constant(level.table)
-        wide = self.node("Cast", table, to=_INT32)
+        wide = self.node("Cast", self.constant(level.table), to=_INT32)
         flags = self.node("Equal", wide, self.constant(np.array(level.escape, np.int32)))
         ones = self.node("Cast", flags, to=_INT32)
         axis = self.constant(np.array(1, np.int32))
         ranks = self.node("CumSum", ones, axis, exclusive=1)
         last = self.constant(np.array([level.width - 1], np.int32))
         count = self.node("Gather", self.node("CumSum", ones, axis), last, axis=1)
-        self._tables[id(level)] = (table, flags, ranks, count)
+        self._tables[id(level)] = (flags, ranks, count)
         return self._tables[id(level)]

@@ -23,9 +23,10 @@ class QuantizeRd(Pass):
 
     Every weight gets a grid of its own step, chosen by how much its noise moves the outputs, and
     is rounded with error feedback (GPTQ). Codes are stored as int8 and folded by ONNX Runtime when
-    it loads the model; the saving beyond 8 bits comes with ``--storage packed`` (or ``onnxshrink
-    pack``), which codes them at 2 to 4 bits a weight. Small, depthwise and one-hot layers keep 8
-    bits.
+    it loads the model; the saving beyond 8 bits comes with ``--storage coded`` or ``packed`` (or
+    ``onnxshrink pack``), which code them at 2 to 4 bits a weight. Goals in bits and bytes are those
+    of the storage that is asked for, of a packed sidecar where none is. Small, depthwise and
+    one-hot layers keep 8 bits.
 
     It needs real inputs, 32 to 64 of them. One half fits, the other judges; with no goal given it
     goes as far down as keeps 99 % of the top-1 answers where outputs are probabilities, else a
@@ -38,7 +39,7 @@ class QuantizeRd(Pass):
         None, help="mean bits of a weight after entropy coding", ge=0.1, le=16
     )
     target_ratio: float | None = option(
-        None, help="how many times smaller the packed model must be than the input", ge=1
+        None, help="how many times smaller the packed or coded model must be than the input", ge=1
     )
     lam: float | None = option(
         None, help="squared output error to spend, shared by all weights", ge=0, also=("lambda",)

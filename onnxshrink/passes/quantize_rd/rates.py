@@ -14,6 +14,7 @@ from onnxshrink.pipeline import Context
 
 if TYPE_CHECKING:
     import numpy as np
+    import numpy.typing as npt
 
     from onnxshrink.graph.file.model import Model
     from onnxshrink.graph.weights.views import WeightView
@@ -126,6 +127,13 @@ class Search:
 
             return rate.largest(cost, _SPEND)
 
+    def nbytes(self, codes: npt.NDArray[np.integer]) -> int:
+        """Bytes that codes take in the result, entropy-coded as it will be stored."""
+        from onnxshrink.kernels import rate
+
+        count = rate.coded_bytes if self.ctx.storage == "coded" else rate.packed_bytes
+        return count(codes)
+
     def spend_bytes(self, budget: float, start: float) -> float:
         """The least to spend such that the codes of all weights pack to a number of bytes.
 
@@ -138,12 +146,12 @@ class Search:
         """
         from onnxshrink.kernels import rate
 
-        room = budget - sum(rate.packed_bytes(stored.codes) for _, stored in self.plain)
+        room = budget - sum(self.nbytes(stored.codes) for _, stored in self.plain)
 
         def cost(inverse: float) -> float:
             steps = rate.steps(self.layers, 1 / inverse)
             codes = (rate.stored(layer.codes(steps[layer.name])) for layer in self.layers)
-            return sum(map(rate.packed_bytes, codes)) / room
+            return sum(map(self.nbytes, codes)) / room
 
         over = rate.largest(cost, 1 / start, within=_NEAR) if room > 0 else 0.0
         if over == 0:
@@ -242,15 +250,16 @@ class Search:
 
         steps = rate.steps(self.layers, spend)
         for view, quantized in self.plain:
-            yield Stored(view, quantized, rate.packed_bytes(quantized.codes), "int8")
+            yield Stored(view, quantized, self.nbytes(quantized.codes), "int8")
         for layer in self.layers:
             view, step = self._by_name[layer.name], steps[layer.name]
             fitted = self._refitted(layer)
             codes = rate.stored(_unfold(view, fitted.codes(step)))
             scale = fitted.scales(step).reshape(-1, *[1] * (codes.ndim - 1))
             dtype: Literal["int8", "int16"] = "int8" if codes.itemsize == 1 else "int16"
-            packed = rate.packed_bytes(codes)
-            note = f"{dtype}, {8 * packed / codes.size:.2f} bits packed"
+            packed = self.nbytes(codes)
+            how = "coded" if self.ctx.storage == "coded" else "packed"
+            note = f"{dtype}, {8 * packed / codes.size:.2f} bits {how}"
             if scale.size > 1:
                 note += f", {len(set(scale.flat))} steps by how often rows are looked up"
             yield Stored(view, Quantized(codes, scale, None, dtype), packed, note)

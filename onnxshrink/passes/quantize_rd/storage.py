@@ -102,7 +102,7 @@ def store_packed(
             {twin[view.value]: name for view, name in names.items()},
             replace(ctx, step=step),
         )
-        found = _packed_bytes(trial)
+        found = _file_bytes(trial, ctx.storage)
         _log.info("packed to %d bytes, of which %d are codes; the goal is %d", found, codes, goal)
         if _CLOSE * goal <= found <= goal:
             model.adopt(trial)
@@ -113,9 +113,14 @@ def store_packed(
     raise DataError(f"{ctx.step.name}: found no grids that pack to {goal:,.0f} bytes")
 
 
-def _packed_bytes(model: Model) -> int:
-    from onnxshrink.graph.forms import packed
+def _file_bytes(model: Model, storage: str) -> int:
+    """Bytes of the result: coded where it will be stored so, else packed."""
+    from onnxshrink.graph.forms import coded, packed
 
+    if storage == "coded":
+        trial = model.clone()
+        coded.code(trial)
+        return min(trial.nbytes(), model.nbytes())
     with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
         try:
             return packed.save(model, Path(folder, "model.onnx"))

@@ -1,0 +1,277 @@
+"""Coded weights made plain again: the chains in front of them are computed here, with numpy.
+
+Every other part of onnxshrink sees the weights, not the chains. What is read may be damaged or
+hostile: only the operators that chains are made of are computed, every output has bounded size, and
+every tensor has a checksum.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxshrink.errors import ModelError
+from onnxshrink.graph.file import tensors
+from onnxshrink.graph.file.model import Model, read
+from onnxshrink.graph.forms.coded import KEY, VERSION, checksum
+
+_LARGEST = 2**33  # bytes of an output
+_DEEPEST = 10_000  # nodes of one chain
+
+
+@dataclass(frozen=True)
+class Noted:
+    """What a model's note says of one coded tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    crc: str
+
+
+def note(proto: onnx.ModelProto, label: str) -> dict[str, Noted]:
+    """The coded tensors of a model by name; none where it has no note.
+
+    Raises:
+        ModelError: The note is damaged, or of a later version.
+    """
+    text = {entry.key: entry.value for entry in proto.metadata_props}.get(KEY)
+    if text is None:
+        return {}
+    try:
+        data = json.loads(text)
+        if data["version"] != VERSION:
+            raise ModelError(
+                f"{label}: its weights are coded in version {data['version']!r}; this reads "
+                f"{VERSION}"
+            )
+        return {
+            name: Noted(str(dtype), tuple(map(int, shape)), str(crc))
+            for name, (dtype, shape, crc) in data["tensors"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{label}: its note on coded weights is damaged: {error}") from error
+
+
+def names(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Names of the coded tensors of a model file.
+
+    Raises:
+        ModelError: Not an ONNX model, or its note is damaged.
+    """
+    return tuple(note(read(Path(path)), str(path)))
+
+
+def verify(path: str | os.PathLike[str]) -> int:
+    """Decode every coded tensor of a model file and check its checksum.
+
+    Returns:
+        How many there are.
+
+    Raises:
+        ModelError: One is damaged, and which; or there is none.
+    """
+    found = note(read(Path(path)), str(path))
+    if not found:
+        raise ModelError(f"{path}: has no coded weights; 'onnxshrink pack --form graph' codes them")
+    return sum(1 for _ in decoded(Model.load(path), found))
+
+
+def load(path: str | os.PathLike[str]) -> tuple[Model, tuple[str, ...]]:
+    """Open a model file with its coded weights, if it has any, made plain in memory.
+
+    Returns:
+        The model, and the names of the tensors that were coded.
+
+    Raises:
+        ModelError: As for :meth:`Model.load`; or a coded tensor is damaged, and which.
+    """
+    path = Path(path)
+    proto = read(path)
+    found = note(proto, str(path))
+    if not found:
+        return Model.load(path), ()
+    tensors.check_all(proto, path)
+    kept = [entry for entry in proto.metadata_props if entry.key != KEY]
+    kept = [onnx.StringStringEntryProto(key=entry.key, value=entry.value) for entry in kept]
+    del proto.metadata_props[:]
+    proto.metadata_props.extend(kept)
+    model = Model(proto, path)
+    make_plain(model, found)
+    return model, tuple(found)
+
+
+def make_plain(model: Model, noted: dict[str, Noted]) -> None:
+    """Put coded tensors back as initializers, bit for bit, and their chains out of the graph.
+
+    Raises:
+        ModelError: A tensor is damaged; says which.
+    """
+    graph = model.ir.graph
+    outputs, ends = _outputs(graph), list[ir.Node]()
+    for name, tensor in decoded(model, noted):
+        old = outputs[name]
+        producer = old.producer()
+        assert producer is not None
+        value = ir.Value(
+            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()),
+            const_value=tensor,
+        )  # fmt: skip
+        model.touch(name)
+        old.replace_all_uses_with(value)
+        old.name = None
+        graph.register_initializer(value)
+        ends.append(producer)
+    _remove(model, ends)
+
+
+def decoded(model: Model, noted: dict[str, Noted]) -> Iterator[tuple[str, ir.TensorProtocol]]:
+    """Every coded tensor with its name, checked.
+
+    Raises:
+        ModelError: A tensor is damaged; says which.
+    """
+    outputs = _outputs(model.ir.graph)
+    known: dict[ir.Value, np.ndarray] = {}
+    for name, what in noted.items():
+        try:
+            kind = ir.DataType[what.dtype]
+            array = _computed(outputs[name], known)
+            array = array.astype(kind.numpy(), copy=False)
+        except (KeyError, IndexError, ValueError, TypeError, OverflowError) as error:
+            raise ModelError(f"{model.label}: coded tensor {name!r} is damaged: {error}") from error
+        tensor = ir.Tensor(np.ascontiguousarray(array).reshape(array.shape), dtype=kind, name=name)
+        if array.shape != what.shape or checksum(tensor) != what.crc:
+            raise ModelError(
+                f"{model.label}: coded tensor {name!r} is damaged: its checksum is wrong"
+            )
+        yield name, tensor
+
+
+def _outputs(graph: ir.Graph) -> dict[str, ir.Value]:
+    return {value.name: value for node in graph for value in node.outputs if value.name}
+
+
+def _remove(model: Model, ends: Sequence[ir.Node]) -> None:
+    """Take nodes out that nothing uses any more, and what they alone used."""
+    graph, waiting = model.ir.graph, list(ends)
+    while waiting:
+        node = waiting.pop()
+        if node.graph is not graph or any(v.uses() or v.is_graph_output() for v in node.outputs):
+            continue
+        before = [value for value in node.inputs if value is not None]
+        model.touch_node(node)
+        graph.remove(node, safe=True)
+        for value in before:
+            producer = value.producer()
+            if producer is not None:
+                waiting.append(producer)
+            elif _dead(graph, value):
+                model.touch(value.name)
+                graph.initializers.pop(value.name or "")
+
+
+def _dead(graph: ir.Graph, value: ir.Value) -> bool:
+    """Whether a constant is an initializer that nothing needs any more."""
+    used = value.uses() or value.is_graph_input() or value.is_graph_output()
+    return not used and value.name in graph.initializers
+
+
+# ------------------------------------------------------------------ operators
+
+
+def _computed(value: ir.Value, known: dict[ir.Value, np.ndarray]) -> np.ndarray:
+    """The value of a chain's end; what was computed before is taken from ``known``."""
+    waiting, steps = [value], 0
+    while waiting:
+        steps += 1
+        if steps > _DEEPEST:
+            raise ValueError("its chain has no end")
+        now = waiting[-1]
+        if now in known:
+            waiting.pop()
+            continue
+        node = now.producer()
+        if node is None:
+            if now.const_value is None:
+                raise ValueError(f"{now.name!r} is not constant")
+            known[now] = now.const_value.numpy()
+            continue
+        missing = [each for each in node.inputs if each is not None and each not in known]
+        if missing:
+            waiting += missing
+            continue
+        operator = _OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        if operator is None:
+            raise ValueError(f"{node.op_type} is not an operator of chains")
+        inputs = [known[each] for each in node.inputs if each is not None]
+        results = operator(node, *inputs)
+        if sum(result.nbytes for result in results) > _LARGEST:
+            raise ValueError("is too large")
+        known.update(zip(node.outputs, results, strict=True))
+    return known[value]
+
+
+def _integer(node: ir.Node, name: str, default: int = 0) -> int:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_int()
+
+
+def _cast(node: ir.Node, values: np.ndarray) -> list[np.ndarray]:
+    return [values.astype(ir.DataType(_integer(node, "to")).numpy())]
+
+
+def _gather(node: ir.Node, table: np.ndarray, numbers: np.ndarray) -> list[np.ndarray]:
+    axis = _integer(node, "axis")
+    if numbers.size * table.nbytes // max(table.shape[axis], 1) > _LARGEST:
+        raise ValueError("is too large")
+    return [np.asarray(np.take(table, numbers, axis))]
+
+
+def _cumsum(node: ir.Node, values: np.ndarray, axis: np.ndarray) -> list[np.ndarray]:
+    total = np.cumsum(values, int(axis), dtype=values.dtype)
+    return [total - values if _integer(node, "exclusive") else total]
+
+
+def _reshape(node: ir.Node, values: np.ndarray, shape: np.ndarray) -> list[np.ndarray]:
+    return [values.reshape(shape.tolist())]
+
+
+def _slice(node: ir.Node, values: np.ndarray, start: np.ndarray, end: np.ndarray) -> list[Any]:
+    return [values[int(start.item()) : int(end.item())]]
+
+
+def _split(node: ir.Node, values: np.ndarray, *sizes: np.ndarray) -> list[np.ndarray]:
+    parts = sizes[0].tolist() if sizes else list(node.attributes["split"].as_ints())
+    if sum(parts) != values.size:
+        raise ValueError("its parts do not add up")
+    return np.split(values, np.cumsum(parts)[:-1].tolist())
+
+
+def _byte_sum(node: ir.Node, *inputs: np.ndarray) -> list[np.ndarray]:
+    ones, pair = inputs[0], inputs[3]
+    if len(inputs) != 8 or ones.shape != (1, 2) or pair.ndim != 2 or not (ones == 1).all():
+        raise ValueError("QLinearMatMul is not the sum of two rows")
+    return [(pair[:1] + pair[1:]).astype(np.uint8)]
+
+
+_OPERATORS: dict[str, Callable[..., list[np.ndarray]]] = {
+    "Cast": _cast,
+    "Gather": _gather,
+    "Equal": lambda node, a, b: [np.asarray(a == b)],
+    "CumSum": _cumsum,
+    "Add": lambda node, a, b: [a + b],
+    "Where": lambda node, condition, a, b: [np.asarray(np.where(condition, a, b))],
+    "Reshape": _reshape,
+    "Slice": _slice,
+    "Split": _split,
+    "Concat": lambda node, *parts: [np.concatenate(parts, _integer(node, "axis"))],
+    "QLinearMatMul": _byte_sum,
+}

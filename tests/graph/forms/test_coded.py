@@ -1,0 +1,310 @@
+"""Coded weights: stock ONNX Runtime opens them, with the answers and the kernels of plain ones."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxshrink.errors import BudgetMissed, ModelError
+from onnxshrink.graph.file import round_trip
+from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.forms import coded, coded_read
+
+RNG = np.random.default_rng(0)
+WIDTH = 96
+
+
+def codes(*shape: int, spread: float = 1.5, seed: int = 0) -> np.ndarray:
+    return np.rint(np.random.default_rng(seed).laplace(0, spread, shape)).astype(np.int8)
+
+
+def model_of(
+    nodes: list[onnx.NodeProto], stored: dict[str, np.ndarray | onnx.TensorProto], *,
+    shape: tuple[int, ...] = (3, WIDTH), opset: int = 17, ir_version: int = 8,
+    outputs: tuple[str, ...] = ("y",), rank: int = 2, contrib: bool = False,
+) -> onnx.ModelProto:  # fmt: skip
+    tensors = [
+        value if isinstance(value, onnx.TensorProto) else numpy_helper.from_array(value, name)
+        for name, value in stored.items()
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)]
+    if ir_version < 4:
+        inputs += [helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in tensors]
+    dims = [None] * rank
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name in outputs]
+    graph = helper.make_graph(nodes, "g", inputs, ends, tensors)
+    sets = [helper.make_opsetid("", opset)]
+    if contrib:
+        sets.append(helper.make_opsetid("com.microsoft", 1))
+    return helper.make_model(graph, opset_imports=sets, ir_version=ir_version)
+
+
+def cast_mul() -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Cast", ["q"], ["c"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["c", "s"], ["w"]),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    return model_of(nodes, {"q": codes(WIDTH, WIDTH), "s": np.float32(0.1).reshape(())})
+
+
+def qdq(kind: str = "MatMul") -> onnx.ModelProto:
+    """What a static quantizer writes: integer kernels form around it."""
+    scale, zero = np.array(0.05, np.float32), np.array(128, np.uint8)
+    weight = codes(WIDTH, WIDTH) if kind == "MatMul" else codes(32, 16, 3, 3)
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "xs", "xz"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "xs", "xz"], ["xd"]),
+        helper.make_node("DequantizeLinear", ["q", "xs", "wz"], ["w"]),
+        helper.make_node(kind, ["xd", "w"], ["v"]),
+        helper.make_node("QuantizeLinear", ["v", "xs", "xz"], ["vq"]),
+        helper.make_node("DequantizeLinear", ["vq", "xs", "xz"], ["y"]),
+    ]
+    stored = {"xs": scale, "xz": zero, "wz": np.array(0, np.int8), "q": weight}
+    shape = (3, WIDTH) if kind == "MatMul" else (2, 16, 8, 8)
+    return model_of(nodes, stored, shape=shape, rank=len(shape))
+
+
+def dynamic() -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["xq", "xs", "xz"]),
+        helper.make_node("MatMulInteger", ["xq", "q", "xz", "z"], ["i"]),
+        helper.make_node("Cast", ["i"], ["y"], to=TensorProto.FLOAT),
+    ]
+    stored = {"q": (codes(WIDTH, WIDTH).astype(int) + 128).astype(np.uint8)}
+    return model_of(nodes, {**stored, "z": np.array(128, np.uint8)})
+
+
+def narrow(kind: str = "INT4") -> onnx.ModelProto:
+    values = np.clip(codes(WIDTH, 8 * WIDTH, spread=0.6), *((-8, 7) if kind == "INT4" else (0, 15)))
+    tensor = helper.make_tensor(
+        "q", getattr(TensorProto, kind), values.shape, values.astype(int).reshape(-1).tolist()
+    )
+    zero = helper.make_tensor("z", getattr(TensorProto, kind), (), [0])
+    nodes = [
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["w"]),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    stored = {"q": tensor, "s": np.array(0.1, np.float32), "z": zero}
+    return model_of(nodes, stored, opset=21, ir_version=10)
+
+
+def nbits() -> onnx.ModelProto:
+    packed = RNG.choice(
+        np.array([0x88, 0x87, 0x78, 0x98], np.uint8), (256, 3, 16), p=[0.7, 0.1, 0.1, 0.1]
+    )
+    scales = np.full(256 * 3, 0.1, np.float32)
+    node = helper.make_node(
+        "MatMulNBits", ["x", "q", "s"], ["y"], domain="com.microsoft", K=WIDTH, N=256, bits=4,
+        block_size=32,
+    )  # fmt: skip
+    return model_of([node], {"q": packed, "s": scales}, contrib=True)
+
+
+def few_floats() -> onnx.ModelProto:
+    values = (codes(WIDTH, WIDTH) * np.float32(0.1)).astype(np.float32)
+    return model_of([helper.make_node("MatMul", ["x", "q"], ["y"])], {"q": values})
+
+
+def short_codes() -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Cast", ["q"], ["w"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    return model_of(nodes, {"q": codes(WIDTH, WIDTH).astype(np.int16) * np.int16(300)})
+
+
+def in_bodies() -> onnx.ModelProto:
+    """One weight in a Constant node, one in a branch, one of them read by two nodes."""
+    constant = helper.make_node(
+        "Constant", [], ["c"], value=numpy_helper.from_array(codes(WIDTH, WIDTH), "c")
+    )
+    branch = helper.make_graph(
+        [
+            helper.make_node("Cast", ["b"], ["bf"], to=TensorProto.FLOAT),
+            helper.make_node("MatMul", ["h", "bf"], ["r"]),
+        ],
+        "then", [], [helper.make_tensor_value_info("r", TensorProto.FLOAT, [None, None])],
+        [numpy_helper.from_array(codes(WIDTH, WIDTH, seed=1), "b")],
+    )  # fmt: skip
+    other = helper.make_graph(
+        [helper.make_node("Identity", ["h"], ["o"])],
+        "else", [], [helper.make_tensor_value_info("o", TensorProto.FLOAT, [None, None])],
+    )  # fmt: skip
+    nodes = [
+        constant,
+        helper.make_node("Cast", ["c"], ["w"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["x", "w"], ["g"]),
+        helper.make_node("MatMul", ["g", "w"], ["h"]),
+        helper.make_node("ReduceMax", ["x"], ["m"], keepdims=0),
+        helper.make_node("Greater", ["m", "n"], ["yes"]),
+        helper.make_node("If", ["yes"], ["y"], then_branch=branch, else_branch=other),
+    ]
+    return model_of(nodes, {"n": np.array(0, np.float32)})
+
+
+def looked_up() -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["i"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["q", "i"], ["r"]),
+        helper.make_node("Cast", ["r"], ["y"], to=TensorProto.FLOAT),
+    ]
+    return model_of(nodes, {"q": codes(500, 40)}, rank=3)
+
+
+def old() -> onnx.ModelProto:
+    """IR 3: initializers are inputs; an operator set without CumSum, whose Split has attributes."""
+    nodes = [
+        helper.make_node("Cast", ["q"], ["c"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["x", "c"], ["y"]),
+    ]
+    stored = {"q": codes(WIDTH, WIDTH - 1), "k": codes(33, 233)}
+    nodes += [
+        helper.make_node("Cast", ["k"], ["kf"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["kf"], ["y2"], axes=[0]),
+    ]
+    return model_of(nodes, stored, opset=9, ir_version=3, outputs=("y", "y2"))
+
+
+BUILT: dict[str, Callable[[], onnx.ModelProto]] = {
+    "cast-mul": cast_mul,
+    "static MatMul": qdq,
+    "static Conv": lambda: qdq("Conv"),
+    "dynamic": dynamic,
+    "int4": narrow,
+    "uint4": lambda: narrow("UINT4"),
+    "MatMulNBits": nbits,
+    "few floats": few_floats,
+    "int16": short_codes,
+    "bodies": in_bodies,
+    "lookup": looked_up,
+    "old": old,
+}
+
+
+def session(path: Path, optimized: Path | None = None) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def operators(path: Path) -> collections.Counter[str]:
+    model = onnx.load(path)
+    lists = list(round_trip.node_lists(model))
+    return collections.Counter(node.op_type for nodes in lists for node in nodes)
+
+
+@pytest.mark.parametrize("kind", BUILT)
+def test_stock_runtime_answers_with_the_same_bits_and_the_same_kernels(
+    kind: str, tmp_path: Path
+) -> None:
+    plain, small, back = (tmp_path / name for name in ("plain.onnx", "small.onnx", "back.onnx"))
+    onnx.save(BUILT[kind](), plain)
+    nbytes, coding = coded.save(Model.load(plain), small)
+    onnx.checker.check_model(str(small), full_check=kind != "MatMulNBits")
+    assert nbytes == small.stat().st_size < plain.stat().st_size
+    assert coding.coded
+    first = session(plain, tmp_path / "plain.opt.onnx")
+    second = session(small, tmp_path / "small.opt.onnx")
+    shape = first.get_inputs()[0].shape
+    feed = {"x": RNG.uniform(0, 9, shape).astype(np.float32)}
+    for expected, found in zip(first.run(None, feed), second.run(None, feed), strict=True):
+        assert np.array_equal(expected, found)
+    # Constants of bodies may now be folded where they were not; nothing is left of the chains.
+    assert operators(tmp_path / "small.opt.onnx") <= operators(tmp_path / "plain.opt.onnx")
+
+    assert coded_read.verify(small) == len(coding.coded)
+    model, names = coded_read.load(small)
+    assert list(names) == coding.coded
+    model.save(back)
+    originals = {t.name: t for t in round_trip.tensors(onnx.load(plain))}
+    for tensor in onnx.load(back).graph.initializer:
+        kept = originals[tensor.name]
+        assert tensor.data_type == kept.data_type
+        assert numpy_helper.to_array(tensor).tobytes() == numpy_helper.to_array(kept).tobytes()
+    assert {name for name in names} <= {t.name for t in onnx.load(back).graph.initializer}
+    assert not onnx.load(back).metadata_props
+    assert not {"CumSum", "Where"} & set(operators(back))
+
+
+def test_tensors_of_one_chain_are_written_together(tmp_path: Path) -> None:
+    """Many small tensors spread alike share tables and nodes."""
+    stored, nodes = {}, []
+    for at in range(12):
+        stored[f"q{at}"] = codes(40, 41, seed=at)
+        nodes.append(helper.make_node("Cast", [f"q{at}"], [f"c{at}"], to=TensorProto.FLOAT))
+    nodes.append(helper.make_node("Sum", [f"c{at}" for at in range(12)], ["y"]))
+    model = Model.from_proto(model_of(nodes, stored))
+    _, coding = coded.save(model, tmp_path / "small.onnx")
+    assert len(coding.coded) == 12
+    found = onnx.load(tmp_path / "small.onnx").graph.node
+    assert sum(node.op_type == "Split" for node in found) == 1
+    assert sum(node.op_type == "Where" for node in found) <= 6
+
+
+def test_what_would_not_get_smaller_stays_plain(tmp_path: Path) -> None:
+    even = RNG.integers(-128, 128, (WIDTH, WIDTH)).astype(np.int8)
+    nodes = [
+        helper.make_node("Cast", ["q"], ["w"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    model = Model.from_proto(model_of(nodes, {"q": even}))
+    with pytest.raises(BudgetMissed, match="not coded"):
+        coded.save(model, tmp_path / "small.onnx")
+    assert not list(tmp_path.iterdir())
+    assert coded.code(model).plain["q"] == "would not get smaller"
+
+
+def test_tensors_of_one_value_and_outputs(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Cast", ["q"], ["w"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    stored = {
+        "q": np.zeros((WIDTH, WIDTH), np.int8),
+        "o": np.zeros((64, 64), np.float32),
+        "e": np.zeros((0, 4), np.int8),
+        "d": np.array(1, np.int8),
+    }
+    model = Model.from_proto(model_of(nodes, stored, outputs=("y", "o")))
+    _, coding = coded.save(model, tmp_path / "small.onnx")
+    assert coding.coded == ["q"]
+    assert "output" in coding.plain["o"]
+    x = np.ones((3, WIDTH), np.float32)
+    assert not session(tmp_path / "small.onnx").run(["y"], {"x": x})[0].any()
+
+
+def test_a_damaged_file_is_told_from_a_sound_one_by_tensor(tmp_path: Path) -> None:
+    path = tmp_path / "small.onnx"
+    coded.save(Model.from_proto(cast_mul()), path)
+    model = onnx.load(path)
+    stream = max(model.graph.initializer, key=lambda t: len(t.raw_data))
+    data = bytearray(stream.raw_data)
+    data[len(data) // 2] ^= 1
+    stream.raw_data = bytes(data)
+    onnx.save(model, path)
+    with pytest.raises(ModelError, match="coded tensor 'q' is damaged"):
+        coded_read.verify(path)
+    with pytest.raises(ModelError, match="coded tensor 'q' is damaged"):
+        coded_read.load(path)
+    for note in ("{", '{"version": 2, "tensors": {}}', '{"version": 1, "tensors": {"q": 1}}'):
+        model.metadata_props[0].value = note
+        onnx.save(model, path)
+        with pytest.raises(ModelError, match="coded"):
+            coded_read.load(path)
+
+
+def test_coding_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    model = Model.from_proto(few_floats())
+    for name in ("a", "b"):
+        coded.save(model, tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()

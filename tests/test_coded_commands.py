@@ -1,0 +1,106 @@
+"""Coded models on the command line: written by every command, read by every other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from onnxshrink.cli import main
+
+MODEL = Path(__file__).parents[1] / "models" / "vision_cnn" / "model.onnx"
+
+
+def onnxshrink(*words: str | Path, code: int = 0) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in words], prog_name="onnxshrink")
+    assert (stopped.value.code or 0) == code
+
+
+def values(path: Path) -> dict[str, bytes]:
+    stored = onnx.load(path).graph.initializer
+    return {tensor.name: numpy_helper.to_array(tensor).tobytes() for tensor in stored}
+
+
+@pytest.fixture(scope="module")
+def palettes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose weights have few values: floats rounded to a coarse grid."""
+    model = onnx.load(MODEL)
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.size > 500 and array.dtype == np.float32:
+            step = array.std()
+            coarse = (np.rint(array / step) * step).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(coarse, tensor.name))
+    path = tmp_path_factory.mktemp("coded") / "coarse.onnx"
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def coded_file(palettes: Path) -> Path:
+    path = palettes.with_name("coded.onnx")
+    onnxshrink("pack", palettes, path, "--form", "graph")
+    assert path.stat().st_size < palettes.stat().st_size / 5
+    return path
+
+
+def test_unpacked_it_is_the_plain_model(palettes: Path, coded_file: Path, tmp_path: Path) -> None:
+    for storage in ("single", "external"):
+        out = tmp_path / f"{storage}.onnx"
+        onnxshrink("unpack", coded_file, out, "--storage", storage)
+        assert values(out) == values(palettes)
+    onnxshrink("compare", palettes, coded_file, "--atol", "0")
+
+
+def test_verify_and_inspect(
+    coded_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnxshrink("verify", coded_file)
+    assert "coded tensors, every checksum is right" in capsys.readouterr().out
+    onnxshrink("inspect", coded_file, "--json")
+    note = json.loads(capsys.readouterr().out)["notes"][0]
+    assert "bits a weight" in note
+    assert "of entropy" in note
+    model = onnx.load(coded_file)
+    stream = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    stream.raw_data = stream.raw_data[::-1]
+    damaged = tmp_path / "damaged.onnx"
+    onnx.save(model, damaged)
+    onnxshrink("verify", damaged, code=3)
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_passes_see_the_weights_and_what_they_write_is_coded_again(
+    palettes: Path, coded_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, again = tmp_path / "plain.onnx", tmp_path / "again.onnx"
+    step = ("prune-magnitude", "--ratio", "0.5", "--check", "quick", "--max-error", "9")
+    onnxshrink(step[0], palettes, plain, *step[1:])
+    onnxshrink(step[0], coded_file, again, *step[1:])
+    text = capsys.readouterr()
+    assert "were made plain to work on" in text.err
+    assert "at every run" in text.err
+    out = tmp_path / "out.onnx"
+    onnxshrink("unpack", again, out)
+    assert values(out) == values(plain)
+    onnxshrink(step[0], coded_file, tmp_path / "single.onnx", *step[1:], "--storage", "single")
+    assert values(tmp_path / "single.onnx") == values(plain)
+
+
+def test_a_recipe_says_that_its_result_is_coded(palettes: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("version: 1\nstorage: coded\nsteps: [clean]\n")
+    onnxshrink("apply", recipe, palettes, tmp_path / "out.onnx", "--check", "quick")
+    onnxshrink("verify", tmp_path / "out.onnx")
+
+
+def test_options_of_sidecars_are_not_for_graphs(palettes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    onnxshrink("pack", palettes, out, "--form", "graph", "--with-reader", "c", code=2)
+    onnxshrink("pack", MODEL, out, "--form", "graph", code=1)  # floats of many values
+    assert not out.exists()
