@@ -328,7 +328,7 @@ def _computed(pass_: Pass, model: Model) -> tuple[Model, int]:
     if not hasattr(pass_, "weights"):
         return model, 0
     trial = model.clone()
-    computed = fold_weights(trial)
+    computed = fold_weights(trial, moved=False)
     return (trial, computed) if computed else (model, 0)
 
 
