@@ -220,15 +220,14 @@ class Model:
         """Point the tensors that lie in files at those files."""
         if self.path is None:
             return
-        folder, file = self.path.parent, os.fspath(self.path.absolute())
+        file = self.path.absolute()
+        folder = file.parent
 
         def resolved(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
             if not isinstance(tensor, ir.ExternalTensor):
                 return tensor
-            if tensor.location == wire.INSIDE:
-                return tensors.InsideTensor(tensor, file)
-            tensor.base_dir = folder
-            return tensor
+            inside = tensor.location == wire.INSIDE
+            return tensors.CheckedTensor(tensor, file if inside else folder / tensor.location)
 
         for scope in self.scopes:
             if isinstance(scope, ir.Graph):
