@@ -285,7 +285,10 @@ def _step(
         if computed and step.changes:
             ctx.changed("weights", 0, kind="model", note=f"{computed} were computed from constants")
         reason = judge.refusal(trial, bound, pass_.may_grow, step) if step.changes else ""
-        if reason and pass_.retreats and (fewer := retreat(pass_, before, ctx, judge, bound)):
+        fewer = None
+        if pass_.retreats and judge.asks_too_much(reason):
+            fewer = retreat(pass_, before, ctx, judge, bound)
+        if fewer is not None:
             trial, reason = fewer, ""
     except (RecipeError, InputsMissing, OutputError):  # no fault of the step: what it was given
         judge.settle()
