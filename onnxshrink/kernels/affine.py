@@ -72,6 +72,12 @@ class Quantized:
         return BITS[self.dtype]
 
     @property
+    def centred(self) -> bool:
+        """Whether zero has the middle code everywhere."""
+        middle = 1 << (self.bits - 1) if self.dtype.startswith("u") else 0
+        return self.zero_point is None or bool((self.zero_point == middle).all())
+
+    @property
     def nbytes(self) -> int:
         """Stored bytes of codes, scales and zero points."""
         zero_points = 0 if self.zero_point is None else self.zero_point.size

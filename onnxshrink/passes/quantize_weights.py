@@ -59,7 +59,11 @@ class QuantizeWeights(Pass):
     block_size: int = option(
         0, help="weights that share a scale along the contraction axis; 0: the whole channel", ge=0
     )
-    symmetric: bool = option(True, help="zero in the middle of the range; false: a zero point")
+    symmetric: bool | None = option(
+        None,
+        help="zero in the middle of the range; false: a zero point; by default a zero point where "
+        "it saves more error than its bytes would elsewhere",
+    )
     clip: Clip = option(
         "auto",
         help="range of codes: every weight, or the one with the least squared error; auto: the "
@@ -95,7 +99,7 @@ class QuantizeWeights(Pass):
         if self.dtype.startswith("float8"):
             if self.form == "nbits":
                 raise RecipeError(f"{self.name}: form nbits takes integers, not {self.dtype}")
-            if not self.symmetric:
+            if self.symmetric is False:
                 raise RecipeError(f"{self.name}: {self.dtype} has no zero point: symmetric it is")
         if self.form == "nbits" and self.block_size not in (0, *_BLOCK_SIZES):
             raise RecipeError(
@@ -181,7 +185,9 @@ class QuantizeWeights(Pass):
         layout = self._layout(view, form)
         try:
             stored, method = _rounding.quantize(
-                layout, self.dtype, self.rounding, ctx, clip=self.clip, symmetric=self.symmetric,
+                layout, self.dtype, self.rounding, ctx, clip=self.clip,
+                # Kernels that take codes as they are differ in what they know of zero points.
+                symmetric=True if self.symmetric is None and form != "cast-mul" else self.symmetric,
                 short_scale=form != "dq",
             )  # fmt: skip
         except ValueError as error:
@@ -198,6 +204,7 @@ class QuantizeWeights(Pass):
         else:
             after = edit.dequantized(model, view, stored, form)
         note = f"{self.dtype}, {stored.scale.size} scales, {form}"
+        note += ", zero points" * (self.symmetric is None and not stored.centred)
         note += f", {method}" * (method not in ("rtn", "balanced"))
         if self.form == "nbits" and form != "nbits":
             why = nbits.why_not(view, stored.bits)
@@ -223,7 +230,7 @@ class QuantizeWeights(Pass):
         bits = affine.BITS[self.dtype]
         if self.form == "auto":
             # Codes of narrow types cannot be looked up; zero points would double the nodes.
-            plain = self.dtype == "int8" and self.symmetric and not self.block_size
+            plain = self.dtype == "int8" and self.symmetric is not False and not self.block_size
             plain = plain and view.size >= _LOOKED_UP
             return "gather" if plain and edit.can_gather(model, view) else "cast-mul"
         if self.form == "dq" and not edit.can_dequantize(self._layout(view, "cast-mul"), bits):
