@@ -297,21 +297,28 @@ def _squared_error(
 
 
 def rescaled(
-    weights: npt.NDArray[np.floating], stored: Quantized, scale: npt.NDArray[np.floating]
-) -> Quantized:
+    weights: npt.NDArray[np.floating], stored: Quantized, scale: npt.NDArray[np.floating],
+    rounding: Rounding = "rtn",
+) -> Quantized:  # fmt: skip
     """The same weights rounded to other scales, in the groups where these differ.
 
     Args:
         weights: What was quantized.
         stored: Its codes.
         scale: Scales of the shape of ``stored.scale``; 0 keeps what is there.
+        rounding: As in :func:`quantize`.
     """
     wanted = np.where(scale > 0, scale, stored.scale).astype(np.float32)
     changed = wanted != stored.scale
     if not changed.any():
         return stored
     zero = np.float32(0) if stored.zero_point is None else stored.zero_point.astype(np.float32)
-    again = _codes(weights.astype(np.float32), wanted, zero, stored.dtype)  # type: ignore[arg-type]
+    kind: Dtype = stored.dtype  # type: ignore[assignment]
+    values = weights.astype(np.float32)
+    again = _codes(values, wanted, zero, kind)
+    if rounding == "balanced":
+        axes = tuple(axis for axis, size in enumerate(wanted.shape) if size == 1)
+        _balance(again, again - (values / wanted + zero), axes, kind)
     codes = np.where(changed, again, stored.codes).astype(stored.codes.dtype)
     return replace(stored, codes=codes, scale=wanted)
 

@@ -171,7 +171,7 @@ class Work:
             needs += [Need(name, Extremes()) for name in names]
         for one, options in options_of.items():
             wanted = [means(one)] * options.correct_bias
-            wanted += [some_rows(one)] * (options.reduce_range != "always")
+            wanted += [some_rows(one)] * (options.cpu == "vnni" and not options.reduce_range)
             needs += [need for need in wanted if need is not None]
         ctx, worker = self.ctx, self.ctx.worker or Worker()
         try:
