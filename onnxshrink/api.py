@@ -44,6 +44,7 @@ class Options:
             sidecar, see :func:`session`.
         calibration_cache: A file for the statistics of calibration runs, to be used again by later
             runs on the same model and inputs.
+        max_opset: The operator set up to which steps may raise the model's.
         progress: Called with what is done, how much of it, and out of how much (0: unknown).
     """
 
@@ -53,6 +54,7 @@ class Options:
     seed: int = 0
     storage: Storage | None = None
     calibration_cache: StrPath | None = None
+    max_opset: int | None = None
     progress: Progress = field(default=lambda what, done, total: None)
 
 
@@ -248,6 +250,7 @@ def _prepare(
     from onnxshrink.runtime.calibration_cache import CalibrationCache
 
     model = Model.load(source)
+    model.max_opset = options.max_opset
     model.check_output(Path(out))
     cache = None
     if options.calibration_cache is not None:

@@ -110,7 +110,7 @@ class QuantizeDynamic(Pass):
         if not ctx.step.changes:
             return  # in a model whose weights stay as they are, so do its vectors
         if model.opset > before:
-            ctx.changed("opset", 0, kind="model", note=f"raised from {before} to {model.opset}")
+            ctx.changed("opset", 0, kind="model", note=opset.needs(before, model))
         for view in vectors:
             narrow(view, model, ctx)
             view.release()

@@ -153,7 +153,7 @@ class QuantizeWeights(Pass):
         if not ctx.step.changes:
             return  # in a model whose weights stay as they are, so do its vectors
         if raised:
-            ctx.changed("opset", 0, kind="model", note=f"raised from {before} to {model.opset}")
+            ctx.changed("opset", 0, kind="model", note=opset.needs(before, model))
         for view in vectors:
             narrow(view, model, ctx)
             view.release()

@@ -38,11 +38,17 @@ class Model:
     Attributes:
         ir: The graph, free to edit; tell :meth:`touch` what was edited.
         path: The file that it came from, if any.
+        repairs: What was put right when it was read, for people.
+        max_opset: The operator set up to which passes may raise it; None: as they need.
         kept: By name of values that lost channels: what is left of each axis; None: all of it.
     """
 
-    def __init__(self, proto: onnx.ModelProto, path: Path | None = None):
+    def __init__(
+        self, proto: onnx.ModelProto, path: Path | None = None, repairs: Sequence[str] = ()
+    ):
         self.path = path
+        self.repairs = tuple(repairs)
+        self.max_opset: int | None = None
         self.kept: dict[str, list[np.ndarray | None]] = {}
         self._original = proto
         self._touched: set[str] = set()

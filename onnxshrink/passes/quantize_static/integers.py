@@ -92,7 +92,7 @@ class Work:
             for node in self.model.nodes
             if (name := node.outputs[0].name or "") in known
         }
-        return [f"opset {before} raised to {self.model.opset}"]
+        return [f"opset {opset.needs(before, self.model)}"]
 
     def prepare(self) -> list[str]:
         """Fold what stands between integer kernels; what was done."""
