@@ -223,7 +223,8 @@ def run(
     with contextlib.ExitStack() as stack:
         worker = worker or stack.enter_context(Worker())
         original, judge = model, Judge(model, settings, worker)
-        report.checks, report.warnings = judge.describe(), judge.warnings
+        report.checks = judge.describe()
+        report.warnings = [*model.repairs, *judge.warnings]
         for pass_ in steps:
             now = report.bytes_after
             step = Step(pass_.name, dump(pass_), bytes_before=now, bytes_after=now)

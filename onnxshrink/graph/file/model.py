@@ -20,7 +20,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxshrink.errors import ModelError, OutputError
-from onnxshrink.graph.file import round_trip, tensors, wellformed, wire
+from onnxshrink.graph.file import reading, round_trip, tensors, wire
 
 #: protobuf cannot hold more than this in one file.
 SINGLE_FILE_LIMIT = 2**31 - 1
@@ -72,17 +72,17 @@ class Model:
                 missing, too short, or outside the model's folder.
         """
         path = Path(path)
-        proto = read(path)
+        proto, repairs = reading.read(path)
         tensors.check_all(proto, path)
-        return cls(proto, path)
+        return cls(proto, path, repairs)
 
     @classmethod
     def from_proto(cls, proto: onnx.ModelProto) -> Model:
         """Take over a model that is already in memory; external data must have been loaded."""
-        wellformed.check(proto, "the model")
+        repairs = reading.checked(proto, "the model")
         for tensor in round_trip.tensors(proto):
             tensors.check_inline(tensor, "the model")
-        return cls(proto)
+        return cls(proto, repairs=repairs)
 
     def clone(self) -> Model:
         """A copy whose graph can be edited apart; both share the tensors."""
@@ -113,8 +113,8 @@ class Model:
 
     @property
     def untouched(self) -> bool:
-        """Whether nothing was edited since it was read."""
-        return not self._touched and not self._rewritten
+        """Whether nothing was edited since it was read, nor put right."""
+        return not (self._touched or self._rewritten or self.repairs)
 
     @property
     def opset(self) -> int:
@@ -479,27 +479,3 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def read(path: Path) -> onnx.ModelProto:
-    """Parse a model file; larger tensors stay in it (see ``wire``), external data is not looked at.
-
-    Raises:
-        ModelError: No such file, or not an ONNX model.
-    """
-    if not os.path.exists(path):  # unlike Path.exists(), also False for impossible names
-        raise ModelError(f"{path}: no such file")
-    if path.is_dir():
-        raise ModelError(f"{path}: is a folder; name the .onnx file in it")
-    try:
-        if path.stat().st_size == 0:
-            raise ModelError(f"{path}: the file is empty")
-        proto = wire.read(str(path))
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: not an ONNX file, or truncated: {error}") from error
-    if not proto.HasField("graph") or proto.ir_version < 1:
-        raise ModelError(f"{path}: not an ONNX model: it holds no graph")
-    wellformed.check(proto, str(path))
-    return proto
