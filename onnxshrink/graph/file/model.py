@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeGuard
@@ -191,6 +191,24 @@ class Model:
             if name in outside:
                 value.const_value = outside[name]
         self.rewrite(lambda _: changed)
+
+    def strip_docs(self) -> None:
+        """Forget doc strings, and metadata of nodes, values and graphs; the model's own stays."""
+        self._original = round_trip.stripped(self._original)
+        self._rewritten = True
+        self.ir.doc_string = None
+        for scope in self.scopes:
+            values = [v for node in scope for v in node.outputs] + list(scope.inputs)
+            values += scope.initializers.values() if isinstance(scope, ir.Graph) else []
+            for part in (scope, *scope, *values):
+                part.doc_string = None
+                part.metadata_props.clear()
+
+    def docs_bytes(self) -> int:
+        """Bytes of doc strings and metadata of nodes, about."""
+        every = [node for nodes in round_trip.node_lists(self._original) for node in nodes]
+        notes = (entry for node in every for entry in node.metadata_props)
+        return sum(len(n.doc_string) for n in every) + sum(len(e.key + e.value) for e in notes)
 
     def adopt(self, other: Model) -> None:
         """Become what a clone of this model was turned into."""
