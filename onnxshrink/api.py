@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from onnxshrink.contract import Judge, Level, Progress, Settings
 from onnxshrink.errors import BudgetMissed, RecipeError
 from onnxshrink.pipeline import Pass, Result, run
-from onnxshrink.recipe import Recipe, Storage, find_pass
+from onnxshrink.recipe import Recipe, Storage, find_pass, pass_names
 from onnxshrink.report import Report, size
 
 if TYPE_CHECKING:
@@ -280,6 +280,11 @@ def _write(result: Result, out: StrPath, options: Options, storage: Storage = "a
     storage = options.storage or storage
     if storage != "packed":
         report.bytes_after = result.model.save(out, storage)
+        done = (step.name for step in report.steps if step.status == "done")
+        report.warnings += [
+            f"{name}: its codes are small only where they are packed: --storage packed"
+            for name in done if name in pass_names() and find_pass(name).for_packing
+        ]  # fmt: skip
         return report
     from onnxshrink.graph.forms import packed
 

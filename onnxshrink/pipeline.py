@@ -44,6 +44,7 @@ class Pass:
         may_grow: Whether the step may make the file bigger.
         runs_models: Whether ``apply`` runs models on the context's worker.
         retreats: Whether a step that breaks the contract may stand on fewer of its ``weights``.
+        for_packing: Whether what it leaves is small only when it is packed.
         inlines: Whether it sees functions inlined, where there are any, even if it asks for no
             statistics: no value of a function can be observed.
     """
@@ -53,6 +54,7 @@ class Pass:
     runs_models: ClassVar[bool] = False
     retreats: ClassVar[bool] = False
     inlines: ClassVar[bool] = False
+    for_packing: ClassVar[bool] = False
 
     max_error: float | None = option(
         None,
@@ -305,6 +307,8 @@ def _step(
         return trial
     else:
         step.status = "nothing to do"
+        if not step.skips:
+            ctx.skip("model", "holds nothing that this step works on")
     return model
 
 
