@@ -7,22 +7,19 @@ a child process, so that a model that crashes the runtime is refused like any ot
 
 from __future__ import annotations
 
-import contextlib
 import math
-import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from onnxshrink.errors import DataError, ModelError, OutputError
+from onnxshrink.errors import DataError, ModelError
 from onnxshrink.report import Step, size
+from onnxshrink.trials import Answers, Feeds, answers, told
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from onnxshrink.graph.file.model import Model
     from onnxshrink.kernels.metrics import OutputComparison
     from onnxshrink.runtime.calibration_cache import CalibrationCache
@@ -30,11 +27,9 @@ if TYPE_CHECKING:
     from onnxshrink.runtime.worker import Worker
 
 Level = Literal["full", "quick", "off"]
-Feeds = Sequence[Mapping[str, "np.ndarray"]]
 Progress = Callable[[str, int, int], None]
 
 _QUICK_FEEDS = 2
-_NEXT_TO_NOTHING = 1e-6
 _RANKING = {"TopK", "NonMaxSuppression"}
 _SWAPPED = " (the model ranks: rows whose scores are close swap places, which counts as an error)"
 _FULL_FEEDS = 64
@@ -66,14 +61,6 @@ class Settings:
     folder: Path | None = None
     progress: Progress = field(default=lambda what, done, total: None)
     cache: CalibrationCache | None = None
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a model answered: for every feed, its outputs by name."""
-
-    names: tuple[str, ...]
-    outputs: list[list[np.ndarray]]
 
 
 class Judge:
@@ -225,7 +212,7 @@ class Judge:
     def _excess(self, figures: tuple[OutputComparison, ...], bound: float) -> str:
         for row in figures:
             # An output that is zero throughout has no relative error; its rounding is no harm.
-            if math.isinf(row.relative_error) and row.max_abs <= _NEXT_TO_NOTHING:
+            if math.isinf(row.relative_error) and not told(row):
                 continue
             if row.reshaped:
                 return (
@@ -262,43 +249,15 @@ class Judge:
         self, model: Model, feeds: int | None = None, options: SessionOptions | None = None
     ) -> Answers | None:
         """Check, load and run a model; what it answers."""
-        from onnxshrink.graph.analysis.noise import seeded
-        from onnxshrink.runtime.session import DEFAULT_OPTIONS
-
         if self._settings.check == "off":
             return None
-        if self._random:  # the same numbers for all
-            model = seeded(model)
-        with contextlib.ExitStack() as stack:
-            path = model.path
-            if path is None or not model.untouched:
-                path = Path(stack.enter_context(self._scratch())) / "model.onnx"
-                model.save(path, durable=False)
-            try:
-                self._worker.check(path)
-                run = self._worker.run(path, self._feeds[:feeds], options or DEFAULT_OPTIONS)
-            except ModelError as error:
-                # The temporary file means nothing to the reader; the model does.
-                raise type(error)(str(error).replace(str(path), model.label)) from error
-        return Answers(run.output_names, run.outputs)
-
-    def _scratch(self) -> tempfile.TemporaryDirectory[str]:
-        """A folder for a model on trial, beside the result: where there is room for one."""
-        try:
-            return tempfile.TemporaryDirectory(dir=self._settings.folder, prefix=".onnxshrink-")
-        except OSError as error:
-            place = self._settings.folder or tempfile.gettempdir()
-            raise OutputError(f"{place}: cannot be written: {error.strerror}") from error
+        chosen, folder = self._feeds[:feeds], self._settings.folder
+        return answers(model, chosen, self._worker, check=True, folder=folder, options=options)
 
     def _compare(
         self, reference: Answers | None, other: Answers | None
     ) -> tuple[OutputComparison, ...]:
-        from onnxshrink.kernels.metrics import compare_outputs
-
-        if reference is None or other is None or not reference.outputs:
-            return ()
-        paired = reference.outputs[: len(other.outputs)]
-        return compare_outputs(reference.names, paired, other.outputs)
+        return () if reference is None or other is None else reference.figures(other)
 
 
 def _own_kernels(model: Model) -> int:

@@ -1,16 +1,26 @@
 """What tests in several folders share: one process that runs models, and the command line."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when numpy is loaded; the models are tiny
+
+import hypothesis
 import pytest
 from command_line import Done, Run
 from hard_models import text, weight
 
 from onnxshrink.cli import main
 from onnxshrink.runtime.worker import Worker
+
+#: The machine may be busy, and a failure of CI must be one that anybody can repeat.
+hypothesis.settings.register_profile(
+    "onnxshrink", deadline=None, derandomize="CI" in os.environ, print_blob=True
+)
+hypothesis.settings.load_profile("onnxshrink")
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Packs made by hand, sound and hostile, that the readers of every language are tested on."""
 
 import json
-import os
 import zlib
 
 import numpy as np
@@ -9,13 +8,6 @@ import numpy as np
 from onnxshrink.sidecar.header import HEAD, align, data_start, preamble
 
 BIG = (1 << 53) - 1
-
-#: Random executions of each fuzz test, and what the other random tests derive from it: how often a
-#: writer is killed, how many examples hypothesis tries. 10000 and more are a long run.
-FUZZ = int(os.environ.get("ONNXSHRINK_FUZZ", "1000"))
-SEED = int(os.environ.get("ONNXSHRINK_FUZZ_SEED", "0"))
-KILLS = min(20, max(5, FUZZ // 500))
-EXAMPLES = min(1500, max(100, FUZZ // 7))
 
 
 def take_apart(pack):

@@ -94,7 +94,7 @@ def test_three_ways_make_the_same_pass(name: str, monkeypatch: pytest.MonkeyPatc
     kind = find_pass(name)
 
     @given(options(kind))
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=15)
     def same(given: dict[str, Any]) -> None:
         words = [name, *as_words(kind, given), "--", "in.onnx", "out.onnx"]
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
@@ -214,7 +214,7 @@ def test_values_that_do_not_fit_are_refused(given: dict[Any, Any], said: str) ->
                                     | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3)
                                     | st.dictionaries(st.text(max_size=3), inner, max_size=2)),
                        min_size=1))  # fmt: skip
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_any_value_fits_or_is_refused(given: dict[str, Any]) -> None:
     """Nothing that YAML can say raises anything else, and what is taken round-trips."""
     try:

@@ -1,12 +1,10 @@
 """Models that the ``onnx`` wheel ships: load -> find weights -> save must not change an answer.
 
-By default a fixed share of them is tried; ``ONNXSHRINK_ORACLE=all`` tries every one.
+A fixed share of them, chosen by name.
 """
 
 import logging
-import os
 import warnings
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import shares
 
 from onnxshrink.errors import ModelError, ShrinkError
 from onnxshrink.graph import weights
@@ -24,7 +23,6 @@ from onnxshrink.runtime.worker import Worker
 
 pytestmark = pytest.mark.oracle
 
-SHARE = 1 if os.environ.get("ONNXSHRINK_ORACLE") == "all" else 8
 # Optimizations of the runtime depend on the order of nodes, which is not what is tested here.
 OPTIONS = SessionOptions(optimization="basic")
 
@@ -44,7 +42,7 @@ def cases(kind: str) -> Iterator[Case]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # numpy's, from the reference implementations
         found = list(_light() if kind == "light" else _shipped(kind))
-    return (case for case in found if zlib.crc32(case.name.encode()) % SHARE == 0)
+    return (case for case in found if shares.chosen(case.name))
 
 
 def _shipped(kind: str) -> Iterator[Case]:

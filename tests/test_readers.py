@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import packs
 import pytest
+import shares
 
 from onnxshrink.errors import SidecarError
 from onnxshrink.sidecar import Sidecar, pack
@@ -272,20 +273,20 @@ def test_javascript_checks_that_the_model_is_the_right_one(tmp_path):
 def test_fuzz_c(programs, sound):
     """Random changes with a right checksum, under sanitizers; ONNXSHRINK_FUZZ sets how many."""
     for path in (sound, GOLDEN / "base.pack"):
-        done = _run([programs("c sanitized"), "fuzz", path, str(packs.SEED), str(packs.FUZZ)])
+        done = _run([programs("c sanitized"), "fuzz", path, str(shares.SEED), str(shares.FUZZ)])
         assert done.returncode == 0, done.stderr
         refused, passed = (int(word) for word in done.stdout.split() if word.isdigit())
-        assert refused + passed == packs.FUZZ
+        assert refused + passed == shares.FUZZ
         assert refused
 
 
 @pytest.mark.fuzz
 def test_fuzzed_packs_mean_the_same_to_every_reader(programs, tmp_path):
     """Where one reader gives bytes, all give the same; where one refuses, all do."""
-    rng = random.Random(packs.SEED)
+    rng = random.Random(shares.SEED)
     document, area = packs.take_apart(packs.sound())
     paths, right = [], []
-    for number in range(packs.FUZZ // 10):
+    for number in range(shares.FUZZ // 10):
         paths.append(tmp_path / f"{number}.pack")
         paths[-1].write_bytes(packs.mutated(rng, document, area))
         try:

@@ -11,8 +11,8 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
-import packs
 import pytest
+import shares
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,7 +45,7 @@ def tensors(draw):
     return found
 
 
-@settings(max_examples=packs.EXAMPLES, deadline=None)
+@settings(max_examples=shares.EXAMPLES)
 @given(tensors())
 def test_every_bit_comes_back(tmp_path_factory, tensors):
     path = tmp_path_factory.mktemp("pack") / "m.pack"
@@ -383,7 +383,7 @@ def test_a_killed_writer_leaves_a_whole_pack(old):
         process.kill()
     after = path.read_bytes()
     assert after != before
-    for _ in range(packs.KILLS):
+    for _ in range(shares.KILLS):
         path.write_bytes(before)
         with _writer(path, 2, "again and again") as process:
             process.stdout.readline()

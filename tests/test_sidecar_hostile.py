@@ -10,6 +10,7 @@ import zlib
 import numpy as np
 import packs
 import pytest
+import shares
 
 from onnxshrink.errors import SidecarError
 from onnxshrink.kernels import entropy
@@ -153,11 +154,11 @@ def test_an_update_that_lies_about_its_base(tmp_path, path):
 @pytest.mark.fuzz
 def test_fuzz(path):
     """Random changes that keep the checksum right; ONNXSHRINK_FUZZ sets how many."""
-    rng = random.Random(packs.SEED)
+    rng = random.Random(shares.SEED)
     document, area = packs.take_apart(packs.sound())
     refused = 0
     tracemalloc.start()
-    for _ in range(packs.FUZZ):
+    for _ in range(shares.FUZZ):
         path.write_bytes(packs.mutated(rng, document, area))
         try:
             for data in _verify(path).values():

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from onnxshrink.graph.analysis import shapes
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.weights.views import constant
+from onnxshrink.graph.read import constant
 
 #: Sizes in the first and in the second run.
 Pair = tuple[int, int]

@@ -13,9 +13,11 @@ from onnxshrink.channels.facts import stored
 from onnxshrink.channels.groups import Group, Member
 from onnxshrink.channels.labels import Walk
 from onnxshrink.channels.readers import Consumer
+from onnxshrink.graph import operators
+from onnxshrink.graph.operators import Norm
 from onnxshrink.kernels.elimination import Reader, eliminate
 from onnxshrink.kernels.importance import Array, index_power
-from onnxshrink.kernels.obs import damped
+from onnxshrink.kernels.moments import damped
 from onnxshrink.kernels.refit import Moments
 
 Importance = Literal["auto", "l1", "l2", "bn-gamma", "activation", "variance", "hessian",
@@ -25,8 +27,6 @@ CALIBRATED = {"activation", "variance", "hessian", "greedy"}
 
 _DAMPING = 0.01
 _LEAST = 1e-30
-_NORMS = {"BatchNormalization", "LayerNormalization", "InstanceNormalization", "GroupNormalization",
-          "RMSNormalization", "SimplifiedLayerNormalization"}  # fmt: skip
 
 
 def score(
@@ -154,7 +154,8 @@ def _array(member: Member) -> np.ndarray:
 
 
 def _is_gamma(member: Member) -> bool:
-    return any(u.node.op_type in _NORMS and u.idx == 1 for u in member.value.uses())
+    rows = ((operators.of(use.node, Norm), use.idx) for use in member.value.uses())
+    return any(row is not None and row.gain == index for row, index in rows)
 
 
 def _spread(group: Group, member: Member, per_index: Array) -> Array:

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 # Rows that sum to one within this are probabilities already (float16 softmax needs the slack).
 _PROBABILITY_SLACK = 1e-2
+_NEGATIVE_SLACK = 1e-6  # probabilities that were computed as a rest
 _SMALLEST_PROBABILITY = 1e-12
 
 Floats = NDArray[np.float64]
@@ -115,7 +116,7 @@ class Agreement:
         self.max_abs = max(self.max_abs, float(difference.max(initial=0.0)))
         relative = difference[x != 0] / np.abs(x[x != 0])
         self.max_rel = max(self.max_rel, float(relative.max(initial=0.0)))
-        self.outside += int(np.count_nonzero(difference > self._atol + self._rtol * np.abs(x)))
+        self.outside += int(np.count_nonzero(~(difference <= self._atol + self._rtol * np.abs(x))))
 
     def _break(self, elements: int) -> None:
         self._broken = True
@@ -215,7 +216,7 @@ def _as_floats(reference: np.ndarray, other: np.ndarray) -> tuple[Floats, Floats
 
 def _divergences(x: Floats, y: Floats) -> Floats:
     """KL(x || y) of each row; 0 for rows that softmax cannot take in (NaN, +inf)."""
-    given = _are_probabilities(x)
+    given = are_probabilities(x)
     log_p, log_q = (_log_given(z) if given else _log_softmax(z) for z in (x, y))
     rows: Floats = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
     return np.maximum(np.nan_to_num(rows), 0.0)  # rounding can take it below
@@ -224,12 +225,16 @@ def _divergences(x: Floats, y: Floats) -> Floats:
 def as_log_probabilities(array: np.ndarray) -> Floats:
     """Logarithms of the rows, [rows, classes]; through softmax where they are not probabilities."""
     rows = array.astype(np.float64).reshape(-1, array.shape[-1])
-    return _log_given(rows) if _are_probabilities(rows) else _log_softmax(rows)
+    return _log_given(rows) if are_probabilities(rows) else _log_softmax(rows)
 
 
-def _are_probabilities(rows: Floats) -> bool:
-    near = np.abs(rows.sum(axis=1) - 1) <= _PROBABILITY_SLACK
-    return bool((rows >= 0).all() and near.all())
+def are_probabilities(array: np.ndarray) -> bool:
+    """Whether the rows along the last axis, of two classes or more, are probabilities."""
+    if array.ndim < 2 or array.shape[-1] < 2 or not array.size or is_discrete(array):
+        return False
+    rows = array.astype(np.float64)
+    near = np.abs(rows.sum(axis=-1) - 1) <= _PROBABILITY_SLACK
+    return bool((rows >= -_NEGATIVE_SLACK).all() and near.all())
 
 
 def _log_given(rows: Floats) -> Floats:

@@ -137,6 +137,16 @@ def is_too_coarse(layout: Layout, stored: Quantized) -> bool:
     return affine.sqnr_db(layout.values(), stored) < _COARSE_DB
 
 
+def lesser(view: WeightView, wanted: Rounding, method: Rounding) -> str:
+    """Why the codes of a weight are not by the method that was asked for; empty when they are."""
+    from onnxshrink.graph.weights import second_moments
+
+    if method == wanted or wanted not in CALIBRATED:
+        return ""
+    reason = second_moments.why_not(view) or "its inputs were not observed, or the type is a float"
+    return f"no {wanted}: {reason}"
+
+
 def _fitted(
     layout: Layout, stored: Quantized, rounding: Rounding, ctx: Context
 ) -> Quantized | None:
@@ -195,7 +205,7 @@ def recalibrated(
     last = 0
     for view, options in pairs:
         number = group.get(view, last)
-        if number > last and ctx.worker is not None:
+        if number > last:
             last = number
             found = needs(parts[number])
             ctx.statistics = calibrate(model, found, ctx.feeds, ctx.worker, ctx.progress)

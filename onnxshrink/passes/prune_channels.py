@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -13,9 +12,9 @@ from onnxshrink.pipeline import Context, Pass
 
 if TYPE_CHECKING:
     from onnxshrink.channels.plan import Plan
-    from onnxshrink.contract import Feeds
     from onnxshrink.graph.file.model import Model
     from onnxshrink.report import Table
+    from onnxshrink.trials import Feeds
 
 _MOST = 0.95  # more leaves nothing of a layer
 
@@ -115,24 +114,21 @@ class PruneChannels(Pass):
     def apply(self, model: Model, ctx: Context) -> None:
         """Find, rank and remove; report what every constant lost, and what blocked the rest."""
         from onnxshrink.channels.plan import blocked
-        from onnxshrink.channels.readers import in_bodies
+        from onnxshrink.channels.readers import not_refitted
         from onnxshrink.channels.step import Planner
-        from onnxshrink.runtime.worker import Worker
 
-        with contextlib.ExitStack() as stack:
-            worker = ctx.worker or stack.enter_context(Worker())
-            planner, not_refitted = Planner(self, ctx, worker), set[str]()
-            refits = self.compensate and bool(ctx.feeds) and not ctx.generated
-            for step in range(self.iterations):
-                ctx.progress(self.name, step, self.iterations)
-                plan, seen = planner.plan(model, step)
-                reasons = blocked(plan.walk)
-                if not plan.removed.any():
-                    continue
-                not_refitted |= set(in_bodies(plan.walk, plan.removed) if refits else ())
-                planner.removal(plan, seen).carry_out()
-        for name in sorted(not_refitted):
-            ctx.skip(name, "in a body of If, Loop or Scan, where nothing is refitted")
+        planner, left = Planner(self, ctx, ctx.worker), dict[str, str]()
+        refits = self.compensate and bool(ctx.feeds) and not ctx.generated
+        for step in range(self.iterations):
+            ctx.progress(self.name, step, self.iterations)
+            plan, seen = planner.plan(model, step)
+            reasons = blocked(plan.walk)
+            if not plan.removed.any():
+                continue
+            left |= not_refitted(plan.walk, plan.removed) if refits else {}
+            planner.removal(plan, seen).carry_out()
+        for name, reason in sorted(left.items()):
+            ctx.skip(name, reason)
         for group in plan.groups:
             if why := plan.held.get(group.name, ""):
                 ctx.skip(group.name, why)
@@ -148,7 +144,7 @@ class PruneChannels(Pass):
         from onnxshrink.runtime.worker import Worker
 
         with Worker() as worker:
-            ctx = Context(Step(self.name), feeds, generated, seed=seed)
+            ctx = Context(Step(self.name), feeds, generated, worker=worker, seed=seed)
             return Planner(self, ctx, worker).plan(model.clone(), 0)[0]
 
     def explain(self, model: Model, what: str, feeds: Feeds = (), seed: int = 0) -> list[Table]:

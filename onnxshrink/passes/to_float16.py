@@ -156,7 +156,7 @@ def narrow(view: WeightView, model: Model, ctx: Context) -> None:
     """Store one constant as float16 behind a Cast, where that loses nothing worth the name."""
     import numpy as np
 
-    from onnxshrink.graph.forms import edit
+    from onnxshrink.graph.forms import dequantize
 
     if view.dtype.name not in ("FLOAT", "DOUBLE"):
         ctx.skip(view, f"is stored as {view.dtype.name.lower()} already")
@@ -165,9 +165,9 @@ def narrow(view: WeightView, model: Model, ctx: Context) -> None:
     if half is None:
         ctx.skip(view, "float16 does not hold its values to 11 bits")
         return
-    after = half.nbytes + edit.CAST_OVERHEAD
+    after = half.nbytes + dequantize.CAST_OVERHEAD
     if after >= view.nbytes:
         ctx.skip(view, "would not be smaller as float16")
         return
-    edit.stored_as(model, view, half)
+    dequantize.stored_as(model, view, half)
     ctx.changed(view, after, note="float16, folded at load")

@@ -11,7 +11,8 @@ from onnxshrink.errors import ModelError
 from onnxshrink.recipe import Recipe
 from onnxshrink.search import sensitivity
 from onnxshrink.search.ladder import Found, Goal
-from onnxshrink.search.partial_step import Figures, Parts
+from onnxshrink.search.partial_step import Parts
+from onnxshrink.trials import Figures
 
 if TYPE_CHECKING:
     from onnxshrink.contract import Progress

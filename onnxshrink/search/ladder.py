@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxshrink.contract import Answers, Judge, Progress
+from onnxshrink.contract import Judge, Progress
 from onnxshrink.errors import ModelError
+from onnxshrink.kernels.metrics import are_probabilities, is_discrete
 from onnxshrink.options import build
 from onnxshrink.pipeline import Context, Pass
 from onnxshrink.recipe import Recipe, find_pass
 from onnxshrink.report import Step
 from onnxshrink.select import SKIP, Select
+from onnxshrink.trials import Answers, distance
 
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
@@ -100,16 +102,10 @@ def _below(what: str, figures: Mapping[str, float | None], least: float) -> list
 def _has_classes(name: str, answers: Answers) -> bool:
     """Whether an output is labels, or rows of probabilities."""
     place = answers.names.index(name)
-    for outputs in answers.outputs:
-        values = outputs[place]
-        if values.dtype.kind in "iubOUS":
-            return True
-        if values.ndim < 2 or values.shape[-1] < 2 or values.size == 0:
-            return False
-        rows = values.astype(np.float64)
-        if rows.min() < -1e-6 or np.abs(rows.sum(-1) - 1).max() > 1e-3:
-            return False
-    return bool(answers.outputs)
+    values = [outputs[place] for outputs in answers.outputs]
+    if any(map(is_discrete, values)):
+        return True
+    return bool(values) and all(map(are_probabilities, values))
 
 
 @dataclass(frozen=True)
@@ -261,7 +257,7 @@ class _Search:
             step = build(quantize, options, _WHERE)
             try:
                 effect, _ = self._effect([step], _RANKING_FEEDS)
-                error = sum(row.relative_error**2 for row in effect)
+                error = distance(effect) ** 2
             except ModelError as failure:
                 _log.info("%s cannot be quantized: %s", name, failure)
                 error = float("inf")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import channel_oracle as oracle
 import numpy as np
 import pytest
+import shares
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -213,7 +214,7 @@ _BODIES = ("branch", "loop")
     st.sampled_from([0.1, 0.3, 0.5, 0.7]),
 )  # fmt: skip
 @settings(
-    max_examples=500, deadline=None, derandomize=True,
+    max_examples=shares.FUZZ // 8, derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 @pytest.mark.fuzz

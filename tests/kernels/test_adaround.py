@@ -42,7 +42,7 @@ def test_close_to_the_best_of_all_roundings_up_and_down() -> None:
 
 
 @given(st.integers(0, 2**31), st.integers(1, 12), st.integers(1, 30), st.floats(0.05, 2))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_never_worse_than_to_nearest(seed: int, rows: int, width: int, step: float) -> None:
     weights, moment = problem(seed, rows, width)
     scale = np.full(weights.shape, step, np.float32)

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxshrink.kernels import allocation
@@ -21,7 +21,6 @@ def split(weights: list[list[tuple[int, float]]]) -> tuple[list[np.ndarray], lis
 
 
 @given(WEIGHTS, st.integers(0, 120))
-@settings(deadline=None)
 def test_it_fits_and_little_is_lost(weights: list[list[tuple[int, float]]], budget: int) -> None:
     sizes, errors = split(weights)
     chosen = allocation.choose(sizes, errors, budget)
@@ -42,7 +41,6 @@ def test_it_fits_and_little_is_lost(weights: list[list[tuple[int, float]]], budg
 
 
 @given(st.integers(1, 3), st.integers(0, 2**32 - 1), st.integers(3, 12))
-@settings(deadline=None)
 def test_equal_steps_that_help_less_and_less_are_shared_out_best(
     count: int, seed: int, budget: int
 ) -> None:

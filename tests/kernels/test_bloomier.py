@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from onnxshrink.kernels import bloomier
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     count=st.integers(1, 3000),
     share=st.floats(0.001, 1),
@@ -106,7 +106,7 @@ def test_width_of_slots() -> None:
         bloomier.slot_bits(255, 0.003)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**31), weighed=st.booleans())
 def test_the_refitted_table_is_the_least_squares_solution(seed: int, weighed: bool) -> None:
     rng = np.random.default_rng(seed)

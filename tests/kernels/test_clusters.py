@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.cluster.vq import kmeans2
 
@@ -31,7 +31,6 @@ def least(points: np.ndarray, mass: np.ndarray, count: int) -> float:
 
 @given(st.lists(st.tuples(st.integers(-30, 30), st.integers(1, 9)), min_size=1, max_size=9),
        st.integers(2, 5))  # fmt: skip
-@settings(deadline=None)
 def test_clusters_on_the_line_are_the_best_there_are(
     pairs: list[tuple[int, int]], count: int
 ) -> None:

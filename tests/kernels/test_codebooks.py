@@ -19,7 +19,6 @@ METHODS = ("kmeans", "uniform", "nf4", "pow2")
 
 
 @given(FLOATS, st.sampled_from(METHODS), st.integers(2, 256))
-@settings(deadline=None)
 def test_every_weight_gets_the_nearest_entry(
     weights: np.ndarray, method: codebooks.Method, entries: int
 ) -> None:
@@ -34,7 +33,6 @@ def test_every_weight_gets_the_nearest_entry(
 
 
 @given(FLOATS, st.integers(2, 256))
-@settings(deadline=None)
 def test_few_values_are_kept_exactly(weights: np.ndarray, entries: int) -> None:
     most = max(len(np.unique(row.view(np.uint32))) for row in weights)
     if most > entries:
@@ -48,7 +46,6 @@ def test_few_values_are_kept_exactly(weights: np.ndarray, entries: int) -> None:
 
 
 @given(st.integers(2, 256), st.integers(1, 50), st.integers(1, 3), st.randoms())
-@settings(deadline=None)
 def test_packing_is_undone_by_its_digits(entries: int, count: int, groups: int, random) -> None:
     codes = np.array(
         [[random.randrange(entries) for _ in range(count)] for _ in range(groups)], np.uint8
@@ -105,7 +102,7 @@ def test_scales_have_the_least_error() -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 16), st.integers(2, 60))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_balanced_errors_cancel_in_each_row(seed: int, entries: int, count: int) -> None:
     rng = np.random.default_rng(seed)
     weights = rng.standard_normal((5, count)).astype(np.float32)
@@ -168,7 +165,7 @@ def test_figures_of_noise() -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(2, 9))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_a_grid_of_tables_rounds_each_row_to_its_own(seed: int, groups: int, entries: int) -> None:
     rng = np.random.default_rng(seed)
     tables = np.sort(rng.standard_normal((groups, entries)), 1).astype(np.float32)
@@ -187,7 +184,7 @@ def test_a_grid_of_tables_rounds_each_row_to_its_own(seed: int, groups: int, ent
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 6))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_feedback_is_never_worse_than_nearest_and_close_to_the_best_pair(
     seed: int, entries: int
 ) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from onnxshrink.kernels import elimination
 from onnxshrink.kernels.elimination import Reader, eliminate
-from onnxshrink.kernels.obs import damped
+from onnxshrink.kernels.moments import damped
 
 
 def _reader(rng, channels, size=1, outputs=5, more=0, samples=64):
@@ -49,7 +49,7 @@ def _greedy(readers, count):
     st.integers(0, 2**32 - 1), st.integers(1, 7), st.integers(1, 3), st.integers(1, 3),
     st.integers(0, 3), st.integers(1, 12),
 )  # fmt: skip
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_each_step_is_the_best_that_least_squares_finds(seed, channels, size, count, more, outputs):
     rng = np.random.default_rng(seed)
     readers = [_reader(rng, channels, size, outputs, more) for _ in range(count)]

@@ -5,8 +5,8 @@ import tracemalloc
 import zlib
 
 import numpy as np
-import packs
 import pytest
+import shares
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -95,7 +95,7 @@ def test_noise_is_stored():
     assert entropy.deflate(noise[:0]) is None
 
 
-@settings(max_examples=packs.EXAMPLES, deadline=None)
+@settings(max_examples=shares.EXAMPLES)
 @given(st.sampled_from([2, 4, 8, 16, 32, 64]), st.booleans(), st.data())
 def test_any_tensor_is_no_larger_than_raw(unit, floating, data):
     size = max(1, unit // 8)
@@ -145,7 +145,7 @@ def test_inflate_of_a_bomb_allocates_only_what_it_may():
     assert peak < 200_000  # zlib's window and state; the bomb is 64 MiB
 
 
-@settings(max_examples=packs.EXAMPLES, deadline=None)
+@settings(max_examples=shares.EXAMPLES)
 @given(st.binary(max_size=3000), st.integers(0, 4000))
 def test_inflate_of_anything_gives_the_length_or_refuses(payload, length):
     with contextlib.suppress(ValueError):

@@ -3,8 +3,8 @@
 import itertools
 
 import numpy as np
-import packs
 import pytest
+import shares
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -56,7 +56,7 @@ def blocks(draw):
     return how, data, table
 
 
-@settings(max_examples=packs.EXAMPLES, deadline=None)
+@settings(max_examples=shares.EXAMPLES)
 @given(blocks())
 def test_decode_undoes_encode(case):
     how, data, table = case
@@ -67,7 +67,7 @@ def test_decode_undoes_encode(case):
     assert filters.decode(streams, how, data.size, table).tobytes() == data.tobytes()
 
 
-@settings(max_examples=packs.EXAMPLES, deadline=None)
+@settings(max_examples=shares.EXAMPLES)
 @given(st.sampled_from(FILTERS), st.data())
 def test_decode_of_anything_gives_the_right_size_or_refuses(how, data):
     per_byte = max(1, 8 // how.unit)

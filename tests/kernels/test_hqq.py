@@ -14,7 +14,7 @@ def norm(weights: np.ndarray, stored: affine.Quantized) -> np.ndarray:
 
 
 @given(st.integers(0, 2**31), st.sampled_from(["int4", "uint4", "int8"]), st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_no_group_gets_worse(seed: int, dtype: affine.Dtype, symmetric: bool) -> None:
     rng = np.random.default_rng(seed)
     weights = (rng.standard_t(2, (12, 40)) * rng.uniform(1e-3, 10)).astype(np.float32)

@@ -146,7 +146,7 @@ def test_groups_are_apart() -> None:
         np.testing.assert_allclose(made.shift[group], one.shift[0], rtol=1e-6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10**6), rows=st.integers(2, 40))
 def test_the_loss_is_that_of_the_samples(seed: int, rows: int) -> None:
     x, y = samples(seed, rows, 5, 3)
@@ -156,7 +156,7 @@ def test_the_loss_is_that_of_the_samples(seed: int, rows: int) -> None:
     assert one.loss(sums(x, y)) == pytest.approx(exact, rel=1e-9)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10**6), rows=st.integers(2, 30), shift=st.booleans())
 def test_it_never_fits_worse_even_of_deficient_rank(seed: int, rows: int, shift: bool) -> None:
     x, y = samples(seed, rows, 12, 3)

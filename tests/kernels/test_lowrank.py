@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import scipy.linalg
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxshrink.kernels import lowrank
@@ -11,7 +11,6 @@ from onnxshrink.kernels import lowrank
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32 - 1), st.integers(0, 12),
        st.sampled_from([1e-30, 1.0, 1e30]))  # fmt: skip
-@settings(deadline=None)
 def test_the_error_is_the_tail_of_the_spectrum(
     rows: int, columns: int, seed: int, inner: int, size: float
 ) -> None:
@@ -61,7 +60,6 @@ def spread(rng: np.random.Generator, width: int, rows: int = 400) -> np.ndarray:
 
 
 @given(st.integers(1, 10), st.integers(1, 10), st.integers(0, 2**32 - 1))
-@settings(deadline=None)
 def test_no_product_of_that_rank_has_a_smaller_error_of_the_outputs(
     rows: int, columns: int, seed: int
 ) -> None:

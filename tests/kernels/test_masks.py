@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -67,7 +67,6 @@ def test_lamp_is_what_a_layer_loses(scores: np.ndarray) -> None:
 
 
 @given(st.lists(SCORES, min_size=1, max_size=4), st.floats(0, 1))
-@settings(deadline=None)
 def test_a_limit_for_all_layers(layers: list[np.ndarray], ratio: float) -> None:
     # Distinct scores, so that the share can be met exactly.
     rng = np.random.default_rng(0)

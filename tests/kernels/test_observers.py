@@ -56,7 +56,7 @@ def test_extremes_of_channels_and_of_the_tensor() -> None:
 
 
 @given(batches)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_histogram_does_not_depend_on_the_order(parts: list[np.ndarray]) -> None:
     forwards, backwards = histogram(parts, 64), histogram(parts[::-1], 64)
     assert forwards.counts.sum() == sum(part.size for part in parts)

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from onnxshrink import sidecar
 from onnxshrink.kernels import obs, rate
@@ -112,11 +110,10 @@ def test_largest_stands_costs_that_are_no_power() -> None:
         assert limit / 1.05 <= found <= limit
 
 
-@given(st.integers(0, 2**31), st.floats(4, 8))
-@settings(max_examples=20, deadline=None)
-def test_rare_large_codes_are_taken_out_and_put_back(seed: int, spread: float) -> None:
-    rng = np.random.default_rng(seed)
-    codes = np.rint(spread * rng.standard_normal((400, 600))).astype(np.int16)
+@pytest.mark.parametrize("spread", [4, 8])
+def test_rare_large_codes_are_taken_out_and_put_back(spread: float) -> None:
+    rng = np.random.default_rng(int(spread))
+    codes = np.rint(spread * rng.standard_normal((200, 600))).astype(np.int16)
     rare = rng.choice(codes.size, 5, replace=False)
     codes.flat[rare] = rng.integers(128, 30000, 5) * rng.choice([-1, 1], 5)
     apart = rate.escaped(codes)

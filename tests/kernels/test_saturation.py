@@ -1,5 +1,6 @@
 """Pair sums of 16 bits, against integer arithmetic spelled out."""
 
+import integer_kernels
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,3 +70,16 @@ def test_the_finest_codes_that_never_saturate(seed: int, width: int, outputs: in
 def test_a_large_weight_beside_small_ones_keeps_eight_bits() -> None:
     weights = np.array([[1.0, 0.0, -0.5, 0.5], [1.0, 1.0, 0.0, 0.0], [1.0, -1.0, 0.0, 0.0]])
     np.testing.assert_allclose(saturation.least_scale(weights) * 128, [1, 2, 1])
+
+
+def test_this_cpu_is_one_of_two_kinds() -> None:
+    """Without VNNI it computes what is spelled out here, with it exactly; ONNX Runtime is asked."""
+    rng = np.random.default_rng(0)
+    for width in (2, 7, 64, 65):
+        x = rng.integers(0, 256, (5, width)).astype(np.uint8)
+        w = rng.integers(-128, 128, (16, width)).astype(np.int8)
+        x[0], w[0] = 255, 127
+        exact = x.astype(np.int64) @ w.T.astype(np.int64)
+        here = saturation.products(x, w) if integer_kernels.saturates() else exact
+        np.testing.assert_array_equal(integer_kernels.products(x, w), here)
+        assert (saturation.products(x, w) != exact).any()

@@ -225,7 +225,7 @@ def test_normalizer(dtype: str, norm: str, opset: int) -> None:
     assert_equal(proto, x)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10**6),
     classes=st.integers(1, 4),

@@ -14,6 +14,7 @@ from onnxshrink.errors import InputsMissing, RecipeError
 from onnxshrink.graph import weights
 from onnxshrink.graph.file.model import Model
 from onnxshrink.kernels import masks, obs
+from onnxshrink.kernels.moments import damped
 from onnxshrink.passes._pruning import Pruning
 from onnxshrink.passes.prune_magnitude import PruneMagnitude
 from onnxshrink.passes.prune_sparsegpt import PruneSparsegpt
@@ -121,7 +122,7 @@ def test_wanda_keeps_the_largest_products(worker: Worker) -> None:
 def test_sparsegpt_solves_for_what_is_left(worker: Worker) -> None:
     """Each output is the least squares solution on its own inputs, which numpy finds too."""
     model, feeds = product("MatMul", 24, 12)
-    weight, h = normal(24, 12).T, obs.damped(second_moment(feeds), 0.1)
+    weight, h = normal(24, 12).T, damped(second_moment(feeds), 0.1)
     result = pruned(model, PruneSparsegpt(damping=0.1), feeds, worker)
     for row, new in zip(weight, arrays(result.model)["W"].T, strict=True):
         kept = new != 0

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import shares
 from weight_models import Case, homes, normal, operators, parsed
 from weight_passes import EVERY, apply, check, check_against_numpy
 
@@ -27,7 +28,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "block": {"block": "2x4", "scope": "weight"},
     "sparse": {"store": "sparse", "ratio": 0.8},
 }
-FEW = ("model", "sparse")
 ELEMENTWISE = ("Add", "Sub", "Mul")
 
 
@@ -48,7 +48,9 @@ def largest_kept(array: np.ndarray, pruned: np.ndarray) -> bool:
         pytest.param(case, variant, id=f"{case}-{variant}")
         for case in operators() + homes()
         for variant in VARIANTS
-        if variant in FEW or case.name in ("MatMul left", "Conv 2-D", "ConvTranspose grouped")
+        if variant == "model"
+        or (variant == "sparse" and shares.chosen(f"{case}-{variant}", 3))
+        or case.name in ("MatMul left", "Conv 2-D", "ConvTranspose grouped")
     ],
 )
 def test_the_runtime_computes_without_the_smallest(

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import integer_kernels
 import ml_dtypes
 import numpy as np
 import onnx
@@ -14,10 +15,10 @@ from onnx import numpy_helper
 from weight_models import Case, homes, normal, operators, parsed
 
 from onnxshrink.contract import Settings
-from onnxshrink.graph import weights
+from onnxshrink.graph import surgery, weights
 from onnxshrink.graph.file import round_trip
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.forms import dynamic, edit
+from onnxshrink.graph.forms import dynamic
 from onnxshrink.kernels import affine, saturation
 from onnxshrink.options import build
 from onnxshrink.passes import quantize_weights
@@ -100,7 +101,7 @@ def reference(case: Case, stored: dict[str, np.ndarray], folder: Path) -> Path:
     model = Model.from_proto(case.model)
     for view in weights.find(model):
         if view.name in stored:
-            edit.revalued(model, view, stored[view.name])
+            surgery.set_constant(model, view.value, stored[view.name])
     model.save(folder / "reference.onnx")
     return folder / "reference.onnx"
 
@@ -109,16 +110,36 @@ def holds(
     case: Case, stored: dict[str, np.ndarray], worker: Worker, folder: Path,
     tolerance: float = 2e-6, exact: bool = True,
 ) -> None:  # fmt: skip
-    """The result answers what the float model makes of rounded inputs and the stored weights."""
+    """The result answers what the float model makes of rounded inputs and the stored weights.
+
+    Where sums overflow, the answer is instead what such kernels make of the file, and exact sums of
+    the same file make what the float model makes.
+    """
     feed = {"x": rounded(case.feed["x"]).astype(case.feed["x"].dtype)} if exact else case.feed
     wanted = worker.run(reference(case, stored, folder), [feed], LEVELS[0]).outputs[0]
-    worker.check(folder / "after.onnx")
+    after = folder / "after.onnx"
+    worker.check(after)
+    if integer_kernels.saturates() and not counted(folder)["DynamicQuantizeLSTM"]:
+        equal(integer_kernels.answers(after, case.feed, here=False), wanted, tolerance)
+        wanted = integer_kernels.answers(after, case.feed, here=True)
     for options in LEVELS:
-        found = worker.run(folder / "after.onnx", [case.feed], options).outputs[0]
-        for y, expected in zip(found, wanted, strict=True):
-            assert (y.dtype, y.shape) == (expected.dtype, expected.shape)
-            error = y.astype(np.float64) - expected
-            assert np.linalg.norm(error) <= tolerance * np.linalg.norm(expected.astype(np.float64))
+        equal(worker.run(after, [case.feed], options).outputs[0], wanted, tolerance)
+
+
+def equal(found: list[np.ndarray], wanted: list[np.ndarray], tolerance: float) -> None:
+    for y, expected in zip(found, wanted, strict=True):
+        assert (y.dtype, y.shape) == (expected.dtype, expected.shape)
+        error = y.astype(np.float64) - expected
+        assert np.linalg.norm(error) <= tolerance * np.linalg.norm(expected.astype(np.float64))
+
+
+def exact(worker: Worker, path: Path, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """The file's answers with sums of 32 bits: this CPU's own, or those beside which they stand."""
+    found = worker.run(path, [feed]).outputs[0]
+    if not integer_kernels.saturates():
+        return found
+    equal(found, integer_kernels.answers(path, feed, here=True), 5e-3)
+    return integer_kernels.answers(path, feed, here=False)
 
 
 def counted(folder: Path) -> Counter[str]:
@@ -258,10 +279,8 @@ def test_an_activation_that_a_product_makes_is_quantized_once(
     (step,) = quantized(model, tmp_path).report.steps
     assert {c.what for c in step.changes} == {"P", "Q", "K"}
     assert counted(tmp_path)["DynamicQuantizeLinear"] == 2
-    before, after = (
-        worker.run(tmp_path / f"{name}.onnx", [feed]).outputs[0] for name in ("before", "after")
-    )
-    for x, y in zip(before, after, strict=True):
+    before = worker.run(tmp_path / "before.onnx", [feed]).outputs[0]
+    for x, y in zip(before, exact(worker, tmp_path / "after.onnx", feed), strict=True):
         assert np.linalg.norm(x - y) <= 0.03 * np.linalg.norm(x)
 
 
@@ -280,8 +299,9 @@ def test_branches_quantize_for_themselves(worker: Worker, tmp_path: Path) -> Non
                                  "Cast": 3, "Mul": 6}  # fmt: skip
     for c in (True, False):
         feed = {"c": np.array(c), "x": normal(3, 64, seed=4)}
-        x, y = (worker.run(tmp_path / f"{n}.onnx", [feed]).outputs[0] for n in ("before", "after"))
-        assert np.linalg.norm(x[0] - y[0]) <= 0.03 * np.linalg.norm(x[0])
+        (x, _) = worker.run(tmp_path / "before.onnx", [feed]).outputs[0]
+        (y, _) = exact(worker, tmp_path / "after.onnx", feed)
+        assert np.linalg.norm(x - y) <= 0.03 * np.linalg.norm(x)
 
 
 @pytest.mark.parametrize("rows", [0, 1])
@@ -296,8 +316,7 @@ def test_activations_without_a_range(
     )  # fmt: skip
     quantized(model, tmp_path)
     feed = {"x": np.full((rows, 64), value, np.float32)}
-    (y,) = worker.run(tmp_path / "after.onnx", [feed]).outputs[0]
-
+    (y,) = exact(worker, tmp_path / "after.onnx", feed)
     total = 128 * value  # balanced rounding keeps the sum
     np.testing.assert_allclose(y, np.full((rows, 40), total) + normal(40), rtol=1e-4)
 
@@ -320,10 +339,14 @@ def test_layers_that_share_a_weight_by_identities(worker: Worker, tmp_path: Path
 
 
 def lstm(steps: int, extra: str = "", dirs: int = 1, attributes: str = "", **more: Any) -> Case:
+    """Every second weight of a sum is 0: pairs of products fit 16 bits, as some CPUs add them."""
     way = "forward" if dirs == 1 else "bidirectional"
     text = f"""g (float[{steps}, 2, 60] x) => (float all, float y) {{
         all, y = LSTM<hidden_size = 10, direction = "{way}"{attributes}>(x, W, R{extra}) }}"""
-    arrays = {"W": normal(dirs, 40, 60) / 5, "R": normal(dirs, 40, 10, seed=2) / 5, **more}
+    weights = normal(dirs, 40, 60) / 5, normal(dirs, 40, 10, seed=2) / 5
+    for one in weights:
+        one[..., 1::2] = 0
+    arrays = {**dict(zip("WR", weights, strict=True)), **more}
     return Case("LSTM", parsed(text, **arrays), ("W", "R"), {"x": normal(steps, 2, 60, seed=1)})
 
 
@@ -478,7 +501,7 @@ def test_constant_weights(worker: Worker, tmp_path: Path) -> None:
     for variant in VARIANTS.values():
         quantized(model, tmp_path, **variant)
         x = rounded(normal(3, 64, seed=1))
-        y, z = worker.run(tmp_path / "after.onnx", [{"x": normal(3, 64, seed=1)}]).outputs[0]
+        y, z = exact(worker, tmp_path / "after.onnx", {"x": normal(3, 64, seed=1)})
         np.testing.assert_allclose(y[:, 0], -0.3 * x.sum(1), rtol=1e-3, atol=1e-2)
         assert not z.any()
 

@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+import shares
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxshrink.contract import Settings
@@ -584,19 +585,21 @@ def shipped() -> Iterator[onnx.ModelProto]:
     import onnx.backend.test
     from onnx.backend.test.case.node import collect_testcases
 
-    for path in sorted((Path(onnx.backend.test.__file__).parent / "data").rglob("*.onnx")):
-        yield onnx.load(path)
+    folder = Path(onnx.backend.test.__file__).parent / "data"
+    for path in sorted(folder.rglob("*.onnx")):
+        if shares.chosen(str(path.relative_to(folder))):
+            yield onnx.load(path)
     for case in collect_testcases(None):
-        if case.model is not None:
+        if case.model is not None and shares.chosen(case.name):
             yield case.model
 
 
 @pytest.mark.oracle
 @pytest.mark.filterwarnings("ignore")
 def test_every_model_that_onnx_ships_survives() -> None:
-    """2,028 of them; the others have no input to add a node to."""
-    marked = 0
-    for proto in shipped():
+    """Nearly all of them; the others have no input to add a node to."""
+    marked, tried = 0, list(shipped())
+    for proto in tried:
         model = Model.from_proto(proto)
         before = model.to_proto().SerializeToString(deterministic=True)
         if proto.graph.input:
@@ -604,4 +607,4 @@ def test_every_model_that_onnx_ships_survives() -> None:
             assert [row.what for row in rows] == ["extra"], proto.graph.name
             assert without_mark(model.to_proto()) == before, proto.graph.name
             marked += 1
-    assert marked > 2000
+    assert marked > 0.9 * len(tried) > 100

@@ -32,10 +32,10 @@ def test_a_model_of_much_more_work_takes_longer(onnx_file):
     result = bench(paths, FEEDS, rounds=6)
     short, long = result.models
     assert (short.ratio, short.ratio_low, short.ratio_high) == (1, 1, 1)
-    assert 1.5 < long.ratio < 300
+    assert long.ratio > 1.5
     assert long.ratio_low <= long.ratio <= long.ratio_high
-    assert 0 < short.seconds < long.seconds < 1
-    assert 0 < short.load_seconds < 10
+    assert 0 < short.seconds < long.seconds
+    assert short.load_seconds > 0
     report = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert report["models"][1]["path"] == str(paths[1])
     assert report["models"][0]["file_bytes"] == paths[0].stat().st_size

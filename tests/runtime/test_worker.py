@@ -3,7 +3,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 
 import numpy as np
 import psutil
@@ -138,10 +137,8 @@ def test_a_run_that_takes_too_long_is_ended(onnx_file, only_child):
     with Worker(timeout=2) as worker:
         worker.open(onnx_file(ENDLESS))
         only_child()
-        start = time.monotonic()
         with pytest.raises(ModelError, match=r"took longer than 2 s while running .*model.onnx"):
             worker.step({"x": X[:1]})
-        assert 2 <= time.monotonic() - start < 4
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is enforced on Linux")

@@ -18,12 +18,12 @@ import onnx
 import onnx.reference
 import onnx_ir as ir
 
+from onnxshrink.graph import surgery
 from onnxshrink.graph.analysis import shapes
 from onnxshrink.graph.analysis.shape_rules import static
 from onnxshrink.graph.file import tensors
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.forms import edit
-from onnxshrink.graph.weights.views import constant
+from onnxshrink.graph.read import constant
 
 logger = logging.getLogger(__name__)
 
@@ -185,7 +185,7 @@ class _Folder:
                 for value in node.outputs:
                     self.cones.pop(value, None)
         for source in cone.sources:
-            edit.forget(self.model, source)
+            surgery.forget(self.model, source)
 
 
 def _joined(cones: Iterable[_Cone], node: ir.Node | None = None) -> _Cone:

@@ -21,7 +21,8 @@ import onnx_ir as ir
 
 from onnxshrink.graph.file import tensors
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.weights.views import FLOATS, constant
+from onnxshrink.graph.read import constant
+from onnxshrink.graph.weights.views import FLOATS
 from onnxshrink.kernels.leastsquares import Linear
 
 #: Digits of positions stay below this, so that the shortest float types keep them apart.

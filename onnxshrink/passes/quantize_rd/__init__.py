@@ -77,7 +77,6 @@ class QuantizeRd(Pass):
         from onnxshrink.graph.rewrite import clean
         from onnxshrink.passes.quantize_rd.rates import Search
         from onnxshrink.passes.quantize_rd.storage import store, store_packed
-        from onnxshrink.runtime.worker import Worker
 
         self._check_goals()
         before, known = model.stored_bytes(), list(weights.find(model))
@@ -98,13 +97,8 @@ class QuantizeRd(Pass):
         views = [view for view in views if _fits(view, ctx)]
         if not views:
             return
-        worker = ctx.worker or Worker()
-        try:
-            search = Search(self, model, views, ctx, worker)
-            spend = search.spend()
-        finally:
-            if worker is not ctx.worker:
-                worker.close()
+        search = Search(self, model, views, ctx)
+        spend = search.spend()
         if self.bits_per_weight is not None:
             budget = self.bits_per_weight * sum(view.size for view in views) / 8
             spend = search.spend_bytes(budget, spend)

@@ -90,22 +90,25 @@ class QuantizeStatic(Pass):
     def apply(self, model: Model, ctx: Context) -> None:
         """Prepare, calibrate, place, and store."""
         from onnxshrink.graph.forms import integer_kernels, qdq
+        from onnxshrink.graph.rewrite import plain
         from onnxshrink.passes.quantize_static import integers, storing
 
         work = integers.Work(model, ctx)
         self._check_patterns(work)
+        spelled = plain.spell_out(model)
         found = integer_kernels.find(model)
         if all(self._refusal(one) for one in found):
             for one in found:
                 if one.kind == "product":
-                    ctx.skip(one.name, self._refusal(one))
+                    work.leave(one, self._refusal(one))
             self._store_others(work)
             return
         if not ctx.feeds or ctx.generated:
             raise InputsMissing(f"{self.name} needs real inputs: give --calibration DATA")
         if self.method == "moving-average" and len(ctx.feeds) < 2:
             raise DataError("moving-average needs two inputs or more; minmax takes one")
-        done = work.raise_opset(self._opset()) + work.prepare()
+        done = [f"{spelled} fused operators spelled out"] * bool(spelled)
+        done += work.raise_opset(self._opset()) + work.prepare()
 
         options_of, riders = {}, []
         for one in map(work.named, integer_kernels.find(model)):
@@ -116,13 +119,13 @@ class QuantizeStatic(Pass):
             elif self._rides(one):
                 riders.append(one)
             if reason and (one.kind == "product" or reason == KEPT):
-                ctx.skip(one.name, reason)
+                work.leave(one, reason)
         placed = partial(qdq.place, riders=riders, fold=not self.symmetric_activations)
         ranges = work.observe(placed(options_of), options_of)
         placement, grids, refused = integers.choose(placed, ranges, options_of)
         self._check_counts(ranges, len(grids))
         for one, reason in refused.items():
-            ctx.skip(one.name, reason)
+            work.leave(one, reason)
         self._store(work, placement, grids, options_of, ranges)
         if ctx.step.changes and done:
             ctx.changed("graph", 0, kind="model", note="; ".join(done))
@@ -233,7 +236,7 @@ class QuantizeStatic(Pass):
         from onnxshrink.graph import weights
         from onnxshrink.passes.quantize_static import storing
 
-        kept, known = [], {}
+        kept, known, reasons = [], {}, {}
         for view in weights.find(work.model):
             if not view.uses:
                 if work.came_with(view.name):
@@ -243,7 +246,7 @@ class QuantizeStatic(Pass):
             if self.others == "keep":
                 reason = reason or "no integer kernel takes it"
             least = self.weights.min_size
-            if view.op_type in ("Add", "Mul", "Sub"):  # norms and biases: few bytes, much harm
+            if view.main.is_arithmetic:  # norms and biases: few bytes, much harm
                 least = max(least, _LARGE_OPERAND)
             if view.size < least:
                 reason = f"fewer than {least} elements"
@@ -251,8 +254,8 @@ class QuantizeStatic(Pass):
                 kept.append(view.name)
                 work.ctx.skip(view, reason)
             known[view.name] = work.original(view.main.node, view.main.index)
+            reasons[view.name] = work.why_stored(view)
         for row in storing.store_others(work.model, work.ctx, kept, self.weights.min_size):
             name, nbytes = known[row.what] or (row.what, row.before)
-            work.ctx.changed(
-                name, row.after, before=nbytes, kind=row.kind, note=row.note, **row.error
-            )
+            note = row.note + f" ({reasons[row.what]})" * bool(reasons.get(row.what))
+            work.ctx.changed(name, row.after, before=nbytes, kind=row.kind, note=note, **row.error)

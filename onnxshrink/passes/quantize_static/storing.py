@@ -63,7 +63,7 @@ class Products:
         """
         import numpy as np
 
-        from onnxshrink.graph.forms import edit
+        from onnxshrink.graph.forms import dequantize
 
         view = candidate.weight
         assert view is not None
@@ -83,7 +83,7 @@ class Products:
             if options.cpu == "any":  # rounding anew may take a pair of codes one too far
                 stored = for_any_cpu(candidate, options, stored, on)
             self._stored[view.value] = stored
-        nbytes = edit.dequantized(self.model, view, stored, "dq") if first else 0
+        nbytes = dequantize.dequantized(self.model, view, stored, "dq") if first else 0
         if bias is not None:
             scale = (stored.scale.astype(np.float32) * np.float32(on.scale)).reshape(-1)
             if scale.size != bias.size:
@@ -97,7 +97,7 @@ class Products:
         """Put codes in the place of what a function such as Add takes beside activations."""
         import numpy as np
 
-        from onnxshrink.graph.weights.views import constant
+        from onnxshrink.graph.read import constant
         from onnxshrink.kernels import ranges
 
         for index in candidate.constants:
@@ -146,7 +146,7 @@ def unfit(candidate: Candidate) -> str:
     """Why a product's constants cannot be quantized; empty when they can."""
     import numpy as np
 
-    from onnxshrink.graph.weights.views import constant
+    from onnxshrink.graph.read import constant
 
     view, bias = candidate.weight, candidate.bias
     if view is None:
@@ -221,7 +221,8 @@ def for_any_cpu(
 
 def means(candidate: Candidate) -> Need | None:
     """The mean of each channel of what a product with a bias multiplies; None for others."""
-    if candidate.weight is None or candidate.op_type == "MatMul":
+    way = candidate.way
+    if candidate.weight is None or way is None or not way.takes_bias:
         return None
     return Need(candidate.inputs[0].name or "", Extremes(1))
 
@@ -255,8 +256,10 @@ def shift(candidate: Candidate, stored: Quantized, mean: np.ndarray) -> np.ndarr
 
     view = candidate.weight
     assert view is not None
+    way = candidate.way
+    assert way is not None
     error = affine.dequantize(stored).astype(np.float64) - view.array()
-    if candidate.op_type == "Gemm":
+    if not way.convolves:
         axes = next(use.axes for use in view.uses if use.node is candidate.node)
         moved: np.ndarray = np.tensordot(error, mean, (axes.contract, (0,)))
         return moved
@@ -321,7 +324,8 @@ def saturation(candidate: Candidate, stored: Quantized, rows: np.ndarray, on: Gr
         stored.codes, affine.dequantize(stored), np.broadcast_to(stored.scale, stored.codes.shape),
     )]  # fmt: skip
     order = np.arange(width)
-    if candidate.op_type == "Conv" and len(view.shape) > 2:  # channels lie next to each other
+    way = candidate.way
+    if way is not None and way.convolves and len(view.shape) > 2:  # channels lie next to each other
         order = order.reshape(view.shape[1], -1).T.reshape(-1)
     damage = power = 0.0
     for group in range(groups):

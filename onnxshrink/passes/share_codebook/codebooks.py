@@ -69,7 +69,7 @@ def plans(step: ShareCodebook, view: WeightView) -> Iterator[Plan]:
 
 def _scales_pay(step: ShareCodebook, view: WeightView) -> bool:
     channel = math.prod(view.shape[axis] for axis in view.axes.contract)
-    if view.op_type == "Gather" or channel < _SCALED_CHANNEL:
+    if view.main.is_lookup or channel < _SCALED_CHANNEL:
         return False
     codes = view.size * math.log2(step.most) / 8
     fed = step.rounding == "gptq"
@@ -109,19 +109,20 @@ def store(
     step: ShareCodebook, view: WeightView, found: Shared, palettes: Palettes, ctx: Context
 ) -> None:
     """Put codes and a table in the place of a weight, or float16 where that is about as small."""
-    from onnxshrink.graph.forms import edit
+    from onnxshrink.graph import surgery
+    from onnxshrink.graph.forms import dequantize
     from onnxshrink.graph.weights import second_moments
     from onnxshrink.passes.to_float16 import narrow
 
     if step.form == "dense":
-        edit.revalued(palettes.model, view, found.values)
+        surgery.set_constant(palettes.model, view.value, found.values)
         note = f"{found.note}, as floats; smaller once packed"
         ctx.changed(view, view.nbytes, note=note, sqnr_db=found.sqnr_db)
         return
     if found.nbytes + palettes.cost(view, found.stored.entries) >= view.nbytes:
         ctx.skip(view, f"would not be smaller with a table of {found.stored.entries}")
         return
-    half = 2 * view.size + edit.CAST_OVERHEAD
+    half = 2 * view.size + dequantize.CAST_OVERHEAD
     if step.vectors == "float16" and step.method != "unique" and found.nbytes > _WORTH * half:
         narrow(view, palettes.model, ctx)
         return
@@ -152,7 +153,7 @@ def share_out(
 
     import numpy as np
 
-    from onnxshrink.graph.forms import edit, sharing
+    from onnxshrink.graph.forms import dequantize, sharing
     from onnxshrink.graph.weights import second_moments
     from onnxshrink.kernels import allocation
 
@@ -166,7 +167,7 @@ def share_out(
         size, error = [], []
         if step.vectors == "float16":
             known, error = [()], [0.0]
-            size = [float(2 * view.size + edit.CAST_OVERHEAD)]
+            size = [float(2 * view.size + dequantize.CAST_OVERHEAD)]
         try:
             values = sharing.values_of(view)
         except ValueError:  # said again, and reported, when it is this weight's turn

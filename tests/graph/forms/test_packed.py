@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-import packs
 import pytest
+import shares
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxshrink
@@ -267,7 +267,7 @@ def test_a_killed_pack_leaves_the_old_files(plain: Path, small: Path) -> None:
         "while True: packed.save(model, sys.argv[2])"
     )
     rng = np.random.default_rng(4)
-    for _ in range(packs.KILLS):
+    for _ in range(shares.KILLS):
         child = subprocess.Popen(
             [sys.executable, "-c", code, str(plain), str(small)], stdout=subprocess.PIPE
         )

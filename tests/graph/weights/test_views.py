@@ -8,7 +8,8 @@ from weight_models import HEADER, Case, homes, normal, operators, parsed
 
 from onnxshrink.graph import weights
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.weights.views import OPERATORS, WeightView
+from onnxshrink.graph.operators import TABLE
+from onnxshrink.graph.weights.views import WeightView
 from onnxshrink.runtime.session import SessionOptions, open_session, run_session
 
 EXACT = SessionOptions(optimization="disable", accuracy_level=0)
@@ -36,7 +37,7 @@ def test_the_matrix_is_what_the_operator_multiplies_with(case: Case) -> None:
 
 def test_every_operator_of_the_table_has_a_model() -> None:
     shown = {(node.domain, node.op_type) for case in operators() for node in case.model.graph.node}
-    assert set(OPERATORS) <= shown
+    assert {key for key, row in TABLE.items() if row.weights} <= shown
 
 
 @pytest.mark.parametrize("case", operators() + homes(), ids=repr)
@@ -121,6 +122,25 @@ def test_what_must_stay(text: str, reason: str) -> None:
         return
     view = found(parsed("g " + text, W=W))["W"]
     assert reason in view.why_not
+
+
+@pytest.mark.parametrize(("version", "reason"), [(3, ""), (4, "override"), (5, "override")])
+def test_initializers_that_are_inputs_are_defaults_since_ir_4(version: int, reason: str) -> None:
+    header = f'<ir_version: {version}, opset_import: ["": 8]>'
+    text = "g (float[3, 64] x, float[64, 40] W) => (float[3, 40] y) { y = MatMul(x, W) }"
+    why_not = found(parsed(text, header, W=W))["W"].why_not
+    assert reason in why_not
+    assert bool(reason) == bool(why_not)
+
+
+def test_a_weight_is_not_followed_where_it_becomes_integers() -> None:
+    """What is multiplied there are other numbers, and codes in its place would be others again."""
+    text = "g (int32[3, 64] x) => (int32 y) { c = Cast<to = %d>(W) y = MatMul(x, c) }"
+    for kind in (onnx.TensorProto.INT32, onnx.TensorProto.INT8):
+        view = found(parsed(text % kind, W=W))["W"]
+        assert (view.uses, view.others) == ((), ("Cast",))
+    floats = found(parsed(text % onnx.TensorProto.FLOAT16, W=W))["W"]
+    assert [use.op_type for use in floats.uses] == ["MatMul"]
 
 
 def test_an_activation_is_not_followed_through_concat() -> None:

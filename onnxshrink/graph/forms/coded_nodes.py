@@ -1,0 +1,191 @@
+"""The standard operators that rebuild coded weights: ONNX Runtime folds them when it loads a model.
+
+``docs/coded.md`` says what they compute. Nothing here depends on values that only a run knows, so
+every output's size is known beforehand, which is what ONNX Runtime asks of what it folds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxshrink.graph.file.model import Model
+from onnxshrink.kernels import coded
+from onnxshrink.kernels.coded import Book, Coded, Level
+
+#: The operator set that has all that is needed (CumSum).
+LEAST_OPSET = 11
+_SPLIT_BY_INPUT = 13
+_INT32 = ir.DataType.INT32.value
+#: Bytes that nodes, names and constants take, about: of a level, of a tensor (and its note).
+LEVEL_BYTES = 650
+TENSOR_BYTES = 230
+
+
+class Chains:
+    """Nodes at the beginning of the main graph, and their constants.
+
+    Args:
+        model: The model, whose journal is kept.
+    """
+
+    def __init__(self, model: Model):
+        self.model = model
+        self._nodes: list[ir.Node] = []
+        self._tables: dict[int, tuple[ir.Value, ...]] = {}
+        self._constants: dict[tuple[str, bytes, tuple[int, ...]], ir.Value] = {}
+        self._books: list[Book] = []  # whose levels are the keys of tables: they must live on
+
+    # --------------------------------------------------------------- records
+
+    def constant(self, values: np.ndarray) -> ir.Value:
+        """An initializer; small ones of the same contents are shared."""
+        key = (values.dtype.str, values.tobytes(), values.shape)
+        found = self._constants.get(key)
+        if found is not None:
+            return found
+        name = self.model.unused_name("w")
+        tensor = self.model.store(values, name)
+        value = ir.Value(
+            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(values.shape),
+            const_value=tensor,
+        )  # fmt: skip
+        self.model.touch(name)
+        self.model.ir.graph.register_initializer(value)
+        if values.nbytes < LEVEL_BYTES:
+            self._constants[key] = value
+        return value
+
+    def node(self, op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+        """A node with one output."""
+        return self.nodes(op_type, inputs, 1, **attributes)[0]
+
+    def nodes(
+        self, op_type: str, inputs: Sequence[ir.Value], outputs: int, **attributes: Any
+    ) -> Sequence[ir.Value]:
+        """A node with several outputs."""
+        found = ir.convenience.convert_attributes(attributes)
+        node = ir.Node("", op_type, inputs, found, name="", num_outputs=outputs)
+        for value in node.outputs:
+            value.name = self.model.unused_name("w")
+            self.model.touch(value.name)
+        self._nodes.append(node)
+        return node.outputs
+
+    def place(self) -> None:
+        """Put the nodes so far at the beginning of the graph."""
+        graph = self.model.ir.graph
+        first = next(iter(graph), None)
+        if first is None:
+            graph.extend(self._nodes)
+        else:
+            graph.insert_before(first, self._nodes)
+        self._nodes = []
+
+    # ---------------------------------------------------------------- codes
+
+    def tensors(self, written: Coded, shapes: Sequence[tuple[int, ...]]) -> list[ir.Value]:
+        """The uint8 codes of tensors that were written one after the other.
+
+        Args:
+            written: The codes of all.
+            shapes: Of the tensors, in order.
+        """
+        self._books.append(written.book)
+        flat, length = self._all_codes(written)
+        sizes = [int(np.prod(shape, dtype=np.int64)) for shape in shapes]
+        if length > sum(sizes):
+            sizes.append(length - sum(sizes))
+        parts: Sequence[ir.Value] = [flat]
+        if len(sizes) > 1:
+            flat = self._flat(flat)
+            if self.model.opset < _SPLIT_BY_INPUT:
+                parts = self.nodes("Split", [flat], len(sizes), axis=0, split=sizes)
+            else:
+                split = self.constant(np.array(sizes, np.int64))
+                parts = self.nodes("Split", [flat, split], len(sizes), axis=0)
+        return [
+            self.node("Reshape", part, self.constant(np.array(shape, np.int64)))
+            for part, shape in zip(parts, shapes, strict=False)
+        ]
+
+    def _all_codes(self, written: Coded) -> tuple[ir.Value, int]:
+        """Codes in their order, and how many there are with those that only fill rows up."""
+        value, length = self._levels(written)
+        bits = written.book.low_bits
+        if not bits:
+            return value, length
+        table = self.constant(coded.low_table(bits))
+        low = self.node("Gather", table, self._numbers(written.low), axis=0)
+        high = self._cut(value, length, written.size)
+        low = self._cut(low, written.low.size * 8 // bits, written.size)
+        # A sum of bytes: there are no kernels for Add of uint8, nor BitwiseOr in older sets.
+        row = self.constant(np.array([1, -1], np.int64))
+        pair = self.node(
+            "Concat", self.node("Reshape", high, row), self.node("Reshape", low, row), axis=0
+        )
+        ones = self.constant(np.ones((1, 2), np.uint8))
+        scale, zero = self.constant(np.array(1, np.float32)), self.constant(np.array(0, np.uint8))
+        summed = self.node("QLinearMatMul", ones, scale, zero, pair, scale, zero, scale, zero)
+        return summed, written.size
+
+    def _levels(self, written: Coded) -> tuple[ir.Value, int]:
+        following = self.constant(written.rest)
+        length = escaped = written.rest.size
+        levels = list(zip(written.book.levels, written.streams, strict=True))
+        for level, stream in reversed(levels):
+            table, flags, ranks, count = self._tables_of(level)
+            if isinstance(stream, Coded):
+                value, size = self._all_codes(stream)
+                numbers = self.node("Cast", self._cut(value, size, stream.size), to=_INT32)
+                rows = stream.size
+            else:
+                numbers, rows = self._numbers(stream), stream.size
+            found = self.node("Gather", table, numbers, axis=0)
+            if escaped > 1:
+                start = self.node(
+                    "CumSum", self.node("Gather", count, numbers, axis=0),
+                    self.constant(np.array(0, np.int32)), exclusive=1,
+                )  # fmt: skip
+                place = self.node("Add", self.node("Gather", ranks, numbers, axis=0), start)
+                escapes = self.node("Gather", self._flat(following), place, axis=0)
+                here = self.node("Gather", flags, numbers, axis=0)
+                found = self.node("Where", here, escapes, found)
+            following, length = found, rows * level.width
+            escaped = length + 1  # whatever it is, the level before has escapes
+        return following, length
+
+    def _numbers(self, stream: np.ndarray) -> ir.Value:
+        return self.node("Cast", self.constant(stream), to=_INT32)
+
+    def _flat(self, value: ir.Value) -> ir.Value:
+        if value.producer() is None:  # the last bytes are flat as they are
+            return value
+        return self.node("Reshape", value, self.constant(np.array([-1], np.int64)))
+
+    def _cut(self, value: ir.Value, length: int, size: int) -> ir.Value:
+        """The first codes, flat."""
+        value = self._flat(value)
+        if length == size:
+            return value
+        ends = [self.constant(np.array([end], np.int64)) for end in (0, size)]
+        return self.node("Slice", value, *ends)
+
+    def _tables_of(self, level: Level) -> tuple[ir.Value, ...]:
+        """By row: codes; which are escapes; escapes before each place; escapes in all."""
+        found = self._tables.get(id(level))
+        if found is not None:
+            return found
+        table = self.constant(level.table)
+        wide = self.node("Cast", table, to=_INT32)
+        flags = self.node("Equal", wide, self.constant(np.array(level.escape, np.int32)))
+        ones = self.node("Cast", flags, to=_INT32)
+        axis = self.constant(np.array(1, np.int32))
+        ranks = self.node("CumSum", ones, axis, exclusive=1)
+        last = self.constant(np.array([level.width - 1], np.int32))
+        count = self.node("Gather", self.node("CumSum", ones, axis), last, axis=1)
+        self._tables[id(level)] = (table, flags, ranks, count)
+        return self._tables[id(level)]

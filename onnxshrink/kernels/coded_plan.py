@@ -1,0 +1,287 @@
+"""Which tables suit given codes: trees of escapes, level by level, for the fewest bytes.
+
+The rows of a level are the leaves of a tree of fixed depth: at each place some codes have branches
+of their own, all others share the branch of escapes. For independent codes the best tree with a
+given number of leaves is made of best trees of one place less (dynamic programming), where the
+leaves are shared out among the branches one by one, each to the branch that gains most.
+
+What an escape costs is what the next levels take for it; a chain of alphabets of 2, 3, 4, 6 or 16
+symbols, which take whole bytes, is a good estimate of that (dynamic programming again).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxshrink.kernels.coded import Book, Bytes, Level, encode_level
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+_LEAVES = 256
+_DEEPEST = 16
+_BRANCHES = 64  # beyond the first place; more never paid
+_ALPHABETS = ((2, 1.0), (3, 1.6), (4, 2.0), (6, 8 / 3), (16, 4.0))
+_ROUNDS = 2
+_TRIED = 3  # depths that are worked out
+_MOST_LEVELS = 8
+_WIDE = 2.6  # bits of entropy from which low bits may be kept apart; below, vectors may do
+_VECTOR_BITS = (2.0, 6.5)  # of entropy, in the rows of a level of vectors
+
+
+def entropy_bytes(counts: Ints) -> float:
+    """Bytes that an ideal order-0 coder takes for codes of these counts, its table left out."""
+    found = counts[counts > 0].astype(np.float64)
+    return float(-(found * np.log2(found / found.sum())).sum() / 8) if found.size else 0.0
+
+
+def plan(codes: Bytes, overhead: int) -> tuple[Book, float]:
+    """The book for codes like these.
+
+    Args:
+        codes: Flat; independent draws, as far as the estimates go.
+        overhead: Bytes that the nodes of one level take.
+
+    Returns:
+        The book, and about how many bytes it takes with codes, tables and nodes.
+    """
+    counts = _counted(codes)
+    if not codes.size:
+        return Book(()), 0.0
+    bits = 8 * entropy_bytes(counts) / codes.size
+    books = [_plan_levels(counts, 0, overhead)]
+    if bits > _WIDE:
+        books += [_plan_levels(counts, low, overhead) for low in (1, 2, 4)]
+    elif bits > 0:
+        books += _plan_vectors(codes, counts, bits, overhead)
+    return min(books, key=lambda found: found[1])
+
+
+def _counted(codes: Bytes) -> Ints:
+    counts: Ints = np.bincount(codes, minlength=256)
+    return counts
+
+
+def _plan_levels(counts: Ints, low_bits: int, overhead: int) -> tuple[Book, float]:
+    """Levels whose rows are written as they are."""
+    left = counts.astype(np.float64)
+    total, price = left.sum(), 0.0
+    if low_bits:
+        step = 1 << low_bits
+        joined = left.reshape(-1, step).sum(1)
+        left = np.zeros(256)
+        left[::step] = joined
+        price = total * low_bits / 8 + 256 * 8 // low_bits + overhead
+    levels: list[Level] = []
+    while len(levels) < _MOST_LEVELS and left.sum() > 0:
+        found = _best_level(left, overhead)
+        if found is None:
+            break
+        price += left.sum() / found[0].width + found[0].table.size + overhead
+        levels.append(found[0])
+        left = found[1]
+    return Book(tuple(levels), low_bits), price + float(left.sum())
+
+
+def _plan_vectors(
+    codes: Bytes, counts: Ints, bits: float, overhead: int
+) -> list[tuple[Book, float]]:
+    """A first level of vectors, and the numbers of its rows coded in turn."""
+    order = np.argsort(-counts, kind="stable")
+    order = order[counts[order] > 0][:255]
+    share = counts[order] / codes.size
+    rest = max(1.0 - float(share.sum()), 0.0)
+    trees = _Trees(share, 1 - np.log2(share), rest)
+    found = []
+    for depth in range(2, trees.deepest + 1):
+        if not _VECTOR_BITS[0] <= depth * bits <= _VECTOR_BITS[1] and depth > 2:
+            continue
+        level = _level(order, trees.rows(depth)[0])
+        if level is None:
+            continue
+        rows, left = encode_level(codes, level)
+        price = entropy_bytes(_counted(rows)) + entropy_bytes(_counted(left)) + level.table.size
+        found.append((price, depth, level, rows, left))
+    books = []
+    for _, _, level, rows, left in sorted(found, key=lambda each: each[0])[:_TRIED]:
+        inner, price = _plan_levels(_counted(rows), 0, overhead)
+        following, more = _plan_levels(_counted(left), 0, overhead)
+        book = Book((replace(level, rows=inner), *following.levels))
+        books.append((book, price + more + level.table.size + overhead))
+    return books
+
+
+def _level(order: Ints, rows: list[tuple[int, ...]]) -> Level | None:
+    """A level of rows of places in ``order``, -1 for an escape; None if no value is left for it."""
+    taken = {int(order[code]) for row in rows for code in row if code >= 0}
+    escape = next((value for value in range(255, -1, -1) if value not in taken), None)
+    if escape is None:
+        return None
+    names = np.append(order, escape)
+    return Level(names[np.array(rows, np.int64)].astype(np.uint8), escape)
+
+
+def _best_level(left: Floats, overhead: int) -> tuple[Level, Floats] | None:
+    """The next level and the counts of what it leaves, or None where plain bytes do as well."""
+    order = np.argsort(-left, kind="stable")
+    order = order[left[order] > 0]
+    if order.size > 255:
+        order = order[:255]
+    total = left.sum()
+    share = left[order] / total
+    rest = float(left.sum() - left[order].sum()) / total
+    extra = overhead * 8 / total
+    best: tuple[float, int, Floats, list[tuple[int, ...]]] | None = None
+    cost = _chain_costs(share, extra) - 1
+
+    def consider(depth: int, rows: list[tuple[int, ...]], escapes: Floats) -> None:
+        nonlocal best, cost
+        again = np.argsort(-escapes, kind="stable")
+        costs = np.empty_like(escapes)
+        costs[again] = _chain_costs(escapes[again], extra)
+        price = 8 / depth + float(escapes @ costs) + 8 * rest
+        price += extra + 8 * depth * len(rows) / total
+        if best is None or price < best[0]:
+            best, cost = (price, depth, escapes, rows), costs
+
+    for symbols, _ in _ALPHABETS:
+        own = min(symbols - 1, share.size)
+        depth = int(np.log(256.5) / np.log(own + 1))
+        alphabet = (*range(own), -1)
+        rows = list(product(alphabet, repeat=depth))
+        consider(depth, rows, np.where(np.arange(share.size) < own, 0.0, share))
+    for _ in range(_ROUNDS):
+        trees = _Trees(share, np.maximum(cost, 0.5), rest)
+        bits = trees.bits()
+        for depth in (np.argsort(bits)[:_TRIED] + 1).tolist():
+            consider(depth, *trees.rows(depth))
+    if best is None or best[0] >= 8:
+        return None
+    _, _, escapes, rows = best
+    level = _level(order, rows)
+    if level is None:
+        return None
+    following = left.copy()
+    following[order] = escapes * total
+    if level.escape in order:  # spelled like an escape: always written as one
+        following[level.escape] = left[level.escape]
+    return level, following
+
+
+def _chain_costs(share: Floats, extra: float) -> Floats:
+    """Bits of each symbol on the best chain of alphabets.
+
+    Args:
+        share: Of the symbols, the most frequent first; need not add up to 1.
+        extra: What a level costs besides.
+    """
+    size = share.size
+    tail = np.append(np.cumsum(share[::-1])[::-1], 0.0)
+    cost, step, bits = np.zeros(size + 1), np.zeros(size + 1, np.int64), np.zeros(size + 1)
+    for at in range(size - 1, -1, -1):
+        cost[at], step[at], bits[at] = 8 * tail[at], size - at, 8.0
+        for symbols, width in _ALPHABETS:
+            taken = size - at if size - at <= symbols else symbols - 1
+            price = width * tail[at] + extra + cost[at + taken]
+            if price < cost[at]:
+                cost[at], step[at], bits[at] = price, taken, width
+    found, at, so_far = np.zeros(size), 0, 0.0
+    while at < size:
+        so_far += bits[at]
+        found[at : at + step[at]] = so_far
+        at += step[at]
+    return found
+
+
+class _Trees:
+    """The best trees of all depths and numbers of leaves, for independent codes.
+
+    ``gain[depth][leaves]`` is what the branches of a tree save of the costs of escapes.
+    """
+
+    def __init__(self, share: Floats, cost: Floats, rest: float):
+        self.share, self.cost, self.rest = share, cost, rest
+        entropy = float(-(share * np.log2(share)).sum())
+        self.deepest = int(np.clip(np.ceil(18 / max(entropy, 0.1)), 2, _DEEPEST))
+        saved = np.append(0.0, np.cumsum(share * cost))
+        first = saved[np.minimum(np.maximum(np.arange(_LEAVES + 1) - 1, 0), share.size)]
+        self.gain = [np.zeros(_LEAVES + 1), first]
+        self.branches = min(share.size + 1, _BRANCHES)
+        self._chosen: list[tuple[Ints, Ints]] = []
+        for _ in range(2, self.deepest + 1):
+            self._deepen(saved)
+
+    def bits(self) -> Floats:
+        """Bits a code, by depth from 1, as the costs of escapes have it."""
+        whole = float(self.share @ self.cost)
+        depths = np.arange(1, self.deepest + 1)
+        saved = np.array([self.gain[depth][_LEAVES] for depth in depths])
+        found: Floats = 8 / depths + whole - saved / depths
+        return found
+
+    def _deepen(self, saved: Floats) -> None:
+        count, lines = self.branches, np.arange(self.branches)
+        before = self.gain[-1]
+        delta = np.append(np.diff(before), 0.0)
+        slope = np.maximum.accumulate(delta[::-1])[::-1]
+        weight = np.zeros((count, count))  # of the branches, where there are 1, 2, .. of them
+        for branches in range(count):
+            weight[branches, :branches] = self.share[:branches]
+            weight[branches, branches] = self.share[branches:].sum() + self.rest
+        leaves = np.ones((count, count), np.int64)
+        gain, margin = saved[:count].copy(), weight * slope[1]
+        reached = np.full((_LEAVES + 1, count), -1.0)
+        picks = np.zeros((_LEAVES + 1, count), np.int64)
+        reached[lines + 1, lines] = gain
+        for more in range(1, _LEAVES):
+            at = margin.argmax(1)
+            had, heavy = leaves[lines, at], weight[lines, at]
+            gain = gain + heavy * delta[had]
+            leaves[lines, at] = had + 1
+            margin[lines, at] = heavy * slope[np.minimum(had + 1, _LEAVES)]
+            fits = lines[: max(_LEAVES - more, 0)]
+            reached[fits + 1 + more, fits] = gain[fits]
+            picks[fits + 1 + more, fits] = at[fits]
+        best = reached.max(1)
+        best[0] = 0.0
+        self.gain.append(best)
+        self._chosen.append((reached.argmax(1), picks))
+
+    def _shares(self, depth: int, leaves: int) -> list[int]:
+        """Leaves of every branch; the last is that of escapes."""
+        if depth == 1:
+            return [1] * min(leaves, self.share.size + 1)
+        chosen, picks = self._chosen[depth - 2]
+        line = int(chosen[leaves])
+        found = [1] * (line + 1)
+        for at in picks[line + 2 : leaves + 1, line].tolist():
+            found[at] += 1
+        return found
+
+    def rows(self, depth: int) -> tuple[list[tuple[int, ...]], Floats]:
+        """The rows of the best tree, -1 for an escape, and how often each code is one."""
+        share = self.share
+
+        @cache
+        def below(depth: int, leaves: int) -> tuple[list[tuple[int, ...]], Floats]:
+            if depth == 0:
+                return [()], np.zeros(share.size)
+            parts = self._shares(depth, leaves)
+            own = len(parts) - 1
+            escapes = np.zeros(share.size)
+            escapes[own:] = share[own:]
+            rows: list[tuple[int, ...]] = []
+            for branch, part in enumerate(parts):
+                mass = share[branch] if branch < own else share[own:].sum() + self.rest
+                more, inner = below(depth - 1, part)
+                rows += [(branch if branch < own else -1, *row) for row in more]
+                escapes = escapes + mass * inner
+            return rows, escapes
+
+        rows, escapes = below(depth, _LEAVES)
+        return rows, escapes / depth
