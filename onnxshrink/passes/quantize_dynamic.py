@@ -84,7 +84,7 @@ class QuantizeDynamic(Pass):
         from onnxshrink.graph import weights
         from onnxshrink.graph.forms import dynamic
         from onnxshrink.graph.rewrite import clean, opset
-        from onnxshrink.passes.to_float16 import narrow
+        from onnxshrink.passes.to_float16 import narrow_beside
 
         views, before = list(weights.find(model)), model.opset
         if any(not self.weights.why_not(view) for view in views):
@@ -111,9 +111,7 @@ class QuantizeDynamic(Pass):
             return  # in a model whose weights stay as they are, so do its vectors
         if model.opset > before:
             ctx.changed("opset", 0, kind="model", note=opset.needs(before, model))
-        for view in vectors:
-            narrow(view, model, ctx)
-            view.release()
+        narrow_beside(vectors, model, ctx)
 
     def _integers(
         self, view: WeightView, views: Sequence[WeightView], model: Model,

@@ -127,7 +127,7 @@ class QuantizeWeights(Pass):
         """Quantize every selected weight, the largest first; then narrow the long vectors."""
         from onnxshrink.graph import weights
         from onnxshrink.graph.rewrite import clean, opset
-        from onnxshrink.passes.to_float16 import narrow
+        from onnxshrink.passes.to_float16 import narrow_beside
 
         views, before = list(weights.find(model)), model.opset
         chosen = [view for view in views if not self.weights.why_not(view)]
@@ -154,9 +154,7 @@ class QuantizeWeights(Pass):
             return  # in a model whose weights stay as they are, so do its vectors
         if raised:
             ctx.changed("opset", 0, kind="model", note=opset.needs(before, model))
-        for view in vectors:
-            narrow(view, model, ctx)
-            view.release()
+        narrow_beside(vectors, model, ctx)
 
     def _opset(self, model: Model, views: Iterable[WeightView]) -> int:
         """The operator set that the nodes emitted for these weights need."""
