@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from onnxshrink.contract import Judge, Level, Progress, Settings
 from onnxshrink.errors import BudgetMissed, RecipeError
 from onnxshrink.pipeline import Pass, Result, run
-from onnxshrink.recipe import Recipe, Storage, find_pass
+from onnxshrink.recipe import Recipe, Storage, find_pass, pass_names
 from onnxshrink.report import Report, size
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class Options:
             runtimes open as it is.
         calibration_cache: A file for the statistics of calibration runs, to be used again by later
             runs on the same model and inputs.
+        max_opset: The operator set up to which steps may raise the model's.
         progress: Called with what is done, how much of it, and out of how much (0: unknown).
     """
 
@@ -54,6 +55,7 @@ class Options:
     seed: int = 0
     storage: Storage | None = None
     calibration_cache: StrPath | None = None
+    max_opset: int | None = None
     progress: Progress = field(default=lambda what, done, total: None)
 
 
@@ -252,6 +254,7 @@ def _prepare(
     from onnxshrink.runtime.calibration_cache import CalibrationCache
 
     model, _ = coded_read.load(source)
+    model.max_opset = options.max_opset
     model.check_output(Path(out))
     cache = None
     if options.calibration_cache is not None:
@@ -295,6 +298,11 @@ def _write(result: Result, out: StrPath, options: Options, storage: Storage = "a
         report.warnings.append(f"the input's {len(was)} coded tensors were made plain to work on")
     if storage != "packed" and storage != "coded":
         report.bytes_after = result.model.save(out, storage)
+        done = (step.name for step in report.steps if step.status == "done")
+        report.warnings += [
+            f"{name}: its codes are small only where they are packed: --storage packed"
+            for name in done if name in pass_names() and find_pass(name).for_packing
+        ]  # fmt: skip
         return report
     try:
         if storage == "coded":

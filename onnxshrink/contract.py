@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
     from onnxshrink.kernels.metrics import OutputComparison
     from onnxshrink.runtime.calibration_cache import CalibrationCache
+    from onnxshrink.runtime.session import SessionOptions
     from onnxshrink.runtime.worker import Worker
 
 Level = Literal["full", "quick", "off"]
@@ -32,6 +33,10 @@ _QUICK_FEEDS = 2
 _RANKING = {"TopK", "NonMaxSuppression"}
 _SWAPPED = " (the model ranks: rows whose scores are close swap places, which counts as an error)"
 _FULL_FEEDS = 64
+_RANDOM = (
+    "this model is random: two runs of it on the same input differ, so that errors hold its own "
+    "noise too"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +77,18 @@ class Judge:
     """
 
     def __init__(self, model: Model, settings: Settings, worker: Worker):
+        from onnxshrink.graph.analysis.noise import is_random
+
         self._settings = settings
         self._worker = worker
         self._signature = _signature(model)
+        self._kernels = _own_kernels(model)
+        self._random, self._noisy = is_random(model), False
         self._ranks = any(node.op_type in _RANKING for node in model.nodes)
         limit = _QUICK_FEEDS if settings.check == "quick" else _FULL_FEEDS
         self._feeds = () if settings.check == "off" else settings.feeds[:limit]
         self._first: Future[Answers | None] = Future()
-        if model.path is not None and model.untouched:
+        if model.path is not None and model.untouched and not self._random:
             # It runs while the first pass is at work here: nobody needs its answers before. The
             # thread reads the file only, never the graph.
             threading.Thread(target=self._observe_first, args=[model], daemon=True).start()
@@ -105,7 +114,11 @@ class Judge:
 
     def _observe_first(self, model: Model) -> None:
         try:
-            self._first.set_result(self._observe(model))
+            answers = self._observe(model)
+            if self._random and answers is not None and answers.outputs:
+                again = self._observe(model, 1)
+                self._noisy = any(row.max_abs > 0 for row in self._compare(answers, again))
+            self._first.set_result(answers)
         except BaseException as error:  # whoever asks for the answers gets it
             self._first.set_exception(error)
 
@@ -121,11 +134,13 @@ class Judge:
             return ["the outputs were not checked (--check off)"]
         if not self._feeds:
             return ["the outputs were not compared: there were no inputs"]
+        noisy = [_RANDOM] if self._noisy else []
         if self._settings.generated:
             return [
-                "checked on generated inputs only; pass --calibration with real inputs to prove it"
+                *noisy,
+                "checked on generated inputs only; pass --calibration with real inputs to prove it",
             ]
-        return []
+        return noisy
 
     @property
     def proves_nothing(self) -> bool:
@@ -198,10 +213,31 @@ class Judge:
         figures = self._compare(before, answers)
         step.outputs = {row.name: row.to_dict() for row in figures}
         step.max_error = max((row.worst for row in figures), default=None)
-        reason = self._excess(figures, bound)
+        reason = self._excess(figures, bound) or self._unoptimized(trial, answers, bound)
         if not reason:
             self._newest = answers
         return reason
+
+    def asks_too_much(self, reason: str) -> bool:
+        """Whether a refusal is for what the outputs bear, of which fewer weights ask less."""
+        return reason.startswith("output ")
+
+    def _unoptimized(self, trial: Model, answers: Answers | None, bound: float) -> str:
+        """Why new operators of ONNX Runtime's own do not do as the file has them; or nothing.
+
+        Optimizations can hide that a kernel cannot be used as it is written: one that repacks a
+        constant when it loads finds none behind a Cast that is not folded.
+        """
+        from onnxshrink.runtime.session import SessionOptions
+
+        if _own_kernels(trial) <= self._kernels:
+            return ""
+        try:
+            plain = self._observe(trial, _QUICK_FEEDS, SessionOptions(optimization="disable"))
+        except (ModelError, DataError) as error:
+            return f"the result does not run without optimizations: {error}"
+        reason = self._excess(self._compare(answers, plain), bound)
+        return reason and f"without ONNX Runtime's optimizations, {reason}"
 
     def _excess(self, figures: tuple[OutputComparison, ...], bound: float) -> str:
         for row in figures:
@@ -240,17 +276,24 @@ class Judge:
         """Figures for every output of the present model against the original."""
         return self._compare(self.original, self._last)
 
-    def _observe(self, model: Model, feeds: int | None = None) -> Answers | None:
+    def _observe(
+        self, model: Model, feeds: int | None = None, options: SessionOptions | None = None
+    ) -> Answers | None:
         """Check, load and run a model; what it answers."""
         if self._settings.check == "off":
             return None
-        chosen = self._feeds[:feeds]
-        return answers(model, chosen, self._worker, check=True, folder=self._settings.folder)
+        chosen, folder = self._feeds[:feeds], self._settings.folder
+        return answers(model, chosen, self._worker, check=True, folder=folder, options=options)
 
     def _compare(
         self, reference: Answers | None, other: Answers | None
     ) -> tuple[OutputComparison, ...]:
         return () if reference is None or other is None else reference.figures(other)
+
+
+def _own_kernels(model: Model) -> int:
+    """How many operators a model has that are ONNX Runtime's own."""
+    return sum(node.domain == "com.microsoft" for node in model.nodes)
 
 
 def _signature(model: Model) -> str:

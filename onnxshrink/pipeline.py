@@ -50,6 +50,7 @@ class Pass:
         may_grow: Whether the step may make the file bigger.
         runs_models: Whether ``apply`` runs models on the context's worker.
         retreats: Whether a step that breaks the contract may stand on fewer of its ``weights``.
+        for_packing: Whether what it leaves is small only when it is packed.
         inlines: Whether it sees functions inlined, where there are any, even if it asks for no
             statistics: no value of a function can be observed.
     """
@@ -59,6 +60,7 @@ class Pass:
     runs_models: ClassVar[bool] = False
     retreats: ClassVar[bool] = False
     inlines: ClassVar[bool] = False
+    for_packing: ClassVar[bool] = False
 
     max_error: float | None = option(
         None,
@@ -248,7 +250,8 @@ def run(
     with contextlib.ExitStack() as stack:
         worker = worker or stack.enter_context(Worker())
         original, judge = model, Judge(model, settings, worker)
-        report.checks, report.warnings = judge.describe(), judge.warnings
+        report.checks = judge.describe()
+        report.warnings = [*model.repairs, *judge.warnings]
         for pass_ in steps:
             now = report.bytes_after
             step = Step(pass_.name, dump(pass_), bytes_before=now, bytes_after=now)
@@ -315,7 +318,10 @@ def _step(
         if computed and step.changes:
             ctx.changed("weights", 0, kind="model", note=f"{computed} were computed from constants")
         reason = judge.refusal(trial, bound, pass_.may_grow, step) if step.changes else ""
-        if reason and pass_.retreats and (fewer := retreat(pass_, before, ctx, judge, bound)):
+        fewer = None
+        if pass_.retreats and judge.asks_too_much(reason):
+            fewer = retreat(pass_, before, ctx, judge, bound)
+        if fewer is not None:
             trial, reason = fewer, ""
         if fits and step.changes and not ctx.generated:
             ctx.split  # noqa: B018  (says so if what was fitted is judged by itself)
@@ -333,6 +339,8 @@ def _step(
         return trial
     else:
         step.status = "nothing to do"
+        if not step.skips:
+            ctx.skip("model", "holds nothing that this step works on")
     return model
 
 
@@ -360,7 +368,7 @@ def _computed(pass_: Pass, model: Model) -> tuple[Model, int]:
     if not hasattr(pass_, "weights"):
         return model, 0
     trial = model.clone()
-    computed = fold_weights(trial)
+    computed = fold_weights(trial, moved=False)
     return (trial, computed) if computed else (model, 0)
 
 

@@ -45,7 +45,12 @@ class Select:
     only: tuple[str, ...] = option(
         (),
         help="work on these weights only: operator types, names, or patterns",
-        also=("op_types_to_quantize", "nodes_to_quantize"),
+        also=("op_types_to_quantize",),
+    )
+    among: tuple[str, ...] = option(
+        (),
+        help="of those, on these only; as ONNX Runtime takes a list of types and one of nodes",
+        also=("nodes_to_quantize",),
     )
     keep: tuple[str, ...] = option(
         (),
@@ -62,6 +67,9 @@ class Select:
 
     def __post_init__(self) -> None:
         check(self, "weights")
+        if self.among and not self.only:  # one list alone is all that is asked for
+            object.__setattr__(self, "only", self.among)
+            object.__setattr__(self, "among", ())
         if self.bits_table is not None:
             # From here on it is part of the recipe, which can be replayed without the file.
             table = _read_table(self.bits_table)
@@ -90,8 +98,9 @@ class Select:
 
     def left_out(self, item: Named) -> str:
         """Why the patterns leave something out, or an empty string."""
-        if self.only and not any(matches(pattern, item) for pattern in self.only):
-            return "not among those asked for"
+        for asked in (self.only, self.among):
+            if asked and not any(matches(pattern, item) for pattern in asked):
+                return "not among those asked for"
         if any(matches(pattern, item) for pattern in self.keep):
             return KEPT
         return KEPT if self.overrides(item) == SKIP else ""
@@ -155,14 +164,13 @@ def matches(pattern: str, item: Named) -> bool:
 def unmatched(select: Select, items: Iterable[Named]) -> list[str]:
     """Patterns that name nothing at all: a typing error, most likely.
 
-    The type of an operator that has weights is none, whether or not a model has such an operator:
-    recipes are for many models.
+    The type of an operator is none, whether or not a model has such an operator with weights:
+    recipes are for many models, and other tools' lists name all that they know.
     """
-    from onnxshrink.graph.operators import TABLE
+    from onnxshrink.graph.operators.names import operator_types
 
-    items = list(items)
-    types = {op_type for (_, op_type), row in TABLE.items() if row.weights}
-    patterns = (*select.only, *select.keep, *select.layers)
+    items, types = list(items), operator_types()
+    patterns = (*select.only, *select.among, *select.keep, *select.layers)
     return [p for p in patterns if p not in types and not any(matches(p, item) for item in items)]
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from onnxshrink.graph.file.model import Model
     from onnxshrink.kernels.metrics import OutputComparison
+    from onnxshrink.runtime.session import SessionOptions
     from onnxshrink.runtime.worker import Worker
 
 Feeds = Sequence[Mapping[str, "np.ndarray"]]
@@ -69,9 +70,10 @@ class Answers:
 
 
 def answers(
-    model: Model, feeds: Feeds, worker: Worker, *, check: bool = False, folder: Path | None = None
-) -> Answers:
-    """What a model answers.
+    model: Model, feeds: Feeds, worker: Worker, *, check: bool = False, folder: Path | None = None,
+    options: SessionOptions | None = None,
+) -> Answers:  # fmt: skip
+    """What a model answers; one that draws random numbers draws the same ones in every copy.
 
     Args:
         model: The model; one that was not edited is run from its own file.
@@ -79,12 +81,18 @@ def answers(
         worker: Where to run it.
         check: Whether it must pass the checker, too.
         folder: Where it may be written; None is the system's temporary folder.
+        options: How to run it, if not as usual.
 
     Raises:
         ModelError: It is invalid, or does not load or run.
         DataError: A feed does not fit.
         OutputError: There is no room for it.
     """
+    from onnxshrink.graph.analysis import noise
+    from onnxshrink.runtime.session import DEFAULT_OPTIONS
+
+    if noise.is_random(model):
+        model = noise.seeded(model)
     with contextlib.ExitStack() as stack:
         path = model.path
         if path is None or not model.untouched:
@@ -93,7 +101,7 @@ def answers(
         try:
             if check:
                 worker.check(path)
-            run = worker.run(path, feeds)
+            run = worker.run(path, feeds, options or DEFAULT_OPTIONS)
         except ModelError as error:
             # The temporary file means nothing to the reader; the model does.
             raise type(error)(str(error).replace(str(path), model.label)) from error

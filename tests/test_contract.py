@@ -519,3 +519,28 @@ def test_a_size_that_stays_or_grows_is_not_called_smaller(after: int, words: str
     steps = [Step("clean", status="done")]
     headline = Report(result="m.onnx", bytes_before=1000, bytes_after=after, steps=steps).headline()
     assert headline.endswith(words)
+
+
+# ----------------------------------------------------------------------------- random models
+
+
+DRAWS = {
+    "noise": "r = RandomNormalLike(a) y = Add(a, r)",
+    "uniform": "r = RandomUniformLike<low = -3.0, high = 3.0>(a) y = Add(a, r)",
+    "dropout": "y = Dropout(a, half, always)",
+}
+
+
+@pytest.mark.parametrize("case", DRAWS)
+def test_a_random_model_is_judged_without_its_noise(case: str, worker: Worker) -> None:
+    """The same numbers are drawn while answers are compared; the result draws as before."""
+    extra = {"half": np.array(0.5, np.float32), "always": np.array(True)}
+    proto = text(
+        f"g (float[4, 64] x) => (float[4, 48] y) {{ a = MatMul(x, w) {DRAWS[case]} }}",
+        w=weight(1, 64, 48), **(extra if case == "dropout" else {}),
+    )  # fmt: skip
+    feeds = [{"x": weight(seed, 4, 64)} for seed in (2, 3)]
+    result = run([QuantizeWeights()], Model.from_proto(proto), Settings(feeds=feeds), worker)
+    assert 0 < result.report.steps[0].max_error < 0.01
+    assert not result.report.warnings
+    assert not any("seed" in node.attributes for node in result.model.nodes)

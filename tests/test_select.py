@@ -128,3 +128,30 @@ def test_tables_that_do_not_fit(views, tmp_path, text, said: str) -> None:
 
     with pytest.raises(RecipeError, match=f"(?s){said}"):
         use()
+
+
+# ------------------------------------------------------------------------ lists of other tools
+
+
+def test_operator_types_that_a_model_lacks_are_no_errors(views) -> None:
+    """ONNX Runtime's lists name whatever it can quantize."""
+    types = ("MatMul", "Attention", "Transpose", "EmbedLayerNormalization", "Conv", "QLinearConv")
+    own = build(QuantizeWeights, {"op_types_to_quantize": types}, "q")
+    assert list(Context(Step("q")).each(own, views.values()))
+    wrong = build(QuantizeWeights, {"op_types_to_quantize": ("MatMul", "Covn")}, "q")
+    with pytest.raises(RecipeError, match="no weight matches 'Covn'"):
+        list(Context(Step("q")).each(wrong, views.values()))
+
+
+def test_types_and_nodes_given_together_intersect(views) -> None:
+    def chosen(**given) -> set[str]:
+        own = build(QuantizeWeights, given, "q")
+        return {view.name for view, _ in Context(Step("q")).each(own, views.values())}
+
+    types = {view.name: view.op_type for view in views.values()}
+    both = chosen(op_types_to_quantize=[types["w"]], nodes_to_quantize=["w", "v"])
+    assert both == {name for name in ("w", "v") if types[name] == types["w"]}
+    assert chosen(nodes_to_quantize=["w", "v"]) == {"w", "v"}
+    assert build(QuantizeWeights, {"nodes_to_quantize": ["w"]}, "q") == QuantizeWeights(
+        weights=Select(only=("w",), min_size=64)
+    )

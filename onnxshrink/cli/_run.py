@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-_KEPT = ("check", "seed", "storage", "calibration_cache")
+_KEPT = ("check", "seed", "storage", "calibration_cache", "max_opset")
 
 
 def run_options(command: F) -> F:
@@ -52,6 +52,10 @@ def run_options(command: F) -> F:
                 help="One file, external data, external above 2 GB only (auto), a packed "
                 "sidecar, or one file whose weights are coded; by default what the recipe says, "
                 "or auto.",
+            ),
+            click.option(
+                "--max-opset", type=click.IntRange(min=1), metavar="N",
+                help="Roll back steps that would raise the operator set beyond this one.",
             ),
             click.option(
                 "--report", "report_file", metavar="FILE",

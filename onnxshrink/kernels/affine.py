@@ -72,6 +72,12 @@ class Quantized:
         return BITS[self.dtype]
 
     @property
+    def centred(self) -> bool:
+        """Whether zero has the middle code everywhere."""
+        middle = 1 << (self.bits - 1) if self.dtype.startswith("u") else 0
+        return self.zero_point is None or bool((self.zero_point == middle).all())
+
+    @property
     def nbytes(self) -> int:
         """Stored bytes of codes, scales and zero points."""
         zero_points = 0 if self.zero_point is None else self.zero_point.size
@@ -291,21 +297,28 @@ def _squared_error(
 
 
 def rescaled(
-    weights: npt.NDArray[np.floating], stored: Quantized, scale: npt.NDArray[np.floating]
-) -> Quantized:
+    weights: npt.NDArray[np.floating], stored: Quantized, scale: npt.NDArray[np.floating],
+    rounding: Rounding = "rtn",
+) -> Quantized:  # fmt: skip
     """The same weights rounded to other scales, in the groups where these differ.
 
     Args:
         weights: What was quantized.
         stored: Its codes.
         scale: Scales of the shape of ``stored.scale``; 0 keeps what is there.
+        rounding: As in :func:`quantize`.
     """
     wanted = np.where(scale > 0, scale, stored.scale).astype(np.float32)
     changed = wanted != stored.scale
     if not changed.any():
         return stored
     zero = np.float32(0) if stored.zero_point is None else stored.zero_point.astype(np.float32)
-    again = _codes(weights.astype(np.float32), wanted, zero, stored.dtype)  # type: ignore[arg-type]
+    kind: Dtype = stored.dtype  # type: ignore[assignment]
+    values = weights.astype(np.float32)
+    again = _codes(values, wanted, zero, kind)
+    if rounding == "balanced":
+        axes = tuple(axis for axis, size in enumerate(wanted.shape) if size == 1)
+        _balance(again, again - (values / wanted + zero), axes, kind)
     codes = np.where(changed, again, stored.codes).astype(stored.codes.dtype)
     return replace(stored, codes=codes, scale=wanted)
 

@@ -6,6 +6,8 @@ axis are added with saturation to 16 bits, and only then to 32. ``255 * 127 * 2`
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -26,6 +28,44 @@ def can_saturate(weights: npt.NDArray[np.int8], highest: int = 255) -> npt.NDArr
     below = np.minimum(pairs, 0).sum(-1).min(-1, initial=0) * highest < _LEAST
     found: npt.NDArray[np.bool_] = above | below
     return found
+
+
+def least_scale(weights: npt.NDArray[np.floating], highest: int = 255) -> npt.NDArray[np.floating]:
+    """The finest scale of each output with which no pair sum can overflow, but for rounding.
+
+    Args:
+        weights: [outputs, inputs].
+        highest: The largest code of the inputs, of which the smallest is 0.
+
+    Returns:
+        [outputs]; 0 for outputs of zeros.
+    """
+    pairs = _pairs(np.asarray(weights, np.float64))
+    above = np.maximum(pairs, 0).sum(-1).max(-1, initial=0)
+    below = np.maximum(-pairs, 0).sum(-1).max(-1, initial=0)
+    scale: npt.NDArray[np.floating] = np.maximum(above, below) / (_MOST // highest)
+    return scale
+
+
+def tamed(weights: npt.NDArray[np.int8], highest: int = 255) -> npt.NDArray[np.int8]:
+    """The same codes where no pair sum can overflow; in others the larger code of a pair is less.
+
+    Args:
+        weights: [outputs, inputs], for scales of :func:`least_scale` or coarser ones: rounding then
+            takes a pair one code beyond, at most two.
+        highest: The largest code of the inputs, of which the smallest is 0.
+    """
+    pairs = _pairs(weights.astype(np.int64))
+    most = _MOST // highest
+    for sign in (1, -1):
+        beyond = np.maximum(np.maximum(sign * pairs, 0).sum(-1) - most, 0)
+        row, pair = np.nonzero(beyond)
+        larger = np.argmax(sign * pairs[row, pair], -1)
+        pairs[row, pair, larger] -= sign * beyond[row, pair]
+    kept: npt.NDArray[np.int8] = pairs.reshape(len(pairs), -1)[:, : weights.shape[1]].astype(
+        np.int8
+    )
+    return kept
 
 
 def products(rows: npt.NDArray[np.uint8], weights: npt.NDArray[np.int8]) -> npt.NDArray[np.int64]:
@@ -56,7 +96,7 @@ def lost(rows: npt.NDArray[np.uint8], weights: npt.NDArray[np.int8]) -> npt.NDAr
     return total
 
 
-def _pairs(matrix: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
+def _pairs(matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """[rows, inputs] as [rows, pairs, 2]; an odd one is paired with 0."""
     padded = np.pad(matrix, ((0, 0), (0, matrix.shape[1] % 2)))
     return padded.reshape(len(matrix), -1, 2)

@@ -114,6 +114,7 @@ class Pruning(Pass):
         views = list(weights.find(model))
         free = [v for v in views if not self.weights.why_not(v) and not obstacle(v)]
         shares = self.shares(model, free, ctx) if free else {}
+        before = model.opset
         if self.store == "sparse" and opset.raise_opset(model, palette.OPSET):
             views = list(weights.find(model))
         places = {_place(view): share for view, share in shares.items()}
@@ -129,6 +130,8 @@ class Pruning(Pass):
             else:
                 figures = options.figures(view, matrix, ctx)
                 options._store(view, view.from_matrix(matrix), model, palettes, ctx, figures)
+        if ctx.step.changes and model.opset > before:
+            ctx.changed("opset", 0, kind="model", note=opset.needs(before, model))
 
     def kept(
         self, view: WeightView, scores: np.ndarray, ratio: float, part: float = 1.0

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from onnxshrink.pipeline import Context
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from onnxshrink.graph.file.model import Model
     from onnxshrink.graph.forms.layout import Layout
     from onnxshrink.graph.weights.views import WeightView
@@ -17,13 +19,23 @@ if TYPE_CHECKING:
 
 Rounding = Literal["rtn", "balanced", "mse", "hqq", "gptq", "adaround"]
 Clip = Literal["auto", "minmax", "mse"]
+#: CPUs that a file of integer products is for.
+Cpu = Literal["any", "vnni"]
+CPU_HELP = (
+    "any: codes that every CPU computes rightly, as coarse as 16-bit sums of two products need it, "
+    "or uint8 where that costs too much; vnni: the full range, for x86 CPUs with VNNI and Arm's"
+)
 CALIBRATED = ("gptq", "adaround")
+_DB_OF_A_BIT = 6.02
+_LEAST_BITS = 0.25  # an error that is a sixth lower; below it a weight keeps the simpler form
+_ZERO_POINT_BYTES = 60  # of the node that takes zero points off, about
+_COARSE_DB = 30.0  # weights that are off by 3 %
 _GROUPS = 4  # runs of the model in which the layers of a sequential calibration are taken
 
 
 def quantize(
     layout: Layout, dtype: Dtype, rounding: Rounding, ctx: Context, *,
-    clip: Clip = "auto", symmetric: bool = True, short_scale: bool = False,
+    clip: Clip = "auto", symmetric: bool | None = True, short_scale: bool = False,
 ) -> tuple[Quantized, Rounding]:  # fmt: skip
     """A weight's grid and codes.
 
@@ -34,7 +46,8 @@ def quantize(
             codes are those of ``balanced``.
         ctx: Where the statistics are.
         clip: ``auto`` searches the range with the least squared error for types below 8 bits.
-        symmetric: Whether zero is in the middle of the range.
+        symmetric: Whether zero is in the middle of the range; None: unless a zero point is worth
+            its bytes.
         short_scale: Round scales to what float16 holds.
 
     Returns:
@@ -48,16 +61,80 @@ def quantize(
     if rounding == "mse" or (clip == "auto" and affine.BITS[dtype] < 8 and rounding != "hqq"):
         clip = "mse"
     values = layout.values()
-    stored = affine.quantize(
-        values, dtype, layout.axes, symmetric=symmetric, clip="mse" if clip == "mse" else "minmax",
-        short_scale=short_scale, rounding="rtn" if rounding in ("rtn", "mse") else "balanced",
-    )  # fmt: skip
+    first, *others = [
+        affine.quantize(
+            values, dtype, layout.axes, symmetric=centred, short_scale=short_scale,
+            clip="mse" if clip == "mse" else "minmax",
+            rounding="rtn" if rounding in ("rtn", "mse") else "balanced",
+        )
+        for centred in ((True, False) if symmetric is None else (symmetric,))
+    ]  # fmt: skip
+    stored = first
+    if others and _worth_a_zero_point(values, first, others[0]):
+        stored = others[0]
     if rounding == "hqq" and not affine.is_float(dtype):
         return hqq.refit(values, stored, layout.axes, short=short_scale), rounding
     if rounding in CALIBRATED and not affine.is_float(dtype):
         fitted = _fitted(layout, stored, rounding, ctx)
         return (stored, "balanced") if fitted is None else (fitted, rounding)
     return stored, "balanced" if rounding in (*CALIBRATED, "hqq") else rounding
+
+
+def _worth_a_zero_point(values: np.ndarray, centred: Quantized, moved: Quantized) -> bool:
+    """Whether a zero point cuts the error by more than its bytes would if they made codes finer.
+
+    A bit more for every code halves the error.
+    """
+    from onnxshrink.kernels import affine
+
+    gain = (affine.sqnr_db(values, moved) - affine.sqnr_db(values, centred)) / _DB_OF_A_BIT
+    return gain > _LEAST_BITS and gain * values.size / 8 > _ZERO_POINT_BYTES + moved.scale.size
+
+
+def coarser(layout: Layout, stored: Quantized, *, channels_last: bool = False) -> Quantized:
+    """Codes that no CPU computes wrongly: as coarse as it takes that no sum of 16 bits overflows.
+
+    The bound is exact and holds for all inputs: of two weights that are multiplied side by side,
+    those of one sign add up to at most 128 (see ``kernels.saturation``). A large weight beside
+    small ones keeps its 8 bits; 7 bits for all would be the worst case of it.
+
+    Args:
+        layout: The weight, and which of its elements share a scale.
+        stored: Its codes, int8 without zero points.
+        channels_last: Whether the channels of a convolution lie next to each other when it runs.
+    """
+    import numpy as np
+
+    from onnxshrink.kernels import affine, saturation
+
+    view = layout.view
+    order = np.arange(view.matrix.shape[1])
+    if channels_last and len(view.shape) > 2:
+        order = order.reshape(view.shape[1], -1).T.reshape(-1)
+
+    def rows(values: np.ndarray) -> np.ndarray:
+        return view.to_matrix(layout.spread(values))[:, order]
+
+    values, codes = layout.values(), rows(stored.codes)
+    if not saturation.can_saturate(codes).any():
+        return stored
+    least = saturation.least_scale(rows(values))
+    least = least.max() if stored.scale.size != least.size else least.reshape(stored.scale.shape)
+    wanted = affine.usable(np.maximum(stored.scale, least), short=_is_short(stored.scale))
+    stored = affine.rescaled(values, stored, wanted, "balanced")
+    tamed = saturation.tamed(rows(stored.codes))[:, np.argsort(order)]
+    return replace(stored, codes=layout.fold(view.from_matrix(tamed)))
+
+
+def _is_short(scale: np.ndarray) -> bool:
+    return bool((scale.astype("float16").astype("float32") == scale).all())
+
+
+def is_too_coarse(layout: Layout, stored: Quantized) -> bool:
+    """Whether codes for every CPU lose so much that slower kernels are the better choice."""
+    from onnxshrink.kernels import affine
+
+    return affine.sqnr_db(layout.values(), stored) < _COARSE_DB
 
 
 def lesser(view: WeightView, dtype: Dtype, wanted: Rounding, method: Rounding) -> str:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from onnxshrink.errors import ShrinkError
+from onnxshrink.errors import UnsupportedModel
 from onnxshrink.options import option
 from onnxshrink.pipeline import Context, Pass
+from onnxshrink.report import size
 
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
+
+_log = logging.getLogger(__name__)
 
 #: In this order: folding makes duplicates, and sharing makes nodes that nobody uses.
 Rewriter = Literal[
@@ -23,6 +27,7 @@ Rewriter = Literal[
     "drop_unused",
 ]
 REWRITERS = get_args(Rewriter)
+_MANY_DOCS = 0.1  # of the file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +41,24 @@ class Clean(Pass):
     """
 
     keep: tuple[Rewriter, ...] = option((), help="rewriters not to run")
+    fix_defaults: bool = option(
+        False, help="make constants of inputs that have a default, so that passes can change them"
+    )
+    strip_docs: bool = option(
+        False, help="drop doc strings, and stack traces and paths that exporters note at nodes"
+    )
 
     def apply(self, model: Model, ctx: Context) -> None:
         """Run every rewriter on a copy and adopt what stands."""
         from onnxshrink.graph.rewrite import clean
 
-        for done, name in enumerate(REWRITERS):
-            ctx.progress(self.name, done, len(REWRITERS))
+        names: list[str] = ["fix_defaults"] * self.fix_defaults + list(REWRITERS)
+        names += ["strip_docs"] * self.strip_docs
+        docs = 0 if self.strip_docs else model.docs_bytes()
+        if docs and docs > _MANY_DOCS * model.nbytes():
+            ctx.skip("docs", f"doc strings and traces take {size(docs)}; strip_docs drops them")
+        for done, name in enumerate(names):
+            ctx.progress(self.name, done, len(names))
             if name in self.keep:
                 ctx.skip(name, "kept as asked")
                 continue
@@ -51,11 +67,12 @@ class Clean(Pass):
             try:
                 getattr(clean, name)(trial)
                 after = trial.nbytes()
-            except ShrinkError as error:
+            except UnsupportedModel as error:
                 ctx.skip(name, str(error))
                 continue
-            except Exception as error:  # a foreign rewriter may raise anything; the copy is lost
-                ctx.skip(name, f"failed on this model: {type(error).__name__}: {error}"[:200])
+            except Exception:  # a foreign rewriter may raise anything; the copy is lost
+                _log.debug("%s fails on this model", name, exc_info=True)
+                ctx.skip(name, "does not work on this model, which it leaves as it is")
                 continue
             removed = nodes - sum(1 for _ in trial.nodes)
             if removed == 0 and after == before:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from onnxshrink.options import option
 from onnxshrink.passes import _rounding
-from onnxshrink.passes._rounding import Clip, Rounding
+from onnxshrink.passes._rounding import CPU_HELP, Clip, Cpu, Rounding
 from onnxshrink.pipeline import Context, Pass
 from onnxshrink.select import Select, select, variants
 
@@ -47,9 +47,8 @@ class QuantizeDynamic(Pass):
     symmetric: bool = option(
         True, help="zero in the middle of the range, as LSTM and Conv need it; false: a zero point"
     )
-    reduce_range: bool = option(
-        False, help="7 bits, for x86 CPUs without VNNI, whose sums of two products have 16 bits"
-    )
+    cpu: Cpu = option("any", help=CPU_HELP)
+    reduce_range: bool = option(False, help="7 bits for all weights, as other tools write them")
     clip: Clip = option(
         "minmax", help="range of codes: every weight, or the one with the least squared error"
     )
@@ -85,7 +84,7 @@ class QuantizeDynamic(Pass):
         from onnxshrink.graph import weights
         from onnxshrink.graph.forms import dynamic
         from onnxshrink.graph.rewrite import clean, opset
-        from onnxshrink.passes.to_float16 import narrow
+        from onnxshrink.passes.to_float16 import narrow_beside
 
         views, before = list(weights.find(model)), model.opset
         if any(not self.weights.why_not(view) for view in views):
@@ -111,10 +110,8 @@ class QuantizeDynamic(Pass):
         if not ctx.step.changes:
             return  # in a model whose weights stay as they are, so do its vectors
         if model.opset > before:
-            ctx.changed("opset", 0, kind="model", note=f"raised from {before} to {model.opset}")
-        for view in vectors:
-            narrow(view, model, ctx)
-            view.release()
+            ctx.changed("opset", 0, kind="model", note=opset.needs(before, model))
+        narrow_beside(vectors, model, ctx)
 
     def _integers(
         self, view: WeightView, views: Sequence[WeightView], model: Model,
@@ -168,12 +165,25 @@ class QuantizeDynamic(Pass):
         from onnxshrink.kernels import affine
 
         kind: Dtype = "int8" if signed else self.dtype
-        narrow: dict[Dtype, Dtype] = {"int8": "int7", "uint8": "uint7"}
         layout = dynamic.layout(view, per_channel=self.per_channel)
-        codes, method = _rounding.quantize(
-            layout, narrow[kind] if self.reduce_range else kind, self.rounding, ctx,
-            clip=self.clip, symmetric=signed or self.symmetric, short_scale=True,
-        )  # fmt: skip
+        centred = signed or self.symmetric
+        # A coarser scale would undo what was fitted to the finer one: 7 bits from the start then.
+        free = centred and self.rounding in ("rtn", "balanced", "mse")
+        narrow = self.reduce_range or (self.cpu == "any" and kind == "int8" and not free)
+
+        def rounded(kind: Dtype) -> tuple[Quantized, Rounding]:
+            return _rounding.quantize(
+                layout, kind, self.rounding, ctx,
+                clip=self.clip, symmetric=centred, short_scale=True,
+            )  # fmt: skip
+
+        seven: dict[Dtype, Dtype] = {"int8": "int7", "uint8": "uint7"}
+        codes, method = rounded(seven[kind] if narrow else kind)
+        if self.cpu == "any" and kind == "int8" and not narrow:
+            codes = _rounding.coarser(layout, codes)
+            if not signed and _rounding.is_too_coarse(layout, codes):
+                kind = "uint8"
+                codes, method = rounded(kind)
         if codes.nbytes + _OVERHEAD >= view.nbytes:
             raise ValueError(f"would not be smaller as {kind}")
         why = _rounding.lesser(view, kind, self.rounding, method)

@@ -59,7 +59,11 @@ class QuantizeWeights(Pass):
     block_size: int = option(
         0, help="weights that share a scale along the contraction axis; 0: the whole channel", ge=0
     )
-    symmetric: bool = option(True, help="zero in the middle of the range; false: a zero point")
+    symmetric: bool | None = option(
+        None,
+        help="zero in the middle of the range; false: a zero point; by default a zero point where "
+        "it saves more error than its bytes would elsewhere",
+    )
     clip: Clip = option(
         "auto",
         help="range of codes: every weight, or the one with the least squared error; auto: the "
@@ -95,7 +99,7 @@ class QuantizeWeights(Pass):
         if self.dtype.startswith("float8"):
             if self.form == "nbits":
                 raise RecipeError(f"{self.name}: form nbits takes integers, not {self.dtype}")
-            if not self.symmetric:
+            if self.symmetric is False:
                 raise RecipeError(f"{self.name}: {self.dtype} has no zero point: symmetric it is")
         if self.form == "nbits" and self.block_size not in (0, *_BLOCK_SIZES):
             raise RecipeError(
@@ -123,7 +127,7 @@ class QuantizeWeights(Pass):
         """Quantize every selected weight, the largest first; then narrow the long vectors."""
         from onnxshrink.graph import weights
         from onnxshrink.graph.rewrite import clean, opset
-        from onnxshrink.passes.to_float16 import narrow
+        from onnxshrink.passes.to_float16 import narrow_beside
 
         views, before = list(weights.find(model)), model.opset
         chosen = [view for view in views if not self.weights.why_not(view)]
@@ -149,10 +153,8 @@ class QuantizeWeights(Pass):
         if not ctx.step.changes:
             return  # in a model whose weights stay as they are, so do its vectors
         if raised:
-            ctx.changed("opset", 0, kind="model", note=f"raised from {before} to {model.opset}")
-        for view in vectors:
-            narrow(view, model, ctx)
-            view.release()
+            ctx.changed("opset", 0, kind="model", note=opset.needs(before, model))
+        narrow_beside(vectors, model, ctx)
 
     def _opset(self, model: Model, views: Iterable[WeightView]) -> int:
         """The operator set that the nodes emitted for these weights need."""
@@ -182,7 +184,9 @@ class QuantizeWeights(Pass):
         layout = self._layout(view, form)
         try:
             stored, method = _rounding.quantize(
-                layout, self.dtype, self.rounding, ctx, clip=self.clip, symmetric=self.symmetric,
+                layout, self.dtype, self.rounding, ctx, clip=self.clip,
+                # Kernels that take codes as they are differ in what they know of zero points.
+                symmetric=True if self.symmetric is None and form != "cast-mul" else self.symmetric,
                 short_scale=form != "dq",
             )  # fmt: skip
         except ValueError as error:
@@ -199,6 +203,7 @@ class QuantizeWeights(Pass):
         else:
             after = dequantize.dequantized(model, view, stored, form)
         note = f"{self.dtype}, {stored.scale.size} scales, {form}"
+        note += ", zero points" * (self.symmetric is None and not stored.centred)
         note += f", {method}" * (method not in ("rtn", "balanced"))
         if self.form == "nbits" and form != "nbits":
             why = nbits.why_not(view, stored.bits)
@@ -225,7 +230,7 @@ class QuantizeWeights(Pass):
         bits = affine.BITS[self.dtype]
         if self.form == "auto":
             # Codes of narrow types cannot be looked up; zero points would double the nodes.
-            plain = self.dtype == "int8" and self.symmetric and not self.block_size
+            plain = self.dtype == "int8" and self.symmetric is not False and not self.block_size
             plain = plain and view.size >= _LOOKED_UP
             return "gather" if plain and dequantize.can_gather(model, view) else "cast-mul"
         if self.form == "dq" and not dequantize.can_dequantize(

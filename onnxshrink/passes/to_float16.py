@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -150,6 +150,21 @@ def _in_half(values: np.ndarray) -> np.ndarray | None:
     if not np.isfinite(half).all() or not error <= np.linalg.norm(values) * 2.0**-11:
         return None
     return half
+
+
+def narrow_beside(vectors: Sequence[WeightView], model: Model, ctx: Context) -> None:
+    """Store long vectors as float16 beside weights that a step made smaller.
+
+    Where they would save more than the weights did, the model was small already, in integers most
+    likely, and its vectors are what keeps it exact.
+    """
+    saved = sum(change.before - change.after for change in ctx.step.changes)
+    for view in vectors:
+        if sum(vector.nbytes for vector in vectors) / 2 > saved:
+            ctx.skip(view, "the weights beside it are small already: it keeps them exact")
+        else:
+            narrow(view, model, ctx)
+        view.release()
 
 
 def narrow(view: WeightView, model: Model, ctx: Context) -> None:

@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,11 +76,18 @@ class Service:
         """Hold a model file against the ONNX specification."""
         import onnx.checker
 
+        from onnxshrink.graph.file import tensors
         from onnxshrink.graph.operators import contrib
 
         contrib.declare()
         try:
-            onnx.checker.check_model(path)
+            try:
+                onnx.checker.check_model(path)
+            except onnx.checker.ValidationError:
+                linked = tensors.without_linked_data(Path(path))
+                if linked is None:
+                    raise
+                onnx.checker.check_model(linked)
         except Exception as error:  # it raises its own kind, or protobuf's, or ValueError
             raise ModelError(f"{path}: not valid ONNX: {' '.join(str(error).split())}") from error
 

@@ -42,7 +42,10 @@ _BYTEWISE = {
 # What ONNX Runtime says about a valid model that it cannot run, and what that means.
 _LACKS = (
     (r"Could not find an implementation for (\S+) node", "no kernel for operator {}"),
-    (r"Fatal error: (\S+?)\(-?\d+\) is not a registered function/op", "no custom operator {}"),
+    (
+        r"Fatal error: (\S+?)\(-?\d+\) is not a registered function/op",
+        "no custom operator {}; --check off writes the result without running it",
+    ),
     (r"No Op registered for (\S+) with domain_version of (\d+)", "no operator {} in opset {}"),
     (r"Type '(.+?)' of input parameter .*? of operator \((\w+)\)", "no kernel for {} {}"),
     (r"Opset (\d+) is under development", "no support for opset {} yet"),

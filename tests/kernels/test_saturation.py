@@ -52,6 +52,26 @@ def test_seven_bits_never_saturate() -> None:
     assert not saturation.lost(rows, weights).any()
 
 
+@given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 5))
+def test_the_finest_codes_that_never_saturate(seed: int, width: int, outputs: int) -> None:
+    rng = np.random.default_rng(seed)
+    weights = rng.standard_normal((outputs, width)) * rng.choice([0, 0.1, 1, 10], (outputs, width))
+    least = saturation.least_scale(weights)
+    scale = np.maximum(least, np.abs(weights).max(1) / 127)
+    scale[scale == 0] = 1
+    nearest = np.rint(weights / scale[:, None]).astype(np.int8)
+    codes = saturation.tamed(nearest)
+    assert not saturation.can_saturate(codes).any()
+    assert np.abs(codes.astype(int) - nearest).max() <= 1
+    fits = ~saturation.can_saturate(nearest)
+    np.testing.assert_array_equal(codes[fits], nearest[fits])
+
+
+def test_a_large_weight_beside_small_ones_keeps_eight_bits() -> None:
+    weights = np.array([[1.0, 0.0, -0.5, 0.5], [1.0, 1.0, 0.0, 0.0], [1.0, -1.0, 0.0, 0.0]])
+    np.testing.assert_allclose(saturation.least_scale(weights) * 128, [1, 2, 1])
+
+
 def test_this_cpu_is_one_of_two_kinds() -> None:
     """Without VNNI it computes what is spelled out here, with it exactly; ONNX Runtime is asked."""
     rng = np.random.default_rng(0)

@@ -14,7 +14,7 @@ from onnxshrink.contract import Settings
 from onnxshrink.errors import RecipeError
 from onnxshrink.graph import surgery, weights
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.forms import dequantize, nbits
+from onnxshrink.graph.forms import dequantize, nbits, rebuild
 from onnxshrink.kernels import affine
 from onnxshrink.options import build
 from onnxshrink.passes.quantize_weights import QuantizeWeights
@@ -238,3 +238,38 @@ def test_every_rounding_of_blocks_that_are_not_whole(
     (change,) = result.report.steps[0].changes
     assert change.note == f"int4, {24 * 4} scales, nbits, {rounding}"
     holds(case, stored, worker, tmp_path)
+
+
+def _large() -> onnx.ModelProto:
+    """Enough scales that float16 would be worth a Cast."""
+    return parsed("(float[4, 64] x) => (float[4, 96] y) { y = MatMul(x, w) }",
+                  w=normal(5, 64, 96))  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4", "int2"])
+def test_the_kernel_that_rounds_activations_is_right_without_optimizations(
+    dtype: str, worker: Worker, tmp_path: Path
+) -> None:
+    quantized(_large(), tmp_path, dtype=dtype, accuracy_level=4)
+    feed = {"x": normal(6, 4, 64)}
+    plain, fast = (worker.run(tmp_path / "after.onnx", [feed], o).outputs[0][0] for o in LEVELS)
+    np.testing.assert_allclose(plain, fast, rtol=1e-5, atol=1e-5)
+
+
+def test_a_form_that_is_right_only_after_folding_is_refused(
+    monkeypatch: pytest.MonkeyPatch, worker: Worker
+) -> None:
+    """Scales as float16 behind a Cast: the kernel finds no constant and answers zeros."""
+    constant = rebuild.Rebuild.constant
+
+    def behind_a_cast(self: rebuild.Rebuild, values: Any, suffix: str) -> Any:
+        if suffix != "s":
+            return constant(self, values, suffix)
+        return self.node("Cast", [constant(self, values.astype(np.float16), "h")], "s", to=1)
+
+    monkeypatch.setattr(rebuild.Rebuild, "constant", behind_a_cast)
+    step = QuantizeWeights(form="nbits", dtype="int4", vectors="keep")
+    feeds = [{"x": normal(6, 4, 64)}]
+    report = run([step], Model.from_proto(_large()), Settings(feeds=feeds), worker).report
+    assert report.steps[0].status == "rolled back"
+    assert "without ONNX Runtime's optimizations" in report.steps[0].reason

@@ -19,7 +19,7 @@ from onnxshrink.graph import surgery, weights
 from onnxshrink.graph.file import round_trip
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.forms import dynamic
-from onnxshrink.kernels import affine
+from onnxshrink.kernels import affine, saturation
 from onnxshrink.options import build
 from onnxshrink.passes import quantize_weights
 from onnxshrink.passes.quantize_dynamic import QuantizeDynamic
@@ -560,3 +560,21 @@ def test_a_model_is_not_quantized_again(
     assert counted(tmp_path)["Gather"] == 2  # of codes and of scales
     again = run([find_pass(then)()], Model.load(tmp_path / "after.onnx"), Settings(check="off"))
     assert again.report.steps[0].status == "nothing to do", again.report.steps[0].changes
+
+
+@pytest.mark.parametrize("name", ["MatMul", "LSTM"])
+def test_codes_are_right_on_every_cpu(
+    name: str, stored: dict[str, np.ndarray], worker: Worker, tmp_path: Path
+) -> None:
+    """No pair of codes that are multiplied side by side can overflow 16 bits, whatever comes."""
+    case = next(case for case in [*operators(), lstm(3)] if case.name == name)
+    for cpu, overflow in (("any", False), ("vnni", True)):
+        quantized(case.model, tmp_path, cpu=cpu)
+        codes = [
+            onnx.numpy_helper.to_array(tensor)
+            for tensor in onnx.load(tmp_path / "after.onnx").graph.initializer
+            if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1
+        ]
+        assert codes
+        rows = [c.swapaxes(-1, -2).reshape(-1, c.shape[-2]) for c in codes]
+        assert any(saturation.can_saturate(one).any() for one in rows) == overflow

@@ -17,6 +17,7 @@ from onnx import helper, numpy_helper
 from onnxshrink.contract import Settings
 from onnxshrink.errors import InputsMissing, RecipeError
 from onnxshrink.graph.file.model import Model
+from onnxshrink.kernels import saturation
 from onnxshrink.options import build
 from onnxshrink.passes.quantize_static import QuantizeStatic
 from onnxshrink.pipeline import Result, run
@@ -429,12 +430,10 @@ def test_onnxruntimes_spellings() -> None:
         "op_types_to_quantize": ["Conv"], "nodes_to_exclude": ["head"], "reduce_range": True,
     }  # fmt: skip
     assert build(QuantizeStatic, given, "here") == QuantizeStatic(
-        method="percentile", reduce_range="always",
+        method="percentile", reduce_range=True,
         weights=Select(only=("Conv",), keep=("head",), min_size=64),
     )  # fmt: skip
-    assert build(QuantizeStatic, {"reduce_range": False}, "here") == QuantizeStatic(
-        reduce_range="never"
-    )
+    assert build(QuantizeStatic, {"reduce_range": False}, "here") == QuantizeStatic()
 
 
 def test_other_weights_are_rebuilt_at_load(quantized: Callable[..., Result]) -> None:
@@ -446,32 +445,71 @@ def test_other_weights_are_rebuilt_at_load(quantized: Callable[..., Result]) -> 
     assert "no integer kernel takes it" in {skip.reason for skip in kept.skips}
 
 
-# --------------------------------------------------------------------------- seven bits
+# ------------------------------------------------------------------------ CPUs without VNNI
 
 
-def test_reduce_range_where_sums_overflow(quantized: Callable[..., Result]) -> None:
-    """Large inputs times large weights of one sign: 16-bit sums cannot hold them."""
+def codes_of(model: Model) -> list[np.ndarray]:
+    """The 8-bit codes of the weights, the largest first."""
+    tensors = [value.const_value for value in model.ir.graph.initializers.values()]
+    arrays = [t.numpy() for t in tensors if t is not None and t.size > 64]
+    return sorted((a for a in arrays if a.dtype.itemsize == 1), key=lambda a: -a.size)
+
+
+def test_codes_are_right_on_every_cpu(quantized: Callable[..., Result]) -> None:
+    """Large inputs times large weights of one sign: 16-bit sums could not hold them."""
     rng = np.random.default_rng(20)
+    lonely = weight(21, 64, 32) / 10
+    lonely[::8] = rng.choice([-1.0, 1.0], (8, 32))  # large beside small: 8 bits do
     proto = text(
         """g (float[n, 64] x) => (float[n, 32] y) { a = MatMul(x, w)  y = MatMul(a, v) }""",
-        w=rng.uniform(0.9, 1, (64, 64)).astype(np.float32),
-        v=weight(21, 64, 32),
-    )
+        w=rng.uniform(0.9, 1, (64, 64)).astype(np.float32), v=lonely.astype(np.float32),
+    )  # fmt: skip
     feeds = [{"x": rng.uniform(0.8, 1, (16, 64)).astype(np.float32)} for _ in range(3)]
-    rows = quantized(proto, feeds, reduce_range="auto").report.steps[0].changes
-    notes = {row.what: row.note for row in rows}
-    assert "7 bits: 16-bit sums would cost" in notes["w"]
-    (warned,) = quantized(proto, feeds).report.steps[0].warnings
-    assert warned.startswith("CPUs without VNNI would get 2 weights wrong, 'w' by 0.")
-    narrow = quantized(proto, feeds, reduce_range="always").model
-    codes = [
-        value.const_value.numpy()
-        for value in narrow.ir.graph.initializers.values()
-        if value.const_value is not None and value.const_value.numpy().dtype == np.int8
-        and value.const_value.size > 64
-    ]  # fmt: skip
-    assert len(codes) == 2
-    assert all(np.abs(c.astype(int)).max() <= 63 for c in codes)
+    result = quantized(proto, feeds)
+    notes = {row.what: row.note for row in result.report.steps[0].changes}
+    assert notes["w"] == "int8 with uint8, coarser for CPUs without VNNI"
+    w, v = codes_of(result.model)
+    assert not saturation.can_saturate(w.T).any()
+    assert not saturation.can_saturate(v.T).any()
+    assert np.abs(w.astype(int)).max() == 64
+    assert np.abs(v.astype(int)).max() > 90
+    full = quantized(proto, feeds, cpu="vnni")
+    assert np.abs(codes_of(full.model)[0].astype(int)).max() == 127
+    (warned,) = full.report.steps[0].warnings
+    assert warned.startswith("the file is for CPUs with VNNI: others would get ")
+    narrow = codes_of(quantized(proto, feeds, reduce_range=True).model)
+    assert all(np.abs(c.astype(int)).max() <= 63 for c in narrow)
+
+
+def test_neighbours_in_a_convolution_are_channels(quantized: Callable[..., Result]) -> None:
+    """Taps of one channel are not added up in 16 bits; the channels of one tap are."""
+    kernel = np.zeros((8, 16, 3, 3), np.float32)
+    kernel[:4, 3] = 1.0  # all taps of one channel
+    kernel[4:, 2:4, 1, 1] = 1.0  # one tap of two channels
+    proto = text("g (float[n, 16, 8, 8] x) => (float[n, 8, 6, 6] y) { y = Conv(x, w) }", w=kernel)
+    rng = np.random.default_rng(22)
+    feeds = [{"x": rng.uniform(0, 1, (2, 16, 8, 8)).astype(np.float32)} for _ in range(3)]
+    result = quantized(proto, feeds)
+    (codes,) = codes_of(result.model)
+    assert codes[:4].max() == 127
+    assert codes[4:].max() == 64
+
+
+def test_weights_that_would_be_too_coarse_become_uint8(quantized: Callable[..., Result]) -> None:
+    """Two large neighbours: the sum of both takes bits from all others.
+
+    Sums of uint8 and uint8 are never of 16 bits.
+    """
+    rng = np.random.default_rng(24)
+    w = rng.standard_normal((256, 32)).astype(np.float32)
+    w[:2] = 12
+    proto = text("g (float[n, 256] x) => (float[n, 32] y) { y = MatMul(x, w) }", w=w)
+    feeds = [{"x": rng.standard_normal((16, 256)).astype(np.float32)} for _ in range(3)]
+    (row,) = (r for r in quantized(proto, feeds).report.steps[0].changes if r.what == "w")
+    assert row.note == "uint8 with uint8, for CPUs without VNNI"
+    (kept,) = (r for r in quantized(proto, feeds, cpu="vnni").report.steps[0].changes
+               if r.what == "w")  # fmt: skip
+    assert kept.note == "int8 with uint8"
 
 
 def test_sums_of_this_cpu(quantized: Callable[..., Result], tmp_path: Path) -> None:

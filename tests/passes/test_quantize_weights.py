@@ -379,3 +379,40 @@ def test_float8_is_rounded_to_nearest_whatever_is_asked(
         quantized(case, tmp_path, dtype="float8e4m3fn", rounding=rounding)
         found[rounding] = stored.pop("W")
     np.testing.assert_array_equal(found["rtn"], found["balanced"])
+
+
+@pytest.mark.parametrize(("shift", "moved"), [(0.0, False), (0.9, True)])
+def test_a_zero_point_is_taken_where_it_is_worth_its_bytes(
+    shift: float, moved: bool, stored: dict[str, np.ndarray], worker: Worker, tmp_path: Path
+) -> None:
+    """Weights around zero stay symmetric; those that lie to one side of it do not."""
+    w = np.random.default_rng(4).uniform(shift - 1, shift + 1, (64, 96)).astype(np.float32)
+    feed = {"x": np.random.default_rng(5).standard_normal((3, 64)).astype(np.float32)}
+    text = "g (float[3, 64] x) => (float[3, 96] y) { y = MatMul(x, w) }"
+    case = Case("one sided", parsed(text, w=w), ("w",), feed)
+    result = quantized(case, tmp_path)
+    check(case, result, stored, worker, tmp_path)
+    (change,) = result.report.steps[0].changes
+    assert ("zero points" in change.note) == moved
+    error = np.abs(stored["w"] - w).max()
+    kept = quantized(case, tmp_path, symmetric=True)
+    gain = np.abs(stored["w"] - w).max() / error
+    assert (gain > 1.6) if moved else gain == 1
+    assert result.model.nbytes() - kept.model.nbytes() < (64 + 96 * 2 + 80 if moved else 1)
+
+
+def test_vectors_of_a_model_of_integers_stay(tmp_path: Path) -> None:
+    """One small weight is left to quantize; long biases would save more, and cost exactness."""
+    rng = np.random.default_rng(6)
+    arrays = {
+        "q": rng.integers(-127, 128, (64, 2048)).astype(np.int8), "s": np.float32(0.01),
+        "b": rng.standard_normal(2048).astype(np.float32),
+        "w": rng.standard_normal((8, 64)).astype(np.float32),
+    }  # fmt: skip
+    text = """g (float[3, 8] x) => (float[3, 2048] y) { a = MatMul(x, w)
+        v = DequantizeLinear(q, s)  h = MatMul(a, v)  y = Add(h, b) }"""
+    case = Case("integers", parsed(text, **arrays), ("w",), {"x": normal(3, 8)})
+    (step,) = quantized(case, tmp_path, vectors="float16").report.steps
+    assert [change.what for change in step.changes] == ["w"]
+    reasons = {skip.what: skip.reason for skip in step.skips}
+    assert reasons["b"] == "the weights beside it are small already: it keeps them exact"

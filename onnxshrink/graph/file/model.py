@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeGuard
@@ -20,7 +20,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxshrink.errors import ModelError, OutputError
-from onnxshrink.graph.file import round_trip, tensors, wellformed, wire
+from onnxshrink.graph.file import reading, round_trip, tensors, wire
 
 #: protobuf cannot hold more than this in one file.
 SINGLE_FILE_LIMIT = 2**31 - 1
@@ -38,11 +38,17 @@ class Model:
     Attributes:
         ir: The graph, free to edit; tell :meth:`touch` what was edited.
         path: The file that it came from, if any.
+        repairs: What was put right when it was read, for people.
+        max_opset: The operator set up to which passes may raise it; None: as they need.
         kept: By name of values that lost channels: what is left of each axis; None: all of it.
     """
 
-    def __init__(self, proto: onnx.ModelProto, path: Path | None = None):
+    def __init__(
+        self, proto: onnx.ModelProto, path: Path | None = None, repairs: Sequence[str] = ()
+    ):
         self.path = path
+        self.repairs = tuple(repairs)
+        self.max_opset: int | None = None
         self.kept: dict[str, list[np.ndarray | None]] = {}
         self._original = proto
         self._touched: set[str] = set()
@@ -66,17 +72,17 @@ class Model:
                 missing, too short, or outside the model's folder.
         """
         path = Path(path)
-        proto = read(path)
+        proto, repairs = reading.read(path)
         tensors.check_all(proto, path)
-        return cls(proto, path)
+        return cls(proto, path, repairs)
 
     @classmethod
     def from_proto(cls, proto: onnx.ModelProto) -> Model:
         """Take over a model that is already in memory; external data must have been loaded."""
-        wellformed.check(proto, "the model")
+        repairs = reading.checked(proto, "the model")
         for tensor in round_trip.tensors(proto):
             tensors.check_inline(tensor, "the model")
-        return cls(proto)
+        return cls(proto, repairs=repairs)
 
     def clone(self) -> Model:
         """A copy whose graph can be edited apart; both share the tensors."""
@@ -107,8 +113,8 @@ class Model:
 
     @property
     def untouched(self) -> bool:
-        """Whether nothing was edited since it was read."""
-        return not self._touched and not self._rewritten
+        """Whether nothing was edited since it was read, nor put right."""
+        return not (self._touched or self._rewritten or self.repairs)
 
     @property
     def opset(self) -> int:
@@ -186,6 +192,24 @@ class Model:
                 value.const_value = outside[name]
         self.rewrite(lambda _: changed)
 
+    def strip_docs(self) -> None:
+        """Forget doc strings, and metadata of nodes, values and graphs; the model's own stays."""
+        self._original = round_trip.stripped(self._original)
+        self._rewritten = True
+        self.ir.doc_string = None
+        for scope in self.scopes:
+            values = [v for node in scope for v in node.outputs] + list(scope.inputs)
+            values += scope.initializers.values() if isinstance(scope, ir.Graph) else []
+            for part in (scope, *scope, *values):
+                part.doc_string = None
+                part.metadata_props.clear()
+
+    def docs_bytes(self) -> int:
+        """Bytes of doc strings and metadata of nodes, about."""
+        every = [node for nodes in round_trip.node_lists(self._original) for node in nodes]
+        notes = (entry for node in every for entry in node.metadata_props)
+        return sum(len(n.doc_string) for n in every) + sum(len(e.key + e.value) for e in notes)
+
     def adopt(self, other: Model) -> None:
         """Become what a clone of this model was turned into."""
         self.__dict__.update(other.__dict__)
@@ -220,15 +244,14 @@ class Model:
         """Point the tensors that lie in files at those files."""
         if self.path is None:
             return
-        folder, file = self.path.parent, os.fspath(self.path.absolute())
+        file = self.path.absolute()
+        folder = file.parent
 
         def resolved(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
             if not isinstance(tensor, ir.ExternalTensor):
                 return tensor
-            if tensor.location == wire.INSIDE:
-                return tensors.InsideTensor(tensor, file)
-            tensor.base_dir = folder
-            return tensor
+            inside = tensor.location == wire.INSIDE
+            return tensors.CheckedTensor(tensor, file if inside else folder / tensor.location)
 
         for scope in self.scopes:
             if isinstance(scope, ir.Graph):
@@ -474,27 +497,3 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def read(path: Path) -> onnx.ModelProto:
-    """Parse a model file; larger tensors stay in it (see ``wire``), external data is not looked at.
-
-    Raises:
-        ModelError: No such file, or not an ONNX model.
-    """
-    if not os.path.exists(path):  # unlike Path.exists(), also False for impossible names
-        raise ModelError(f"{path}: no such file")
-    if path.is_dir():
-        raise ModelError(f"{path}: is a folder; name the .onnx file in it")
-    try:
-        if path.stat().st_size == 0:
-            raise ModelError(f"{path}: the file is empty")
-        proto = wire.read(str(path))
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: not an ONNX file, or truncated: {error}") from error
-    if not proto.HasField("graph") or proto.ir_version < 1:
-        raise ModelError(f"{path}: not an ONNX model: it holds no graph")
-    wellformed.check(proto, str(path))
-    return proto

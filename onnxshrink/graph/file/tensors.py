@@ -34,23 +34,26 @@ _VALUES = (
 )  # fmt: skip
 
 
-class InsideTensor(ir.ExternalTensor):
-    """A tensor whose bytes lie in the model file itself (see ``wire``)."""
+class CheckedTensor(ir.ExternalTensor):
+    """A tensor whose bytes lie in a file that was checked, by ONNX Runtime's rules.
+
+    It stands for onnx_ir's tensor, which refuses files with links that ONNX Runtime takes.
+    """
 
     __slots__ = ("_file",)
 
-    def __init__(self, tensor: ir.ExternalTensor, file: str):
+    def __init__(self, tensor: ir.ExternalTensor, file: Path):
         super().__init__(
-            wire.INSIDE, tensor.offset, tensor.length, tensor.dtype,
+            tensor.location, tensor.offset, tensor.length, tensor.dtype,
             shape=ir.Shape(tensor.shape.numpy()),
             name=tensor.name or "", doc_string=tensor.doc_string,
             metadata_props=dict(tensor.metadata_props),
         )  # fmt: skip
-        self._file = file
+        self._file = os.fspath(file)
 
     @property
     def path(self) -> str:
-        """The model file."""
+        """The file."""
         return self._file
 
 
@@ -152,7 +155,8 @@ def file_bytes(model: Path, location: str, what: str = "") -> int:
         what: The tensor, for messages; the model when it does not matter which.
 
     Raises:
-        ModelError: The location is outside the model's folder, a link, or no file.
+        ModelError: The location is outside the folder of the model, and of what the model is a link
+            to, or it is no file.
     """
     what = what or str(model)
     if location == wire.INSIDE:
@@ -164,10 +168,12 @@ def file_bytes(model: Path, location: str, what: str = "") -> int:
         raise ModelError(f"{what}: external data {location!r} is outside the model's folder")
     file = model.parent / location
     try:
-        if file.is_symlink() or not file.resolve().is_relative_to(model.parent.resolve()):
+        # What ONNX Runtime allows. Hubs keep a model and its data as links into a folder of blobs.
+        roofs = (model.parent.resolve(), model.resolve().parent)
+        if not any(file.resolve().is_relative_to(roof) for roof in roofs):
             raise ModelError(
-                f"{what}: external data {location!r} is a link, which ONNX Runtime refuses too: "
-                "copy the file to where the link is"
+                f"{what}: external data {location!r} is a link to outside the model's folder, "
+                "which ONNX Runtime refuses too: copy the file to where the link is"
             )
         if not file.is_file():
             raise ModelError(
@@ -176,6 +182,24 @@ def file_bytes(model: Path, location: str, what: str = "") -> int:
         return file.stat().st_size
     except OSError as error:
         raise ModelError(f"{what}: external data cannot be read: {error.strerror}") from error
+
+
+def without_linked_data(path: Path) -> onnx.ModelProto | None:
+    """A model file whose external data are links, without its larger tensors; None for others.
+
+    ONNX's checker refuses such data, though ONNX Runtime reads them. :func:`check_all` has held
+    the tensors against their files.
+    """
+    proto = wire.read(os.fspath(path))
+    outside = [t for t in round_trip.tensors(proto) if t.data_location == onnx.TensorProto.EXTERNAL]
+    places = {e.value for t in outside for e in t.external_data if e.key == "location"}
+    files = [path.parent / place for place in places - {wire.INSIDE}]
+    if not any(file.is_symlink() or file.stat().st_nlink > 1 for file in files):
+        return None
+    for tensor in outside:
+        clear_external(tensor)
+        tensor.dims[:] = [0]
+    return proto
 
 
 def clear_external(tensor: onnx.TensorProto) -> None:

@@ -85,7 +85,7 @@ def _check_nodes(
             if name in known or (name in outer and name not in later):
                 continue
             if name in later:
-                raise ModelError(f"{what} uses {name!r} before it is made: a cycle, or not sorted")
+                raise ModelError(f"{what} uses {name!r} before it is made: a cycle")
             raise ModelError(f"{what} uses {name!r}, which nothing makes")
         for attribute in node.attribute:
             _check_attribute(attribute, outer | known, what)

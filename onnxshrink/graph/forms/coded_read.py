@@ -19,8 +19,8 @@ import onnx
 import onnx_ir as ir
 
 from onnxshrink.errors import ModelError
-from onnxshrink.graph.file import tensors
-from onnxshrink.graph.file.model import Model, read
+from onnxshrink.graph.file import reading, tensors
+from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.forms.coded import KEY, VERSION, checksum
 
 _LARGEST = 2**33  # bytes of an output
@@ -66,7 +66,7 @@ def names(path: str | os.PathLike[str]) -> tuple[str, ...]:
     Raises:
         ModelError: Not an ONNX model, or its note is damaged.
     """
-    return tuple(note(read(Path(path)), str(path)))
+    return tuple(note(reading.read(Path(path))[0], str(path)))
 
 
 def verify(path: str | os.PathLike[str]) -> int:
@@ -78,7 +78,7 @@ def verify(path: str | os.PathLike[str]) -> int:
     Raises:
         ModelError: One is damaged, and which; or there is none.
     """
-    found = note(read(Path(path)), str(path))
+    found = note(reading.read(Path(path))[0], str(path))
     if not found:
         raise ModelError(f"{path}: has no coded weights; 'onnxshrink pack --form graph' codes them")
     return sum(1 for _ in decoded(Model.load(path), found))
@@ -94,7 +94,7 @@ def load(path: str | os.PathLike[str]) -> tuple[Model, tuple[str, ...]]:
         ModelError: As for :meth:`Model.load`; or a coded tensor is damaged, and which.
     """
     path = Path(path)
-    proto = read(path)
+    proto, repairs = reading.read(path)
     found = note(proto, str(path))
     if not found:
         return Model.load(path), ()
@@ -103,7 +103,7 @@ def load(path: str | os.PathLike[str]) -> tuple[Model, tuple[str, ...]]:
     kept = [onnx.StringStringEntryProto(key=entry.key, value=entry.value) for entry in kept]
     del proto.metadata_props[:]
     proto.metadata_props.extend(kept)
-    model = Model(proto, path)
+    model = Model(proto, path, repairs)
     make_plain(model, found)
     return model, tuple(found)
 

@@ -159,7 +159,8 @@ def _product(node: ir.Node, views: Mapping[ir.Value, WeightView]) -> Candidate |
         return None  # constant folding's business
     if constants == [None, None]:
         row = operators.of(node, Matrices)
-        why = "" if row is not None and row.bias is None else "its weight is computed"
+        where = "an input" if second.is_graph_input() else "computed"
+        why = "" if row is not None and row.bias is None else f"its weight is {where}"
         return Candidate(node, "product", (0, 1), why_not=why)
     at = 0 if constants[0] is not None else 1
     view = views.get((first, second)[at])
@@ -178,7 +179,9 @@ def _bias(node: ir.Node) -> tuple[ir.TensorProtocol | None, str]:
     tensor = read.constant(value)
     if tensor is None or value.is_graph_input():
         return None, "its bias is computed"
-    if tensor.dtype != ir.DataType.FLOAT or max(tensor.shape.numpy(), default=1) != tensor.size:
+    if tensor.dtype != ir.DataType.FLOAT:
+        return None, _computes_in(tensor.dtype)
+    if max(tensor.shape.numpy(), default=1) != tensor.size:
         return None, "its bias is not a vector"
     return tensor, ""
 
@@ -188,7 +191,7 @@ def _obstacle(node: ir.Node, view: WeightView, at: int) -> str:
     if view.why_not:
         return view.why_not
     if view.dtype != ir.DataType.FLOAT:
-        return f"computes in {view.dtype.name.lower()}"
+        return _computes_in(view.dtype)
     if any(not use.direct for use in view.uses):
         return "its weight is rearranged before it is used"
     others = {use.op_type for use in view.uses if KERNELS.get(use.op_type) != "product"}
@@ -203,3 +206,8 @@ def _obstacle(node: ir.Node, view: WeightView, at: int) -> str:
         if way.bias is not None and way.beta != 1:
             return "ONNX Runtime has no integer kernel for beta"
     return ""
+
+
+def _computes_in(dtype: ir.DataType) -> str:
+    name = "float64" if dtype == ir.DataType.DOUBLE else dtype.name.lower()
+    return f"computes in {name}"

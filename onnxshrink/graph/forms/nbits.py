@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.forms import dequantize, products
+from onnxshrink.graph.forms import products
 from onnxshrink.graph.forms.rebuild import Rebuild
 from onnxshrink.graph.rewrite import opset
 from onnxshrink.graph.weights.views import WeightView
@@ -66,8 +66,10 @@ def stored(model: Model, view: WeightView, codes: Quantized, accuracy_level: int
         packed = bits.pack(numbers, codes.bits)
     form = (rows, -1) if looked_up else (rows, count, -1)
     data = rebuild.constant(packed.reshape(form), "q")
-    scales = dequantize.factor(rebuild, codes.scale.reshape(rows, count), view.dtype)
-    inputs = [scales]
+    # Never as float16 behind a Cast: MatMulNBits repacks its scales when it loads, finds none there
+    # with optimizations off, and answers zeros.
+    scales = codes.scale.reshape(rows, count).astype(view.dtype.numpy())
+    inputs = [rebuild.constant(scales, "s")]
     if codes.zero_point is not None:
         zeros = codes.zero_point.reshape(rows, count).astype(np.uint8) + np.uint8(middle)
         if (zeros != 1 << (codes.bits - 1)).any():

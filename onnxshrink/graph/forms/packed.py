@@ -21,7 +21,8 @@ import onnx
 from onnxshrink import sidecar
 from onnxshrink.errors import BudgetMissed, ModelError, OutputError, SidecarError
 from onnxshrink.graph.file import tensors
-from onnxshrink.graph.file.model import Model, Storage, atomic_write, read
+from onnxshrink.graph.file.model import Model, Storage, atomic_write
+from onnxshrink.graph.file.reading import read
 from onnxshrink.graph.file.tensors import PACK_KEY
 from onnxshrink.graph.rewrite.hoist import hoist_constants
 
@@ -158,7 +159,7 @@ def pack_name(path: Path) -> str | None:
         ModelError: The file is not an ONNX model.
     """
     try:
-        entry = {e.key: e.value for e in read(path).metadata_props}.get(PACK_KEY)
+        entry = {e.key: e.value for e in read(path)[0].metadata_props}.get(PACK_KEY)
         name = None if entry is None else json.loads(entry)["file"]
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path}: its note on the pack is damaged: {error}") from error

@@ -72,6 +72,20 @@ def fold(graph: ir.Model, *, shapes: bool = False) -> None:
     )  # fmt: skip
 
 
+def fix_defaults(model: Model) -> None:
+    """Make constants of inputs that have a default: no caller can override them any more."""
+    graph = model.ir.graph
+    for value in list(graph.inputs):
+        if value.name in graph.initializers:
+            graph.inputs.remove(value)
+            model.touch(value.name)
+
+
+def strip_docs(model: Model) -> None:
+    """Forget doc strings, and what exporters note at nodes and values: stack traces, paths."""
+    model.strip_docs()
+
+
 def share_duplicates(model: Model) -> None:
     """Store equal initializers once."""
     for scope in model.scopes:
@@ -101,10 +115,41 @@ def share_subexpressions(model: Model) -> None:
 
 
 def drop_identities(model: Model) -> None:
-    """Remove Identity nodes."""
-    from onnx_ir.passes.common import IdentityEliminationPass
+    """Let nodes read what an Identity hands on.
 
-    _run(model, IdentityEliminationPass())
+    An Identity stays where it makes a graph's output of something that cannot be it itself: an
+    input, a constant, another output, or a value from around the graph.
+    """
+    for scope in model.scopes:
+        for node in list(scope):
+            if (node.domain, node.op_type) == ("", "Identity"):
+                _drop_identity(model, scope, node)
+
+
+def _drop_identity(model: Model, scope: ir.Graph | ir.Function, node: ir.Node) -> None:
+    source, copy = node.inputs[0], node.outputs[0]
+    if source is None:
+        return
+    maker = source.producer()
+    if copy.is_graph_output():
+        if maker is None or maker.graph is not scope or source.is_graph_output():
+            return
+        if sum(output is copy for output in scope.outputs) > 1:
+            return
+    model.touch(copy.name, source.name)
+    for user, _ in (*copy.uses(), *source.uses()):
+        model.touch_node(user)
+    named = copy.name if copy.is_graph_output() else source.name
+    if source.shape is None:
+        source.shape = copy.shape
+    if source.type is None:
+        source.type = copy.type
+    copy.replace_all_uses_with(source, replace_graph_outputs=True)
+    scope.remove(node, safe=True)
+    if named != source.name and maker is not None:
+        copy.name = None
+        source.name = named
+        model.touch_node(maker)
 
 
 def forward_constants(model: Model) -> None:

@@ -31,21 +31,27 @@ logger = logging.getLogger(__name__)
 _WEIGHT_BYTES = 1024
 #: What these make of narrow types is larger: a compressed weight in its full form.
 _UNPACKING = {"Cast", "DequantizeLinear", "Gather"}
+#: What the views of weights see through.
+_MOVES = {
+    "Cast", "Concat", "Identity", "Pad", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
+}  # fmt: skip
 _BODIES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
-def fold_weights(model: Model) -> int:
+def fold_weights(model: Model, *, moved: bool = True) -> int:
     """Store what is computed from weights alone, where it takes no more bytes than they do.
 
     Args:
         model: Changed in place.
+        moved: Also weights that are only transposed, cut or cast: passes see through that, and
+            know them by the names that they have now.
 
     Returns:
         How many values are stored now.
     """
     if not any(_starts_from_weights(model, node) for node in model.nodes):
         return 0
-    folder = _Folder(model, shapes.walk(model))
+    folder = _Folder(model, shapes.walk(model), moved)
     for scope in list(model.scopes):
         if scope.opset_imports.get("", model.opset) == model.opset:
             for node in list(scope):
@@ -66,8 +72,8 @@ class _Cone:
 class _Folder:
     """The values that depend on constants alone, each with what it is computed from."""
 
-    def __init__(self, model: Model, found: shapes.Walk):
-        self.model, self.found = model, found
+    def __init__(self, model: Model, found: shapes.Walk, moved: bool):
+        self.model, self.found, self.moved = model, found, moved
         self.cones: dict[ir.Value, _Cone] = {}  # of what is not stored
         self.folded = 0
 
@@ -104,7 +110,8 @@ class _Folder:
             _nbytes(self.model, source) for source in cone.sources
             if all(node in cone.nodes for node, _ in source.uses())
         )  # fmt: skip
-        if any(value.is_graph_output() for value in values):
+        seen = not self.moved and all(node.op_type in _MOVES for node in cone.nodes)
+        if seen or any(value.is_graph_output() for value in values):
             return
         if sum(map(self._needs, values)) > freed:
             return

@@ -13,6 +13,27 @@ from onnxshrink.graph.operators import contrib
 from onnxshrink.graph.rewrite.hoist import separate_inputs
 from onnxshrink.graph.rewrite.inline import inline_functions
 
+#: The first ONNX Runtime that loads an operator set, by its table of compatibility.
+_SINCE = {
+    13: "1.6", 14: "1.8", 15: "1.9", 16: "1.11", 17: "1.12", 18: "1.14",
+    19: "1.15", 20: "1.17", 21: "1.18", 22: "1.21", 23: "1.23",
+}  # fmt: skip
+
+
+def needs(before: int, model: Model) -> str:
+    """What it takes to load a model whose operator set was raised, for the report.
+
+    Args:
+        before: The operator set that it had.
+        model: The model now.
+    """
+    note = f"raised from {before} to {model.opset}"
+    since = _SINCE.get(model.opset, "newer than 1.23" if model.opset > max(_SINCE) else "")
+    if not since or since == _SINCE.get(before):
+        return note
+    asks = since if since.startswith("newer") else f"{since} or newer"
+    return f"{note}: needs ONNX Runtime {asks}"
+
 
 def raise_opset(model: Model, version: int) -> bool:
     """Convert a model to at least an operator set version, with ONNX's version converter.
@@ -25,10 +46,14 @@ def raise_opset(model: Model, version: int) -> bool:
         Whether anything was done.
 
     Raises:
-        UnsupportedModel: The converter refuses the model.
+        UnsupportedModel: The converter refuses the model, or it must not be raised so far.
     """
     if model.opset >= version:
         return False
+    if model.max_opset is not None and version > model.max_opset:
+        raise UnsupportedModel(
+            f"this needs operator set {version}, and --max-opset allows {model.max_opset}"
+        )
     before = model.opset
     inline_functions(model)  # ONNX's converter would lose them
     least: int = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", version)])

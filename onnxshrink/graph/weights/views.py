@@ -316,7 +316,7 @@ class _Tracer:
         if self.escapes:
             return "is an output of a graph: its values must stay"
         if value.is_graph_input() and self.model.ir.ir_version >= 4:
-            return "is a default that the caller may override"
+            return "is a default that the caller may override, unless 'clean --fix-defaults' ran"
         if self.rebuilds:
             return "is a scale, zero point or table of a compressed weight"
         if self.quantized:

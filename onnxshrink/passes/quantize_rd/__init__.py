@@ -34,6 +34,7 @@ class QuantizeRd(Pass):
     """
 
     runs_models: ClassVar[bool] = True
+    for_packing: ClassVar[bool] = True
 
     bits_per_weight: float | None = option(
         None, help="mean bits of a weight after entropy coding", ge=0.1, le=16

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from onnxshrink.errors import DataError, InputsMissing, RecipeError
 from onnxshrink.options import build, dump, option
+from onnxshrink.passes._rounding import CPU_HELP, Cpu
 from onnxshrink.pipeline import Context, Pass
 from onnxshrink.select import KEPT, SKIP, Named, Select, select, unmatched, variants
 
@@ -24,7 +25,6 @@ _METHODS = {
 }  # fmt: skip
 _ACTIVATIONS = {"QInt8": "int8", "QUInt8": "uint8", "QInt16": "int16", "QUInt16": "uint16"}
 _WEIGHTS = {"QInt8": "int8", "QUInt8": "uint8", "QInt4": "int4"}
-_REDUCED = {"true": "always", "false": "never"}
 _LARGE_OPERAND = 2**14  # such as a table of positions
 
 
@@ -69,10 +69,8 @@ class QuantizeStatic(Pass):
     correct_bias: bool = option(
         True, help="take what rounding the weights adds to the mean of each output from its bias"
     )
-    reduce_range: Literal["auto", "always", "never"] = option(
-        "never", help="7-bit weights for CPUs without VNNI; auto: where their 16-bit sums overflow "
-        "on the calibration inputs; never: a warning where they would", spellings=_REDUCED,
-    )  # fmt: skip
+    cpu: Cpu = option("any", help=CPU_HELP)
+    reduce_range: bool = option(False, help="7 bits for all weights, as other tools write them")
     least_sqnr: float = option(
         15.0, help="leave nodes in float whose activations would keep fewer dB"
     )
@@ -86,8 +84,8 @@ class QuantizeStatic(Pass):
 
     @property
     def bound(self) -> float:
-        """Larger than for weights alone: every layer rounds what it hands on."""
-        return 0.5
+        """As for other 8-bit weights, though every layer rounds what it hands on."""
+        return 0.25
 
     def apply(self, model: Model, ctx: Context) -> None:
         """Prepare, calibrate, place, and store."""
@@ -227,8 +225,8 @@ class QuantizeStatic(Pass):
             worst = max(found, key=found.__getitem__)
             many = "1 weight" if len(found) == 1 else f"{len(found)} weights"
             ctx.warn(
-                f"CPUs without VNNI would get {many} wrong, {worst!r} by "
-                f"{found[worst]:.2g} of its outputs; 'reduce_range: auto' makes them safe there"
+                f"the file is for CPUs with VNNI: others would get {many} wrong, {worst!r} by "
+                f"{found[worst]:.2g} of its outputs; 'cpu: any' is right on all"
             )
         emitter.emit(placement, grids)
         self._store_others(work)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from onnxshrink.graph.forms.qdq import Node, Placement, Value
     from onnxshrink.graph.weights.views import WeightView
     from onnxshrink.passes.quantize_static import QuantizeStatic
+
+_log = logging.getLogger(__name__)
 
 #: Rewriters that leave fewer nodes between integer kernels, in this order.
 _PREPARING = (
@@ -107,7 +110,7 @@ class Work:
             for node in self.model.nodes
             if (name := node.outputs[0].name or "") in known
         }
-        return [f"opset {before} raised to {self.model.opset}"]
+        return [f"opset {opset.needs(before, self.model)}"]
 
     def prepare(self) -> list[str]:
         """Fold what stands between integer kernels; what was done."""
@@ -144,8 +147,9 @@ class Work:
             before = sum(1 for _ in trial.nodes)
             try:
                 getattr(fold if hasattr(fold, name) else clean, name)(trial)
-            except Exception as error:  # a foreign rewriter may raise anything; the copy is lost
-                self.ctx.skip(name, f"failed on this model: {type(error).__name__}: {error}"[:200])
+            except Exception:  # a foreign rewriter may raise anything; the copy is lost
+                _log.debug("%s fails on this model", name, exc_info=True)
+                self.ctx.skip(name, "does not work on this model, which it leaves as it is")
                 continue
             if removed := before - sum(1 for _ in trial.nodes):
                 model, origins = trial, followed
@@ -185,7 +189,7 @@ class Work:
             needs += [Need(name, Extremes()) for name in names]
         for one, options in options_of.items():
             wanted = [means(one)] * options.correct_bias
-            wanted += [some_rows(one)] * (options.reduce_range != "always")
+            wanted += [some_rows(one)] * (options.cpu == "vnni" and not options.reduce_range)
             needs += [need for need in wanted if need is not None]
         ctx = self.ctx
         statistics = calibrate(self.model, needs, ctx.feeds, ctx.worker, ctx.progress)

@@ -14,12 +14,15 @@ if TYPE_CHECKING:
 
     from onnxshrink.graph.file.model import Model
     from onnxshrink.graph.forms.integer_kernels import Candidate
+    from onnxshrink.graph.forms.layout import Layout
     from onnxshrink.graph.forms.qdq import Emitter
     from onnxshrink.graph.weights.views import WeightView
     from onnxshrink.kernels.affine import Quantized
     from onnxshrink.kernels.ranges import Grid
     from onnxshrink.passes.quantize_static import QuantizeStatic
 
+_DAMAGE = 0.005  # of the outputs of a product: below it 7 bits would do more harm
+_ANY_PAIR = 64  # two codes so large do not overflow 16 bits, whichever they are
 _LARGEST_BIAS = 2.0**30
 _FINEST_BIAS = 2.0**20
 
@@ -76,7 +79,10 @@ class Products:
             moved = shift(candidate, stored, self.statistics[need].mean)
             bias = -moved if bias is None else bias - moved
         if bias is not None and first:
-            stored = self._stored[view.value] = widened(view, stored, bias, on.scale)
+            stored = widened(view, stored, bias, on.scale)
+            if options.cpu == "any":  # rounding anew may take a pair of codes one too far
+                stored = for_any_cpu(candidate, options, stored, on)
+            self._stored[view.value] = stored
         nbytes = dequantize.dequantized(self.model, view, stored, "dq") if first else 0
         if bias is not None:
             scale = (stored.scale.astype(np.float32) * np.float32(on.scale)).reshape(-1)
@@ -107,20 +113,33 @@ class Products:
         self, candidate: Candidate, options: QuantizeStatic, on: Grid
     ) -> tuple[Quantized, str]:
         note = f"{options.dtype} with {on.dtype}"
-        if options.reduce_range == "always":
+        if options.reduce_range:
             return quantized(candidate, options, bits=7), note + ", 7 bits"
         stored = quantized(candidate, options)
+        if options.cpu == "any":
+            return self._for_any(candidate, options, stored, on)
         need = some_rows(candidate)
         if need is None or need not in self.statistics:
             return stored, note
-        narrow = quantized(candidate, options, bits=7)
-        damage, price = saturation(candidate, stored, narrow, self.statistics[need].rows, on)
-        cost = f"16-bit sums would cost {damage:.2g}"
-        if damage > price and options.reduce_range == "auto":
-            return narrow, f"{note}, 7 bits: {cost}"
-        if damage > price and candidate.weight is not None:
+        damage = saturation(candidate, stored, self.statistics[need].rows, on)
+        if damage > _DAMAGE and candidate.weight is not None:
             self.overflowing[candidate.weight.name] = damage
-        return stored, f"{note}, {cost}" if damage else note
+        return stored, note
+
+    def _for_any(
+        self, candidate: Candidate, options: QuantizeStatic, stored: Quantized, on: Grid
+    ) -> tuple[Quantized, str]:
+        """Codes that CPUs without VNNI compute rightly too, and a note."""
+        from onnxshrink.passes import _rounding
+
+        safe = for_any_cpu(candidate, options, stored, on)
+        note = f"{options.dtype} with {on.dtype}"
+        if safe is stored:
+            return stored, note
+        if on.dtype == "uint8" and _rounding.is_too_coarse(layout(candidate, options), safe):
+            wider = replace(options, dtype="uint8")
+            return quantized(candidate, wider), f"uint8 with {on.dtype}, for CPUs without VNNI"
+        return safe, note + ", coarser for CPUs without VNNI"
 
 
 def unfit(candidate: Candidate) -> str:
@@ -149,17 +168,55 @@ def quantized(candidate: Candidate, options: QuantizeStatic, *, bits: int = 8) -
     """
     from onnxshrink.kernels import affine
 
+    laid = layout(candidate, options)
+    kind: Any = options.dtype.replace("8", str(bits))
+    stored = affine.quantize(
+        laid.values(), kind, laid.axes, symmetric=options.symmetric, rounding="balanced"
+    )
+    return replace(stored, dtype=options.dtype)
+
+
+def layout(candidate: Candidate, options: QuantizeStatic) -> Layout:
+    """Which elements of a product's weight share a scale."""
+    from onnxshrink.graph.forms.layout import Layout
+
     view = candidate.weight
     assert view is not None
     axes = tuple(range(len(view.shape)))
-    agreed = len({use.axes.out for use in view.uses}) == 1  # uses may see it transposed
-    if options.per_channel and agreed and candidate.operands == (0,) and len(view.axes.out) == 1:
-        axes = view.axes.contract
-    kind: Any = options.dtype.replace("8", str(bits))
-    stored = affine.quantize(
-        view.array(), kind, axes, symmetric=options.symmetric, rounding="balanced"
-    )
-    return replace(stored, dtype=options.dtype)
+    one_channel = options.per_channel and candidate.operands == (0,) and len(view.axes.out) == 1
+    return Layout(view, view.shape, view.axes.contract if one_channel and _agreed(view) else axes)
+
+
+def _agreed(view: WeightView) -> bool:
+    """Whether all uses of a weight see its axes alike: some may see it transposed."""
+    return len({use.axes.out for use in view.uses}) == 1
+
+
+def for_any_cpu(
+    candidate: Candidate, options: QuantizeStatic, stored: Quantized, on: Grid
+) -> Quantized:
+    """The same weight in codes that CPUs without VNNI compute rightly too.
+
+    They are the very ones where that is so already: of types whose products are not added up in 16
+    bits, of left operands, and of depthwise convolutions, which have a kernel of their own.
+    """
+    import numpy as np
+
+    from onnxshrink.passes import _rounding
+
+    view, group = candidate.weight, candidate.node.attributes.get("group")
+    assert view is not None
+    depthwise = group is not None and group.as_int() == view.shape[0] > 1 and view.shape[1] == 1
+    if stored.dtype != "int8" or on.dtype not in ("int8", "uint8") or depthwise:
+        return stored
+    if candidate.operands != (0,):
+        return stored
+    if np.abs(stored.codes.astype(np.int16)).max() <= _ANY_PAIR:
+        return stored
+    if not stored.centred or not _agreed(view):
+        return quantized(candidate, options, bits=7)
+    channels_last = candidate.op_type == "Conv"
+    return _rounding.coarser(layout(candidate, options), stored, channels_last=channels_last)
 
 
 def means(candidate: Candidate) -> Need | None:
@@ -238,22 +295,17 @@ def widened(view: WeightView, stored: Quantized, bias: np.ndarray, scale: float)
     return affine.rescaled(view.array(), stored, wanted)
 
 
-def saturation(
-    candidate: Candidate, stored: Quantized, narrow: Quantized, rows: np.ndarray, on: Grid
-) -> tuple[float, float]:
-    """What a CPU without VNNI would get wrong, and what 7-bit weights would.
+def saturation(candidate: Candidate, stored: Quantized, rows: np.ndarray, on: Grid) -> float:
+    """What a CPU without VNNI would get wrong of a product's outputs, relative to their size (L2).
+
+    It is 0 for types whose products are not added up in 16 bits, and for depthwise convolutions,
+    which have a kernel of their own.
 
     Args:
         candidate: The product.
-        stored: Its weight with 8 bits.
-        narrow: The same with 7.
+        stored: Its weight.
         rows: Some of what it is multiplied with, [rows, groups, inputs].
         on: The grid of these.
-
-    Returns:
-        Two errors of its outputs, each relative to their size (L2). The first is 0 for types whose
-        products are not added up in 16 bits, and for depthwise convolutions, which have a kernel
-        of their own.
     """
     import numpy as np
 
@@ -264,30 +316,26 @@ def saturation(
     assert view is not None
     single = rows.shape[1] > 1 and view.shape[1] == 1
     if stored.dtype != "int8" or on.dtype not in ("int8", "uint8") or single or not rows.size:
-        return 0.0, 0.0
+        return 0.0
     groups, width = rows.shape[1:]
     codes = on.codes(rows).astype(np.int16) + (128 if on.dtype == "int8" else 0)
     values = on.values(on.codes(rows))
     matrices = [view.to_matrix(array) for array in (
-        stored.codes, affine.dequantize(stored), affine.dequantize(narrow),
-        np.broadcast_to(stored.scale, stored.codes.shape),
+        stored.codes, affine.dequantize(stored), np.broadcast_to(stored.scale, stored.codes.shape),
     )]  # fmt: skip
     order = np.arange(width)
     way = candidate.way
     if way is not None and way.convolves and len(view.shape) > 2:  # channels lie next to each other
         order = order.reshape(view.shape[1], -1).T.reshape(-1)
-    damage = price = power = 0.0
+    damage = power = 0.0
     for group in range(groups):
         own = [m.reshape(groups, -1, width)[group][:, order] for m in matrices]
-        weights, eight, seven, scale = own
+        weights, exact, scale = own
         missing = lost(codes[:, group][:, order].astype(np.uint8), weights) * scale[:, 0]
         there = values[:, group][:, order]
         damage += float(np.square(missing * on.scale).sum())
-        price += float(np.square(there @ (eight - seven).T).sum())
-        power += float(np.square(there @ eight.T).sum())
-    if power == 0:
-        return 0.0, 0.0
-    return (damage / power) ** 0.5, (price / power) ** 0.5
+        power += float(np.square(there @ exact.T).sum())
+    return (damage / power) ** 0.5 if power else 0.0
 
 
 def store_others(model: Model, ctx: Context, kept: Iterable[str], min_size: int) -> list[Any]:

@@ -41,7 +41,7 @@ def raise_opset(step: ShareCodebook, model: Model, ctx: Context) -> None:
     if any(row.get("packing") == "uint4" for row in rows):
         needed = _UINT4_OPSET
     if opset.raise_opset(model, needed):
-        ctx.changed("opset", 0, kind="model", note=f"raised from {before} to {model.opset}")
+        ctx.changed("opset", 0, kind="model", note=opset.needs(before, model))
 
 
 def plan(step: ShareCodebook, scaled: bool, method: Any = None, entries: int = 0) -> Plan:

@@ -109,7 +109,7 @@ class SplitLowrank(Pass):
             raise DataError(f"{self.name}: 'whiten' needs inputs: give --calibration DATA")
         before = model.opset
         if self.residual == "int4" and opset.raise_opset(model, _INT4_OPSET):
-            ctx.changed("opset", 0, kind="model", note=f"raised from {before} to {model.opset}")
+            ctx.changed("opset", 0, kind="model", note=opset.needs(before, model))
         views = list(weights.find(model))
         if any(not self.weights.why_not(view) for view in views):
             clean.forward_constants(model)

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import shares
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxshrink import pipeline
-from onnxshrink.errors import ModelError
+from onnxshrink.errors import ModelError, OutputError
 from onnxshrink.graph import weights
 from onnxshrink.graph.file.model import Model
+from onnxshrink.runtime.worker import Worker
 
 HEADER = '<ir_version: 10, opset_import: ["": 21]> g '
 
@@ -344,6 +346,51 @@ def test_linked_external_data(path: Path, kind: str, tmp_path: Path) -> None:
     target = folder / "model.onnx"
     change = with_tensor(lambda tensor: _point(tensor, location))
     target.write_bytes(change)
+    refused(target, "link")
+
+
+@pytest.mark.parametrize("layout", ["hub", "link within", "hard link"])
+def test_links_that_onnx_runtime_takes(layout: str, tmp_path: Path) -> None:
+    """A hub's cache: model and data are links into a folder of blobs."""
+    blobs, folder = tmp_path / "blobs", tmp_path / "model"
+    (folder / "sub").mkdir(parents=True)
+    blobs.mkdir()
+    values = np.arange(64, dtype=np.float32)
+    target, data = folder / "model.onnx", folder / "data.bin"
+    model = with_tensor(lambda tensor: _point(tensor, "data.bin"))
+    if layout == "hub":
+        (blobs / "1").write_bytes(model)
+        (blobs / "2").write_bytes(values.tobytes())
+        target.symlink_to("../blobs/1")
+        data.symlink_to("../blobs/2")
+    else:
+        target.write_bytes(model)
+        inner = (folder / "sub" if layout == "link within" else blobs) / "data"
+        inner.write_bytes(values.tobytes())
+        data.symlink_to("sub/data") if layout == "link within" else data.hardlink_to(inner)
+    ort.InferenceSession(target, providers=["CPUExecutionProvider"])
+    loaded = Model.load(target)
+    np.testing.assert_array_equal(
+        loaded.ir.graph.initializers["weight"].const_value.numpy().reshape(-1), values
+    )
+    with Worker() as worker:
+        worker.check(target)
+    loaded.save(tmp_path / "single.onnx", "single")
+    assert values.tobytes() in (tmp_path / "single.onnx").read_bytes()
+    with pytest.raises(OutputError, match="never modified"):
+        loaded.save(data)
+
+
+def test_a_model_that_is_a_link_does_not_reach_what_lies_beside_the_link(tmp_path: Path) -> None:
+    """ONNX Runtime takes the folder of what the model is a link to, and nothing between."""
+    for name in ("blobs", "middle", "model"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "blobs/1").write_bytes(with_tensor(lambda tensor: _point(tensor, "data.bin")))
+    (tmp_path / "middle/model.onnx").symlink_to("../blobs/1")
+    (tmp_path / "middle/data.bin").write_bytes(bytes(256))
+    target = tmp_path / "model/model.onnx"
+    target.symlink_to("../middle/model.onnx")
+    (tmp_path / "model/data.bin").symlink_to("../middle/data.bin")
     refused(target, "link")
 
 

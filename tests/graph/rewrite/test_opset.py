@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxshrink.errors import UnsupportedModel
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.rewrite.hoist import hoist_constants
-from onnxshrink.graph.rewrite.opset import raise_opset
+from onnxshrink.graph.rewrite.opset import needs, raise_opset
 from onnxshrink.runtime.session import open_session, run_session
 
 
@@ -134,3 +134,24 @@ def test_a_model_without_default_operators_just_imports_them() -> None:
     after = model.to_proto()
     assert after.graph.node == proto.graph.node
     assert {o.domain: o.version for o in after.opset_import} == {"": 21, "ai.onnx.ml": 1}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        (17, 21, "raised from 17 to 21: needs ONNX Runtime 1.18 or newer"),
+        (8, 11, "raised from 8 to 11"),
+        (17, 25, "raised from 17 to 25: needs ONNX Runtime newer than 1.23"),
+    ],
+)
+def test_what_a_raised_model_needs_is_said(before: int, after: int, says: str) -> None:
+    model = Model.from_proto(branches(after))
+    assert needs(before, model) == says
+
+
+def test_the_operator_set_is_raised_only_so_far() -> None:
+    model = Model.from_proto(branches(17))
+    model.max_opset = 20
+    with pytest.raises(UnsupportedModel, match="needs operator set 21, and --max-opset allows 20"):
+        raise_opset(model.clone(), 21)
+    assert raise_opset(model, 20)

@@ -1,0 +1,99 @@
+"""Files are parsed, put right where ONNX Runtime would take them so, and checked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import onnx
+
+from onnxshrink.errors import ModelError
+from onnxshrink.graph.file import round_trip, wellformed, wire
+
+_RUNTIMES_OWN = "com.microsoft"
+
+
+def read(path: Path) -> tuple[onnx.ModelProto, list[str]]:
+    """Parse a model file; larger tensors stay in it (see ``wire``), external data is not looked at.
+
+    Returns:
+        The model, and what was put right in it, for people.
+
+    Raises:
+        ModelError: No such file, or not an ONNX model.
+    """
+    if not os.path.exists(path):  # unlike Path.exists(), also False for impossible names
+        raise ModelError(f"{path}: no such file")
+    if path.is_dir():
+        raise ModelError(f"{path}: is a folder; name the .onnx file in it")
+    try:
+        if path.stat().st_size == 0:
+            raise ModelError(f"{path}: the file is empty")
+        proto = wire.read(str(path))
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not an ONNX file, or truncated: {error}") from error
+    if not proto.HasField("graph") or proto.ir_version < 1:
+        raise ModelError(f"{path}: not an ONNX model: it holds no graph")
+    return proto, checked(proto, str(path))
+
+
+def checked(proto: onnx.ModelProto, where: str) -> list[str]:
+    """Hold a model against what this package takes for granted; what was put right for it.
+
+    Raises:
+        ModelError: Says what is wrong, and with which node or value.
+    """
+    repairs = _repair(proto)
+    wellformed.check(proto, where)
+    return repairs
+
+
+def _repair(model: onnx.ModelProto) -> list[str]:
+    """Do what ONNX Runtime does: sort nodes, and know its own operators without an import."""
+    done = []
+    if sum(_sort(nodes) for nodes in round_trip.node_lists(model)):
+        done.append("nodes stood before what they use: they are sorted now")
+    imported = {opset.domain for opset in model.opset_import}
+    every = (node for nodes in round_trip.node_lists(model) for node in nodes)
+    if _RUNTIMES_OWN not in imported and any(node.domain == _RUNTIMES_OWN for node in every):
+        model.opset_import.add(domain=_RUNTIMES_OWN, version=1)
+        done.append(f"operators of {_RUNTIMES_OWN} were used without an import: it is there now")
+    return done
+
+
+def _sort(stored: Collection[onnx.NodeProto]) -> bool:
+    """Move nodes behind what they use, and no others; whether any was moved. Cycles stay."""
+    nodes = list(stored)
+    maker = {name: at for at, node in enumerate(nodes) for name in node.output if name}
+    order: dict[int, None] = {}
+    entered: set[int] = set()
+    for first in range(len(nodes)):
+        stack = [first]
+        while stack:
+            at = stack[-1]
+            makers = [maker[n] for n in _used(nodes[at]) if n in maker] if at not in entered else []
+            entered.add(at)
+            waiting = [m for m in makers if m not in order and m not in entered]
+            if waiting:
+                stack += reversed(waiting)
+            else:
+                order.setdefault(stack.pop())
+    if list(order) == list(range(len(nodes))):
+        return False
+    copies = [onnx.NodeProto.FromString(nodes[at].SerializeToString()) for at in order]
+    for node, copy in zip(nodes, copies, strict=True):
+        node.CopyFrom(copy)
+    return True
+
+
+def _used(node: onnx.NodeProto) -> Iterator[str]:
+    """Names that a node and the bodies in it read; those that bodies make are among them."""
+    yield from filter(None, node.input)
+    for attribute in node.attribute:
+        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            for inner in graph.node:
+                yield from _used(inner)
+            yield from (value.name for value in graph.output)
