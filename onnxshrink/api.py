@@ -6,13 +6,16 @@ Both load, run the passes under their contract, and write the result in one go.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onnxshrink import files
 from onnxshrink.contract import Judge, Level, Progress, Settings
 from onnxshrink.errors import BudgetMissed, RecipeError
+from onnxshrink.files import output
+from onnxshrink.options import dump
 from onnxshrink.pipeline import Pass, Result, run
 from onnxshrink.recipe import Recipe, Storage, find_pass
 from onnxshrink.report import Report, size
@@ -45,6 +48,11 @@ class Options:
         calibration_cache: A file for the statistics of calibration runs, to be used again by later
             runs on the same model and inputs.
         progress: Called with what is done, how much of it, and out of how much (0: unknown).
+        data_limit: Bytes that one array of a compressed file of inputs may unpack to; 4 GiB by
+            default.
+        worker: What ``runtime.worker.Worker`` is made with: ``timeout``, ``memory_limit``.
+        reads: Other files that the caller reads for this run: its recipe, say. None is written to.
+        writes: Other files that the caller will write: its report, say.
     """
 
     calibration: Any = None
@@ -54,6 +62,14 @@ class Options:
     storage: Storage | None = None
     calibration_cache: StrPath | None = None
     progress: Progress = field(default=lambda what, done, total: None)
+    data_limit: int | None = None
+    worker: Mapping[str, Any] = field(default_factory=dict)
+    reads: tuple[StrPath, ...] = ()
+    writes: tuple[StrPath, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise RecipeError(f"seed takes a whole number of at least 0, not {self.seed}")
 
 
 def apply_recipe(
@@ -76,9 +92,10 @@ def apply_recipe(
     from onnxshrink.runtime.worker import Worker
 
     options = options or Options()
-    with Worker() as worker:
+    with Worker(**options.worker) as worker:
         worker.start()  # it imports ONNX Runtime while this process reads the model
-        model, settings = _prepare(source, out, options, worker)
+        reads: list[StrPath] = [*recipe.reads, *_files_of(recipe.steps)]
+        model, settings = _prepare(source, out, options, worker, reads)
         return _write(run(recipe.steps, model, settings, worker), out, options, recipe.storage)
 
 
@@ -110,15 +127,14 @@ def shrink(
         BudgetMissed: The best result was written, but is too big or strays too far.
         ShrinkError: As for :func:`apply_recipe`.
     """
-    from onnxshrink.graph.file.model import atomic_write
     from onnxshrink.runtime.worker import Worker
     from onnxshrink.search import ladder
 
     options = options or Options()
     goal = goal or ladder.Goal()
-    with Worker() as worker:
+    with Worker(**options.worker) as worker:
         worker.start()
-        model, settings = _prepare(source, out, options, worker)
+        model, settings = _prepare(source, out, options, worker, (), recipe_out)
         first = _cleaning(model)
         misses: list[str] = []
         moved: dict[str, str] = {}
@@ -138,7 +154,7 @@ def shrink(
             "hardly any smaller; --storage packed codes what the weights are, without loss"
         )
     if recipe_out is not None:
-        with atomic_write(Path(recipe_out)) as file:
+        with output(Path(recipe_out)) as file:
             file.write(recipe.to_yaml().encode())
     misses += _too_big(report, max_size, target_ratio)
     if misses:
@@ -174,7 +190,6 @@ def apply_excluding(
         RecipeError: There are no calibration inputs, or nothing is to be checked.
         ShrinkError: As for :func:`apply_recipe`.
     """
-    from onnxshrink.graph.file.model import atomic_write
     from onnxshrink.runtime.worker import Worker
     from onnxshrink.search import exclude, ladder
     from onnxshrink.search.partial_step import Parts
@@ -182,16 +197,16 @@ def apply_excluding(
     options = options or Options()
     if options.calibration is None or options.check == "off":
         raise RecipeError(f"{step.name}: what to leave alone is found on --calibration inputs")
-    with Worker() as worker:
+    with Worker(**options.worker) as worker:
         worker.start()
-        model, settings = _prepare(source, out, options, worker)
+        model, settings = _prepare(source, out, options, worker, _files_of([step]), recipe_out)
         parts = Parts(model, step, settings, worker)
         found = exclude.find_exclusions(parts, goal or ladder.Goal(), options.progress)
         result = run(found.recipe.steps, model, settings, worker)
         result.report.moved = found.moved
         report = _write(result, out, options)
     if recipe_out is not None:
-        with atomic_write(Path(recipe_out)) as file:
+        with output(Path(recipe_out)) as file:
             file.write(found.recipe.to_yaml().encode())
     return report
 
@@ -204,8 +219,9 @@ def load(source: StrPath, options: Options | None = None) -> tuple[Model, list[d
     """
     from onnxshrink.graph.file.model import Model
 
+    options = options or Options()
     model = Model.load(source)
-    return model, _feeds(model, options or Options(), None)
+    return model, _feeds(model, options, None)
 
 
 def bench_pair(source: StrPath, out: StrPath, options: Options) -> dict[str, Any]:
@@ -233,28 +249,42 @@ def _cleaning(model: Model) -> tuple[Pass, ...]:
 
 def _too_big(report: Report, max_size: int | None, target_ratio: float | None) -> list[str]:
     lines = []
-    if max_size is not None and report.bytes_after > max_size:
+    if max_size is not None and not report.bytes_after <= max_size:
         lines.append(f"{size(report.bytes_after)} is more than {size(max_size)}")
-    if target_ratio is not None and report.ratio < target_ratio:
+    if target_ratio is not None and not report.ratio >= target_ratio:
         lines.append(f"{report.ratio:.2f}x is less than {target_ratio:g}x")
     return lines
 
 
+def _files_of(steps: Iterable[Pass]) -> list[Path]:
+    """Whatever options of some passes may name: files that are read."""
+    from onnxshrink.runtime.inputs import source_files
+
+    values = (value for step in steps for value in dump(step).values())
+    return [file for value in values if isinstance(value, str) for file in source_files(value)]
+
+
 def _prepare(
-    source: StrPath, out: StrPath, options: Options, worker: Worker
-) -> tuple[Model, Settings]:
-    """Load the model and its inputs; find out now whether the result could be written."""
+    source: StrPath, out: StrPath, options: Options, worker: Worker,
+    reads: Iterable[StrPath] = (), recipe_out: StrPath | None = None,
+) -> tuple[Model, Settings]:  # fmt: skip
+    """Load the model and its inputs; find out now whether the results could be written."""
     from onnxshrink.graph.file.model import Model
     from onnxshrink.runtime.calibration_cache import CalibrationCache
+    from onnxshrink.runtime.inputs import source_files
+    from onnxshrink.runtime.worker import blamed
 
     model = Model.load(source)
-    model.check_output(Path(out))
+    also = (file for file in (recipe_out, options.calibration_cache) if file is not None)
+    inputs: set[StrPath] = {*model.own_files, *source_files(options.calibration)}
+    files.check([*inputs, *options.reads, *reads], [out, *options.writes, *also])
     cache = None
     if options.calibration_cache is not None:
         cache = CalibrationCache(Path(options.calibration_cache))
     feeds: list[dict[str, Any]] = []
     if options.calibration is not None or options.check != "off":
-        feeds = _feeds(model, options, worker)
+        with blamed(source):
+            feeds = _feeds(model, options, worker)
     return model, Settings(
         check=options.check, feeds=feeds, generated=options.calibration is None,
         seed=options.seed, folder=Path(out).absolute().parent, progress=options.progress,
@@ -267,22 +297,30 @@ def _feeds(model: Model, options: Options, worker: Worker | None) -> list[dict[s
     from onnxshrink.runtime.inputs import load_inputs
 
     if options.calibration is not None:
-        return load_inputs(options.calibration, model, limit=_CALIBRATION)
+        return load_inputs(
+            options.calibration, model, limit=_CALIBRATION, most_bytes=options.data_limit
+        )
     return generated_inputs(model, _GENERATED, options.seed, shapes=options.shapes, worker=worker)
 
 
 def _write(result: Result, out: StrPath, options: Options, storage: Storage = "auto") -> Report:
+    from onnxshrink.graph.file.data_files import data_files
+    from onnxshrink.graph.forms import packed
+
     report = result.report
     report.result = str(out)
     storage = options.storage or storage
+    link, old = os.path.islink(out), data_files(Path(out))
+    if storage == "packed":
+        try:
+            report.bytes_after = packed.save(result.model, out)
+        except BudgetMissed as error:
+            report.warnings.append(f"stored as one plain file: {error}")
+            storage = "auto"
     if storage != "packed":
         report.bytes_after = result.model.save(out, storage)
-        return report
-    from onnxshrink.graph.forms import packed
-
-    try:
-        report.bytes_after = packed.save(result.model, out)
-    except BudgetMissed as error:
-        report.warnings.append(f"stored as one plain file: {error}")
-        report.bytes_after = result.model.save(out)
+    if link:
+        report.warnings.append(f"{out} was a link; it is a file now, and its target is as it was")
+    gone = sorted(file.name for file in old if not file.exists())
+    report.warnings += [f"removed {name}, which the model there had its data in" for name in gone]
     return report

@@ -11,13 +11,14 @@ import contextlib
 import math
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from onnxshrink.errors import DataError, ModelError, OutputError
+from onnxshrink import files
+from onnxshrink.errors import DataError, ModelError
 from onnxshrink.report import Step, size
 
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ class Judge:
         with contextlib.ExitStack() as stack:
             path = model.path
             if path is None or not model.untouched:
-                path = Path(stack.enter_context(self._scratch())) / "model.onnx"
+                path = stack.enter_context(self._scratch()) / "model.onnx"
                 model.save(path, durable=False)
             try:
                 self._worker.check(path)
@@ -239,13 +240,14 @@ class Judge:
                 raise type(error)(str(error).replace(str(path), model.label)) from error
         return Answers(run.output_names, run.outputs)
 
-    def _scratch(self) -> tempfile.TemporaryDirectory[str]:
+    @contextlib.contextmanager
+    def _scratch(self) -> Iterator[Path]:
         """A folder for a model on trial, beside the result: where there is room for one."""
-        try:
-            return tempfile.TemporaryDirectory(dir=self._settings.folder, prefix=".onnxshrink-")
-        except OSError as error:
-            place = self._settings.folder or tempfile.gettempdir()
-            raise OutputError(f"{place}: cannot be written: {error.strerror}") from error
+        place = self._settings.folder or Path(tempfile.gettempdir())
+        with contextlib.ExitStack() as stack:
+            with files.writing(place):
+                folder = stack.enter_context(files.scratch(place))
+            yield folder
 
     def _compare(
         self, reference: Answers | None, other: Answers | None

@@ -7,13 +7,15 @@ from typing import Any
 
 import click
 
-from onnxshrink.cli._packed import say_sizes
+from onnxshrink.cli._packed import removal_said, say_sizes
 
 
 @click.command()
 @click.argument("source", metavar="IN")
 @click.argument("out", metavar="OUT")
-@click.option("--base", metavar="OLD.pack", help="Store only what this pack does not hold.")
+@click.option(
+    "--base", metavar="OLD", help="A pack, or a packed model: store only what it does not hold."
+)
 @click.option(
     "--with-reader", type=click.Choice(["c", "js"]), multiple=True,
     help="Write the reader for C99 or JavaScript beside OUT. Repeatable.",
@@ -27,12 +29,17 @@ def command(
     \b
     onnxshrink pack small.onnx packed.onnx --with-reader js
     """
+    from onnxshrink import files
     from onnxshrink.graph.file.model import Model
     from onnxshrink.graph.forms import packed
 
     model = Model.load(source)
     before = model.stored_bytes()
-    after = packed.save(model, out, base=base)
+    readers = [packed.reader_path(kind, Path(out).parent) for kind in with_reader]
+    bases = [] if base is None else [Path(base), packed.base_path(base)]
+    files.check([*model.own_files, *bases], [Path(out), *readers])
+    with removal_said(out):
+        after = packed.save(model, out, base=base)
     for kind in with_reader:
         packed.write_reader(kind, Path(out).parent)
     say_sizes(out, before, after, as_json)

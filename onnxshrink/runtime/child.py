@@ -20,6 +20,7 @@ import numpy as np
 from onnxshrink.errors import ModelError, ShrinkError
 
 if TYPE_CHECKING:
+    import onnx
     from onnxruntime import InferenceSession
 
     from onnxshrink.kernels.observers import Need, Sums
@@ -47,8 +48,9 @@ def receive(pipe: IO[bytes]) -> Any:
         EOFError: The other end is gone.
     """
     head = pipe.read(_LENGTH_BYTES)
-    data = pipe.read(int.from_bytes(head, "little")) if len(head) == _LENGTH_BYTES else b""
-    if not data:
+    length = int.from_bytes(head, "little")
+    data = pipe.read(length) if len(head) == _LENGTH_BYTES else b""
+    if not data or len(data) != length:  # gone, perhaps in the middle of the message
         raise EOFError
     return pickle.loads(data)
 
@@ -79,7 +81,12 @@ class Service:
 
         contrib.declare()
         try:
-            onnx.checker.check_model(path)
+            try:
+                onnx.checker.check_model(path)
+            except onnx.checker.ValidationError as error:
+                if "hard link" not in str(error):
+                    raise
+                onnx.checker.check_model(_without_files(path))
         except Exception as error:  # it raises its own kind, or protobuf's, or ValueError
             raise ModelError(f"{path}: not valid ONNX: {' '.join(str(error).split())}") from error
 
@@ -123,13 +130,18 @@ class Service:
         return self._signature
 
     def run(self, feed: dict[str, np.ndarray]) -> tuple[list[np.ndarray], float]:
-        """Run the loaded model once; return its outputs and the seconds that it took."""
+        """Run the loaded model once; return its outputs and the seconds that it took.
+
+        An output that the model lists twice is given once, as in its signature.
+        """
         from onnxshrink.runtime.session import run_session
 
         assert self._session is not None
         start = time.perf_counter()
         outputs = run_session(self._session, {**feed, **self._held}, self.label)
-        return outputs, time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        names = (port.name for port in self._session.get_outputs())
+        return list(dict(zip(names, outputs, strict=True)).values()), seconds
 
     def hold(self, arrays: dict[str, np.ndarray]) -> None:
         """Keep arrays here, in place of others, that join the feed of every run of the model."""
@@ -264,6 +276,20 @@ class Service:
         self._beside, self._pairs = None, []
 
 
+def _without_files(path: str) -> onnx.ModelProto:
+    """A model whose external data the checker does not look for: it has read where they are."""
+    import onnx
+
+    from onnxshrink.graph.file.round_trip import tensors
+
+    proto = onnx.load(path, load_external_data=False)
+    for tensor in tensors(proto):
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "#"
+    return proto
+
+
 def memory() -> tuple[int, int]:
     """Resident bytes of this process, and their peak since the last reset.
 
@@ -292,7 +318,10 @@ def _limit_memory(limit: int) -> None:
     with contextlib.suppress(ImportError):  # Windows has no such limit
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        most = resource.getrlimit(resource.RLIMIT_AS)[1]
+        if most != resource.RLIM_INFINITY:
+            limit = min(limit, most)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, most))
 
 
 def main() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from onnxshrink.errors import DataError, ModelError
+from onnxshrink.errors import DataError, ModelError, RecipeError
 from onnxshrink.kernels.metrics import OutputComparison, compare_outputs
 from onnxshrink.runtime.session import DEFAULT_OPTIONS, SessionOptions
 from onnxshrink.runtime.worker import Signature, Worker
@@ -60,9 +61,12 @@ class Comparison:
         """The thresholds that were missed, one line each; empty when all is well."""
         lines = []
         with_tolerance = self.atol is not None or self.rtol is not None
+        asked = with_tolerance or self.max_error is not None or self.min_agreement is not None
         for output in self.outputs:
             name = f"output {output.name!r}"
-            if self.max_error is not None and output.relative_error > self.max_error:
+            if asked and not output.elements:
+                lines.append(f"{name}: is empty on every input: there is nothing to compare")
+            if self.max_error is not None and not output.relative_error <= self.max_error:
                 error = f"{output.relative_error:.3g}"
                 lines.append(f"{name}: relative error {error} is above {self.max_error:g}")
             if with_tolerance and output.outside:
@@ -70,7 +74,7 @@ class Comparison:
                 count = f"{output.outside:,} of {output.elements:,}"
                 lines.append(f"{name}: {count} values differ by more than {limit}")
             least, top1 = self.min_agreement, output.top1
-            if least is not None and top1 is not None and top1 < least:
+            if least is not None and top1 is not None and not top1 >= least:
                 lines.append(f"{name}: top-1 agreement {top1:.4g} is below {least:g}")
         if self.min_agreement is not None and self.top1 is None:
             lines.append("no output has classes: there is no top-1 agreement to ask for")
@@ -118,9 +122,13 @@ def compare(
 
     Raises:
         ModelError: A model does not load or run, or their inputs or outputs differ.
-        DataError: No feeds, or one does not fit.
-        RecipeError: An execution provider is not installed.
+        DataError: No feeds, one does not fit, or there is nothing in any output.
+        RecipeError: An execution provider is not installed, or a threshold is NaN or below zero.
     """
+    asked = {"atol": atol, "rtol": rtol, "min_agreement": min_agreement, "max_error": max_error}
+    for what, limit in asked.items():
+        if limit is not None and not 0 <= limit < math.inf:
+            raise RecipeError(f"{what} takes a finite number of at least 0, not {limit!r}")
     if not feeds:
         raise DataError("there are no inputs to compare the models on")
     with contextlib.ExitStack() as stack:
@@ -139,6 +147,8 @@ def compare(
             atol=atol or 0.0,
             rtol=rtol or 0.0,
         )
+    if not any(output.elements for output in outputs):
+        raise DataError(f"{os.fspath(a)}: every output is empty: there is nothing to compare")
     return Comparison(
         a=os.fspath(a), b=os.fspath(b), feeds=len(references), outputs=outputs,
         options_a=options_a.describe(), options_b=options_b.describe(),
