@@ -6,13 +6,16 @@ Both load, run the passes under their contract, and write the result in one go.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onnxshrink import files
 from onnxshrink.contract import Judge, Level, Progress, Settings
 from onnxshrink.errors import BudgetMissed, RecipeError
+from onnxshrink.files import output
+from onnxshrink.options import dump
 from onnxshrink.pipeline import Pass, Result, run
 from onnxshrink.recipe import Recipe, Storage, find_pass, pass_names
 from onnxshrink.report import Report, size
@@ -47,6 +50,11 @@ class Options:
             runs on the same model and inputs.
         max_opset: The operator set up to which steps may raise the model's.
         progress: Called with what is done, how much of it, and out of how much (0: unknown).
+        data_limit: Bytes that one array of a compressed file of inputs may unpack to; 4 GiB by
+            default.
+        worker: What ``runtime.worker.Worker`` is made with: ``timeout``, ``memory_limit``.
+        reads: Other files that the caller reads for this run: its recipe, say. None is written to.
+        writes: Other files that the caller will write: its report, say.
     """
 
     calibration: Any = None
@@ -57,6 +65,14 @@ class Options:
     calibration_cache: StrPath | None = None
     max_opset: int | None = None
     progress: Progress = field(default=lambda what, done, total: None)
+    data_limit: int | None = None
+    worker: Mapping[str, Any] = field(default_factory=dict)
+    reads: tuple[StrPath, ...] = ()
+    writes: tuple[StrPath, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise RecipeError(f"seed takes a whole number of at least 0, not {self.seed}")
 
 
 def apply_recipe(
@@ -79,9 +95,10 @@ def apply_recipe(
     from onnxshrink.runtime.worker import Worker
 
     options = options or Options()
-    with Worker() as worker:
+    with Worker(**options.worker) as worker:
         worker.start()  # it imports ONNX Runtime while this process reads the model
-        model, settings = _prepare(source, out, options, worker, recipe.storage)
+        reads: list[StrPath] = [*recipe.reads, *_files_of(recipe.steps)]
+        model, settings = _prepare(source, out, options, worker, reads, storage=recipe.storage)
         return _write(run(recipe.steps, model, settings, worker), out, options, recipe.storage)
 
 
@@ -113,15 +130,14 @@ def shrink(
         BudgetMissed: The best result was written, but is too big or strays too far.
         ShrinkError: As for :func:`apply_recipe`.
     """
-    from onnxshrink.graph.file.model import atomic_write
     from onnxshrink.runtime.worker import Worker
     from onnxshrink.search import ladder
 
     options = options or Options()
     goal = goal or ladder.Goal()
-    with Worker() as worker:
+    with Worker(**options.worker) as worker:
         worker.start()
-        model, settings = _prepare(source, out, options, worker)
+        model, settings = _prepare(source, out, options, worker, (), recipe_out)
         first = _cleaning(model)
         misses: list[str] = []
         moved: dict[str, str] = {}
@@ -144,7 +160,7 @@ def shrink(
             "hardly any smaller; --storage packed codes what the weights are, without loss"
         )
     if recipe_out is not None:
-        with atomic_write(Path(recipe_out)) as file:
+        with output(Path(recipe_out)) as file:
             file.write(recipe.to_yaml().encode())
     misses += _too_big(report, max_size, target_ratio)
     if misses:
@@ -180,7 +196,6 @@ def apply_excluding(
         RecipeError: There are no calibration inputs, or nothing is to be checked.
         ShrinkError: As for :func:`apply_recipe`.
     """
-    from onnxshrink.graph.file.model import atomic_write
     from onnxshrink.runtime.worker import Worker
     from onnxshrink.search import exclude, ladder
     from onnxshrink.search.partial_step import Parts
@@ -188,16 +203,16 @@ def apply_excluding(
     options = options or Options()
     if options.calibration is None or options.check == "off":
         raise RecipeError(f"{step.name}: what to leave alone is found on --calibration inputs")
-    with Worker() as worker:
+    with Worker(**options.worker) as worker:
         worker.start()
-        model, settings = _prepare(source, out, options, worker)
+        model, settings = _prepare(source, out, options, worker, _files_of([step]), recipe_out)
         parts = Parts(model, step, settings, worker)
         found = exclude.find_exclusions(parts, goal or ladder.Goal(), options.progress)
         result = run(found.recipe.steps, model, settings, worker)
         result.report.moved = found.moved
         report = _write(result, out, options)
     if recipe_out is not None:
-        with atomic_write(Path(recipe_out)) as file:
+        with output(Path(recipe_out)) as file:
             file.write(found.recipe.to_yaml().encode())
     return report
 
@@ -210,8 +225,9 @@ def load(source: StrPath, options: Options | None = None) -> tuple[Model, list[d
     """
     from onnxshrink.graph.forms import coded_read
 
+    options = options or Options()
     model, _ = coded_read.load(source)
-    return model, _feeds(model, options or Options(), None)
+    return model, _feeds(model, options, None)
 
 
 def bench_pair(source: StrPath, out: StrPath, options: Options) -> dict[str, Any]:
@@ -246,23 +262,37 @@ def _too_big(report: Report, max_size: int | None, target_ratio: float | None) -
     return lines
 
 
+def _files_of(steps: Iterable[Pass]) -> list[Path]:
+    """Whatever options of some passes may name: files that are read."""
+    from onnxshrink.runtime.inputs import source_files
+
+    values = (value for step in steps for value in dump(step).values())
+    return [file for value in values if isinstance(value, str) for file in source_files(value)]
+
+
 def _prepare(
-    source: StrPath, out: StrPath, options: Options, worker: Worker, storage: Storage = "auto"
-) -> tuple[Model, Settings]:
-    """Load the model and its inputs; find out now whether the result could be written."""
+    source: StrPath, out: StrPath, options: Options, worker: Worker,
+    reads: Iterable[StrPath] = (), recipe_out: StrPath | None = None, storage: Storage = "auto",
+) -> tuple[Model, Settings]:  # fmt: skip
+    """Load the model and its inputs; find out now whether the results could be written."""
     from onnxshrink.graph.forms import coded_read
     from onnxshrink.runtime.calibration_cache import CalibrationCache
+    from onnxshrink.runtime.inputs import source_files
+    from onnxshrink.runtime.worker import blamed
 
     model, _ = coded_read.load(source)
     model.max_opset = options.max_opset
-    model.check_output(Path(out))
+    also = (file for file in (recipe_out, options.calibration_cache) if file is not None)
+    inputs: set[StrPath] = {*model.own_files, *source_files(options.calibration)}
+    files.check([*inputs, *options.reads, *reads], [out, *options.writes, *also])
     cache = None
     if options.calibration_cache is not None:
         cache = CalibrationCache(Path(options.calibration_cache))
     feeds: list[dict[str, Any]] = []
     left = 0
     if options.calibration is not None or options.check != "off":
-        feeds, left = _chosen(model, options, worker)
+        with blamed(source):
+            feeds, left = _chosen(model, options, worker)
     return model, Settings(
         check=options.check, feeds=feeds, generated=options.calibration is None,
         seed=options.seed, folder=Path(out).absolute().parent, progress=options.progress,
@@ -282,35 +312,42 @@ def _chosen(
     from onnxshrink.runtime.inputs import choose_inputs
 
     if options.calibration is not None:
-        return choose_inputs(options.calibration, model, limit=_CALIBRATION)
+        return choose_inputs(
+            options.calibration, model, limit=_CALIBRATION, most_bytes=options.data_limit
+        )
     made = generated_inputs(model, _GENERATED, options.seed, shapes=options.shapes, worker=worker)
     return made, 0
 
 
 def _write(result: Result, out: StrPath, options: Options, storage: Storage = "auto") -> Report:
-    report = result.report
-    report.result = str(out)
+    from onnxshrink.graph.file.data_files import data_files
     from onnxshrink.graph.forms import coded, coded_read, packed
 
+    report = result.report
+    report.result = str(out)
     storage = options.storage or storage
     if was := coded_read.names(report.source):
         storage = "coded" if storage == "auto" else storage
         report.warnings.append(f"the input's {len(was)} coded tensors were made plain to work on")
+    link, old = os.path.islink(out), data_files(Path(out))
+    try:
+        if storage == "packed":
+            report.bytes_after = packed.save(result.model, out)
+        elif storage == "coded":
+            report.bytes_after, coding = coded.save(result.model, out)
+            report.warnings += coding.warnings()
+    except BudgetMissed as error:
+        report.warnings.append(f"stored as one plain file: {error}")
+        storage = "auto"
     if storage != "packed" and storage != "coded":
         report.bytes_after = result.model.save(out, storage)
         done = (step.name for step in report.steps if step.status == "done")
         report.warnings += [
-            f"{name}: its codes are small only where they are packed: --storage packed"
+            f"{name}: its codes are small only where they are coded: --storage coded or packed"
             for name in done if name in pass_names() and find_pass(name).for_packing
         ]  # fmt: skip
-        return report
-    try:
-        if storage == "coded":
-            report.bytes_after, coding = coded.save(result.model, out)
-            report.warnings += coding.warnings()
-        else:
-            report.bytes_after = packed.save(result.model, out)
-    except BudgetMissed as error:
-        report.warnings.append(f"stored as one plain file: {error}")
-        report.bytes_after = result.model.save(out)
+    if link:
+        report.warnings.append(f"{out} was a link; it is a file now, and its target is as it was")
+    gone = sorted(file.name for file in old if not file.exists())
+    report.warnings += [f"removed {name}, which the model there had its data in" for name in gone]
     return report

@@ -13,6 +13,7 @@ import dataclasses
 import difflib
 import math
 import operator
+import reprlib
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -23,6 +24,7 @@ from onnxshrink.errors import RecipeError
 
 T = TypeVar("T")
 _META = "onnxshrink"
+_LARGEST = 2**63 - 1  # beyond this no integer of an option means anything
 
 
 def option(
@@ -101,21 +103,33 @@ class Option:
             RecipeError: Names ``where``, the option, and what it takes.
         """
         try:
-            if isinstance(value, str | int):  # YAML knows true and 8
+            if isinstance(value, str) or (isinstance(value, int) and abs(value) <= _LARGEST):
+                # YAML knows true and 8.
                 spelt = str(value).lower() if isinstance(value, bool) else str(value)
                 value = self.spellings.get(spelt, value)
             parsed = _convert(value, self.kind)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise RecipeError(f"{where}: option {self.name!r} {error}") from error
         for bound, wrong, word in (
             (self.ge, operator.lt, "at least"),
             (self.le, operator.gt, "at most"),
         ):
             if bound is not None and parsed is not None and wrong(parsed, bound):
+                said = shown(parsed)
                 raise RecipeError(
-                    f"{where}: option {self.name!r} must be {word} {bound:g}, not {parsed!r}"
+                    f"{where}: option {self.name!r} must be {word} {bound:g}, not {said}"
                 )
         return parsed
+
+
+def shown(value: Any) -> str:
+    """A value for a message: cut short, however much it holds."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother = 2, 60, 60
+    try:
+        return short.repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return "a number of thousands of digits"
 
 
 def _without_none(kind: Any) -> Any:
@@ -136,34 +150,38 @@ def _convert(value: Any, kind: Any) -> Any:
         choices = typing.get_args(kind)
         if isinstance(value, bool):  # YAML has no other way to write "true" and "false"
             value = str(value).lower()
-        if value not in choices:
-            raise ValueError(f"takes one of {', '.join(map(str, choices))}, not {value!r}")
+        if not isinstance(value, str | int) or value not in choices:
+            raise ValueError(f"takes one of {', '.join(map(str, choices))}, not {shown(value)}")
         return value
     if origin is tuple:
         if isinstance(value, str):
             value = [value]
         if not isinstance(value, (list, tuple)):
-            raise ValueError(f"takes a list, not {value!r}")
+            raise ValueError(f"takes a list, not {shown(value)}")
         return tuple(_convert(item, typing.get_args(kind)[0]) for item in value)
     if kind is bool:
         if not isinstance(value, bool):
-            raise ValueError(f"takes true or false, not {value!r}")
+            raise ValueError(f"takes true or false, not {shown(value)}")
         return value
     if kind in (int, float):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ValueError(f"takes a number, not {value!r}")
-        if math.isnan(value):
-            raise ValueError("takes a number, not NaN")
+            raise ValueError(f"takes a number, not {shown(value)}")
+        if isinstance(value, float) and not math.isfinite(
+            value
+        ):  # an option that may be infinite says None instead
+            raise ValueError(f"takes a finite number, not {value!r}")
+        if abs(value) > _LARGEST:
+            raise ValueError(f"takes a number of at most {_LARGEST}, not {shown(value)}")
         if kind is int and isinstance(value, float) and not value.is_integer():
-            raise ValueError(f"takes a whole number, not {value!r}")
+            raise ValueError(f"takes a whole number, not {shown(value)}")
         return kind(value)
     if kind is str:
         if not isinstance(value, str):
-            raise ValueError(f"takes text, not {value!r}")
+            raise ValueError(f"takes text, not {shown(value)}")
         return value
     if origin is Mapping:
         if not isinstance(value, Mapping):
-            raise ValueError(f"takes a mapping, not {value!r}")
+            raise ValueError(f"takes a mapping, not {shown(value)}")
         return dict(value)
     return value
 
@@ -236,14 +254,14 @@ def _named(cls: type[Any], values: Mapping[str, Any], where: str) -> dict[str, A
         if option_ is None:
             names = [o.name for o in options_of(cls)]
             raise RecipeError(
-                f"{where}: unknown option {given!r}{nearest(str(given), by_name)}"
+                f"{where}: unknown option {shown(given)}{nearest(str(given), by_name)}"
                 f" (options: {', '.join(names)})"
             )
         parsed = option_.parse(value, where)
         if found.setdefault(option_.name, parsed) != parsed:
             raise RecipeError(
-                f"{where}: option {option_.name!r} is given twice, as {found[option_.name]!r} "
-                f"and, by {str(given)!r}, as {parsed!r}"
+                f"{where}: option {option_.name!r} is given twice, as "
+                f"{shown(found[option_.name])} and, by {shown(str(given))}, as {shown(parsed)}"
             )
     return found
 

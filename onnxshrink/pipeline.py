@@ -245,7 +245,7 @@ def run(
     settings, steps = settings or Settings(), tuple(steps)
     for pass_ in steps:
         settings = replace(settings, feeds=pass_.inputs(model, settings.feeds))
-    report = Report(source=str(model.path or ""))
+    report = Report(source=model.label if model.path else "")
     report.bytes_before, report.bytes_after = model.stored_bytes(), model.nbytes()
     with contextlib.ExitStack() as stack:
         worker = worker or stack.enter_context(Worker())

@@ -8,13 +8,13 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from onnxshrink import passes
+from onnxshrink import passes, plain_yaml
 from onnxshrink.errors import RecipeError
-from onnxshrink.options import build, dump, nearest
+from onnxshrink.options import build, dump, nearest, shown
 from onnxshrink.pipeline import Pass
 
 VERSION = 1
@@ -84,10 +84,12 @@ class Recipe:
     Attributes:
         steps: The passes.
         storage: How to store the result where the caller does not say.
+        reads: The recipe's own file, and whatever its options may name: no run writes to them.
     """
 
     steps: tuple[Pass, ...]
     storage: Storage = "auto"
+    reads: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     @classmethod
     def parse(cls, text: str, where: str = "recipe") -> Recipe:
@@ -96,32 +98,28 @@ class Recipe:
         Raises:
             RecipeError: Says where, what is wrong, and the nearest name.
         """
-        import yaml
-
-        try:
-            data = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            line = f", line {mark.line + 1}" if mark else ""
-            raise RecipeError(
-                f"{where}{line}: not YAML: {getattr(error, 'problem', error)}"
-            ) from error
+        data = plain_yaml.parse(text, where)
         if not isinstance(data, dict):
             raise RecipeError(f"{where}: a recipe has 'version: {VERSION}' and 'steps:'")
         for key in data:
             if key not in _KEYS:
-                raise RecipeError(f"{where}: unknown key {key!r}{nearest(str(key), _KEYS)}")
+                raise RecipeError(f"{where}: unknown key {shown(key)}{nearest(str(key), _KEYS)}")
         if data.get("version") != VERSION:
-            raise RecipeError(f"{where}: needs 'version: {VERSION}', not {data.get('version')!r}")
+            raise RecipeError(
+                f"{where}: needs 'version: {VERSION}', not {shown(data.get('version'))}"
+            )
         storage = data.get("storage", "auto")
         if storage not in get_args(Storage):
             known = ", ".join(get_args(Storage))
-            raise RecipeError(f"{where}: 'storage' takes one of {known}, not {storage!r}")
+            raise RecipeError(f"{where}: 'storage' takes one of {known}, not {shown(storage)}")
         steps = data.get("steps")
         if not isinstance(steps, list) or not steps:
             raise RecipeError(f"{where}: 'steps' takes a list of passes")
         found = (_step(step, f"{where}: step {at}") for at, step in enumerate(steps, 1))
-        return cls(tuple(found), storage)
+        named = (step.values() for step in steps if isinstance(step, Mapping))
+        options = (each for values in named for each in values if isinstance(each, Mapping))
+        texts = (text for each in options for text in each.values() if isinstance(text, str))
+        return cls(tuple(found), storage, tuple(texts))
 
     @classmethod
     def find(cls, name: str | Path) -> Recipe:
@@ -151,7 +149,8 @@ class Recipe:
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise RecipeError(f"{path}: cannot be read: {reason}") from error
-        return cls.parse(text, str(path))
+        recipe = cls.parse(text, str(path))
+        return replace(recipe, reads=(str(path), *recipe.reads))
 
     def to_yaml(self) -> str:
         """The recipe as YAML; only what differs from the defaults is written."""
@@ -173,9 +172,9 @@ def _step(step: Any, where: str) -> Pass:
     if not isinstance(step, Mapping) or len(step) != 1:
         raise RecipeError(f"{where}: takes the name of a pass, or 'name: {{option: value}}'")
     name, options = next(iter(step.items()))
-    where = f"{where} ({name})"
+    where = f"{where} ({str(name)[:60]})"
     if options is None:
         options = {}
     if not isinstance(options, Mapping):
-        raise RecipeError(f"{where}: takes options such as '{{dtype: int8}}', not {options!r}")
+        raise RecipeError(f"{where}: takes options such as '{{dtype: int8}}', not {shown(options)}")
     return build(find_pass(str(name), where), options, where)

@@ -177,10 +177,13 @@ class Report:
         """A page of its own: the headline, the tables, the warnings."""
         from html import escape
 
+        def plain(text: str) -> str:
+            return escape(printable(text))
+
         def rows(table: Table) -> str:
-            head = "".join(f"<th>{escape(cell)}" for cell in table.columns)
-            body = ("".join(f"<td>{escape(cell)}" for cell in row) for row in table.rows)
-            return f"<table><caption>{escape(table.title)}<tr>{head}" + "".join(
+            head = "".join(f"<th>{plain(cell)}" for cell in table.columns)
+            body = ("".join(f"<td>{plain(cell)}" for cell in row) for row in table.rows)
+            return f"<table><caption>{plain(table.title)}<tr>{head}" + "".join(
                 f"<tr>{cells}" for cells in body
             )
 
@@ -188,11 +191,11 @@ class Report:
             "body{font:15px system-ui;margin:2em}table{border-collapse:collapse;margin:1em 0}"
             "caption{text-align:left;font-weight:600}td,th{border:1px solid #ccc;padding:.3em .6em}"
         )
-        notes = "".join(f"<p><strong>{escape(w)}</strong>" for w in self.warnings + self.missed)
+        notes = "".join(f"<p><strong>{plain(w)}</strong>" for w in self.warnings + self.missed)
         tables = "".join(rows(table) + "</table>" for table in self.tables())
         return (
             f"<!doctype html><meta charset=utf-8><title>onnxshrink</title><style>{style}</style>"
-            f"<h1>{escape(self.headline())}</h1>{notes}{tables}\n"
+            f"<h1>{plain(self.headline())}</h1>{notes}{tables}\n"
         )
 
 
@@ -218,10 +221,20 @@ class Table:
         """A Markdown table."""
 
         def line(cells: Iterable[str]) -> str:
-            return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+            return "| " + " | ".join(printable(c).replace("|", "\\|") for c in cells) + " |"
 
         rule = "|" + "|".join(" --- " for _ in self.columns) + "|"
         return "\n".join([line(self.columns), rule, *map(line, self.rows)])
+
+
+def printable(text: str) -> str:
+    """A text on one line that changes nothing but what is read: names may hold any character.
+
+    Control characters, line ends, marks of direction and halves of surrogate pairs are escaped.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _figure(value: float | None) -> str:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
+from onnxshrink import plain_yaml
 from onnxshrink.errors import RecipeError
-from onnxshrink.options import amended, check, nested, option
+from onnxshrink.options import amended, check, nested, option, shown
 
 if TYPE_CHECKING:
     from onnxshrink.graph.weights.views import WeightView
@@ -78,11 +79,11 @@ class Select:
             object.__setattr__(self, "bits_table", None)
         for pattern, value in self.layers.items():
             if not isinstance(pattern, str):
-                raise RecipeError(f"layers: takes names and patterns, not {pattern!r}")
+                raise RecipeError(f"layers: takes names and patterns, not {shown(pattern)}")
             if value != SKIP and not isinstance(value, Mapping):
                 raise RecipeError(
-                    f"layers: {pattern!r} takes 'skip' or options such as {{dtype: int8}}, "
-                    f"not {value!r}"
+                    f"layers: {shown(pattern)} takes 'skip' or options such as {{dtype: int8}}, "
+                    f"not {shown(value)}"
                 )
 
     def why_not(self, view: WeightView, *, any_role: bool = False) -> str:
@@ -131,16 +132,13 @@ def _read_table(path: str) -> dict[str, Any]:
     Raises:
         RecipeError: The file cannot be read, or is not a mapping of names.
     """
-    import yaml
-
     where = f"bits_table {path}"
     try:
         with open(path, encoding="utf-8") as file:
-            table = yaml.safe_load(file)  # JSON is YAML too
+            text = file.read()
     except (OSError, ValueError) as error:  # ValueError: bytes that are no text
         raise RecipeError(f"{where}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{where}: not YAML or JSON: {error}") from error
+    table = plain_yaml.parse(text, where)  # JSON is YAML too
     if not isinstance(table, dict):
         raise RecipeError(f"{where}: takes names of weights: {{encoder.weight: 4, head: skip}}")
     return {name: _row(value) for name, value in table.items()}

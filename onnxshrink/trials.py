@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxshrink.errors import ModelError, OutputError
+from onnxshrink import files
+from onnxshrink.errors import ModelError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,7 +97,7 @@ def answers(
     with contextlib.ExitStack() as stack:
         path = model.path
         if path is None or not model.untouched:
-            path = Path(stack.enter_context(_scratch(folder)), "model.onnx")
+            path = stack.enter_context(_scratch(folder)) / "model.onnx"
             model.save(path, durable=False)
         try:
             if check:
@@ -113,13 +114,14 @@ def answers(
     return Answers(run.output_names, run.outputs, stacked)
 
 
-def _scratch(folder: Path | None) -> tempfile.TemporaryDirectory[str]:
+@contextlib.contextmanager
+def _scratch(folder: Path | None) -> Iterator[Path]:
     """A folder for a model on trial, beside the result: where there is room for one."""
-    try:
-        return tempfile.TemporaryDirectory(dir=folder, prefix=".onnxshrink-")
-    except OSError as error:
-        place = folder or tempfile.gettempdir()
-        raise OutputError(f"{place}: cannot be written: {error.strerror}") from error
+    place = folder or Path(tempfile.gettempdir())
+    with contextlib.ExitStack() as stack:
+        with files.writing(place):
+            made = stack.enter_context(files.scratch(place))
+        yield made
 
 
 class Reference:

@@ -17,7 +17,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: A room may import those on its own line and above.
 LAYERS = (
     ("errors", "report", "kernels"),
-    ("options", "functions", "graph", "sidecar"),
+    ("files",),
+    ("options", "functions", "plain_yaml", "graph", "sidecar"),
     ("runtime", "target"),
     ("select", "trials", "contract", "fewer_weights", "pipeline"),
     ("channels",),
@@ -57,7 +58,7 @@ OUTSIDE = {
     "onnxruntime": {"runtime"},
     "ml_dtypes": {"graph", "runtime"},  # numpy types of bfloat16; comes with onnx
     "psutil": {"runtime"},
-    "yaml": {"recipe", "cli", "select"},
+    "yaml": {"recipe", "plain_yaml"},
     "click": {"cli"},
     "rich": {"cli"},
 }

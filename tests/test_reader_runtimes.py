@@ -65,7 +65,7 @@ def jobs(tmp_path_factory):
                 for key, value in feeds.items()
             },
         }
-        found[name] = job | ({"base": base} if base else {})
+        found[name] = job | ({"base": packed.pack_path(folder / base).name} if base else {})
         # The same runtime on the plain model must give these very bits.
         shutil.copyfile(plain, folder / f"plain-{name}.onnx")
         found[f"plain {name}"] = {"model": f"plain-{name}.onnx", "feeds": job["feeds"]}
@@ -77,7 +77,7 @@ def jobs(tmp_path_factory):
         result = run([step], Model.load(MODELS / "vision_cnn" / "model.onnx"))
         result.model.save(folder / f"quantized-{dtype}.onnx")
         add(dtype, folder / f"quantized-{dtype}.onnx")
-    add("update", _changed(MODELS / "vision_cnn" / "model.onnx", folder), "vision_cnn.onnx.pack")
+    add("update", _changed(MODELS / "vision_cnn" / "model.onnx", folder), "vision_cnn.onnx")
     (folder / "jobs.json").write_text(json.dumps(list(found.values())), encoding="ascii")
     return list(found), folder, expected
 

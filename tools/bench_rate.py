@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxshrink.graph.forms.packed import stored_bytes
 from onnxshrink.kernels.metrics import compare_outputs
 
 #: The goals that the figures are about, by folder; without any, quantize-rd chooses for itself.
@@ -83,7 +84,7 @@ def measure(folder: Path, scratch: Path) -> None:
         seconds = time.perf_counter() - started
         pack = [*command, "pack", str(small), str(packed)]
         subprocess.run(pack, check=True, stdout=subprocess.DEVNULL)
-        total = packed.stat().st_size + packed.with_name("packed.onnx.pack").stat().st_size
+        total = stored_bytes(packed)
         after = answers(small, feeds)[1]
         rows = compare_outputs(names, before, after)
         cosine = min(row.cosine for row in rows)

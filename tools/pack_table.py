@@ -15,6 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from onnxshrink.graph.forms.packed import stored_bytes
+
 STEPS: dict[str, list[str]] = {
     "plain": [],
     "int8": ["--dtype", "int8"],
@@ -48,7 +50,7 @@ def packed(source: Path, folder: Path) -> int | None:
         return None
     if done.returncode or (done := run("verify", str(small))).returncode:
         raise RuntimeError(f"{source}: {done.stderr.strip()}")
-    return small.stat().st_size + small.with_name("packed.onnx.pack").stat().st_size
+    return stored_bytes(small)
 
 
 def cells(source: Path) -> list[str]:

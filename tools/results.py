@@ -19,6 +19,8 @@ from typing import Any
 
 from model_metrics import metric, run_batches, test_inputs
 
+from onnxshrink.graph.forms import packed as packs
+
 ROOT = Path(__file__).parent.parent
 START, END = "<!-- results -->", "<!-- /results -->"
 HEAD = ("model", "command", "size", "smaller", "metric", "output error", "latency")
@@ -38,7 +40,7 @@ def run(command: tuple[str, ...], folder: Path) -> dict[str, Any]:
             [*base, *command, source, str(small), *options],
             check=True, capture_output=True, text=True,
         ).stdout  # fmt: skip
-        if small.with_name("small.onnx.pack").exists():  # onnxshrink.session opens it as it is
+        if packs.pack_name(small) is not None:  # onnxshrink.session opens it as it is
             packed, small = small, Path(scratch) / "unpacked.onnx"
             subprocess.run(
                 [*base, "unpack", str(packed), str(small)], check=True, capture_output=True

@@ -3,7 +3,8 @@
 A command's module defines ``command`` and is imported when it is run, or when its summary is shown;
 the command of a pass is generated from the pass's options. Modules with _ in front are what
 commands share. Results go to stdout, progress and logs to stderr. Exit codes: 0 fine, 1 a budget or
-comparison missed, 2 usage or recipe, 3 input. Nothing heavy is imported before a command needs it.
+comparison missed, 2 usage or recipe, 3 input, 130 Ctrl-C, 143 SIGTERM. Nothing heavy is imported
+before a command needs it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import click
 
 from onnxshrink import __version__
+from onnxshrink.cli._terminal import PlainFormatter
 from onnxshrink.errors import ShrinkError
 
 
@@ -77,11 +79,17 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Turn an error of ours into one line and its exit code."""
+        from onnxshrink.cli._terminal import say, stoppable
+
         try:
-            return super().invoke(ctx)
+            with stoppable():
+                return super().invoke(ctx)
         except ShrinkError as error:
-            click.echo(f"error: {error}", err=True)
+            say(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
+        except KeyboardInterrupt as error:
+            click.echo("error: stopped", err=True)
+            ctx.exit(getattr(error, "exit_code", 130))
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -95,5 +103,7 @@ def main(verbose: bool) -> None:
     onnxshrink inspect model.onnx small.onnx
     """
     level = logging.INFO if verbose else logging.ERROR
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PlainFormatter())
+    logging.basicConfig(level=level, handlers=[handler])
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)

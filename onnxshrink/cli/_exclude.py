@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from onnxshrink.cli._values import function_files, number
 from onnxshrink.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -30,11 +31,11 @@ def exclude_options(command: F) -> F:
                 "--max-error on the calibration inputs; else likeness and top-1 agreement >= 0.99.",
             ),
             click.option(
-                "--min-agreement", type=float, metavar="SHARE",
+                "--min-agreement", type=number, metavar="SHARE",
                 help="With --auto-exclude: least top-1 agreement, 0 to 1.",
             ),
             click.option(
-                "--max-drop", type=float, metavar="D",
+                "--max-drop", type=number, metavar="D",
                 help="With --auto-exclude: largest drop of --metric, or of top-1 agreement.",
             ),
             click.option(
@@ -79,16 +80,21 @@ class Exclusion:
             raise RecipeError("--metric goes with --max-drop")
         return cls(wanted, goals)
 
+    @property
+    def reads(self) -> list[str]:
+        """The files that they name to be read."""
+        return function_files(self.goals["metric"])
+
     def run(self, step: Pass, source: str, out: str, options: Options) -> Report:
         """Apply the step without the weights that would keep it from the goal."""
         from onnxshrink import api
-        from onnxshrink.functions import load_function
+        from onnxshrink.functions import load_metric
         from onnxshrink.search.ladder import Goal
 
         metric = self.goals["metric"]
         goal = Goal(
             min_agreement=self.goals["min_agreement"], max_drop=self.goals["max_drop"],
-            max_error=step.max_error, metric=load_function(metric) if metric else None,
+            max_error=step.max_error, metric=load_metric(metric) if metric else None,
         )  # fmt: skip
         recipe_out = self.goals["recipe_out"]
         return api.apply_excluding(step, source, out, options, goal=goal, recipe_out=recipe_out)

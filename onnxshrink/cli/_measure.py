@@ -7,7 +7,14 @@ from typing import Any, TypeVar
 
 import click
 
-from onnxshrink.cli._values import shape_option
+from onnxshrink.cli._terminal import warn
+from onnxshrink.cli._values import (
+    SEED,
+    data_limit_option,
+    shape_option,
+    size_option,
+    worker_options,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -20,19 +27,25 @@ def measure_options(command: F) -> F:
                 "--calibration", "--inputs", metavar="DATA", multiple=True,
                 help="Real inputs: .npz, .npy, a folder, or module.py:function. Repeatable.",
             ),
+            data_limit_option,
+            *worker_options,
             click.option(
                 "--shape", multiple=True, metavar="NAME:DIMS", help="Shape of a generated input.",
             ),
-            click.option("--seed", default=0, help="For generated inputs and the order of turns."),
+            click.option(
+                "--seed", default=0, type=SEED, help="For generated inputs and the order of turns.",
+            ),
             click.option(
                 "--provider", default="CPUExecutionProvider",
                 help="Where the models run; in 'compare', where OTHER does.",
             ),
             click.option(
-                "--threads", default=1, help="Threads inside one operator; 0: one for each core.",
+                "--threads", default=1, type=click.IntRange(0, 1024),
+                help="Threads inside one operator; 0: one for each core.",
             ),
             click.option(
-                "--accuracy-level", type=int, help="ONNX Runtime's for MatMulNBits; 0 is exact.",
+                "--accuracy-level", type=click.IntRange(0, 4),
+                help="ONNX Runtime's for MatMulNBits; 0 is exact.",
             ),
             click.option("--json", "as_json", is_flag=True, help="Print JSON."),
         )
@@ -47,17 +60,22 @@ def settings(options: Mapping[str, object]) -> str:
 
 
 def feeds_for(
-    path: str, calibration: Sequence[str], shape: Sequence[str], count: int, seed: int, worker: Any
-) -> list[dict[str, Any]]:
+    path: str, calibration: Sequence[str], shape: Sequence[str], count: int, seed: int,
+    worker: Any, data_limit: str | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Real inputs for a model where there are some, else generated ones with a warning."""
     from onnxshrink.graph.file.model import Model
     from onnxshrink.runtime.generate import generated_inputs
     from onnxshrink.runtime.inputs import load_inputs
+    from onnxshrink.runtime.worker import blamed
 
     worker.start()
     model = Model.load(path)
     if calibration:
         sources = calibration[0] if len(calibration) == 1 else list(calibration)
-        return load_inputs(sources, model, limit=count)
-    click.secho("warning: inputs are generated; pass --calibration", err=True, fg="yellow")
-    return generated_inputs(model, 4, seed, shapes=dict(map(shape_option, shape)), worker=worker)
+        most = size_option(data_limit, "--data-limit") if data_limit else None
+        return load_inputs(sources, model, limit=count, most_bytes=most)
+    warn("inputs are generated; pass --calibration")
+    shapes = dict(map(shape_option, shape))
+    with blamed(path):
+        return generated_inputs(model, 4, seed, shapes=shapes, worker=worker)

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
+from pathlib import Path
 
 import click
 
-base_option = click.option("--base", metavar="PACK", help="The pack that this one updates.")
+from onnxshrink.cli._terminal import say, warn
+
+base_option = click.option(
+    "--base", metavar="OLD", help="The pack, or packed model, that this one updates."
+)
 limit_option = click.option(
     "--limit", metavar="SIZE", help="Refuse to unpack more  [default: 16GiB]"
 )
+
+
+@contextlib.contextmanager
+def removal_said(out: str) -> Iterator[None]:
+    """Say which data of the model that was there are gone, once another model is."""
+    from onnxshrink.graph.file.data_files import data_files
+
+    old = data_files(Path(out))
+    yield
+    for file in sorted(old):
+        if not file.exists():
+            said = f"removed {file.name}, which the model there had its data in"
+            warn(said)
 
 
 def say_sizes(out: str, before: int, after: int, as_json: bool) -> None:
@@ -20,4 +40,4 @@ def say_sizes(out: str, before: int, after: int, as_json: bool) -> None:
         click.echo(json.dumps({"result": out, "bytes_before": before, "bytes_after": after}))
     else:
         ratio = f", {times(before, after)} smaller" if after < before else ""
-        click.echo(f"{out}: {size(before)} -> {size(after)}{ratio}")
+        say(f"{out}: {size(before)} -> {size(after)}{ratio}")

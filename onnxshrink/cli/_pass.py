@@ -13,7 +13,6 @@ import click
 from onnxshrink.cli._exclude import Exclusion, exclude_options
 from onnxshrink.cli._run import Run, run_options
 from onnxshrink.cli._terminal import progress_bar, show
-from onnxshrink.errors import RecipeError
 
 if TYPE_CHECKING:
     from onnxshrink.options import Option
@@ -102,7 +101,8 @@ def pass_command(name: str) -> click.Command:
         from onnxshrink.recipe import Recipe
 
         with progress_bar() as progress:
-            options = run.options(progress)
+            named = [text for text in values.values() if isinstance(text, str)]
+            options = run.options(progress, [*named, *exclusion.reads])
             if exclusion.wanted:
                 report = exclusion.run(step, run.source, run.out, options)
             else:
@@ -123,8 +123,10 @@ def pass_command(name: str) -> click.Command:
 def _look(step: Any, asked: dict[str, Any], run: Run) -> None:
     """Print what a pass would do, or how it sees a part of the model; nothing is written."""
     from onnxshrink import api
+    from onnxshrink.report import printable
+    from onnxshrink.runtime.worker import blamed
 
-    with progress_bar() as progress:
+    with progress_bar() as progress, blamed(run.source):
         options = run.options(progress)
         model, feeds = api.load(run.source, options)
         if what := asked.get("explain"):
@@ -139,7 +141,7 @@ def _look(step: Any, asked: dict[str, Any], run: Run) -> None:
     else:
         for table in tables:
             if table.rows and not sys.stdout.isatty():
-                click.echo(f"## {table.title}\n")
+                click.echo(f"## {printable(table.title)}\n")
             show(table)
     if empty and run.strict:
         click.echo("error: nothing would be changed", err=True)
@@ -148,15 +150,10 @@ def _look(step: Any, asked: dict[str, Any], run: Run) -> None:
 
 def _build(kind: type[Pass], given: dict[str, Any]) -> Pass:
     """A pass from the values of its command; mappings are written in YAML there."""
-    import yaml
-
+    from onnxshrink import plain_yaml
     from onnxshrink.options import build, options_of
 
     for option in options_of(kind):
         if isinstance(option.default, dict) and isinstance(given.get(option.name), str):
-            where = f"--{option.name}"
-            try:
-                given[option.name] = yaml.safe_load(given[option.name])
-            except yaml.YAMLError as error:
-                raise RecipeError(f"{where}: not YAML: {given[option.name]!r}") from error
+            given[option.name] = plain_yaml.parse(given[option.name], f"--{option.name}")
     return build(kind, given, kind.name)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from onnxshrink.cli._terminal import show
-from onnxshrink.cli._values import shape_option
+from onnxshrink.cli._terminal import say, show, warn
+from onnxshrink.cli._values import (
+    SEED,
+    data_limit_option,
+    shape_option,
+    size_option,
+    worker_limits,
+    worker_options,
+)
 from onnxshrink.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -34,6 +41,8 @@ def run_options(command: F) -> F:
                 "--calibration", metavar="DATA", multiple=True,
                 help="Real inputs: .npz, .npy, a folder, or module.py:function. Repeatable.",
             ),
+            data_limit_option,
+            *worker_options,
             click.option(
                 "--calibration-cache", metavar="FILE",
                 help="Keep what calibration finds, for later runs on the same model and inputs.",
@@ -46,7 +55,7 @@ def run_options(command: F) -> F:
                 "--shape", multiple=True, metavar="NAME:DIMS",
                 help="Shape of a generated input, as in x:1,3,224,224. Repeatable.",
             ),
-            click.option("--seed", default=0, help="For everything that is random."),
+            click.option("--seed", default=0, type=SEED, help="For everything that is random."),
             click.option(
                 "--storage", type=click.Choice(["auto", "single", "external", "packed", "coded"]),
                 help="One file, external data, external above 2 GB only (auto), a packed "
@@ -97,16 +106,28 @@ class Run:
         self.strict: bool = values.pop("strict")
         self.calibration = list(values.pop("calibration")) or None
         self.shapes = dict(map(shape_option, values.pop("shape")))
+        limit = values.pop("data_limit")
+        self.data_limit = size_option(limit, "--data-limit") if limit else None
+        self.worker = worker_limits(values.pop("timeout"), values.pop("memory_limit"))
         self.rest = {name: values.pop(name) for name in _KEPT}
 
-    def options(self, progress: Callable[[str, int, int], None]) -> Options:
-        """How to run, for ``onnxshrink.api``."""
+    def options(
+        self, progress: Callable[[str, int, int], None], reads: Iterable[str] = ()
+    ) -> Options:
+        """How to run, for ``onnxshrink.api``.
+
+        Args:
+            progress: What to tell of the progress.
+            reads: Whatever else the command line names that may be a file.
+        """
         from onnxshrink.api import Options
 
         calibration = self.calibration
         return Options(
             calibration=calibration[0] if calibration and len(calibration) == 1 else calibration,
-            shapes=self.shapes, progress=progress, **self.rest,
+            data_limit=self.data_limit, worker=self.worker,
+            shapes=self.shapes, progress=progress, reads=tuple(reads),
+            writes=() if self.report_file is None else (self.report_file,), **self.rest,
         )  # fmt: skip
 
     def finish(self, report: Report) -> None:
@@ -119,10 +140,10 @@ class Run:
             for table in report.tables():
                 show(table)
             for name, rung in report.moved.items():
-                click.echo(f"kept at {rung}: {name}")
+                say(f"kept at {rung}: {name}")
             for warning in report.warnings:
-                click.secho(f"warning: {warning}", err=True, fg="yellow", bold=True)
-            click.echo(report.headline())
+                warn(warning)
+            say(report.headline())
         if self.strict and not report.changed:
             click.echo("error: nothing was changed", err=True)
             sys.exit(1)
@@ -138,13 +159,11 @@ def _report_file(text: str) -> Path:
     path = Path(text)
     if path.suffix not in _VIEWS:
         raise RecipeError(f"--report {path}: takes a .json, .md or .html file")
-    if not path.absolute().parent.is_dir():
-        raise RecipeError(f"--report {path}: there is no folder {path.parent}")
     return path
 
 
 def _write_report(report: Report, path: Path) -> None:
-    from onnxshrink.graph.file.model import atomic_write
+    from onnxshrink.files import output
 
-    with atomic_write(path) as file:
+    with output(path) as file:
         file.write(getattr(report, _VIEWS[path.suffix])().encode())

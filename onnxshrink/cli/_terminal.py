@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -39,6 +42,54 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
         yield update
 
 
+class Terminated(KeyboardInterrupt):
+    """Somebody asked this process to end: it does as after Ctrl-C, and cleans up."""
+
+    exit_code = 143
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Let SIGTERM unwind what runs in this block, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print one line; what names in it would do to a terminal is shown, not done."""
+    from onnxshrink.report import printable
+
+    click.echo(printable(text), err=err)
+
+
+def warn(text: str) -> None:
+    """Print a warning to stderr."""
+    from onnxshrink.report import printable
+
+    click.secho(f"warning: {printable(text)}", err=True, fg="yellow", bold=True)
+
+
+class PlainFormatter(logging.Formatter):
+    """Log records as one line each."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message; a traceback below it keeps its lines."""
+        from onnxshrink.report import printable
+
+        message = printable(record.getMessage())
+        return f"{message}\n{self.formatException(record.exc_info)}" if record.exc_info else message
+
+
 def show(table: Table) -> None:
     """Print a table: drawn for a terminal, in Markdown for a pipe."""
     if not table.rows:
@@ -48,11 +99,17 @@ def show(table: Table) -> None:
         return
     from rich.console import Console
     from rich.table import Table as Drawn
+    from rich.text import Text
 
-    drawn = Drawn(title=table.title, title_justify="left")
+    from onnxshrink.report import printable
+
+    def plain(text: str) -> Text:  # rich takes '[/x]' in a str for its markup
+        return Text(printable(text))
+
+    drawn = Drawn(title=plain(table.title), title_justify="left")
     for index, column in enumerate(table.columns):
         numeric = all(row[index][:1].isdigit() or not row[index] for row in table.rows)
-        drawn.add_column(column, justify="right" if numeric else "left")
+        drawn.add_column(plain(column), justify="right" if numeric else "left")
     for row in table.rows:
-        drawn.add_row(*row)
+        drawn.add_row(*map(plain, row))
     Console().print(drawn)

@@ -2,7 +2,51 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import click
+
 from onnxshrink.errors import RecipeError
+
+_MOST_ELEMENTS = 2**31
+_DIGITS = 18
+
+
+def number(text: str) -> float:
+    """A finite number of at least zero.
+
+    Raises:
+        BadParameter: It is no number, NaN, infinite or negative.
+    """
+    try:
+        found = float(text)
+    except (ValueError, OverflowError):
+        found = math.nan
+    if not 0 <= found < math.inf:
+        raise click.BadParameter(f"{text[:60]!r} is not a finite number of at least 0")
+    return found
+
+
+data_limit_option = click.option(
+    "--data-limit", metavar="SIZE",
+    help="Refuse an array of an .npz that unpacks to more  [default: 4GiB]",
+)  # fmt: skip
+#: Of the process that runs models.
+worker_options = (
+    click.option(
+        "--timeout", type=number, metavar="SECONDS",
+        help="Let a load or a run take no longer; 0: for ever  [default: 1800]",
+    ),
+    click.option(
+        "--memory-limit", metavar="SIZE",
+        help="Address space for models that run  [default: the machine's memory and 16GiB]",
+    ),
+)  # fmt: skip
+#: How many inputs to use: at least one.
+COUNT = click.IntRange(1, 2**31 - 1)
+#: Of generators of random numbers.
+SEED = click.IntRange(0, 2**63 - 1)
 
 
 def shape_option(text: str) -> tuple[str, tuple[int, ...]]:
@@ -15,7 +59,27 @@ def shape_option(text: str) -> tuple[str, tuple[int, ...]]:
     sizes = dims.split(",")
     if not name or not all(size.strip().isdecimal() for size in sizes):
         raise RecipeError(f"--shape takes NAME:1,3,224,224, not {text!r}")
-    return name, tuple(map(int, sizes))
+    if any(len(size.strip()) > _DIGITS for size in sizes):
+        raise RecipeError(f"--shape {name}: a size has more than {_DIGITS} digits")
+    shape = tuple(map(int, sizes))
+    if math.prod(shape) > _MOST_ELEMENTS:
+        raise RecipeError(f"--shape {name}: asks for {math.prod(shape):,} numbers")
+    return name, shape
+
+
+def function_files(text: str | None) -> list[str]:
+    """The file that ``FILE.py:FUNCTION`` names, if it is given."""
+    return [] if text is None else [text.rpartition(":")[0]]
+
+
+def worker_limits(timeout: float | None, memory_limit: str | None) -> dict[str, Any]:
+    """What ``Worker`` is told of these options: nothing where its defaults hold."""
+    limits: dict[str, Any] = {}
+    if timeout is not None:
+        limits["timeout"] = timeout or None
+    if memory_limit is not None:
+        limits["memory_limit"] = size_option(memory_limit, "--memory-limit")
+    return limits
 
 
 def size_option(text: str, option: str) -> int:
@@ -29,6 +93,9 @@ def size_option(text: str, option: str) -> int:
     number = text.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ")
     unit = text[len(number) :].strip().lower()
     try:
-        return int(float(number) * units[unit])
-    except (KeyError, ValueError) as error:
-        raise RecipeError(f"{option} takes a size such as 5MB, not {text!r}") from error
+        size = int(float(number) * units[unit])
+        if size <= 0:
+            raise ValueError
+        return size
+    except (KeyError, ValueError, OverflowError) as error:
+        raise RecipeError(f"{option} takes a size such as 5MB, not {text[:60]!r}") from error

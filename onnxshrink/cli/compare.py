@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from onnxshrink.cli._measure import feeds_for, measure_options, settings
-from onnxshrink.cli._terminal import show
+from onnxshrink.cli._terminal import say, show
+from onnxshrink.cli._values import COUNT, number, worker_limits
 from onnxshrink.errors import BudgetMissed
 
 
@@ -17,14 +18,15 @@ from onnxshrink.errors import BudgetMissed
 @click.argument("a", metavar="REFERENCE")
 @click.argument("b", metavar="OTHER")
 @measure_options
-@click.option("--count", default=64, help="Use at most this many inputs.")
-@click.option("--atol", type=float, help="Absolute difference allowed for every value.")
-@click.option("--rtol", type=float, help="Relative difference allowed for every value.")
-@click.option("--min-agreement", type=float, help="Least top-1 agreement, 0 to 1.")
-@click.option("--max-error", type=float, help="Largest relative L2 error of an output.")
+@click.option("--count", default=64, type=COUNT, help="Use at most this many inputs.")
+@click.option("--atol", type=number, help="Absolute difference allowed for every value.")
+@click.option("--rtol", type=number, help="Relative difference allowed for every value.")
+@click.option("--min-agreement", type=number, help="Least top-1 agreement, 0 to 1.")
+@click.option("--max-error", type=number, help="Largest relative L2 error of an output.")
 def command(
     a: str, b: str, calibration: tuple[str, ...], shape: tuple[str, ...], count: int, seed: int,
-    provider: str, threads: int, accuracy_level: int | None, as_json: bool, **thresholds: Any,
+    provider: str, threads: int, accuracy_level: int | None, as_json: bool, data_limit: str | None,
+    timeout: float | None, memory_limit: str | None, **thresholds: Any,
 ) -> None:  # fmt: skip
     """Compare the outputs of two models on the same inputs.
 
@@ -37,8 +39,8 @@ def command(
     from onnxshrink.runtime.worker import Worker
 
     reference = SessionOptions(threads=threads, accuracy_level=accuracy_level)
-    with Worker() as worker:
-        feeds = feeds_for(a, calibration, shape, count, seed, worker)
+    with Worker(**worker_limits(timeout, memory_limit)) as worker:
+        feeds = feeds_for(a, calibration, shape, count, seed, worker, data_limit)
         found = run_compare(
             a, b, feeds, worker=worker, options_a=reference,
             options_b=replace(reference, provider=provider), **thresholds,
@@ -58,6 +60,6 @@ def command(
                 "-" if row.kl is None else f"{row.kl:.3g}",
             )  # fmt: skip
         show(table)
-        click.echo(f"{found.feeds} inputs; {settings(found.options_b)}")
+        say(f"{found.feeds} inputs; {settings(found.options_b)}")
     if found.missed:
         raise BudgetMissed("; ".join(found.missed))

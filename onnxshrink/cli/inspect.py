@@ -29,17 +29,22 @@ def command(
     from onnxshrink.graph.inspect import statistics as look
     from onnxshrink.graph.inspect.coded_file import inspect_file
     from onnxshrink.graph.inspect.packs import PackInspection, inspect_pack
+    from onnxshrink.runtime.worker import blamed
 
     shapes = dict(map(shape_option, shape))
+    found: list[look.Inspection | PackInspection] = []
+    for path in models:
+        # Nobody has checked what is walked here: a walk that fails asks the checker.
+        with blamed(path):
+            if layer is not None:
+                for table in look.layer_table(coded_read.load(path)[0], layer):
+                    show(table)
+            elif pack_name(Path(path)) is None:
+                found.append(inspect_file(path, shapes))
+            else:
+                found.append(inspect_pack(path))
     if layer is not None:
-        for path in models:
-            for table in look.layer_table(coded_read.load(path)[0], layer):
-                show(table)
         return
-    found: list[look.Inspection | PackInspection] = [
-        inspect_file(path, shapes) if pack_name(Path(path)) is None else inspect_pack(path)
-        for path in models
-    ]
     if as_json:
         data = [inspection.to_dict() for inspection in found]
         click.echo(json.dumps(data if len(data) > 1 else data[0], indent=1, default=str))

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from onnxshrink.cli._packed import say_sizes
+from onnxshrink.cli._packed import removal_said, say_sizes
 
 
 @click.command()
@@ -19,7 +19,9 @@ from onnxshrink.cli._packed import say_sizes
     default="sidecar",
     help="A sidecar for readers of packs, or one plain .onnx that every runtime opens.",
 )
-@click.option("--base", metavar="OLD.pack", help="Store only what this pack does not hold.")
+@click.option(
+    "--base", metavar="OLD", help="A pack, or a packed model: store only what it does not hold."
+)
 @click.option(
     "--with-reader", type=click.Choice(["c", "js"]), multiple=True,
     help="Write the reader for C99 or JavaScript beside OUT. Repeatable.",
@@ -37,18 +39,23 @@ def command(
     onnxshrink pack small.onnx packed.onnx --with-reader js
     onnxshrink pack small.onnx coded.onnx --form graph
     """
+    from onnxshrink import files
     from onnxshrink.graph.forms import coded, coded_read, packed
 
     if form == "graph" and (base is not None or with_reader):
         raise click.UsageError("--base and --with-reader are for --form sidecar")
     model, _ = coded_read.load(source)
     before = model.stored_bytes()
+    readers = [packed.reader_path(kind, Path(out).parent) for kind in with_reader]
+    bases = [] if base is None else [Path(base), packed.base_path(base)]
+    files.check([*model.own_files, *bases], [Path(out), *readers])
     if form == "graph":
         after, coding = coded.save(model, out)
         for line in coding.warnings():
             click.echo(line, err=True)
     else:
-        after = packed.save(model, out, base=base)
+        with removal_said(out):
+            after = packed.save(model, out, base=base)
     for kind in with_reader:
         packed.write_reader(kind, Path(out).parent)
     say_sizes(out, before, after, as_json)

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from onnxshrink.cli._measure import feeds_for
-from onnxshrink.cli._terminal import progress_bar, show
+from onnxshrink.cli._terminal import progress_bar, say, show
+from onnxshrink.cli._values import COUNT, SEED, data_limit_option, worker_limits, worker_options
 from onnxshrink.errors import RecipeError
 
 
@@ -23,9 +24,14 @@ from onnxshrink.errors import RecipeError
     "--calibration", "--inputs", metavar="DATA", multiple=True,
     help="Real inputs: .npz, .npy, a folder, or module.py:function. Repeatable.",
 )  # fmt: skip
+@data_limit_option
+@worker_options[0]
+@worker_options[1]
 @click.option("--shape", multiple=True, metavar="NAME:DIMS", help="Shape of a generated input.")
-@click.option("--count", default=16, show_default=True, help="Use at most this many inputs.")
-@click.option("--seed", default=0, help="For everything that is random.")
+@click.option(
+    "--count", default=16, type=COUNT, show_default=True, help="Use at most this many inputs."
+)
+@click.option("--seed", default=0, type=SEED, help="For everything that is random.")
 @click.option("--by", type=click.Choice(["weight", "node"]), default="weight",
               help="Measure every weight, or all of one operator as one.")  # fmt: skip
 @click.option("--plot", metavar="FILE.svg", help="Draw it.")
@@ -33,50 +39,53 @@ from onnxshrink.errors import RecipeError
 def command(
     model: str, step: str, given: tuple[str, ...], calibration: tuple[str, ...],
     shape: tuple[str, ...], count: int, seed: int, by: Any, plot: str | None, as_json: bool,
+    data_limit: str | None, timeout: float | None, memory_limit: str | None,
 ) -> None:  # fmt: skip
     """Measure what a step does to the outputs, weight by weight, alone and with others.
 
     \b
     onnxshrink sensitivity model.onnx --set dtype=int4 --calibration inputs.npz --plot layers.svg
     """
-    if plot is not None and not (plot.endswith(".svg") and Path(plot).absolute().parent.is_dir()):
-        raise RecipeError(f"--plot {plot}: takes an .svg file in a folder that exists")
+    if plot is not None and not plot.endswith(".svg"):
+        raise RecipeError(f"--plot {plot}: takes an .svg file")
+    from onnxshrink import files
     from onnxshrink.contract import Settings
-    from onnxshrink.graph.file.model import Model, atomic_write
+    from onnxshrink.graph.file.model import Model
     from onnxshrink.options import build
     from onnxshrink.recipe import find_pass
+    from onnxshrink.runtime.inputs import source_files
     from onnxshrink.runtime.worker import Worker
     from onnxshrink.search import sensitivity
     from onnxshrink.search.partial_step import Parts
 
+    loaded = Model.load(model)
+    if plot is not None:
+        files.check([*loaded.own_files, *source_files(calibration)], [plot])
     pass_ = build(find_pass(step, "--step"), _options(given), step)
-    with Worker() as worker, progress_bar() as progress:
-        feeds = feeds_for(model, calibration, shape, count, seed, worker)
+    with Worker(**worker_limits(timeout, memory_limit)) as worker, progress_bar() as progress:
+        feeds = feeds_for(model, calibration, shape, count, seed, worker, data_limit)
         settings = Settings(feeds=feeds, generated=not calibration, seed=seed, progress=progress)
-        parts = Parts(Model.load(model), pass_, settings, worker)
+        parts = Parts(loaded, pass_, settings, worker)
         found = sensitivity.measure(parts, by, progress)
     if plot is not None:
-        with atomic_write(Path(plot)) as file:
+        with files.output(Path(plot)) as file:
             file.write(found.to_svg().encode())
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=1))
     elif found.parts:
         show(found.table())
     else:
-        click.echo(f"{step} changes nothing in {model}")
+        say(f"{step} changes nothing in {model}")
 
 
 def _options(given: tuple[str, ...]) -> dict[str, Any]:
     """Options as they are written in a recipe."""
-    import yaml
+    from onnxshrink import plain_yaml
 
     options = {}
     for text in given:
         name, equals, value = text.partition("=")
-        try:
-            options[name] = yaml.safe_load(value) if equals else None
-        except yaml.YAMLError as error:
-            raise RecipeError(f"--set {text}: not YAML") from error
         if not equals or not name:
             raise RecipeError(f"--set takes OPTION=VALUE, not {text!r}")
+        options[name] = plain_yaml.parse(value, f"--set {name}")
     return options

@@ -8,23 +8,25 @@ import click
 
 from onnxshrink.cli._run import Run, run_options
 from onnxshrink.cli._terminal import progress_bar
-from onnxshrink.cli._values import size_option
+from onnxshrink.cli._values import function_files, number, size_option
 from onnxshrink.errors import BudgetMissed
 
 
 @click.command()
 @run_options
-@click.option("--min-agreement", type=float, metavar="SHARE", help="Least top-1 agreement, 0 to 1.")
-@click.option("--max-error", type=float, metavar="E", help="Largest relative error of an output.")
 @click.option(
-    "--max-drop", type=float, metavar="D", help="Largest drop of --metric, or of top-1 agreement."
+    "--min-agreement", type=number, metavar="SHARE", help="Least top-1 agreement, 0 to 1."
+)
+@click.option("--max-error", type=number, metavar="E", help="Largest relative error of an output.")
+@click.option(
+    "--max-drop", type=number, metavar="D", help="Largest drop of --metric, or of top-1 agreement."
 )
 @click.option(
     "--metric", metavar="FILE.py:FUNCTION",
     help="Called with the outputs of every calibration input; gives a number, higher is better.",
 )  # fmt: skip
 @click.option("--max-size", metavar="SIZE", help="Largest result, as in 5MB or 800kB.")
-@click.option("--target-ratio", type=float, metavar="X", help="At least this many times smaller.")
+@click.option("--target-ratio", type=number, metavar="X", help="At least this many times smaller.")
 @click.option("--recipe-out", metavar="FILE", help="Write the recipe found, for 'apply'.")
 @click.option("--bench/--no-bench", "with_bench", default=True, help="Measure latency at the end.")
 def command(**values: Any) -> None:
@@ -38,13 +40,13 @@ def command(**values: Any) -> None:
     target_ratio, recipe_out = values.pop("target_ratio"), values.pop("recipe_out")
     with_bench = values.pop("with_bench")
     from onnxshrink import api
-    from onnxshrink.functions import load_function
+    from onnxshrink.functions import load_metric
     from onnxshrink.search.ladder import Goal
 
-    goal = Goal(metric=load_function(metric) if metric else None, **values)
+    goal = Goal(metric=load_metric(metric) if metric else None, **values)
     missed: BudgetMissed | None = None
     with progress_bar() as progress:
-        options = run.options(progress)
+        options = run.options(progress, function_files(metric))
         try:
             report = api.shrink(
                 run.source, run.out, options, goal=goal, target_ratio=target_ratio,

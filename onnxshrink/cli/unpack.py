@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from onnxshrink.cli._packed import base_option, limit_option, say_sizes
+from onnxshrink.cli._packed import base_option, limit_option, removal_said, say_sizes
 from onnxshrink.cli._values import size_option
 
 
@@ -36,5 +36,6 @@ def command(
         say_sizes(out, before, model.save(out, storage), as_json)
         return
     most = size_option(limit, "--limit") if limit else None
-    after = packed.unpack(source, out, storage, base=base, limit=most)
+    with removal_said(out):
+        after = packed.unpack(source, out, storage, base=base, limit=most)
     say_sizes(out, packed.stored_bytes(source), after, as_json)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from onnxshrink.cli._packed import base_option, limit_option
+from onnxshrink.cli._terminal import say
 from onnxshrink.cli._values import size_option
 
 
@@ -26,4 +27,4 @@ def command(source: str, base: str | None, limit: str | None) -> None:
     most = size_option(limit, "--limit") if limit else None
     with packed.open_pack(source, base=base, limit=most) as opened:
         opened.verify()
-        click.echo(f"{opened.path}: {len(opened)} tensors, every checksum is right")
+        say(f"{opened.path}: {len(opened)} tensors, every checksum is right")

@@ -45,7 +45,8 @@ BITS: dict[Dtype | Literal["int16"], int] = {
 #: Fractions of the full range tried by ``clip="mse"``.
 _CLIPS = np.linspace(1.0, 0.4, 25, dtype=np.float32)
 _CHUNK = 2**18  # elements at a time: what fits the cache of a core
-_LARGEST = 2.0**127
+#: No weight beyond this has a scale that float32 holds.
+LARGEST = 2.0**127
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ def _quantize(
     lowest, highest = values.min(axes, keepdims=True), values.max(axes, keepdims=True)
     if not (np.isfinite(lowest).all() and np.isfinite(highest).all()):
         raise ValueError("holds NaN or infinity")
-    if max(-lowest.min(), highest.max()) > _LARGEST:
+    if max(-lowest.min(), highest.max()) > LARGEST:
         raise ValueError("holds values so large that rounding them may overflow")
     symmetric = symmetric or is_float(dtype)
     scale, zero = _parameters(lowest, highest, dtype, symmetric, short_scale)

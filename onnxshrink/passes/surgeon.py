@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxshrink.errors import RecipeError, ShrinkError
+from onnxshrink.errors import RecipeError
+from onnxshrink.functions import user_code
 from onnxshrink.options import nearest, option
 from onnxshrink.pipeline import Context, Pass
 
@@ -70,10 +71,8 @@ def _load(place: str) -> Callable[[Any], Any]:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up there
-    try:
+    with user_code(file):
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise ShrinkError(f"{file} raised {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value)]

@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -82,6 +83,7 @@ def bench(
     *,
     within: float | None = None,
     seed: int = 0,
+    limits: Mapping[str, Any] | None = None,
 ) -> BenchResult:
     """Measure models, each in a process of its own, taking turns.
 
@@ -95,6 +97,7 @@ def bench(
         rounds: How often to time each.
         within: Go on, up to eight times as often, until no interval of a ratio is wider than this.
         seed: Decides the order within rounds.
+        limits: What each ``Worker`` is made with: ``timeout``, ``memory_limit``.
 
     Raises:
         RecipeError: Too few rounds, or the execution provider is not installed.
@@ -106,7 +109,7 @@ def bench(
     if not feeds:
         raise DataError("there are no inputs to run the models on")
     with contextlib.ExitStack() as stack:
-        workers = [stack.enter_context(Worker()) for _ in paths]
+        workers = [stack.enter_context(Worker(**limits or {})) for _ in paths]
         for worker in workers:
             worker.start()
         costs = [

@@ -119,29 +119,26 @@ class CalibrationCache:
         Raises:
             OutputError: The file cannot be written.
         """
-        from onnxshrink.graph.file.model import atomic_write
+        from onnxshrink.files import output
 
         kept = {key: e for key, e in self._entries.items() if key in self._used - set(found)}
         entries = dict(kept)
-        try:
-            with (
-                atomic_write(self._path) as out,
-                zipfile.ZipFile(out, "w") as file,
-                zipfile.ZipFile(self._path) if kept else contextlib.nullcontext() as old,
-            ):
-                for entry in kept.values():
-                    if old is not None and entry.member:
-                        with old.open(entry.member) as source, file.open(entry.member, "w") as sink:
-                            shutil.copyfileobj(source, sink)
-                for key, what in found.items():
-                    refused = what if isinstance(what, str) else ""
-                    entries[key] = Entry(refused, "" if refused else f"{key}.npz")
-                    if isinstance(what, Path):
-                        file.write(what, entries[key].member)
-                index = {key: vars(entry) for key, entry in sorted(entries.items())}
-                file.writestr(_INDEX, json.dumps({"format": _FORMAT, "entries": index}))
-        except OSError as error:
-            raise OutputError(f"{self._path}: cannot be written: {error.strerror}") from error
+        with (
+            output(self._path) as out,
+            zipfile.ZipFile(out, "w") as file,
+            zipfile.ZipFile(self._path) if kept else contextlib.nullcontext() as old,
+        ):
+            for entry in kept.values():
+                if old is not None and entry.member:
+                    with old.open(entry.member) as source, file.open(entry.member, "w") as sink:
+                        shutil.copyfileobj(source, sink)
+            for key, what in found.items():
+                refused = what if isinstance(what, str) else ""
+                entries[key] = Entry(refused, "" if refused else f"{key}.npz")
+                if isinstance(what, Path):
+                    file.write(what, entries[key].member)
+            index = {key: vars(entry) for key, entry in sorted(entries.items())}
+            file.writestr(_INDEX, json.dumps({"format": _FORMAT, "entries": index}))
         self._entries = entries
         self._used |= set(found)
 

@@ -48,8 +48,9 @@ def receive(pipe: IO[bytes]) -> Any:
         EOFError: The other end is gone.
     """
     head = pipe.read(_LENGTH_BYTES)
-    data = pipe.read(int.from_bytes(head, "little")) if len(head) == _LENGTH_BYTES else b""
-    if not data:
+    length = int.from_bytes(head, "little")
+    data = pipe.read(length) if len(head) == _LENGTH_BYTES else b""
+    if not data or len(data) != length:  # gone, perhaps in the middle of the message
         raise EOFError
     return pickle.loads(data)
 
@@ -131,13 +132,18 @@ class Service:
         return self._signature
 
     def run(self, feed: dict[str, np.ndarray]) -> tuple[list[np.ndarray], float]:
-        """Run the loaded model once; return its outputs and the seconds that it took."""
+        """Run the loaded model once; return its outputs and the seconds that it took.
+
+        An output that the model lists twice is given once, as in its signature.
+        """
         from onnxshrink.runtime.session import run_session
 
         assert self._session is not None
         start = time.perf_counter()
         outputs = run_session(self._session, {**feed, **self._held}, self.label)
-        return outputs, time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        names = (port.name for port in self._session.get_outputs())
+        return list(dict(zip(names, outputs, strict=True)).values()), seconds
 
     def hold(self, arrays: dict[str, np.ndarray]) -> None:
         """Keep arrays here, in place of others, that join the feed of every run of the model."""
@@ -300,7 +306,10 @@ def _limit_memory(limit: int) -> None:
     with contextlib.suppress(ImportError):  # Windows has no such limit
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        most = resource.getrlimit(resource.RLIMIT_AS)[1]
+        if most != resource.RLIM_INFINITY:
+            limit = min(limit, most)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, most))
 
 
 def main() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from onnxshrink.errors import DataError, ModelError
+from onnxshrink.errors import DataError, ModelError, RecipeError
 from onnxshrink.kernels.metrics import OutputComparison, compare_outputs
 from onnxshrink.runtime.session import DEFAULT_OPTIONS, SessionOptions
 from onnxshrink.runtime.worker import Signature, Worker
@@ -60,8 +61,11 @@ class Comparison:
         """The thresholds that were missed, one line each; empty when all is well."""
         lines = []
         with_tolerance = self.atol is not None or self.rtol is not None
+        asked = with_tolerance or self.max_error is not None or self.min_agreement is not None
         for output in self.outputs:
             name = f"output {output.name!r}"
+            if asked and not output.elements:
+                lines.append(f"{name}: is empty on every input: there is nothing to compare")
             if self.max_error is not None and not output.worst <= self.max_error:
                 of_slice = f" of {output.slice}" if output.slice else ""
                 error = f"relative error{of_slice} {output.worst:.3g}"
@@ -122,9 +126,13 @@ def compare(
 
     Raises:
         ModelError: A model does not load or run, or their inputs or outputs differ.
-        DataError: No feeds, or one does not fit.
-        RecipeError: An execution provider is not installed.
+        DataError: No feeds, one does not fit, or there is nothing in any output.
+        RecipeError: An execution provider is not installed, or a threshold is NaN or below zero.
     """
+    asked = {"atol": atol, "rtol": rtol, "min_agreement": min_agreement, "max_error": max_error}
+    for what, limit in asked.items():
+        if limit is not None and not 0 <= limit < math.inf:
+            raise RecipeError(f"{what} takes a finite number of at least 0, not {limit!r}")
     if not feeds:
         raise DataError("there are no inputs to compare the models on")
     with contextlib.ExitStack() as stack:
@@ -143,6 +151,8 @@ def compare(
             atol=atol or 0.0,
             rtol=rtol or 0.0,
         )
+    if not any(output.elements for output in outputs):
+        raise DataError(f"{os.fspath(a)}: every output is empty: there is nothing to compare")
     return Comparison(
         a=os.fspath(a), b=os.fspath(b), feeds=len(references), outputs=outputs,
         options_a=options_a.describe(), options_b=options_b.describe(),

@@ -7,6 +7,7 @@ they cannot show.
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ _SIZES = (
 _TIMEOUT = 120.0
 _FARTHEST = 10_000
 _LARGEST_PARAMETER = 65_536
+_MOST_ELEMENTS = 2**27  # of one feed: 1 GB while they are drawn
 
 # Operators whose output holds values of an input: moved, converted, masked or offset.
 _CARRIERS = {
@@ -121,7 +123,13 @@ def generated_inputs(
         rng = np.random.default_rng([seed, index])
         return {n: _values(port, guess[n], uses[n], rng) for n, port in wanted.items()}
 
-    candidates = list(guesses.values())
+    candidates = [guess for guess in guesses.values() if _elements(guess) <= _MOST_ELEMENTS]
+    if not candidates:
+        least = min(map(_elements, guesses.values()))
+        raise DataError(
+            f"{model.label}: generated inputs would hold {least:,} numbers; give real data, or "
+            "smaller sizes with --shape"
+        )
     with contextlib.ExitStack() as stack:
         path = stack.enter_context(_on_disk(model))
         worker = worker or stack.enter_context(Worker(timeout=_TIMEOUT))
@@ -144,6 +152,10 @@ def _on_disk(model: Model) -> Iterator[Path]:
         path = Path(folder) / "model.onnx"
         model.save(path)
         yield path
+
+
+def _elements(shapes: Shapes) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())
 
 
 def _commas(shape: tuple[int, ...]) -> str:

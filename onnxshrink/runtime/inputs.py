@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxshrink.errors import DataError, ShrinkError, UnsupportedModel
-from onnxshrink.functions import load_function
+from onnxshrink.errors import DataError, UnsupportedModel
+from onnxshrink.functions import each, load_function, user_code
 from onnxshrink.options import nearest
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ _Found = tuple[str, Mapping[str, Any]]
 
 #: Most rows that go into one feed when the model takes any number of them.
 CHUNK_ROWS = 32
+_MOST_BYTES = 4 * 2**30
 #: Feeds that one source is cut into at least: some are fitted to, others judge, none is both.
 _LEAST_FEEDS = 8
 _FARTHEST = 64  # times as many feeds as are wanted are looked at, to choose from
@@ -64,6 +65,8 @@ def ports(model: Model) -> dict[str, Port]:
         name = value.name or ""
         if value.dtype is None or "Tensor" not in type(value.type).__name__:
             raise UnsupportedModel(f"{model.label}: input {name!r} is not a tensor")
+        if not value.dtype.value:
+            raise UnsupportedModel(f"{model.label}: input {name!r} is of an undefined type")
         dims = None
         if value.shape is not None:
             dims = tuple(d if isinstance(d, int) else d.value for d in value.shape)
@@ -72,8 +75,9 @@ def ports(model: Model) -> dict[str, Port]:
 
 
 def load_inputs(
-    source: object, model: Model, *, limit: int | None = None, batch: int | None = None
-) -> list[Feed]:
+    source: object, model: Model, *, limit: int | None = None, batch: int | None = None,
+    most_bytes: int | None = None,
+) -> list[Feed]:  # fmt: skip
     """Read inputs for a model and hold them against what it declares.
 
     Args:
@@ -91,6 +95,7 @@ def load_inputs(
         limit: Take no more feeds than this. They are spread over all that there are; only of
             generators and readers, which are not asked for more, they are the first.
         batch: Rows of one feed of stacked arrays, where the model takes any number.
+        most_bytes: Bytes that one array of an ``.npz`` may unpack to; 4 GiB by default.
 
     Returns:
         Feeds with exactly the model's inputs. Arrays are cast where that loses nothing but
@@ -103,22 +108,25 @@ def load_inputs(
             value (NaN, infinity) does not fit. The message names the file and the input.
         UnsupportedModel: The model has an input that is not a tensor.
     """
-    return choose_inputs(source, model, limit=limit, batch=batch)[0]
+    return choose_inputs(source, model, limit=limit, batch=batch, most_bytes=most_bytes)[0]
 
 
 def choose_inputs(
-    source: object, model: Model, *, limit: int | None = None, batch: int | None = None
-) -> tuple[list[Feed], int]:
+    source: object, model: Model, *, limit: int | None = None, batch: int | None = None,
+    most_bytes: int | None = None,
+) -> tuple[list[Feed], int]:  # fmt: skip
     """As :func:`load_inputs`; with the number of feeds that were there and were not taken."""
     wanted = ports(model)
     if not wanted:
         return [{}], 0
-    reader = _Reader(wanted, batch)
+    reader = _Reader(wanted, batch, most_bytes or _MOST_BYTES)
     with contextlib.closing(reader.read(source, "the inputs")) as found:
         taken, left = _spread(found, limit, reader)
-    feeds = [
-        _fitted(feed, where, wanted, warn=not number) for number, (where, feed) in enumerate(taken)
-    ]
+    feeds = [_fitted(feed, where, wanted, warn=not i) for i, (where, feed) in enumerate(taken)]
+    for (where, _), feed in zip(taken, feeds, strict=True):
+        # One empty input is a cache at its start; nothing but empty ones is no input.
+        if not any(array.size for array in feed.values()):
+            raise DataError(f"{where}: holds no values: every input is empty")
     if not feeds:
         label = source if isinstance(source, str | os.PathLike) else "the inputs"
         raise DataError(f"{label}: holds no inputs")
@@ -150,6 +158,18 @@ def _spread(
     return kept, seen - len(kept)
 
 
+def source_files(source: object) -> list[Path]:
+    """The files that a source of inputs names, as far as it names any; see :func:`load_inputs`."""
+    if isinstance(source, str | os.PathLike):
+        text = os.fspath(source)
+        found = _FUNCTION.fullmatch(text) or _SPLIT_OF_FILE.fullmatch(text)
+        path = Path(found[1] if found else text)
+        return [path, *(f for f in path.rglob("*") if f.is_file())] if path.is_dir() else [path]
+    if isinstance(source, list | tuple):
+        return [file for each in source for file in source_files(each)]
+    return []
+
+
 class _Reader:
     """Turns a source into feeds, one at a time, each with the place where it was found.
 
@@ -157,8 +177,9 @@ class _Reader:
         streams: Whether they come from a generator or a reader object.
     """
 
-    def __init__(self, wanted: Mapping[str, Port], batch: int | None):
+    def __init__(self, wanted: Mapping[str, Port], batch: int | None, most_bytes: int):
         self._wanted = wanted
+        self._most_bytes = most_bytes
         self._batch = batch
         self._least = _LEAST_FEEDS
         self.streams = False
@@ -223,8 +244,12 @@ class _Reader:
             raise DataError(f"{path}: not a .npz, .npy or .pb file, folder or module.py:function")
 
     def _read_numpy(self, path: Path, split: str | None) -> Iterator[_Found]:
-        with _readable(path), open(path, "rb") as file:
-            archive = np.load(file, allow_pickle=False)
+        with contextlib.ExitStack() as stack:
+            with _readable(path):
+                file = stack.enter_context(open(path, "rb"))
+                if not file.peek(2).startswith((b"PK", b"\x93N")):
+                    raise ValueError("it is neither an .npz nor an .npy file")
+                archive = np.load(file, allow_pickle=False)
             if isinstance(archive, np.ndarray):
                 yield from self._split({self._only_name(str(path)): archive}, str(path))
                 return
@@ -232,7 +257,7 @@ class _Reader:
             if not keys:
                 if split is not None:
                     raise DataError(f"{path}: has no splits, only {', '.join(archive.files)}")
-                arrays = {name: archive[name] for name in archive.files}
+                arrays = {name: self._array(archive, name, path) for name in archive.files}
                 yield from self._split(arrays, str(path))
                 return
             splits = sorted({key[1] for key in keys if key[1]})
@@ -245,7 +270,26 @@ class _Reader:
                 if split in (None, key[1]):
                     feeds.setdefault((key[1] or "", int(key[2])), {})[key[3]] = key[0]
             for (_, index), names in sorted(feeds.items()):
-                yield f"{path}, feed {index}", {name: archive[key] for name, key in names.items()}
+                arrays = {name: self._array(archive, key, path) for name, key in names.items()}
+                yield f"{path}, feed {index}", arrays
+
+    def _array(self, archive: Any, key: str, path: Path) -> np.ndarray:
+        """One array of an .npz.
+
+        Raises:
+            DataError: It cannot be read, or unpacks to more than it may.
+        """
+        with _readable(path):
+            member = key if key in archive.zip.namelist() else f"{key}.npy"
+            if (nbytes := archive.zip.getinfo(member).file_size) > self._most_bytes:
+                raise DataError(
+                    f"{path}: {key!r} unpacks to {nbytes:,} bytes, more than "
+                    f"{self._most_bytes:,}; --data-limit allows more"
+                )
+            array = archive[key]
+        if not isinstance(array, np.ndarray):
+            raise DataError(f"{path}: {key!r} is no array of numpy")
+        return array
 
     def _read_folder(self, folder: Path) -> Iterator[_Found]:
         numbered = {
@@ -275,15 +319,15 @@ class _Reader:
     def _call(self, path: Path, name: str) -> Iterator[_Found]:
         where = f"{path}:{name}"
         function = load_function(where)
-        try:
+        with user_code(where):
             source = function()
-            if source is None:
-                raise DataError(f"{where}: returned None")
-            yield from self.read(source, where)
-        except ShrinkError:
-            raise
-        except Exception as error:  # whatever the user's code raises
-            raise DataError(f"{where}: raised {type(error).__name__}: {error}") from error
+        if source is None:
+            raise DataError(f"{where}: returned None")
+        # A generator runs when it is asked; what is read in between is ours.
+        if isinstance(source, Iterator) or hasattr(source, "get_next"):
+            items = iter(source.get_next, None) if hasattr(source, "get_next") else source
+            source = each(items, where)
+        yield from self.read(source, where)
 
     # ---- stacked arrays
 
@@ -335,16 +379,34 @@ class _Reader:
 @contextlib.contextmanager
 def _readable(path: Path) -> Iterator[None]:
     """Turn what numpy and zipfile raise about a damaged file into one error."""
+    import struct
+    import tokenize
     import zipfile
     import zlib
 
     try:
         yield
+    except DataError:
+        raise
+    except MemoryError as error:
+        raise DataError(f"{path}: asks for more memory than there is") from error
     except ValueError as error:
         objects = "holds Python objects; save strings with dtype 'U'"
         reason = objects if "allow_pickle" in str(error) else f"cannot be read: {error}"
         raise DataError(f"{path}: {reason}") from error
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        OSError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+        struct.error,
+        LookupError,
+        TypeError,
+        OverflowError,
+        SyntaxError,
+        RuntimeError,
+        tokenize.TokenError,
+    ) as error:  # fmt: skip  (also encrypted, of an unknown method, with a header of nonsense)
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
@@ -359,8 +421,13 @@ def _load_pb(path: Path) -> np.ndarray:
     from google.protobuf.message import DecodeError
 
     try:
-        return onnx.numpy_helper.to_array(onnx.TensorProto.FromString(path.read_bytes()))
-    except (DecodeError, OSError, ValueError, TypeError) as error:
+        tensor = onnx.TensorProto.FromString(path.read_bytes())
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise ValueError("it names another file")
+        return onnx.numpy_helper.to_array(tensor)
+    except (
+        DecodeError, OSError, ValueError, TypeError, LookupError, OverflowError, MemoryError,
+    ) as error:  # fmt: skip
         raise DataError(f"{path}: not a tensor of ONNX: {error}") from error
 
 

@@ -14,13 +14,13 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from onnxshrink.errors import DataError, ModelError, UnsupportedModel
+from onnxshrink.errors import DataError, ModelError, ShrinkError, UnsupportedModel
 from onnxshrink.runtime.child import receive, send
 from onnxshrink.runtime.session import DEFAULT_OPTIONS, SessionOptions
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from onnxshrink.kernels.pairs import PairNeed
 
 PathLike = str | os.PathLike[str]
+#: Seconds. An endless Loop ends after it; nothing that anybody waits for takes as long.
+DEFAULT_TIMEOUT = 1800.0
+_RESERVED = 16 * 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +70,15 @@ class Worker:
     other; the steps of a session are for one thread at a time.
 
     Args:
-        timeout: Seconds that one load, one check or one inference may take.
-        memory_limit: Bytes of address space for the child, on systems that have such a limit.
+        timeout: Seconds that one load, one check or one inference may take; None: for ever.
+        memory_limit: Bytes of address space for the child, on systems that have such a limit; None:
+            all memory of the machine, and 16 GiB for what is reserved and not used.
     """
 
-    def __init__(self, *, timeout: float | None = None, memory_limit: int | None = None):
+    def __init__(self, *, timeout: float | None = DEFAULT_TIMEOUT, memory_limit: int | None = None):
         self._timeout = timeout
         self._busy = threading.RLock()
-        self._arguments = [] if memory_limit is None else [str(memory_limit)]
+        self._memory_limit = memory_limit
         self._model = ""
         self._child: subprocess.Popen[bytes] | None = None
         self._errors: Any = None
@@ -90,11 +94,12 @@ class Worker:
         """Start the child, without waiting: it imports ONNX Runtime while the caller works on."""
         if self._child is not None:
             return
+        limit = _machine_memory() if self._memory_limit is None else self._memory_limit
         # The child finds modules where this process does.
         search = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (it lives as long as the child)
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "onnxshrink.runtime.child", *self._arguments],
+            [sys.executable, "-m", "onnxshrink.runtime.child", str(limit)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -294,6 +299,33 @@ class Worker:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else "unknown"
         why = "; is there enough memory?" if name == "SIGKILL" else ""
         return f"crashed (signal {-code}, {name}{why}){said}"
+
+
+@contextlib.contextmanager
+def blamed(path: PathLike) -> Iterator[None]:
+    """Walk through the graph of a model that nobody has checked, in this block.
+
+    Args:
+        path: The model file.
+
+    Raises:
+        ModelError: The walk failed because the model is invalid, or does not load; says why.
+    """
+    try:
+        yield
+    except ShrinkError:
+        raise
+    except Exception:
+        with Worker() as worker:
+            worker.check(path)
+            worker.open(path)
+        raise  # the model is fine: a bug of ours, which keeps its traceback
+
+
+def _machine_memory() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().total + psutil.swap_memory().total) + _RESERVED
 
 
 def _expire(child: subprocess.Popen[bytes], expired: threading.Event) -> None:

@@ -1,14 +1,12 @@
-"""Files that are opened, replaced and worked on safely."""
+"""Files that are opened safely, and work on their parts in threads."""
 
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -51,28 +49,6 @@ def open_plain(path: Path) -> BinaryIO:
         os.close(descriptor)
         raise SidecarError("a packed sidecar must be a plain file")
     return open(descriptor, "rb", buffering=0)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of ``path`` when all of it is on the disk, or never."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-    if os.name == "posix":  # the rename itself must reach the disk too
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def ordered(

@@ -15,9 +15,10 @@ from typing import BinaryIO
 import numpy as np
 
 from onnxshrink.errors import SidecarError
+from onnxshrink.files import replacing
 from onnxshrink.kernels import entropy, filters
 from onnxshrink.kernels.filters import Bytes
-from onnxshrink.sidecar.files import THREADS, open_plain, ordered, replacing
+from onnxshrink.sidecar.files import THREADS, open_plain, ordered
 from onnxshrink.sidecar.header import BASE, DEFLATE, HEAD, Entry, data_start, parse, parse_head
 
 DEFAULT_LIMIT = 1 << 34

@@ -15,9 +15,10 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from onnxshrink.errors import SidecarError
+from onnxshrink.files import replacing
 from onnxshrink.kernels import entropy, filters
 from onnxshrink.kernels.filters import Bytes
-from onnxshrink.sidecar.files import THREADS, ordered, replacing
+from onnxshrink.sidecar.files import THREADS, ordered
 from onnxshrink.sidecar.header import (
     ALIGN,
     ALIGN_CODED,
@@ -152,6 +153,14 @@ class Writer:
         self._entries[name] = entry
         self._length = entry.offset + entry.nbytes
         return entry
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what was added so far, hexadecimal, without how it is coded."""
+        hasher = hashlib.sha256((self._base.id if self._base else "").encode())
+        for sha256 in self._ids:
+            hasher.update(sha256)
+        return hasher.hexdigest()
 
     def finish(self, *, model_sha256: str | None = None) -> Header:
         """Write the header, make the file durable and put it in place of the old one.

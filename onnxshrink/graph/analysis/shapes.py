@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -21,6 +21,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxshrink.errors import DataError, ModelError
+from onnxshrink.graph.analysis.folding import affordable
 from onnxshrink.graph.analysis.shape_rules import (
     LIKE,
     RULES,
@@ -322,6 +323,9 @@ class _Walker:
         version = self.model.opset
         if not onnx.defs.has(node.op_type, version, ""):
             return
+        given = [None if value is None else self.known[value] for value in node.inputs]
+        if not affordable(node.op_type, _integers(attributes.values()), given):
+            return
         schema = onnx.defs.get_schema(node.op_type, version, "")
         proto = _proto(node.op_type, "", node.inputs, node.outputs, attributes, schema)
         feeds = {
@@ -423,7 +427,7 @@ class _Walker:
     ) -> list[onnx.TypeProto]:
         body = node.attributes["body"].as_graph()
         self.notes.append("bodies of Loop and Scan are counted once, however often they run")
-        count = attributes.get("num_scan_inputs", 0)
+        count = min(attributes.get("num_scan_inputs", 0), len(node.inputs))
         batched = self.model.opset < 9  # Scan-8 has a batch axis in front: left open
         kinds = [self._type(value) for value in node.inputs[: len(node.inputs) - count]]
         states = len(kinds)
@@ -446,6 +450,14 @@ class _Walker:
         out_axes = attributes.get("scan_output_axes") or [0] * len(outputs)
         stacked = [self._stacked(v, a, length) for v, a in zip(outputs, out_axes, strict=False)]
         return kinds[:states] + stacked
+
+
+def _integers(values: Iterable[Any]) -> Iterator[int]:
+    """The integers among an operator's attributes, and in lists among them."""
+    for value in values:
+        for number in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(number, int):
+                yield number
 
 
 def _graphs(node: ir.Node) -> Iterable[ir.Graph]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,8 +18,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from onnxshrink import files
 from onnxshrink.errors import ModelError, OutputError
 from onnxshrink.graph.file import reading, round_trip, tensors, wire
+from onnxshrink.graph.file.data_files import superseding
 
 #: protobuf cannot hold more than this in one file.
 SINGLE_FILE_LIMIT = 2**31 - 1
@@ -28,6 +29,7 @@ SINGLE_FILE_LIMIT = 2**31 - 1
 #: New tensors of a model above this size go to a temporary file instead of memory.
 _SPILL_ABOVE = 512 * 2**20
 _OUTSIDE_BYTES = 1024
+_ALIGNED = 64  # bytes that tensors in a data file begin at a multiple of
 
 Storage = Literal["auto", "single", "external"]
 
@@ -37,7 +39,8 @@ class Model:
 
     Attributes:
         ir: The graph, free to edit; tell :meth:`touch` what was edited.
-        path: The file that it came from, if any.
+        path: The file that it came from, if any; absolute, whatever becomes of the directory.
+        label: What to call the model in messages: the path as it was given.
         repairs: What was put right when it was read, for people.
         max_opset: The operator set up to which passes may raise it; None: as they need.
         kept: By name of values that lost channels: what is left of each axis; None: all of it.
@@ -46,7 +49,8 @@ class Model:
     def __init__(
         self, proto: onnx.ModelProto, path: Path | None = None, repairs: Sequence[str] = ()
     ):
-        self.path = path
+        self.path = None if path is None else path.absolute()
+        self.label = "the model" if path is None else str(path)
         self.repairs = tuple(repairs)
         self.max_opset: int | None = None
         self.kept: dict[str, list[np.ndarray | None]] = {}
@@ -105,11 +109,6 @@ class Model:
         return other
 
     # ---------------------------------------------------------------- views
-
-    @property
-    def label(self) -> str:
-        """What to call the model in messages."""
-        return str(self.path) if self.path else "the model"
 
     @property
     def untouched(self) -> bool:
@@ -244,14 +243,11 @@ class Model:
         """Point the tensors that lie in files at those files."""
         if self.path is None:
             return
-        file = self.path.absolute()
-        folder = file.parent
 
         def resolved(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
             if not isinstance(tensor, ir.ExternalTensor):
                 return tensor
-            inside = tensor.location == wire.INSIDE
-            return tensors.CheckedTensor(tensor, file if inside else folder / tensor.location)
+            return tensors.FileTensor(tensor, self._file_of(str(tensor.location)))
 
         for scope in self.scopes:
             if isinstance(scope, ir.Graph):
@@ -343,7 +339,7 @@ class Model:
         """Bytes of the files that it came from, external data included, or as one new file."""
         if self.path is None:
             return self.nbytes()
-        return sum(path.stat().st_size for path in self._own_files())
+        return sum(path.stat().st_size for path in self.own_files)
 
     def nbytes(self) -> int:
         """Exact size in bytes of this model saved as one file."""
@@ -382,18 +378,21 @@ class Model:
         """
         path = Path(path)
         self.check_output(path)
-        if storage != "external":
-            with self.apart() as (proto, outside):
-                size = proto.ByteSize() + sum(t.nbytes + 32 for t in outside.values())
-                if size <= SINGLE_FILE_LIMIT:
-                    layout = self._layout(proto, outside)
-                    with atomic_write(path, durable=durable) as file:
-                        layout.write(file)
-                    return layout.nbytes
-            if storage == "single":
-                raise ModelError(f"{path}: {size:,} bytes do not fit one file; use external data")
-        with self.apart(every=True) as (proto, outside):
-            return self._save_external(path, proto, outside, durable)
+        with superseding(path, spare=self.own_files):
+            if storage != "external":
+                with self.apart() as (proto, outside):
+                    size = proto.ByteSize() + sum(t.nbytes + 32 for t in outside.values())
+                    if size <= SINGLE_FILE_LIMIT:
+                        layout = self._layout(proto, outside)
+                        with files.output(path, durable=durable) as file:
+                            layout.write(file)
+                        return layout.nbytes
+                if storage == "single":
+                    raise ModelError(
+                        f"{path}: {size:,} bytes do not fit one file; use external data"
+                    )
+            with self.apart(every=True) as (proto, outside):
+                return self._save_external(path, proto, outside, durable)
 
     def _save_external(
         self,
@@ -402,34 +401,40 @@ class Model:
         outside: dict[str, ir.TensorProtocol],
         durable: bool,
     ) -> int:
-        data = path.with_name(path.name + ".data")
-        self._refuse_input(data)
-        with contextlib.ExitStack() as stack:
-            # The data file is renamed first: a model file never names data that do not exist.
-            model_file = stack.enter_context(atomic_write(path, durable=durable))
-            data_file = stack.enter_context(atomic_write(data, durable=durable))
+        with files.writing(path), files.scratch(path.parent) as folder:
+            places: dict[str, int] = {}
+            with files.new_file(folder / "data", durable=durable) as file:
+                out = files.Digesting(file)
+                for header in proto.graph.initializer:
+                    if (tensor := outside.get(header.name)) is not None:
+                        out.write(b"\0" * (-out.tell() % _ALIGNED))
+                        places[header.name] = out.tell()
+                        tensors.write(tensor, out)
+            data = path.with_name(files.data_name(path.name, out.hexdigest(), "data"))
             for header in proto.graph.initializer:
-                tensor = outside.get(header.name)
-                if tensor is not None:
-                    data_file.write(b"\0" * (-data_file.tell() % 64))
-                    tensors.point_at(header, data.name, data_file.tell(), tensor.nbytes)
-                    tensors.write(tensor, data_file)
-            model_file.write(proto.SerializeToString(deterministic=True))
-            return model_file.tell() + data_file.tell()
+                if header.name in places:
+                    nbytes = outside[header.name].nbytes
+                    tensors.point_at(header, data.name, places[header.name], nbytes)
+            with files.new_file(folder / "model", durable=durable) as file:
+                file.write(proto.SerializeToString(deterministic=True))
+                size = file.tell()
+            self._refuse_input(data)
+            files.place(folder / "data", data, durable=durable)
+            files.place(folder / "model", path, durable=durable)
+            return size + out.tell()
 
     def check_output(self, path: Path) -> None:
         """Find out early whether a result could be written to ``path``.
 
         Raises:
-            OutputError: It is a folder, its folder does not exist, or it is the model's own file.
+            OutputError: It cannot be written, or is the model's own file.
         """
-        if os.path.isdir(path):
-            raise OutputError(f"{path}: is a folder; name the file to write in it")
-        if not os.path.isdir(path.absolute().parent):
-            raise OutputError(f"{path}: cannot be written: there is no folder {path.parent}")
+        files.check_target(path)
         self._refuse_input(path)
 
-    def _own_files(self) -> set[Path]:
+    @property
+    def own_files(self) -> set[Path]:
+        """The file that it came from, and those that hold its external data."""
         if self.path is None:
             return set()
         data = {
@@ -442,7 +447,7 @@ class Model:
 
     def _refuse_input(self, path: Path) -> None:
         """Refuse to write over the model's own file or its data."""
-        if os.path.exists(path) and any(path.samefile(own) for own in self._own_files()):
+        if os.path.exists(path) and any(path.samefile(own) for own in self.own_files):
             raise OutputError(f"{path}: is the input, which is never modified; name another output")
 
     def digest(self) -> str:
@@ -474,26 +479,3 @@ def _root(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{error}" or type(error).__name__
-
-
-@contextlib.contextmanager
-def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
-    """Open a temporary file beside ``path``; rename it onto ``path`` only when all went well.
-
-    Raises:
-        OutputError: The folder does not exist, cannot be written, or the disk is full.
-    """
-    temporary = path.with_name(f".onnxshrink-{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import secrets
-import shutil
-import tempfile
 import weakref
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -16,6 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxshrink.errors import ModelError, OutputError
+from onnxshrink.files import Digesting, scratch
 from onnxshrink.graph.file import round_trip, wire
 
 #: The metadata of a packed model: what its weights are packed in (see ``packed``).
@@ -34,8 +34,8 @@ _VALUES = (
 )  # fmt: skip
 
 
-class CheckedTensor(ir.ExternalTensor):
-    """A tensor whose bytes lie in a file that was checked, by ONNX Runtime's rules.
+class FileTensor(ir.ExternalTensor):
+    """A tensor whose bytes lie in a file that :func:`check_all` let pass, by ONNX Runtime's rules.
 
     It stands for onnx_ir's tensor, which refuses files with links that ONNX Runtime takes.
     """
@@ -53,7 +53,7 @@ class CheckedTensor(ir.ExternalTensor):
 
     @property
     def path(self) -> str:
-        """The file."""
+        """The model file itself (see ``wire``), or its data."""
         return self._file
 
 
@@ -231,7 +231,7 @@ def inline(tensor: onnx.TensorProto, file: Path) -> None:
     tensor.raw_data = data
 
 
-def write(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
+def write(tensor: ir.TensorProtocol, file: BinaryIO | Digesting) -> None:
     """Write a tensor's bytes, a piece at a time when they lie in a file."""
     if not isinstance(tensor, ir.ExternalTensor):
         file.write(tensor.tobytes())
@@ -263,9 +263,9 @@ class Spill:
     """A file for tensors that are too much for memory; it goes with the last model that has it."""
 
     def __init__(self) -> None:
-        folder = tempfile.mkdtemp(prefix="onnxshrink-")
-        self.file = Path(folder, secrets.token_hex(8))
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        stack = contextlib.ExitStack()
+        self.file = stack.enter_context(scratch()) / secrets.token_hex(8)
+        weakref.finalize(self, stack.close)
 
     def put(self, tensor: ir.TensorProtocol, name: str) -> ir.ExternalTensor:
         """Append a tensor to the file.

@@ -1,7 +1,8 @@
 """Models whose weights lie in a packed sidecar: written, and made plain again.
 
 A packed model is two files: ``model.onnx``, whose initializers name the external data that the
-pack unpacks to, and ``model.onnx.pack``. No runtime can mistake packed bytes for weights: the data
+pack unpacks to, and the pack, whose name the model knows and which says what is in it:
+``model.onnx.0123456789abcdef.pack``. No runtime can mistake packed bytes for weights: the data
 file that the graph names does not exist. ``docs/sidecar.md`` describes the pack.
 """
 
@@ -11,17 +12,17 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from importlib import resources
 from pathlib import Path
 from typing import Literal
 
 import onnx
 
-from onnxshrink import sidecar
-from onnxshrink.errors import BudgetMissed, ModelError, OutputError, SidecarError
+from onnxshrink import files, sidecar
+from onnxshrink.errors import BudgetMissed, ModelError, SidecarError
 from onnxshrink.graph.file import tensors
-from onnxshrink.graph.file.model import Model, Storage, atomic_write
+from onnxshrink.graph.file.data_files import superseding
+from onnxshrink.graph.file.model import Model, Storage
 from onnxshrink.graph.file.reading import read
 from onnxshrink.graph.file.tensors import PACK_KEY
 from onnxshrink.graph.rewrite.hoist import hoist_constants
@@ -32,8 +33,16 @@ StrPath = str | os.PathLike[str]
 
 
 def pack_path(path: StrPath) -> Path:
-    """The sidecar of a packed model."""
-    return Path(path).with_name(Path(path).name + ".pack")
+    """The sidecar of a packed model.
+
+    Raises:
+        ModelError: The file is not a packed model.
+        SidecarError: The name of its pack would lead elsewhere.
+    """
+    path = Path(path)
+    if (name := pack_name(path)) is None:
+        raise ModelError(f"{path}: is not a packed model; 'onnxshrink pack' makes one")
+    return sidecar.sibling(path, name)
 
 
 def save(model: Model, path: StrPath, *, base: StrPath | None = None) -> int:
@@ -42,7 +51,8 @@ def save(model: Model, path: StrPath, *, base: StrPath | None = None) -> int:
     Args:
         model: Left as it is. Large constants in nodes and subgraphs become initializers.
         path: Where the .onnx goes; the sidecar goes beside it.
-        base: A pack that every reader will have; chunks that it holds are not stored again.
+        base: A pack, or a packed model, that every reader will have; chunks that it holds are not
+            stored again.
 
     Returns:
         Bytes of both files.
@@ -54,41 +64,49 @@ def save(model: Model, path: StrPath, *, base: StrPath | None = None) -> int:
     """
     path = Path(path)
     model.check_output(path)
-    model.check_output(pack_path(path))
-    try:
-        old = None if base is None else sidecar.Sidecar.open(base)
-    except OSError as error:
-        raise SidecarError(f"{base}: cannot be read: {error.strerror}") from error
-    try:
-        with (
-            contextlib.closing(old) if old is not None else contextlib.nullcontext(),
-            tempfile.TemporaryDirectory(
-                dir=path.absolute().parent, prefix=".onnxshrink-"
-            ) as folder,
-        ):
-            scratch = Path(folder) / path.name
-            _write(model, scratch, old)
-            packed, plain = stored_bytes(scratch), model.nbytes()
-            if packed >= plain:
-                raise BudgetMissed(
-                    f"{path}: not packed: that would take {packed:,} bytes, plain {plain:,}"
-                )
-            # Both are on the disk; nothing can fail between the two renames.
-            os.replace(pack_path(scratch), pack_path(path))
-            os.replace(scratch, path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be packed: {error.strerror or error}") from error
-    return stored_bytes(path)
+    with contextlib.ExitStack() as stack:
+        old = None if base is None else stack.enter_context(_open_base(base))
+        spare = {*model.own_files, *([] if old is None else [old.path])}
+        stack.enter_context(superseding(path, spare))
+        stack.enter_context(files.writing(path))
+        folder = stack.enter_context(files.scratch(path.absolute().parent))
+        name = _write(model, path.name, folder, old)
+        packed = (folder / path.name).stat().st_size + (folder / name).stat().st_size
+        if packed >= (plain := model.nbytes()):
+            raise BudgetMissed(
+                f"{path}: not packed: that would take {packed:,} bytes, plain {plain:,}"
+            )
+        files.place(folder / name, path.with_name(name))
+        files.place(folder / path.name, path)
+    return packed
 
 
-def _write(model: Model, path: Path, base: sidecar.Sidecar | None) -> None:
+def _open_base(base: StrPath) -> sidecar.Sidecar:
+    """Open a pack by its own path, or by that of its model."""
+    path = base_path(base)
+    try:
+        return sidecar.Sidecar.open(path)
+    except OSError as error:
+        raise SidecarError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def base_path(base: StrPath) -> Path:
+    """The pack that is meant: the file itself, or the sidecar of the packed model."""
+    path = Path(base)
+    if not path.is_file() or path.suffix == ".pack":
+        return path
+    return pack_path(path)
+
+
+def _write(model: Model, name: str, folder: Path, base: sidecar.Sidecar | None) -> str:
+    """Write both files into a folder; the name of the pack."""
     model = model.clone()
     hoist_constants(model, _PACKED_BYTES)
-    data_name = path.name + ".data"
-    model.ir.metadata_props[PACK_KEY] = json.dumps({"file": pack_path(path).name, "version": 1})
+    data_name = name + ".data"
+    scratch = folder / "pack"
     with (
         model.apart(every=True) as (proto, outside),
-        sidecar.Writer(pack_path(path), data_name=data_name, base=base) as writer,
+        sidecar.Writer(scratch, data_name=data_name, base=base) as writer,
     ):
         for header in proto.graph.initializer:
             tensor = outside.get(header.name)
@@ -97,10 +115,27 @@ def _write(model: Model, path: Path, base: sidecar.Sidecar | None) -> None:
                 entry = writer.add(header.name, dtype, header.dims, tensor.tobytes())
                 tensors.release(tensor)
                 tensors.point_at(header, data_name, entry.offset, entry.nbytes)
+        # The graph decides about the pack as well: its digest is in there.
+        graph = proto.SerializeToString(deterministic=True)
+        digest = hashlib.sha256(writer.digest.encode() + graph).hexdigest()
+        pack = files.data_name(name, digest, "pack")
+        _note(proto, json.dumps({"file": pack, "version": 1}))
         text = proto.SerializeToString(deterministic=True)
         writer.finish(model_sha256=hashlib.sha256(text).hexdigest())
-    with atomic_write(path) as file:
+    os.replace(scratch, folder / pack)
+    with files.new_file(folder / name) as file:
         file.write(text)
+    return pack
+
+
+def _note(proto: onnx.ModelProto, text: str | None) -> None:
+    """Let a model name its pack, or none."""
+    kept = {e.key: e.value for e in proto.metadata_props if e.key != PACK_KEY}
+    if text is not None:
+        kept[PACK_KEY] = text
+    del proto.metadata_props[:]
+    for key, value in kept.items():
+        proto.metadata_props.add(key=key, value=value)
 
 
 def stored_bytes(path: StrPath) -> int:
@@ -122,11 +157,8 @@ def open_pack(
         ModelError: The file is not a packed model.
         SidecarError: The pack is missing, damaged, hostile, or another model's.
     """
-    path = Path(path)
-    name = pack_name(path)
-    if name is None:
-        raise ModelError(f"{path}: is not a packed model; 'onnxshrink pack' makes one")
-    file = sidecar.sibling(path, name)
+    path, file = Path(path), pack_path(path)
+    base = None if base is None else base_path(base)
     try:
         opened = sidecar.Sidecar.open(
             file, base=base, limit=sidecar.DEFAULT_LIMIT if limit is None else limit
@@ -143,13 +175,18 @@ def open_pack(
     return opened
 
 
+def reader_path(kind: Literal["c", "js"], folder: Path) -> Path:
+    """Where the reader of packs for C99 or JavaScript goes."""
+    return folder / {"c": "onnxshrink_pack.h", "js": "onnxshrink_pack.mjs"}[kind]
+
+
 def write_reader(kind: Literal["c", "js"], folder: Path) -> Path:
     """Write the reader of packs for C99 (one header, over zlib) or JavaScript (one module)."""
-    name = {"c": "onnxshrink_pack.h", "js": "onnxshrink_pack.mjs"}[kind]
-    text = (resources.files("onnxshrink") / "readers" / name).read_bytes()
-    with atomic_write(folder / name) as file:
+    path = reader_path(kind, folder)
+    text = (resources.files("onnxshrink") / "readers" / path.name).read_bytes()
+    with files.output(path) as file:
         file.write(text)
-    return folder / name
+    return path
 
 
 def pack_name(path: Path) -> str | None:
@@ -191,18 +228,16 @@ def unpack(
     """
     path, out = Path(path), Path(out)
     with open_pack(path, base=base, limit=limit) as opened:
-        if out.exists() and any(out.samefile(own) for own in (path, opened.path)):
-            raise OutputError(f"{out}: is the input, which is never modified; name another output")
+        reads = [path, opened.path, *([] if base is None else [base_path(base)])]
+        files.check(reads, [out])
         proto = onnx.ModelProto.FromString(path.read_bytes())
-        kept = [e for e in proto.metadata_props if e.key != PACK_KEY]
-        entries = [onnx.StringStringEntryProto(key=e.key, value=e.value) for e in kept]
-        del proto.metadata_props[:]
-        proto.metadata_props.extend(entries)
+        _note(proto, None)
         # The plain model is put together in a scratch folder beside the output, tensor by tensor.
-        with tempfile.TemporaryDirectory(
-            dir=out.absolute().parent, prefix=".onnxshrink-"
-        ) as folder:
-            plain = Path(folder) / path.name
+        with (
+            files.writing(out), superseding(out, reads),
+            files.scratch(out.absolute().parent) as folder,
+        ):  # fmt: skip
+            plain = folder / path.name
             plain.write_bytes(proto.SerializeToString(deterministic=True))
-            opened.unpack(Path(folder) / opened.header.data_name)
+            opened.unpack(folder / opened.header.data_name)
             return Model.load(plain).save(out, storage)

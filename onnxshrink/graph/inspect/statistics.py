@@ -243,7 +243,7 @@ def _measure(
         bits = distribution.entropy(values)
         return found, bits, {"int8 entropy-coded": math.ceil(number * bits / 8) + others}
     estimates = {"float16": 2 * number}
-    if found.not_finite or max(-found.minimum, found.maximum) > np.finfo(np.float32).max:
+    if found.not_finite or max(-found.minimum, found.maximum) > affine.LARGEST:
         return found, None, {} if found.not_finite else estimates
     codes = affine.quantize(values, "int8", axes or tuple(range(values.ndim)))
     bits = distribution.entropy(codes.codes)

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxshrink.graph import operators, read, surgery
+from onnxshrink.graph.analysis.folding import affordable
 from onnxshrink.graph.file import tensors
 from onnxshrink.graph.file.model import Model
 
@@ -64,7 +65,9 @@ def fold(graph: ir.Model, *, shapes: bool = False) -> None:
         if node.op_type == "ConstantOfShape":  # which the folder leaves alone, and all behind it
             shape = node.inputs[0].const_value if node.inputs[0] is not None else None
             return shape is not None and shape.numpy().prod() <= _FOLDED_ELEMENTS
-        return False if node.op_type in _REBUILDING and any(map(rebuilds, node.inputs)) else None
+        if node.op_type in _REBUILDING and any(map(rebuilds, node.inputs)):
+            return False
+        return None if _is_affordable(node) else False
 
     fold(
         graph, onnx_shape_inference=shapes, input_size_limit=_FOLDED_ELEMENTS,
@@ -84,6 +87,25 @@ def fix_defaults(model: Model) -> None:
 def strip_docs(model: Model) -> None:
     """Forget doc strings, and what exporters note at nodes and values: stack traces, paths."""
     model.strip_docs()
+
+
+def _is_affordable(node: ir.Node) -> bool:
+    """Whether a node may be computed in advance, if its inputs are constants; else it will do."""
+    stored = [None if value is None else ir.convenience.get_const_tensor(value)
+              for value in node.inputs]  # fmt: skip
+    if any(v is not None and t is None for v, t in zip(node.inputs, stored, strict=True)):
+        return True
+    if any(t is not None and t.size > _FOLDED_ELEMENTS for t in stored):
+        return True  # the folder leaves it alone
+    numbers = [
+        number
+        for attribute in node.attributes.values()
+        if attribute.type in (ir.AttributeType.INT, ir.AttributeType.INTS)
+        and not attribute.is_ref()
+        for number in np.ravel(attribute.value).tolist()
+    ]
+    arrays = [None if t is None or t.dtype == ir.DataType.STRING else t.numpy() for t in stored]
+    return affordable(node.op_type, numbers, arrays)
 
 
 def share_duplicates(model: Model) -> None:

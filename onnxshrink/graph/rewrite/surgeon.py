@@ -16,6 +16,7 @@ import onnx_graphsurgeon as gs
 import onnx_ir as ir
 
 from onnxshrink.errors import ShrinkError, UnsupportedModel
+from onnxshrink.functions import user_code
 from onnxshrink.graph.file import round_trip
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.rewrite.restore import Comparison, Difference, fingerprint, is_dropped
@@ -82,10 +83,8 @@ def _read(proto: onnx.ModelProto) -> gs.Graph:
 
 
 def _called(function: Edit, graph: gs.Graph, name: str) -> gs.Graph:
-    try:
+    with user_code(name):
         edited = function(graph)
-    except Exception as error:
-        raise ShrinkError(f"{name} raised {type(error).__name__}: {error}") from error
     if not isinstance(edited, gs.Graph):
         raise ShrinkError(
             f"{name} returned {type(edited).__name__}, not an onnx_graphsurgeon.Graph; "

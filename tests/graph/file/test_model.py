@@ -167,7 +167,7 @@ def test_external_data_and_back(source: Path, tmp_path: Path) -> None:
     loaded = Model.load(source)
     outside = tmp_path / "outside.onnx"
     written = loaded.save(outside, "external")
-    data = tmp_path / "outside.onnx.data"
+    (data,) = tmp_path.glob("outside.onnx.*.data")
     assert written == outside.stat().st_size + data.stat().st_size
     proto = onnx.load(outside, load_external_data=False)
     places = {
@@ -199,7 +199,9 @@ def test_external_data_and_back(source: Path, tmp_path: Path) -> None:
 def test_untouched_external_data_keep_their_bytes(source: Path, tmp_path: Path) -> None:
     Model.load(source).save(tmp_path / "a.onnx", "external")
     Model.load(tmp_path / "a.onnx").save(tmp_path / "b.onnx", "external")
-    assert (tmp_path / "a.onnx.data").read_bytes() == (tmp_path / "b.onnx.data").read_bytes()
+    (first,), (second,) = tmp_path.glob("a.onnx.*.data"), tmp_path.glob("b.onnx.*.data")
+    assert first.read_bytes() == second.read_bytes()
+    assert first.name[7:] == second.name[7:]  # named by what is in them
 
 
 def outside_everywhere(folder: Path) -> Path:
@@ -490,14 +492,16 @@ def test_the_input_is_never_the_output(
 
 def test_the_inputs_data_are_never_the_outputs(source: Path, tmp_path: Path) -> None:
     Model.load(source).save(tmp_path / "a.onnx", "external")
+    (data,) = tmp_path.glob("a.onnx.*.data")
     before = listing(tmp_path)
     loaded = Model.load(tmp_path / "a.onnx")
     with pytest.raises(OutputError, match="input"):
-        loaded.save(tmp_path / "a.onnx.data")
-    (tmp_path / "b.onnx.data").symlink_to("a.onnx.data")
+        loaded.save(data)
+    link = tmp_path / data.name.replace("a.onnx", "b.onnx")
+    link.symlink_to(data.name)
     with pytest.raises(OutputError, match="input"):
         loaded.save(tmp_path / "b.onnx", "external")
-    (tmp_path / "b.onnx.data").unlink()
+    link.unlink()
     assert listing(tmp_path) == before
 
 
@@ -527,7 +531,8 @@ def test_no_permission(source: Path, tmp_path: Path) -> None:
 def test_new_files_have_the_usual_permissions(source: Path, tmp_path: Path) -> None:
     (tmp_path / "plain").write_bytes(b"")
     Model.load(source).save(tmp_path / "out.onnx", "external")
-    for name in ("out.onnx", "out.onnx.data"):
+    (data,) = tmp_path.glob("out.onnx.*.data")
+    for name in ("out.onnx", data):
         assert (tmp_path / name).stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
@@ -538,7 +543,7 @@ def test_too_large_for_one_file(
     with pytest.raises(ModelError, match="external data"):
         Model.load(source).save(tmp_path / "out.onnx", "single")
     Model.load(source).save(tmp_path / "out.onnx", "auto")
-    assert (tmp_path / "out.onnx.data").exists()
+    assert len(list(tmp_path.glob("out.onnx.*.data"))) == 1
 
 
 # -------------------------------------------------------------------------- edits and spilling
@@ -574,7 +579,7 @@ def test_new_tensors_of_large_models_wait_on_disk(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     loaded = Model.load(path).clone()
     assert len(halved(loaded)) == count > 0
-    assert list(tmp_path.glob("onnxshrink-*/*"))
+    assert list(tmp_path.glob(".onnxshrink-*/*"))
     loaded = loaded.clone()
     digest = loaded.digest()
     loaded.save(tmp_path / "out.onnx", storage)
@@ -583,7 +588,7 @@ def test_new_tensors_of_large_models_wait_on_disk(
     assert out.digest() == Model.load(tmp_path / "expected.onnx").digest()
     assert bytes_of(loaded.to_proto()) == bytes_of(expected.to_proto())
     del loaded
-    assert not list(tmp_path.glob("onnxshrink-*"))
+    assert not list(tmp_path.glob(".onnxshrink-*"))
 
 
 def test_tensors_that_were_external_once(tmp_path: Path) -> None:

@@ -262,7 +262,7 @@ def test_a_killed_pack_leaves_the_old_files(plain: Path, small: Path) -> None:
     before = small.read_bytes(), packed.pack_path(small).read_bytes()
     code = (
         "import sys\n"
-        "from onnxshrink.graph import packed; from onnxshrink.graph.model import Model\n"
+        "from onnxshrink.graph.forms import packed; from onnxshrink.graph.file.model import Model\n"
         "model = Model.load(sys.argv[1]); print('go', flush=True)\n"
         "while True: packed.save(model, sys.argv[2])"
     )
