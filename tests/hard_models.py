@@ -56,7 +56,7 @@ def rows(count: int, width: int, dtype: str = "float32") -> list[dict[str, np.nd
 
 
 def tensor(name: str, array: np.ndarray) -> TensorProto:
-    return numpy_helper.from_array(np.ascontiguousarray(array), name)
+    return numpy_helper.from_array(np.asarray(array, order="C"), name)
 
 
 def text(source: str, **weights: np.ndarray) -> onnx.ModelProto:

@@ -162,7 +162,7 @@ def nothing(feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     ("spoil", "said"),
     [
         (wrong_name, "input 'x' is missing; given: 'X'"),
-        (wrong_shape, "input 'x' has shape [3, 63], but the model takes [n, 64]"),
+        (wrong_shape, "input 'x' has shape [1, 63], but the model takes [n, 64]"),
         (wrong_dtype, "input 'x' is <U"),
         (with_nan, "input 'x' holds NaN"),
         (nothing, "input 'x' is missing"),

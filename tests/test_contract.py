@@ -408,7 +408,7 @@ def test_the_worst_slice_of_an_output_counts_and_is_named(worker):
         for value, tensor in operands.constants(model):
             if value.name == "sizes":
                 sizes = tensor.numpy() * np.array([1, 1, 1, 1, 1.13, 1, 1, 1], np.float32)
-                surgery.set_constant(model, value, tensor, sizes)
+                surgery.set_constant(model, value, sizes)
 
     loose = run([Edit(edit=louder, max_error=0.2)], both, Settings(feeds=FEEDS), worker).report
     figures = loose.outputs["y"]

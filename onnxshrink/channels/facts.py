@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxshrink.graph import read
+from onnxshrink.graph import operators, read
 from onnxshrink.graph.analysis import shapes
 from onnxshrink.graph.file.model import Model
 
@@ -26,7 +26,6 @@ Pair = tuple[int, int]
 _UNKNOWN: Pair = (0, 1)
 
 _SHAPES = {"Shape", "Size"}
-_RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli"}
 _LARGEST_PARAMETER = 2**16
 
 
@@ -200,7 +199,7 @@ class Facts:
         for node in model.ir.graph.all_nodes():
             inputs = [value for value in node.inputs if value is not None]
             known = all(self._is_known(value) for value in inputs) and not any(bodies(node))
-            if node.op_type in _SHAPES or (known and node.op_type not in _RANDOM):
+            if node.op_type in _SHAPES or (known and operators.of(node, operators.Random) is None):
                 self._computed.update(node.outputs)
                 shaped = any(value in self._from_shapes for value in inputs)
                 if node.op_type in _SHAPES or shaped:

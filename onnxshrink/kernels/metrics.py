@@ -24,6 +24,7 @@ from onnxshrink.kernels.slices import Slices
 # Rows that sum to one within this are probabilities already (float16 softmax needs the slack).
 _PROBABILITY_SLACK = 1e-2
 _LONG_ROW = 8  # numbers that are scores of classes, or an embedding, rather than measures
+_TELLING = 1.2  # a slice is named where its error is so many times that of the whole
 _NEGATIVE_SLACK = 1e-6  # probabilities that were computed as a rest
 _SMALLEST_PROBABILITY = 1e-12
 
@@ -218,7 +219,8 @@ class Agreement:
         worst, place = self.relative_error, ""
         sliced, where = self._slices.worst()
         if sliced > worst:
-            worst, place = sliced, where
+            place = where if sliced > _TELLING * worst else ""
+            worst = sliced
         vectors = self._long_rows and not self._discrete and self._slices.alike
         return OutputComparison(
             name, self.elements, self.relative_error, self.max_abs, self.max_rel, self.sqnr_db,

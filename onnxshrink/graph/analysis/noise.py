@@ -6,7 +6,7 @@ import zlib
 
 import onnx_ir as ir
 
-from onnxshrink.graph.analysis.shapes import RANDOM
+from onnxshrink.graph import operators
 from onnxshrink.graph.file.model import Model
 
 _SEEDS = 2**20  # a float holds them exactly
@@ -39,4 +39,4 @@ def _draws(node: ir.Node) -> bool:
     if node.domain or "seed" in node.attributes:
         return False
     trains = node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None
-    return node.op_type in RANDOM or trains
+    return operators.of(node, operators.Random) is not None or trains

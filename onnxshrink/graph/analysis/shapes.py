@@ -21,6 +21,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxshrink.errors import DataError, ModelError
+from onnxshrink.graph import operators
 from onnxshrink.graph.analysis.folding import affordable
 from onnxshrink.graph.analysis.shape_rules import (
     LIKE,
@@ -45,9 +46,6 @@ _NOT_BATCH = re.compile("seq|len|time|frame|step|token|height|width", re.IGNOREC
 _OTHER_ATTRIBUTES = {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS,
                      ir.AttributeType.TYPE_PROTO, ir.AttributeType.TYPE_PROTOS}  # fmt: skip
 _BRANCHES = ("then_branch", "else_branch")
-#: Operators that draw random numbers.
-RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
-          "RandomUniformLike"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -314,7 +312,7 @@ class _Walker:
                 (sizes := static(shape)) is None or math.prod(sizes) > _KNOWN_ELEMENTS
                 for shape in results
             )
-            or node.op_type in RANDOM
+            or operators.of(node, operators.Random) is not None
             or node.outputs[0] in self.known
         ):
             return
@@ -454,10 +452,8 @@ class _Walker:
 
 def _integers(values: Iterable[Any]) -> Iterator[int]:
     """The integers among an operator's attributes, and in lists among them."""
-    for value in values:
-        for number in value if isinstance(value, list | tuple) else (value,):
-            if isinstance(number, int):
-                yield number
+    lists = (value if isinstance(value, list | tuple) else (value,) for value in values)
+    return (number for each in lists for number in each if isinstance(number, int))
 
 
 def _graphs(node: ir.Node) -> Iterable[ir.Graph]:

@@ -18,7 +18,7 @@ import onnx
 import onnx.reference
 import onnx_ir as ir
 
-from onnxshrink.graph import surgery
+from onnxshrink.graph import operators, surgery
 from onnxshrink.graph.analysis import shapes
 from onnxshrink.graph.analysis.shape_rules import static
 from onnxshrink.graph.file import tensors
@@ -213,7 +213,7 @@ def _is_plain(node: ir.Node) -> bool:
     """Whether a node computes the same whenever it runs: a standard operator without bodies."""
     return (
         not node.domain
-        and node.op_type not in shapes.RANDOM
+        and operators.of(node, operators.Random) is None
         and not any(
             attribute.is_ref() or attribute.type in _BODIES
             for attribute in node.attributes.values()

@@ -449,7 +449,6 @@ def test_external_data_that_shrink_while_they_are_read(path: Path, tmp_path: Pat
         ("{ y = Relu(absent) }", "'absent'"),
         ("{ a = Relu(b) b = Relu(a) y = Relu(x) }", "cycle"),
         ("{ y = Add(x, y) }", "'y'"),
-        ("{ y = Relu(a) a = Relu(x) }", "sorted"),
         ("{ y = Relu(x) y = Abs(x) }", "twice"),
         ("{ x = Relu(x) y = Abs(x) }", "twice"),
         ("{ z = Relu(x) }", "'y'"),
