@@ -110,8 +110,8 @@ def _ranges(
     """Starts, ends, axes, steps of a Slice; None for what is not constant."""
     starts, ends = read.integers(node, "starts"), read.integers(node, "ends")
     if starts is not None and ends is not None:  # before opset 10
-        given = read.integers(node, "axes") or range(len(starts))
-        return list(starts), list(ends), [axis % rank for axis in given], [1] * len(starts)
+        along = read.integers(node, "axes") or range(len(starts))
+        return list(starts), list(ends), [axis % rank for axis in along], [1] * len(starts)
     found = [walk.constant(node, index) for index in range(1, 5)]
     size = walk.sizes(node.inputs[1])[0][0]
     if walk.has(node, 3) and found[2] is None:

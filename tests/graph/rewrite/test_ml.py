@@ -14,9 +14,9 @@ g (float[2, 3] x) => (float[2, 2] y) {
         intercepts = [10.0, 20.0]> (x)
 }"""
 IN_FUNCTION = """<ir_version: 8, opset_import: ["": 17, "ai.onnx.ml": 3, "f": 1]>
-g (float[2, 3] x) => (float[2, 3] y) { y = f.scaled <by: floats = [2.0]> (x) }
+g (float[2, 3] x) => (float[2, 1] y) { y = f.line <by: floats = [1.0, 2.0, 3.0]> (x) }
 <domain: "f", opset_import: ["": 17, "ai.onnx.ml": 3]>
-scaled %s (x) => (y) { y = ai.onnx.ml.Scaler <offset = [1.0], scale%s> (x) }"""
+line %s (x) => (y) { y = ai.onnx.ml.LinearRegressor <coefficients%s> (x) }"""
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 
 
@@ -36,17 +36,17 @@ def test_weights_leave_their_attributes(ir_version: int, first: list[str]) -> No
 
 
 def test_constants_of_a_function_are_nodes_in_it() -> None:
-    model = Model.from_proto(parser.parse_model(IN_FUNCTION % ("", " = [2.0]")))
+    model = Model.from_proto(parser.parse_model(IN_FUNCTION % ("", " = [1.0, 2.0, 3.0]")))
     for operator in ml.find(model):
         ml.lower(model, operator)
     assert not model.to_proto().graph.initializer
-    np.testing.assert_array_equal(answers(model, x=X)[0], (X - 1) * 2)
+    np.testing.assert_array_equal(answers(model, x=X)[0], X @ [[1], [2], [3]])
 
 
 def test_numbers_that_a_caller_gives_are_not_known() -> None:
     proto = parser.parse_model(IN_FUNCTION % ("<by>", ": floats = @by"))
     model = Model.from_proto(proto)
     (operator,) = ml.find(model)
-    with pytest.raises(ValueError, match=r"'scale' from the call of the function .* inline it"):
+    with pytest.raises(ValueError, match=r"'coefficients' from the call .* inline it"):
         ml.lower(model, operator)
     assert model.to_proto() == proto

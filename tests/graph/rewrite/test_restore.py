@@ -37,7 +37,8 @@ def test_what_both_copies_lost_comes_back() -> None:
 
 def test_what_one_copy_lost_was_the_user() -> None:
     original = text(
-        "g (float[2, 4] x) => (float[2, 4] y) { a = MatMul(x, w)  y = Relu(a) }", w=weight(1, 4, 4)
+        "g (float[2, 4] x) => (float[2, 4] y) { a = MatMul(x, w)  y = Elu <alpha = 2.0> (a) }",
+        w=weight(1, 4, 4),
     )
     original.graph.node[1].doc_string = "kept"
     for node, name in zip(original.graph.node, ("fc", "act"), strict=True):
@@ -45,12 +46,12 @@ def test_what_one_copy_lost_was_the_user() -> None:
     plain = copy(original)
     plain.graph.node[1].doc_string = ""
     edited = copy(plain)
-    edited.graph.node[1].op_type = "Abs"
+    edited.graph.node[1].attribute[0].f = 3
     edited.graph.initializer[0].CopyFrom(tensor("w", np.zeros((4, 4), np.float32)))
     comparison = compared(edited, plain, original)
     told = {(one.what, one.note) for one in comparison.differences}
     assert told == {("act", "changed"), ("w", "changed")}
-    assert edited.graph.node[1].op_type == "Abs"
+    assert edited.graph.node[1].attribute[0].f == 3
     assert edited.graph.node[1].doc_string == "kept"
 
 

@@ -20,7 +20,7 @@ def test_branches_of_a_value_and_sizes_of_a_shape() -> None:
         model, x = Model.from_proto(proto), normal(2, 4, seed=1)
         expected = answers(model, x=x, rate=np.array(rate))
         specialize(model, {"rate": np.array(rate)}, {})
-        assert kinds(model) == ["MatMul"]
+        assert [kind for kind in kinds(model) if kind != "Constant"] == ["MatMul"]
         assert [value.name for value in model.ir.graph.inputs] == ["x", "rate"]
         np.testing.assert_array_equal(answers(model, x=x, rate=np.array(0)), expected)
 
