@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxshrink.channels.facts import dims, nbytes_of, stored
+from onnxshrink.channels.facts import dims, nbytes_of
 from onnxshrink.channels.groups import Removed
 from onnxshrink.channels.labels import Walk
 from onnxshrink.channels.readers import Consumer, find
 from onnxshrink.channels.removal import Cut
-from onnxshrink.graph import surgery
+from onnxshrink.graph import read, surgery
 from onnxshrink.kernels.refit import DAMPINGS, Array, Choice, Moments, choose, refit
 
 
@@ -115,14 +115,14 @@ def _kept(walk: Walk, consumer: Consumer, removed: Removed) -> np.ndarray:
 
 
 def _array(value: ir.Value) -> Array:
-    tensor = stored(value)
+    tensor = read.constant(value)
     assert tensor is not None
     return np.array(tensor.numpy(), np.float64)
 
 
 def _with_bias(walk: Walk, consumer: Consumer) -> ir.Value:
     """Give a node a bias of zeros, which goes with the channels that it makes."""
-    node, tensor = consumer.node, stored(consumer.weight)
+    node, tensor = consumer.node, read.constant(consumer.weight)
     assert tensor is not None
     axis = 1 - consumer.weight_axis
     zeros = np.zeros(dims(tensor)[axis], tensor.dtype.numpy())

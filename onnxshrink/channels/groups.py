@@ -12,8 +12,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxshrink.channels.atoms import Labels
-from onnxshrink.channels.facts import stored
 from onnxshrink.channels.labels import Axis, Slot, Walk
+from onnxshrink.graph import read
 
 Kind = Literal["channels", "heads", "head-dimensions", "width"]
 
@@ -141,7 +141,7 @@ def constant_axes(walk: Walk) -> Iterator[tuple[Slot, int, Labels]]:
     """Every labelled axis of every constant."""
     for slot, axes in walk.labels.items():
         value = slot[0] if isinstance(slot, tuple) else slot
-        if stored(value) is not None:
+        if read.constant(value) is not None:
             for axis, labels in enumerate(axes):
                 if labels is not None and len(labels):
                     yield slot, axis, labels
@@ -225,7 +225,7 @@ def cost(walk: Walk, removed: Removed | None = None) -> Cost:
     counted: set[tuple[ir.Value, tuple[int, ...]]] = set()
     for slot, shape in shapes.items():
         value = slot[0] if isinstance(slot, tuple) else slot
-        tensor = stored(value)
+        tensor = read.constant(value)
         if tensor is None or (value, shape) in counted:
             continue
         counted.add((value, shape))

@@ -9,11 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxshrink.channels.facts import stored
 from onnxshrink.channels.groups import Group, Member
 from onnxshrink.channels.labels import Walk
 from onnxshrink.channels.readers import Consumer
-from onnxshrink.graph import operators
+from onnxshrink.graph import operators, read
 from onnxshrink.graph.operators import Norm
 from onnxshrink.kernels.elimination import Reader, eliminate
 from onnxshrink.kernels.importance import Array, index_power
@@ -148,7 +147,7 @@ def _gram(consumer: Consumer, moments: Moments) -> Array:
 
 
 def _array(member: Member) -> np.ndarray:
-    tensor = stored(member.value)
+    tensor = read.constant(member.value)
     assert tensor is not None
     return np.asarray(tensor.numpy(), np.float64)
 

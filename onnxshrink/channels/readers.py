@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxshrink.channels.atoms import Labels
-from onnxshrink.channels.facts import dims, stored
+from onnxshrink.channels.facts import dims
 from onnxshrink.channels.groups import Removed
 from onnxshrink.channels.labels import FLOATS, Walk
 from onnxshrink.graph import operators, read
@@ -88,7 +88,7 @@ class Consumer:
 
     def matrix(self) -> Array:
         """The weight as [outputs, features]."""
-        tensor = stored(self.weight)
+        tensor = read.constant(self.weight)
         assert tensor is not None
         view = self._view(np.asarray(tensor.numpy(), np.float64))
         return view.reshape(len(view), -1)
@@ -104,7 +104,7 @@ class Consumer:
 
     @property
     def _shape(self) -> tuple[int, ...]:
-        tensor = stored(self.weight)
+        tensor = read.constant(self.weight)
         assert tensor is not None
         return dims(tensor)
 
@@ -147,7 +147,7 @@ def _read_labels(walk: Walk, product: Product) -> tuple[ir.Value, Labels | None]
     """A weight, and the labels of the axis that is summed over; None where that is not known."""
     weight = product.node.inputs[product.index]
     assert weight is not None
-    axes, tensor = walk.labels.get(weight), stored(weight)
+    axes, tensor = walk.labels.get(weight), read.constant(weight)
     roles = None if tensor is None else product.axes(len(dims(tensor)))
     if axes is None or roles is None or not roles.contract or product.groups > 1:
         return weight, None
@@ -159,7 +159,7 @@ def _products_of(node: ir.Node) -> list[Product]:
     found = (
         operators.product(node, index)
         for index in operators.sides(node)
-        if (value := read.input(node, index)) is not None and stored(value) is not None
+        if (value := read.input(node, index)) is not None and read.constant(value) is not None
     )
     return [product for product in found if product is not None]
 
@@ -205,10 +205,10 @@ def _weight(walk: Walk, product: Product) -> tuple[ir.Value, tuple[int, ...], ir
         ValueError: Why it is no such thing.
     """
     value, x = product.node.inputs[product.index], product.activation
-    tensor = None if value is None else stored(value)
+    tensor = read.constant(value)
     if value is None or tensor is None or x is None or tensor.dtype not in FLOATS:
         raise ValueError("is no floating-point constant")
-    if value not in walk.labels or stored(x) is not None:
+    if value not in walk.labels or read.constant(x) is not None:
         raise ValueError("what it reads is not followed")
     if len(value.uses()) != 1:
         raise ValueError("is used more than once")
@@ -273,7 +273,7 @@ def _recurrent(walk: Walk, product: Product, row: Recurrent) -> Iterator[Consume
     """For each direction, what reads the input or the state of the step before."""
     node, index = product.node, product.index
     bias, initial = read.input(node, 3), read.input(node, 5)
-    if bias is not None and (stored(bias) is None or len(bias.uses()) > 1):
+    if bias is not None and (read.constant(bias) is None or len(bias.uses()) > 1):
         bias = None
     weight, (directions, height, width), source = _weight(walk, product)
     if not source.name or read.integer(node, "layout", 0):
@@ -286,7 +286,7 @@ def _recurrent(walk: Walk, product: Product, row: Recurrent) -> Iterator[Consume
     if index == 2:
         if node.op_type == "GRU" and not read.integer(node, "linear_before_reset", 0):
             rows = 2 * size  # the candidate reads the state behind the gate, which none sees
-        if initial is not None and stored(initial) is None:
+        if initial is not None and read.constant(initial) is None:
             values = [source, initial]
     for direction in range(directions):
         start = height * (index - 1)
@@ -312,7 +312,7 @@ def _bias(product: Product, outputs: int) -> tuple[ir.Value | None, float]:
     elif user is not None and _adds_row(product, user):
         candidates = [value for value in user.inputs if value is not output]
     for value in candidates if sign else ():
-        tensor = None if value is None else stored(value)
+        tensor = read.constant(value)
         if value is not None and tensor is not None and dims(tensor) == (outputs,):
             return (value, sign) if len(value.uses()) == 1 else (None, 1)
     return None, product.alpha / (product.beta or math.inf)
@@ -363,7 +363,7 @@ def _states(direction: int, back: bool, initial: ir.Value | None) -> Reads:
         if len(arrays) > 1:
             first = arrays[1][direction][None]
         elif initial is not None:
-            tensor = stored(initial)
+            tensor = read.constant(initial)
             assert tensor is not None
             first = np.broadcast_to(tensor.numpy()[direction][None], first.shape)
         before = [behind[1:], first] if back else [first, behind[:-1]]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxshrink.channels.atoms import Labels
-from onnxshrink.channels.facts import dims, stored
+from onnxshrink.channels.facts import dims
 from onnxshrink.errors import ModelError
 from onnxshrink.graph import read, surgery
 from onnxshrink.graph.file import tensors
@@ -110,7 +110,7 @@ class Cut:
         """
         value = node.inputs[index]
         assert value is not None
-        tensor = stored(value)
+        tensor = read.constant(value)
         if tensor is not None:
             target = tensor.numpy() - removed
             for entry, size in (explicit or {}).items():
@@ -125,7 +125,7 @@ class Cut:
 
     def lay_out(self, value: ir.Value, array: np.ndarray) -> None:
         """Give a constant of one use other values, before its labelled axes are cut."""
-        tensor = stored(value)
+        tensor = read.constant(value)
         assert tensor is not None
         self._laid_out[value] = dims(tensor), tensor.nbytes
         surgery.set_constant(self.model, value, array)
@@ -238,14 +238,14 @@ class Cut:
             value, keep = slot[0] if isinstance(slot, tuple) else slot, self._keeps(slot, axes)
             if isinstance(slot, tuple) and slot[1].inputs[slot[2]] is not value:
                 continue  # a rewriter gave the node another constant, of the length that it wants
-            if stored(value) is not None:
+            if read.constant(value) is not None:
                 by_value.setdefault(value, []).append((slot, keep))
             elif any(k is not None for k in keep):
                 self._declare(value, keep)
                 if value.graph is self.model.ir.graph:  # bodies may use one name for several
                     self._note(value.name or "", keep)
         for value, uses in by_value.items():
-            tensor = stored(value)
+            tensor = read.constant(value)
             assert tensor is not None
             done += self._shorten(value, tensor, uses)
             tensors.release(tensor)

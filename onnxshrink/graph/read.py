@@ -110,11 +110,8 @@ def text(node: ir.Node, name: str, default: str) -> str:
     Raises:
         Unknown: It is the parameter of a function, or no text.
     """
-    found = _find(node, name, _Type.STRING)
-    try:
-        return default if found is None else found.as_string()
-    except (TypeError, UnicodeDecodeError) as error:
-        raise Unknown(f"its {name!r} is not UTF-8") from error
+    found = _strings(node, name, _Type.STRING)
+    return default if found is None else found[0]
 
 
 def texts(node: ir.Node, name: str) -> tuple[str, ...] | None:
@@ -123,8 +120,17 @@ def texts(node: ir.Node, name: str) -> tuple[str, ...] | None:
     Raises:
         Unknown: It is the parameter of a function, or no list of texts.
     """
-    found = _find(node, name, _Type.STRINGS)
-    return None if found is None else tuple(found.as_strings())
+    return _strings(node, name, _Type.STRINGS)
+
+
+def _strings(node: ir.Node, name: str, kind: ir.AttributeType) -> tuple[str, ...] | None:
+    found = _find(node, name, kind)
+    if found is None:
+        return None
+    try:
+        return (found.as_string(),) if kind == _Type.STRING else tuple(found.as_strings())
+    except (TypeError, UnicodeDecodeError) as error:  # it is kept as bytes
+        raise Unknown(f"its {name!r} is not UTF-8") from error
 
 
 def attributes(node: ir.Node) -> dict[str, Any]:

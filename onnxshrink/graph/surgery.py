@@ -152,7 +152,9 @@ class Recorder:
 
 def has_initializers(model: Model, scope: Scope) -> bool:
     """Whether constants of a scope can be initializers that are not inputs."""
-    return model.ir.ir_version >= 4 and isinstance(scope, ir.Graph)
+    functions = model.ir.functions.values()  # the nodes of one say that they are in its graph
+    inside = isinstance(scope, ir.Function) or any(scope is each.graph for each in functions)
+    return model.ir.ir_version >= 4 and not inside
 
 
 def _graph(node: ir.Node) -> Scope:

@@ -92,6 +92,15 @@ def test_another_type_is_unknown(ask, said):
         ask(node(real=1.0, whole=1, several=[1], name="n"))
 
 
+def test_bytes_that_are_no_text_are_unknown():
+    some = node()
+    some.attributes["mode"] = ir.Attr("mode", ir.AttributeType.STRING, b"\xff")
+    some.attributes["keys"] = ir.Attr("keys", ir.AttributeType.STRINGS, [b"\xff"])
+    for ask in (lambda: read.text(some, "mode", ""), lambda: read.texts(some, "keys")):
+        with pytest.raises(read.Unknown, match="is not UTF-8"):
+            ask()
+
+
 def test_inputs_may_be_left_out_in_the_middle_and_at_the_end():
     x = ir.Value(name="x")
     clip = node("Clip", x, None)

@@ -121,7 +121,6 @@ class _Standard:
         self.operator, self.opset = operator, opset
         scope = operator.node.graph
         assert scope is not None
-        # Functions have no initializers, and neither do graphs in them.
         self._recorder = Recorder(model, scope, prefix=f"{operator.label}.")
 
     @property
