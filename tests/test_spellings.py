@@ -20,6 +20,7 @@ import pytest
 from spellings import NETS, Net
 
 from onnxshrink.contract import Settings
+from onnxshrink.graph import operators
 from onnxshrink.graph.file.model import Model
 from onnxshrink.options import build
 from onnxshrink.pipeline import run
@@ -91,6 +92,20 @@ def test_passes_treat_spellings_alike(
         known = {name: method for name, method in wanted.items() if name in there}
         broken += [f"{spelling}: {each}" for each in differences(known, row)]
     assert broken == []
+
+
+def test_one_row_teaches_every_pass(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its row nobody knows an operator; the law above says what passes do with it."""
+    net = net_of("dense")
+    monkeypatch.delitem(operators.TABLE, ("com.microsoft", "FusedMatMul"))
+    for name, options in (
+        ("quantize-weights", {"rounding": "gptq"}), ("quantize-static", {}), ("reconstruct", {}),
+        ("prune-wanda", {}), ("split-lowrank", {"ratio": 0.4}), ("smooth", {}),
+    ):  # fmt: skip
+        model = Model.from_proto(net.spellings["FusedMatMul"])
+        settings = Settings(check="quick", feeds=net.feeds)
+        done = run([build(find_pass(name), options, name)], model, settings, worker)
+        assert not {"w1", "w2"} & set(methods(done.report.steps[-1])), name
 
 
 def methods(row: Step) -> dict[str, str]:
