@@ -24,7 +24,7 @@ from onnxshrink.kernels.slices import Slices
 # Rows that sum to one within this are probabilities already (float16 softmax needs the slack).
 _PROBABILITY_SLACK = 1e-2
 _LONG_ROW = 8  # numbers that are scores of classes, or an embedding, rather than measures
-_TELLING = 1.2  # a slice is named where its error is so many times that of the whole
+_CLEARLY = 1.1  # times as wrong as the whole: of slices that are all alike none is to blame
 _NEGATIVE_SLACK = 1e-6  # probabilities that were computed as a rest
 _SMALLEST_PROBABILITY = 1e-12
 
@@ -54,7 +54,7 @@ class OutputComparison:
         reshaped: Of the first pair that differs in shape: both shapes; else empty.
         silent: Why likeness to the reference says nothing; else empty.
         worst: The largest relative error of any slice along an axis of fixed length, or that of
-            the whole where it is larger; see :mod:`onnxshrink.kernels.slices`.
+            the whole where none is clearly worse; see :mod:`onnxshrink.kernels.slices`.
         slice: Which slice, ``[:, 4]``; empty for the whole.
         vectors: Whether it is rows of many numbers of one kind, as scores and embeddings are.
     """
@@ -218,9 +218,8 @@ class Agreement:
         """All figures under the output's name."""
         worst, place = self.relative_error, ""
         sliced, where = self._slices.worst()
-        if sliced > worst:
-            place = where if sliced > _TELLING * worst else ""
-            worst = sliced
+        if sliced > _CLEARLY * worst:
+            worst, place = sliced, where
         vectors = self._long_rows and not self._discrete and self._slices.alike
         return OutputComparison(
             name, self.elements, self.relative_error, self.max_abs, self.max_rel, self.sqnr_db,

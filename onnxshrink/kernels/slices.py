@@ -51,6 +51,7 @@ class Slices:
                 moved = np.moveaxis(array, axis, 0).reshape(sums.shape[1], -1)
                 row += np.einsum("ij,ij->i", moved, moved)
 
+    @np.errstate(over="ignore", invalid="ignore")
     def worst(self) -> tuple[float, str]:
         """The largest relative error of any slice, and which one it is: ``[:, 4]``."""
         found, place = 0.0, ""

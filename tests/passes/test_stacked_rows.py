@@ -26,7 +26,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, np
         noise = 0.3 * rng.standard_normal((count, SIZE))
         return (rng.standard_normal((count, 24)) @ mix / 5 + noise).astype(np.float32)
 
-    w, v = rng.standard_normal((2, SIZE, SIZE)).astype(np.float32) / np.sqrt(SIZE)
+    w, v = (rng.standard_normal((2, SIZE, SIZE)) / np.sqrt(SIZE)).astype(np.float32)
     proto = text(
         f"g (float[n, {SIZE}] x) => (float[n, {SIZE}] y) "
         "{ a = Gemm(x, w, b)  r = Relu(a)  y = Gemm(r, v, b) }",

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from command_line import Run
 from hard_models import text
 from onnx import helper
 
@@ -173,6 +174,28 @@ def test_shrink_lists_what_moved_and_its_recipe_gives_the_same_bytes(
     again = tmp_path / "again.onnx"
     api.apply_recipe(Recipe.load(recipe), source, again, options)
     assert again.read_bytes() == out.read_bytes()
+
+
+def test_inputs_that_show_nothing_are_as_good_as_none(
+    cli: Run, source: Path, tmp_path: Path
+) -> None:
+    """All outputs are zero for them: shrink stays at 8 bits, and --strict wants more."""
+    silent = [{name: 0 * array for name, array in feed.items()} for feed in feeds()]
+    out = tmp_path / "out.onnx"
+    report = api.shrink(source, out, api.Options(calibration=silent))
+    assert [step.name for step in report.steps] == ["clean", "quantize-weights"]
+    notes = " ".join(change.note for change in report.steps[1].changes)
+    assert "int8" in notes
+    assert "int4" not in notes
+    assert report.unproven
+    assert "output 'y' is 0 throughout" in report.warnings[-2]
+    stacked = {name: np.concatenate([feed[name] for feed in silent]) for name in silent[0]}
+    np.savez(tmp_path / "silent.npz", **stacked)
+    command = ("quantize-weights", source, out, "--calibration", tmp_path / "silent.npz")
+    assert cli(*command).code == 0
+    done = cli(*command, "--strict")
+    assert done.code == 1
+    assert "could not have shown a difference" in done.err
 
 
 def test_a_missed_budget_raises_with_the_best_result_written(source: Path, tmp_path: Path) -> None:
