@@ -9,6 +9,7 @@ are. Every step back is a lookup, a running sum or a choice, which runtimes have
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,6 +98,9 @@ def encode(codes: Bytes, book: Book) -> Coded:
     size, low = left.size, np.zeros(0, np.uint8)
     if book.low_bits:
         mask = (1 << book.low_bits) - 1
+        # As many codes as fill the rows of both: then neither has to be cut.
+        unit = math.lcm(8 // book.low_bits, book.levels[0].width if book.levels else 1)
+        left = np.append(left, np.zeros(-size % unit, np.uint8))
         low = _pack(left & np.uint8(mask), book.low_bits)
         left = left & np.uint8(255 - mask)
     streams: list[Bytes | Coded] = []
@@ -115,10 +119,10 @@ def decode(coded: Coded) -> Bytes:
         escapes = found == level.escape
         found[escapes] = left[: np.count_nonzero(escapes)]
         left = found
-    left = left[: coded.size]
     if bits := coded.book.low_bits:
-        left = left | low_table(bits)[coded.low].reshape(-1)[: coded.size]
-    return left
+        low = low_table(bits)[coded.low].reshape(-1)
+        left = left[: low.size] | low
+    return left[: coded.size]
 
 
 def low_table(bits: int) -> Bytes:

@@ -31,7 +31,7 @@ _ROUNDS = 2
 _TRIED = 3  # depths that are worked out
 _MOST_LEVELS = 8
 _WIDE = 2.6  # bits of entropy from which low bits may be kept apart; below, vectors may do
-_LOW_BITS = (0, 1, 2, 4)
+_LEFT = (1.3, 3.8)  # bits of entropy, about, that are left for levels beside lowest bits
 _VECTOR_BITS = (2.0, 6.5)  # of entropy, in the rows of a level of vectors
 
 
@@ -55,10 +55,17 @@ def plan(codes: Bytes, overhead: int) -> tuple[Book, float]:
     if not codes.size:
         return Book(()), 0.0
     bits = 8 * entropy_bytes(counts) / codes.size
-    books = [_plan_levels(counts, low, overhead) for low in _LOW_BITS[: 4 if bits > _WIDE else 1]]
+    books = [_plan_levels(counts, low, overhead) for low in _low_bits(bits)]
     if 0 < bits < _WIDE:
         books += _plan_vectors(codes, counts, bits, overhead)
     return min(books, key=lambda found: found[1])
+
+
+def _low_bits(bits: float) -> tuple[int, ...]:
+    """How many lowest bits are worth keeping apart, by the entropy of a code."""
+    if bits < _WIDE:
+        return (0,)
+    return tuple(low for low in (0, 1, 2, 4) if _LEFT[0] <= bits - low <= _LEFT[1]) or (0,)
 
 
 def _counted(codes: Bytes) -> Ints:
@@ -114,7 +121,8 @@ def _plan_vectors(
         found.append((price, depth, level, rows, left))
     books = []
     for _, _, level, rows, left in sorted(found, key=lambda each: each[0])[:_TRIED]:
-        choices = [_plan_levels(_counted(rows), low, overhead) for low in _LOW_BITS]
+        spread = 8 * entropy_bytes(_counted(rows)) / max(rows.size, 1)
+        choices = [_plan_levels(_counted(rows), low, overhead) for low in _low_bits(spread)]
         inner, price = min(choices, key=lambda choice: choice[1])
         following, more = _plan_levels(_counted(left), 0, overhead)
         book = Book((replace(level, rows=inner), *following.levels))

@@ -289,7 +289,7 @@ def _typed(chains: Chains, one: Candidate, value: ir.Value) -> ir.Value:
     kind = one.tensor.dtype
     if one.entries is not None:
         number = chains.node("Cast", value, to=ir.DataType.INT32.value)
-        return chains.node("Gather", chains.constant(one.entries), number, axis=0)
+        return chains.node("Gather", chains.constant(one.entries), number)
     if kind.name in _SIGNED_NARROW:
         value = chains.node("Cast", value, to=ir.DataType.INT8.value)
     return value if kind == ir.DataType.UINT8 else chains.node("Cast", value, to=kind.value)

@@ -102,12 +102,14 @@ class Chains:
             sizes.append(length - sum(sizes))
         parts: Sequence[ir.Value] = [flat]
         if len(sizes) > 1:
-            flat = self._flat(flat)
+            axis = 1 if written.book.low_bits else 0
+            if not axis:
+                flat = self._flat(flat)
             if self.model.opset < _SPLIT_BY_INPUT:
-                parts = self.nodes("Split", [flat], len(sizes), axis=0, split=sizes)
+                parts = self.nodes("Split", [flat], len(sizes), axis=axis, split=sizes)
             else:
                 split = self.constant(np.array(sizes, np.int64))
-                parts = self.nodes("Split", [flat, split], len(sizes), axis=0)
+                parts = self.nodes("Split", [flat, split], len(sizes), axis=axis)
         return [
             self.node("Reshape", part, self.constant(np.array(shape, np.int64)))
             for part, shape in zip(parts, shapes, strict=False)
@@ -120,18 +122,19 @@ class Chains:
         if not bits:
             return value, length
         table = self.constant(coded.low_table(bits))
-        low = self.node("Gather", table, self._numbers(written.low), axis=0)
-        high = self._cut(value, length, written.size)
-        low = self._cut(low, written.low.size * 8 // bits, written.size)
+        low = self.node("Gather", table, self._numbers(written.low))
+        count = written.low.size * 8 // bits
+        if length > count:  # plain bytes, with the one at the end
+            value = self._cut(value, length, count)
         # A sum of bytes: there are no kernels for Add of uint8, nor BitwiseOr in older sets.
         row = self.constant(np.array([1, -1], np.int64))
         pair = self.node(
-            "Concat", self.node("Reshape", high, row), self.node("Reshape", low, row), axis=0
+            "Concat", self.node("Reshape", value, row), self.node("Reshape", low, row), axis=0
         )
         ones = self.constant(np.ones((1, 2), np.uint8))
         scale, zero = self.constant(np.array(1, np.float32)), self.constant(np.array(0, np.uint8))
         summed = self.node("QLinearMatMul", ones, scale, zero, pair, scale, zero, scale, zero)
-        return summed, written.size
+        return summed, count
 
     def _levels(self, written: Coded) -> tuple[ir.Value, int]:
         following: ir.Value | None
@@ -147,16 +150,16 @@ class Chains:
                 rows = stream.size
             else:
                 numbers, rows = self._numbers(stream), stream.size
-            found = self.node("Gather", self.constant(level.table), numbers, axis=0)
+            found = self.node("Gather", self.constant(level.table), numbers)
             if following is not None:
                 flags, ranks, count = self._escapes(level)
                 start = self.node(
-                    "CumSum", self.node("Gather", count, numbers, axis=0),
+                    "CumSum", self.node("Gather", count, numbers),
                     self.constant(np.array(0, np.int32)), exclusive=1,
                 )  # fmt: skip
-                place = self.node("Add", self.node("Gather", ranks, numbers, axis=0), start)
-                escapes = self.node("Gather", self._flat(following), place, axis=0)
-                here = self.node("Gather", flags, numbers, axis=0)
+                place = self.node("Add", self.node("Gather", ranks, numbers), start)
+                escapes = self.node("Gather", self._flat(following), place)
+                here = self.node("Gather", flags, numbers)
                 found = self.node("Where", here, escapes, found)
             following, length = found, rows * level.width
         assert following is not None

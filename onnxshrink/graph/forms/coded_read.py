@@ -250,9 +250,10 @@ def _slice(node: ir.Node, values: np.ndarray, start: np.ndarray, end: np.ndarray
 
 def _split(node: ir.Node, values: np.ndarray, *sizes: np.ndarray) -> list[np.ndarray]:
     parts = sizes[0].tolist() if sizes else list(node.attributes["split"].as_ints())
-    if sum(parts) != values.size:
+    axis = _integer(node, "axis")
+    if sum(parts) != values.shape[axis]:
         raise ValueError("its parts do not add up")
-    return np.split(values, np.cumsum(parts)[:-1].tolist())
+    return np.split(values, np.cumsum(parts)[:-1].tolist(), axis)
 
 
 def _byte_sum(node: ir.Node, *inputs: np.ndarray) -> list[np.ndarray]:
