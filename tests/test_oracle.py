@@ -149,14 +149,13 @@ def fault(case: Case, worker: Worker, folder: Path, counts: dict[str, int]) -> s
 @pytest.mark.parametrize(
     "kind", ["node", "simple", "pytorch-converted", "pytorch-operator", "light"]
 )
-def test_a_round_trip_changes_no_answer(kind: str, tmp_path: Path) -> None:
+def test_a_round_trip_changes_no_answer(kind: str, worker: Worker, tmp_path: Path) -> None:
     faults: dict[str, str] = {}
     counts = dict.fromkeys(("cases", "equal", "weights", "valid", "ran"), 0)
-    with Worker(timeout=60) as worker:
-        for case in cases(kind):
-            counts["cases"] += 1
-            if wrong := fault(case, worker, tmp_path, counts):
-                faults[case.name] = wrong
+    for case in cases(kind):
+        counts["cases"] += 1
+        if wrong := fault(case, worker, tmp_path, counts):
+            faults[case.name] = wrong
     logging.getLogger(__name__).info("%s: %s", kind, counts)
     assert {name: why for name, why in faults.items() if name not in EXCEPTIONS} == {}
     assert counts["equal"] == counts["cases"] - len(faults)

@@ -134,10 +134,11 @@ def test_a_crash_in_the_middle_of_a_run(onnx_file, only_child):
 
 
 def test_a_run_that_takes_too_long_is_ended(onnx_file, only_child):
-    with Worker(timeout=2) as worker:
+    with Worker(timeout=60) as worker:
         worker.open(onnx_file(ENDLESS))
         only_child()
-        with pytest.raises(ModelError, match=r"took longer than 2 s while running .*model.onnx"):
+        worker._timeout = 1  # a busy machine may take longer to start the child
+        with pytest.raises(ModelError, match=r"took longer than 1 s while running .*model.onnx"):
             worker.step({"x": X[:1]})
 
 
