@@ -32,13 +32,14 @@ def command(
     from onnxshrink import files
     from onnxshrink.graph.file.model import Model
     from onnxshrink.graph.forms import packed
+    from onnxshrink.runtime.worker import blamed
 
     model = Model.load(source)
     before = model.stored_bytes()
     readers = [packed.reader_path(kind, Path(out).parent) for kind in with_reader]
     bases = [] if base is None else [Path(base), packed.base_path(base)]
     files.check([*model.own_files, *bases], [Path(out), *readers])
-    with removal_said(out):
+    with removal_said(out), blamed(source):  # nobody has checked the graph
         after = packed.save(model, out, base=base)
     for kind in with_reader:
         packed.write_reader(kind, Path(out).parent)
