@@ -262,12 +262,9 @@ def _too_big(report: Report, max_size: int | None, target_ratio: float | None) -
     return lines
 
 
-def _files_of(steps: Iterable[Pass]) -> list[Path]:
-    """Whatever options of some passes may name: files that are read."""
-    from onnxshrink.runtime.inputs import source_files
-
-    values = (value for step in steps for value in dump(step).values())
-    return [file for value in values if isinstance(value, str) for file in source_files(value)]
+def _files_of(steps: Iterable[Pass]) -> list[str]:
+    """The files that options of some passes name: they are read."""
+    return files.likely(value for step in steps for value in dump(step).values())
 
 
 def _prepare(

@@ -53,6 +53,13 @@ def check(reads: Iterable[StrPath], writes: Iterable[StrPath]) -> None:
         _sweep(folder)
 
 
+def likely(values: Iterable[object]) -> list[str]:
+    """Of the values of some options, those that name a file, also as ``file.py:function``."""
+    texts = [value for value in values if isinstance(value, str)]
+    texts += [text.rpartition(":")[0] for text in texts]
+    return [text for text in texts if ("." in text or os.sep in text) and os.path.isfile(text)]
+
+
 def check_target(path: StrPath) -> None:
     """Find out whether a file can be put somewhere; a link there is replaced, not followed.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from onnxshrink import passes, plain_yaml
+from onnxshrink import files, passes, plain_yaml
 from onnxshrink.errors import RecipeError
 from onnxshrink.options import build, dump, nearest, shown
 from onnxshrink.pipeline import Pass
@@ -84,7 +84,7 @@ class Recipe:
     Attributes:
         steps: The passes.
         storage: How to store the result where the caller does not say.
-        reads: The recipe's own file, and whatever its options may name: no run writes to them.
+        reads: The recipe's own file, and those that its options name: no run writes to them.
     """
 
     steps: tuple[Pass, ...]
@@ -118,8 +118,8 @@ class Recipe:
         found = (_step(step, f"{where}: step {at}") for at, step in enumerate(steps, 1))
         named = (step.values() for step in steps if isinstance(step, Mapping))
         options = (each for values in named for each in values if isinstance(each, Mapping))
-        texts = (text for each in options for text in each.values() if isinstance(text, str))
-        return cls(tuple(found), storage, tuple(texts))
+        reads = files.likely(value for each in options for value in each.values())
+        return cls(tuple(found), storage, tuple(reads))
 
     @classmethod
     def find(cls, name: str | Path) -> Recipe:

@@ -97,12 +97,11 @@ def pass_command(name: str) -> click.Command:
         if any(asked.values()):
             _look(step, asked, run)
             return
-        from onnxshrink import api
+        from onnxshrink import api, files
         from onnxshrink.recipe import Recipe
 
         with progress_bar() as progress:
-            named = [text for text in values.values() if isinstance(text, str)]
-            options = run.options(progress, [*named, *exclusion.reads])
+            options = run.options(progress, [*files.likely(values.values()), *exclusion.reads])
             if exclusion.wanted:
                 report = exclusion.run(step, run.source, run.out, options)
             else:

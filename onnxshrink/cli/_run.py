@@ -118,7 +118,7 @@ class Run:
 
         Args:
             progress: What to tell of the progress.
-            reads: Whatever else the command line names that may be a file.
+            reads: Other files that the command line names to be read.
         """
         from onnxshrink.api import Options
 

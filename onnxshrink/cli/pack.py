@@ -41,6 +41,7 @@ def command(
     """
     from onnxshrink import files
     from onnxshrink.graph.forms import coded, coded_read, packed
+    from onnxshrink.runtime.worker import blamed
 
     if form == "graph" and (base is not None or with_reader):
         raise click.UsageError("--base and --with-reader are for --form sidecar")
@@ -49,12 +50,12 @@ def command(
     readers = [packed.reader_path(kind, Path(out).parent) for kind in with_reader]
     bases = [] if base is None else [Path(base), packed.base_path(base)]
     files.check([*model.own_files, *bases], [Path(out), *readers])
-    if form == "graph":
-        after, coding = coded.save(model, out)
-        for line in coding.warnings():
-            click.echo(line, err=True)
-    else:
-        with removal_said(out):
+    with removal_said(out), blamed(source):  # nobody has checked the graph
+        if form == "graph":
+            after, coding = coded.save(model, out)
+            for line in coding.warnings():
+                click.echo(line, err=True)
+        else:
             after = packed.save(model, out, base=base)
     for kind in with_reader:
         packed.write_reader(kind, Path(out).parent)

@@ -303,7 +303,8 @@ def _start_over() -> None:
 
 
 def _limit_memory(limit: int) -> None:
-    with contextlib.suppress(ImportError):  # Windows has no such limit
+    # Windows has no such limit, and macOS may not take this one.
+    with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
         most = resource.getrlimit(resource.RLIMIT_AS)[1]

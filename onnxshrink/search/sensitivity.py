@@ -15,7 +15,7 @@ import numpy as np
 from onnxshrink.errors import ModelError
 from onnxshrink.kernels.metrics import compare_outputs
 from onnxshrink.options import build, dump
-from onnxshrink.report import Table, size
+from onnxshrink.report import Table, printable, size
 from onnxshrink.search.partial_step import Parts, total
 from onnxshrink.trials import Figures
 
@@ -92,7 +92,10 @@ class Sensitivity:
 
     def to_svg(self) -> str:
         """Bars of the error of each part alone, dots for the error with all below; log scale."""
-        from html import escape
+        import html
+
+        def escape(text: str) -> str:
+            return html.escape(printable(text))
 
         errors = [
             error
