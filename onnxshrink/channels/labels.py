@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxshrink.channels.atoms import Atoms, Labels
-from onnxshrink.channels.facts import Facts, Pair, bodies, dims, stored
+from onnxshrink.channels.facts import Facts, Pair, Runs, bodies, dims, stored
 from onnxshrink.graph.file.model import Model
 
 if TYPE_CHECKING:
@@ -442,6 +442,11 @@ def analyse(model: Model, facts: Facts) -> Walk:
         if tied <= balance and walk.stirred <= restless:
             return walk
         balance, restless = balance | tied, restless | walk.stirred
+
+
+def labelled(model: Model, runs: Runs) -> Walk:
+    """The labels of a model, or of a copy, of which two runs showed the shapes."""
+    return analyse(model, Facts(model, runs))
 
 
 def _are_tied(walk: Walk, digits: Sequence[Labels]) -> bool:

@@ -13,6 +13,7 @@ from onnxshrink.pipeline import Context, Pass
 
 if TYPE_CHECKING:
     from onnxshrink.channels.plan import Plan
+    from onnxshrink.channels.request import Request
     from onnxshrink.contract import Feeds
     from onnxshrink.graph.file.model import Model
     from onnxshrink.report import Table
@@ -114,23 +115,29 @@ class PruneChannels(Pass):
 
     def apply(self, model: Model, ctx: Context) -> None:
         """Find, rank and remove; report what every constant lost, and what blocked the rest."""
+        from onnxshrink.channels.iteration import Iteration
         from onnxshrink.channels.plan import blocked
         from onnxshrink.channels.readers import in_bodies
-        from onnxshrink.channels.step import Planner
+        from onnxshrink.channels.shares import Start
+        from onnxshrink.channels.survey import real_feeds, survey
         from onnxshrink.runtime.worker import Worker
 
+        request, not_refitted = self._request(), set[str]()
+        refits = self.compensate and bool(real_feeds(ctx))
+        start: Start | None = None
         with contextlib.ExitStack() as stack:
             worker = ctx.worker or stack.enter_context(Worker())
-            planner, not_refitted = Planner(self, ctx, worker), set[str]()
-            refits = self.compensate and bool(ctx.feeds) and not ctx.generated
-            for step in range(self.iterations):
-                ctx.progress(self.name, step, self.iterations)
-                plan, seen = planner.plan(model, step)
+            for number in range(self.iterations):
+                ctx.progress(self.name, number, self.iterations)
+                found = survey(model, request, ctx, worker, number)
+                start = start or Start.of(found.plan)
+                part = (number + 1) / self.iterations
+                iteration = Iteration(request, found, start, part, ctx, worker)
+                plan = iteration.choose()
                 reasons = blocked(plan.walk)
-                if not plan.removed.any():
-                    continue
-                not_refitted |= set(in_bodies(plan.walk, plan.removed) if refits else ())
-                planner.removal(plan, seen).carry_out()
+                if plan.removed.any():
+                    not_refitted |= set(in_bodies(plan.walk, plan.removed) if refits else ())
+                    iteration.removal(plan).carry_out()
         for name in sorted(not_refitted):
             ctx.skip(name, "in a body of If, Loop or Scan, where nothing is refitted")
         for group in plan.groups:
@@ -142,14 +149,18 @@ class PruneChannels(Pass):
     def preview(
         self, model: Model, feeds: Feeds = (), seed: int = 0, *, generated: bool = False
     ) -> Plan:
-        """What the first step would remove; the model is left as it is."""
-        from onnxshrink.channels.step import Planner
+        """What the first iteration would remove; the model is left as it is."""
+        from onnxshrink.channels.iteration import Iteration
+        from onnxshrink.channels.shares import Start
+        from onnxshrink.channels.survey import survey
         from onnxshrink.report import Step
         from onnxshrink.runtime.worker import Worker
 
         with Worker() as worker:
-            ctx = Context(Step(self.name), feeds, generated, seed=seed)
-            return Planner(self, ctx, worker).plan(model.clone(), 0)[0]
+            ctx, request = Context(Step(self.name), feeds, generated, seed=seed), self._request()
+            found = survey(model.clone(), request, ctx, worker)
+            start, part = Start.of(found.plan), 1 / self.iterations
+            return Iteration(request, found, start, part, ctx, worker).choose()
 
     def explain(self, model: Model, what: str, feeds: Feeds = (), seed: int = 0) -> list[Table]:
         """What goes together with a node, weight or group, and what blocks it.
@@ -158,11 +169,28 @@ class PruneChannels(Pass):
             RecipeError: Nothing has this name.
         """
         from onnxshrink.channels import groups
+        from onnxshrink.channels.labels import labelled
         from onnxshrink.channels.plan import explain
         from onnxshrink.channels.probing import probe_any
-        from onnxshrink.channels.step import labelled
         from onnxshrink.runtime.worker import Worker
 
         with Worker() as worker:
             walk = labelled(model, probe_any(model, feeds, seed, worker))
         return explain(walk, groups.find(walk), what)
+
+    def _request(self) -> Request:
+        """What is asked of the channels' house."""
+        from onnxshrink.channels.request import Goal, Request
+
+        goal = Goal("units", 1 - self.ratio)
+        if self.flops is not None:
+            goal = Goal("macs", self.flops)
+        elif self.bytes is not None:
+            goal = Goal("bytes", self.bytes)
+        elif self.latency is not None:
+            goal = Goal("latency", self.latency)
+        return Request(
+            goal=goal, ratios=self.layers, importance=self.importance, scope=self.scope,
+            units=self.units, keep=self.keep, round_to=self.round_to, minimum=self.minimum,
+            compensate=self.compensate, damping=self.damping,
+        )  # fmt: skip

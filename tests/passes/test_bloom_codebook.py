@@ -102,7 +102,9 @@ def test_every_operator(
     step = ShareCodebook(method="bloom", weights=EVERY, vectors="keep")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharing, "OVERHEAD", 10**6)
-        patch.setattr("onnxshrink.graph.weights.views.WeightView.nbytes", property(lambda view: 10**6))
+        patch.setattr(
+            "onnxshrink.graph.weights.views.WeightView.nbytes", property(lambda view: 10**6)
+        )
         patch.setattr(palette, "FILTER_OVERHEAD", 0)
         result = apply(case.model, tmp_path, step)
     if result.report.steps[0].status != "done":

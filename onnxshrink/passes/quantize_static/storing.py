@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from onnxshrink.kernels.observers import Extremes, Need, SecondMoment, SomeRows
-from onnxshrink.pipeline import Context
+from onnxshrink.kernels.observers import Need
+from onnxshrink.passes.quantize_static import effects
+from onnxshrink.passes.quantize_static.scheme import Scheme
+from onnxshrink.report import Step
+from onnxshrink.select import Select
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from onnxshrink.graph.file.model import Model
     from onnxshrink.graph.forms.integer_kernels import Candidate
-    from onnxshrink.graph.forms.qdq import Emitter
-    from onnxshrink.graph.weights.views import WeightView
+    from onnxshrink.graph.forms.qdq import Emitter, Placement, Value
     from onnxshrink.kernels.affine import Quantized
     from onnxshrink.kernels.ranges import Grid
-    from onnxshrink.passes.quantize_static import QuantizeStatic
+    from onnxshrink.passes.quantize_static.preparing import Preparation
 
-_LARGEST_BIAS = 2.0**30
-_FINEST_BIAS = 2.0**20
+_LARGE_OPERAND = 2**14  # such as a table of positions
 
 
 @dataclass
@@ -42,13 +41,13 @@ class Products:
     _stored: dict[Any, Quantized] = field(default_factory=dict)
 
     def store(
-        self, candidate: Candidate, options: QuantizeStatic, on: Grid
+        self, candidate: Candidate, scheme: Scheme, on: Grid
     ) -> tuple[int, Quantized, str] | None:
         """Put codes in the place of a product's weight and bias.
 
         Args:
             candidate: The product; its weight may be in place already, for another product.
-            options: How.
+            scheme: How.
             on: The grid of its activation.
 
         Returns:
@@ -67,16 +66,16 @@ class Products:
         first = view.value not in self._stored
         note = ""
         if first:
-            self._stored[view.value], note = self._codes(candidate, options, on)
+            self._stored[view.value], note = self._codes(candidate, scheme, on)
         stored = self._stored[view.value]
         bias = None if candidate.bias is None else candidate.bias.numpy().astype(np.float64)
         bias = None if bias is None else bias.reshape(-1)
-        need = means(candidate)
-        if options.correct_bias and need is not None and need in self.statistics:
-            moved = shift(candidate, stored, self.statistics[need].mean)
+        need = effects.means(candidate)
+        if scheme.correct_bias and need is not None and need in self.statistics:
+            moved = effects.shift(candidate, stored, self.statistics[need].mean)
             bias = -moved if bias is None else bias - moved
         if bias is not None and first:
-            stored = self._stored[view.value] = widened(view, stored, bias, on.scale)
+            stored = self._stored[view.value] = effects.widened(view, stored, bias, on.scale)
         nbytes = edit.dequantized(self.model, view, stored, "dq") if first else 0
         if bias is not None:
             scale = (stored.scale.astype(np.float32) * np.float32(on.scale)).reshape(-1)
@@ -87,7 +86,7 @@ class Products:
             self.emitter.store(candidate.node, 2, exact, scale, zero)
         return (nbytes, stored, note) if first else None
 
-    def store_constants(self, candidate: Candidate, options: QuantizeStatic) -> None:
+    def store_constants(self, candidate: Candidate, scheme: Scheme) -> None:
         """Put codes in the place of what a function such as Add takes beside activations."""
         import numpy as np
 
@@ -99,49 +98,31 @@ class Products:
             tensor = None if value is None else constant(value)
             assert tensor is not None
             array = tensor.numpy()
-            on = ranges.grid(float(array.min()), float(array.max()), options.activations)
+            on = ranges.grid(float(array.min()), float(array.max()), scheme.activations)
             scale, zero = np.array(on.scale, np.float32), np.array(on.zero, on.dtype)
             self.emitter.store(candidate.node, index, on.codes(array), scale, zero)
 
-    def _codes(
-        self, candidate: Candidate, options: QuantizeStatic, on: Grid
-    ) -> tuple[Quantized, str]:
-        note = f"{options.dtype} with {on.dtype}"
-        if options.reduce_range == "always":
-            return quantized(candidate, options, bits=7), note + ", 7 bits"
-        stored = quantized(candidate, options)
-        need = some_rows(candidate)
+    def _codes(self, candidate: Candidate, scheme: Scheme, on: Grid) -> tuple[Quantized, str]:
+        note = f"{scheme.dtype} with {on.dtype}"
+        if scheme.reduce_range == "always":
+            return quantized(candidate, scheme, bits=7), note + ", 7 bits"
+        stored = quantized(candidate, scheme)
+        need = effects.some_rows(candidate)
         if need is None or need not in self.statistics:
             return stored, note
-        narrow = quantized(candidate, options, bits=7)
-        damage, price = saturation(candidate, stored, narrow, self.statistics[need].rows, on)
+        narrow = quantized(candidate, scheme, bits=7)
+        damage, price = effects.saturation(
+            candidate, stored, narrow, self.statistics[need].rows, on
+        )
         cost = f"16-bit sums would cost {damage:.2g}"
-        if damage > price and options.reduce_range == "auto":
+        if damage > price and scheme.reduce_range == "auto":
             return narrow, f"{note}, 7 bits: {cost}"
         if damage > price and candidate.weight is not None:
             self.overflowing[candidate.weight.name] = damage
         return stored, f"{note}, {cost}" if damage else note
 
 
-def unfit(candidate: Candidate) -> str:
-    """Why a product's constants cannot be quantized; empty when they can."""
-    import numpy as np
-
-    from onnxshrink.graph.weights.views import constant
-
-    view, bias = candidate.weight, candidate.bias
-    if view is None:
-        arrays = [constant(v) for i in candidate.constants if (v := candidate.node.inputs[i])]
-        fits = all(np.isfinite(a.numpy()).all() and a.size for a in arrays if a is not None)
-        return "" if fits else "holds NaN or infinity"
-    finite = np.isfinite(view.array()).all()
-    if bias is not None and not np.isfinite(bias.numpy()).all():
-        finite = np.False_
-    view.release()
-    return "" if finite else "holds NaN or infinity"
-
-
-def quantized(candidate: Candidate, options: QuantizeStatic, *, bits: int = 8) -> Quantized:
+def quantized(candidate: Candidate, scheme: Scheme, *, bits: int = 8) -> Quantized:
     """The codes of a product's weight; one scale where it is the left operand of MatMul.
 
     Raises:
@@ -153,156 +134,93 @@ def quantized(candidate: Candidate, options: QuantizeStatic, *, bits: int = 8) -
     assert view is not None
     axes = tuple(range(len(view.shape)))
     agreed = len({use.axes.out for use in view.uses}) == 1  # uses may see it transposed
-    if options.per_channel and agreed and candidate.operands == (0,) and len(view.axes.out) == 1:
+    if scheme.per_channel and agreed and candidate.operands == (0,) and len(view.axes.out) == 1:
         axes = view.axes.contract
-    kind: Any = options.dtype.replace("8", str(bits))
+    kind: Any = scheme.dtype.replace("8", str(bits))
     stored = affine.quantize(
-        view.array(), kind, axes, symmetric=options.symmetric, rounding="balanced"
+        view.array(), kind, axes, symmetric=scheme.symmetric, rounding="balanced"
     )
-    return replace(stored, dtype=options.dtype)
+    return replace(stored, dtype=scheme.dtype)
 
 
-def means(candidate: Candidate) -> Need | None:
-    """The mean of each channel of what a product with a bias multiplies; None for others."""
-    if candidate.weight is None or candidate.op_type == "MatMul":
-        return None
-    return Need(candidate.inputs[0].name or "", Extremes(1))
-
-
-def some_rows(candidate: Candidate) -> Need | None:
-    """A few rows that a weight is multiplied with; None where sums are never of 16 bits."""
-    from onnxshrink.graph.weights import second_moments
-
-    if candidate.weight is None or candidate.operands != (0,):
-        return None
-    for need in second_moments.needs(candidate.weight):
-        if need.value == candidate.inputs[0].name and isinstance(need.statistic, SecondMoment):
-            return Need(need.value, SomeRows(need.statistic.layout))
-    return None
-
-
-def shift(candidate: Candidate, stored: Quantized, mean: np.ndarray) -> np.ndarray:
-    """By how much rounding its weight moves the mean of each output of a product.
-
-    Taken from the bias, it leaves errors without a mean (1906.04721, section 4.2). Paddings count
-    as if they were values.
+def store(
+    work: Preparation, placement: Placement, grids: Mapping[Value, Grid],
+    schemes: Mapping[Candidate, Scheme], statistics: Mapping[Need, Any],
+) -> None:  # fmt: skip
+    """Put codes in the place of weights, then the nodes around them, and report it.
 
     Args:
-        candidate: A Conv or Gemm.
-        stored: Codes of its weight.
-        mean: Of each channel of its input.
+        work: The model, prepared.
+        placement: The nodes that are quantized, and the values between them.
+        grids: The grid of each root.
+        schemes: The nodes asked for, and how each is computed.
+        statistics: Means and rows of what weights are multiplied with.
     """
-    import numpy as np
-
+    from onnxshrink.graph.forms import qdq
     from onnxshrink.kernels import affine
 
-    view = candidate.weight
-    assert view is not None
-    error = affine.dequantize(stored).astype(np.float64) - view.array()
-    if candidate.op_type == "Gemm":
-        axes = next(use.axes for use in view.uses if use.node is candidate.node)
-        moved: np.ndarray = np.tensordot(error, mean, (axes.contract, (0,)))
-        return moved
-    taps = error.reshape(*error.shape[:2], -1).sum(2)
-    groups = mean.size // taps.shape[1]
-    by_group = taps.reshape(groups, -1, taps.shape[1])
-    moved = np.einsum("goc,gc->go", by_group, mean.reshape(groups, -1))
-    return moved.reshape(-1)
+    model, ctx = work.model, work.ctx
+    emitter = qdq.Emitter(model)
+    products = Products(model, emitter, statistics)
+    for done, one in enumerate(placement.sites.values()):
+        ctx.progress(ctx.step.name, done, len(placement.sites))
+        view = one.weight
+        if view is None:
+            if one in schemes:
+                products.store_constants(one, schemes[one])
+                ctx.changed(one.name, 0, kind=one.op_type, note="with integers")
+            continue
+        known = work.original(one.node, 1 - one.operands[0]) or (view.name, view.nbytes)
+        stored = products.store(one, schemes[one], grids[placement.root(one.inputs[0])])
+        if stored is not None:
+            nbytes, codes, note = stored
+            sqnr = affine.sqnr_db(view.array(), codes)
+            ctx.changed(
+                known[0], nbytes, before=known[1], kind=one.op_type, note=note, sqnr_db=sqnr
+            )
+        view.release()
+    if found := products.overflowing:
+        worst = max(found, key=found.__getitem__)
+        many = "1 weight" if len(found) == 1 else f"{len(found)} weights"
+        ctx.warn(
+            f"CPUs without VNNI would get {many} wrong, {worst!r} by "
+            f"{found[worst]:.2g} of its outputs; 'reduce_range: auto' makes them safe there"
+        )
+    emitter.emit(placement, grids)
 
 
-def widened(view: WeightView, stored: Quantized, bias: np.ndarray, scale: float) -> Quantized:
-    """Codes with scales such that a bias counted in products of scales fits 32 bits.
-
-    Args:
-        view: The weight.
-        stored: Its codes.
-        bias: What is added, one number for each channel.
-        scale: Of the activation.
-    """
-    import numpy as np
-
-    from onnxshrink.kernels import affine
-
-    axes = tuple(axis for axis, size in enumerate(stored.scale.shape) if size == 1)
-    size = np.abs(bias) / scale
-    if stored.scale.size == 1:
-        size = size.max(keepdims=True)
-    size = size.reshape(stored.scale.shape)
-    # A channel of zeros may have any scale: one with which its bias keeps its digits.
-    empty = np.abs(view.array()).max(axes, keepdims=True) == 0
-    least = size / np.where(empty, _FINEST_BIAS, _LARGEST_BIAS)
-    wanted = np.where(empty, least, np.maximum(stored.scale, least))
-    return affine.rescaled(view.array(), stored, wanted)
-
-
-def saturation(
-    candidate: Candidate, stored: Quantized, narrow: Quantized, rows: np.ndarray, on: Grid
-) -> tuple[float, float]:
-    """What a CPU without VNNI would get wrong, and what 7-bit weights would.
-
-    Args:
-        candidate: The product.
-        stored: Its weight with 8 bits.
-        narrow: The same with 7.
-        rows: Some of what it is multiplied with, [rows, groups, inputs].
-        on: The grid of these.
-
-    Returns:
-        Two errors of its outputs, each relative to their size (L2). The first is 0 for types whose
-        products are not added up in 16 bits, and for depthwise convolutions, which have a kernel
-        of their own.
-    """
-    import numpy as np
-
-    from onnxshrink.kernels import affine
-    from onnxshrink.kernels.saturation import lost
-
-    view = candidate.weight
-    assert view is not None
-    single = rows.shape[1] > 1 and view.shape[1] == 1
-    if stored.dtype != "int8" or on.dtype not in ("int8", "uint8") or single or not rows.size:
-        return 0.0, 0.0
-    groups, width = rows.shape[1:]
-    codes = on.codes(rows).astype(np.int16) + (128 if on.dtype == "int8" else 0)
-    values = on.values(on.codes(rows))
-    matrices = [view.to_matrix(array) for array in (
-        stored.codes, affine.dequantize(stored), affine.dequantize(narrow),
-        np.broadcast_to(stored.scale, stored.codes.shape),
-    )]  # fmt: skip
-    order = np.arange(width)
-    if candidate.op_type == "Conv" and len(view.shape) > 2:  # channels lie next to each other
-        order = order.reshape(view.shape[1], -1).T.reshape(-1)
-    damage = price = power = 0.0
-    for group in range(groups):
-        own = [m.reshape(groups, -1, width)[group][:, order] for m in matrices]
-        weights, eight, seven, scale = own
-        missing = lost(codes[:, group][:, order].astype(np.uint8), weights) * scale[:, 0]
-        there = values[:, group][:, order]
-        damage += float(np.square(missing * on.scale).sum())
-        price += float(np.square(there @ (eight - seven).T).sum())
-        power += float(np.square(there @ eight.T).sum())
-    if power == 0:
-        return 0.0, 0.0
-    return (damage / power) ** 0.5, (price / power) ** 0.5
-
-
-def store_others(model: Model, ctx: Context, kept: Iterable[str], min_size: int) -> list[Any]:
+def store_others(work: Preparation, select: Select, others: Literal["int8", "keep"]) -> None:
     """Store as integers the weights that no integer kernel takes, rebuilt at load.
 
     Args:
-        model: The model.
-        ctx: For its progress and statistics; nothing is reported to it.
-        kept: Names of weights to leave alone.
-        min_size: Fewest elements.
-
-    Returns:
-        The rows of the report.
+        work: The model, prepared.
+        select: The weights that may be touched.
+        others: Whether these are.
     """
+    from onnxshrink.graph import weights
     from onnxshrink.passes.quantize_weights import QuantizeWeights
-    from onnxshrink.report import Step
-    from onnxshrink.select import Select
 
-    quiet = replace(ctx, step=Step("others"))
-    select = Select(keep=tuple(kept), min_size=min_size)
-    QuantizeWeights(vectors="keep", weights=select).apply(model, quiet)
-    return quiet.step.changes
+    ctx, kept, known = work.ctx, [], {}
+    for view in weights.find(work.model):
+        if not view.uses:
+            if work.came_with(view.name):
+                ctx.skip(view, view.why_not)
+            continue
+        reason = select.left_out(work.alias(view)) or view.locked
+        if others == "keep":
+            reason = reason or "no integer kernel takes it"
+        least = select.min_size
+        if view.op_type in ("Add", "Mul", "Sub"):  # norms and biases: few bytes, much harm
+            least = max(least, _LARGE_OPERAND)
+        if view.size < least:
+            reason = f"fewer than {least} elements"
+        if reason:
+            kept.append(view.name)
+            ctx.skip(view, reason)
+        known[view.name] = work.original(view.main.node, view.main.index)
+    quiet = replace(ctx, step=Step("others"))  # its rows get the names that the weights came with
+    chosen = Select(keep=tuple(kept), min_size=select.min_size)
+    QuantizeWeights(vectors="keep", weights=chosen).apply(work.model, quiet)
+    for row in quiet.step.changes:
+        name, nbytes = known[row.what] or (row.what, row.before)
+        ctx.changed(name, row.after, before=nbytes, kind=row.kind, note=row.note, **row.error)

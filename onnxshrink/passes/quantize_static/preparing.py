@@ -1,0 +1,165 @@
+"""The model before it is quantized: prepared, and what its nodes were when it came in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from onnxshrink.pipeline import Context
+
+if TYPE_CHECKING:
+    from onnxshrink.graph.file.model import Model
+    from onnxshrink.graph.forms.integer_kernels import Candidate
+    from onnxshrink.graph.forms.qdq import Node
+    from onnxshrink.graph.weights.views import WeightView
+
+#: Rewriters that leave fewer nodes between integer kernels, in this order.
+_PREPARING = (
+    "forward_constants",
+    "fold_constants",
+    "fold_batch_norms",
+    "fold_pads",
+    "fold_biases",
+    "share_duplicates",
+    "share_subexpressions",
+    "drop_unused",
+)
+_EXACT = 1e-3  # relative output error that preparing a model may cause
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a node was called in the model that came in.
+
+    Attributes:
+        op_type: Its type.
+        names: Its own, its outputs', those of its constants.
+        constants: Name and bytes of its constants, by the number of the input.
+    """
+
+    op_type: str
+    names: tuple[str, ...]
+    constants: Mapping[int, tuple[str, int]]
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A weight under all its names, for patterns."""
+
+    op_type: str
+    types: set[str]
+    names: tuple[str, ...]
+
+
+class Preparation:
+    """One model on its way, and what its nodes were when it came in.
+
+    Args:
+        model: Edited in place.
+        ctx: Inputs, worker and report.
+    """
+
+    def __init__(self, model: Model, ctx: Context):
+        self.model, self.ctx = model, ctx
+        self.origins = {node: _origin(node) for node in model.nodes}
+        every = self.origins.values()
+        self._names = {name for origin in every for name, _ in origin.constants.values()}
+
+    def came_with(self, name: str) -> bool:
+        """Whether the model had a constant of this name."""
+        return name in self._names
+
+    def raise_opset(self, version: int) -> list[str]:
+        """Raise the operator set to what quantize and dequantize nodes need; what was done.
+
+        Raises:
+            UnsupportedModel: The converter refuses the model.
+        """
+        from onnxshrink.graph.rewrite import opset
+
+        before = self.model.opset
+        known = {origin.names[1]: origin for origin in self.origins.values()}
+        if not opset.raise_opset(self.model, version):
+            return []
+        self.origins = {
+            node: known[name]
+            for node in self.model.nodes
+            if (name := node.outputs[0].name or "") in known
+        }
+        return [f"opset {before} raised to {self.model.opset}"]
+
+    def prepare(self) -> list[str]:
+        """Fold what stands between integer kernels; what was done."""
+        from onnxshrink.graph.rewrite import inline
+
+        inline.tell_apart(self.model)
+        trial, origins, done = self._rewritten(_PREPARING)
+        if not done or not self.ctx.verify(trial, _EXACT):
+            self._adopt(trial, origins)
+            return done
+        done = []
+        for name in _PREPARING:  # one of them is wrong; the others may stand
+            trial, origins, did = self._rewritten((name,))
+            if did and (reason := self.ctx.verify(trial, _EXACT)):
+                self.ctx.skip(name, f"dropped: {reason}")
+            elif did:
+                self._adopt(trial, origins)
+                done += did
+        return done
+
+    def _adopt(self, trial: Model, origins: dict[Node, Origin]) -> None:
+        self.model.adopt(trial)
+        self.origins = origins
+
+    def _rewritten(self, names: Sequence[str]) -> tuple[Model, dict[Node, Origin], list[str]]:
+        """A copy after some rewriters, what its nodes were, and what was done."""
+        from onnxshrink.graph.rewrite import clean, fold
+
+        model, origins, done = self.model, self.origins, []
+        for name in names:
+            trial = model.clone()
+            pairs = zip(model.nodes, trial.nodes, strict=True)
+            followed = {copy: origins[node] for node, copy in pairs if node in origins}
+            before = sum(1 for _ in trial.nodes)
+            try:
+                getattr(fold if hasattr(fold, name) else clean, name)(trial)
+            except Exception as error:  # a foreign rewriter may raise anything; the copy is lost
+                self.ctx.skip(name, f"failed on this model: {type(error).__name__}: {error}"[:200])
+                continue
+            if removed := before - sum(1 for _ in trial.nodes):
+                model, origins = trial, followed
+                done.append(f"{name}: {removed} nodes less")
+        return model, origins, done
+
+    def named(self, one: Candidate) -> Candidate:
+        """The same under the names that its node had too."""
+        origin = self.origins.get(one.node)
+        if origin is None:
+            return one
+        return replace(one, aliases=origin.names, types={one.op_type, origin.op_type})
+
+    def alias(self, view: WeightView) -> Alias:
+        """A weight under the names that it had too."""
+        origins = [self.origins[use.node] for use in view.uses if use.node in self.origins]
+        types = view.types | {origin.op_type for origin in origins}
+        more = (name for origin in origins for name in origin.names)
+        return Alias(view.op_type, types, (*view.names, *more))
+
+    def original(self, node: Node, index: int) -> tuple[str, int] | None:
+        """Name and bytes that a node's constant came with; None if it came with none."""
+        origin = self.origins.get(node)
+        return None if origin is None else origin.constants.get(index)
+
+
+def _origin(node: Node) -> Origin:
+    from onnxshrink.graph.weights.views import constant
+
+    constants = {}
+    for index, value in enumerate(node.inputs):
+        tensor = None if value is None else constant(value)
+        if value is not None and tensor is not None:
+            constants[index] = value.name or "", tensor.nbytes
+    outputs = [value.name or "" for value in node.outputs] or [""]
+    names = (node.name or "", *outputs, *(name for name, _ in constants.values()))
+    return Origin(node.op_type, names, constants)
