@@ -78,7 +78,7 @@ def _held(model: Model, groups: Sequence[Group], request: Request) -> dict[str, 
     """Which groups stay whole, and why; refuses patterns that match nothing."""
     names = {name for node in model.nodes for name in (node.name, node.op_type) if name}
     names |= set(model.ir.graph.initializers)
-    held(groups, request.ratios, (), names=names)
+    held(groups, request.ratios, (), names=names, option="layers")
     return held(groups, request.keep, request.units, names=names)
 
 

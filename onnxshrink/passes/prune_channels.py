@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from onnxshrink.channels.request import Goal, Importance, Request, Scope, Units
 from onnxshrink.errors import RecipeError
 from onnxshrink.options import option
 from onnxshrink.pipeline import Context, Pass
 
 if TYPE_CHECKING:
     from onnxshrink.channels.plan import Plan
-    from onnxshrink.channels.request import Request
     from onnxshrink.contract import Feeds
     from onnxshrink.graph.file.model import Model
     from onnxshrink.report import Table
@@ -55,20 +55,17 @@ class PruneChannels(Pass):
     layers: Mapping[str, Any] = option(
         {}, help="other ratios by name of a weight, node or operator: '{Gemm: 0.5, head*: 0}'"
     )
-    importance: Literal[
-        "auto", "l1", "l2", "bn-gamma", "activation", "variance", "hessian", "greedy",
-        "random",
-    ] = option(
+    importance: Importance = option(
         "auto", help="what ranks channels; auto: hessian with inputs, l2 without; hessian: by the "
         "error that the others cannot make up for; greedy: the same, one after the other, slower; "
         "these two, activation and variance need inputs",
     )  # fmt: skip
-    scope: Literal["auto", "local", "global", "measured"] = option(
+    scope: Scope = option(
         "auto", help="local: the same share of every group; global: the least important channels "
         "anywhere; measured: as much in all as with local, more of the groups that the outputs "
         "need less, which is tried out on inputs; auto: measured with inputs, local without",
     )  # fmt: skip
-    units: tuple[Literal["channels", "heads", "head-dimensions", "width"], ...] = option(
+    units: tuple[Units, ...] = option(
         (), help="what may go; by default all, but of heads and their dimensions the finer"
     )
     keep: tuple[str, ...] = option(
@@ -180,8 +177,6 @@ class PruneChannels(Pass):
 
     def _request(self) -> Request:
         """What is asked of the channels' house."""
-        from onnxshrink.channels.request import Goal, Request
-
         goal = Goal("units", 1 - self.ratio)
         if self.flops is not None:
             goal = Goal("macs", self.flops)
