@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from onnxshrink.errors import DataError, InputsMissing
-from onnxshrink.options import build, dump, option
+from onnxshrink.options import build, dump, option, picked
 from onnxshrink.passes.quantize_static.scheme import Activations, Method, Reduced, Scheme, Weights
 from onnxshrink.pipeline import Context, Pass
 from onnxshrink.select import KEPT, SKIP, Select, select, variants
@@ -133,7 +133,7 @@ class QuantizeStatic(Pass):
         if overrides and overrides != SKIP:
             where = f"{self.name}: layers: {one.name}"
             own = build(type(self), {**dump(self), **overrides}, where)
-        return Scheme(**{field.name: getattr(own, field.name) for field in fields(Scheme)})
+        return picked(Scheme, own)
 
     def _opset(self) -> int:
         """The operator set that has these types, those of overrides included."""
