@@ -127,8 +127,11 @@ def shrink(
         else:
             cleaned = run(first, model, settings, worker).model
             judge = Judge(model, settings, worker)
-            found = ladder.find_recipe(cleaned, judge, goal, options.progress)
-            steps, moved, misses = found.recipe.steps, found.moved, found.misses
+            if judge.proves_nothing:
+                steps = (find_pass("quantize-weights")(),)
+            else:
+                found = ladder.find_recipe(cleaned, judge, goal, options.progress)
+                steps, moved, misses = found.recipe.steps, found.moved, found.misses
         recipe = Recipe((*first, *steps))
         result = run(recipe.steps, model, settings, worker)
         result.report.moved = moved
@@ -233,9 +236,9 @@ def _cleaning(model: Model) -> tuple[Pass, ...]:
 
 def _too_big(report: Report, max_size: int | None, target_ratio: float | None) -> list[str]:
     lines = []
-    if max_size is not None and report.bytes_after > max_size:
+    if max_size is not None and not report.bytes_after <= max_size:
         lines.append(f"{size(report.bytes_after)} is more than {size(max_size)}")
-    if target_ratio is not None and report.ratio < target_ratio:
+    if target_ratio is not None and not report.ratio >= target_ratio:
         lines.append(f"{report.ratio:.2f}x is less than {target_ratio:g}x")
     return lines
 
@@ -253,22 +256,31 @@ def _prepare(
     if options.calibration_cache is not None:
         cache = CalibrationCache(Path(options.calibration_cache))
     feeds: list[dict[str, Any]] = []
+    left = 0
     if options.calibration is not None or options.check != "off":
-        feeds = _feeds(model, options, worker)
+        feeds, left = _chosen(model, options, worker)
     return model, Settings(
         check=options.check, feeds=feeds, generated=options.calibration is None,
         seed=options.seed, folder=Path(out).absolute().parent, progress=options.progress,
-        cache=cache,
+        cache=cache, left=left,
     )  # fmt: skip
 
 
 def _feeds(model: Model, options: Options, worker: Worker | None) -> list[dict[str, Any]]:
+    return _chosen(model, options, worker)[0]
+
+
+def _chosen(
+    model: Model, options: Options, worker: Worker | None
+) -> tuple[list[dict[str, Any]], int]:
+    """Inputs, real or generated, and how many more were given."""
     from onnxshrink.runtime.generate import generated_inputs
-    from onnxshrink.runtime.inputs import load_inputs
+    from onnxshrink.runtime.inputs import choose_inputs
 
     if options.calibration is not None:
-        return load_inputs(options.calibration, model, limit=_CALIBRATION)
-    return generated_inputs(model, _GENERATED, options.seed, shapes=options.shapes, worker=worker)
+        return choose_inputs(options.calibration, model, limit=_CALIBRATION)
+    made = generated_inputs(model, _GENERATED, options.seed, shapes=options.shapes, worker=worker)
+    return made, 0
 
 
 def _write(result: Result, out: StrPath, options: Options, storage: Storage = "auto") -> Report:

@@ -7,33 +7,28 @@ a child process, so that a model that crashes the runtime is refused like any ot
 
 from __future__ import annotations
 
-import contextlib
 import math
-import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from onnxshrink.errors import DataError, ModelError, OutputError
+from onnxshrink.errors import DataError, ModelError
 from onnxshrink.report import Step, size
+from onnxshrink.trials import Answers, Feeds, answers, told
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from onnxshrink.graph.file.model import Model
     from onnxshrink.kernels.metrics import OutputComparison
     from onnxshrink.runtime.calibration_cache import CalibrationCache
     from onnxshrink.runtime.worker import Worker
 
 Level = Literal["full", "quick", "off"]
-Feeds = Sequence[Mapping[str, "np.ndarray"]]
 Progress = Callable[[str, int, int], None]
 
 _QUICK_FEEDS = 2
-_NEXT_TO_NOTHING = 1e-6
 _RANKING = {"TopK", "NonMaxSuppression"}
 _SWAPPED = " (the model ranks: rows whose scores are close swap places, which counts as an error)"
 _FULL_FEEDS = 64
@@ -50,6 +45,7 @@ class Settings:
         generated: Whether ``feeds`` are made up rather than real.
         seed: For passes that draw random numbers.
         folder: Where intermediate models are written; None is the system's temporary folder.
+        left: How many more inputs were given than are used.
         progress: Called with what is done, how much of it, and out of how much.
         cache: Statistics of earlier runs.
     """
@@ -59,16 +55,9 @@ class Settings:
     generated: bool = False
     seed: int = 0
     folder: Path | None = None
+    left: int = 0
     progress: Progress = field(default=lambda what, done, total: None)
     cache: CalibrationCache | None = None
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a model answered: for every feed, its outputs by name."""
-
-    names: tuple[str, ...]
-    outputs: list[list[np.ndarray]]
 
 
 class Judge:
@@ -136,6 +125,31 @@ class Judge:
             ]
         return []
 
+    @property
+    def proves_nothing(self) -> bool:
+        """Whether there were inputs, and no output on which they could show a difference."""
+        original = self.original
+        if original is None or not original.outputs:
+            return False
+        return len(original.silent) == len(original.names)
+
+    @property
+    def silences(self) -> list[str]:
+        """What a reader must know of outputs that cannot show a difference on the given inputs."""
+        original = self.original
+        if original is None or self._settings.generated:
+            return []
+        lines = [
+            f"output {name!r} {reason} on these inputs, so that comparing it proves nothing"
+            for name, reason in original.silent.items()
+        ]
+        if self.proves_nothing:
+            lines.append(
+                "no output shows a difference: this run is worth no more than one on generated "
+                "inputs; give inputs that the model has something to say to"
+            )
+        return lines
+
     def describe(self) -> dict[str, Any]:
         """How the checks were done."""
         from onnxshrink.runtime.session import SessionOptions
@@ -146,6 +160,7 @@ class Judge:
             "level": self._settings.check,
             "inputs": "generated" if self._settings.generated else "given",
             "feeds": len(self._feeds),
+            "left": self._settings.left,
             **SessionOptions().describe(),
         }
 
@@ -180,7 +195,7 @@ class Judge:
             return f"the result does not run: {error}"
         figures = self._compare(before, answers)
         step.outputs = {row.name: row.to_dict() for row in figures}
-        step.max_error = max((row.relative_error for row in figures), default=None)
+        step.max_error = max((row.worst for row in figures), default=None)
         reason = self._excess(figures, bound)
         if not reason:
             self._newest = answers
@@ -189,16 +204,17 @@ class Judge:
     def _excess(self, figures: tuple[OutputComparison, ...], bound: float) -> str:
         for row in figures:
             # An output that is zero throughout has no relative error; its rounding is no harm.
-            if math.isinf(row.relative_error) and row.max_abs <= _NEXT_TO_NOTHING:
+            if math.isinf(row.relative_error) and not told(row):
                 continue
             if row.reshaped:
                 return (
                     f"output {row.name!r} changed its shape, {row.reshaped}: values decide on it, "
                     "so that it cannot be compared; --check off does without"
                 )
-            if not row.relative_error <= bound:  # also when it is NaN
+            if not row.worst <= bound:  # also when it is NaN
+                of_slice = f" {row.slice}" if row.slice else ""
                 return (
-                    f"output {row.name!r} changed by {row.relative_error:.3g} (relative), "
+                    f"output {row.name!r}{of_slice} changed by {row.worst:.3g} (relative), "
                     f"more than {bound:g}; --max-error allows more" + self._ranks * _SWAPPED
                 )
         return ""
@@ -226,36 +242,13 @@ class Judge:
         """Check, load and run a model; what it answers."""
         if self._settings.check == "off":
             return None
-        with contextlib.ExitStack() as stack:
-            path = model.path
-            if path is None or not model.untouched:
-                path = Path(stack.enter_context(self._scratch())) / "model.onnx"
-                model.save(path, durable=False)
-            try:
-                self._worker.check(path)
-                run = self._worker.run(path, self._feeds[:feeds])
-            except ModelError as error:
-                # The temporary file means nothing to the reader; the model does.
-                raise type(error)(str(error).replace(str(path), model.label)) from error
-        return Answers(run.output_names, run.outputs)
-
-    def _scratch(self) -> tempfile.TemporaryDirectory[str]:
-        """A folder for a model on trial, beside the result: where there is room for one."""
-        try:
-            return tempfile.TemporaryDirectory(dir=self._settings.folder, prefix=".onnxshrink-")
-        except OSError as error:
-            place = self._settings.folder or tempfile.gettempdir()
-            raise OutputError(f"{place}: cannot be written: {error.strerror}") from error
+        chosen = self._feeds[:feeds]
+        return answers(model, chosen, self._worker, check=True, folder=self._settings.folder)
 
     def _compare(
         self, reference: Answers | None, other: Answers | None
     ) -> tuple[OutputComparison, ...]:
-        from onnxshrink.kernels.metrics import compare_outputs
-
-        if reference is None or other is None or not reference.outputs:
-            return ()
-        paired = reference.outputs[: len(other.outputs)]
-        return compare_outputs(reference.names, paired, other.outputs)
+        return () if reference is None or other is None else reference.figures(other)
 
 
 def _signature(model: Model) -> str:

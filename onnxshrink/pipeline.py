@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from onnxshrink.contract import Feeds, Judge, Progress, Settings
+from onnxshrink.contract import Judge, Progress, Settings
 from onnxshrink.errors import (
     InputsMissing,
     OutputError,
@@ -21,16 +21,22 @@ from onnxshrink.fewer_weights import retreat
 from onnxshrink.options import amended, check, dump, option
 from onnxshrink.report import Change, Report, Skip, Step
 from onnxshrink.select import SKIP, Select, unmatched
+from onnxshrink.trials import Feeds
 
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
     from onnxshrink.graph.weights.views import WeightView
     from onnxshrink.kernels.metrics import OutputComparison
     from onnxshrink.kernels.observers import Need
+    from onnxshrink.kernels.split import Split
     from onnxshrink.runtime.worker import Worker
 
 _log = logging.getLogger(__name__)
 _EXACT = 1e-2  # the bound of passes that change no more than the order of sums is below this
+_BY_ITSELF = (
+    "there is one input, so what was fitted to it is judged by it, too: give two or more, or rows "
+    "that can be taken apart"
+)
 _ALL_LOST = 1.0  # the relative error of an output of nothing but zeros
 
 
@@ -93,6 +99,12 @@ class Pass:
         raise TypeError(f"{type(self).__name__} has no apply()")
 
 
+def _idle_worker() -> Worker:
+    from onnxshrink.runtime.worker import Worker
+
+    return Worker()
+
+
 @dataclass
 class Context:
     """What a pass sees of the run.
@@ -103,7 +115,8 @@ class Context:
         generated: Whether they are made up rather than real.
         statistics: What the pass needs, as far as it can be observed; empty without feeds.
         original: The model before the first step, not to be edited; None outside a run.
-        worker: The process to run models in; None outside a run.
+        worker: The process to run models in. It starts when it is first asked for something; a
+            context without a run has one of its own.
         seed: For the pass's own random numbers.
         progress: To be told what is done, how much of it, and out of how much.
         verify: Why a model half-way through the step breaks the contract, or an empty text; for
@@ -115,10 +128,20 @@ class Context:
     generated: bool = False
     statistics: Mapping[Need, Any] = field(default_factory=dict)
     original: Model | None = None
-    worker: Worker | None = None
+    worker: Worker = field(default_factory=_idle_worker)
     seed: int = 0
     progress: Progress = field(default=lambda what, done, total: None)
     verify: Callable[..., str] = field(default=lambda model, bound=0.0: "")
+
+    @property
+    def split(self) -> Split:
+        """Which of the inputs a fit sees, and which judge it. Where they are the same, says so."""
+        from onnxshrink.kernels.split import Split
+
+        found = Split(len(self.feeds))
+        if found.by_itself:
+            self.warn(_BY_ITSELF)
+        return found
 
     def changed(
         self, what: WeightView | str, after: int, *, note: str = "", before: int = 0,
@@ -240,6 +263,8 @@ def run(
             report.bytes_after = step.bytes_after
             report.warnings += [f"{step.name}: {warning}" for warning in step.warnings]
         effect = judge.total_effect()
+        report.warnings += judge.silences
+        report.unproven = judge.proves_nothing and not settings.generated
         report.outputs = {row.name: row.to_dict() for row in effect}
     return Result(model, report, effect)
 
@@ -260,6 +285,7 @@ def _step(
     worker: Worker,
 ) -> Model:  # fmt: skip
     """The model after one pass, or as it was when the pass is refused."""
+    from onnxshrink.kernels.observers import SecondMoment
     from onnxshrink.runtime.calibrate import calibrate
 
     bound = _bound(pass_, settings)
@@ -273,6 +299,9 @@ def _step(
         trial = before.clone()
         if needs := tuple(pass_.needs(trial)):
             judge.settle()  # the worker may be busy with the original
+            fits = any(isinstance(need.statistic, SecondMoment) for need in needs)
+            if fits and not ctx.generated:
+                ctx.split  # noqa: B018  (says so if what is fitted is judged by itself)
             ctx.statistics = calibrate(
                 trial, needs, settings.feeds, worker, settings.progress, settings.cache
             )

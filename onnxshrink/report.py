@@ -77,6 +77,7 @@ class Report:
         bench: Latency of the result against the input, where it was measured.
         moved: Weights that a search kept at a higher precision than the others, and at which.
         missed: What a search could not keep or reach, one line each.
+        unproven: Whether the given inputs could not have shown a difference.
     """
 
     source: str = ""
@@ -88,6 +89,7 @@ class Report:
     bench: dict[str, Any] | None = None
     moved: dict[str, str] = field(default_factory=dict)
     missed: list[str] = field(default_factory=list)
+    unproven: bool = False
     bytes_before: int = 0
     bytes_after: int = 0
 
@@ -132,9 +134,14 @@ class Report:
             for skip in step.skips:
                 reasons[step.name, skip.reason] += 1
                 weight[step.name, skip.reason] += skip.nbytes
-        effect = Table("effect on the outputs", ("output", "relative error", "cosine", "top-1"))
+        title = "effect on the outputs"
+        if left := self.checks.get("left"):
+            title += f" for {self.checks['feeds']} inputs, spread over all; {left} were left"
+        effect = Table(title, ("output", "relative error", "cosine", "top-1", "worst slice"))
         for name, row in self.outputs.items():
-            effect.add(name, *(_figure(row[key]) for key in ("relative_error", "cosine", "top1")))
+            figures = (_figure(row[key]) for key in ("relative_error", "cosine", "top1"))
+            worst = f"{_figure(row['worst'])} at {row['slice']}" if row["slice"] else ""
+            effect.add(name, *figures, worst)
         tables.append(effect)
         if reasons:
             left = Table("left alone", ("step", "reason", "count", "bytes"))
@@ -160,7 +167,7 @@ class Report:
 
     def _errors(self) -> list[float]:
         rows = self.outputs.values()
-        return [float("inf") if r["relative_error"] is None else r["relative_error"] for r in rows]
+        return [float("inf") if row["worst"] is None else row["worst"] for row in rows]
 
     def to_markdown(self) -> str:
         """The tables in Markdown, for pasting into an issue."""

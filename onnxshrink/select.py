@@ -158,10 +158,10 @@ def unmatched(select: Select, items: Iterable[Named]) -> list[str]:
     The type of an operator that has weights is none, whether or not a model has such an operator:
     recipes are for many models.
     """
-    from onnxshrink.graph.weights.views import OPERATORS
+    from onnxshrink.graph.operators import TABLE
 
     items = list(items)
-    types = {op_type for _, op_type in OPERATORS}
+    types = {op_type for (_, op_type), row in TABLE.items() if row.weights}
     patterns = (*select.only, *select.keep, *select.layers)
     return [p for p in patterns if p not in types and not any(matches(p, item) for item in items)]
 

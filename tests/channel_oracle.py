@@ -19,13 +19,14 @@ import onnx_ir as ir
 from onnx import numpy_helper, parser
 
 from onnxshrink.channels import groups as grouping
-from onnxshrink.channels.facts import Facts, Runs, bodies, inner, stored, watched
+from onnxshrink.channels.facts import Facts, Runs, bodies, inner, watched
 from onnxshrink.channels.groups import Cost, Group
 from onnxshrink.channels.labels import Walk, analyse
 from onnxshrink.channels.plan import Plan
 from onnxshrink.channels.probing import observe, probe
 from onnxshrink.channels.removal import Cut
 from onnxshrink.channels.shares import Allocation
+from onnxshrink.graph import read
 from onnxshrink.graph.analysis.instrument import instrument
 from onnxshrink.graph.file.model import Model
 from onnxshrink.runtime.worker import Worker
@@ -66,7 +67,7 @@ class Verdict:
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a constant of the result, wherever it is."""
         constants = {v.name: v for n in self.model.nodes for v in (*n.inputs, *n.outputs) if v}
-        tensor = stored(constants[name])
+        tensor = read.constant(constants[name])
         assert tensor is not None
         return tuple(tensor.shape.numpy())
 
@@ -115,7 +116,7 @@ def prune(
     reference = _zeroed(walk, removed)
     values = [slot for slot in walk.labels if not isinstance(slot, tuple)]
     kept = {value.name: _kept(walk, value, removed) for value in values}
-    made = [v for v in inner(pruned) if inside and stored(v) is None]
+    made = [v for v in inner(pruned) if inside and read.constant(v) is None]
     floats = [v.name for v in made if walk.facts.dtype(v) == np.float32]
     Cut(walk, removed).apply()
     _assert_in_order(pruned)
@@ -213,7 +214,7 @@ def _zeroed(walk: Walk, removed: np.ndarray) -> Model:
     nodes = {node.outputs[0].name: node for node in model.ir.graph.all_nodes()}
     for slot, axes in walk.labels.items():
         value = slot[0] if isinstance(slot, tuple) else slot
-        tensor = stored(value)
+        tensor = read.constant(value)
         keeps = [None if a is None else walk.atoms.kept(a, removed) for a in axes]
         if tensor is None or all(keep is None or keep.all() for keep in keeps):
             continue
@@ -249,7 +250,7 @@ def _zero_codes(node: ir.Node, index: int, tensor: ir.TensorProtocol) -> np.ndar
     value = node.inputs[point] if point is not None and point < len(node.inputs) else None
     if value is None:
         return np.zeros(shape, tensor.numpy().dtype)
-    points = stored(value).numpy()
+    points = read.constant(value).numpy()
     axis = {"DequantizeLinear": 1, "ConvInteger": 0, "QGemm": 0, "QLinearConv": 0}.get(
         node.op_type, -1
     )

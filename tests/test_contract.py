@@ -24,7 +24,9 @@ from onnxshrink.errors import (
     UnsupportedModel,
 )
 from onnxshrink.fewer_weights import most_borne
+from onnxshrink.graph.analysis import operands
 from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.forms import edit
 from onnxshrink.options import build, option
 from onnxshrink.passes.quantize_weights import QuantizeWeights
 from onnxshrink.pipeline import Context, Pass, Result, run
@@ -149,8 +151,8 @@ def test_a_step_that_keeps_the_contract_stands(attempt):
     assert row.status == "done"
     assert [change.what for change in row.changes] == ["w"]
     assert row.max_error == pytest.approx(1e-5, rel=0.05)
-    assert row.outputs["y"]["relative_error"] == row.max_error
-    assert result.report.outputs["y"]["relative_error"] == row.max_error
+    assert row.outputs["y"]["worst"] == row.max_error
+    assert result.report.outputs["y"]["worst"] == row.max_error
 
 
 def test_growth_is_refused_unless_the_step_may(attempt):
@@ -366,6 +368,56 @@ def test_check_quick_looks_at_two_inputs(model, worker):
     assert result.report.checks["feeds"] == 2
     full = Settings(feeds=settings.feeds)
     assert run([Edit(edit=scale(2))], model, full, worker).report.checks["feeds"] == 4
+
+
+def test_outputs_that_show_no_difference_are_named_and_prove_nothing(worker):
+    """Boxes that no input gives, a label that is always the same: their being kept is no proof."""
+    branches = Model.from_proto(
+        text(
+            "g (float[n, 64] x) => (float[n, 64] y, float[n, 64] dead, int64[m, 2] none) "
+            "{ a = MatMul(x, w)  y = Relu(a)  b = Mul(x, zero)  dead = Relu(b)"
+            "  c = Cast<to = 9>(b)  d = NonZero(c)  none = Transpose(d) }",
+            w=weight(1, 64, 64), zero=np.zeros(1, np.float32),
+        )
+    )  # fmt: skip
+    report = run([Edit(edit=scale(1))], branches, Settings(feeds=FEEDS), worker).report
+    told = [warning for warning in report.warnings if "proves nothing" in warning]
+    assert [line.split("'")[1] for line in told] == ["dead", "none"]
+    assert "is 0 throughout" in told[0]
+    assert "is empty" in told[1]
+    assert not report.unproven
+    zeros = [{"x": np.zeros((3, 64), np.float32)}] * 3
+    report = run([Edit(edit=scale(1))], branches, Settings(feeds=zeros), worker).report
+    assert report.unproven
+    assert "no more than one on generated inputs" in report.warnings[-1]
+    made = Settings(feeds=zeros, generated=True)
+    assert not run([Edit(edit=scale(1))], branches, made, worker).report.unproven
+
+
+def test_the_worst_slice_of_an_output_counts_and_is_named(worker):
+    """Scores that are 13 % off beside boxes in pixels."""
+    both = Model.from_proto(
+        text(
+            "g (float[n, 64] x) => (float[n, 8] y) "
+            "{ a = MatMul(x, w)  s = Relu(a)  y = Mul(s, sizes) }",
+            w=weight(1, 64, 8), sizes=np.array([400, 300, 500, 300, 1, 1, 1, 1], np.float32),
+        )
+    )  # fmt: skip
+
+    def louder(model: Model) -> None:
+        for value, tensor in operands.constants(model):
+            if value.name == "sizes":
+                sizes = tensor.numpy() * np.array([1, 1, 1, 1, 1.13, 1, 1, 1], np.float32)
+                edit.set_constant(model, value, tensor, sizes)
+
+    loose = run([Edit(edit=louder, max_error=0.2)], both, Settings(feeds=FEEDS), worker).report
+    figures = loose.outputs["y"]
+    assert figures["relative_error"] < 1e-3
+    assert (figures["slice"], figures["worst"]) == ("[:, 4]", pytest.approx(0.13, rel=0.4))
+    assert loose.tables()[1].rows[0][-1].endswith("at [:, 4]")
+    strict = run([Edit(edit=louder, max_error=0.05)], both, Settings(feeds=FEEDS), worker).report
+    assert strict.steps[0].status == "rolled back"
+    assert "output 'y' [:, 4] changed by" in strict.steps[0].reason
 
 
 def test_checks_are_described(model, worker):

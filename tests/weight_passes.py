@@ -9,10 +9,9 @@ import onnx_ir as ir
 from weight_models import Case
 
 from onnxshrink.contract import Settings
-from onnxshrink.graph import weights
+from onnxshrink.graph import surgery, weights
 from onnxshrink.graph.file import round_trip
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.forms import edit
 from onnxshrink.pipeline import Pass, Result, run
 from onnxshrink.runtime.session import SessionOptions
 from onnxshrink.runtime.worker import Worker
@@ -42,7 +41,7 @@ def check(
     views = {view.name: view for view in weights.find(model)}
     kinds = [views[name].dtype for name in expected]
     for name, values in expected.items():
-        edit.revalued(model, views[name], values)
+        surgery.set_constant(model, views[name].value, values)
     reference = folder / "reference.onnx"
     model.save(reference)
     worker.check(folder / "after.onnx")

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxshrink.channels.facts import dims, nbytes_of, stored
+from onnxshrink.channels.facts import dims, nbytes_of
 from onnxshrink.channels.groups import Removed
 from onnxshrink.channels.labels import Walk
 from onnxshrink.channels.readers import Consumer, find
-from onnxshrink.channels.removal import Cut, store
+from onnxshrink.channels.removal import Cut
+from onnxshrink.graph import read, surgery
 from onnxshrink.kernels.refit import DAMPINGS, Array, Choice, Moments, choose, refit
 
 
@@ -84,7 +85,7 @@ def compensate(
         )  # fmt: skip
         array = _array(consumer.weight)
         consumer.put(array, fitted)
-        store(walk.model, consumer.weight, array)
+        surgery.set_constant(walk.model, consumer.weight, array)
         _note(done, consumer, consumer.weight, choice)
         if not consumer.shifts:
             continue
@@ -93,7 +94,7 @@ def compensate(
             bias = added[consumer.node] = _with_bias(walk, consumer)
         array = _array(bias)
         array[consumer.bias_at] += consumer.sign * shift
-        store(walk.model, bias, array)
+        surgery.set_constant(walk.model, bias, array)
         _note(done, consumer, bias, choice, new=bias in added.values())
     return done
 
@@ -114,16 +115,16 @@ def _kept(walk: Walk, consumer: Consumer, removed: Removed) -> np.ndarray:
 
 
 def _array(value: ir.Value) -> Array:
-    tensor = stored(value)
+    tensor = read.constant(value)
     assert tensor is not None
     return np.array(tensor.numpy(), np.float64)
 
 
 def _with_bias(walk: Walk, consumer: Consumer) -> ir.Value:
     """Give a node a bias of zeros, which goes with the channels that it makes."""
-    node, tensor = consumer.node, stored(consumer.weight)
+    node, tensor = consumer.node, read.constant(consumer.weight)
     assert tensor is not None
-    axis = 1 if node.op_type == "ConvTranspose" else 1 - consumer.weight_axis
+    axis = 1 - consumer.weight_axis
     zeros = np.zeros(dims(tensor)[axis], tensor.dtype.numpy())
     cut = Cut(walk, np.zeros(walk.atoms.count, bool))
     bias = cut.constant(zeros, f"{consumer.weight.name}.bias", node)

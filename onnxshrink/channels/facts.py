@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxshrink.graph import read
 from onnxshrink.graph.analysis import shapes
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.weights.views import constant
 
 #: Sizes in the first and in the second run.
 Pair = tuple[int, int]
@@ -207,7 +207,7 @@ class Facts:
                     self._from_shapes.update(node.outputs)
 
     def _is_known(self, value: ir.Value) -> bool:
-        return value in self._computed or stored(value) is not None
+        return value in self._computed or read.constant(value) is not None
 
     def _seen(self, value: ir.Value) -> Seen | None:
         if value in self._inside:
@@ -216,7 +216,7 @@ class Facts:
 
     def sizes(self, value: ir.Value) -> tuple[Pair, ...] | None:
         """Length of every axis in both runs; None when the value was not seen."""
-        tensor = stored(value)
+        tensor = read.constant(value)
         if tensor is not None:
             return tuple((n, n) for n in dims(tensor))
         seen = self._seen(value)
@@ -237,7 +237,7 @@ class Facts:
         """What a small integer value was in both runs."""
         if value is None:
             return None
-        tensor = stored(value)
+        tensor = read.constant(value)
         if tensor is not None:
             array = tensor.numpy()
             return array, array
@@ -249,7 +249,7 @@ class Facts:
         values = self.values(value)
         if value is None or values is None:
             return None
-        if stored(value) is None:
+        if read.constant(value) is None:
             trusted = self._runs.varied or value not in self._from_shapes
             if value not in self._computed or not trusted:
                 return None
@@ -270,21 +270,7 @@ def dims(tensor: ir.TensorProtocol) -> tuple[int, ...]:
     return tuple(tensor.shape.numpy())
 
 
-def stored(value: ir.Value) -> ir.TensorProtocol | None:
-    """The tensor behind an initializer or a Constant node; None for other values."""
-    node, found = value.producer(), constant(value)
-    if found is not None or node is None or node.op_type != "Constant" or node.domain:
-        return found
-    plain = next(iter(node.attributes.values()), None)
-    if plain is None or not plain.name.startswith("value_"):
-        return None
-    kinds: dict[str, Any] = {"value_int": np.int64, "value_ints": np.int64}
-    kinds |= {"value_float": np.float32, "value_floats": np.float32}
-    kind = kinds.get(plain.name)
-    return None if kind is None else ir.Tensor(np.array(plain.value, kind))
-
-
 def nbytes_of(value: ir.Value) -> int:
     """Stored bytes of a constant."""
-    tensor = stored(value)
+    tensor = read.constant(value)
     return 0 if tensor is None else tensor.nbytes

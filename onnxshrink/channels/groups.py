@@ -11,9 +11,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxshrink.channels.atoms import Labels
-from onnxshrink.channels.facts import stored
 from onnxshrink.channels.labels import Axis, Slot, Walk
 from onnxshrink.channels.request import Units
+from onnxshrink.graph import read
 
 #: Removed atoms, one flag for every atom of a walk.
 Removed = npt.NDArray[np.bool_]
@@ -139,7 +139,7 @@ def constant_axes(walk: Walk) -> Iterator[tuple[Slot, int, Labels]]:
     """Every labelled axis of every constant."""
     for slot, axes in walk.labels.items():
         value = slot[0] if isinstance(slot, tuple) else slot
-        if stored(value) is not None:
+        if read.constant(value) is not None:
             for axis, labels in enumerate(axes):
                 if labels is not None and len(labels):
                     yield slot, axis, labels
@@ -223,7 +223,7 @@ def cost(walk: Walk, removed: Removed | None = None) -> Cost:
     counted: set[tuple[ir.Value, tuple[int, ...]]] = set()
     for slot, shape in shapes.items():
         value = slot[0] if isinstance(slot, tuple) else slot
-        tensor = stored(value)
+        tensor = read.constant(value)
         if tensor is None or (value, shape) in counted:
             continue
         counted.add((value, shape))

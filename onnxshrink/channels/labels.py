@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxshrink.channels.atoms import Atoms, Labels
-from onnxshrink.channels.facts import Facts, Pair, Runs, bodies, dims, stored
+from onnxshrink.channels.facts import Facts, Pair, Runs, bodies, dims
+from onnxshrink.graph import read
 from onnxshrink.graph.file.model import Model
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class Walk:
             raise Barrier(f"its input {index} is missing")
         self._used.add((node, index))
         slot = self.slot(value, node, index)
-        if slot not in self.labels and stored(value) is not None:
+        if slot not in self.labels and read.constant(value) is not None:
             self._label_constant(slot, value)
         if slot not in self.labels:
             raise Barrier(f"the shape of {value.name!r} is not known")
@@ -144,11 +145,11 @@ class Walk:
 
     def slot(self, value: ir.Value, node: ir.Node, index: int) -> Slot:
         """What labels are kept under for one use of a value."""
-        tensor = stored(value)
+        tensor = read.constant(value)
         return (value, node, index) if tensor is not None and len(dims(tensor)) == 1 else value
 
     def _label_constant(self, slot: Slot, value: ir.Value) -> None:
-        tensor = stored(value)
+        tensor = read.constant(value)
         assert tensor is not None
         axes: list[Axis] = []
         for length in dims(tensor):
@@ -359,7 +360,7 @@ class Walk:
                 missing = [v for v in node.outputs if v.name and v not in known and v.uses()]
                 if missing:
                     raise Barrier(f"no rule for its output {missing[0].name!r}")
-        except Barrier as barrier:
+        except (Barrier, read.Unknown) as barrier:
             self._carried = {each for each in self._carried if each[0] is not node}
             self._block(node, str(barrier))
         self._keep_digits(node)
@@ -390,7 +391,7 @@ class Walk:
     def _keep_inputs(self, node: ir.Node, reason: str) -> None:
         """Freeze what a node reads, and what its bodies do."""
         for index, value in enumerate(node.inputs):
-            if value is not None and (stored(value) is not None or value in self.labels):
+            if value is not None and (read.constant(value) is not None or value in self.labels):
                 self._freeze_all(self.operand(node, index).axes, reason)
         for body in bodies(node):
             for value in body.outputs:
@@ -411,17 +412,6 @@ def describe(node: ir.Node) -> str:
     """A node for people: its operator, and its name or what it makes."""
     name = node.name or next((v.name for v in node.outputs if v.name), "")
     return f"{node.op_type} {name!r}"
-
-
-def attribute(node: ir.Node, name: str, default: Any) -> Any:
-    """The value of an attribute."""
-    found = node.attributes.get(name)
-    return default if found is None else found.value
-
-
-def integer(node: ir.Node, name: str, default: int) -> int:
-    """The value of an integer attribute."""
-    return int(attribute(node, name, default))
 
 
 def analyse(model: Model, facts: Facts) -> Walk:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from onnxshrink.trials import Reference
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -26,13 +28,10 @@ class Losses:
     """
 
     def __init__(self, whole: Removal):
-        from onnxshrink.channels.probing import held_out
-
         self._whole = whole
-        feeds = whole.ctx.feeds
-        held = [feeds[number] for number in held_out(len(feeds))[:_PROBES]]
-        self._feeds = held or list(feeds[:1])
-        self._wanted = whole.outputs(whole.plan.walk.model, self._feeds)
+        feeds, split = whole.ctx.feeds, whole.ctx.split
+        held = split.of(feeds, split.held)[:_PROBES]
+        self._wanted = Reference(whole.plan.walk.model, held or feeds[:1], whole.worker)
 
     def of(self, plan: Plan) -> float:
         """The squared relative error of the outputs, with what is removed made up for.
@@ -41,7 +40,7 @@ class Losses:
         the one row that goes most wrong.
         """
         trial = replace(self._whole, plan=plan).trial()
-        return self._whole.error(self._wanted, trial, self._feeds) ** 2
+        return self._wanted.distance(trial) ** 2
 
     def curves(self, plan: Plan, allocation: Allocation) -> Mapping[str, np.ndarray]:
         """For each group by name, what is lost with 0, 1, 2, ... of its units.

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from onnxshrink.channels import groups as grouping
-from onnxshrink.channels.facts import dims, stored
+from onnxshrink.channels.facts import dims
 from onnxshrink.channels.groups import Group, Removed
 from onnxshrink.channels.labels import Walk, describe
 from onnxshrink.errors import RecipeError
+from onnxshrink.graph import read
 from onnxshrink.kernels.importance import Array, Indices
 from onnxshrink.report import Table, size
 
@@ -98,7 +99,7 @@ def parameters_per_unit(group: Group) -> float:
     """How many weights go with one unit of a group."""
     total = 0.0
     for member in group.members:
-        tensor = stored(member.value)
+        tensor = read.constant(member.value)
         if tensor is not None:
             total += tensor.size / dims(tensor)[member.axis] * len(member.positions)
     return total / len(group)
@@ -109,7 +110,7 @@ def blocked(walk: Walk) -> Counter[str]:
     reasons: Counter[str] = Counter()
     for slot, axis, labels in grouping.constant_axes(walk):
         value = slot[0] if isinstance(slot, tuple) else slot
-        tensor = stored(value)
+        tensor = read.constant(value)
         if tensor is None or len(dims(tensor)) < 2:
             continue
         frozen = walk.atoms.is_frozen(labels)
@@ -278,7 +279,7 @@ def _coupled(walk: Walk, group: Group) -> Table:
             positions, atoms = walk.atoms.incidence(labels)
             reached = len(np.unique(positions[own[atoms]]))
             if reached:
-                tensor, producer = stored(value), value.producer()
+                tensor, producer = read.constant(value), value.producer()
                 users = [slot[1]] if isinstance(slot, tuple) else [u.node for u in value.uses()]
                 made = [] if producer is None or tensor is not None else [producer]
                 table.add(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxshrink.errors import DataError
+from onnxshrink.kernels.split import Split
 from onnxshrink.runtime.generate import generated_inputs
 from onnxshrink.runtime.inputs import Feed, ports
 from onnxshrink.runtime.session import SessionOptions
@@ -93,7 +94,7 @@ def moments(
     seen = {consumer: Moments(consumer.features) for consumer in found}
     values = list({value.name: value for each in found for value in each.values}.values())
     runs = zip(feeds, observe(walk.model, values, feeds, worker), strict=True)
-    apart = held_out(len(feeds))
+    apart = Split(len(feeds)).held
     for number, (feed, arrays) in enumerate(runs):
         known = {**feed, **arrays}
         for consumer in found:
@@ -106,11 +107,6 @@ def moments(
                 seen[consumer].add(rows[~quarter])
                 seen[consumer].add(rows[quarter], held=True)
     return seen
-
-
-def held_out(count: int) -> range:
-    """Which of so many feeds nothing is fitted to at first: every fourth, and none of one."""
-    return range(min(3, count - 1), count, 4) if count > 1 else range(0)
 
 
 def observe(

@@ -8,14 +8,15 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxshrink.channels.facts import stored
 from onnxshrink.channels.groups import Group, Member
 from onnxshrink.channels.labels import Walk
 from onnxshrink.channels.readers import Consumer
 from onnxshrink.channels.request import Importance
+from onnxshrink.graph import operators, read
+from onnxshrink.graph.operators import Norm
 from onnxshrink.kernels.elimination import Reader, eliminate
 from onnxshrink.kernels.importance import Array, index_power
-from onnxshrink.kernels.obs import damped
+from onnxshrink.kernels.moments import damped
 from onnxshrink.kernels.refit import Moments
 
 #: Those that need inputs to run the model on.
@@ -23,8 +24,6 @@ CALIBRATED = {"activation", "variance", "hessian", "greedy"}
 
 _DAMPING = 0.01
 _LEAST = 1e-30
-_NORMS = {"BatchNormalization", "LayerNormalization", "InstanceNormalization", "GroupNormalization",
-          "RMSNormalization", "SimplifiedLayerNormalization"}  # fmt: skip
 
 
 def score(
@@ -146,13 +145,14 @@ def _gram(consumer: Consumer, moments: Moments) -> Array:
 
 
 def _array(member: Member) -> np.ndarray:
-    tensor = stored(member.value)
+    tensor = read.constant(member.value)
     assert tensor is not None
     return np.asarray(tensor.numpy(), np.float64)
 
 
 def _is_gamma(member: Member) -> bool:
-    return any(u.node.op_type in _NORMS and u.idx == 1 for u in member.value.uses())
+    rows = ((operators.of(use.node, Norm), use.idx) for use in member.value.uses())
+    return any(row is not None and row.gain == index for row, index in rows)
 
 
 def _spread(group: Group, member: Member, per_index: Array) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,11 +12,16 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxshrink.channels.atoms import Labels
-from onnxshrink.channels.facts import dims, stored
+from onnxshrink.channels.facts import dims
 from onnxshrink.channels.groups import Removed
-from onnxshrink.channels.labels import FLOATS, Walk, attribute, integer
+from onnxshrink.channels.labels import FLOATS, Walk
+from onnxshrink.graph import operators, read
+from onnxshrink.graph.operators import Norm, Product, Recurrent
+from onnxshrink.kernels.observers import Rows
 from onnxshrink.kernels.patches import Window, sample, spread
 from onnxshrink.kernels.refit import Array
+
+_log = logging.getLogger(__name__)
 
 #: More features than this are left alone: their moments would take gigabytes.
 MOST_FEATURES = 4608
@@ -38,7 +45,8 @@ class Consumer:
         weight_axis: The axis of the constant along which it sums over channels.
         labels: Labels of the channels.
         bias: A constant that shifts the output and is used nowhere else, if any.
-        sign: -1 where it is subtracted, as a normalisation's mean is.
+        sign: What a shift of the sums is in the bias: -1 where it is subtracted, as a
+            normalisation's mean is.
         reads: See there.
         at: The part of the constant.
         bias_at: The part of the bias.
@@ -51,7 +59,7 @@ class Consumer:
     weight_axis: int
     labels: Labels
     bias: ir.Value | None
-    sign: int
+    sign: float
     reads: Reads
     at: Index = ()
     bias_at: Index = ()
@@ -80,7 +88,7 @@ class Consumer:
 
     def matrix(self) -> Array:
         """The weight as [outputs, features]."""
-        tensor = stored(self.weight)
+        tensor = read.constant(self.weight)
         assert tensor is not None
         view = self._view(np.asarray(tensor.numpy(), np.float64))
         return view.reshape(len(view), -1)
@@ -96,7 +104,7 @@ class Consumer:
 
     @property
     def _shape(self) -> tuple[int, ...]:
-        tensor = stored(self.weight)
+        tensor = read.constant(self.weight)
         assert tensor is not None
         return dims(tensor)
 
@@ -104,7 +112,8 @@ class Consumer:
         """A constant's part as [outputs, channels, *kernel], in the memory of the constant."""
         part = array[self.at]
         view = np.moveaxis(part, self.weight_axis - array.ndim + part.ndim, 1)
-        if self.node.op_type == "ConvTranspose":  # a convolution with a kernel turned round
+        product = operators.product(self.node, 1)
+        if product is not None and product.spreads:  # a convolution with a kernel turned round
             view = np.flip(view, tuple(range(2, view.ndim)))
         return view
 
@@ -114,178 +123,214 @@ def find(walk: Walk) -> Iterator[Consumer]:
     return _of(walk, walk.model.ir.graph)
 
 
-def in_bodies(walk: Walk, removed: Removed) -> list[str]:
-    """Weights of bodies that read removed channels; what they read is not observed."""
-    inner = (each for graph in walk.model.ir.graph.subgraphs() for each in _of(walk, graph))
-    read = [each for each in inner if not walk.atoms.kept(each.labels, removed).all()]
-    return list(dict.fromkeys(each.weight.name or "" for each in read))
+def not_refitted(walk: Walk, removed: Removed) -> dict[str, str]:
+    """Weights that read removed channels and that nothing makes up for it in, with the reason."""
+    reasons: dict[str, str] = {}
+    for graph in walk.model.ir.graph.subgraphs():
+        for each in _of(walk, graph):
+            if not walk.atoms.kept(each.labels, removed).all():
+                where = "in a body of If, Loop or Scan, where nothing is refitted"
+                reasons[each.weight.name or ""] = where
+    for node in walk.model.ir.graph:
+        for product in _products_of(node):
+            weight, labels = _read_labels(walk, product)
+            if labels is None or walk.atoms.kept(labels, removed).all():
+                continue
+            try:
+                tuple(_consumers(walk, product))
+            except ValueError as error:
+                reasons.setdefault(weight.name or "", f"not refitted: {error}")
+    return reasons
+
+
+def _read_labels(walk: Walk, product: Product) -> tuple[ir.Value, Labels | None]:
+    """A weight, and the labels of the axis that is summed over; None where that is not known."""
+    weight = product.node.inputs[product.index]
+    assert weight is not None
+    axes, tensor = walk.labels.get(weight), read.constant(weight)
+    roles = None if tensor is None else product.axes(len(dims(tensor)))
+    if axes is None or roles is None or not roles.contract or product.groups > 1:
+        return weight, None
+    return weight, axes[roles.contract[0]]
+
+
+def _products_of(node: ir.Node) -> list[Product]:
+    """What a node multiplies with constant weights."""
+    found = (
+        operators.product(node, index)
+        for index in operators.sides(node)
+        if (value := read.input(node, index)) is not None and read.constant(value) is not None
+    )
+    return [product for product in found if product is not None]
 
 
 def _of(walk: Walk, nodes: ir.Graph) -> Iterator[Consumer]:
+    for node in nodes:
+        for product in _products_of(node):
+            try:
+                yield from tuple(_consumers(walk, product))
+            except ValueError as error:
+                _log.debug("%s is not refitted: %s", node.name, error)
+
+
+def _consumers(walk: Walk, product: Product) -> Iterator[Consumer]:
+    """What reads channels in one product.
+
+    Raises:
+        ValueError: Why nothing makes up for channels that it loses.
+    """
     graph = walk.model.ir.graph
     fixed = set(graph.outputs)  # and what callers may override
     if walk.model.ir.ir_version >= 4:
         fixed |= set(graph.inputs)
-    for node in nodes:
-        kind = None if node.domain else _KINDS.get(node.op_type)
-        for each in () if kind is None else kind(walk, node):
-            if each.weight not in fixed and each.channels > 1 and each.features <= MOST_FEATURES:
-                yield replace(each, bias=None) if each.bias in fixed else each
+    if isinstance(product.row, Recurrent):
+        found = _recurrent(walk, product, product.row)
+    elif product.spreads:
+        found = _transposed(walk, product)
+    else:
+        found = (_convolutions if product.convolves else _matrix)(walk, product)
+    for each in found:
+        if each.weight in fixed:
+            raise ValueError("is an output, or a default that the caller may override")
+        if each.features > MOST_FEATURES:
+            raise ValueError(f"sums over {each.features} inputs, more than {MOST_FEATURES}")
+        if each.channels > 1:
+            yield replace(each, bias=None) if each.bias in fixed else each
 
 
-def _weight(walk: Walk, node: ir.Node, index: int = 1) -> tuple[ir.Value, tuple[int, ...]] | None:
-    """A constant weight that one labelled node reads alone, and its shape."""
-    value = node.inputs[index]
-    tensor = None if value is None else stored(value)
-    x = node.inputs[0]
-    if value is None or tensor is None or tensor.dtype not in FLOATS or x is None:
-        return None
-    usable = value in walk.labels and len(value.uses()) == 1 and stored(x) is None
-    return (value, dims(tensor)) if usable else None
+def _weight(walk: Walk, product: Product) -> tuple[ir.Value, tuple[int, ...], ir.Value]:
+    """A constant weight that one labelled node reads alone, its shape, and what it reads.
+
+    Raises:
+        ValueError: Why it is no such thing.
+    """
+    value, x = product.node.inputs[product.index], product.activation
+    tensor = read.constant(value)
+    if value is None or tensor is None or x is None or tensor.dtype not in FLOATS:
+        raise ValueError("is no floating-point constant")
+    if value not in walk.labels or read.constant(x) is not None:
+        raise ValueError("what it reads is not followed")
+    if len(value.uses()) != 1:
+        raise ValueError("is used more than once")
+    return value, dims(tensor), x
 
 
-def _products(walk: Walk, node: ir.Node) -> Iterator[Consumer]:
-    found, x = _weight(walk, node), node.inputs[0]
-    if found is None or x is None or len(found[1]) != 2:
-        return
-    weight, shape = found
-    axis = 0
-    if node.op_type == "Gemm":
-        if attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0:
-            return
-        if integer(node, "transA", 0):
-            return
-        axis = integer(node, "transB", 0)
+def _matrix(walk: Walk, product: Product) -> Iterator[Consumer]:
+    weight, shape, x = _weight(walk, product)
+    if len(shape) != 2:
+        raise ValueError("is no matrix")
+    layout = product.layout(shape)
+    roles = product.axes(2)
+    if not isinstance(layout, Rows) or roles is None or not product.alpha:
+        raise ValueError("is no matrix")
+    axis = roles.contract[0]
     labels = walk.labels[weight][axis]
     if labels is not None:
-        bias, sign = _bias(node, shape[1 - axis])
+        bias, sign = _bias(product, shape[1 - axis])
         yield Consumer(
-            node, (x,), weight, axis, labels, bias, sign, _rows(shape[axis]),
-            extensible=_extensible(node, bias),
+            product.node, (x,), weight, axis, labels, bias, sign, _rows(shape[axis], layout.axis),
+            extensible=_extensible(product, bias),
         )  # fmt: skip
 
 
-def _convolutions(walk: Walk, node: ir.Node) -> Iterator[Consumer]:
+def _convolutions(walk: Walk, product: Product) -> Iterator[Consumer]:
     """One for each group."""
-    found, x = _weight(walk, node), node.inputs[0]
-    labels = None if x is None or x not in walk.labels else walk.labels[x][1]
-    if found is None or x is None or labels is None:
-        return
-    weight, shape = found
-    groups = integer(node, "group", 1)
+    weight, shape, x = _weight(walk, product)
+    labels = walk.labels[x][1] if x in walk.labels else None
+    window = product.layout(shape)
+    if labels is None or not isinstance(window, Window):
+        raise ValueError("what it reads is not followed")
+    groups = product.groups
+    window = replace(window, groups=1)
     channels, outputs = shape[1], shape[0] // groups
-    bias, sign = _bias(node, shape[0])
-    window = _window(node, shape[2:])
+    bias, sign = _bias(product, shape[0])
     for group in range(groups):
         part = slice(group * outputs, (group + 1) * outputs)
         place = slice(group * channels, (group + 1) * channels)
         yield Consumer(
-            node, (x,), weight, 1, labels[place], bias, sign, _patches(window, place),
-            (part,), (part,), _extensible(node, bias),
+            product.node, (x,), weight, 1, labels[place], bias, sign, _patches(window, place),
+            (part,), (part,), _extensible(product, bias),
         )  # fmt: skip
 
 
-def _transposed(walk: Walk, node: ir.Node) -> Iterator[Consumer]:
+def _transposed(walk: Walk, product: Product) -> Iterator[Consumer]:
     """A transposed convolution is one over an input with zeros between its values."""
-    found, x = _weight(walk, node), node.inputs[0]
-    if found is None or x is None or integer(node, "group", 1) > 1:
-        return
-    weight, shape = found
-    window, labels = _window(node, shape[2:]), walk.labels[weight][0]
-    rank = len(window.kernel)
-    more = tuple(attribute(node, "output_padding", [0] * rank))
-    around = [(k - 1) * d for k, d in zip(window.kernel, window.dilations, strict=True)] * 2
-    pads = tuple(a - b + c for a, b, c in zip(around, window.pads, (0,) * rank + more, strict=True))
-    plain = window.auto_pad == "NOTSET" and "output_shape" not in node.attributes
-    if plain and min(pads, default=0) >= 0 and labels is not None:
-        bias, sign = _bias(node, shape[1])
-        ones = (1,) * rank
-        spaced = Window(window.kernel, ones, window.dilations, pads)
+    weight, shape, x = _weight(walk, product)
+    if product.groups > 1:
+        raise ValueError("is a transposed convolution in groups")
+    window, labels = product.layout(shape), walk.labels[weight][0]
+    if labels is not None and isinstance(window, Window):
+        bias, sign = _bias(product, shape[1])
+        every = slice(None)
         yield Consumer(
-            node, (x,), weight, 0, labels, bias, sign, _spaced(spaced, window.strides),
-            extensible=_extensible(node, bias),
+            product.node, (x,), weight, 0, labels, bias, sign,
+            _patches(replace(window, flipped=False), every),
+            extensible=_extensible(product, bias),
         )  # fmt: skip
 
 
-def _recurrent(walk: Walk, node: ir.Node) -> Iterator[Consumer]:
-    """For each direction, what reads the input and what reads the state of the step before."""
-    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[node.op_type]
-    x, bias = node.inputs[0], node.inputs[3] if len(node.inputs) > 3 else None
-    tensor = None if bias is None else stored(bias)
-    if bias is not None and (tensor is None or len(bias.uses()) > 1):
+def _recurrent(walk: Walk, product: Product, row: Recurrent) -> Iterator[Consumer]:
+    """For each direction, what reads the input or the state of the step before."""
+    node, index = product.node, product.index
+    bias, initial = read.input(node, 3), read.input(node, 5)
+    if bias is not None and (read.constant(bias) is None or len(bias.uses()) > 1):
         bias = None
-    initial = node.inputs[5] if len(node.inputs) > 5 else None
-    states = node.outputs[0]
-    for index, source in ((1, x), (2, states)):
-        found = _weight(walk, node, index)
-        if found is None or source is None or not source.name or integer(node, "layout", 0):
-            continue
-        weight, (directions, height, width) = found
-        labels = walk.labels[weight][2]
-        if labels is None:
-            continue
-        size = height // gates
-        rows, values = height, [source]
-        if index == 2:
-            if node.op_type == "GRU" and not integer(node, "linear_before_reset", 0):
-                rows = 2 * size  # the candidate reads the state behind the gate, which none sees
-            if initial is not None and stored(initial) is None:
-                values = [source, initial]
-        for direction in range(directions):
-            start = height * (index - 1)
-            back = direction == 1 or attribute(node, "direction", "forward") == "reverse"
-            reads = _rows(width) if index == 1 else _states(direction, back, initial)
-            yield Consumer(
-                node, tuple(values), weight, 2, labels, bias, 1, reads,
-                (direction, slice(0, rows)), (direction, slice(start, start + rows)),
-            )  # fmt: skip
+    weight, (directions, height, width), source = _weight(walk, product)
+    if not source.name or read.integer(node, "layout", 0):
+        raise ValueError("its states cannot be observed")
+    labels = walk.labels[weight][2]
+    if labels is None:
+        return
+    size = height // row.gates
+    rows, values = height, [source]
+    if index == 2:
+        if node.op_type == "GRU" and not read.integer(node, "linear_before_reset", 0):
+            rows = 2 * size  # the candidate reads the state behind the gate, which none sees
+        if initial is not None and read.constant(initial) is None:
+            values = [source, initial]
+    for direction in range(directions):
+        start = height * (index - 1)
+        back = direction == 1 or read.text(node, "direction", "forward") == "reverse"
+        reads = _rows(width) if index == 1 else _states(direction, back, initial)
+        yield Consumer(
+            node, tuple(values), weight, 2, labels, bias, 1, reads,
+            (direction, slice(0, rows)), (direction, slice(start, start + rows)),
+        )  # fmt: skip
 
 
-_KINDS: dict[str, Callable[[Walk, ir.Node], Iterator[Consumer]]] = {
-    "Conv": _convolutions,
-    "ConvTranspose": _transposed,
-    "GRU": _recurrent,
-    "Gemm": _products,
-    "LSTM": _recurrent,
-    "MatMul": _products,
-    "RNN": _recurrent,
-}
-
-
-def _bias(node: ir.Node, outputs: int) -> tuple[ir.Value | None, int]:
-    """The vector that shifts what a node makes, if it is its own, and its sign."""
-    users = node.outputs[0].uses()
-    user = next(iter(users)).node if len(users) == 1 else None
-    candidates: list[ir.Value | None] = list(node.inputs[2:3])
-    sign = 1
-    if not any(candidates) and user is not None:
-        if user.op_type == "BatchNormalization":
-            candidates, sign = [user.inputs[3]], -1
-        elif user.op_type == "Add" and node.op_type == "MatMul":
-            candidates = [value for value in user.inputs if value is not node.outputs[0]]
-    for value in candidates:
-        tensor = None if value is None else stored(value)
+def _bias(product: Product, outputs: int) -> tuple[ir.Value | None, float]:
+    """The vector that shifts what a node makes, if it is its own, and what a shift is in it."""
+    output = product.node.outputs[0]
+    users = output.uses()
+    user = next(iter(users)).node if len(users) == 1 and not product.hidden else None
+    candidates: list[ir.Value | None] = []
+    sign = product.alpha
+    if product.bias is not None:
+        candidates, sign = [product.bias], product.alpha / (product.beta or math.inf)
+    elif (norm := operators.of(user, Norm)) is not None and norm.fixed and user is not None:
+        candidates, sign = [user.inputs[norm.fixed[0]]], -product.alpha
+    elif user is not None and _adds_row(product, user):
+        candidates = [value for value in user.inputs if value is not output]
+    for value in candidates if sign else ():
+        tensor = read.constant(value)
         if value is not None and tensor is not None and dims(tensor) == (outputs,):
             return (value, sign) if len(value.uses()) == 1 else (None, 1)
-    return None, 1
+    return None, product.alpha / (product.beta or math.inf)
 
 
-def _extensible(node: ir.Node, bias: ir.Value | None) -> bool:
+def _adds_row(product: Product, user: ir.Node) -> bool:
+    """Whether a node adds to each channel of what a product without a bias makes."""
+    adds = (user.domain, user.op_type) == ("", "Add")
+    return adds and not product.takes_bias and product.out_axis == -1
+
+
+def _extensible(product: Product, bias: ir.Value | None) -> bool:
     """Whether a node without a bias can be given one."""
-    return bias is None and node.op_type != "MatMul" and not any(node.inputs[2:3])
+    able = product.takes_bias and product.out_axis != -2 and bool(product.beta)
+    return able and not product.inside and bias is None and product.bias is None
 
 
 # ---------------------------------------------------------------------- what is read
-
-
-def _window(node: ir.Node, kernel: tuple[int, ...]) -> Window:
-    ones = [1] * len(kernel)
-    return Window(
-        kernel, tuple(attribute(node, "strides", ones)),
-        tuple(attribute(node, "dilations", ones)),
-        tuple(attribute(node, "pads", [0, 0] * len(kernel))),
-        auto_pad=attribute(node, "auto_pad", "NOTSET"),
-    )  # fmt: skip
 
 
 def _places(array: Floats) -> int:
@@ -293,9 +338,9 @@ def _places(array: Floats) -> int:
     return min(_ROWS * len(array), _MOST_ROWS)
 
 
-def _rows(width: int) -> Reads:
+def _rows(width: int, axis: int = -1) -> Reads:
     def reads(arrays: Sequence[Floats], seed: int) -> np.ndarray:
-        rows = arrays[0].reshape(-1, width)
+        rows = np.moveaxis(arrays[0], axis, -1).reshape(-1, width)
         return rows[spread(len(rows), _places(arrays[0]), seed)]
 
     return reads
@@ -309,19 +354,6 @@ def _patches(window: Window, channels: slice) -> Reads:
     return reads
 
 
-def _spaced(window: Window, strides: tuple[int, ...]) -> Reads:
-    def reads(arrays: Sequence[Floats], seed: int) -> np.ndarray:
-        x = arrays[0]
-        sizes = [(n - 1) * step + 1 for n, step in zip(x.shape[2:], strides, strict=True)]
-        wide = np.zeros((*x.shape[:2], *sizes), x.dtype)
-        every = slice(None)
-        places = (every, every, *(slice(None, None, step) for step in strides))
-        wide[places] = x
-        return np.concatenate(list(sample(wide, window, _places(x), seed)))[:, 0]
-
-    return reads
-
-
 def _states(direction: int, back: bool, initial: ir.Value | None) -> Reads:
     """The state before each step; ``Y [T, D, N, H]`` has those behind it."""
 
@@ -331,7 +363,7 @@ def _states(direction: int, back: bool, initial: ir.Value | None) -> Reads:
         if len(arrays) > 1:
             first = arrays[1][direction][None]
         elif initial is not None:
-            tensor = stored(initial)
+            tensor = read.constant(initial)
             assert tensor is not None
             first = np.broadcast_to(tensor.numpy()[direction][None], first.shape)
         before = [behind[1:], first] if back else [first, behind[:-1]]

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
+from onnxshrink.trials import Reference
 
+if TYPE_CHECKING:
     from onnxshrink.channels.compensation import Refitted
     from onnxshrink.channels.facts import Runs
     from onnxshrink.channels.plan import Plan
     from onnxshrink.channels.readers import Consumer
     from onnxshrink.channels.removal import Shortened
-    from onnxshrink.contract import Feeds
     from onnxshrink.graph.file.model import Model
     from onnxshrink.kernels.refit import Array, Choice, Moments
     from onnxshrink.pipeline import Context
@@ -86,18 +83,16 @@ class Removal:
 
     def _closer(self, plain: Variant, chosen: Mapping[str, Choice]) -> Variant:
         """The refitted model, if its outputs are closer."""
-        from onnxshrink.channels.probing import held_out
-
         moments = {consumer.name: each for consumer, each in self.seen.items()}
-        feeds = [self.ctx.feeds[number] for number in held_out(len(self.ctx.feeds))]
+        feeds = self.ctx.split.of(self.ctx.feeds, self.ctx.split.held)
         feeds = feeds or list(self.ctx.feeds)
-        wanted = self.outputs(self.plan.walk.model, feeds)
-        without = self.error(wanted, plain.model, feeds)
+        wanted = Reference(self.plan.walk.model, feeds, self.worker)
+        without = wanted.distance(plain.model)
         trial = self._variant(chosen, {name: each.fitted for name, each in moments.items()})
-        error = self.error(wanted, trial.model, feeds)
+        error = wanted.distance(trial.model)
         if error < without:
             refitted = self._variant(chosen, {name: each.sums for name, each in moments.items()})
-            if self.error(wanted, refitted.model, feeds) < without:
+            if wanted.distance(refitted.model) < without:
                 self.ctx.changed(
                     "refit", 0, kind="model", error_without=without, error=error,
                     note=f"{len(refitted.refitted)} constants refitted: {_spread(chosen)}; outputs "
@@ -137,20 +132,6 @@ class Removal:
                 name, row.after, before=row.before, kind=row.op_type, note=_note(row),
                 **_errors(row),
             )  # fmt: skip
-
-    def error(self, wanted: list[list[np.ndarray]], model: Model, feeds: Feeds) -> float:
-        """Relative L2 error of the outputs, the worst of them."""
-        from onnxshrink.kernels.metrics import compare_outputs
-
-        rows = compare_outputs(model.signature[1], wanted, self.outputs(model, feeds))
-        return max((row.relative_error for row in rows), default=0.0)
-
-    def outputs(self, model: Model, feeds: Feeds) -> list[list[np.ndarray]]:
-        """What a model makes of some inputs."""
-        with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
-            path = Path(folder, "model.onnx")
-            model.save(path, durable=False)
-            return self.worker.run(path, feeds).outputs
 
 
 def _note(row: Refitted) -> str:

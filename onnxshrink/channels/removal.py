@@ -11,10 +11,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxshrink.channels.atoms import Labels
-from onnxshrink.channels.facts import dims, stored
+from onnxshrink.channels.facts import dims
 from onnxshrink.errors import ModelError
+from onnxshrink.graph import read, surgery
 from onnxshrink.graph.file import tensors
 from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.surgery import Recorder
 
 if TYPE_CHECKING:
     from onnxshrink.channels.labels import Axis, Slot, Walk
@@ -43,6 +45,8 @@ class Cut:
     def __init__(self, walk: Walk, removed: npt.NDArray[np.bool_]):
         self.model: Model = walk.model
         self._walk = walk
+        # Bodies see the constants of the main graph.
+        self._recorder = Recorder(walk.model, walk.model.ir.graph)
         self._gone = removed
         self._replaced: set[ir.Value] = set()
         self._behind: dict[ir.Value, ir.Value] = {}
@@ -60,17 +64,18 @@ class Cut:
 
     def set_integer(self, node: ir.Node, name: str, value: int) -> None:
         """Give a node an attribute."""
-        node.attributes[name] = ir.AttrInt64(name, value)
-        self.model.touch_node(node)
+        self._set(node, ir.AttrInt64(name, value))
 
     def set_integers(self, node: ir.Node, name: str, values: Sequence[int]) -> None:
         """Give a node an attribute."""
-        node.attributes[name] = ir.AttrInt64s(name, list(values))
-        self.model.touch_node(node)
+        self._set(node, ir.AttrInt64s(name, list(values)))
 
     def set_float(self, node: ir.Node, name: str, value: float) -> None:
         """Give a node an attribute."""
-        node.attributes[name] = ir.AttrFloat32(name, value)
+        self._set(node, ir.AttrFloat32(name, value))
+
+    def _set(self, node: ir.Node, attribute: ir.Attr) -> None:
+        node.attributes[attribute.name] = attribute
         self.model.touch_node(node)
 
     def drop_attribute(self, node: ir.Node, name: str) -> None:
@@ -81,16 +86,13 @@ class Cut:
 
     def replace_input(self, node: ir.Node, index: int, array: np.ndarray) -> None:
         """Give a node another constant as input."""
-        old = node.inputs[index] if index < len(node.inputs) else None
+        old = read.input(node, index)
         kind = self._walk.facts.dtype(old) if old is not None else None
         if old is not None:
             self._replaced.add(old)
-        else:
-            node.resize_inputs(max(index + 1, len(node.inputs)))
         name = (old.name if old is not None else None) or f"{node.outputs[0].name}.{index}"
         value = self.constant(array if kind is None else array.astype(kind), name, node)
-        node.replace_input_with(index, value)
-        self.model.touch_node(node)
+        surgery.set_input(self.model, node, index, value)
 
     def subtract(
         self, node: ir.Node, index: int, removed: Labels, explicit: Mapping[int, int] | None = None
@@ -108,7 +110,7 @@ class Cut:
         """
         value = node.inputs[index]
         assert value is not None
-        tensor = stored(value)
+        tensor = read.constant(value)
         if tensor is not None:
             target = tensor.numpy() - removed
             for entry, size in (explicit or {}).items():
@@ -119,15 +121,14 @@ class Cut:
             raise ModelError(f"{value.name!r}: a computed shape copies an axis that changes")
         delta = self.constant(removed, f"{value.name}.removed", node)
         less = self.add_node("Sub", [value, delta], f"{value.name}.left", node)
-        node.replace_input_with(index, less)
-        self.model.touch_node(node)
+        surgery.set_input(self.model, node, index, less)
 
     def lay_out(self, value: ir.Value, array: np.ndarray) -> None:
         """Give a constant of one use other values, before its labelled axes are cut."""
-        tensor = stored(value)
+        tensor = read.constant(value)
         assert tensor is not None
         self._laid_out[value] = dims(tensor), tensor.nbytes
-        store(self.model, value, array)
+        surgery.set_constant(self.model, value, array)
 
     def add_behind(self, node: ir.Node, addend: np.ndarray | ir.Value) -> None:
         """Add something to what a node makes; all users get the sum."""
@@ -143,35 +144,23 @@ class Cut:
         output: int = 0,
     ) -> None:  # fmt: skip
         """Have all users get an output through another node, which also reads other operands."""
-        graph = node.graph
-        assert graph is not None
         now = self._walk.labels
         old = self._newest(node.outputs[output])
-        name, producer = old.name or "", old.producer()
-        assert producer is not None
-        following = next(iter(self._after(producer)), producer)
-        more = [self._operand(each, f"{name}.part", following) for each in operands]
-        made = ir.Node("", op_type, [old, *more], name="")
-        graph.insert_before(following, made) if following is not producer else graph.append(made)
-        old.replace_all_uses_with(made.outputs[0], replace_graph_outputs=True)
-        made.replace_input_with(0, old)
-        old.name = self.model.unused_name(f"{name}.whole")
-        made.outputs[0].name = name
-        made.outputs[0].type, made.outputs[0].shape = old.type, old.shape
+        name = old.name or ""
+        more = [self._operand(each, f"{name}.part") for each in operands]
+        made = self._recorder.put_behind(old, op_type, more, f"{name}.whole")
         old.shape = None  # nobody needs it, and it may differ
         if old in now:
-            now[made.outputs[0]] = now.pop(old)
-        self._behind[node.outputs[output]] = made.outputs[0]
-        self.model.touch(name, old.name)
+            now[made] = now.pop(old)
+        self._behind[node.outputs[output]] = made
 
     def put_before(self, node: ir.Node, index: int, op_type: str, operands: Sequence[Any]) -> None:
         """Have a node get an input through another node, which also reads constants."""
         value = node.inputs[index]
         assert value is not None
-        more = [self._operand(each, f"{value.name}.part", node) for each in operands]
+        more = [self._operand(each, f"{value.name}.part") for each in operands]
         made = self.add_node(op_type, [value, *more], f"{value.name}.{op_type.lower()}", node)
-        node.replace_input_with(index, made)
-        self.model.touch_node(node)
+        surgery.set_input(self.model, node, index, made)
 
     def square(self, value: ir.Value, factor: float, before: ir.Node) -> ir.Value:
         """The square of a value, times a constant, made just before a node."""
@@ -188,14 +177,9 @@ class Cut:
             value = self._behind[value]
         return value
 
-    def _operand(self, given: np.ndarray | ir.Value, name: str, before: ir.Node) -> ir.Value:
-        return given if isinstance(given, ir.Value) else self.constant(given, name, before)
-
-    def _after(self, node: ir.Node) -> Sequence[ir.Node]:
-        graph = node.graph
-        assert graph is not None
-        nodes = list(graph)
-        return nodes[nodes.index(node) + 1 :][:1]
+    def _operand(self, given: np.ndarray | ir.Value, name: str) -> ir.Value:
+        """A value, or a constant that goes where the next node goes."""
+        return given if isinstance(given, ir.Value) else self._recorder.constant(given, name)
 
     def replace_by_gather(
         self, nodes: Sequence[ir.Node], source: ir.Value, index: Labels, axis: int
@@ -210,21 +194,8 @@ class Cut:
 
     def constant(self, array: np.ndarray, name: str, before: ir.Node) -> ir.Value:
         """A new constant; in a model whose initializers are inputs, made in front of a node."""
-        graph = self.model.ir.graph
-        name = self.model.unused_name(name)
-        tensor = self.model.store(np.asarray(array, order="C"), name)
-        self.model.touch(name)
-        if self.model.ir.ir_version < 4:  # its initializers would be inputs
-            node = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], name="")
-            node.outputs[0].name = name
-            assert before.graph is not None
-            before.graph.insert_before(before, node)
-            return node.outputs[0]
-        value = ir.Value(
-            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(dims(tensor)),
-            const_value=tensor,
-        )  # fmt: skip
-        graph.register_initializer(value)
+        value = self._recorder.constant(array, name)
+        self._recorder.put_before(before)
         return value
 
     def add_node(
@@ -232,32 +203,19 @@ class Cut:
         **attributes: Any,
     ) -> ir.Value:  # fmt: skip
         """What a new node makes, which is put in front of another."""
-        given = ir.convenience.convert_attributes(attributes)
-        node = ir.Node("", op_type, inputs, given, name="")
-        node.outputs[0].name = self.model.unused_name(name)
-        self.model.touch(node.outputs[0].name)
-        assert before.graph is not None
-        before.graph.insert_before(before, node)
-        return node.outputs[0]
+        value = self._recorder.node(op_type, inputs, name, **attributes)
+        self._recorder.put_before(before)
+        return value
 
     def replace_node(self, node: ir.Node, outputs: Mapping[int, ir.Value]) -> None:
         """Take a node out of the graph; other values take over its outputs, names and labels."""
         self._replaced.update(value for value in node.inputs if value is not None)
-        self.model.touch_node(node)
-        names = [value.name for value in node.outputs]
-        self.model.touch(*names)
+        labels = self._walk.labels
         for index, made in outputs.items():
-            if index < len(node.outputs) and names[index]:
-                old = node.outputs[index]
-                made.type, made.shape = old.type, old.shape
-                old.replace_all_uses_with(made, replace_graph_outputs=True)
-                if old in self._walk.labels:
-                    self._walk.labels[made] = self._walk.labels.pop(old)
-        assert node.graph is not None
-        node.graph.remove(node, safe=True)
-        for index, made in outputs.items():
-            if index < len(names) and names[index]:
-                made.name = names[index]
+            if index < len(node.outputs) and node.outputs[index] in labels:
+                labels[made] = labels.pop(node.outputs[index])
+        results = [outputs.get(index) for index in range(len(node.outputs))]
+        surgery.replace_node(self.model, node, results)
 
     # -------------------------------------------------------------------- the cut
 
@@ -280,14 +238,14 @@ class Cut:
             value, keep = slot[0] if isinstance(slot, tuple) else slot, self._keeps(slot, axes)
             if isinstance(slot, tuple) and slot[1].inputs[slot[2]] is not value:
                 continue  # a rewriter gave the node another constant, of the length that it wants
-            if stored(value) is not None:
+            if read.constant(value) is not None:
                 by_value.setdefault(value, []).append((slot, keep))
             elif any(k is not None for k in keep):
                 self._declare(value, keep)
                 if value.graph is self.model.ir.graph:  # bodies may use one name for several
                     self._note(value.name or "", keep)
         for value, uses in by_value.items():
-            tensor = stored(value)
+            tensor = read.constant(value)
             assert tensor is not None
             done += self._shorten(value, tensor, uses)
             tensors.release(tensor)
@@ -373,41 +331,10 @@ class Cut:
             return self.constant(array, value.name or "", slot[1])
         if array.shape == dims(tensor):
             return value
-        store(self.model, value, array)
+        surgery.set_constant(self.model, value, array)
         return value
 
     def _drop_replaced(self) -> None:
         """Take constants that nothing uses any more out of the file."""
-        inputs = self.model.ir.graph.inputs
         for value in self._replaced:
-            if value.uses() or value.is_graph_output():
-                continue
-            node, graph = value.producer(), value.graph
-            if not isinstance(graph, ir.Graph):
-                continue
-            if node is not None and node.op_type == "Constant":
-                self.model.touch(value.name)
-                graph.remove(node, safe=True)
-            elif node is None and value.name in graph.initializers:
-                self.model.touch(value.name)
-                graph.initializers.pop(value.name or "")
-                if value in inputs:
-                    inputs.remove(value)
-
-
-def store(model: Model, value: ir.Value, array: np.ndarray) -> None:
-    """Give a constant other values, in its type."""
-    tensor = stored(value)
-    assert tensor is not None
-    name = value.name or ""
-    values = np.asarray(array, tensor.dtype.numpy(), order="C")
-    short = model.store(ir.Tensor(values, dtype=tensor.dtype, name=name), name)
-    node = value.producer()
-    if node is not None:
-        node.attributes.clear()
-        node.attributes["value"] = ir.AttrTensor("value", short)
-    else:
-        value.const_value = short
-    if value.shape is not None:
-        value.shape = ir.Shape(values.shape)
-    model.touch(name)
+            surgery.forget(self.model, value)

@@ -57,7 +57,10 @@ def run_options(command: F) -> F:
                 help="Write the whole report as .json, .md or .html.",
             ),
             click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
-            click.option("--strict", is_flag=True, help="Exit 1 when nothing was changed."),
+            click.option(
+                "--strict", is_flag=True,
+                help="Exit 1 when nothing was changed, or no output shows a difference.",
+            ),
         )
     ):  # fmt: skip
         command = decorate(command)
@@ -117,6 +120,9 @@ class Run:
             click.echo(report.headline())
         if self.strict and not report.changed:
             click.echo("error: nothing was changed", err=True)
+            sys.exit(1)
+        if self.strict and report.unproven:
+            click.echo("error: the inputs could not have shown a difference", err=True)
             sys.exit(1)
 
 

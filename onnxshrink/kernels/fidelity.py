@@ -8,13 +8,17 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from onnxshrink.kernels.metrics import Agreement, as_log_probabilities, is_discrete
+from onnxshrink.kernels.metrics import (
+    Agreement,
+    are_probabilities,
+    as_log_probabilities,
+    is_discrete,
+)
 
 Measure = Literal["auto", "agreement", "cosine"]
 Outputs = Sequence[Sequence[np.ndarray]]
 Floats = npt.NDArray[np.float64]
 
-_SLACK = 1e-3  # by which probabilities may miss a sum of 1
 _CONFIDENCE = 0.95
 _UNSEEN = 64  # places between a tie and the closest row at which the unseen one is tried
 
@@ -85,7 +89,7 @@ class Fidelity:
         return min(scores)
 
     def _given(self, output: int) -> bool:
-        return all(_are_probabilities(feed[output]) for feed in self._reference)
+        return all(are_probabilities(feed[output]) for feed in self._reference)
 
     def _agreement(self, outputs: Outputs, output: int) -> Agreement:
         agreement = Agreement()
@@ -100,15 +104,8 @@ def _kind(arrays: Sequence[np.ndarray], measure: Measure) -> Literal["labels", "
     rows = all(array.ndim > 1 and array.shape[-1] > 1 for array in arrays)
     if measure == "cosine" or not rows:
         return "values"
-    classes = measure == "agreement" or all(_are_probabilities(array) for array in arrays)
+    classes = measure == "agreement" or all(are_probabilities(array) for array in arrays)
     return "classes" if classes else "values"
-
-
-def _are_probabilities(values: np.ndarray) -> bool:
-    if values.ndim < 2 or values.shape[-1] < 2 or not values.size:
-        return False
-    rows = values.astype(np.float64)
-    return bool(rows.min() >= -1e-6 and np.abs(rows.sum(-1) - 1).max() <= _SLACK)
 
 
 def _top_two(values: np.ndarray) -> tuple[Floats, npt.NDArray[np.int64]]:

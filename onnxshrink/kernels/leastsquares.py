@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from onnxshrink.kernels import moments
+
 Array = npt.NDArray[np.float64]
 
 #: Shares of the mean square of the inputs that the ridge may be.
@@ -129,15 +131,6 @@ def _centred(seen: Seen, *, shift: bool) -> tuple[Array, Array]:
     return gram, cross
 
 
-def _damped(gram: Array, damping: float) -> Array:
-    """A second moment with a share of the mean of its diagonal added to that."""
-    width = gram.shape[-1]
-    mean = np.trace(gram, axis1=1, axis2=2) / width
-    # Inputs that are always zero say nothing: what they are multiplied with stays as it is.
-    ridge = np.where(mean > 0, damping * mean, 1.0)
-    return gram + ridge[:, None, None] * np.eye(width)
-
-
 def solve(
     linear: Linear, numbers: Array, held: Affine, seen: Seen, damping: float, *, shift: bool,
     tolerance: float = 1e-5,
@@ -163,7 +156,7 @@ def solve(
     from scipy.linalg import cho_solve
 
     gram, cross = _centred(seen, shift=shift)
-    damped = _damped(gram, damping)
+    damped = moments.damped(gram, damping)
     target = cross - held.matrix @ gram
     if not shift:
         target -= held.shift[..., None] * (seen.xx[:, None, -1, :-1] / max(seen.samples, 1.0))
@@ -276,7 +269,7 @@ def reduced_rank(
         [outputs, rank], [rank, width], and the layer that their product makes.
     """
     gram, cross = _centred(seen, shift=shift)
-    damped = _damped(gram, damping)
+    damped = moments.damped(gram, damping)
     if not shift:
         cross = cross - held.shift[..., None] * (seen.xx[:, None, -1, :-1] / seen.samples)
     pull = cross + held.matrix @ (damped - gram)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from onnxshrink.kernels.moments import damped
+
 Array64 = npt.NDArray[np.float64]
 
 _DAMPING = 0.02
@@ -117,16 +119,12 @@ def whitening(moment: npt.NDArray[np.floating], damping: float = _DAMPING) -> Ar
     Raises:
         ValueError: It is not finite, or not positive semidefinite.
     """
-    h: Array64 = np.array(moment, np.float64)
-    if not np.isfinite(h).all():
-        raise ValueError("the second moment is not finite")
-    mean = float(np.trace(h)) / max(len(h), 1)
+    h = damped(moment, damping)
+    mean = float(np.trace(moment)) / max(len(moment), 1)
     if mean <= 0:
         return None
-    h /= mean
-    h[np.diag_indices(len(h))] += damping
     try:
-        root = np.linalg.cholesky(h)
+        root = np.linalg.cholesky(h / mean)
     except np.linalg.LinAlgError as error:
         raise ValueError("the second moment is not positive definite; damp it more") from error
     return np.asarray(root)
@@ -172,9 +170,7 @@ def refit_columns(
     """
     rank, rest = first.shape
     width = len(moment) // rest
-    h = np.array(moment, np.float64)
-    h[np.diag_indices(len(h))] += damping * float(np.trace(h)) / len(h)
-    by_column = h.reshape(rest, width, rest, width)
+    by_column = damped(moment, damping).reshape(rest, width, rest, width)
     seen = np.tensordot(first, by_column, (1, 0))  # [rank, width, rest, width]
     gram = np.tensordot(seen, first, (2, 1)).transpose(0, 1, 3, 2)  # [rank, width] twice
     target = np.tensordot(np.asarray(weights, np.float64), seen.reshape(rank * width, -1), (1, 1))

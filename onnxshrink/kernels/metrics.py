@@ -12,14 +12,19 @@ Rules that hold for every figure:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from onnxshrink.kernels.slices import Slices
+
 # Rows that sum to one within this are probabilities already (float16 softmax needs the slack).
 _PROBABILITY_SLACK = 1e-2
+_LONG_ROW = 8  # numbers that are scores of classes, or an embedding, rather than measures
+_NEGATIVE_SLACK = 1e-6  # probabilities that were computed as a rest
 _SMALLEST_PROBABILITY = 1e-12
 
 Floats = NDArray[np.float64]
@@ -46,6 +51,11 @@ class OutputComparison:
         kl: Mean Kullback-Leibler divergence of the rows, in nats; None where ``top1`` has no rows.
         outside: Values further from the reference than ``atol + rtol * |reference|``.
         reshaped: Of the first pair that differs in shape: both shapes; else empty.
+        silent: Why likeness to the reference says nothing; else empty.
+        worst: The largest relative error of any slice along an axis of fixed length, or that of
+            the whole where it is larger; see :mod:`onnxshrink.kernels.slices`.
+        slice: Which slice, ``[:, 4]``; empty for the whole.
+        vectors: Whether it is rows of many numbers of one kind, as scores and embeddings are.
     """
 
     name: str
@@ -60,6 +70,10 @@ class OutputComparison:
     kl: float | None
     outside: int
     reshaped: str = ""
+    silent: str = ""
+    worst: float = 0.0
+    slice: str = ""
+    vectors: bool = False
 
     def to_dict(self) -> dict[str, object]:
         """The figures for JSON, which has no infinity: those become None."""
@@ -75,9 +89,10 @@ class Agreement:
     Args:
         atol: Absolute tolerance of :attr:`outside`.
         rtol: Tolerance of :attr:`outside` relative to the reference.
+        stacked: Whether the first axis is of fixed length, and not the batch.
     """
 
-    def __init__(self, *, atol: float = 0.0, rtol: float = 0.0):
+    def __init__(self, *, atol: float = 0.0, rtol: float = 0.0, stacked: bool = False):
         self._atol, self._rtol = atol, rtol
         self._discrete = self._broken = False
         self._unequal = self._rows = 0
@@ -85,6 +100,9 @@ class Agreement:
         self.elements = 0
         self.outside = 0
         self.reshaped = ""
+        self._silence = Silence()
+        self._slices = Slices(stacked)
+        self._long_rows = True
         self.max_abs = 0.0
         self.max_rel = 0.0
 
@@ -93,6 +111,7 @@ class Agreement:
         """Take in one more pair."""
         reference, other = np.asarray(reference), np.asarray(other)
         self.elements += reference.size
+        self._silence.add(reference)
         if reference.shape != other.shape:
             self.reshaped = self.reshaped or f"{reference.shape} -> {other.shape}"
             self._break(reference.size)
@@ -106,6 +125,9 @@ class Agreement:
         if not (same | finite).all():
             self._break(int(np.count_nonzero(~(same | finite))))
         self._add_rows(x, y)
+        self._long_rows &= x.ndim in (2, 3) and x.shape[-1] >= _LONG_ROW
+        if not self._discrete and x.size:
+            self._slices.add(np.where(finite, x, 0.0), np.where(finite, y - x, 0.0))
         x, y = x[finite], y[finite]
         difference = np.abs(y - x)
         self._error += float(difference @ difference)
@@ -115,7 +137,7 @@ class Agreement:
         self.max_abs = max(self.max_abs, float(difference.max(initial=0.0)))
         relative = difference[x != 0] / np.abs(x[x != 0])
         self.max_rel = max(self.max_rel, float(relative.max(initial=0.0)))
-        self.outside += int(np.count_nonzero(difference > self._atol + self._rtol * np.abs(x)))
+        self.outside += int(np.count_nonzero(~(difference <= self._atol + self._rtol * np.abs(x))))
 
     def _break(self, elements: int) -> None:
         self._broken = True
@@ -193,11 +215,51 @@ class Agreement:
 
     def result(self, name: str) -> OutputComparison:
         """All figures under the output's name."""
+        worst, place = self.relative_error, ""
+        sliced, where = self._slices.worst()
+        if sliced > worst:
+            worst, place = sliced, where
+        vectors = self._long_rows and not self._discrete and self._slices.alike
         return OutputComparison(
             name, self.elements, self.relative_error, self.max_abs, self.max_rel, self.sqnr_db,
             self.cosine, self.likeness, self.top1, self.kl, self.outside,
-            self.reshaped,
+            self.reshaped, self._silence.reason, worst, place, vectors,
         )  # fmt: skip
+
+
+class Silence:
+    """Whether all arrays of an output are such that likeness to them says nothing.
+
+    One that is empty, or has one value wherever it is looked at, is kept by a model that is broken
+    as well. A single number is not known to be always the same.
+    """
+
+    def __init__(self) -> None:
+        self._elements = 0
+        self._first: Any = None
+        self._varies = False
+
+    def add(self, array: np.ndarray) -> None:
+        """Take in one more array."""
+        if not array.size or self._varies:
+            return
+        if self._elements == 0:
+            self._first = array.flat[0]
+        self._elements += array.size
+        differs = array != self._first
+        if array.dtype.kind == "f" and np.isnan(self._first):
+            differs = ~np.isnan(array)
+        self._varies = bool(np.any(differs))
+
+    @property
+    def reason(self) -> str:
+        """What is the matter, to follow the output's name; empty where nothing is."""
+        if self._varies or self._elements == 1:
+            return ""
+        if self._elements == 0:
+            return "is empty"
+        told = self._first if isinstance(self._first, str) else f"{self._first:g}"
+        return f"is {told} throughout"
 
 
 def is_discrete(array: np.ndarray) -> bool:
@@ -215,7 +277,7 @@ def _as_floats(reference: np.ndarray, other: np.ndarray) -> tuple[Floats, Floats
 
 def _divergences(x: Floats, y: Floats) -> Floats:
     """KL(x || y) of each row; 0 for rows that softmax cannot take in (NaN, +inf)."""
-    given = _are_probabilities(x)
+    given = are_probabilities(x)
     log_p, log_q = (_log_given(z) if given else _log_softmax(z) for z in (x, y))
     rows: Floats = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
     return np.maximum(np.nan_to_num(rows), 0.0)  # rounding can take it below
@@ -224,12 +286,16 @@ def _divergences(x: Floats, y: Floats) -> Floats:
 def as_log_probabilities(array: np.ndarray) -> Floats:
     """Logarithms of the rows, [rows, classes]; through softmax where they are not probabilities."""
     rows = array.astype(np.float64).reshape(-1, array.shape[-1])
-    return _log_given(rows) if _are_probabilities(rows) else _log_softmax(rows)
+    return _log_given(rows) if are_probabilities(rows) else _log_softmax(rows)
 
 
-def _are_probabilities(rows: Floats) -> bool:
-    near = np.abs(rows.sum(axis=1) - 1) <= _PROBABILITY_SLACK
-    return bool((rows >= 0).all() and near.all())
+def are_probabilities(array: np.ndarray) -> bool:
+    """Whether the rows along the last axis, of two classes or more, are probabilities."""
+    if array.ndim < 2 or array.shape[-1] < 2 or not array.size or is_discrete(array):
+        return False
+    rows = array.astype(np.float64)
+    near = np.abs(rows.sum(axis=-1) - 1) <= _PROBABILITY_SLACK
+    return bool((rows >= -_NEGATIVE_SLACK).all() and near.all())
 
 
 def _log_given(rows: Floats) -> Floats:
@@ -310,6 +376,7 @@ def compare_outputs(
     *,
     atol: float = 0.0,
     rtol: float = 0.0,
+    stacked: Collection[str] = (),
 ) -> tuple[OutputComparison, ...]:
     """Compare the outputs of two models, each output over all feeds.
 
@@ -319,8 +386,9 @@ def compare_outputs(
         other_runs: The other's, for the same feeds.
         atol: Absolute tolerance of ``OutputComparison.outside``.
         rtol: Its relative tolerance.
+        stacked: Names of outputs whose first axis is of fixed length, and not the batch.
     """
-    agreements = [Agreement(atol=atol, rtol=rtol) for _ in names]
+    agreements = [Agreement(atol=atol, rtol=rtol, stacked=name in stacked) for name in names]
     for reference, other in zip(reference_runs, other_runs, strict=True):
         for agreement, x, y in zip(agreements, reference, other, strict=True):
             agreement.add(x, y)

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnxshrink.kernels.moments import damped
+
 Floats = npt.NDArray[np.float32]
 Floats64 = npt.NDArray[np.float64]
 #: Rounds the values of one column, [rows], to what can be stored; also told the column's number.
@@ -40,25 +42,6 @@ class Factor:
     order: npt.NDArray[np.int64]
     upper: Floats
     noise: Floats64
-
-
-def damped(moment: npt.NDArray[np.floating], damping: float) -> Floats64:
-    """Second moments in which no direction is free.
-
-    Args:
-        moment: H, [..., width, width].
-        damping: Share of the mean of H's diagonal to add to the diagonal; 1 where H is zero.
-
-    Raises:
-        ValueError: H is not finite.
-    """
-    h = np.array(moment, np.float64)
-    if not np.isfinite(h).all():
-        raise ValueError("the second moment is not finite")
-    mean = np.trace(h, axis1=-2, axis2=-1)[..., None] / h.shape[-1]
-    places = np.arange(h.shape[-1])
-    h[..., places, places] += np.where(mean > 0, damping * mean, 1.0)
-    return h
 
 
 def factor(moment: npt.NDArray[np.floating], damping: float = 0.01) -> Factor:

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from onnxshrink.kernels import split
 from onnxshrink.kernels.patches import Window, sample, spread
 
 Array = npt.NDArray[np.floating]
@@ -331,7 +332,7 @@ class MomentSums:
         """
         if not array.size:
             return
-        layout, half = statistic.layout, feed % 2
+        layout, half = statistic.layout, split.half(feed)
         most = max(ROWS_PER_WIDTH * statistic.width, LEAST_ROWS)
         if isinstance(layout, Window):
             parts = sample(array, layout, most, feed)
@@ -410,7 +411,7 @@ class LookupSums:
     def add(self, statistic: Lookups, array: npt.NDArray[Any], feed: int) -> None:
         """Take in one feed's indices; negative ones count from the end."""
         indices = array.reshape(-1).astype(np.int64) % statistic.size
-        self.halves[feed % 2] += np.bincount(indices, minlength=statistic.size)
+        self.halves[split.half(feed)] += np.bincount(indices, minlength=statistic.size)
 
     @property
     def counts(self) -> Counts:

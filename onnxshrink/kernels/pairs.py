@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnxshrink.kernels import split
 from onnxshrink.kernels.leastsquares import Seen
 from onnxshrink.kernels.observers import LEAST_ROWS, ROWS_PER_WIDTH, Rows, rows_of
 from onnxshrink.kernels.patches import Window, sample, spread
@@ -96,7 +97,7 @@ class RegressionSums:
         """
         if not x.size or not y.size:
             return
-        half = feed % 2
+        half = split.half(feed)
         for a, b in _parts(statistic, x, y, feed):
             rows, groups = len(a), statistic.groups
             expected = (rows, groups, statistic.width), (rows, groups, statistic.outputs)

@@ -27,6 +27,9 @@ class Window:
         pads: Zeros before every axis, then after every axis, as ONNX has them.
         groups: Groups of input channels that see kernels of their own.
         auto_pad: ONNX's rule that takes the place of ``pads``.
+        spacing: Distances to which the values of its input are drawn apart, zeros between them, as
+            a transposed convolution has it; empty where they are not.
+        flipped: Whether taps count from the end of the kernel.
     """
 
     kernel: tuple[int, ...]
@@ -35,6 +38,8 @@ class Window:
     pads: tuple[int, ...]
     groups: int = 1
     auto_pad: AutoPad = "NOTSET"
+    spacing: tuple[int, ...] = ()
+    flipped: bool = False
 
     def padding(self, sizes: tuple[int, ...]) -> list[tuple[int, int]]:
         """Zeros before and after each spatial axis of an input of these sizes."""
@@ -74,7 +79,7 @@ def sample(
     rank = len(window.kernel)
     if images.ndim < rank + 2:
         raise ValueError(f"a {rank}-D convolution of an input of shape {images.shape}")
-    images = images.reshape(-1, *images.shape[-rank - 1 :])
+    images = _spaced(images.reshape(-1, *images.shape[-rank - 1 :]), window.spacing)
     batch, channels, *sizes = images.shape
     padding = window.padding(tuple(sizes))
     reach = [d * (k - 1) + 1 for k, d in zip(window.kernel, window.dilations, strict=True)]
@@ -93,6 +98,8 @@ def sample(
     windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=axes)
     taps: tuple[Any, ...] = (..., *(slice(None, None, step) for step in window.dilations))
     windows = windows[taps]
+    if window.flipped:
+        windows = np.flip(windows, tuple(range(-rank, 0)))
     places = spread(batch * math.prod(counts), most, seed)
     width = channels * math.prod(window.kernel)
     step = max(1, _CHUNK_BYTES // (4 * width))
@@ -102,6 +109,17 @@ def sample(
         place: tuple[Any, ...] = (where, slice(None), *corner)
         found = windows[place].astype(np.float32)
         yield found.reshape(len(found), window.groups, width // window.groups)
+
+
+def _spaced(images: npt.NDArray[np.floating], spacing: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Images with zeros between their values."""
+    if set(spacing) <= {1}:
+        return images
+    sizes = [(n - 1) * step + 1 for n, step in zip(images.shape[2:], spacing, strict=True)]
+    wide = np.zeros((*images.shape[:2], *sizes), images.dtype)
+    places: tuple[Any, ...] = (..., *(slice(None, None, step) for step in spacing))
+    wide[places] = images
+    return wide
 
 
 def spread(total: int, most: int, seed: int) -> npt.NDArray[np.int64]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from onnxshrink.kernels.moments import ridge
+
 Array = npt.NDArray[np.float64]
 
 #: Strengths of the prior that are tried; at infinity only the outputs' means are set right.
@@ -91,13 +93,13 @@ def refit(
     missing = moments[np.ix_(stay, go)] @ weights[:, go].T / samples
     means = moments[-1, :-1] / samples
     lost = weights[:, go] @ means[go]
-    ridge = damping * np.diagonal(gram).mean() + 1e-12
+    prior = ridge(gram, damping)
     if bias:
         gram -= np.outer(means[stay], means[stay])
         missing -= np.outer(means[stay], lost)
     change = np.zeros((len(weights), len(stay)))
-    if np.isfinite(ridge):
-        gram[np.diag_indices_from(gram)] += ridge
+    if np.isfinite(prior):
+        gram[np.diag_indices_from(gram)] += prior
         change = cho_solve(cho_factor(gram, overwrite_a=True), missing).T
     full = np.zeros_like(weights, np.float64)
     full[:, stay] = weights[:, stay] + change

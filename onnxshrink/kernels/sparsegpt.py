@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxshrink.kernels import obs
+from onnxshrink.kernels.moments import damped
 
 Floats = npt.NDArray[np.float32]
 Floats64 = npt.NDArray[np.float64]
@@ -144,7 +145,7 @@ def prune(
     Raises:
         ValueError: H is not finite, or not positive semidefinite.
     """
-    h = obs.damped(moments, damping)
+    h = damped(moments, damping)
     alone, found = _alone(h), np.asarray(weights, np.float32)
     for step in range(1, steps + 1):
         # Most goes in the first steps, where there is least to lose.
@@ -180,7 +181,7 @@ def choose_damping(
     kept = keep((np.abs(some) * power).reshape(-1, some.shape[2]), 1.0).reshape(some.shape)
 
     def error(damping: float) -> float:
-        fitted = refit(some, kept, obs.damped(seen[chosen], damping))
+        fitted = refit(some, kept, damped(seen[chosen], damping))
         return loss(some - fitted, unseen[chosen])
 
     return min(candidates, key=error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -97,14 +97,12 @@ class CalibratedPruning(Pruning):
 
         from onnxshrink.kernels.fidelity import Fidelity
         from onnxshrink.runtime.trial import Trial
-        from onnxshrink.runtime.worker import Worker
 
         found: dict[WeightView, np.ndarray] = {}
         names = Counter(view.name for view in views)
-        with ExitStack() as stack:
-            worker = ctx.worker or stack.enter_context(Worker())
-            trial = stack.enter_context(closing(Trial(model, names, worker)))
-            probes = ctx.feeds[1::2][:_PROBES] or ctx.feeds[:1]
+        split = ctx.split
+        with closing(Trial(model, names, ctx.worker)) as trial:
+            probes = split.of(ctx.feeds, split.judge)[:_PROBES]
             reference = Fidelity(trial.run(probes))
             for done, view in enumerate(views):
                 ctx.progress("measuring sensitivities", done, len(views))
@@ -134,7 +132,8 @@ def moment_of(view: WeightView, ctx: Context, half: int | None = None) -> np.nda
 
     found = second_moments.moment(ctx.statistics, view, half)
     if found is None:
-        raise ValueError("its inputs cannot be observed; prune-magnitude does without")
+        reason = second_moments.why_not(view) or "no input reached it"
+        raise ValueError(f"its inputs cannot be observed ({reason}); prune-magnitude does without")
     return found
 
 

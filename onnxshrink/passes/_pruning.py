@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from onnxshrink.graph.forms.palette import Palettes
     from onnxshrink.graph.weights.views import WeightView
 
-_ELEMENTWISE = {"Add", "Sub", "Mul"}
 _MARK = "onnxshrink.sparsity"
 
 
@@ -174,7 +173,8 @@ class Pruning(Pass):
     ) -> None:  # fmt: skip
         import numpy as np
 
-        from onnxshrink.graph.forms import edit, palette
+        from onnxshrink.graph import surgery
+        from onnxshrink.graph.forms import palette
 
         before = view.array()
         with np.errstate(over="ignore"):
@@ -197,7 +197,9 @@ class Pruning(Pass):
             ctx.skip(view, f"has no more weights to remove ({zeros:.1%} are zero)")
             return
         else:
-            edit.revalued(model, view, values, {_MARK: self.pattern} if self.pattern else None)
+            surgery.set_constant(
+                model, view.value, values, {_MARK: self.pattern} if self.pattern else None
+            )
             after, note = view.nbytes, f"{note}; smaller once packed"
         ctx.changed(view, after, note=note, sparsity=zeros, relative_error=error)
         ctx.step.changes[-1].error.update(figures)
@@ -220,7 +222,7 @@ def matrix_of(view: WeightView) -> np.ndarray:
 
 def obstacle(view: WeightView) -> str:
     """Why its zeros would not mean connections less; empty when they do."""
-    if view.op_type in _ELEMENTWISE:
+    if view.uses and view.main.is_arithmetic:
         return f"is not summed over, but used element by element ({view.op_type})"
     return ""
 

@@ -60,6 +60,18 @@ def quantize(
     return stored, "balanced" if rounding in (*CALIBRATED, "hqq") else rounding
 
 
+def lesser(view: WeightView, dtype: Dtype, wanted: Rounding, method: Rounding) -> str:
+    """Why the codes of a weight are not by the method that was asked for; empty when they are."""
+    from onnxshrink.graph.weights import second_moments
+    from onnxshrink.kernels import affine
+
+    if method == wanted or wanted not in CALIBRATED:
+        return ""
+    if affine.is_float(dtype):
+        return f"no {wanted}: {dtype} has no steps of one size"
+    return f"no {wanted}: {second_moments.why_not(view) or 'its inputs were not observed'}"
+
+
 def _fitted(
     layout: Layout, stored: Quantized, rounding: Rounding, ctx: Context
 ) -> Quantized | None:
@@ -118,7 +130,7 @@ def recalibrated(
     last = 0
     for view, options in pairs:
         number = group.get(view, last)
-        if number > last and ctx.worker is not None:
+        if number > last:
             last = number
             found = needs(parts[number])
             ctx.statistics = calibrate(model, found, ctx.feeds, ctx.worker, ctx.progress)

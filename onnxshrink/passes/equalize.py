@@ -72,11 +72,13 @@ class Equalize(Pass):
                 pairs.append(site)
         scaling = Rescaling(pairs)
         self._iterate(scaling)
+        parts = (part for site in pairs for part in (site.source, *site.readers) if part)
+        ranged = {part.view.name for part in parts}
         changed = set()
         for view in scaling.write(model):
             changed.add(view.name)
             note = "follows its weight"
-            if view.name in chosen:
+            if view.name in ranged:
                 before = equalize.precision(equalize.largest(view.matrix))
                 after = equalize.precision(equalize.largest(view.to_matrix(scaling.array(view))))
                 note = f"its channels take {after:.0%} of its range, {before:.0%} before"

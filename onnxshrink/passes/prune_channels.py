@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,9 +13,9 @@ from onnxshrink.pipeline import Context, Pass
 
 if TYPE_CHECKING:
     from onnxshrink.channels.plan import Plan
-    from onnxshrink.contract import Feeds
     from onnxshrink.graph.file.model import Model
     from onnxshrink.report import Table
+    from onnxshrink.trials import Feeds
 
 _MOST = 0.95  # more leaves nothing of a layer
 
@@ -114,29 +113,26 @@ class PruneChannels(Pass):
         """Find, rank and remove; report what every constant lost, and what blocked the rest."""
         from onnxshrink.channels.iteration import Iteration
         from onnxshrink.channels.plan import blocked
-        from onnxshrink.channels.readers import in_bodies
+        from onnxshrink.channels.readers import not_refitted
         from onnxshrink.channels.shares import Start
         from onnxshrink.channels.survey import real_feeds, survey
-        from onnxshrink.runtime.worker import Worker
 
-        request, not_refitted = self._request(), set[str]()
+        request, left = self._request(), dict[str, str]()
         refits = self.compensate and bool(real_feeds(ctx))
         start: Start | None = None
-        with contextlib.ExitStack() as stack:
-            worker = ctx.worker or stack.enter_context(Worker())
-            for number in range(self.iterations):
-                ctx.progress(self.name, number, self.iterations)
-                found = survey(model, request, ctx, worker, number)
-                start = start or Start.of(found.plan)
-                part = (number + 1) / self.iterations
-                iteration = Iteration(request, found, start, part, ctx, worker)
-                plan = iteration.choose()
-                reasons = blocked(plan.walk)
-                if plan.removed.any():
-                    not_refitted |= set(in_bodies(plan.walk, plan.removed) if refits else ())
-                    iteration.removal(plan).carry_out()
-        for name in sorted(not_refitted):
-            ctx.skip(name, "in a body of If, Loop or Scan, where nothing is refitted")
+        for number in range(self.iterations):
+            ctx.progress(self.name, number, self.iterations)
+            found = survey(model, request, ctx, ctx.worker, number)
+            start = start or Start.of(found.plan)
+            part = (number + 1) / self.iterations
+            iteration = Iteration(request, found, start, part, ctx, ctx.worker)
+            plan = iteration.choose()
+            reasons = blocked(plan.walk)
+            if plan.removed.any():
+                left |= not_refitted(plan.walk, plan.removed) if refits else {}
+                iteration.removal(plan).carry_out()
+        for name, reason in sorted(left.items()):
+            ctx.skip(name, reason)
         for group in plan.groups:
             if why := plan.held.get(group.name, ""):
                 ctx.skip(group.name, why)
@@ -154,7 +150,8 @@ class PruneChannels(Pass):
         from onnxshrink.runtime.worker import Worker
 
         with Worker() as worker:
-            ctx, request = Context(Step(self.name), feeds, generated, seed=seed), self._request()
+            ctx = Context(Step(self.name), feeds, generated, worker=worker, seed=seed)
+            request = self._request()
             found = survey(model.clone(), request, ctx, worker)
             start, part = Start.of(found.plan), 1 / self.iterations
             return Iteration(request, found, start, part, ctx, worker).choose()

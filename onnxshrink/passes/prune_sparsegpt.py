@@ -69,11 +69,12 @@ class PruneSparsegpt(CalibratedPruning):
 
     def scores(self, view: WeightView, ctx: Context) -> np.ndarray:
         """What each weight costs once the others make up for it."""
-        from onnxshrink.kernels import obs, sparsegpt
+        from onnxshrink.kernels import sparsegpt
+        from onnxshrink.kernels.moments import damped
 
         moment, matrix = moment_of(view, ctx), matrix_of(view)
         folded = matrix.reshape(len(moment), -1, matrix.shape[1])
-        h = obs.damped(moment, self.damping or _DAMPING)
+        h = damped(moment, self.damping or _DAMPING)
         return sparsegpt.scores(folded, h).reshape(matrix.shape)
 
     def pruned(self, view: WeightView, ratio: float, ctx: Context) -> np.ndarray:

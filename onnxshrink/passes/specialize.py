@@ -13,8 +13,8 @@ from onnxshrink.pipeline import Context, Pass
 if TYPE_CHECKING:
     import numpy as np
 
-    from onnxshrink.contract import Feeds
     from onnxshrink.graph.file.model import Model
+    from onnxshrink.trials import Feeds
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,12 +115,12 @@ class ToFloat16(Pass):
 
     def _beyond(self, model: Model, ctx: Context) -> set[str]:
         """The first outputs of nodes with values that float16 cannot hold; they are reported."""
-        from onnxshrink.graph import weights
+        from onnxshrink.graph import read, weights
         from onnxshrink.kernels.observers import Extremes, Need
 
         found = set()
         for node in model.ir.graph:
-            if node.op_type == "Constant":
+            if read.is_constant(node):
                 continue
             values = [value for value in (*node.inputs, *node.outputs) if value is not None]
             needs = [Need(value.name or "", Extremes()) for value in values]
@@ -156,7 +156,7 @@ def narrow(view: WeightView, model: Model, ctx: Context) -> None:
     """Store one constant as float16 behind a Cast, where that loses nothing worth the name."""
     import numpy as np
 
-    from onnxshrink.graph.forms import edit
+    from onnxshrink.graph.forms import dequantize
 
     if view.dtype.name not in ("FLOAT", "DOUBLE"):
         ctx.skip(view, f"is stored as {view.dtype.name.lower()} already")
@@ -165,9 +165,9 @@ def narrow(view: WeightView, model: Model, ctx: Context) -> None:
     if half is None:
         ctx.skip(view, "float16 does not hold its values to 11 bits")
         return
-    after = half.nbytes + edit.CAST_OVERHEAD
+    after = half.nbytes + dequantize.CAST_OVERHEAD
     if after >= view.nbytes:
         ctx.skip(view, "would not be smaller as float16")
         return
-    edit.stored_as(model, view, half)
+    dequantize.stored_as(model, view, half)
     ctx.changed(view, after, note="float16, folded at load")

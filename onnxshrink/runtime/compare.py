@@ -62,7 +62,7 @@ class Comparison:
         with_tolerance = self.atol is not None or self.rtol is not None
         for output in self.outputs:
             name = f"output {output.name!r}"
-            if self.max_error is not None and output.relative_error > self.max_error:
+            if self.max_error is not None and not output.relative_error <= self.max_error:
                 error = f"{output.relative_error:.3g}"
                 lines.append(f"{name}: relative error {error} is above {self.max_error:g}")
             if with_tolerance and output.outside:
@@ -70,8 +70,11 @@ class Comparison:
                 count = f"{output.outside:,} of {output.elements:,}"
                 lines.append(f"{name}: {count} values differ by more than {limit}")
             least, top1 = self.min_agreement, output.top1
-            if least is not None and top1 is not None and top1 < least:
+            if least is not None and top1 is not None and not top1 >= least:
                 lines.append(f"{name}: top-1 agreement {top1:.4g} is below {least:g}")
+        asked = with_tolerance or self.min_agreement is not None or self.max_error is not None
+        if asked and self.outputs and not any(output.elements for output in self.outputs):
+            lines.append("every output is empty on these inputs: there is nothing to compare")
         if self.min_agreement is not None and self.top1 is None:
             lines.append("no output has classes: there is no top-1 agreement to ask for")
         return lines

@@ -297,7 +297,9 @@ def _table_size(node: ir.Node, position: int) -> int:
 
 
 def _dims(value: ir.Value) -> list[Any] | None:
-    if (tensor := _tensor(value)) is not None:
+    from onnxshrink.graph import read
+
+    if (tensor := read.constant(value)) is not None:
         return list(tensor.shape)
     if value.shape is not None:
         return list(value.shape)
@@ -307,22 +309,10 @@ def _dims(value: ir.Value) -> list[Any] | None:
     return None
 
 
-def _tensor(value: ir.Value) -> ir.TensorProtocol | None:
-    """What the graph stores as this value, if it does."""
-    producer = value.producer()
-    if value.const_value is None and producer is not None and producer.op_type == "Constant":
-        stored = producer.attributes.get("value")
-        return None if stored is None else stored.as_tensor()
-    return value.const_value
-
-
 def _constant(value: ir.Value | None) -> np.ndarray | None:
     """A stored value that is small enough to be a parameter."""
-    if value is None:
-        return None
-    tensor, producer = _tensor(value), value.producer()
-    if tensor is not None:
-        return np.asarray(tensor.numpy()) if tensor.size <= _LARGEST_PARAMETER else None
-    if producer is not None and producer.op_type == "Constant":  # value_int, value_floats, ...
-        return np.asarray(next(iter(producer.attributes.values())).value)
-    return None
+    from onnxshrink.graph import read
+
+    tensor = read.constant(value)
+    short = tensor is not None and tensor.size <= _LARGEST_PARAMETER
+    return read.array(value) if short else None

@@ -7,7 +7,7 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 Feed = dict[str, np.ndarray]
 _Found = tuple[str, Mapping[str, Any]]
 
-#: Rows that go into one feed when the model takes any number of them.
+#: Most rows that go into one feed when the model takes any number of them.
 CHUNK_ROWS = 32
+#: Feeds that one source is cut into at least: some are fitted to, others judge, none is both.
+_LEAST_FEEDS = 8
+_FARTHEST = 64  # times as many feeds as are wanted are looked at, to choose from
 
 _log = logging.getLogger(__name__)
 _FUNCTION = re.compile(r"(.+\.py):(\w+)")
@@ -81,10 +84,12 @@ def load_inputs(
             folder of such files, of one ``.npy`` for each input, or of ONNX's
             ``test_data_set_*/input_0.pb``; ``module.py:function``, which returns any of these;
             or an iterable of any of these. Stacked arrays are cut along axis 0 into feeds of the
-            model's fixed batch size, else of up to 32 rows; an array of one axis more than the
-            input has is a stack of feeds.
+            model's fixed batch size, else of up to 32 rows and about as many each (where they are
+            all that is given, into at least 8 feeds: see :class:`onnxshrink.kernels.split.Split`);
+            an array of one axis more than the input has is a stack of feeds.
         model: The model to feed.
-        limit: Read no more feeds than this; a generator is not asked for more.
+        limit: Take no more feeds than this. They are spread over all that there are; only of
+            generators and readers, which are not asked for more, they are the first.
         batch: Rows of one feed of stacked arrays, where the model takes any number.
 
     Returns:
@@ -94,29 +99,69 @@ def load_inputs(
         nothing (tokenizers give more than models take).
 
     Raises:
-        DataError: Nothing there; a name is missing; a type, rank, fixed dimension or value (NaN,
-            infinity) does not fit. The message names the file and the input.
+        DataError: Nothing there, or no rows; a name is missing; a type, rank, fixed dimension or
+            value (NaN, infinity) does not fit. The message names the file and the input.
         UnsupportedModel: The model has an input that is not a tensor.
     """
+    return choose_inputs(source, model, limit=limit, batch=batch)[0]
+
+
+def choose_inputs(
+    source: object, model: Model, *, limit: int | None = None, batch: int | None = None
+) -> tuple[list[Feed], int]:
+    """As :func:`load_inputs`; with the number of feeds that were there and were not taken."""
     wanted = ports(model)
     if not wanted:
-        return [{}]
-    feeds: list[Feed] = []
-    with contextlib.closing(_Reader(wanted, batch).read(source, "the inputs")) as found:
-        for where, feed in itertools.islice(found, limit):
-            feeds.append(_fitted(feed, where, wanted, warn=not feeds))
+        return [{}], 0
+    reader = _Reader(wanted, batch)
+    with contextlib.closing(reader.read(source, "the inputs")) as found:
+        taken, left = _spread(found, limit, reader)
+    feeds = [
+        _fitted(feed, where, wanted, warn=not number) for number, (where, feed) in enumerate(taken)
+    ]
     if not feeds:
         label = source if isinstance(source, str | os.PathLike) else "the inputs"
         raise DataError(f"{label}: holds no inputs")
-    return feeds
+    return feeds, left
+
+
+def _spread(
+    found: Iterator[_Found], limit: int | None, reader: _Reader
+) -> tuple[list[_Found], int]:
+    """So many of what is found, at even distances, and how many were left.
+
+    Of what may be endless, or dear to make, these are the first. Never more than twice as many are
+    held: whenever that many are, every other one goes.
+    """
+    if limit is None:
+        return list(found), 0
+    kept: list[_Found] = []
+    seen, stride = 0, 1
+    for number, item in enumerate(itertools.islice(found, _FARTHEST * limit)):
+        seen = number + 1
+        if number % stride == 0:
+            kept.append(item)
+        if reader.streams and len(kept) == limit:
+            return kept, 0
+        if len(kept) == 2 * limit:
+            kept, stride = kept[::2], 2 * stride
+    if len(kept) > limit:
+        kept = [kept[place * len(kept) // limit] for place in range(limit)]
+    return kept, seen - len(kept)
 
 
 class _Reader:
-    """Turns a source into feeds, one at a time, each with the place where it was found."""
+    """Turns a source into feeds, one at a time, each with the place where it was found.
+
+    Attributes:
+        streams: Whether they come from a generator or a reader object.
+    """
 
     def __init__(self, wanted: Mapping[str, Port], batch: int | None):
         self._wanted = wanted
         self._batch = batch
+        self._least = _LEAST_FEEDS
+        self.streams = False
 
     def read(self, source: Any, where: str) -> Generator[_Found, None, None]:
         if isinstance(source, str | os.PathLike):
@@ -124,15 +169,18 @@ class _Reader:
         elif isinstance(source, Mapping):
             yield from self._split(source, where)
         elif hasattr(source, "get_next"):
+            self.streams = True
             yield from self._read_items(iter(source.get_next, None), where)
         elif isinstance(source, np.ndarray):
             yield from self._split({self._only_name(where): source}, where)
         elif isinstance(source, Iterable):
+            self.streams = self.streams or isinstance(source, Iterator)
             yield from self._read_items(source, where)
         else:
             raise DataError(f"{where}: a {type(source).__name__} is no form of inputs")
 
     def _read_items(self, items: Iterable[Any], where: str) -> Iterator[_Found]:
+        self._least = 1  # there are others
         for index, item in enumerate(items):
             place = f"{where}, item {index}"
             if isinstance(item, Mapping):
@@ -217,6 +265,7 @@ class _Reader:
             arrays = {name: _load_npy(by_name[name]) for name in self._wanted}
             yield from self._split(arrays, str(folder))
             return
+        self._least = 1
         for path in sorted(folder.iterdir(), key=_natural):
             if path.suffix in (".npz", ".npy", ".pb"):
                 yield from self._read_file(path)
@@ -252,16 +301,23 @@ class _Reader:
         rows = {n: a for n, a in known.items() if a.ndim and self._fixed_rows(n) != len(a)}
         lengths = {len(array) for array in rows.values()}
         fixed = {size for name in rows if (size := self._fixed_rows(name)) is not None}
-        size = min(fixed, default=self._batch or CHUNK_ROWS)
         can_be_cut = self._has_ranks(known, extra=0) and len(lengths) == 1 and len(fixed) < 2
-        if not can_be_cut or not 0 < size <= max(lengths):
+        count = lengths.pop() if can_be_cut else 0
+        ends = self._ends(count, fixed)
+        if ends in ([], [count]):
             yield where, arrays  # one feed; or a shape that is refused as the user knows it
             return
-        length = max(lengths) // size * size if fixed else max(lengths)
-        for start in range(0, length, size):
-            end = min(start + size, length)
+        for start, end in itertools.pairwise([0, *ends]):
             part = {n: array[start:end] for n, array in rows.items()}
             yield f"{where}, rows {start}-{end - 1}", {**arrays, **part}
+
+    def _ends(self, rows: int, fixed: Collection[int]) -> list[int]:
+        """Where feeds end, of so many rows; none where they do not make one."""
+        if size := min(fixed, default=self._batch):
+            whole = list(range(size, rows + 1, size))
+            return whole if fixed or not rows % size else [*whole, rows]
+        count = min(rows, max(self._least, -(-rows // CHUNK_ROWS)))
+        return [rows * (number + 1) // count for number in range(count)]
 
     def _has_ranks(self, arrays: Mapping[str, np.ndarray], extra: int) -> bool:
         """Whether every array has ``extra`` axes more than its input; unknown ranks pass at 0."""
@@ -331,7 +387,12 @@ def _fitted(feed: Mapping[str, Any], where: str, wanted: Mapping[str, Port], war
             )
     if surplus and warn:
         _log.warning("%s: the model has no input %s; ignored", where, ", ".join(surplus))
-    return {name: _fit(feed[name], port, where) for name, port in wanted.items()}
+    fitted = {name: _fit(feed[name], port, where) for name, port in wanted.items()}
+    if not any(array.size for array in fitted.values() if array.ndim):
+        shapes = ", ".join(f"{name!r} {list(array.shape)}" for name, array in fitted.items())
+        if any(array.ndim for array in fitted.values()):
+            raise DataError(f"{where}: holds no rows ({shapes}): nothing can be seen on them")
+    return fitted
 
 
 def _fit(value: Any, port: Port, where: str) -> np.ndarray:

@@ -11,7 +11,8 @@ from onnxshrink.errors import ModelError
 from onnxshrink.recipe import Recipe
 from onnxshrink.search import sensitivity
 from onnxshrink.search.ladder import Found, Goal
-from onnxshrink.search.partial_step import Figures, Parts
+from onnxshrink.search.partial_step import Parts
+from onnxshrink.trials import told
 
 if TYPE_CHECKING:
     from onnxshrink.contract import Progress
@@ -71,7 +72,7 @@ class _Search:
         except ModelError as failure:
             _log.info("without %s: %s", ", ".join(kept), failure)
             return False
-        self._worst[frozenset(kept)] = Figures.of(effect).relative_error
+        self._worst[frozenset(kept)] = max((row.worst for row in effect if told(row)), default=0.0)
         return not self._goal.misses(effect, self._parts.original, answers)
 
     def by_harm(self) -> list[str]:

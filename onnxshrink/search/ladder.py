@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxshrink.contract import Answers, Judge, Progress
+from onnxshrink.contract import Judge, Progress
 from onnxshrink.errors import ModelError
+from onnxshrink.kernels.metrics import are_probabilities, is_discrete
 from onnxshrink.options import build
 from onnxshrink.pipeline import Context, Pass
 from onnxshrink.recipe import Recipe, find_pass
 from onnxshrink.report import Step
 from onnxshrink.select import SKIP, Select
+from onnxshrink.trials import Answers, distance
 
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
@@ -42,12 +44,18 @@ _MEASURED = 64
 #: An order needs fewer inputs than a verdict.
 _RANKING_FEEDS = 8
 _FIDELITY = 0.99
+#: Of outputs that are neither classes nor rows of scores or embeddings, which are compared by their
+#: direction: numbers that mean something one by one. A likeness of .99 would be an error of .14.
+_MEASURED_ERROR = 0.05
 _WHERE = "the search"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What the answers must keep. With nothing asked for: likeness, and top-1 of classes, >= .99.
+    """What the answers must keep.
+
+    With nothing asked for: likeness, and top-1 of classes, >= .99; of outputs that are measures,
+    not classes, scores or embeddings (see ``OutputComparison.vectors``), an error of .05 at most.
 
     Attributes:
         min_agreement: Least share of rows whose largest output stays at the same place.
@@ -72,10 +80,7 @@ class Goal:
             lines += _below("top-1 agreement", tops, self.min_agreement)
         if self.max_error is not None:
             lines += [
-                f"relative error of {row.name!r} is {row.relative_error:.3g}, "
-                f"above {self.max_error:g}"
-                for row in effect
-                if not row.relative_error <= self.max_error
+                _above(row, self.max_error) for row in effect if not row.worst <= self.max_error
             ]
         if self.max_drop is not None and self.metric is not None:
             drop = self.metric(before.outputs) - self.metric(after.outputs)
@@ -84,9 +89,19 @@ class Goal:
         elif self.max_drop is not None:
             lines += _below("top-1 agreement", tops, 1 - self.max_drop)
         if (self.min_agreement, self.max_error, self.max_drop) == (None, None, None):
-            lines += _below("likeness", {row.name: row.likeness for row in effect}, _FIDELITY)
+            measured = [row for row in effect if row.name not in classes and not row.vectors]
+            alike = {row.name: row.likeness for row in effect if row not in measured}
+            lines += [
+                _above(row, _MEASURED_ERROR) for row in measured if not row.worst <= _MEASURED_ERROR
+            ]
+            lines += _below("likeness", alike, _FIDELITY)
             lines += _below("top-1 agreement", classes, _FIDELITY)
         return lines
+
+
+def _above(row: OutputComparison, most: float) -> str:
+    of_slice = f" {row.slice}" if row.slice else ""
+    return f"relative error of {row.name!r}{of_slice} is {row.worst:.3g}, above {most:g}"
 
 
 def _below(what: str, figures: Mapping[str, float | None], least: float) -> list[str]:
@@ -100,16 +115,10 @@ def _below(what: str, figures: Mapping[str, float | None], least: float) -> list
 def _has_classes(name: str, answers: Answers) -> bool:
     """Whether an output is labels, or rows of probabilities."""
     place = answers.names.index(name)
-    for outputs in answers.outputs:
-        values = outputs[place]
-        if values.dtype.kind in "iubOUS":
-            return True
-        if values.ndim < 2 or values.shape[-1] < 2 or values.size == 0:
-            return False
-        rows = values.astype(np.float64)
-        if rows.min() < -1e-6 or np.abs(rows.sum(-1) - 1).max() > 1e-3:
-            return False
-    return bool(answers.outputs)
+    values = [outputs[place] for outputs in answers.outputs]
+    if any(map(is_discrete, values)):
+        return True
+    return bool(values) and all(map(are_probabilities, values))
 
 
 @dataclass(frozen=True)
@@ -202,7 +211,7 @@ class _Search:
             _log.info("%s", failure)
             self._worst[tuple(rungs.values())] = 0
             return [f"the result does not run: {failure}"]
-        self._worst[tuple(rungs.values())] = max((row.relative_error for row in effect), default=0)
+        self._worst[tuple(rungs.values())] = max((row.worst for row in effect), default=0)
         return self._goal.misses(effect, self._before, answers)
 
     def allowed(self, rungs: Mapping[str, int]) -> tuple[Pass, ...]:
@@ -261,7 +270,7 @@ class _Search:
             step = build(quantize, options, _WHERE)
             try:
                 effect, _ = self._effect([step], _RANKING_FEEDS)
-                error = sum(row.relative_error**2 for row in effect)
+                error = distance(effect) ** 2
             except ModelError as failure:
                 _log.info("%s cannot be quantized: %s", name, failure)
                 error = float("inf")

@@ -3,45 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from onnxshrink.contract import Answers, Judge, Settings
+from onnxshrink.contract import Judge, Settings
 from onnxshrink.errors import RecipeError
 from onnxshrink.pipeline import Context, Pass
 from onnxshrink.report import Change, Step
+from onnxshrink.trials import Answers
 
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
     from onnxshrink.kernels.metrics import OutputComparison
     from onnxshrink.runtime.worker import Worker
-
-_NEXT_TO_NOTHING = 1e-6
-
-
-@dataclass(frozen=True)
-class Figures:
-    """How far the outputs of a model are from the original's: of each figure the worst output's.
-
-    Attributes:
-        relative_error: Relative L2 error.
-        cosine: Cosine.
-        top1: Top-1 agreement; None where no output has rows.
-    """
-
-    relative_error: float
-    cosine: float
-    top1: float | None
-
-    @classmethod
-    def of(cls, effect: Sequence[OutputComparison]) -> Figures:
-        """The figures of a comparison; an output of nothing but zeros has no relative error."""
-        told = [row for row in effect if row.max_abs > _NEXT_TO_NOTHING]
-        return cls(
-            max((row.relative_error for row in told), default=0.0),
-            min((row.cosine for row in told), default=1.0),
-            min((row.top1 for row in effect if row.top1 is not None), default=None),
-        )
 
 
 class Parts:

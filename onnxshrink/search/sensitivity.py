@@ -16,7 +16,8 @@ from onnxshrink.errors import ModelError
 from onnxshrink.kernels.metrics import compare_outputs
 from onnxshrink.options import build, dump
 from onnxshrink.report import Table, size
-from onnxshrink.search.partial_step import Figures, Parts, total
+from onnxshrink.search.partial_step import Parts, total
+from onnxshrink.trials import Figures
 
 if TYPE_CHECKING:
     from onnxshrink.contract import Progress

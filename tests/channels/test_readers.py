@@ -8,12 +8,13 @@ import pytest
 
 from onnxshrink.channels import groups, readers
 from onnxshrink.channels.compensation import compensate
-from onnxshrink.channels.facts import Facts, stored
+from onnxshrink.channels.facts import Facts
 from onnxshrink.channels.labels import analyse
 from onnxshrink.channels.plan import Plan
 from onnxshrink.channels.probing import moments, observe, probe
 from onnxshrink.channels.removal import Cut
 from onnxshrink.channels.shares import Allocation
+from onnxshrink.graph import read
 from onnxshrink.kernels.refit import Choice
 
 _HEAD = '<ir_version: 8, opset_import: ["": 17]> g '
@@ -103,7 +104,7 @@ def test_what_is_read_times_the_matrix_is_what_the_operator_makes(kind, worker):
         return  # what its matrices make does not leave it; see below
     y = next(observe(model, [found[0].node.outputs[0]], [feed], worker))["y"].astype(float)
     bias = found[0].bias
-    added = 0.0 if bias is None else stored(bias).numpy().astype(float)
+    added = 0.0 if bias is None else read.constant(bias).numpy().astype(float)
     wanted = np.moveaxis(y, 1, -1).reshape(-1, y.shape[1]) - added
     made = [_read(c, model, feed, worker) @ c.matrix().T for c in found]
     places = np.linspace(0, len(wanted), len(made[0]), endpoint=False).astype(int)
@@ -118,7 +119,7 @@ def test_states_are_those_before_each_step(worker):
     inputs, states = ([c for c in readers.find(walk) if c.weight.name == n] for n in "WR")
     node = inputs[0].node
     y = next(observe(model, [node.outputs[0]], [feed], worker))["s"].astype(float)
-    b = stored(node.inputs[3]).numpy().astype(float)
+    b = read.constant(node.inputs[3]).numpy().astype(float)
     for direction, (w, r) in enumerate(zip(inputs, states, strict=True)):
         x, h = (_read(each, model, feed, worker) for each in (w, r))
         if direction:  # its rows are in the order of time all the same
@@ -169,7 +170,7 @@ def test_refitted_weights_are_least_squares(kind, worker):
 def _bias(consumer):
     if consumer.bias is None:
         return 0.0
-    return stored(consumer.bias).numpy().astype(float)[consumer.bias_at]
+    return read.constant(consumer.bias).numpy().astype(float)[consumer.bias_at]
 
 
 def _read_all(consumer, model, feeds, worker):
@@ -205,7 +206,7 @@ def test_a_norm_behind_takes_the_shift_in_its_mean(worker):
     walk = _walk(model, feeds, worker)
     (consumer,) = (c for c in readers.find(walk) if c.weight.name == "b")
     assert (consumer.bias.name, consumer.sign) == ("m", -1)
-    before, removed = stored(consumer.bias).numpy().copy(), _removed(walk)
+    before, removed = read.constant(consumer.bias).numpy().copy(), _removed(walk)
     seen = moments(walk, feeds, worker)
     (moment,) = (m for c, m in seen.items() if c.name == consumer.name)
     matrix = consumer.matrix()
@@ -214,4 +215,6 @@ def test_a_norm_behind_takes_the_shift_in_its_mean(worker):
     lost = np.where(walk.atoms.kept(consumer.labels, removed), 0, matrix)
     means = moment.sums[-1, :-1] / moment.count
     np.testing.assert_allclose(consumer.matrix(), matrix - lost)
-    np.testing.assert_allclose(stored(consumer.bias).numpy(), before - lost @ means, rtol=1e-6)
+    np.testing.assert_allclose(
+        read.constant(consumer.bias).numpy(), before - lost @ means, rtol=1e-6
+    )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from onnxshrink.kernels import elimination
 from onnxshrink.kernels.elimination import Reader, eliminate
-from onnxshrink.kernels.obs import damped
+from onnxshrink.kernels.moments import damped
 
 
 def _reader(rng, channels, size=1, outputs=5, more=0, samples=64):

@@ -78,6 +78,17 @@ def test_margins_of_more_rows_count_too() -> None:
     assert Fidelity([[p]], others=[[tied]]).score([[noisy]]) < 0.66
 
 
+def test_noise_of_rows_far_from_a_tie_says_nothing_of_the_close_ones() -> None:
+    """Rows that nothing can turn may be as noisy as they like."""
+    rng = np.random.default_rng(9)
+    lead = np.concatenate([np.full(200, 0.5), np.full(200, 9.0)])  # of the likelier of two classes
+    p = softmax(np.stack([lead, np.zeros(400)], axis=-1), axis=-1)
+    size = np.concatenate([np.full(200, 0.05), np.full(200, 1.0)])
+    change = np.stack([size * rng.standard_normal(400), np.zeros(400)], axis=-1)
+    noisy = softmax(np.log(p) + change, axis=-1)
+    assert Fidelity([[p]]).score([[noisy]]) > 0.999
+
+
 def test_few_rows_are_trusted_less() -> None:
     """The noise of 4 close rows may be twice what it seems; the next row may be nearer a tie."""
     rng = np.random.default_rng(8)

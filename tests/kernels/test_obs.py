@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxshrink.kernels import obs
+from onnxshrink.kernels.moments import damped
 
 
 def problem(seed: int, rows: int, width: int, samples: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -47,6 +48,25 @@ def test_equals_elimination_of_the_inverse(width: int) -> None:
         assert kept or np.array_equal(found[row], nearest[row])
         best = min(obs.loss(weights[[row]] - q[[row]], h) for q in (expected, nearest))
         assert obs.loss(weights[[row]] - found[[row]], h) == pytest.approx(best, rel=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_row_is_worse_than_to_nearest_on_a_grid_with_ends(seed: int) -> None:
+    """What is fed back can push values beyond the ends; such a row is rounded to nearest."""
+    rng = np.random.default_rng(seed)
+    inputs = rng.standard_normal((400, 24)) + 2 * rng.standard_normal((400, 1))  # alike
+    moment = inputs.T @ inputs / 400
+    weights = rng.standard_normal((64, 24)).astype(np.float32)
+    scale = np.full((64, 24), 0.5, np.float32)
+    grid = obs.affine(scale, np.zeros_like(scale), -2, 1)
+    found = obs.quantize(weights, obs.factor(moment, 0.01), grid)
+    nearest = np.clip(np.rint(weights / 0.5), -2, 1) * 0.5
+    h = damped(moment, 0.01)
+    losses = [
+        [obs.loss(weights[[row]] - q[[row]], h) for row in range(64)] for q in (found, nearest)
+    ]
+    assert (np.array(losses[0]) <= np.array(losses[1]) * (1 + 1e-4)).all()
+    assert sum(losses[0]) < sum(losses[1])
 
 
 def test_close_to_the_exhaustive_optimum_on_4x4() -> None:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxshrink.kernels import masks, obs, sparsegpt
+from onnxshrink.kernels.moments import damped
 
 
 def problem(
@@ -38,7 +39,7 @@ def two_of_four(scores: np.ndarray, part: float) -> np.ndarray:
 
 def test_scores_are_what_a_removal_costs() -> None:
     weights, moments = problem(0, 4, 6, groups=2)
-    h = obs.damped(moments, 0.05)
+    h = damped(moments, 0.05)
     found = sparsegpt.scores(weights, h)
     for g, row, j in np.ndindex(2, 4, 6):
         kept = np.arange(6) != j
@@ -49,7 +50,7 @@ def test_scores_are_what_a_removal_costs() -> None:
 @pytest.mark.parametrize(("rows", "width", "groups"), [(4, 6, 1), (5, 1, 2), (3, 40, 3)])
 def test_refit_solves_the_normal_equations(rows: int, width: int, groups: int) -> None:
     weights, moments = problem(1, rows, width, groups)
-    h = obs.damped(moments, 0.01)
+    h = damped(moments, 0.01)
     kept = np.random.default_rng(0).random(weights.shape) < 0.6
     found = sparsegpt.refit(weights, kept, h)
     assert (found[~kept] == 0).all()
@@ -64,7 +65,7 @@ def test_refit_solves_the_normal_equations(rows: int, width: int, groups: int) -
 def test_one_removal_is_the_best_of_all() -> None:
     """With one weight of six to go, the choice and the update are those of brute force."""
     weights, moments = problem(2, 4, 6)
-    h = obs.damped(moments, 0.05)
+    h = damped(moments, 0.05)
     found = sparsegpt.prune(weights, moments, by_row(1 / 6), 0.05, steps=1)[0]
     for row, pruned in zip(weights[0], found, strict=True):
         tried = [least_squares(row, np.arange(6) != j, h[0]) for j in range(6)]
@@ -76,7 +77,7 @@ def test_close_to_the_best_of_all_masks() -> None:
     ratios, plain = [], []
     for seed in range(12):
         weights, moments = problem(seed, 4, 6)
-        h = obs.damped(moments, 0.1)[0]
+        h = damped(moments, 0.1)[0]
         found = sparsegpt.prune(weights, moments, by_row(0.5), 0.1)[0]
         for row, pruned in zip(weights[0], found, strict=True):
             best = min(
@@ -98,7 +99,7 @@ def test_never_above_the_same_mask_without_updates(
     seed: int, rows: int, width: int, ratio: float
 ) -> None:
     weights, moments = problem(seed, rows, width, samples=width // 2 + 1)
-    h = obs.damped(moments, 0.01)
+    h = damped(moments, 0.01)
     kept = masks.by_row(np.abs(weights[0]), ratio)[None]
     found = sparsegpt.refit(weights, kept, h)
     assert (found[~kept] == 0).all()
@@ -139,7 +140,7 @@ def test_steps_help() -> None:
         for seed in range(4):
             weights, moments = problem(seed, 30, 60)
             pruned = sparsegpt.prune(weights, moments, by_row(0.6), 0.05, steps)
-            total += sparsegpt.loss(weights - pruned, obs.damped(moments, 0.05))
+            total += sparsegpt.loss(weights - pruned, damped(moments, 0.05))
         losses.append(total)
     assert losses[1] < 0.9 * losses[0]
 

@@ -12,9 +12,9 @@ from weight_models import Case, homes, normal, operators, parsed
 
 from onnxshrink.contract import Settings
 from onnxshrink.errors import RecipeError
-from onnxshrink.graph import weights
+from onnxshrink.graph import surgery, weights
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.forms import edit, nbits
+from onnxshrink.graph.forms import dequantize, nbits
 from onnxshrink.kernels import affine
 from onnxshrink.options import build
 from onnxshrink.passes.quantize_weights import QuantizeWeights
@@ -29,7 +29,7 @@ LEVELS = [SessionOptions(optimization=level) for level in ("disable", "all")]
 def stored(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, np.ndarray]]:
     """What the pass stores from now on, dequantized, in the shapes of the weights."""
     kept: dict[str, np.ndarray] = {}
-    into_bits, into_nodes = nbits.stored, edit.dequantized
+    into_bits, into_nodes = nbits.stored, dequantize.dequantized
 
     def bits_spy(model: Any, view: Any, codes: affine.Quantized, *rest: Any) -> int:
         rows = affine.dequantize(codes).reshape(len(codes.codes), -1)
@@ -41,7 +41,7 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, np.ndarray]]:
         return into_nodes(model, view, codes, *rest)
 
     monkeypatch.setattr(nbits, "stored", bits_spy)
-    monkeypatch.setattr(edit, "dequantized", nodes_spy)
+    monkeypatch.setattr(dequantize, "dequantized", nodes_spy)
     return kept
 
 
@@ -62,7 +62,7 @@ def holds(
     model = Model.from_proto(case.model)
     for view in weights.find(model):
         if view.name in stored:
-            edit.revalued(model, view, stored[view.name])
+            surgery.set_constant(model, view.value, stored[view.name])
     model.save(folder / "reference.onnx")
     wanted = worker.run(folder / "reference.onnx", [case.feed], LEVELS[0]).outputs[0]
     worker.check(folder / "after.onnx")

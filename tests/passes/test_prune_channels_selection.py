@@ -15,7 +15,7 @@ from onnxshrink.channels.losses import Losses
 from onnxshrink.channels.probing import moments, observe, probe
 from onnxshrink.contract import Settings
 from onnxshrink.graph.file.model import Model
-from onnxshrink.kernels.obs import damped
+from onnxshrink.kernels.moments import damped
 from onnxshrink.passes.prune_channels import PruneChannels
 from onnxshrink.pipeline import run
 

@@ -11,7 +11,7 @@ from onnxshrink.contract import Settings
 from onnxshrink.errors import InputsMissing, RecipeError
 from onnxshrink.graph import weights
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.forms import edit, packed
+from onnxshrink.graph.forms import dequantize, packed
 from onnxshrink.kernels import rate
 from onnxshrink.kernels.affine import Quantized
 from onnxshrink.passes.quantize_rd import QuantizeRd
@@ -205,7 +205,7 @@ def test_rare_large_codes_leave_the_others_in_int8() -> None:
     wide = np.rint(48 * np.random.default_rng(3).standard_normal(view.shape)).astype(np.int16)
     wide[7, 9] = -30000
     step = np.full((1, 1), 0.5, np.float32)
-    edit.dequantized(model, view, Quantized(wide, step, None, "int16"), "cast-mul")
+    dequantize.dequantized(model, view, Quantized(wide, step, None, "int16"), "cast-mul")
     proto = model.to_proto()
     kinds = [array.dtype for array in codes(model).values() if array.size == wide.size]
     assert kinds == [np.int8]

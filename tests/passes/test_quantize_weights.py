@@ -16,7 +16,7 @@ from onnxshrink.errors import RecipeError
 from onnxshrink.graph import weights
 from onnxshrink.graph.file import round_trip
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.forms import edit
+from onnxshrink.graph.forms import dequantize
 from onnxshrink.kernels import affine
 from onnxshrink.options import build
 from onnxshrink.passes import quantize_weights
@@ -53,7 +53,7 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, np.ndarray]]:
     kept: dict[str, np.ndarray] = {}
 
     def spy(name: str, *, turned: bool) -> None:
-        original = getattr(edit, name)
+        original = getattr(dequantize, name)
 
         def replacement(model: Any, view: Any, codes: affine.Quantized, *rest: Any) -> int:
             values = affine.dequantize(codes)
@@ -61,7 +61,7 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, np.ndarray]]:
             kept[view.name] = values.reshape(shape).T if turned else values.reshape(shape)
             return original(model, view, codes, *rest)  # type: ignore[no-any-return]
 
-        monkeypatch.setattr(edit, name, replacement)
+        monkeypatch.setattr(dequantize, name, replacement)
 
     spy("dequantized", turned=False)
     spy("dequantized_gemm", turned=True)

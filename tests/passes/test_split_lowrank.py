@@ -43,7 +43,7 @@ def nodes(folder: Path) -> list[onnx.NodeProto]:
 
 SPLIT = ("MatMul right", "MatMul left", "MatMul N-D activation", "Gemm", "Gemm transB", "Conv 1-D",
          "Conv 2-D", "Conv 3-D", "Gather axis 0 (40, 32)", "Gather axis 0 (300, 8)", "initializer",
-         "Constant node")  # fmt: skip
+         "Constant node", "Einsum right", "Einsum left", "FusedMatMul", "FusedGemm")  # fmt: skip
 
 
 @pytest.mark.parametrize("case", operators() + homes(), ids=str)

@@ -13,7 +13,7 @@ from weight_passes import EVERY, check
 from onnxshrink.contract import Settings
 from onnxshrink.errors import DataError, RecipeError
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.rewrite import split
+from onnxshrink.graph.forms import split
 from onnxshrink.kernels import affine, lowrank
 from onnxshrink.options import build
 from onnxshrink.passes.split_lowrank import SplitLowrank

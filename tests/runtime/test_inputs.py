@@ -8,7 +8,7 @@ from onnx import numpy_helper, parser
 
 from onnxshrink.errors import DataError, UnsupportedModel
 from onnxshrink.graph.file.model import Model
-from onnxshrink.runtime.inputs import load_inputs
+from onnxshrink.runtime.inputs import choose_inputs, load_inputs
 
 HEADER = '<ir_version: 8, opset_import: ["": 17]> g '
 
@@ -66,11 +66,62 @@ def test_a_generator_is_asked_for_no_more_than_the_limit():
     assert len(asked) == 3
 
 
-def test_stacked_arrays_are_cut_into_chunks():
-    same(load_inputs({"x": ROWS}, ONE), [{"x": ROWS[:32]}, {"x": ROWS[32:64]}, {"x": ROWS[64:]}])
-    same(load_inputs({"x": ROWS[:32]}, ONE), [{"x": ROWS[:32]}])
+@pytest.mark.parametrize("count", [1, 5, 8, 32, 33, 63, 256, 257, 1000])
+def test_stacked_arrays_are_cut_into_eight_feeds_or_more_of_near_equal_size(count):
+    """Halves of them are halves of the rows: one of 33 does not stand alone against 32."""
+    rows = np.arange(3 * count, dtype=np.float32).reshape(count, 3)
+    feeds = [feed["x"] for feed in load_inputs({"x": rows}, ONE)]
+    np.testing.assert_array_equal(np.concatenate(feeds), rows)
+    sizes = {len(feed) for feed in feeds}
+    assert max(sizes) <= 32
+    assert max(sizes) - min(sizes) <= 1
+    assert len(feeds) == max(min(8, count), -(-count // 32))
+
+
+def test_a_batch_that_is_asked_for_decides():
     same(load_inputs(ROWS[:3], ONE, batch=2), [{"x": ROWS[:2]}, {"x": ROWS[2:3]}])
-    same(load_inputs({"x": ROWS}, ONE, limit=1), [{"x": ROWS[:32]}])
+
+
+def test_files_among_others_are_cut_only_where_they_are_large(tmp_path):
+    np.save(tmp_path / "a.npy", ROWS[:20])
+    np.save(tmp_path / "b.npy", ROWS[20:60])
+    expected = [{"x": ROWS[:20]}, {"x": ROWS[20:40]}, {"x": ROWS[40:60]}]
+    same(load_inputs(tmp_path, ONE), expected)
+    same(load_inputs([tmp_path / "a.npy", tmp_path / "b.npy"], ONE), expected)
+
+
+@pytest.mark.parametrize("count", [3, 4, 7, 64, 250])
+def test_fewer_than_there_are_is_spread_over_all(count):
+    rows = np.arange(3 * count, dtype=np.float32).reshape(count, 1, 3)
+    feeds, left = choose_inputs([{"x": row} for row in rows], ONE, limit=4)
+    places = np.array([feed["x"][0, 0] for feed in feeds]) / 3
+    assert left == max(count - 4, 0)
+    assert len(places) == min(count, 4)
+    assert places[0] == 0
+    assert (np.diff(places) >= count // 8).all()
+    assert places[-1] >= count / 2
+
+
+def test_stacked_rows_beyond_the_limit_are_spread(tmp_path):
+    np.savez(tmp_path / "data.npz", x=np.repeat(np.arange(320.0), 3).reshape(320, 3))
+    feeds, left = choose_inputs(tmp_path / "data.npz", ONE, limit=5)
+    assert [feed["x"][0, 0] // 32 for feed in feeds] == [0, 2, 4, 6, 8]
+    assert left == 5
+
+
+@pytest.mark.parametrize("source", [
+    {"x": ROWS[:0]}, [{"x": ROWS[:0]}], ROWS[:0], {"x": np.zeros((0, 2, 3))},
+])  # fmt: skip
+def test_no_rows_prove_nothing(source):
+    with pytest.raises(DataError, match=r"holds no (rows|inputs)"):
+        load_inputs(source, ONE)
+
+
+def test_some_inputs_may_be_empty():
+    """A cache of the past has no length at first."""
+    cached = model("float[N, 3] x, float[N, 2, P, 4] past")
+    feed = {"x": ROWS[:1], "past": np.zeros((1, 2, 0, 4), np.float32)}
+    same(load_inputs([feed], cached), [feed])
 
 
 def test_a_fixed_batch_decides_and_its_remainder_is_left_out():
@@ -93,14 +144,14 @@ def test_inputs_without_a_batch_go_into_every_chunk():
     scaled = model("float[N, 3] x, float[1] scale, int64 rate")
     shared = {"scale": np.ones(1, np.float32), "rate": rate}
     found = load_inputs({"x": ROWS[:40], **shared}, scaled)
-    same(found, [{"x": ROWS[:32], **shared}, {"x": ROWS[32:40], **shared}])
+    same(found, [{"x": ROWS[at : at + 5], **shared} for at in range(0, 40, 5)])
 
 
 def test_npz_with_input_names_as_keys(tmp_path):
     np.savez(tmp_path / "data.npz", ids=np.zeros((40, 2), np.int64), x=ROWS[:40])
     feeds = load_inputs(tmp_path / "data.npz", TWO)
-    assert [feed["ids"].shape for feed in feeds] == [(32, 2), (8, 2)]
-    np.testing.assert_array_equal(feeds[1]["x"], ROWS[32:40])
+    assert [feed["ids"].shape for feed in feeds] == [(5, 2)] * 8
+    np.testing.assert_array_equal(feeds[7]["x"], ROWS[35:40])
 
 
 def test_npz_with_indexed_keys(tmp_path):
@@ -123,7 +174,7 @@ def test_npy_and_pb_for_a_model_of_one_input(tmp_path):
     np.save(tmp_path / "x.npy", ROWS[:5])
     (tmp_path / "x.pb").write_bytes(numpy_helper.from_array(ROWS[:5]).SerializeToString())
     for name in ("x.npy", "x.pb"):
-        same(load_inputs(tmp_path / name, ONE), [{"x": ROWS[:5]}])
+        same(load_inputs(tmp_path / name, ONE), [{"x": ROWS[i : i + 1]} for i in range(5)])
         with pytest.raises(DataError, match="one array, but the model has several inputs: ids, x"):
             load_inputs(tmp_path / name, TWO)
 
@@ -140,7 +191,8 @@ def test_folder_of_files_in_natural_order(tmp_path):
 def test_folder_with_a_file_for_each_input(tmp_path):
     np.save(tmp_path / "ids.npy", np.zeros((3, 2), np.int64))
     np.save(tmp_path / "x.npy", ROWS[:3])
-    same(load_inputs(tmp_path, TWO), [{"ids": np.zeros((3, 2), np.int64), "x": ROWS[:3]}])
+    expected = [{"ids": np.zeros((1, 2), np.int64), "x": ROWS[i : i + 1]} for i in range(3)]
+    same(load_inputs(tmp_path, TWO), expected)
 
 
 def test_test_data_sets_of_onnx(tmp_path):
@@ -169,7 +221,7 @@ def test_functions_of_a_file(tmp_path):
         "def nothing(): pass\n"
     )
     ones = np.ones((2, 3), np.float32)
-    same(load_inputs(f"{script}:stacked", ONE), [{"x": ones}])
+    same(load_inputs(f"{script}:stacked", ONE), [{"x": ones[:1]}, {"x": ones[1:]}])
     same(load_inputs(f"{script}:streamed", ONE), [{"x": ones}, {"x": 2 * ones}])
     for name, message in {
         "broken": "raised ZeroDivisionError: division by zero",
@@ -305,7 +357,7 @@ def test_types_are_not_cast_where_something_is_lost(declared, given):
 
 def test_bfloat16_survives_npy(tmp_path):
     np.save(tmp_path / "x.npy", np.array([1.5, -2], ml_dtypes.bfloat16))
-    (feed,) = load_inputs(tmp_path / "x.npy", model("bfloat16[N] x"))
+    (feed,) = load_inputs(tmp_path / "x.npy", model("bfloat16[2] x"))
     np.testing.assert_array_equal(feed["x"].astype(np.float32), [1.5, -2])
 
 

@@ -250,7 +250,7 @@ def test_classifiers_with_few_coefficients_stay_as_they_are(
 
 
 def misses(goal: Goal, before: list[np.ndarray], after: list[np.ndarray]) -> list[str]:
-    from onnxshrink.contract import Answers
+    from onnxshrink.trials import Answers
 
     a, b = Answers(("y",), [before]), Answers(("y",), [after])
     return goal.misses(compare_outputs(["y"], [before], [after]), a, b)
@@ -268,10 +268,32 @@ def test_without_a_goal_probabilities_must_keep_their_largest() -> None:
 
 
 def test_the_scale_of_outputs_must_stay() -> None:
-    """Their cosine is 1: a regressor whose answers are all 40 % too large."""
-    rows = np.linspace(1, 2, 40, dtype=np.float32)[:, None]
+    """Their cosine is 1: an embedding that is 40 % too long."""
+    rows = np.linspace(1, 2, 40, dtype=np.float32).reshape(5, 8)
     assert misses(Goal(), [rows], [rows * 1.1]) == []
     assert misses(Goal(), [rows], [rows * 1.4]) == ["likeness of 'y' is 0.9459, below 0.99"]
+
+
+def test_measures_must_keep_each_of_their_values() -> None:
+    """One number a row, or numbers of several kinds, mean something each."""
+    one = np.linspace(1, 2, 40, dtype=np.float32)[:, None]
+    assert misses(Goal(), [one], [one * 1.04]) == []
+    assert misses(Goal(), [one], [one * 1.1]) == ["relative error of 'y' is 0.1, above 0.05"]
+    boxes = np.concatenate([300 * one, 200 * one, *[one / 3] * 8], axis=1)
+    off = boxes.copy()
+    off[:, 4] *= 1.13
+    assert misses(Goal(), [boxes], [off]) == ["relative error of 'y' [:, 4] is 0.13, above 0.05"]
+    assert misses(Goal(max_error=0.1), [boxes], [off])
+    assert not misses(Goal(max_error=0.2), [boxes], [off])
+
+
+def test_probabilities_in_half_precision_are_classes() -> None:
+    """Rows of float16 miss a sum of 1 by up to .01."""
+    rows = np.full((100, 3), 0.3, np.float16)
+    rows[:, 0] = 0.405
+    swapped = rows.copy()
+    swapped[:2] = [0.3, 0.405, 0.3]
+    assert misses(Goal(), [rows], [swapped]) == ["top-1 agreement of 'y' is 0.9800, below 0.99"]
 
 
 def test_texts_may_differ_as_often_as_numbers() -> None:

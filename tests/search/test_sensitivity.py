@@ -19,8 +19,9 @@ from onnxshrink.recipe import Recipe, find_pass
 from onnxshrink.runtime.worker import Worker
 from onnxshrink.search import exclude, sensitivity
 from onnxshrink.search.ladder import Goal
-from onnxshrink.search.partial_step import Figures, Parts
+from onnxshrink.search.partial_step import Parts
 from onnxshrink.select import Select
+from onnxshrink.trials import Figures
 
 WIDTH = 64
 SOURCE = """g (float[n, 64] x) => (float[n, 64] y) {

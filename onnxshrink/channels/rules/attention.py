@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxshrink.channels.labels import Axis, Barrier, Operand, Rule, Walk, attribute, integer
+from onnxshrink.channels.labels import Axis, Barrier, Operand, Rule, Walk
 from onnxshrink.channels.removal import Cut
 from onnxshrink.channels.rules.contraction import contract
 from onnxshrink.channels.rules.norms import may_lose, with_zeros
 from onnxshrink.channels.rules.reshape import factor, merge
+from onnxshrink.graph import read
 
 #: Labels of the heads, and of the dimensions that they share.
 Heads = tuple[np.ndarray, np.ndarray]
@@ -53,7 +54,7 @@ def attend(
 
 def set_scale(cut: Cut, node: ir.Node, size: np.ndarray) -> None:
     """The default scale follows the size of a head; the one before the cut holds on."""
-    if cut.removed(size) and not attribute(node, "scale", 0.0):
+    if cut.removed(size) and not read.number(node, "scale", 0.0):
         cut.set_float(node, "scale", 1 / math.sqrt(len(size)))
 
 
@@ -84,7 +85,8 @@ def tie_cache(walk: Walk, node: ir.Node, index: int, output: int, kind: Heads) -
 def _attention(walk: Walk, node: ir.Node) -> None:
     """``Q, K, V, mask, past key, past value``; 4-D, or 3-D with numbers of heads."""
     operands = [walk.operand(node, index) for index in range(3)]
-    counts = [integer(node, name, 0) for name in ("q_num_heads", "kv_num_heads", "kv_num_heads")]
+    names = ("q_num_heads", "kv_num_heads", "kv_num_heads")
+    counts = [read.integer(node, name, 0) for name in names]
     flat = operands[0].rank == 3
 
     def part(operand: Operand, count: int) -> Heads:
@@ -132,7 +134,7 @@ def _multi_head(walk: Walk, node: ir.Node) -> None:
     operands = [walk.operand(node, index) for index in range(3)]
     if any(operand.rank != 3 for operand in operands):
         raise Barrier("queries, keys and values in one operand")
-    count = integer(node, "num_heads", 0)
+    count = read.integer(node, "num_heads", 0)
     q, k, v = (heads_of(walk, operand.axes[2], count) for operand in operands)
     zero = [operand.zero[2] for operand in operands]
     walk.join(q[0], k[0], node)
@@ -150,11 +152,11 @@ def _multi_head(walk: Walk, node: ir.Node) -> None:
 def _projected(walk: Walk, node: ir.Node) -> None:
     """``input, weights [C, Q + K + V], bias, mask, past [2, ..], attention bias``."""
     x, w = walk.operand(node, 0), walk.operand(node, 1)
-    if integer(node, "do_rotary", 0) or walk.has(node, 6) or w.axes[1] is None:
+    if read.integer(node, "do_rotary", 0) or walk.has(node, 6) or w.axes[1] is None:
         raise Barrier("rotary positions or a cache that it writes to")
     contract(walk, node, x, 2, w, 0)
-    columns, count = w.axes[1], integer(node, "num_heads", 0)
-    sizes = attribute(node, "qkv_hidden_sizes", None) or [len(columns) // 3] * 3
+    columns, count = w.axes[1], read.integer(node, "num_heads", 0)
+    sizes = read.integers(node, "qkv_hidden_sizes") or [len(columns) // 3] * 3
     q, k, v = (
         heads_of(walk, part, count) for part in np.split(columns, np.cumsum(list(sizes))[:-1])
     )
@@ -243,7 +245,7 @@ def _written_out(cut: Cut, node: ir.Node) -> ir.Node:
     total = make("Add", make("Gather", words, ids), position)
     if segments is not None:
         total = make("Add", total, make("Gather", more, segments))
-    epsilon = attribute(node, "epsilon", 1e-12)
+    epsilon = read.number(node, "epsilon", 1e-12)
     norm = make("LayerNormalization", total, gamma, beta, epsilon=epsilon)
     made = [norm, None, total]
     cut.replace_node(node, {i: v for i, v in enumerate(made) if v is not None})

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxshrink.channels.facts import stored
-from onnxshrink.channels.labels import Axis, Barrier, Operand, Rule, Walk, attribute, integer
+from onnxshrink.channels.labels import Axis, Barrier, Operand, Rule, Walk
 from onnxshrink.channels.removal import Cut
 from onnxshrink.channels.rules.merged import align
 from onnxshrink.channels.rules.reshape import factor
+from onnxshrink.graph import read
 
 
 def contract(walk: Walk, node: ir.Node, a: Operand, i: int, b: Operand, j: int) -> None:
@@ -22,10 +22,10 @@ def contract(walk: Walk, node: ir.Node, a: Operand, i: int, b: Operand, j: int) 
 
 def _matmul(walk: Walk, node: ir.Node) -> None:
     a, b = walk.operand(node, 0), walk.operand(node, 1)
-    if node.domain and (attribute(node, "transBatchA", 0) or attribute(node, "transBatchB", 0)):
+    if node.domain and any(read.integer(node, name, 0) for name in ("transBatchA", "transBatchB")):
         raise Barrier("batches are transposed")
     for operand, name in ((a, "transA"), (b, "transB")):
-        if node.domain and integer(node, name, 0) and operand.rank > 1:
+        if node.domain and read.integer(node, name, 0) and operand.rank > 1:
             operand.axes[-2:] = operand.axes[:-3:-1]
             operand.zero[-2:] = operand.zero[:-3:-1]
     matmul(walk, node, a, b)
@@ -52,15 +52,15 @@ def matmul(walk: Walk, node: ir.Node, a: Operand, b: Operand) -> None:
 
 def _gemm(walk: Walk, node: ir.Node) -> None:
     result = gemm(walk, node, walk.operand(node, 0), walk.operand(node, 1), 2)
-    if attribute(node, "activation", "") not in _KEEP_ZERO:
+    if read.text(node, "activation", "") not in _KEEP_ZERO:
         result.zero = [False, False]
     walk.put(node, result.axes, result.zero)
 
 
 def gemm(walk: Walk, node: ir.Node, a: Operand, b: Operand, c: int) -> Operand:
     """What a matrix product of two matrices is labelled, with a bias as input ``c``."""
-    k, m = (0, 1) if integer(node, "transA", 0) else (1, 0)
-    n, j = (0, 1) if integer(node, "transB", 0) else (1, 0)
+    k, m = (0, 1) if read.integer(node, "transA", 0) else (1, 0)
+    n, j = (0, 1) if read.integer(node, "transB", 0) else (1, 0)
     if a.rank != 2 or b.rank != 2:
         raise Barrier("operands that are no matrices")
     contract(walk, node, a, k, b, j)
@@ -75,7 +75,7 @@ def _filters(walk: Walk, node: ir.Node, x: Operand, w: Operand) -> int:
     for axis in range(2, w.rank):
         walk.keep(node, [w.axes[axis]], "a kernel axis")
         walk.keep(node, [x.axes[axis]], "a spatial axis")
-    return integer(node, "group", 1)
+    return read.integer(node, "group", 1)
 
 
 _KEEP_ZERO = {"", "HardSwish", "LeakyRelu", "Relu", "Tanh"}
@@ -91,7 +91,7 @@ def _conv(walk: Walk, node: ir.Node) -> None:
     if walk.has(node, 3):
         more = walk.operand(node, 3)
         out = walk.broadcast([out, Operand(more.axes[1:2], more.zero[1:2])], node)
-    if attribute(node, "activation", "") not in _KEEP_ZERO:
+    if read.text(node, "activation", "") not in _KEEP_ZERO:
         out.zero[0] = False
     put_filtered(walk, node, x, out)
 
@@ -163,7 +163,7 @@ def _balance(
     walk: Walk, node: ir.Node, x: Axis, w: Operand, weight: ir.Value | None, group: int
 ) -> bool:
     """Let every channel go alone, as many from every group; whether the weight allows it."""
-    if weight is None or stored(weight) is None or len(weight.uses()) != 1:
+    if weight is None or read.constant(weight) is None or len(weight.uses()) != 1:
         return False
     if x is None or w.axes[0] is None:
         return False
@@ -173,7 +173,7 @@ def _balance(
     labels = x
 
     def rewrite(cut: Cut) -> None:
-        tensor = stored(weight)
+        tensor = read.constant(weight)
         assert tensor is not None
         kept = cut.kept(labels)
         if not kept.all():
@@ -204,7 +204,7 @@ def _count_groups(walk: Walk, node: ir.Node, groups: Axis) -> None:
 
 
 def _einsum(walk: Walk, node: ir.Node) -> None:
-    equation = attribute(node, "equation", "")
+    equation = read.text(node, "equation", "")
     left, arrow, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")
     if "." in equation or not arrow or len(terms) != len(node.inputs):

@@ -11,29 +11,20 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from onnxshrink.channels.facts import stored
-from onnxshrink.channels.labels import (
-    Axis,
-    Barrier,
-    Operand,
-    Rule,
-    Walk,
-    attribute,
-    describe,
-    integer,
-)
+from onnxshrink.channels.labels import Axis, Barrier, Operand, Rule, Walk, describe
+from onnxshrink.graph import read
 
 
 def _given(walk: Walk, node: ir.Node, index: int) -> Operand | None:
     """Labels of an input; None for a sequence, or what else has no known shape."""
     value = node.inputs[index]
-    known = value is not None and (stored(value) is not None or value in walk.labels)
+    known = value is not None and (read.constant(value) is not None or value in walk.labels)
     return walk.operand(node, index) if known else None
 
 
 def _result(walk: Walk, value: ir.Value) -> Operand | None:
     """Labels of what a body gives back, if they are known."""
-    if stored(value) is not None:
+    if read.constant(value) is not None:
         axes = walk.fresh(walk.sizes(value), "a constant that a body returns")
         return Operand(axes, [False] * len(axes))
     if value not in walk.labels:
@@ -151,9 +142,9 @@ def _scan(walk: Walk, node: ir.Node) -> None:
     """``carried.., scanned..``; the body gets the scanned values without the axis of its turns."""
     if walk.model.opset < 9:
         raise Barrier("it has a batch axis of its own")
-    body, scanned = node.attributes["body"].as_graph(), integer(node, "num_scan_inputs", 0)
+    body, scanned = node.attributes["body"].as_graph(), read.integer(node, "num_scan_inputs", 0)
     carried = len(node.inputs) - scanned
-    axes, turns = attribute(node, "scan_input_axes", [0] * scanned), None
+    axes, turns = read.integers(node, "scan_input_axes") or [0] * scanned, None
     for index, value in enumerate(body.inputs):
         x = _given(walk, node, index)
         if index < carried:
@@ -167,7 +158,7 @@ def _scan(walk: Walk, node: ir.Node) -> None:
             walk.keep(node, [turns], "one index for each turn")
             walk.label(value, x.axes, x.zero, node)
     walk.enter(body)
-    axes = attribute(node, "scan_output_axes", [0] * (len(node.outputs) - carried))
+    axes = read.integers(node, "scan_output_axes") or [0] * (len(node.outputs) - carried)
     for output, result in enumerate(body.outputs):
         if output < carried:
             _carry_out(walk, node, output, body.inputs[output], result)

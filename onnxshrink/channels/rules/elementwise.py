@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxshrink.channels.labels import Barrier, Operand, Rule, Walk, attribute
+from onnxshrink.channels.labels import Barrier, Operand, Rule, Walk
 from onnxshrink.channels.rules.merged import aligned
+from onnxshrink.graph import read
 
 #: f(0) = 0: what is zero for want of weights stays zero.
 KEEPS_ZERO = (
@@ -61,10 +62,8 @@ def _first_decides(walk: Walk, node: ir.Node) -> None:
     ]
     if node.op_type == "Pow":
         exponent = walk.constant(node, 1)
-        value = node.inputs[1]
-        tensor = None if value is None else value.const_value
-        if exponent is None and tensor is not None:
-            exponent = tensor.numpy()
+        if exponent is None:
+            exponent = read.array(node.inputs[1])
         if exponent is None or not (np.asarray(exponent) > 0).all():
             zero = [False] * len(zero)
     walk.put(node, result.axes, zero)
@@ -90,18 +89,10 @@ def _clip(walk: Walk, node: ir.Node) -> None:
 
 def _bound(walk: Walk, node: ir.Node, index: int, name: str) -> float | None:
     if name in node.attributes:
-        return float(attribute(node, name, 0.0))
+        return read.number(node, name, 0.0)
     if not walk.has(node, index):
         return -np.inf if name == "min" else np.inf
-    value = node.inputs[index]
-    tensor = None if value is None else _tensor(value)
-    return None if tensor is None or tensor.size != 1 else float(tensor.numpy().item())
-
-
-def _tensor(value: ir.Value) -> ir.TensorProtocol | None:
-    from onnxshrink.channels.facts import stored
-
-    return stored(value)
+    return read.scalar(node.inputs[index])
 
 
 def _prelu(walk: Walk, node: ir.Node) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxshrink.channels.labels import Axis, Barrier, Operand, Rule, Walk, attribute, integer
+from onnxshrink.channels.labels import Axis, Barrier, Operand, Rule, Walk
 from onnxshrink.channels.rules.contraction import contract
+from onnxshrink.graph import read
 
 _KEEP_ZERO = {"gelu", "identity", "relu", "silu", "swiglu"}
 
@@ -33,13 +34,13 @@ def _mixture(walk: Walk, node: ir.Node) -> None:
     _tie(walk, node, 6, 2, first.axes[2])
     inner = second.axes[2]
     if len(rows) == 2 * len(inner):
-        turns = integer(node, "swiglu_fusion", 0) == 1
+        turns = read.integer(node, "swiglu_fusion", 0) == 1
         gates, values = (rows[::2], rows[1::2]) if turns else rows.reshape(2, -1)
         walk.join(gates, values, node)
         walk.join(gates, inner, node)
     else:
         walk.join(rows, inner, node)
-    known = attribute(node, "activation_type", "relu") in _KEEP_ZERO
+    known = read.text(node, "activation_type", "relu") in _KEEP_ZERO
     zero = all([_tie(walk, node, 3, 1, rows), _tie(walk, node, 6, 1, rows),
                 _tie(walk, node, 7, 1, rows)])  # fmt: skip
     if not known or not (zero or second.zero[2]):

@@ -6,9 +6,10 @@ import math
 
 import onnx_ir as ir
 
-from onnxshrink.channels.labels import Barrier, Operand, Rule, Walk, attribute, integer
+from onnxshrink.channels.labels import Barrier, Operand, Rule, Walk
 from onnxshrink.channels.rules.contraction import convolve, put_filtered
 from onnxshrink.channels.rules.reshape import factor
+from onnxshrink.graph import read
 
 
 def _keep(walk: Walk, node: ir.Node, index: int, *, but: int = 0) -> None:
@@ -54,7 +55,7 @@ def _columns(walk: Walk, node: ir.Node) -> None:
 
 def _deformed(walk: Walk, node: ir.Node) -> None:
     """``x, w, offset, bias, mask``; the offsets are those of all channels."""
-    if integer(node, "offset_group", 1) != 1:
+    if read.integer(node, "offset_group", 1) != 1:
         raise Barrier("channels have different offsets")
     x, w = walk.operand(node, 0), walk.operand(node, 1)
     for index in (2, 4):
@@ -69,7 +70,7 @@ def _deformed(walk: Walk, node: ir.Node) -> None:
 def _mean_variance(walk: Walk, node: ir.Node) -> None:
     """It normalises along some axes; ``0 / sqrt(0 + eps)`` is 0 along the others."""
     x = walk.operand(node, 0)
-    along = {int(axis) % x.rank for axis in attribute(node, "axes", [0, 2, 3])}
+    along = {axis % x.rank for axis in read.integers(node, "axes") or (0, 2, 3)}
     for axis in along:
         walk.keep(node, [x.axes[axis]], "normalises along it")
     walk.put(node, x.axes, [zero and axis not in along for axis, zero in enumerate(x.zero)])

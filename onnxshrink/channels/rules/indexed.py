@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxshrink.channels.labels import Axis, Barrier, Operand, Rule, Walk, attribute, integer
+from onnxshrink.channels.labels import Axis, Barrier, Operand, Rule, Walk
+from onnxshrink.graph import read
 
 
 def _at(walk: Walk, node: ir.Node, index: int, rank: int) -> int:
     """An axis that is an attribute, or a constant input at this place."""
     if index < 0:
-        axis = integer(node, "axis", 0)
+        axis = read.integer(node, "axis", 0)
     else:
         constant = walk.constant(node, index)
         if constant is None:
@@ -67,7 +68,7 @@ def _gather_nd(walk: Walk, node: ir.Node) -> None:
     count = index.length(index.rank - 1)
     if count is None:
         raise Barrier("indices of varying length")
-    counted = integer(node, "batch_dims", 0) + count
+    counted = read.integer(node, "batch_dims", 0) + count
     walk.keep(node, [*data.axes[:counted], *index.axes], _COUNTED)
     axes = [*index.axes[:-1], *data.axes[counted:]]
     walk.put(node, axes, [False] * (index.rank - 1) + data.zero[counted:])
@@ -90,7 +91,7 @@ def _scatter_nd(walk: Walk, node: ir.Node) -> None:
 def _tensor_scatter(walk: Walk, node: ir.Node) -> None:
     """A cache, but the update from some place of one axis on."""
     cache, update = walk.operand(node, 0), walk.operand(node, 1)
-    at = integer(node, "axis", -2) % cache.rank
+    at = read.integer(node, "axis", -2) % cache.rank
     walk.keep(node, [cache.axes[0], update.axes[0], cache.axes[at], update.axes[at]], _COUNTED)
     for axis in set(range(1, cache.rank)) - {at}:
         walk.join(cache.axes[axis], update.axes[axis], node)
@@ -99,7 +100,7 @@ def _tensor_scatter(walk: Walk, node: ir.Node) -> None:
 
 def _one_hot(walk: Walk, node: ir.Node) -> None:
     x, out = walk.operand(node, 0), walk.sizes(node.outputs[0])
-    at = integer(node, "axis", -1) % len(out)
+    at = read.integer(node, "axis", -1) % len(out)
     axes = list(x.axes)
     axes[at:at] = walk.kept(node, [out[at]], "one index for each value")
     walk.put(node, axes)
@@ -113,8 +114,12 @@ def _picked(index: int = -1, attributes: Sequence[str] = ("axis",)) -> Rule:
         if index < 0 and not any(name in node.attributes for name in attributes):
             raise Barrier("it works on all axes")
         if index < 0:
-            stated = [attribute(node, name, 0) for name in attributes]
-            named = {int(a) % x.rank for each in stated for a in np.atleast_1d(each)}
+            stated = read.attributes(node)
+            named = {
+                int(axis) % x.rank
+                for name in attributes
+                for axis in np.atleast_1d(stated.get(name, 0))
+            }
         else:
             named = {_at(walk, node, index, x.rank)}
         axes = list(x.axes)
@@ -128,7 +133,7 @@ def _picked(index: int = -1, attributes: Sequence[str] = ("axis",)) -> Rule:
 
 def _reverse_sequence(walk: Walk, node: ir.Node) -> None:
     x = walk.operand(node, 0)
-    along = [integer(node, "batch_axis", 1), integer(node, "time_axis", 0)]
+    along = [read.integer(node, "batch_axis", 1), read.integer(node, "time_axis", 0)]
     walk.keep(node, [x.axes[axis] for axis in along], "parts of it are reversed")
     walk.put(node, x.axes, x.zero)
 
@@ -136,7 +141,7 @@ def _reverse_sequence(walk: Walk, node: ir.Node) -> None:
 def _embedded_blocks(walk: Walk, node: ir.Node) -> None:
     """GatherBlockQuantized: rows of codes, with scales for blocks of the last axis."""
     data, index = walk.operand(node, 0), walk.operand(node, 1)
-    if integer(node, "gather_axis", 0) or not integer(node, "quantize_axis", 1):
+    if read.integer(node, "gather_axis", 0) or not read.integer(node, "quantize_axis", 1):
         raise Barrier("rows that are not along the first axis")
     for operand in (0, 2, 3):
         if walk.has(node, operand):

@@ -10,8 +10,9 @@ from collections.abc import Collection, Sequence
 
 import onnx_ir as ir
 
-from onnxshrink.channels.facts import Pair, stored
+from onnxshrink.channels.facts import Pair
 from onnxshrink.channels.labels import Digit, Operand, Rule, Walk
+from onnxshrink.graph import read
 
 
 def align(walk: Walk, node: ir.Node, without: Collection[int] = ()) -> None:
@@ -60,7 +61,7 @@ def _shapes(walk: Walk, node: ir.Node) -> list[tuple[int, Sequence[Pair]]]:
     return [
         (index, walk.sizes(value))
         for index, value in values
-        if stored(value) is not None or value in walk.labels
+        if read.constant(value) is not None or value in walk.labels
     ]
 
 

@@ -7,19 +7,19 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxshrink.channels.labels import Axis, Barrier, Operand, Rule, Walk, attribute, integer
+from onnxshrink.channels.labels import Axis, Barrier, Operand, Rule, Walk
 from onnxshrink.channels.removal import Cut
+from onnxshrink.graph import read
 
 
 def _axis(node: ir.Node, rank: int, default: int = 0) -> int:
-    axis = integer(node, "axis", default)
+    axis = read.integer(node, "axis", default)
     return axis + rank if axis < 0 else axis
 
 
 def _transpose(walk: Walk, node: ir.Node) -> None:
     x = walk.operand(node, 0)
-    perm = attribute(node, "perm", None)
-    perm = list(range(x.rank))[::-1] if perm is None else list(perm)
+    perm = read.integers(node, "perm") or tuple(range(x.rank))[::-1]
     walk.put(node, [x.axes[axis] for axis in perm], [x.zero[axis] for axis in perm])
     for axis, source in enumerate(perm):
         walk.put_digits(node, axis, walk.carry(node, 0, source))
@@ -108,10 +108,10 @@ def _ranges(
     walk: Walk, node: ir.Node, rank: int
 ) -> tuple[list[int] | None, list[int] | None, list[int], list[int] | None]:
     """Starts, ends, axes, steps of a Slice; None for what is not constant."""
-    if "starts" in node.attributes:  # before opset 10
-        starts, ends = (list(node.attributes[name].as_ints()) for name in ("starts", "ends"))
-        which = list(attribute(node, "axes", range(len(starts))))
-        return starts, ends, [axis % rank for axis in which], [1] * len(starts)
+    starts, ends = read.integers(node, "starts"), read.integers(node, "ends")
+    if starts is not None and ends is not None:  # before opset 10
+        which = read.integers(node, "axes") or range(len(starts))
+        return list(starts), list(ends), [axis % rank for axis in which], [1] * len(starts)
     found = [walk.constant(node, index) for index in range(1, 5)]
     size = walk.sizes(node.inputs[1])[0][0]
     if walk.has(node, 3) and found[2] is None:
@@ -194,8 +194,8 @@ def _tile(walk: Walk, node: ir.Node) -> None:
 def _pad(walk: Walk, node: ir.Node) -> None:
     x = walk.operand(node, 0)
     out = walk.sizes(node.outputs[0])
-    pads = attribute(node, "pads", None)
-    pads = walk.constant(node, 1) if pads is None else np.array(pads)
+    stated = read.integers(node, "pads")
+    pads = walk.constant(node, 1) if stated is None else np.array(stated)
     given = walk.constant(node, 3)
     which = [int(axis) % x.rank for axis in given] if given is not None else list(range(x.rank))
     axes: list[Axis] = list(x.axes)
@@ -204,7 +204,7 @@ def _pad(walk: Walk, node: ir.Node) -> None:
         if labels is None or out[axis] == (len(labels), len(labels)):
             continue
         place = which.index(axis) if axis in which else None
-        simple = attribute(node, "mode", "constant") == "constant"
+        simple = read.text(node, "mode", "constant") == "constant"
         if pads is None or place is None or not simple or (pads < 0).any():
             walk.keep(node, [labels], why)
             axes[axis] = walk.kept(node, [out[axis]], why)[0]
@@ -265,12 +265,12 @@ def _constant_of_shape(walk: Walk, node: ir.Node) -> None:
 def _depth_to_space(walk: Walk, node: ir.Node) -> None:
     """Digits of the block stay; the channels of a block go together."""
     x = walk.operand(node, 0)
-    block = integer(node, "blocksize", 1)
+    block = read.integer(node, "blocksize", 1)
     labels = x.axes[1]
     if labels is None:
         raise Barrier("channels that vary")
     count = len(labels) // block**2
-    if attribute(node, "mode", "DCR") == "DCR":
+    if read.text(node, "mode", "DCR") == "DCR":
         grid = labels.reshape(block**2, count)
     else:
         grid = labels.reshape(count, block**2).T
@@ -287,7 +287,7 @@ def _space_to_depth(walk: Walk, node: ir.Node) -> None:
     if labels is None:
         raise Barrier("channels that vary")
     spatial = walk.kept(node, walk.sizes(node.outputs[0])[2:], "a spatial axis")
-    tiled = np.tile(labels, integer(node, "blocksize", 1) ** 2)
+    tiled = np.tile(labels, read.integer(node, "blocksize", 1) ** 2)
     walk.put(node, [x.axes[0], tiled, *spatial], [False, x.zero[1], False, False])
     walk.freeze_spatial(node, x)
 

@@ -16,15 +16,15 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxshrink.channels.atoms import Labels
-from onnxshrink.channels.facts import stored
-from onnxshrink.channels.labels import Barrier, Operand, Rule, Walk, attribute, integer
+from onnxshrink.channels.labels import Barrier, Operand, Rule, Walk
 from onnxshrink.channels.removal import Cut
 from onnxshrink.channels.rules.reshape import factor
+from onnxshrink.graph import read
 
 
 def _batch_normalization(walk: Walk, node: ir.Node) -> None:
     x = walk.operand(node, 0)
-    if integer(node, "training_mode", 0) or len([v for v in node.outputs if v.name]) > 1:
+    if read.integer(node, "training_mode", 0) or len([v for v in node.outputs if v.name]) > 1:
         raise Barrier("it is in training mode")
     if x.rank < 2:
         raise Barrier("an input without channels")
@@ -46,7 +46,7 @@ def _instance_normalization(walk: Walk, node: ir.Node) -> None:
 def _group_normalization(walk: Walk, node: ir.Node) -> None:
     """Whole groups may go."""
     x, scale, bias = (walk.operand(node, index) for index in range(3))
-    count, labels = integer(node, "num_groups", 1), x.axes[1]
+    count, labels = read.integer(node, "num_groups", 1), x.axes[1]
     if labels is None:
         raise Barrier("channels that vary")
     groups, places = factor(walk, labels, (count, len(labels) // count))
@@ -67,7 +67,7 @@ def _group_normalization(walk: Walk, node: ir.Node) -> None:
 def _layer_normalization(walk: Walk, node: ir.Node) -> None:
     """``x [.., n], scale [n], bias [n]``; the last axis may go where zeros take its place."""
     x = walk.operand(node, 0)
-    at = integer(node, "axis", -1) % x.rank
+    at = read.integer(node, "axis", -1) % x.rank
     vectors = [index for index in (1, 2) if walk.has(node, index)]
     labels = may_lose(walk, node, x, vectors) if at == x.rank - 1 else None
     if labels is None:
@@ -121,7 +121,7 @@ def may_lose(
         outputs: Which outputs are statistics, and must not be used.
     """
     values = [node.inputs[index] for index in vectors]
-    plain = all(value is not None and stored(value) is not None for value in values)
+    plain = all(value is not None and read.constant(value) is not None for value in values)
     ranks = {walk.operand(node, index).rank for index in vectors}
     if (
         not plain
@@ -144,7 +144,7 @@ def with_zeros(
     kept = cut.kept(labels)
     for index in vectors:
         value = node.inputs[index]
-        tensor = None if value is None else stored(value)
+        tensor = read.constant(value)
         assert tensor is not None
         own = tensor.numpy()[kept]
         cut.replace_input(node, index, np.concatenate([own, np.zeros(removed, own.dtype)]))
@@ -173,7 +173,7 @@ def _whole(walk: Walk, node: ir.Node, x: Operand, at: int) -> None:
 
 def _rms_normalization(walk: Walk, node: ir.Node) -> None:
     x, scale = walk.operand(node, 0), walk.operand(node, 1)
-    at = integer(node, "axis", -1) % x.rank
+    at = read.integer(node, "axis", -1) % x.rank
     used = len([value for value in node.outputs if value.name and value.uses()])
     labels = x.axes[-1]
     if at != x.rank - 1 or scale.rank != 1 or used > 1 or labels is None:
@@ -198,7 +198,7 @@ def _of_fewer(cut: Cut, node: ir.Node, labels: Labels) -> None:
     removed = cut.removed(labels)
     if removed:
         share = len(labels) / (len(labels) - removed)
-        cut.set_float(node, "epsilon", attribute(node, "epsilon", 1e-5) * share)
+        cut.set_float(node, "epsilon", read.number(node, "epsilon", 1e-5) * share)
         cut.multiply_behind(node, share**0.5)
 
 
@@ -221,7 +221,7 @@ def variance_about(walk: Walk, node: ir.Node) -> ir.Value | None:
         return None
     if square.op_type == "Mul" and square.inputs[0] is not square.inputs[1]:
         return None
-    if square.op_type == "Pow" and not _is_two(square.inputs[1]):
+    if square.op_type == "Pow" and read.scalar(square.inputs[1]) != 2:
         return None
     sub = square.inputs[0].producer() if square.inputs[0] is not None else None
     if sub is None or sub.op_type != "Sub" or sub.inputs[0] is None or sub.inputs[1] is None:
@@ -231,18 +231,13 @@ def variance_about(walk: Walk, node: ir.Node) -> ir.Value | None:
         return None
     zero = walk.zero.get(sub.inputs[0], [False])
     same = _axes(walk, mean) == _axes(walk, node) == [len(zero) - 1]
-    whole = integer(mean, "keepdims", 1) and integer(node, "keepdims", 1)
+    whole = read.integer(mean, "keepdims", 1) and read.integer(node, "keepdims", 1)
     return sub.inputs[1] if same and whole and zero[-1] else None
 
 
-def _is_two(value: ir.Value | None) -> bool:
-    tensor = None if value is None else stored(value)
-    return tensor is not None and tensor.size == 1 and float(tensor.numpy().item()) == 2
-
-
 def _axes(walk: Walk, node: ir.Node) -> list[int] | None:
-    axes = attribute(node, "axes", None)
-    axes = walk.constant(node, 1) if axes is None else axes
+    stated = read.integers(node, "axes")
+    axes = walk.constant(node, 1) if stated is None else stated
     rank = len(walk.labels.get(node.inputs[0], ())) if node.inputs[0] is not None else 0
     return None if axes is None or not rank else [int(axis) % rank for axis in axes]
 

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxshrink.channels.facts import stored
-from onnxshrink.channels.labels import Axis, Barrier, Operand, Rule, Walk, integer
+from onnxshrink.channels.labels import Axis, Barrier, Operand, Rule, Walk
 from onnxshrink.channels.removal import Cut
 from onnxshrink.channels.rules.attention import heads_of, put_attended
 from onnxshrink.channels.rules.contraction import contract, convolve, gemm, matmul, put_filtered
 from onnxshrink.channels.rules.elementwise import KEEPS_ZERO
 from onnxshrink.channels.rules.movement import concatenated
 from onnxshrink.channels.rules.reshape import factor, merge
+from onnxshrink.graph import read
 
 
 def _is_symmetric(walk: Walk, node: ir.Node, index: int) -> bool:
@@ -25,14 +25,15 @@ def _is_symmetric(walk: Walk, node: ir.Node, index: int) -> bool:
     if not walk.has(node, index):
         return True
     value = node.inputs[index]
-    tensor = None if value is None else stored(value)
+    tensor = read.constant(value)
     return tensor is not None and not np.any(tensor.numpy())
 
 
 def _codes(walk: Walk, node: ir.Node, index: int, zero_point: int) -> Operand:
     """An operand of codes, which are constant or have a zero point of 0 if they may be zero."""
     operand, value = walk.operand(node, index), node.inputs[index]
-    if value is not None and stored(value) is None and not _is_symmetric(walk, node, zero_point):
+    computed = value is not None and read.constant(value) is None
+    if computed and not _is_symmetric(walk, node, zero_point):
         operand.zero = [False] * operand.rank
     return operand
 
@@ -53,9 +54,9 @@ def _tie_vector(walk: Walk, node: ir.Node, index: int, axis: Axis) -> None:
 def _affine(walk: Walk, node: ir.Node) -> None:
     """QuantizeLinear and DequantizeLinear: per tensor, per axis, or in blocks of one axis."""
     x, scale = walk.operand(node, 0), walk.operand(node, 1)
-    at = integer(node, "axis", 1)
+    at = read.integer(node, "axis", 1)
     at = at + x.rank if at < 0 else at
-    block = integer(node, "block_size", 0)
+    block = read.integer(node, "block_size", 0)
     for index in (1, 2):
         if block and walk.has(node, index):
             vector = walk.operand(node, index)
@@ -84,12 +85,12 @@ def _zero_behind(walk: Walk, node: ir.Node, x: Operand) -> list[bool]:
     value = node.inputs[0]
     if node.op_type == "QuantizeLinear" or value is None:
         return [zero and _is_symmetric(walk, node, 2) for zero in x.zero]
-    if stored(value) is not None or _is_symmetric(walk, node, 2):
+    if read.constant(value) is not None or _is_symmetric(walk, node, 2):
         return x.zero
     before = value.producer()
     if before is not None and before.op_type == "QuantizeLinear" and before.inputs[0] is not None:
         points = [n.inputs[2] if len(n.inputs) > 2 else None for n in (before, node)]
-        tensors = [None if point is None else stored(point) for point in points]
+        tensors = [read.constant(point) for point in points]
         one, other = (None if tensor is None else tensor.numpy() for tensor in tensors)
         if one is not None and other is not None and np.array_equal(one, other):
             return list(walk.operand(before, 0).zero)
@@ -117,7 +118,7 @@ def keep_range(walk: Walk, node: ir.Node, x: Operand) -> None:
 def _qlinear_conv(walk: Walk, node: ir.Node) -> None:
     """``x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero, B``."""
     x, w = _codes(walk, node, 0, 2), _codes(walk, node, 3, 5)
-    if integer(node, "channels_last", 0):
+    if read.integer(node, "channels_last", 0):
         raise Barrier("channels that come last")
     convolve(walk, node, x, w, node.inputs[3])
     for index in (4, 5, 8):
@@ -169,7 +170,7 @@ def _qgemm(walk: Walk, node: ir.Node) -> None:
     """``A, a_scale, a_zero, B, b_scale, b_zero, C, y_scale, y_zero``."""
     a, b = _codes(walk, node, 0, 2), _codes(walk, node, 3, 5)
     for index in (4, 5):
-        _tie_vector(walk, node, index, b.axes[0 if integer(node, "transB", 0) else 1])
+        _tie_vector(walk, node, index, b.axes[0 if read.integer(node, "transB", 0) else 1])
     result = gemm(walk, node, a, b, 6)
     symmetric = _is_symmetric(walk, node, 8)
     walk.put(node, result.axes, [zero and symmetric for zero in result.zero])
@@ -178,7 +179,7 @@ def _qgemm(walk: Walk, node: ir.Node) -> None:
 def _block_matmul(walk: Walk, node: ir.Node) -> None:
     """MatMulNBits: ``A [.., K], B [N, blocks, bytes], scales, zero points, g_idx, bias [N]``."""
     a, b = walk.operand(node, 0), walk.operand(node, 1)
-    rows, blocks, size = b.axes[0], b.axes[1], integer(node, "block_size", 0)
+    rows, blocks, size = b.axes[0], b.axes[1], read.integer(node, "block_size", 0)
     points = walk.operand(node, 3) if walk.has(node, 3) else None
     packed = points is not None and points.length(-1) not in (
         b.length(1),
@@ -213,7 +214,7 @@ def _block_matmul(walk: Walk, node: ir.Node) -> None:
     def rewrite(cut: Cut) -> None:
         cut.set_integer(node, "N", len(rows) - cut.removed(rows))
         if gone := cut.removed(a.axes[-1]):
-            cut.set_integer(node, "K", integer(node, "K", 0) - gone)
+            cut.set_integer(node, "K", read.integer(node, "K", 0) - gone)
 
     walk.on_cut(
         node, lambda cut: rewrite(cut) if cut.removed(rows) or cut.removed(blocks) else None
@@ -222,7 +223,7 @@ def _block_matmul(walk: Walk, node: ir.Node) -> None:
 
 def _attention(walk: Walk, node: ir.Node) -> None:
     """``x, w [C, 3 * H * D], bias, x_scale, w_scale, mask, x_zero, w_zero``."""
-    if walk.has(node, 8) or len(node.outputs) > 1 or integer(node, "do_rotary", 0):
+    if walk.has(node, 8) or len(node.outputs) > 1 or read.integer(node, "do_rotary", 0):
         raise Barrier("a cache, or rotary positions")
     x, w, bias = _codes(walk, node, 0, 6), _codes(walk, node, 1, 7), walk.operand(node, 2)
     contract(walk, node, x, 2, w, 0)
@@ -231,7 +232,7 @@ def _attention(walk: Walk, node: ir.Node) -> None:
         _tie_vector(walk, node, index, columns)
     if columns is None:
         raise Barrier("heads that vary")
-    count = integer(node, "num_heads", 0)
+    count = read.integer(node, "num_heads", 0)
     q, k, v = (heads_of(walk, part, count) for part in np.split(columns, 3))
     walk.join(q[0], k[0], node)
     walk.join(k[1], v[1], node)  # all three have one size
@@ -256,11 +257,10 @@ def _where(walk: Walk, node: ir.Node) -> None:
 def _softmax(walk: Walk, node: ir.Node) -> None:
     """``X, scale, zero, scale, zero``."""
     x = walk.operand(node, 0)
-    at = integer(node, "axis", -1) % x.rank
+    at = read.integer(node, "axis", -1) % x.rank
     # Before opset 13 Softmax ran along all axes from this one on.
-    walk.keep(
-        node, x.axes[at : x.rank if integer(node, "opset", 13) < 13 else at + 1], "runs along it"
-    )
+    end = x.rank if read.integer(node, "opset", 13) < 13 else at + 1
+    walk.keep(node, x.axes[at:end], "runs along it")
     walk.put(node, x.axes)
 
 
@@ -275,7 +275,7 @@ def _unary(walk: Walk, node: ir.Node) -> None:
 def _pool(walk: Walk, node: ir.Node) -> None:
     """QLinearAveragePool and its global form, whose channels may come last."""
     x = walk.operand(node, 0)
-    if integer(node, "channels_last", 0):
+    if read.integer(node, "channels_last", 0):
         raise Barrier("channels that come last")
     walk.freeze_spatial(node, x)
     spatial = walk.kept(node, walk.sizes(node.outputs[0])[2:], "a spatial axis")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxshrink.channels.labels import Barrier, Rule, Walk, attribute, integer
+from onnxshrink.channels.labels import Barrier, Rule, Walk
 from onnxshrink.channels.removal import Cut
 from onnxshrink.channels.rules.quantized import keep_range
+from onnxshrink.graph import read
 
 
 def _recurrent(gates: int, biases: int, *, codes: bool = False) -> Rule:
@@ -21,16 +22,14 @@ def _recurrent(gates: int, biases: int, *, codes: bool = False) -> Rule:
 
     def rule(walk: Walk, node: ir.Node) -> None:
         x, w, r = (walk.operand(node, index) for index in range(3))
-        if integer(node, "layout", 0):
+        if read.integer(node, "layout", 0):
             raise Barrier("layout 1")
         rows, columns = (2, 1) if codes else (1, 2)
         walk.join(x.axes[2], w.axes[columns], node)
         hidden = r.axes[columns]
         if hidden is None:
             raise Barrier("a hidden size that varies")
-        standard = "activations" not in node.attributes or set(
-            attribute(node, "activations", ())
-        ) <= {"Sigmoid", "Tanh", "Relu"}
+        standard = set(read.texts(node, "activations") or ()) <= {"Sigmoid", "Tanh", "Relu"}
         for operand, repeats in ((w, gates), (r, gates)):
             walk.join(operand.axes[rows], np.tile(hidden, repeats), node)
         if codes:

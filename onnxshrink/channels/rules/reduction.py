@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxshrink.channels.labels import Axis, Barrier, Rule, Walk, attribute, integer
+from onnxshrink.channels.labels import Axis, Barrier, Rule, Walk
 from onnxshrink.channels.removal import Cut
 from onnxshrink.channels.rules.merged import align
 from onnxshrink.channels.rules.norms import correct_variance, variance_about
+from onnxshrink.graph import read
 
 _KEEP_SUMS = {"ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2"}
 
@@ -18,13 +20,13 @@ _KEEP_SUMS = {"ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2"}
 def _reduce(walk: Walk, node: ir.Node) -> None:
     """Sums forget zeros, and means can be corrected for them; other reductions keep the axis."""
     x = walk.operand(node, 0)
-    axes = attribute(node, "axes", None)
+    axes: Sequence[int] | np.ndarray | None = read.integers(node, "axes")
     if axes is None and walk.has(node, 1):
         axes = walk.constant(node, 1)
         if axes is None:
             raise Barrier("axes that are not constant")
-    keep = bool(integer(node, "keepdims", 1))
-    if (axes is None or not len(axes)) and integer(node, "noop_with_empty_axes", 0):
+    keep = bool(read.integer(node, "keepdims", 1))
+    if (axes is None or not len(axes)) and read.integer(node, "noop_with_empty_axes", 0):
         axes, keep = [], True
     elif axes is None or not len(axes):
         axes = range(x.rank)
@@ -61,10 +63,10 @@ def _correct_mean(cut: Cut, node: ir.Node, labels: np.ndarray) -> None:
 
 def _arg_reduce(walk: Walk, node: ir.Node) -> None:
     x = walk.operand(node, 0)
-    at = integer(node, "axis", 0) % x.rank
+    at = read.integer(node, "axis", 0) % x.rank
     walk.keep(node, [x.axes[at]], "reduces along it")
     axes = list(x.axes)
-    axes[at : at + 1] = walk.fresh([(1, 1)]) if integer(node, "keepdims", 1) else []
+    axes[at : at + 1] = walk.fresh([(1, 1)]) if read.integer(node, "keepdims", 1) else []
     walk.put(node, axes)
 
 
@@ -73,7 +75,7 @@ def _along(default: int) -> Rule:
 
     def rule(walk: Walk, node: ir.Node) -> None:
         x = walk.operand(node, 0)
-        at = integer(node, "axis", default)
+        at = read.integer(node, "axis", default)
         if node.op_type.startswith("Cum"):
             constant = walk.constant(node, 1)
             if constant is None:
@@ -108,7 +110,7 @@ def _pool(walk: Walk, node: ir.Node) -> None:
 def _resize(walk: Walk, node: ir.Node) -> None:
     """Axes that keep their length pass."""
     x, out = walk.operand(node, 0), walk.sizes(node.outputs[0])
-    coefficients = attribute(node, "coordinate_transformation_mode", "") == "tf_crop_and_resize"
+    coefficients = read.text(node, "coordinate_transformation_mode", "") == "tf_crop_and_resize"
     axes: list[Axis] = []
     before = walk.sizes(node.inputs[0])
     for axis in range(x.rank):
@@ -120,7 +122,7 @@ def _resize(walk: Walk, node: ir.Node) -> None:
     walk.put(node, axes, [zero and axes[a] is x.axes[a] for a, zero in enumerate(x.zero)])
     if not walk.has(node, 3):
         return
-    given = attribute(node, "axes", None)
+    given = read.integers(node, "axes")
     which = list(range(x.rank)) if given is None else [axis % x.rank for axis in given]
     if "keep_aspect_ratio_policy" in node.attributes:
         for axis in which:

@@ -19,6 +19,7 @@ from onnxshrink.channels.facts import Pair
 from onnxshrink.channels.labels import Axis, Barrier, Digit, Rule, Walk
 from onnxshrink.channels.removal import Cut
 from onnxshrink.channels.rules.merged import closed, opened
+from onnxshrink.graph import read
 
 
 def factor(walk: Walk, labels: Labels, sizes: Sequence[int]) -> list[Labels]:
@@ -206,7 +207,7 @@ def _shuffled(walk: Walk, node: ir.Node) -> bool:
     if before is None or any(size is None for size in sizes) or before != sizes[2]:
         return False
     assert sizes[0] is not None
-    perm = list(second.attributes["perm"].as_ints()) if "perm" in second.attributes else None
+    perm = read.integers(second, "perm")
     if perm is None or math.prod(a for a, _ in before) > 2**24:
         return False
     first = np.arange(math.prod(a for a, _ in before)).reshape([a for a, _ in before])

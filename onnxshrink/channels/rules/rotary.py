@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxshrink.channels.labels import Axis, Barrier, Rule, Walk, integer
+from onnxshrink.channels.labels import Axis, Barrier, Rule, Walk
 from onnxshrink.channels.removal import Cut
 from onnxshrink.channels.rules.attention import attend, heads_of, tie_cache, tie_mask
 from onnxshrink.channels.rules.reshape import merge
+from onnxshrink.graph import read
 
 
 def _rotary(walk: Walk, node: ir.Node, tables: tuple[int, int]) -> None:
@@ -20,15 +21,15 @@ def _rotary(walk: Walk, node: ir.Node, tables: tuple[int, int]) -> None:
     heads: Axis = None
     size = labels
     if x.rank == 3:
-        length = len(labels) // (integer(node, "num_heads", 0) or 1)
-        if node.domain and not integer(node, "rotary_embedding_dim", 0):
+        length = len(labels) // (read.integer(node, "num_heads", 0) or 1)
+        if node.domain and not read.integer(node, "rotary_embedding_dim", 0):
             length = 2 * len(half)
         heads, size = heads_of(walk, labels, len(labels) // length)
-    turned = integer(node, "rotary_embedding_dim", 0) or len(size)
+    turned = read.integer(node, "rotary_embedding_dim", 0) or len(size)
     if 2 * len(half) != turned:
         raise Barrier("tables of another length")
-    pairs = size[:turned].reshape((-1, 2) if integer(node, "interleaved", 0) else (2, -1))
-    one, other = pairs.T if integer(node, "interleaved", 0) else pairs
+    pairs = size[:turned].reshape((-1, 2) if read.integer(node, "interleaved", 0) else (2, -1))
+    one, other = pairs.T if read.integer(node, "interleaved", 0) else pairs
     walk.join(one, other, node)
     for index in tables:
         values = walk.operand(node, index)
@@ -38,10 +39,10 @@ def _rotary(walk: Walk, node: ir.Node, tables: tuple[int, int]) -> None:
     walk.put(node, axes, x.zero)
 
     def rewrite(cut: Cut) -> None:
-        if heads is not None and cut.removed(heads) and integer(node, "num_heads", 0):
+        if heads is not None and cut.removed(heads) and read.integer(node, "num_heads", 0):
             cut.set_integer(node, "num_heads", len(heads) - cut.removed(heads))
         gone = cut.removed(size[:turned])
-        if gone and integer(node, "rotary_embedding_dim", 0):
+        if gone and read.integer(node, "rotary_embedding_dim", 0):
             cut.set_integer(node, "rotary_embedding_dim", turned - gone)
 
     walk.on_cut(node, rewrite)
@@ -54,7 +55,7 @@ def _standard(walk: Walk, node: ir.Node) -> None:
 
 def _contributed(walk: Walk, node: ir.Node) -> None:
     """``x, positions, cos, sin``."""
-    if integer(node, "is_packed_batching", 0):
+    if read.integer(node, "is_packed_batching", 0):
         raise Barrier("batches that are packed")
     _rotary(walk, node, (2, 3))
 
@@ -68,7 +69,7 @@ def _grouped(walk: Walk, node: ir.Node) -> None:
         raise Barrier("a quantized cache or norms inside")
     if len(node.outputs) > 3 and node.outputs[3].name:
         raise Barrier("its scores are used")
-    counts = [integer(node, name, 0) for name in ("num_heads", "kv_num_heads", "kv_num_heads")]
+    counts = [read.integer(node, name, 0) for name in ("num_heads", "kv_num_heads", "kv_num_heads")]
     x, zero = walk.operand(node, 0), [False] * 3
     if walk.has(node, 1):
         operands = [walk.operand(node, index) for index in range(3)]

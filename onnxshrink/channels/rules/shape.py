@@ -10,15 +10,16 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from onnxshrink.channels.labels import Axis, Rule, Walk, integer
+from onnxshrink.channels.labels import Axis, Rule, Walk
 from onnxshrink.channels.removal import Cut
+from onnxshrink.graph import read
 
 
 def _shape(walk: Walk, node: ir.Node) -> None:
     x = walk.operand(node, 0)
     walk.hold_outputs(node, "a shape")
-    start = integer(node, "start", 0) % (x.rank + 1) if x.rank else 0
-    end = integer(node, "end", x.rank)
+    start = read.integer(node, "start", 0) % (x.rank + 1) if x.rank else 0
+    end = read.integer(node, "end", x.rank)
     chosen = range(start, min(end + x.rank if end < 0 else end, x.rank))
     parts: list[list[Axis]] = [
         [x.axes[axis], *(digit.labels for digit in walk.carry(node, 0, axis))] for axis in chosen

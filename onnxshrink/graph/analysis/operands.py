@@ -14,31 +14,14 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnxshrink.graph import operators, read
 from onnxshrink.graph.analysis import macs
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.weights.views import FLOATS, OPERATORS
+from onnxshrink.graph.operators import TABLE, Quantized, Random, of
+from onnxshrink.graph.weights.views import FLOATS
 
-_MOVES = {"Transpose", "Identity", "Squeeze", "Unsqueeze"}
-_RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
-           "RandomUniformLike"}  # fmt: skip
-# Operators that take codes as they are: which of their inputs are weights or biases, rather than
-# scales and zero points.
-_CODES: dict[str, tuple[int, ...]] = {
-    "ConvInteger": (0, 1),
-    "DequantizeLinear": (0,),
-    "DynamicQuantizeLSTM": (1, 2, 3, 7),
-    "DynamicQuantizeMatMul": (1, 4),
-    "GatherBlockQuantized": (0,),
-    "MatMulBnb4": (1, 5),
-    "MatMulInteger": (0, 1),
-    "MatMulIntegerToFloat": (0, 1, 6),
-    "MatMulNBits": (1, 5),
-    "QAttention": (1, 2),
-    "QGemm": (0, 3, 6),
-    "QLinearConv": (3, 8),
-    "QLinearMatMul": (0, 3),
-    "QuantizeLinear": (0,),
-}
+#: How an operand may be moved into its place.
+_MOVES = ("permutes", "copies", "squeezes", "unsqueezes")
 _NO_WEIGHTS = {ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING, ir.DataType.UNDEFINED}
 
 
@@ -120,8 +103,8 @@ class Operand:
         tensor = self.main.tensor
         if not self.main.shape or tensor.dtype in _NO_WEIGHTS or self.main.size == 0:
             return False
-        if self.node is not None and self.node.op_type in _CODES:
-            return self.index in _CODES[self.node.op_type]
+        if (row := of(self.node, Quantized)) is not None:
+            return self.index in row.codes
         if self.node is not None and _looks_up_scales(self.node):
             return False
         return tensor.dtype in FLOATS or tensor.dtype.bitwidth <= 16
@@ -134,11 +117,12 @@ def label(node: ir.Node) -> str:
 
 def _looks_up_scales(node: ir.Node) -> bool:
     """Whether a Gather picks the scales of rows of codes that another Gather picks."""
-    if node.op_type != "Gather":
+    if not operators.looks_up(node):
         return False
+    users = [user for user, _ in node.outputs[0].uses()]
     ends = [node.outputs[0]]
-    ends += [use.node.outputs[0] for use in ends[0].uses() if use.node.op_type == "Cast"]
-    products = [use.node for end in ends for use in end.uses() if use.node.op_type == "Mul"]
+    ends += [user.outputs[0] for user in users if operators.moves(user) == "converts"]
+    products = [user for end in ends for user, _ in end.uses() if operators.multiplies(user)]
     others = [value for product in products for value in product.inputs if value not in ends]
     return any(_looks_up_codes(value) for value in others)
 
@@ -146,23 +130,31 @@ def _looks_up_scales(node: ir.Node) -> bool:
 def _looks_up_codes(value: ir.Value | None) -> bool:
     """Whether a value is Cast(Gather(codes, indices))."""
     cast = None if value is None else value.producer()
-    picked = cast.inputs[0] if cast is not None and cast.op_type == "Cast" else None
+    converts = operators.moves(cast) == "converts"
+    picked = cast.inputs[0] if cast is not None and converts else None
     gather = None if picked is None else picked.producer()
-    codes = gather.inputs[0] if gather is not None and gather.op_type == "Gather" else None
+    codes = gather.inputs[0] if gather is not None and operators.looks_up(gather) else None
     return codes is not None and codes.dtype is not None and codes.dtype not in FLOATS
 
 
 def constants(model: Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
     """Every constant of a model: initializers, and the outputs of Constant nodes."""
     for scope in model.scopes:
-        if isinstance(scope, ir.Graph):
-            for value in scope.initializers.values():
-                if value.const_value is not None:
-                    yield value, value.const_value
-        for node in scope:
-            attribute = node.attributes.get("value") if node.op_type == "Constant" else None
-            if attribute is not None and not attribute.is_ref():
-                yield node.outputs[0], attribute.as_tensor()
+        yield from constants_of(scope)
+
+
+def constants_of(
+    scope: ir.Graph | ir.Function,
+) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
+    """Every constant of one graph or function."""
+    if isinstance(scope, ir.Graph):
+        for value in scope.initializers.values():
+            if value.const_value is not None:
+                yield value, value.const_value
+    for node in scope:
+        attribute = node.attributes.get("value") if read.is_constant(node) else None
+        if attribute is not None and not attribute.is_ref():
+            yield node.outputs[0], attribute.as_tensor()
 
 
 def find(model: Model) -> list[Operand]:
@@ -202,7 +194,8 @@ def _rank(reach: _Reach) -> int:
     if reach.node is None:
         return 3
     key = (reach.node.domain, reach.node.op_type)
-    return 0 if key in macs.RULES else 1 if key in OPERATORS else 2
+    row = TABLE.get(key)
+    return 0 if key in macs.RULES else 1 if row is not None and row.weights else 2
 
 
 def fixed_values(model: Model, stored: set[ir.Value]) -> set[ir.Value]:
@@ -212,7 +205,7 @@ def fixed_values(model: Model, stored: set[ir.Value]) -> set[ir.Value]:
         if (
             len(node.inputs)
             and all(value is None or value in fixed for value in node.inputs)
-            and node.op_type not in _RANDOM
+            and of(node, Random) is None
             and node.op_identifier() not in model.ir.functions
             and not any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values())
         ):
@@ -234,7 +227,7 @@ def _follow(model: Model, value: ir.Value, fixed: set[ir.Value]) -> list[_Reach]
             if function is not None:
                 following = [(function.inputs[index], operand, path)]
             elif node.outputs and node.outputs[0] in fixed:
-                moved = node.op_type in _MOVES
+                moved = operators.moves(node) in _MOVES
                 following = [
                     (v, operand if moved else v, path if moved else (*path, node.op_type))
                     for v in node.outputs

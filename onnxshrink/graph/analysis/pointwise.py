@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxshrink.graph.weights.views import constant
+from onnxshrink.graph.read import constant
 from onnxshrink.kernels.pointwise import FUNCTIONS
 from onnxshrink.kernels.ranges import Behind
 

@@ -12,12 +12,15 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from onnxshrink.graph import read, surgery
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.forms import edit, products
-from onnxshrink.graph.forms.edit import Rebuild
+from onnxshrink.graph.forms import products
+from onnxshrink.graph.forms.dequantize import code_tensor, factor, trimmed
 from onnxshrink.graph.forms.layout import Layout
 from onnxshrink.graph.forms.layout import of as layout_of
+from onnxshrink.graph.forms.rebuild import Rebuild
 from onnxshrink.graph.rewrite import opset
+from onnxshrink.graph.surgery import Recorder
 from onnxshrink.graph.weights.views import WeightView
 from onnxshrink.kernels.affine import Quantized
 
@@ -40,9 +43,15 @@ def why_not_conv(view: WeightView) -> str:
     """Why a weight's convolution cannot be a ConvInteger; empty when it can."""
     if view.dtype != ir.DataType.FLOAT:
         return f"DynamicQuantizeLinear takes float, not {view.dtype.name.lower()}"
-    use = view.main
-    alone = len(view.uses) == 1 and not view.others and use.direct
-    return "" if alone and not use.node.domain else "is used by more than one Conv"
+    use, way = view.main, view.main.product
+    if len(view.uses) > 1 or view.others or not use.direct:
+        return "is used by more than one Conv"
+    if way is None or way.spreads:
+        return f"there is no integer {use.op_type}"
+    if reason := read.obstacle(use.node):
+        return reason
+    fits = way.added is None and way.function in products.FUNCTIONS
+    return "" if fits else f"is used by {use.op_type}, of which {way.hidden}"
 
 
 def recurrent(view: WeightView, views: Sequence[WeightView]) -> tuple[WeightView, WeightView]:
@@ -52,11 +61,10 @@ def recurrent(view: WeightView, views: Sequence[WeightView]) -> tuple[WeightView
         ValueError: Why ONNX Runtime's DynamicQuantizeLSTM cannot take its place.
     """
     node = view.main.node
-    if node.domain or node.op_type != "LSTM":
+    if (node.domain, node.op_type) != ("", "LSTM"):
         raise ValueError(f"ONNX Runtime has no dynamically quantized {node.op_type}")
     pair = [_only(node.inputs[index], views) for index in (1, 2)]
-    order = node.attributes.get("layout")
-    if order is not None and (order.is_ref() or order.as_int()):
+    if read.integer(node, "layout", 0):
         raise ValueError("DynamicQuantizeLSTM has no layout")
     first, second = pair
     if first is None or second is None:
@@ -75,7 +83,7 @@ def _only(value: ir.Value | None, views: Sequence[WeightView]) -> WeightView | N
 
 def layout(view: WeightView, *, per_channel: bool) -> Layout:
     """How a weight is laid out to be quantized: of products as MatMulInteger's [..., K, N]."""
-    turned = view.op_type == "Gemm" and view.axes.contract == (1,)
+    turned = len(view.shape) == 2 and view.axes.contract == (1,)
     return layout_of(view, per_channel=per_channel, turned=turned)
 
 
@@ -99,28 +107,16 @@ class Activations:
         assert graph is not None
         key = (value.name or "", id(graph))
         if key not in self._made:
-            nodes = self._quantizers(value, dtype)
+            recorder = Recorder(self._model, graph, prefix=f"{self._model.unused_name('a')}.")
+            if dtype != _WORKING:
+                value = recorder.node("Cast", [value], "f", to=_WORKING.value)
+            codes, scale, zero = recorder.several("DynamicQuantizeLinear", [value], "qsz")
             if producer is not None and producer.graph is graph:
-                graph.insert_after(producer, nodes)
+                recorder.put_after(producer)
             else:  # an input, or from outside
-                graph.insert_before(graph[0], nodes)
-            codes, scale, zero = nodes[-1].outputs
+                recorder.put_first()
             self._made[key] = codes, scale, zero
         return self._made[key]
-
-    def _quantizers(self, value: ir.Value, dtype: ir.DataType) -> list[ir.Node]:
-        nodes = []
-        if dtype != _WORKING:
-            nodes.append(ir.node("Cast", [value], {"to": _WORKING.value}, name=""))
-            value = nodes[-1].outputs[0]
-        nodes.append(ir.node("DynamicQuantizeLinear", [value], num_outputs=3, name=""))
-        prefix = self._model.unused_name("a")
-        for node in nodes:
-            suffixes = "qsz" if len(node.outputs) > 1 else "f"
-            for output, suffix in zip(node.outputs, suffixes, strict=True):
-                output.name = self._model.unused_name(f"{prefix}.{suffix}")
-                self._model.touch(output.name)
-        return nodes
 
 
 def integer_products(
@@ -138,8 +134,8 @@ def integer_products(
         Bytes that it takes now, about.
     """
     rebuild = Rebuild(model, view)
-    codes = rebuild.constant(edit.code_tensor(stored, stored.codes.shape), "q")
-    scale = edit.factor(rebuild, edit.trimmed(stored.scale, stored.scale.ndim), _WORKING)
+    codes = rebuild.constant(code_tensor(stored, stored.codes.shape), "q")
+    scale = factor(rebuild, trimmed(stored.scale, stored.scale.ndim), _WORKING)
     zero = _zero_point(rebuild, stored)
     rebuild.place()
     for product in products.of(view):
@@ -150,7 +146,7 @@ def integer_products(
         result = _scaled(rebuild, summed, step, scale)
         if view.dtype != _WORKING:
             result = rebuild.node("Cast", [result], "t", to=view.dtype.value)
-        rebuild.finish_lookup(product.node, product.completed(rebuild, result))
+        rebuild.put_in_place(product.node, [product.completed(rebuild, result)])
     rebuild.drop()
     return rebuild.nbytes
 
@@ -171,20 +167,23 @@ def integer_conv(
     """
     rebuild, node = Rebuild(model, view), view.main.node
     plane = [1] * (len(view.shape) - 2)
-    codes = rebuild.constant(edit.code_tensor(stored, view.shape), "q")
-    scale = edit.factor(rebuild, stored.scale.reshape(-1, *plane), _WORKING)
+    codes = rebuild.constant(code_tensor(stored, view.shape), "q")
+    scale = factor(rebuild, stored.scale.reshape(-1, *plane), _WORKING)
     zero = _zero_point(rebuild, stored)
     rebuild.place()
     data, step, middle = activations.of(node.inputs[0], node, _WORKING)  # type: ignore[arg-type]
-    found = {name: attribute.value for name, attribute in node.attributes.items()}
+    found = read.attributes(node)
+    function = found.pop("activation", "")
     summed = rebuild.node("ConvInteger", [data, codes, middle, *zero], "i", **found)
     result = _scaled(rebuild, summed, step, scale)
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    bias = read.input(node, 2)
     if bias is not None:
         shape = rebuild.constant(np.array([1, -1, *plane], np.int64), "n")
         shaped = rebuild.node("Reshape", [bias, shape], "r")
         result = rebuild.node("Add", [result, shaped], "y")
-    rebuild.finish_lookup(node, result)
+    if function:
+        result = rebuild.node(function, [result], "f")
+    rebuild.put_in_place(node, [result])
     rebuild.drop()
     return rebuild.nbytes
 
@@ -202,7 +201,7 @@ def _zero_point(rebuild: Rebuild, stored: Quantized) -> list[ir.Value]:
     if zero is None or not zero.any():
         return []
     same = (zero == zero.flat[0]).all()
-    array = np.asarray(zero.flat[0]) if same else edit.trimmed(zero, zero.ndim)
+    array = np.asarray(zero.flat[0]) if same else trimmed(zero, zero.ndim)
     return [rebuild.constant(array, "z")]
 
 
@@ -227,7 +226,7 @@ def integer_lstm(
         turned = np.ascontiguousarray(numbers.codes.transpose(0, 2, 1))
         codes.append(rebuild.constant(turned, "q"))
         scale, zero = _by_direction(numbers)
-        rest += [edit.factor(rebuild, scale, _WORKING), rebuild.constant(zero, "z")]
+        rest += [factor(rebuild, scale, _WORKING), rebuild.constant(zero, "z")]
         rebuild.place()
         sizes.append(rebuild.nbytes)
     others = [*node.inputs[3:_LSTM_INPUTS]]
@@ -239,23 +238,13 @@ def integer_lstm(
         num_outputs=len(node.outputs), name=node.name, doc_string=node.doc_string,
         metadata_props=dict(node.metadata_props),
     )  # fmt: skip
-    _replace(model, node, changed)
+    assert node.graph is not None
+    node.graph.insert_before(node, changed)
+    surgery.replace_node(model, node, changed.outputs)
     opset.import_domain(model, changed, changed.domain)
     for view in pair:
-        Rebuild(model, view).drop()
+        surgery.forget(model, view.value)
     return sizes
-
-
-def _replace(model: Model, node: ir.Node, other: ir.Node) -> None:
-    """Put a node with the same outputs in the place of one."""
-    graph = node.graph
-    assert graph is not None
-    model.touch_node(node)
-    graph.insert_before(node, other)
-    for old, new in zip(node.outputs, other.outputs, strict=True):
-        new.name, new.type, new.shape = old.name, old.type, old.shape
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
 
 
 def _by_direction(stored: Quantized) -> tuple[np.ndarray, np.ndarray]:

@@ -8,9 +8,10 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from onnxshrink.graph import weights
+from onnxshrink.graph import operators, read, weights
 from onnxshrink.graph.analysis import shapes
 from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.operators import Matrices
 from onnxshrink.graph.weights.views import WeightView
 
 #: ``product``: multiplies with a weight; ``whole`` and ``part``: hands on numbers as they are, all
@@ -96,6 +97,11 @@ class Candidate:
         return (self.node.name or "", *outputs, *weight, *self.aliases)
 
     @property
+    def way(self) -> operators.Product | None:
+        """How it multiplies with its weight; None for others."""
+        return operators.product(self.node, 1 - self.operands[0]) if self.weight else None
+
+    @property
     def size(self) -> int:
         """Elements of its weight, 0 without one."""
         return self.weight.size if self.weight else 0
@@ -109,7 +115,7 @@ class Candidate:
     @property
     def needs_codes(self) -> bool:
         """Whether its integer kernel gives codes; those of MatMul and Gemm can give floats too."""
-        return self.node.op_type not in ("Gemm", "MatMul")
+        return operators.of(self.node, Matrices) is None
 
 
 def find(model: Model) -> list[Candidate]:
@@ -131,12 +137,12 @@ def find(model: Model) -> list[Candidate]:
 def _other(node: ir.Node, kind: Kind) -> Candidate | None:
     every = range(len(node.inputs) if node.op_type in _ALL_INPUTS else 1)
     taken = [node.inputs[index] for index in every]
-    fixed = [None if value is None else weights.constant(value) for value in taken]
-    if None in taken or None not in fixed:
-        return None  # left out, or constant folding's business
+    fixed = [read.constant(value) for value in taken]
+    if None in taken or None not in fixed or read.obstacle(node):
+        return None  # left out, constant folding's business, or what it does is not known
     if any(tensor is not None and tensor.dtype != ir.DataType.FLOAT for tensor in fixed):
         return None
-    if node.op_type == "Resize" and _text(node, "mode", "nearest") != "nearest":
+    if node.op_type == "Resize" and read.text(node, "mode", "nearest") != "nearest":
         return None
     if node.op_type == "MaxPool" and len(node.outputs) > 1:
         return None
@@ -148,27 +154,28 @@ def _product(node: ir.Node, views: Mapping[ir.Value, WeightView]) -> Candidate |
     first, second = node.inputs[0], node.inputs[1]
     if first is None or second is None:
         return None
-    constants = [weights.constant(first), weights.constant(second)]
+    constants = [read.constant(first), read.constant(second)]
     if None not in constants:
         return None  # constant folding's business
     if constants == [None, None]:
-        why = "" if node.op_type == "MatMul" else "its weight is computed"
+        row = operators.of(node, Matrices)
+        why = "" if row is not None and row.bias is None else "its weight is computed"
         return Candidate(node, "product", (0, 1), why_not=why)
     at = 0 if constants[0] is not None else 1
     view = views.get((first, second)[at])
     if view is None:
         return None  # integers
     bias, why = _bias(node)
-    why = why or _obstacle(node, view, at)
+    why = why or read.obstacle(node) or _obstacle(node, view, at)
     return Candidate(node, "product", (1 - at,), view, bias=bias, why_not=why)
 
 
 def _bias(node: ir.Node) -> tuple[ir.TensorProtocol | None, str]:
     """The bias of a product, and why it cannot become integers."""
-    value = node.inputs[2] if node.op_type != "MatMul" and len(node.inputs) > 2 else None
+    value = read.input(node, 2)
     if value is None:
         return None, ""
-    tensor = weights.constant(value)
+    tensor = read.constant(value)
     if tensor is None or value.is_graph_input():
         return None, "its bias is computed"
     if tensor.dtype != ir.DataType.FLOAT or max(tensor.shape.numpy(), default=1) != tensor.size:
@@ -184,24 +191,15 @@ def _obstacle(node: ir.Node, view: WeightView, at: int) -> str:
         return f"computes in {view.dtype.name.lower()}"
     if any(not use.direct for use in view.uses):
         return "its weight is rearranged before it is used"
-    others = {use.op_type for use in view.uses if use.op_type not in ("Conv", "Gemm", "MatMul")}
+    others = {use.op_type for use in view.uses if KERNELS.get(use.op_type) != "product"}
     if others or view.others:
         return f"its weight is used by {', '.join(sorted({*others, *view.others}))} too"
-    if node.op_type == "Gemm":
+    way = operators.product(node, at)
+    if way is not None and way.takes_bias and not way.convolves:
         if at == 0:
             return "its weight is on the left"
-        if _number(node, "transA", 0) or _number(node, "alpha", 1) != 1:
+        if way.transposes_activation or way.alpha != 1:
             return "ONNX Runtime has no integer kernel for transA or alpha"
-        if len(node.inputs) > 2 and _number(node, "beta", 1) != 1:
+        if way.bias is not None and way.beta != 1:
             return "ONNX Runtime has no integer kernel for beta"
     return ""
-
-
-def _number(node: ir.Node, name: str, default: float) -> float:
-    attribute = node.attributes.get(name)
-    return default if attribute is None or attribute.is_ref() else float(attribute.value)
-
-
-def _text(node: ir.Node, name: str, default: str) -> str:
-    attribute = node.attributes.get(name)
-    return default if attribute is None or attribute.is_ref() else str(attribute.value)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from onnxshrink.graph import read
 from onnxshrink.graph.weights.views import WeightView
 
 #: ``stored``: as it is. ``turned``: its transpose. ``matrix``: [outputs, inputs], filled up with
@@ -83,7 +84,7 @@ def of(
         if last - first == len(contract) and inner % block_size == 0:
             split = (inner // block_size, block_size)
             return Layout(view, shape[:first] + split + shape[last:], (first + 1,), order)
-    if view.op_type == "Gather" and view.size // shape[view.axes.out[0]] < _SHORT_ROW:
+    if view.main.is_lookup and view.size // shape[view.axes.out[0]] < _SHORT_ROW:
         return Layout(view, shape, view.axes.out, order)
     return Layout(view, shape, contract, order)
 
@@ -91,13 +92,12 @@ def of(
 def can_turn(view: WeightView) -> bool:
     """Whether a weight is the second input of one Gemm with transB=1, and of nothing else."""
     use = view.main
-    attribute = use.node.attributes.get("transB")
     return (
         (use.op_type, use.index, use.direct) == ("Gemm", 1, True)
         and len(view.uses) == 1
         and not view.others
-        and attribute is not None
-        and attribute.as_int() == 1
+        and not read.obstacle(use.node)
+        and read.integer(use.node, "transB", 0) == 1
     )
 
 

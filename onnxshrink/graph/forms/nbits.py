@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.forms import edit, products
-from onnxshrink.graph.forms.edit import Rebuild
+from onnxshrink.graph.forms import dequantize, products
+from onnxshrink.graph.forms.rebuild import Rebuild
 from onnxshrink.graph.rewrite import opset
 from onnxshrink.graph.weights.views import WeightView
 from onnxshrink.kernels import bits
@@ -37,11 +37,7 @@ def why_not(view: WeightView, nbits: int) -> str:
 
 def _looked_up(view: WeightView) -> bool:
     """Whether lookups of rows of a matrix are all that happens to the weight."""
-    return (
-        len(view.shape) == 2
-        and not view.others
-        and all(u.op_type == "Gather" and u.direct and u.axes.out == (0,) for u in view.uses)
-    )
+    return len(view.shape) == 2 and not view.others and all(use.picks_rows for use in view.uses)
 
 
 def stored(model: Model, view: WeightView, codes: Quantized, accuracy_level: int) -> int:
@@ -70,7 +66,7 @@ def stored(model: Model, view: WeightView, codes: Quantized, accuracy_level: int
         packed = bits.pack(numbers, codes.bits)
     form = (rows, -1) if looked_up else (rows, count, -1)
     data = rebuild.constant(packed.reshape(form), "q")
-    scales = edit.factor(rebuild, codes.scale.reshape(rows, count), view.dtype)
+    scales = dequantize.factor(rebuild, codes.scale.reshape(rows, count), view.dtype)
     inputs = [scales]
     if codes.zero_point is not None:
         zeros = codes.zero_point.reshape(rows, count).astype(np.uint8) + np.uint8(middle)
@@ -86,7 +82,7 @@ def stored(model: Model, view: WeightView, codes: Quantized, accuracy_level: int
             "GatherBlockQuantized", [data, indices, *inputs], "w", _DOMAIN,
             bits=codes.bits, block_size=block_size, gather_axis=0, quantize_axis=1,
         )  # fmt: skip
-        rebuild.finish_lookup(use.node, result)
+        rebuild.put_in_place(use.node, [result])
     for product in () if looked_up else products.of(view):
         opset.import_domain(model, product.node, _DOMAIN)
         level = {"accuracy_level": accuracy_level} if accuracy_level else {}
@@ -94,6 +90,6 @@ def stored(model: Model, view: WeightView, codes: Quantized, accuracy_level: int
             "MatMulNBits", [product.rows(rebuild), data, *inputs], "m", _DOMAIN,
             K=width, N=rows, bits=codes.bits, block_size=block_size, **level,
         )  # fmt: skip
-        rebuild.finish_lookup(product.node, product.completed(rebuild, result))
+        rebuild.put_in_place(product.node, [product.completed(rebuild, result)])
     rebuild.drop()
     return rebuild.nbytes

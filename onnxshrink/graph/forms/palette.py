@@ -17,7 +17,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.forms.edit import REBUILD_OVERHEAD, Rebuild, can_gather, factor
+from onnxshrink.graph.forms.dequantize import can_gather, factor
+from onnxshrink.graph.forms.rebuild import REBUILD_OVERHEAD, Rebuild
 from onnxshrink.graph.forms.sharing import PACKED_OVERHEAD, Shared
 from onnxshrink.graph.weights.views import WeightView
 from onnxshrink.kernels import bits, bloomier, codebooks
@@ -206,7 +207,7 @@ class Palettes:
                 assert indices.shape is not None
                 shape = [0] * len(indices.shape) + [view.shape[1]]
                 value = self._reshaped(rebuild, value, shape)
-            rebuild.finish_lookup(use.node, value)
+            rebuild.put_in_place(use.node, [value])
         rebuild.drop()
         return rebuild.nbytes + PACKED_OVERHEAD * several
 

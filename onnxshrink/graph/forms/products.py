@@ -7,39 +7,54 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxshrink.graph.forms.edit import Rebuild
+from onnxshrink.graph import operators
+from onnxshrink.graph.forms.rebuild import Rebuild
 from onnxshrink.graph.weights.views import Use, WeightView
+
+#: Functions without parameters that can be operators of their own.
+FUNCTIONS = ("", "Relu", "Sigmoid", "Tanh")
 
 
 @dataclass(frozen=True)
 class Product:
-    """``alpha * activation @ weight + beta * addend``.
+    """``f(alpha * activation @ weight + beta * addend)``.
 
     Its operands are read from the node when they are asked for: edits of other products may have
     put other values there.
 
     Attributes:
-        node: The operator, whose second input the weight is.
-        turned_activation: Whether the activation is stored as [K, M].
+        way: How the operator multiplies.
+        alpha: See above; read beforehand, as is what follows.
+        beta: See above.
+        function: The operator that f is; empty for none.
     """
 
-    node: ir.Node
-    turned_activation: bool = False
+    way: operators.Product
     alpha: float = 1.0
     beta: float = 1.0
+    function: str = ""
+
+    @property
+    def node(self) -> ir.Node:
+        """The operator."""
+        return self.way.node
 
     @property
     def activation(self) -> ir.Value:
         """The first operand."""
-        value = self.node.inputs[0]
+        value = self.way.activation
         assert value is not None
         return value
 
     @property
+    def turned_activation(self) -> bool:
+        """Whether the activation is stored as [K, M]."""
+        return self.way.in_axis == -2
+
+    @property
     def addend(self) -> ir.Value | None:
         """What is added, of a shape that broadcasts; None for nothing."""
-        third = self.node.inputs[2] if len(self.node.inputs) > 2 else None
-        return third if self.beta else None
+        return self.way.bias if self.beta else None
 
     def rows(self, rebuild: Rebuild) -> ir.Value:
         """The activation as [..., K]."""
@@ -51,12 +66,11 @@ class Product:
         """The operator's value, from that of the matrix product alone."""
         if self.alpha != 1:
             result = rebuild.node("Mul", [result, _number(rebuild, self.alpha)], "p")
-        addend = self.addend
-        if addend is None:
-            return result
-        if self.beta != 1:
-            addend = rebuild.node("Mul", [addend, _number(rebuild, self.beta)], "e")
-        return rebuild.node("Add", [result, addend], "y")
+        if (addend := self.addend) is not None:
+            if self.beta != 1:
+                addend = rebuild.node("Mul", [addend, _number(rebuild, self.beta)], "e")
+            result = rebuild.node("Add", [result, addend], "y")
+        return rebuild.node(self.function, [result], "f") if self.function else result
 
 
 def _number(rebuild: Rebuild, value: float) -> ir.Value:
@@ -77,23 +91,18 @@ def of(view: WeightView) -> list[Product]:
 
 
 def _product(view: WeightView, use: Use) -> Product:
-    node = use.node
-    if node.domain or use.op_type not in ("MatMul", "Gemm"):
+    way = use.product
+    if way is None or way.convolves or way.inside:
         raise ValueError(f"is used by {use.op_type}")
     if not use.direct:
         raise ValueError("something lies between it and its product")
-    if use.index == 0:
+    if way.out_axis != -1:
         raise ValueError("is the left operand of its product")
     if len(view.shape) < 2:
         raise ValueError("is a vector")
-    if use.op_type == "MatMul":
-        return Product(node)
-
-    def attribute(name: str) -> float:
-        found = node.attributes.get(name)
-        default = 1.0 if name in ("alpha", "beta") else 0
-        if found is not None and found.is_ref():
-            raise ValueError(f"its Gemm takes {name} from the call of a function")
-        return default if found is None else float(found.value)
-
-    return Product(node, bool(attribute("transA")), attribute("alpha"), attribute("beta"))
+    way.layout(view.shape)  # refuses what is not known or no product of rows
+    if way.in_axis != -1 and not way.takes_bias:
+        raise ValueError(f"is used by {use.op_type} with its input transposed")
+    if way.function not in FUNCTIONS:
+        raise ValueError(f"is used by {use.op_type}, of which {way.hidden}")
+    return Product(way, way.alpha, way.beta, way.function)

@@ -14,10 +14,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
+from onnxshrink.graph import operators, read, surgery
 from onnxshrink.graph.analysis.pointwise import bounds
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.forms import edit
 from onnxshrink.graph.forms.integer_kernels import Candidate
+from onnxshrink.graph.surgery import Recorder, Scope
 from onnxshrink.kernels.ranges import Grid
 
 Value: TypeAlias = ir.Value
@@ -159,7 +160,7 @@ def _share(placement: Placement) -> None:
         if site.kind in _AS_THEY_ARE:
             for output in _used(site):
                 _unite(placement, output, site.inputs[0])
-        elif site.op_type == "Concat":
+        elif operators.moves(site.node) == "joins":
             # Rounded on the grid of the whole at once, the parts are not rounded again.
             joined = placement.result(site.node.outputs[0])
             for value in site.inputs:
@@ -188,6 +189,10 @@ class Emitter:
     pairs: int = 0
     _constants: dict[tuple[str, bytes, object], ir.Value] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        # Inner graphs see the names of the main one, so that equal constants are stored once.
+        self._recorder = Recorder(self.model, self.model.ir.graph, as_nodes=False)
+
     def emit(self, placement: Placement, grids: Mapping[ir.Value, Grid]) -> None:
         """Quantize every value of a placement.
 
@@ -214,20 +219,9 @@ class Emitter:
 
     def _drop_cut(self, cut: ir.Value, before: ir.Value) -> None:
         """Take a Relu or Clip out; the value before it takes the name of the one behind."""
-        node, name = cut.producer(), cut.name
+        node = cut.producer()
         assert node is not None
-        assert node.graph is not None
-        self.model.touch(before.name, name)
-        producer = before.producer()
-        assert producer is not None
-        self.model.touch_node(producer)
-        for user, _ in cut.uses():
-            self.model.touch_node(user)
-        cut.replace_all_uses_with(before, replace_graph_outputs=True)
-        if cut.type is not None:
-            before.type, before.shape = cut.type, cut.shape
-        node.graph.remove(node, safe=True)
-        before.name = name
+        surgery.replace_node(self.model, node, [before])
 
     def _quantize(self, value: ir.Value, on: Grid, placement: Placement, whole: bool) -> None:
         """One pair for the scope of a value, one more for each inner scope that uses it.
@@ -241,65 +235,41 @@ class Emitter:
         ]
         producer = value.producer()
         home = producer.graph if producer is not None else value.graph
-        scopes: dict[Any, list[tuple[ir.Node, int]]] = {}
+        scopes: dict[Scope | None, list[tuple[ir.Node, int]]] = {}
         for node, index in users:
             scopes.setdefault(node.graph if not whole else home, []).append((node, index))
         if whole and value.is_graph_output():
             scopes.setdefault(home, [])
-        name = value.name
         for scope, own in scopes.items():
-            pair = self._pair(value, on)
+            reader, result = self._pair(value, on)
             if scope is home and producer is not None:
-                scope.insert_after(producer, pair)  # type: ignore[union-attr]
+                self._recorder.put_after(producer)
             else:
-                scope.insert_before(next(iter(scope)), pair)
-            result = pair[1].outputs[0]
+                self._recorder.put_first(scope)
             for node, index in own:
-                node.replace_input_with(index, result)
-                self.model.touch_node(node)
-        if whole:
-            assert producer is not None
-            result = pair[1].outputs[0]
-            if value.is_graph_output():
-                value.replace_all_uses_with(result, replace_graph_outputs=True)
-                pair[0].replace_input_with(0, value)
-                value.name = self.model.unused_name(f"{name}.f")
-                result.name = name
-                result.type, result.shape = value.type, value.shape
-                self.model.touch(name, value.name)
-                self.model.touch_node(producer)
+                surgery.set_input(self.model, node, index, result)
+        if whole and value.is_graph_output():
+            surgery.put_behind(self.model, value, reader, result, f"{value.name}.f")
 
-    def _pair(self, value: ir.Value, on: Grid) -> list[ir.Node]:
-        scale = self.constant(np.array(on.scale, np.float32))
-        zero = self.constant(np.array(on.zero, on.dtype))
-        quantize = self._node("QuantizeLinear", [value, scale, zero], "q")
-        pair = [quantize, self._node("DequantizeLinear", [quantize.outputs[0], scale, zero], "x")]
-        pair[1].outputs[0].type, pair[1].outputs[0].shape = value.type, value.shape
+    def _pair(self, value: ir.Value, on: Grid) -> tuple[ir.Node, ir.Value]:
+        """The node that reads a value, and what the node behind it makes."""
+        scale = self._constant(np.array(on.scale, np.float32))
+        zero = self._constant(np.array(on.zero, on.dtype))
+        codes = self._recorder.node("QuantizeLinear", [value, scale, zero], "q")
+        result = self._recorder.node("DequantizeLinear", [codes, scale, zero], "x")
+        result.type, result.shape = value.type, value.shape
         self.pairs += 1
         self.nbytes += 130
-        return pair
+        reader = codes.producer()
+        assert reader is not None
+        return reader, result
 
-    def _node(self, op_type: str, inputs: list[ir.Value], stem: str, **attributes: Any) -> ir.Node:
-        found = ir.convenience.convert_attributes(attributes)
-        node = ir.Node("", op_type, inputs, found, name="")
-        node.outputs[0].name = self.model.unused_name(stem)
-        self.model.touch(node.outputs[0].name)
-        return node
-
-    def constant(self, array: np.ndarray) -> ir.Value:
-        """An initializer of the main graph, whose names inner graphs see; equal ones are shared."""
+    def _constant(self, array: np.ndarray) -> ir.Value:
+        """An initializer of the main graph; equal ones are shared."""
         key = str(array.dtype), array.tobytes(), array.shape
         if key not in self._constants:
-            name = self.model.unused_name("k")
-            tensor = self.model.store(array, name)
-            value = ir.Value(
-                name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape),
-                const_value=tensor,
-            )  # fmt: skip
-            self.model.ir.graph.register_initializer(value)
-            self.model.touch(name)
+            self._constants[key] = self._recorder.constant(array, "k")
             self.nbytes += array.nbytes + 30
-            self._constants[key] = value
         return self._constants[key]
 
     def store(
@@ -314,19 +284,15 @@ class Emitter:
             scale: One, or one for each element of the first axis.
             zero: Zero points, of the codes' type and the scale's shape.
         """
-        inputs = [self.constant(codes), self.constant(scale), self.constant(zero)]
-        attributes = {"axis": 0} if scale.ndim else {}
-        rebuild = self._node("DequantizeLinear", inputs, "w", **attributes)
+        inputs = [self._constant(codes), self._constant(scale), self._constant(zero)]
+        attributes: dict[str, Any] = {"axis": 0} if scale.ndim else {}
+        rebuilt = self._recorder.node("DequantizeLinear", inputs, "w", **attributes)
+        self._recorder.put_before(node)
         self.nbytes += 70
-        assert node.graph is not None
-        node.graph.insert_before(node, rebuild)
-        if index >= len(node.inputs):
-            node.resize_inputs(index + 1)
-        old = node.inputs[index]
-        node.replace_input_with(index, rebuild.outputs[0])
-        self.model.touch_node(node)
+        old = read.input(node, index)
+        surgery.set_input(self.model, node, index, rebuilt)
         if old is not None:
-            edit.forget(self.model, old)
+            surgery.forget(self.model, old)
 
 
 def _around(site: Candidate, placement: Placement) -> list[ir.Value]:

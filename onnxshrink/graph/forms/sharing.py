@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxshrink.graph.forms.edit import CAST_OVERHEAD
+from onnxshrink.graph.forms.dequantize import CAST_OVERHEAD
 from onnxshrink.graph.weights import second_moments
 from onnxshrink.graph.weights.views import WeightView
 from onnxshrink.kernels import codebooks, obs
@@ -171,7 +171,7 @@ def share(
         stored = replace(stored, codes=codes_of(grouped(fed), stored))
         shared = _decoded(view, stored, rows)
     # A row that is looked up is not summed: its errors have nothing to cancel in.
-    elif coding.balanced and coding.width == 1 and view.op_type != "Gather":
+    elif coding.balanced and coding.width == 1 and not view.main.is_lookup:
         stored = _balanced(view, stored, view.to_matrix(scaled), rows)
         shared = _decoded(view, stored, rows)
     if scale is not None:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxshrink.errors import RecipeError
+from onnxshrink.graph import read
 from onnxshrink.graph.analysis import macs
 from onnxshrink.graph.analysis.operands import Operand, label
 from onnxshrink.graph.analysis.operands import find as find_operands
@@ -31,6 +32,7 @@ from onnxshrink.graph.inspect.findings import (
     compare_models,
     weight_table,
 )
+from onnxshrink.graph.operators import Quantized, of
 from onnxshrink.graph.weights.views import FLOATS, WeightView
 from onnxshrink.graph.weights.views import find as find_views
 from onnxshrink.kernels import affine, distribution
@@ -41,8 +43,6 @@ __all__ = ["Inspection", "compare_models", "inspect_model", "layer_table"]
 
 _LOWERED = {"LinearClassifier", "LinearRegressor", "Normalizer", "Scaler"}
 _TYPES = {ir.DataType.FLOAT: "float32", ir.DataType.DOUBLE: "float64"}
-#: Operators whose codes are followed by their scale or operand, then their zero point.
-_ZERO_BEHIND = {"ConvInteger", "MatMulInteger", "QGemm", "QLinearConv", "QLinearMatMul"}
 _BLOCK = 32
 _SCALE_BYTES = 4
 
@@ -219,8 +219,9 @@ def _zero_point(operand: Operand) -> float:
         for part in operand.parts[1:]
         if part.tensor.dtype == main.tensor.dtype or part.path[:1] == ("Sub",)
     ]
-    if node is not None and node.op_type in _ZERO_BEHIND and len(node.inputs) > operand.index + 2:
-        value = node.inputs[operand.index + 2]
+    row = of(node, Quantized)
+    if node is not None and row is not None and row.zero_behind:
+        value = read.input(node, operand.index + 2)
         if value is not None and value.const_value is not None:
             stored.append(value.const_value)
     zeros = {float(zero) for tensor in stored for zero in tensor.numpy().reshape(-1).tolist()}

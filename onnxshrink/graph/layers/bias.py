@@ -6,26 +6,32 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxshrink.graph import weights
+from onnxshrink.graph import surgery, weights
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.forms import edit
 from onnxshrink.graph.layers.fitting import Outline
+from onnxshrink.graph.operators import Product, moves
 
 Array = npt.NDArray[np.float64]
 
 
 def why_not(outline: Outline) -> str:
     """Why a layer's bias cannot be changed; empty when it can."""
-    if outline.index == 0:
-        return "its weight is multiplied from the left"
+    if outline.hidden:
+        return outline.hidden
+    try:
+        if product_of(outline).out_axis == -2:
+            return "its weight is multiplied from the left"
+    except ValueError as error:
+        return str(error)
     if outline.bias is not None and _stored(outline.bias) is None:
         return "what it adds is not stored as numbers of its own"
     return ""
 
 
-def axis(outline: Outline) -> int:
-    """The axis of the channels of a layer's output."""
-    return 1 if outline.op_type == "Conv" else -1
+def product_of(outline: Outline) -> Product:
+    """How a layer without :func:`why_not` multiplies."""
+    assert outline.product is not None
+    return outline.product
 
 
 def shift(
@@ -43,17 +49,16 @@ def shift(
         The name of the constant that was changed, or of the output that has a new one, and its
         bytes before and after.
     """
-    node = outline.node
-    beta = node.attributes.get("beta")
-    if node.op_type == "Gemm" and outline.bias is not None and beta is not None:
-        amount = amount / beta.as_float()
+    node, product = outline.node, product_of(outline)
+    if outline.bias is not None and product.bias is outline.bias:
+        amount = amount / product.beta
     if outline.bias is None:
         values = amount.astype(_computed_in(node, weight).numpy())
-        if node.op_type == "MatMul":
+        if not product.takes_bias:
             _add_behind(model, node, values)
         else:
             node.attributes.pop("beta", None)
-            edit.give_constant(model, node, 2, values, f"{outline.output}.bias")
+            surgery.give_constant(model, node, 2, values, f"{outline.output}.bias")
         return outline.output, 0, values.nbytes
     stored = _stored(outline.bias)
     assert stored is not None
@@ -63,14 +68,14 @@ def shift(
     own = len(stored.uses()) == len(outline.bias.uses()) == 1
     if own and values.shape == tuple(tensor.shape):
         view = next(view for view in weights.find(model) if view.value is stored)
-        edit.revalued(model, view, values)
+        surgery.set_constant(model, view.value, values)
         return stored.name or "", tensor.nbytes, tensor.nbytes
     user, index = next(
         (use.node, use.idx) for use in outline.bias.uses() if _adds(use.node, outline)
     )
     values = values.astype(_type(outline.bias, tensor).numpy())
-    edit.give_constant(model, user, index, values, f"{outline.output}.bias")
-    edit.forget(model, stored)
+    surgery.give_constant(model, user, index, values, f"{outline.output}.bias")
+    surgery.forget(model, stored)
     return outline.output, 0, values.nbytes
 
 
@@ -82,7 +87,7 @@ def _adds(user: ir.Node, outline: Outline) -> bool:
 def _stored(value: ir.Value) -> ir.Value | None:
     """The floating-point constant behind a vector, which may be stored in another type."""
     node = value.producer()
-    if node is not None and node.op_type in ("Cast", "Identity") and node.inputs[0] is not None:
+    if node is not None and moves(node) in ("converts", "copies") and node.inputs[0] is not None:
         return _stored(node.inputs[0])
     tensor = weights.constant(value)
     return value if tensor is not None and tensor.dtype in weights.FLOATS else None
@@ -91,9 +96,9 @@ def _stored(value: ir.Value) -> ir.Value | None:
 def _type(value: ir.Value, stored: ir.TensorProtocol) -> ir.DataType:
     """The type in which a vector is added, that of the last Cast on its way from the constant."""
     node = value.producer()
-    if node is not None and node.op_type == "Cast":
+    if node is not None and moves(node) == "converts":
         return ir.DataType(node.attributes["to"].as_int())
-    if node is not None and node.op_type == "Identity" and node.inputs[0] is not None:
+    if node is not None and moves(node) == "copies" and node.inputs[0] is not None:
         return _type(node.inputs[0], stored)
     return stored.dtype
 
@@ -107,16 +112,8 @@ def _computed_in(node: ir.Node, weight: ir.TensorProtocol | None) -> ir.DataType
 
 def _add_behind(model: Model, node: ir.Node, values: np.ndarray) -> None:
     """Add a vector to what a node makes; the sum takes the name."""
-    product, graph = node.outputs[0], node.graph
+    graph, name = node.graph, node.outputs[0].name or ""
     assert graph is not None
-    name = product.name or ""
-    added = ir.Node("", "Add", [product, None], name="")
-    total = added.outputs[0]
-    graph.insert_after(node, added)
-    product.replace_all_uses_with(total, replace_graph_outputs=True)
-    added.replace_input_with(0, product)
-    total.type, total.shape = product.type, product.shape
-    product.name = model.unused_name(f"{name}.product")
-    total.name = name
-    model.touch(name, product.name)
-    edit.give_constant(model, added, 1, values, f"{name}.bias")
+    recorder = surgery.Recorder(model, graph)
+    addend = recorder.constant(values, f"{name}.bias")
+    recorder.put_behind(node.outputs[0], "Add", [addend], f"{name}.product")

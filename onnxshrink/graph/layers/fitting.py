@@ -1,13 +1,12 @@
 """Layers whose outputs can be brought closer to those of another model, and what they are made of.
 
-A layer is a product with constants (MatMul, Gemm, Conv) and the vector added to it, or a norm's
+A layer is a product with constants and the vector added to it, or a norm's
 gains and shifts. It is found by the name of its output, which passes keep; what the product's
 weight is rebuilt from, if anything, says its :class:`Chain`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
@@ -16,11 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxshrink.graph import operators, read
 from onnxshrink.graph.analysis.operands import constants, fixed_values
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.weights import second_moments
+from onnxshrink.graph.operators import Convolution, Gains, Matrices, Product, Quantized
+from onnxshrink.graph.read import constant
 from onnxshrink.graph.weights.dependence import Chain, Origin, Run
-from onnxshrink.graph.weights.views import FLOATS, OPERATORS, constant
+from onnxshrink.graph.weights.views import FLOATS
 from onnxshrink.kernels import leastsquares
 from onnxshrink.kernels.leastsquares import Affine, Linear, Seen
 from onnxshrink.kernels.pairs import Channels, PairNeed, Regression
@@ -29,19 +30,6 @@ Array = npt.NDArray[np.float64]
 N = TypeVar("N", np.float64, np.int64)
 Kind = Literal["weights", "scales", "tables", "factors", "gains"]
 
-_PRODUCTS = ("MatMul", "Gemm", "Conv")
-#: Operators that multiply each channel with a gain and add a shift: the axis of the channels, and
-#: which inputs these are.
-_NORMS: dict[tuple[str, str], tuple[int, int, int]] = {
-    ("", "LayerNormalization"): (-1, 1, 2),
-    ("", "RMSNormalization"): (-1, 1, 2),
-    ("", "BatchNormalization"): (1, 1, 2),
-    ("", "InstanceNormalization"): (1, 1, 2),
-    ("", "GroupNormalization"): (1, 1, 2),
-    ("", "Mul"): (-1, 1, 2),
-    ("com.microsoft", "SkipLayerNormalization"): (-1, 2, 3),
-    ("com.microsoft", "DynamicQuantizeMatMul"): (-1, 2, 4),
-}
 #: Wider layers are left alone: their sums would take gigabytes.
 MOST_INPUTS = 4608
 
@@ -179,9 +167,19 @@ class Outline:
         return self.node.op_type
 
     @property
-    def norm(self) -> bool:
-        """Whether it is a norm, and no product."""
-        return (self.node.domain, self.node.op_type) in _NORMS
+    def product(self) -> Product | None:
+        """How it multiplies with its weight; None for a norm."""
+        return operators.product(self.node, self.index)
+
+    @property
+    def hidden(self) -> str:
+        """Why a product's sums cannot be held against the original's; empty when they can."""
+        return "" if self.product is None else self.product.hidden
+
+    @property
+    def norm(self) -> Gains | None:
+        """Its gains; None for a product."""
+        return None if self.product else operators.gains(self.node)
 
 
 def outlines(model: Model, original: Model) -> Iterator[Outline]:
@@ -196,58 +194,71 @@ def outlines(model: Model, original: Model) -> Iterator[Outline]:
             for attribute in node.attributes.values():
                 if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
                     inner = list(visit(attribute.as_graph()))
-                    before = max([before, *(outline.depth + 1 for outline in inner)])
+                    seen = (outline.depth + 1 for outline in inner if not outline.hidden)
+                    before = max([before, *seen])
                     yield from inner
-            outline = _norm_outline(node, fixed, before) or _outline(node, fixed, named, before)
-            if outline is not None:
+            found = [*_norm_outline(node, fixed, before), *_outlines(node, fixed, named, before)]
+            for outline in found:
                 yield replace(outline, known=outline.output in named)
+            counts = any(not outline.hidden for outline in found)
             for value in node.outputs:
-                depth[value] = before + (outline is not None)
+                depth[value] = before + counts
 
     yield from visit(model.ir.graph)
 
 
-def _norm_outline(node: ir.Node, fixed: set[ir.Value], depth: int) -> Outline | None:
-    if (node.domain, node.op_type) not in _NORMS:
-        return None
-    _, gain, shift = _NORMS[node.domain, node.op_type]
-    output, bias = node.outputs[0], _input(node, shift)
-    if node.op_type == "Mul":  # a norm in small operators ends with it
+def _norm_outline(node: ir.Node, fixed: set[ir.Value], depth: int) -> Iterator[Outline]:
+    gains = operators.gains(node)
+    if gains is None:
+        return
+    index, output, bias = gains.index, node.outputs[0], gains.shift
+    if gains.either:  # a norm in small operators ends with it
         constant_sides = [value in fixed for value in node.inputs]
         if sum(constant_sides) != 1:
-            return None
-        gain = constant_sides.index(True)
+            return
+        index = constant_sides.index(True)
         output, bias = _added(output, fixed) or (output, None)
-    value = _input(node, gain)
+    value = read.input(node, index)
     name = "" if value is None else value.name or ""
-    return Outline(name, node, gain, output.name or "", depth, bias)
+    yield Outline(name, node, index, output.name or "", depth, bias)
 
 
-def _outline(node: ir.Node, fixed: set[ir.Value], named: set[str], depth: int) -> Outline | None:
-    if node.domain or node.op_type not in _PRODUCTS or len(node.inputs) < 2:
-        return None
-    sides = [value in fixed for value in node.inputs[:2]]
-    if sides[0] == sides[1] or (node.op_type == "Conv" and sides[0]):
-        return None
-    index = sides.index(True)
-    weight, output, bias = node.inputs[index], node.outputs[0], _input(node, 2)
-    assert weight is not None
-    if node.op_type == "MatMul" and index == 1:
-        output, bias = _added(output, fixed) or (output, None)
-    other = node.inputs[1 - index]
-    maker = None if other is None else other.producer()
-    first = None
-    if maker is not None and _is_factor(maker, named) and maker.inputs[1] in fixed:
-        first = maker if index == 1 and maker.inputs[0] not in fixed else None
-    return Outline(weight.name or "", node, index, output.name or "", depth, bias, first)
+def _outlines(
+    node: ir.Node, fixed: set[ir.Value], named: set[str], depth: int
+) -> Iterator[Outline]:
+    """A product for each of its weights: recurrent layers have two."""
+    for index in operators.sides(node):
+        product, weight = operators.product(node, index), read.input(node, index)
+        if product is None or weight not in fixed or product.activation in fixed:
+            continue
+        assert weight is not None
+        output, bias = node.outputs[0], product.bias
+        if product.bias is None and not product.hidden and _last_axis(product):
+            output, bias = _added(output, fixed) or (output, None)
+        maker = None if product.activation is None else product.activation.producer()
+        first = None
+        if maker is not None and index == 1 and _is_factor(maker, named):
+            first = maker if maker.inputs[1] in fixed and maker.inputs[0] not in fixed else None
+        name, made = weight.name or "", output.name or ""
+        yield Outline(name, node, index, made, depth, bias, first)
+
+
+def _last_axis(product: Product) -> bool:
+    """Whether the channels of the outputs lie on their last axis."""
+    try:
+        return product.out_axis == -1
+    except ValueError:
+        return False
 
 
 def _added(output: ir.Value, fixed: set[ir.Value]) -> tuple[ir.Value, ir.Value] | None:
     """What becomes of a value that only an addition reads, and the constant that is added."""
     users = list(output.uses())
-    if len(users) != 1 or output.is_graph_output() or users[0].node.op_type != "Add":
+    if len(users) != 1 or output.is_graph_output():
         return None
     user = users[0].node
+    if (user.domain, user.op_type) != ("", "Add"):
+        return None
     others = [value for value in user.inputs if value is not output]
     if len(others) != 1 or others[0] is None or others[0] not in fixed:
         return None
@@ -256,19 +267,16 @@ def _added(output: ir.Value, fixed: set[ir.Value]) -> tuple[ir.Value, ir.Value] 
 
 def _is_factor(node: ir.Node, named: set[str]) -> bool:
     """Whether a product is new in the model, and only another one reads it."""
-    output = node.outputs[0]
+    output, product = node.outputs[0], operators.product(node, 1)
     return (
-        not node.domain
-        and node.op_type in ("MatMul", "Conv")
+        product is not None
+        and isinstance(product.row, Matrices | Convolution)
+        and not (product.spreads or product.hidden or product.transposes_activation)
         and len(node.inputs) == 2
         and output.name not in named
         and len(output.uses()) == 1
         and not output.is_graph_output()
     )
-
-
-def _input(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None
 
 
 class Reader:
@@ -288,16 +296,19 @@ class Reader:
         Raises:
             ValueError: Why it cannot be fitted.
         """
-        if outline.norm:
-            return self._norm(outline)
+        if outline.norm is not None:
+            return self._norm(outline, outline.norm)
         return self._split(outline) or self._product(outline)
 
     # ------------------------------------------------------------------------- products
 
     def _product(self, outline: Outline) -> Layer:
         node, index = outline.node, outline.index
+        product = outline.product
+        if product is None or product.hidden:
+            raise ValueError("is no product" if product is None else product.hidden)
         chain, shape = self._chain(node, index)
-        view = _View(node, index, shape)
+        view = _View(product, shape)
         origins = [_laid_out(o.shared(), view) for o in chain.origins(node) if _finite(o)]
         if _integer_bias(node):
             origins = []  # its units are those of the scales
@@ -324,12 +335,13 @@ class Reader:
         value = outline.bias
         if value is None:
             return np.zeros(outputs), None
-        if outline.index == 0:
+        product = outline.product
+        if product is None or product.out_axis == -2:
             raise ValueError("what is added to its outputs is not one number for each")
         chain = Chain(self._model, value, self._run)
         if not chain.constant:
             raise ValueError("what is added to its outputs is not constant")
-        scale = _float(outline.node, "beta", 1.0) if outline.op_type == "Gemm" else 1.0
+        scale = product.beta
         values = chain.array * scale
         if values.size not in (1, outputs) or (values.ndim > 1 and values.size != values.shape[-1]):
             raise ValueError("what is added to its outputs is no vector of them")
@@ -341,18 +353,21 @@ class Reader:
 
     def _split(self, outline: Outline) -> Layer | None:
         """A layer of two factors that are stored as they are; None where it is not."""
-        node, first = outline.node, outline.first
-        if first is None or (first.op_type == "Conv") != (node.op_type == "Conv"):
+        node, first, product = outline.node, outline.first, outline.product
+        other = None if first is None else operators.product(first, 1)
+        if first is None or product is None or other is None or product.hidden:
+            return None
+        if other.convolves != product.convolves or product.spreads or product.transposes_activation:
             return None
         (left, left_shape), (right, right_shape) = (
             self._chain(node, outline.index),
             self._chain(first, 1),
         )
-        after, before = _View(node, outline.index, left_shape), _View(first, 1, right_shape)
-        plain = all(dim == 1 for dim in left_shape[2:]) and len(left_shape) == len(right_shape)
-        if not plain or after.groups > 1 or before.groups > 1:
+        after, before = _View(product, left_shape), _View(other, right_shape)
+        points = all(dim == 1 for dim in left_shape[2:]) and len(left_shape) == len(right_shape)
+        if not points or after.groups > 1 or before.groups > 1:
             return None
-        if node.op_type == "Conv" and not _moves_by_one(node):
+        if product.convolves and not _moves_by_one(node):
             return None
         origins = [
             _laid_out(origin, view)
@@ -361,7 +376,7 @@ class Reader:
         ]
         if [_kind(origin) for origin in origins] != ["weights", "weights"]:
             return None
-        factors = Factors("factors", tuple(origins), right_shape[0 if len(right_shape) > 2 else 1])
+        factors = Factors("factors", tuple(origins), before.outputs)
         matrix = factors.matrix([origin.numbers for origin in origins])
         return self._with_bias(outline, before, matrix, (factors,))
 
@@ -375,10 +390,9 @@ class Reader:
 
     # ------------------------------------------------------------------------- norms
 
-    def _norm(self, outline: Outline) -> Layer:
+    def _norm(self, outline: Outline, found: Gains) -> Layer:
         node = outline.node
-        axis = _NORMS[node.domain, node.op_type][0]
-        if axis == -1 and _int(node, "axis", -1) != -1:
+        if found.over_several_axes:
             raise ValueError("normalises over other axes than the last")
         gains, shifts = self._vector(node, node.inputs[outline.index]), None
         if outline.bias is not None:
@@ -393,7 +407,9 @@ class Reader:
         linear = Linear(inverse.reshape(-1, 1, 1), np.arange(count).reshape(-1, 1, 1))
         held = Affine(np.ones((count, 1, 1)), np.zeros((count, 1)))
         part = Part("gains", (Origin(gains.value, gains.tensor, linear, ""),))
-        need = PairNeed(outline.output, outline.output, Regression(count, 1, 1, Channels(axis)))
+        need = PairNeed(
+            outline.output, outline.output, Regression(count, 1, 1, Channels(found.axis))
+        )
         return Layer(outline.name, node, need, held, (part,), shifts, gain=True)
 
     def _vector(self, user: ir.Node, value: ir.Value | None) -> Origin | None:
@@ -405,39 +421,35 @@ class Reader:
             return None
         for origin in chain.origins(user):
             linear = origin.linear
-            plain = np.array_equal(linear.index.ravel(), np.arange(linear.index.size))
-            if plain and (linear.coefficient == 1).all() and _finite(origin):
+            whole = np.array_equal(linear.index.ravel(), np.arange(linear.index.size))
+            if whole and (linear.coefficient == 1).all() and _finite(origin):
                 return origin
         return None
 
 
 class _View:
-    """A weight where its operator takes it, seen as [groups, outputs, width]."""
+    """A weight where its operator takes it, seen as [groups, outputs, width].
 
-    def __init__(self, node: ir.Node, index: int, shape: tuple[int, ...]):
-        rule, _ = OPERATORS["", node.op_type][index]
-        axes = rule(node, index, len(shape)) if len(shape) > 1 else None
-        source = node.inputs[1 - index]
-        layout = second_moments.layout_of(node, index, shape[:-2], shape[2:])
-        if axes is None or source is None or layout is None:
+    Raises:
+        ValueError: Why it cannot be seen so.
+    """
+
+    def __init__(self, product: Product, shape: tuple[int, ...]):
+        source = product.activation
+        if source is None or len(shape) < 2:
             raise ValueError("is not a matrix or a kernel")
-        self.source, self.layout = source, layout
-        self._order = axes.out + axes.contract
-        convolution = node.op_type == "Conv"
-        self.groups = _int(node, "group", 1) if convolution else math.prod(shape[:-2])
-        self._width = math.prod(shape[axis] for axis in axes.contract)
-        self.axis = 1 if convolution else -1 if index else -2
-        self._alpha = _float(node, "alpha", 1.0) if node.op_type == "Gemm" else 1.0
+        self._product, self.source = product, source
+        self.layout, self.axis = product.layout(shape), product.out_axis
+        self.groups, self.outputs, _ = product.grouped(np.broadcast_to(np.zeros(()), shape)).shape
 
     def matrix(self, array: Array) -> Array:
-        """The weight with Gemm's factor."""
-        made: Array = self._alpha * self.turned(array)
+        """The weight with the factor of its operator."""
+        made: Array = self._product.alpha * self.turned(array)
         return made
 
     def turned(self, array: npt.NDArray[N]) -> npt.NDArray[N]:
         """An array of the weight's shape."""
-        turned: npt.NDArray[N] = array.transpose(self._order)
-        return turned.reshape(self.groups, -1, self._width)
+        return self._product.grouped(array)
 
 
 def _user(outline: Outline) -> ir.Node:
@@ -467,12 +479,11 @@ def _finite(origin: Origin) -> bool:
 
 def _integer_bias(node: ir.Node) -> bool:
     """Whether a bias is stored in integers, whose unit is the product of the scales."""
-    bias = _input(node, 2)
+    bias = read.input(node, 2)
     maker = None if bias is None else bias.producer()
-    if maker is None or maker.op_type != "DequantizeLinear":
+    if maker is None or operators.of(maker, Quantized) is None:
         return False
-    codes = maker.inputs[0]
-    tensor = None if codes is None else constant(codes)
+    tensor = constant(maker.inputs[0])
     return tensor is not None and tensor.dtype not in FLOATS
 
 
@@ -482,13 +493,3 @@ def _moves_by_one(node: ir.Node) -> bool:
     return (strides is None or set(strides.as_ints()) == {1}) and (
         pads is None or not any(pads.as_ints())
     )
-
-
-def _int(node: ir.Node, name: str, default: int) -> int:
-    attribute = node.attributes.get(name)
-    return default if attribute is None or attribute.is_ref() else attribute.as_int()
-
-
-def _float(node: ir.Node, name: str, default: float) -> float:
-    attribute = node.attributes.get(name)
-    return default if attribute is None or attribute.is_ref() else attribute.as_float()

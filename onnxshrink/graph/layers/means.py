@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxshrink.graph import weights
+from onnxshrink.graph import operators, weights
+from onnxshrink.graph.analysis import pointwise
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.layers.scalable import limit
+from onnxshrink.graph.operators import Elementwise, Norm
 from onnxshrink.kernels.normal import clipped_mean
-
-_SAME_MEAN = {"AveragePool", "Dropout", "Flatten", "GlobalAveragePool", "Identity"}
 
 
 def means(model: Model) -> dict[str, npt.NDArray[np.float64]]:
@@ -28,18 +25,18 @@ def means(model: Model) -> dict[str, npt.NDArray[np.float64]]:
         if source is None or node.domain or not len(node.outputs):
             continue
         made = node.outputs[0]
-        if node.op_type == "BatchNormalization":
+        norm, row = operators.of(node, Norm), operators.of(node, Elementwise)
+        limits = pointwise.bounds(node)
+        if norm is not None and norm.fixed:
             gamma, beta = (_vector(value) for value in node.inputs[1:3])
             if gamma is not None and beta is not None:
                 normal[made] = beta, np.abs(gamma)
                 found[made] = beta
-        elif source in normal and node.op_type in ("Relu", "Clip"):
-            relu = node.op_type == "Relu"
-            low = 0.0 if relu else limit(node, 1, "min")
-            high = math.inf if relu else limit(node, 2, "max")
-            if low is not None and high is not None:
-                found[made] = clipped_mean(*normal[source], low, high)
-        elif source in found and node.op_type in _SAME_MEAN:
+        elif source in normal and limits is not None:
+            found[made] = clipped_mean(*normal[source], *limits)
+        elif source in found and (
+            (row is not None and row.means) or operators.moves(node) in ("copies", "flattens")
+        ):
             found[made] = found[source]
     return {value.name: mean for value, mean in found.items() if value.name}
 

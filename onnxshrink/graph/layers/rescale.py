@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxshrink.graph import surgery
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.forms import edit
+from onnxshrink.graph.forms.rebuild import Rebuild
 from onnxshrink.graph.layers.scalable import Ceiling, Part, Site
 from onnxshrink.graph.weights.views import WeightView
 
@@ -62,32 +63,32 @@ class Rescaling:
             view = parts_of[0][1].view
             if all((self.factors[site] == 1).all() for site, _, _ in parts_of):
                 continue
-            edit.revalued(model, view, self.array(view))
+            surgery.set_constant(model, view.value, self.array(view))
             yield view
 
 
 def _split(model: Model, view: WeightView, ceiling: Ceiling, factors: Array) -> None:
     """Give every channel a limit of its own: Min(Relu(x), limit / s) instead of Clip(x)."""
     node = ceiling.node
-    rebuild = edit.Rebuild(model, view)
-    relu = rebuild.node("Relu", [node.inputs[0]], "r")  # type: ignore[list-item]
+    rebuild = Rebuild(model, view)
+    relu = rebuild.node("Relu", [node.inputs[0]], "r")
     limits = (ceiling.limit / factors).repeat(ceiling.places)
     limits = limits.reshape(-1, *[1] * (-1 - ceiling.axis)).astype(view.dtype.numpy())
     old = [value for value in node.inputs[1:] if value is not None]
     result = rebuild.node("Min", [relu, rebuild.constant(limits, "m")], "y")
-    rebuild.finish_lookup(node, result)
+    rebuild.put_in_place(node, [result])
     for value in old:
-        edit.forget(model, value)
+        surgery.forget(model, value)
 
 
 def _insert(model: Model, site: Site, factors: Array) -> None:
     """Divide an activation before those readers that have the factors."""
     first = site.readers[0]
-    rebuild = edit.Rebuild(model, first.view)
+    rebuild = Rebuild(model, first.view)
     columns = first.view.shape[first.channels.axis] if site.last else site.channels
     inverse = (1 / factors).repeat(columns // site.channels)
     if not site.last:
         inverse = inverse.reshape(-1, *[1] * (len(first.view.shape) - 2))
     scale = rebuild.constant(inverse.astype(first.view.dtype.numpy()), "s")
     result = rebuild.node("Mul", [site.value, scale], "x")
-    rebuild.finish_input([part.view.main.node for part in site.readers], 0, result)
+    rebuild.feed([part.view.main.node for part in site.readers], 0, result)

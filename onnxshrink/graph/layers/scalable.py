@@ -16,34 +16,26 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxshrink.channels.labels import attribute, integer
-from onnxshrink.graph import weights
+from onnxshrink.graph import operators, read, weights
 from onnxshrink.graph.analysis import shapes
 from onnxshrink.graph.analysis.shape_rules import Shape
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.weights import views
+from onnxshrink.graph.operators import (
+    Arithmetic,
+    Elementwise,
+    Gains,
+    Norm,
+    Product,
+    Recurrent,
+    Reduction,
+)
+from onnxshrink.graph.read import Unknown
 from onnxshrink.graph.weights.views import Use, WeightView
 
 Array = npt.NDArray[np.floating]
 
-#: Operators with f(s x) = s f(x) for s > 0: on single elements, and on places of one channel.
-_ELEMENTWISE = {"Abs", "Dropout", "Identity", "LeakyRelu", "PRelu", "Relu"}
-_OVER_PLACES = {
-    "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "Resize", "Upsample",
-}  # fmt: skip
-_REDUCTIONS = {"ReduceMax", "ReduceMean", "ReduceSum", "Squeeze"}
-_PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
-#: Inputs of a norm: the factors of its channels, and what is added to them.
-_NORMS: dict[tuple[str, str], tuple[int, int | None]] = {
-    ("", "BatchNormalization"): (1, 2),
-    ("", "InstanceNormalization"): (1, 2),
-    ("", "LayerNormalization"): (1, 2),
-    ("", "RMSNormalization"): (1, None),
-    ("", "SimplifiedLayerNormalization"): (1, None),
-    ("com.microsoft", "SkipLayerNormalization"): (2, 3),
-    ("com.microsoft", "SkipSimplifiedLayerNormalization"): (2, None),
-}
-_OF_SECOND_AXIS = {"BatchNormalization", "InstanceNormalization"}
+#: Functions within a product with f(s x) = s f(x) for s > 0.
+_FUNCTIONS = {"", "LeakyRelu", "Relu"}
 _NO_LIMIT = 1e38
 
 
@@ -153,25 +145,29 @@ def find(model: Model, *, norms: bool) -> tuple[list[Site], dict[str, str]]:
     readers: dict[ir.Value, list[Part]] = {}
     unfit: dict[str, str] = {}
     for node in model.nodes:
-        if not _is_product(node) or (node, 1) not in operands or node.inputs[0] is None:
+        product = _product(node)
+        if product is None or (node, 1) not in operands or node.inputs[0] is None:
             continue
         view, use = operands[node, 1]
         try:
-            readers.setdefault(node.inputs[0], []).append(_part(view, use, read=True))
-        except Unscalable as reason:
+            readers.setdefault(node.inputs[0], []).append(_part(view, use, reads=True))
+        except (Unscalable, ValueError) as reason:
             unfit[view.name] = str(reason)
     known = shapes.walk(model).shapes
     sites = []
     for value, parts in readers.items():
         if parts:
-            last = parts[0].view.op_type in ("Gemm", "MatMul")
+            product = parts[0].view.main.product
+            last = product is not None and not product.convolves
             walk = _Walk(views, operands, known, norms, last)
             sites.append(walk.site(value, tuple(parts)))
     return sites, unfit
 
 
-def _is_product(node: ir.Node) -> bool:
-    return not node.domain and node.op_type in _PRODUCTS
+def _product(node: ir.Node) -> Product | None:
+    """A convolution, or a product with a weight on the right whose sums are its outputs."""
+    found = operators.product(node, 1)
+    return found if found is not None and not isinstance(found.row, Recurrent) else None
 
 
 def _own(view: WeightView) -> WeightView:
@@ -187,20 +183,22 @@ def _own(view: WeightView) -> WeightView:
     return view
 
 
-def _part(view: WeightView, use: Use, *, read: bool) -> Part:
+def _part(view: WeightView, use: Use, *, reads: bool) -> Part:
     """A weight and where the channels lie that it reads, or those that it makes.
 
     Raises:
         Unscalable: It is not the only one to have them, or that cannot be told.
     """
-    node, shape = use.node, _own(view).shape
-    if node.op_type in ("Conv", "ConvTranspose") and use.direct:
-        if read == (node.op_type == "ConvTranspose"):
+    product, shape = use.product, _own(view).shape
+    if product is None:
+        raise Unscalable(f"{view.name!r} is multiplied with nothing")
+    if product.convolves and use.direct:
+        if reads == product.spreads:
             return Part(view, Channels(0, shape[0]))
-        groups = integer(node, "group", 1)
+        groups = product.groups
         return Part(view, Channels(1, groups * shape[1], groups))
-    if read:
-        plain = node.op_type in ("Gemm", "MatMul") and not integer(node, "transA", 0)
+    if reads:
+        plain = not product.convolves and product.in_axis == -1
         axes, what = use.axes.contract, "its input's channels"
     else:
         plain, axes, what = len(shape) == 2, use.axes.out, f"the channels that {view.name!r} makes"
@@ -242,7 +240,7 @@ class _Walk:
             if count != self.width and not (self.flat and self.width % count == 0):
                 raise Unscalable(f"{self.width} channels are read, but {count} made")
             shifts = tuple(self._shifts(count))
-        except Unscalable as reason:
+        except (Unscalable, Unknown) as reason:
             return Site(value, last, readers, why_not=str(reason))
         if self.flat:  # a channel has several columns
             readers = tuple(
@@ -277,51 +275,55 @@ class _Walk:
         node = value.producer()
         if node is None:
             raise Unscalable("its input comes from outside its graph")
-        if _is_product(node):
-            return self._product(node)
-        if (node.domain, node.op_type) in _NORMS and node.outputs[0] is value:
-            return self._norm(node)
+        product, gains = _product(node), operators.gains(node)
+        if product is not None:
+            return self._product(product)
+        if gains is not None and gains.norm is not None and node.outputs[0] is value:
+            return self._norm(gains, gains.norm)
         if node.domain or node.outputs[0] is not value:
             raise Unscalable(f"its input comes from {node.op_type}")
-        if node.op_type in ("Add", "Sub"):
-            return self._sum(node)
-        if node.op_type in ("Mul", "Div"):
-            return self._scaling(node)
+        if (row := operators.of(node, Arithmetic)) is not None:
+            return self._scaling(node, row) if row.scales else self._sum(node)
         if not self._keeps_factors(node):
             raise Unscalable(f"its input comes from {node.op_type}, which does not keep factors")
         return self._up(node.inputs[0])
 
-    def _product(self, node: ir.Node) -> Part:
+    def _product(self, product: Product) -> Part:
+        node = product.node
         if (node, 1) not in self.operands:
             raise Unscalable(f"its input comes from {node.op_type} without a constant weight")
-        conv = node.op_type.startswith("Conv")
+        if product.function not in _FUNCTIONS or product.added is not None:
+            raise Unscalable(f"its input comes from {node.op_type}, of which {product.hidden}")
+        if product.hidden and not product.function:
+            raise Unscalable(f"its input comes from {node.op_type}")
         # The two columns of a matrix: its second axis is its last.
-        if conv == self.last and not (node.op_type == "Gemm" or self._rank(node.outputs[0]) == 2):
+        matrix = product.takes_bias or self._rank(node.outputs[0]) == 2
+        if product.convolves == self.last and (product.convolves or not matrix):
             raise Unscalable(f"its input comes from {node.op_type} with its axes in another order")
-        if len(node.inputs) > 2 and node.inputs[2] is not None:
-            self.shifts.append((node.inputs[2], -1))
-        return _part(*self.operands[node, 1], read=False)
+        if product.bias is not None:
+            self.shifts.append((product.bias, -1))
+        return _part(*self.operands[node, 1], reads=False)
 
-    def _norm(self, node: ir.Node) -> Part:
-        scale, shift = _NORMS[node.domain, node.op_type]
-        second = node.op_type in _OF_SECOND_AXIS
+    def _norm(self, gains: Gains, norm: Norm) -> Part:
+        node, second = gains.node, gains.axis == 1
         if second == self.last:
             raise Unscalable(f"its input comes from {node.op_type} over other axes")
-        if not second and attribute(node, "axis", -1) not in (
-            -1,
-            (self._rank(node.inputs[0]) or 0) - 1,
-        ):
+        rank = self._rank(node.inputs[0]) or 0
+        if not second and read.integer(node, "axis", -1) not in (-1, rank - 1):
             raise Unscalable(f"its input comes from {node.op_type} over several axes")
-        if shift is not None and len(node.inputs) > shift and node.inputs[shift] is not None:
-            self.shifts.append((node.inputs[shift], -1))  # type: ignore[arg-type]
+        if gains.shift is not None:
+            self.shifts.append((gains.shift, -1))
         if not self.norms:
-            if node.op_type != "BatchNormalization" or integer(node, "training_mode", 0):
+            if not norm.fixed or read.integer(node, "training_mode", 0):
                 raise Unscalable(f"its input comes from {node.op_type}, not from a weight")
-            self.shifts.append((node.inputs[3], -1))  # type: ignore[arg-type]
+            self.shifts.append((node.inputs[norm.fixed[0]], -1))  # type: ignore[arg-type]
             return self._up(node.inputs[0])
-        view = self.views.get(node.inputs[scale])  # type: ignore[arg-type]
+        view = self.views.get(gains.value)  # type: ignore[arg-type]
         if view is None or len(view.shape) != 1:
             raise Unscalable(f"the factors of {node.op_type} are not constant")
+        sizes = self.shapes.get(node.inputs[0]) if norm.grouped else (0, view.size)  # type: ignore[arg-type]
+        if sizes is None or sizes[1] != view.size:
+            raise Unscalable(f"{node.op_type} has one factor for each of its groups")
         return Part(_own(view), Channels(0, view.size))
 
     def _sum(self, node: ir.Node) -> Part:
@@ -342,18 +344,18 @@ class _Walk:
         shape = None if value is None else self.shapes.get(value)
         return None if shape is None else len(shape)
 
-    def _scaling(self, node: ir.Node) -> Part:
+    def _scaling(self, node: ir.Node, row: Arithmetic) -> Part:
         """Past factors that stay, or to those that take the inverse factors, of Mul or Div."""
         varying = [value for value in node.inputs if value not in self.views]
         for value in node.inputs:
             view = None if value is None else self.views.get(value)
-            if view is not None and self.norms and node.op_type == "Mul" and not self.flat:
+            if view is not None and self.norms and not row.inverse and not self.flat:
                 axis = self._axis(node.outputs[0]) + len(view.shape)
                 if view.size == self.width > 1 and axis >= 0 and view.shape[axis] == self.width:
                     return Part(_own(view), Channels(axis, self.width))
-        if node.op_type == "Div" and node.inputs[0] in self.views:
+        if row.inverse and node.inputs[0] in self.views:
             raise Unscalable("its input is a reciprocal")
-        candidates = varying if node.op_type == "Mul" else [node.inputs[0]]
+        candidates = [node.inputs[0]] if row.inverse else varying
         reason = Unscalable("its input is a constant")
         for value in candidates:  # of two branches, whichever has a source
             state = self.last, self.flat, list(self.shifts), list(self.ceilings)
@@ -366,37 +368,38 @@ class _Walk:
 
     def _keeps_factors(self, node: ir.Node) -> bool:
         """Whether f(s x) = s f(x) channel by channel; keeps track of where the channels lie."""
-        op = node.op_type
-        if op in _ELEMENTWISE:
+        row, how = operators.of(node, Elementwise), operators.moves(node)
+        if how == "copies" or (row is not None and row.factors and not row.places):
             return True
-        if op in _OVER_PLACES:
+        if row is not None and row.factors:
             return not self.last and "extrapolation_value" not in node.attributes
-        if op == "Clip":
+        if node.op_type == "Clip":
             low, high = (limit(node, at, name) for at, name in ((1, "min"), (2, "max")))
             if low != 0 or high is None:
                 return False
             if high < _NO_LIMIT:
                 self.ceilings.append((node, high, self._axis(node.outputs[0]), self.flat))
             return True
-        if op == "Pad":
-            filled = attribute(node, "mode", "constant") == "constant"
+        if node.op_type == "Pad":
+            filled = read.text(node, "mode", "constant") == "constant"
             return not filled or limit(node, 2, "value") == 0
-        return op in ("Flatten", "Reshape", "Transpose", *_REDUCTIONS) and self._moved(node)
+        followed = how in ("flattens", "permutes", "reshapes", "squeezes")
+        return (followed or operators.of(node, Reduction) is not None) and self._moved(node)
 
     def _moved(self, node: ir.Node) -> bool:
         """Whether the channels can be followed past an operator that moves or removes axes."""
         dims = None if node.inputs[0] is None else self.shapes.get(node.inputs[0])
-        if node.op_type == "Transpose":
-            order = attribute(node, "perm", None)
+        if operators.moves(node) == "permutes":
+            order = read.integers(node, "perm")
             place = None if order is None else list(order)[-1 if self.last else 1]
             self.last = order is not None and place == len(order) - 1
             return self.last or place == 1
-        if node.op_type in _REDUCTIONS:
+        if operators.moves(node) == "squeezes" or operators.of(node, Reduction) is not None:
             return dims is not None and self._reduced(node, len(dims))
-        if node.op_type == "Flatten":
-            flat = self.last and integer(node, "axis", 1) == 1
+        if operators.moves(node) == "flattens":
+            flat = self.last and read.integer(node, "axis", 1) == 1
         else:
-            target = _integers(node.inputs[1])
+            target = read.integer_list(node.inputs[1])
             if target is None or not self.last:
                 return False
             if dims and dims[-1] == target[-1]:
@@ -408,11 +411,11 @@ class _Walk:
         return flat
 
     def _reduced(self, node: ir.Node, rank: int) -> bool:
-        axes = views._axes(node)
+        axes = read.axes(node)
         if axes is None:
             return False
         gone = {axis % rank for axis in axes}
-        stays = node.op_type != "Squeeze" and integer(node, "keepdims", 1) == 1
+        stays = not operators.moves(node) and read.integer(node, "keepdims", 1) == 1
         if stays:
             return (rank - 1 if self.last else 1) not in gone
         if self.last and rank - 1 not in gone:
@@ -434,18 +437,10 @@ class _Walk:
             yield Part(_own(view), Channels(place, count))
 
 
-def _integers(value: ir.Value | None) -> list[int] | None:
-    tensor = None if value is None else weights.constant(value)
-    return None if tensor is None else [int(each) for each in tensor.numpy().reshape(-1)]
-
-
 def limit(node: ir.Node, index: int, name: str) -> float | None:
     """A limit of Clip or the filling of Pad: an attribute once, an input since opset 11."""
     unlimited = {"min": -math.inf, "max": math.inf, "value": 0.0}[name]
     if name in node.attributes:
-        return float(attribute(node, name, unlimited))
-    value = node.inputs[index] if index < len(node.inputs) else None
-    if value is None:
-        return unlimited
-    tensor = weights.constant(value)
-    return None if tensor is None or tensor.size != 1 else float(tensor.numpy().reshape(-1)[0])
+        return read.number(node, name, unlimited)
+    value = read.input(node, index)
+    return unlimited if value is None else read.scalar(value)

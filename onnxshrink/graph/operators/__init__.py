@@ -1,1 +1,31 @@
-"""What each operator is, said once."""
+"""What each operator is, once: a table of rows by kind, and views that answer for one node."""
+
+from onnxshrink.graph.operators.norms import Gains, gains
+from onnxshrink.graph.operators.products import Product, product, sides
+from onnxshrink.graph.operators.table import (
+    TABLE,
+    Arithmetic,
+    Axes,
+    Convolution,
+    Elementwise,
+    Equation,
+    Lookup,
+    Matrices,
+    Movement,
+    Norm,
+    Quantized,
+    Random,
+    Recurrent,
+    Reduction,
+    Row,
+    looks_up,
+    moves,
+    multiplies,
+    of,
+)
+
+__all__ = [
+    "TABLE", "Arithmetic", "Axes", "Convolution", "Elementwise", "Equation", "Gains", "Lookup",
+    "Matrices", "Movement", "Norm", "Product", "Quantized", "Random", "Recurrent", "Reduction",
+    "Row", "gains", "looks_up", "moves", "multiplies", "of", "product", "sides",
+]  # fmt: skip

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from onnxshrink.graph import weights
+from onnxshrink.graph import operators, read, surgery
 from onnxshrink.graph.file import tensors
 from onnxshrink.graph.file.model import Model
 
@@ -75,7 +75,7 @@ def share_duplicates(model: Model) -> None:
         if not isinstance(scope, ir.Graph):
             continue
         seen: dict[tuple[object, ...], ir.Value] = {}
-        for name, value in list(scope.initializers.items()):
+        for value in list(scope.initializers.values()):
             tensor = value.const_value
             if tensor is None or value.is_graph_input() or value.is_graph_output():
                 continue
@@ -86,11 +86,8 @@ def share_duplicates(model: Model) -> None:
             key = (tensor.dtype, tuple(tensor.shape), digest)
             first = seen.setdefault(key, value)
             if first is not value:
-                for node, _ in value.uses():
-                    model.touch_node(node)
-                value.replace_all_uses_with(first)
-                del scope.initializers[name]
-                model.touch(name)
+                surgery.redirect(model, value, first)
+                surgery.forget(model, value)
 
 
 def share_subexpressions(model: Model) -> None:
@@ -117,13 +114,10 @@ def forward_constants(model: Model) -> None:
             if (node.domain, node.op_type) != ("", "Identity"):
                 continue
             source, copy = node.inputs[0], node.outputs[0]
-            if source is None or copy.is_graph_output() or weights.constant(source) is None:
+            if source is None or copy.is_graph_output() or read.constant(source) is None:
                 continue
-            model.touch_node(node)
-            for user, _ in copy.uses():
-                model.touch_node(user)
-            copy.replace_all_uses_with(source)
-            scope.remove(node, safe=True)
+            surgery.redirect(model, copy, source)
+            surgery.remove(model, node)
 
 
 def drop_unused(model: Model) -> None:
@@ -157,22 +151,22 @@ def _is_inference_norm(node: ir.Node, opset: int) -> bool:
     """Whether a node normalizes with stored statistics, one for each channel."""
     if (node.domain, node.op_type) != ("", "BatchNormalization") or opset < 7:
         return False
+    if read.obstacle(node):
+        return False
     flags = {"training_mode": 0, "spatial": 1}  # what they are when they are left out
-    return all(
-        node.attributes[name].as_int() == usual
-        for name, usual in flags.items()
-        if name in node.attributes
-    )
+    return all(read.integer(node, name, usual) == usual for name, usual in flags.items())
 
 
 def _fold_batch_norm(model: Model, scope: ir.Graph | ir.Function, norm: ir.Node) -> None:
     source = norm.inputs[0]
     conv = source.producer() if source is not None else None
+    product = None if conv is None else operators.product(conv, 1)
     if (
         source is None
         or conv is None
-        or conv.op_type not in ("Conv", "ConvTranspose")
-        or conv.domain
+        or product is None
+        or not product.convolves
+        or product.hidden
         or conv.graph is not scope
         or len(source.uses()) != 1
         or source.is_graph_output()
@@ -180,7 +174,7 @@ def _fold_batch_norm(model: Model, scope: ir.Graph | ir.Function, norm: ir.Node)
         or not isinstance(scope, ir.Graph)
     ):
         return
-    weight, bias = conv.inputs[1], conv.inputs[2] if len(conv.inputs) > 2 else None
+    weight, bias = conv.inputs[1], read.input(conv, 2)
     parameters = [_own_values(model, value) for value in norm.inputs[1:5]]
     kernel = _own_values(model, weight)
     offset = np.zeros(1) if bias is None else _own_values(model, bias)
@@ -190,30 +184,21 @@ def _fold_batch_norm(model: Model, scope: ir.Graph | ir.Function, norm: ir.Node)
     if len(weight.uses()) != 1:
         return
     gamma, beta, mean, variance = (p for p in parameters if p is not None)
-    epsilon = norm.attributes["epsilon"].as_float() if "epsilon" in norm.attributes else 1e-5
-    factor = gamma / np.sqrt(variance + epsilon)
-    if conv.op_type == "Conv":
+    factor = gamma / np.sqrt(variance + read.number(norm, "epsilon", 1e-5))
+    if not product.spreads:
         folded = kernel * factor.reshape(-1, *[1] * (kernel.ndim - 1))
     else:
-        groups = conv.attributes["group"].as_int() if "group" in conv.attributes else 1
+        groups = product.groups
         split = kernel.reshape(groups, -1, *kernel.shape[1:])
         apart = factor.reshape(groups, 1, -1, *[1] * (kernel.ndim - 2))
         folded = (split * apart).reshape(kernel.shape)
     shifted = (offset - mean) * factor + beta
-    _replace(model, scope, conv, 1, folded)
-    _replace(model, scope, conv, 2, shifted)
-    output = norm.outputs[0]
-    name = output.name
-    model.touch_node(conv)
-    model.touch(name, source.name)
-    output.replace_all_uses_with(source, replace_graph_outputs=True)
-    constants = dict.fromkeys(norm.inputs[1:5])
-    scope.remove(norm, safe=True)
+    _give(model, conv, 1, folded)
+    _give(model, conv, 2, shifted)
+    constants = [value for value in dict.fromkeys(norm.inputs[1:5]) if value is not None]
+    surgery.replace_node(model, norm, [source])
     for value in constants:
-        if value is not None and not value.uses():
-            _forget(model, scope, value)
-    source.type, source.shape = output.type, output.shape
-    source.name = name
+        surgery.forget(model, value)
 
 
 def _own_values(model: Model, value: ir.Value | None) -> np.ndarray | None:
@@ -222,11 +207,7 @@ def _own_values(model: Model, value: ir.Value | None) -> np.ndarray | None:
         return None
     if value.is_graph_input() and model.ir.ir_version >= 4:
         return None
-    tensor = value.const_value
-    node = value.producer()
-    if tensor is None and node is not None and node.op_type == "Constant":
-        attribute = node.attributes.get("value")
-        tensor = attribute.as_tensor() if attribute is not None and not attribute.is_ref() else None
+    tensor = read.constant(value)
     if tensor is None or tensor.dtype != ir.DataType.FLOAT:
         return None
     values = tensor.numpy().astype(np.float64)
@@ -234,38 +215,10 @@ def _own_values(model: Model, value: ir.Value | None) -> np.ndarray | None:
     return values
 
 
-def _replace(model: Model, scope: ir.Graph, node: ir.Node, index: int, values: np.ndarray) -> None:
-    """Give one input of a node new constant values, under the old name if it had one."""
-    old = node.inputs[index] if index < len(node.inputs) else None
-    stem = node.outputs[0].name or node.op_type
-    name = model.unused_name(f"{stem}.weight" if index == 1 else f"{stem}.bias")
-    tensor = model.store(values.astype(np.float32), name)
-    model.touch(name)
-    if model.ir.ir_version < 4 or not isinstance(scope, ir.Graph):
-        constant = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], name="")
-        constant.outputs[0].name = name
-        scope.insert_before(node, constant)
-        value = constant.outputs[0]
-    else:
-        value = ir.Value(
-            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(values.shape),
-            const_value=tensor,
-        )  # fmt: skip
-        scope.register_initializer(value)
-    if index >= len(node.inputs):
-        node.resize_inputs(index + 1)
-    node.replace_input_with(index, value)
-    if old is not None and not old.uses():
-        _forget(model, scope, old)
-
-
-def _forget(model: Model, scope: ir.Graph, value: ir.Value) -> None:
-    """Take a constant that nothing uses out of the file."""
-    model.touch(value.name)
-    producer = value.producer()
-    if producer is not None:
-        scope.remove(producer, safe=True)
-        return
-    scope.initializers.pop(value.name or "", None)  # none, if it belongs to an outer graph
-    if value in scope.inputs:
-        scope.inputs.remove(value)
+def _give(model: Model, node: ir.Node, index: int, values: np.ndarray) -> None:
+    """Give one input of a node new constant values instead of the old ones."""
+    old = read.input(node, index)
+    name = f"{node.outputs[0].name or node.op_type}.{'weight' if index == 1 else 'bias'}"
+    surgery.give_constant(model, node, index, values.astype(np.float32), name)
+    if old is not None:
+        surgery.forget(model, old)

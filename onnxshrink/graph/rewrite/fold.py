@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxshrink.graph import read, surgery
 from onnxshrink.graph.analysis import shapes
 from onnxshrink.graph.analysis.shape_rules import Shape
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.forms import edit
-from onnxshrink.graph.weights.views import constant
 
 
 def fold_pads(model: Model) -> None:
@@ -28,58 +27,45 @@ def fold_pads(model: Model) -> None:
             ):
                 continue
             for node in readers:
-                given = node.attributes.get("pads")
                 rank = widths.shape[1] - 2
-                own = np.zeros(2 * rank, int) if given is None else np.array(given.as_ints())
+                own = np.array(read.integers(node, "pads") or [0] * 2 * rank)
                 total = own.reshape(2, rank) + widths[:, 2:]
                 node.attributes["pads"] = ir.AttrInt64s("pads", total.reshape(-1).tolist())
                 node.attributes.pop("auto_pad", None)
                 model.touch_node(node)
-            model.touch(pad.outputs[0].name)
-            constants = pad.inputs[1:]
+            constants = [value for value in pad.inputs[1:] if value is not None]
             source = pad.inputs[0]
             assert source is not None
-            pad.outputs[0].replace_all_uses_with(source)
-            scope.remove(pad, safe=True)
+            surgery.redirect(model, pad.outputs[0], source)
+            surgery.remove(model, pad)
             for value in constants:
-                if value is not None:
-                    edit.forget(model, value)
+                surgery.forget(model, value)
 
 
 def _zero_padding(pad: ir.Node) -> np.ndarray | None:
     """How many zeros a Pad puts [before and after, each axis]; None where it does other things."""
-    mode = pad.attributes.get("mode")
-    if mode is not None and mode.as_string() != "constant":
+    if read.obstacle(pad) or read.text(pad, "mode", "constant") != "constant":
         return None
+    widths: Sequence[int] | None
+    filler: float | None
     if "pads" in pad.attributes:  # before opset 11
-        value = pad.attributes.get("value")
-        widths, filler = (
-            pad.attributes["pads"].as_ints(),
-            0.0 if value is None else value.as_float(),
-        )
+        widths, filler = read.integers(pad, "pads"), read.number(pad, "value", 0.0)
     else:
-        given = [None if v is None else constant(v) for v in pad.inputs[1:]]
-        if not given or given[0] is None or (len(pad.inputs) > 3 and pad.inputs[3] is not None):
-            return None
-        if len(pad.inputs) > 2 and pad.inputs[2] is not None:
-            if given[1] is None:
-                return None
-            filler = float(given[1].numpy().reshape(-1)[0])
-        else:
-            filler = 0.0
-        widths = given[0].numpy().tolist()
+        widths, value = read.integer_list(read.input(pad, 1)), read.input(pad, 2)
+        filler = 0.0 if value is None else read.scalar(value)
+    if widths is None or read.input(pad, 3) is not None:
+        return None
     found = np.array(widths).reshape(2, -1)
     return found if filler == 0 and found.min() >= 0 and not found[:, :2].any() else None
 
 
 def _pads_itself(node: ir.Node, scope: ir.Graph | ir.Function, rank: int) -> bool:
-    auto = node.attributes.get("auto_pad")
-    weight = node.inputs[1] if len(node.inputs) > 1 else None
-    kernel = None if weight is None else constant(weight)
+    kernel = read.constant(read.input(node, 1))
     return (
         (node.domain, node.op_type) == ("", "Conv")
         and node.graph is scope
-        and (auto is None or auto.as_string() in ("NOTSET", "VALID"))
+        and not read.obstacle(node)
+        and read.text(node, "auto_pad", "NOTSET") in ("NOTSET", "VALID")
         and kernel is not None
         and len(kernel.shape) == rank
     )
@@ -98,29 +84,23 @@ def fold_biases(model: Model) -> None:
             if added is None:
                 continue
             sum_, bias = added
-            output, result = node.outputs[0], sum_.outputs[0]
             node.op_type = "Gemm"
-            node.resize_inputs(3)
-            node.replace_input_with(2, bias)
-            model.touch(output.name, result.name)
-            name, output.type, output.shape = result.name, result.type, result.shape
-            result.replace_all_uses_with(output, replace_graph_outputs=True)
-            scope.remove(sum_, safe=True)
-            output.name = name
+            surgery.set_input(model, node, 2, bias)
+            surgery.replace_node(model, sum_, node.outputs)
 
 
 def _bias_behind(node: ir.Node, known: Mapping[ir.Value, Shape]) -> tuple[ir.Node, ir.Value] | None:
     """The Add that alone uses a product of matrices, and the row that it adds to it."""
     first, weight = node.inputs[0], node.inputs[1]
     uses = list(node.outputs[0].uses())
-    matrix = None if weight is None else constant(weight)
+    matrix = read.constant(weight)
     if first is None or matrix is None or len(matrix.shape) != 2 or len(uses) != 1:
         return None
     user, index = uses[0]
     if (user.domain, user.op_type) != ("", "Add") or user.graph is not node.graph:
         return None
     bias = user.inputs[1 - index]
-    row = None if bias is None else constant(bias)
+    row = read.constant(bias)
     rank = known.get(first)
     if bias is None or row is None or rank is None or len(rank) != 2:
         return None

@@ -10,6 +10,7 @@ from collections import Counter
 
 import onnx_ir as ir
 
+from onnxshrink.graph import read, surgery
 from onnxshrink.graph.file.model import Model
 
 
@@ -28,23 +29,20 @@ def hoist_constants(model: Model, at_least: int) -> int:
     uses = Counter(v.name for scope in model.scopes for node in scope for v in node.outputs)
     uses.update(name for scope in [main, *main.subgraphs()] for name in scope.initializers)
     for scope in [main, *main.subgraphs()]:
-        for node in [node for node in scope if node.op_type == "Constant"]:
-            attribute = node.attributes.get("value")
-            if attribute is None or attribute.is_ref():
+        for node in [node for node in scope if read.is_constant(node)]:
+            output, tensor = node.outputs[0], read.constant(node.outputs[0])
+            if tensor is None or output.is_graph_output():
                 continue
-            output, tensor = node.outputs[0], attribute.as_tensor()
-            if tensor.nbytes >= at_least and not output.is_graph_output():
+            if tensor.nbytes >= at_least:
                 _move(model, output, tensor, uses)
-                scope.remove(node, safe=True)
                 moved += 1
         if scope is main:
             continue
-        for name, value in list(scope.initializers.items()):
+        for value in list(scope.initializers.values()):
             stored = value.const_value
             free = not value.is_graph_output() and not value.is_graph_input()
             if stored is not None and stored.nbytes >= at_least and free:
                 _move(model, value, stored, uses)
-                del scope.initializers[name]
                 moved += 1
     if moved and model.ir.ir_version < 4:
         separate_inputs(model)
@@ -57,15 +55,14 @@ def _move(
     name = old.name
     if not name or uses[name] > 1:
         name = model.unused_name(name or "constant")
-    model.touch(old.name, name)
+    model.touch(name)
     # A tensor takes the name of the initializer that holds it; other clones of the model share this
     # one, and must not see it change.
     shape = ir.Shape(tensor.shape.numpy())
     named = ir.LazyTensor(lambda: tensor, tensor.dtype, shape, name=name)
     value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=named)
-    for node, _ in old.uses():
-        model.touch_node(node)
-    old.replace_all_uses_with(value)
+    surgery.redirect(model, old, value)
+    surgery.forget(model, old)
     model.ir.graph.register_initializer(value)
 
 

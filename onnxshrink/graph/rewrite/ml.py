@@ -15,7 +15,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from onnxshrink.graph import read
 from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.surgery import Recorder
 
 DOMAIN = "ai.onnx.ml"
 
@@ -52,13 +54,7 @@ class Operator:
 
     def numbers(self, name: str) -> np.ndarray:
         """An attribute of numbers as float32; empty when it is missing."""
-        attribute = self.node.attributes.get(name)
-        return np.array(() if attribute is None else attribute.as_floats(), np.float32)
-
-    def text(self, name: str, default: str) -> str:
-        """An attribute of text."""
-        attribute = self.node.attributes.get(name)
-        return default if attribute is None else attribute.as_string()
+        return np.array(read.numbers(self.node, name) or (), np.float32)
 
 
 def find(model: Model) -> Iterator[Operator]:
@@ -98,8 +94,8 @@ def lower(model: Model, operator: Operator) -> tuple[int, int]:
         ValueError: Why it cannot be lowered exactly; the model is as it was.
     """
     node = operator.node
-    if any(attribute.is_ref() for attribute in node.attributes.values()):
-        raise ValueError("takes attributes from the function that it is in; inline it first")
+    if reason := read.obstacle(node):
+        raise ValueError(f"{reason}; inline it first")
     # The checker wants functions to import the version that the model does.
     opset = (model.ir.opset_imports | operator.root.opset_imports).get("", _ADDED_OPSET)
     if opset < _OLDEST_OPSET:
@@ -122,16 +118,10 @@ class _Standard:
     """Collects the standard nodes and constants that take the place of one operator."""
 
     def __init__(self, model: Model, operator: Operator, opset: int):
-        self.model, self.operator, self.opset = model, operator, opset
+        self.operator, self.opset = operator, opset
         scope = operator.node.graph
         assert scope is not None
-        self._scope = scope
-        # Functions have no initializers, and those of IR version 3 would be inputs.
-        self._as_nodes = model.ir.ir_version < 4 or (
-            isinstance(operator.root, ir.Function) and scope is operator.root.graph
-        )
-        self._nodes: list[ir.Node] = []
-        self._constants: list[ir.Value] = []
+        self._recorder = Recorder(model, scope, prefix=f"{operator.label}.")
 
     @property
     def input(self) -> ir.Value:
@@ -142,42 +132,16 @@ class _Standard:
 
     def constant(self, values: np.ndarray | Sequence[bytes], name: str) -> ir.Value:
         """A constant, called after the operator; ``values`` are numbers, or texts as bytes."""
-        full = self.model.unused_name(f"{self.operator.label}.{name}")
-        shape = ir.Shape(values.shape if isinstance(values, np.ndarray) else [len(values)])
-        tensor: ir.TensorProtocol
         if isinstance(values, np.ndarray):
-            tensor = self.model.store(np.ascontiguousarray(values), full)
-        else:
-            tensor = ir.StringTensor(values, shape=shape, name=full)
-        if self._as_nodes:
-            return self._add("", "Constant", [], [ir.AttrTensor("value", tensor)], full)
-        value = ir.Value(
-            name=full, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor
-        )
-        self._constants.append(value)
-        return value
+            return self._recorder.constant(values, name)
+        texts = ir.StringTensor(values, shape=ir.Shape([len(values)]))
+        return self._recorder.constant(texts, name)
 
     def node(
         self, op_type: str, *inputs: ir.Value, domain: str = "", **attributes: Any
     ) -> ir.Value:
         """A node with one output."""
-        name = self.model.unused_name(f"{self.operator.label}.{op_type}")
-        return self._add(
-            domain, op_type, inputs, ir.convenience.convert_attributes(attributes), name
-        )
-
-    def _add(
-        self,
-        domain: str,
-        op_type: str,
-        inputs: Sequence[ir.Value],
-        attributes: Sequence[ir.Attr],
-        name: str,
-    ) -> ir.Value:
-        node = ir.Node(domain, op_type, inputs, attributes, name="")
-        node.outputs[0].name = name
-        self._nodes.append(node)
-        return node.outputs[0]
+        return self._recorder.node(op_type, inputs, op_type, domain, **attributes)
 
     def cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         """The value in another type; ``self.input`` is known to have it already."""
@@ -201,28 +165,14 @@ class _Standard:
 
     def finish(self, results: Sequence[ir.Value]) -> int:
         """Put the results in the place of the operator's outputs; bytes of all that is new."""
-        node, scope = self.operator.node, self._scope
-        scope.insert_before(node, self._nodes)
-        for value in self._constants:
-            assert isinstance(scope, ir.Graph)
-            scope.register_initializer(value)
-            self.model.touch(value.name)
-        outputs = [(old, old.name) for old in node.outputs]
-        for (old, _), new in zip(outputs, results, strict=True):
-            old.replace_all_uses_with(new, replace_graph_outputs=True)
-            new.type, new.shape = old.type, old.shape
-        scope.remove(node, safe=True)
-        for (_, name), new in zip(outputs, results, strict=True):
-            new.name = name
-        for made in self._nodes:
-            self.model.touch_node(made)
-        self.model.touch(*(name for _, name in outputs))
-        stored = sum(v.const_value.nbytes for v in self._constants if v.const_value is not None)
-        return stored + sum(len(ir.to_proto(made).SerializeToString()) for made in self._nodes)
+        made = list(self._recorder.nodes)
+        self._recorder.put_in_place(self.operator.node, results)
+        stored = 0 if self._recorder.as_nodes else self._recorder.nbytes
+        return stored + sum(len(ir.to_proto(node).SerializeToString()) for node in made)
 
 
 def _transform(operator: Operator) -> str:
-    transform = operator.text("post_transform", "NONE")
+    transform = read.text(operator.node, "post_transform", "NONE")
     if transform not in _TRANSFORMS:
         raise ValueError(f"has an unknown post_transform {transform!r}")
     return transform
@@ -290,8 +240,7 @@ def _finished(standard: _Standard, scores: ir.Value, transform: str, targets: in
 
 def _regressor(standard: _Standard) -> list[ir.Value]:
     operator = standard.operator
-    attribute = operator.node.attributes.get("targets")
-    targets = 1 if attribute is None else attribute.as_int()
+    targets = read.integer(operator.node, "targets", 1)
     transform = _transform(operator)
     if transform == "PROBIT" and operator.numbers("coefficients").tolist() == [1]:
         raise ValueError("computes nothing but PROBIT, which standard operators round otherwise")
@@ -341,11 +290,9 @@ def _signed(standard: _Standard, score: ir.Value) -> ir.Value:
 
 def _labels(operator: Operator) -> np.ndarray | list[bytes]:
     """The labels: texts, when there are any, or whole numbers."""
-    texts = operator.node.attributes.get("classlabels_strings")
-    if texts is not None and texts.as_strings():
-        return [text.encode() for text in texts.as_strings()]
-    whole = operator.node.attributes.get("classlabels_ints")
-    return np.array(() if whole is None else whole.as_ints(), np.int64)
+    if texts := read.texts(operator.node, "classlabels_strings"):
+        return [text.encode() for text in texts]
+    return np.array(read.integers(operator.node, "classlabels_ints") or (), np.int64)
 
 
 def _label(standard: _Standard, scores: ir.Value, labels: np.ndarray | list[bytes]) -> ir.Value:
@@ -384,7 +331,8 @@ def _known_type(operator: Operator) -> ir.DataType:
 
 
 def _normalizer(standard: _Standard) -> list[ir.Value]:
-    operator, norm = standard.operator, standard.operator.text("norm", "MAX")
+    operator = standard.operator
+    norm = read.text(operator.node, "norm", "MAX")
     _known_type(operator)
     value = standard.cast(standard.input, ir.DataType.FLOAT)
     if norm == "MAX":  # of the values themselves, not of their sizes

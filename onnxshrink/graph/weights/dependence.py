@@ -19,9 +19,11 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
+from onnxshrink.graph import operators
 from onnxshrink.graph.file import tensors
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.weights.views import FLOATS, constant
+from onnxshrink.graph.read import constant
+from onnxshrink.graph.weights.views import FLOATS
 from onnxshrink.kernels.leastsquares import Linear
 
 #: Digits of positions stay below this, so that the shortest float types keep them apart.
@@ -170,7 +172,8 @@ class Chain:
 
     def _first(self, value: ir.Value) -> str:
         for node, _ in value.uses():
-            return self._first(node.outputs[0]) if node.op_type == "Cast" else node.op_type
+            converts = operators.moves(node) == "converts"
+            return self._first(node.outputs[0]) if converts else node.op_type
         return ""
 
     def _linear(self, value: ir.Value, tensor: ir.TensorProtocol) -> Linear | None:

@@ -7,29 +7,44 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 
+from onnxshrink.graph.operators import Recurrent
 from onnxshrink.graph.weights.views import Use, WeightView
 from onnxshrink.kernels import adaround, obs
-from onnxshrink.kernels.observers import Lookups, Need, Rows, SecondMoment
-from onnxshrink.kernels.patches import Window
+from onnxshrink.kernels.moments import damped
+from onnxshrink.kernels.observers import Lookups, Need, SecondMoment
 
 
 def needs(view: WeightView) -> tuple[Need, ...]:
     """The second moments of all that a weight is multiplied with, one for each product.
 
-    Empty where a product is not one of plain rows (ConvTranspose, Einsum): such a weight has to be
-    rounded without.
+    Empty where a product is not one of plain rows: such a weight has to be rounded without, and
+    :func:`why_not` says why.
     """
-    found = []
+    return _found(view)[0]
+
+
+def why_not(view: WeightView) -> str:
+    """Why what a weight is multiplied with cannot be added up; empty when it can."""
+    return _found(view)[1]
+
+
+def _found(view: WeightView) -> tuple[tuple[Need, ...], str]:
+    """What is needed, and why nothing is."""
+    if not view.uses or view.main.is_arithmetic:
+        return (), "it is not summed over"
+    found, reason = [], "its rows are looked up"
     for use in view.uses:
-        if use.op_type == "Gather" or view.main.op_type in ("Add", "Sub", "Mul"):
+        if use.is_lookup:
             continue
-        need = _need(view, use)
-        if need is not None:
-            found.append(need)
+        try:
+            found.append(_need(view, use))
+        except ValueError as error:
+            reason = f"{use.op_type}: {error}"
     widths = {(n.statistic.width, n.statistic.layout.groups) for n in found}  # type: ignore[union-attr]
-    return tuple(dict.fromkeys(found)) if len(widths) == 1 else ()
+    if len(widths) > 1:
+        return (), "its products sum over different numbers of inputs"
+    return tuple(dict.fromkeys(found)), "" if found else reason
 
 
 def moment(
@@ -84,7 +99,7 @@ def output_error(
 def lookups(view: WeightView) -> Need | None:
     """How often each row of a table is looked up; None for other weights."""
     use = view.main
-    if use.op_type != "Gather" or len(view.uses) > 1 or use.axes.out != (0,):
+    if not use.is_lookup or len(view.uses) > 1 or use.axes.out != (0,):
         return None
     value = use.activation
     return None if value is None or not value.name else Need(value.name, Lookups(view.shape[0]))
@@ -198,11 +213,9 @@ def adarounded(
         groups[0],
         lambda rows: obs.affine(scales[0, rows], zeros[0, rows], *codes),
     )
-    diagonal = np.einsum("gii->g", every) / every.shape[-1] * damping
-    damped = every + diagonal[:, None, None] * np.eye(every.shape[-1])
     found = [
         adaround.quantize(part, h, s, z, *codes)
-        for part, h, s, z in zip(groups, damped, scales, zeros, strict=True)
+        for part, h, s, z in zip(groups, damped(every, damping), scales, zeros, strict=True)
     ]
     return view.from_matrix(np.concatenate(found))
 
@@ -220,61 +233,22 @@ def _damping(
     return obs.choose_damping(rows, seen[0], unseen[0], grid)
 
 
-def _need(view: WeightView, use: Use) -> Need | None:
-    node, rank = use.node, len(view.shape)
-    width = int(np.prod([view.shape[axis] for axis in use.axes.contract]))
-    value = use.activation
-    layout: Rows | Window | None = None
-    if node.domain:
-        return None
-    if node.op_type in ("Conv", "Gemm") or (node.op_type == "MatMul" and (rank == 2 or use.direct)):
-        kernel = tuple(view.shape[axis] for axis in use.axes.contract[1:])
-        layout = layout_of(node, use.index, view.shape[:-2], kernel)
-    elif node.op_type in ("LSTM", "GRU", "RNN") and use.index == 1:
-        layout = Rows()
-    elif node.op_type in ("LSTM", "GRU", "RNN") and _int(node, "layout", 0) == 0:
-        value, layout = node.outputs[0], Rows(batch=view.shape[:1])
-    if layout is None or value is None or not value.name:
-        return None
-    return Need(value.name, SecondMoment(width, layout))
+def _need(view: WeightView, use: Use) -> Need:
+    """What one product is multiplied with.
 
-
-def layout_of(
-    node: ir.Node, index: int, batch: tuple[int, ...] = (), kernel: tuple[int, ...] = ()
-) -> Rows | Window | None:
-    """How what a MatMul, Gemm or Conv multiplies a weight with makes rows.
-
-    Args:
-        node: The operator.
-        index: Which of its inputs the weight is.
-        batch: Sizes of the leading axes of a MatMul's weight.
-        kernel: Sizes of a Conv's kernel.
+    Raises:
+        ValueError: Why that cannot be told.
     """
-    if node.op_type == "Conv":
-        return _window(node, kernel)
-    if node.op_type == "Gemm":
-        other = _int(node, "transA" if index else "transB", 0)
-        return Rows(-2 if other == index else -1)
-    return Rows(-1 if index else -2, batch)
-
-
-def _window(node: ir.Node, kernel: tuple[int, ...]) -> Window | None:
-    rank = len(kernel)
-
-    def ints(name: str, default: int, count: int) -> tuple[int, ...]:
-        attribute = node.attributes.get(name)
-        return (default,) * count if attribute is None else tuple(attribute.as_ints())
-
-    auto = node.attributes.get("auto_pad")
-    rule = "NOTSET" if auto is None else auto.as_string()
-    if any(attribute.is_ref() for attribute in node.attributes.values()):
-        return None
-    return Window(
-        kernel, ints("strides", 1, rank), ints("dilations", 1, rank), ints("pads", 0, 2 * rank),
-        _int(node, "group", 1), rule or "NOTSET",  # type: ignore[arg-type]
-    )  # fmt: skip
-
-
-def _int(node: ir.Node, name: str, default: int) -> int:
-    attribute = node.attributes.get(name)
-    return default if attribute is None or attribute.is_ref() else attribute.as_int()
+    product = use.product
+    if product is None:
+        raise ValueError("is no product")
+    shape = view.shape
+    if product.convolves:
+        shape = (1, 1, *(shape[axis] for axis in use.axes.contract[1:]))
+    elif not use.direct and len(shape) > 2 and not isinstance(product.row, Recurrent):
+        raise ValueError("its weight is moved on the way to it")
+    width = int(np.prod([view.shape[axis] for axis in use.axes.contract]))
+    value = product.activation
+    if value is None or not value.name:
+        raise ValueError("what it is multiplied with has no name")
+    return Need(value.name, SecondMoment(width, product.layout(shape)))

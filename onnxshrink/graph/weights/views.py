@@ -1,14 +1,13 @@
 """Weights and their uses: one constant, wherever it lives and however it is reached.
 
 ``find(model)`` yields a :class:`WeightView` for every floating-point constant that an operator of
-the table below multiplies with, looks up, or adds. To teach every pass a new operator, add one
-row to ``OPERATORS``.
+the table in ``operators`` multiplies with, looks up, or adds.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,25 +16,15 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxshrink.graph import operators, read
 from onnxshrink.graph.file import tensors
 from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.operators import Arithmetic, Axes, Lookup, Product, Quantized, Row
+from onnxshrink.graph.read import constant
 
+#: Movements through which codes are followed.
+_CODES_FOLLOW = ("converts", "parts", "permutes", "reshapes")
 FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
-
-
-@dataclass(frozen=True)
-class Axes:
-    """The role of each axis of an operand.
-
-    Attributes:
-        out: Axes that number outputs (channels, neurons, rows); each has a scale of its own.
-        contract: Axes that are summed over, or read together as one row.
-        groups: Channel groups folded into axis 0 (ConvTranspose), else 1.
-    """
-
-    out: tuple[int, ...]
-    contract: tuple[int, ...]
-    groups: int = 1
 
 
 @dataclass(frozen=True)
@@ -61,96 +50,37 @@ class Use:
         """The operator's type, for instance ``MatMul``."""
         return self.node.op_type
 
+    @property
+    def row(self) -> Row:
+        """What the operator is."""
+        return operators.TABLE[self.node.domain, self.node.op_type]
 
-# The stored axis of each axis of a value on its way to an operator; None where it was inserted.
+    @property
+    def product(self) -> Product | None:
+        """How the operator multiplies with the weight; None where it is no product."""
+        return operators.product(self.node, self.index)
+
+    @property
+    def is_lookup(self) -> bool:
+        """Whether rows of the weight are picked by their numbers."""
+        return isinstance(self.row, Lookup)
+
+    @property
+    def picks_rows(self) -> bool:
+        """Whether one input holds the numbers of rows of the weight, which lies as it is stored."""
+        return (
+            self.is_lookup and self.activation is not None and self.axes.out == (0,) and self.direct
+        )
+
+    @property
+    def is_arithmetic(self) -> bool:
+        """Whether it is added, or multiplied number by number."""
+        return isinstance(self.row, Arithmetic)
+
+
+#: The stored axis of each axis of a value on its way to an operator; None where it was inserted.
 Order = tuple[int | None, ...]
-Rule = Callable[[ir.Node, int, int], Axes | None]
 
-
-def _int(node: ir.Node, name: str, default: int) -> int:
-    attribute = node.attributes.get(name)
-    if attribute is None or attribute.is_ref() or attribute.type != ir.AttributeType.INT:
-        return default
-    return attribute.as_int()
-
-
-def _ints(node: ir.Node, name: str) -> tuple[int, ...] | None:
-    attribute = node.attributes.get(name)
-    if attribute is None or attribute.is_ref() or attribute.type != ir.AttributeType.INTS:
-        return None
-    return tuple(attribute.as_ints())
-
-
-def _split(rank: int, contract: Sequence[int], groups: int = 1) -> Axes:
-    inner = tuple(axis % rank for axis in contract)
-    return Axes(tuple(a for a in range(rank) if a not in inner), inner, groups)
-
-
-def _matmul(node: ir.Node, index: int, rank: int) -> Axes | None:
-    left = index == 0
-    transposed = _int(node, "transA" if left else "transB", 0)  # FusedMatMul has them too
-    inner = -1 if left != bool(transposed) else -2
-    return _split(rank, [inner]) if rank > 1 else _split(rank, [0])
-
-
-def _conv(node: ir.Node, index: int, rank: int) -> Axes | None:
-    return _split(rank, range(1, rank))
-
-
-def _conv_transpose(node: ir.Node, index: int, rank: int) -> Axes | None:
-    return _split(rank, [0, *range(2, rank)], _int(node, "group", 1))
-
-
-def _recurrent(node: ir.Node, index: int, rank: int) -> Axes | None:
-    return _split(rank, [2]) if rank == 3 else None
-
-
-def _lookup(node: ir.Node, index: int, rank: int) -> Axes | None:
-    axis = _int(node, "axis", 0) % rank
-    return _split(rank, [a for a in range(rank) if a != axis])
-
-
-def _einsum(node: ir.Node, index: int, rank: int) -> Axes | None:
-    attribute = node.attributes.get("equation")
-    equation = "" if attribute is None or attribute.is_ref() else str(attribute.value)
-    left, _, right = equation.replace(" ", "").partition("->")
-    term = (left.split(",") + [""] * 2)[index]
-    if not right or len(term) != rank or "." in term or len(set(term)) != rank:
-        return None
-    return _split(rank, [axis for axis, letter in enumerate(term) if letter not in right])
-
-
-def _elementwise(node: ir.Node, index: int, rank: int) -> Axes | None:
-    return _split(rank, [rank - 1]) if rank > 1 else None
-
-
-# (domain, operator) -> {input index: (role of its axes, index of the activation or None)}
-OPERATORS: dict[tuple[str, str], dict[int, tuple[Rule, int | None]]] = {
-    ("", "MatMul"): {0: (_matmul, 1), 1: (_matmul, 0)},
-    ("", "Gemm"): {0: (_matmul, 1), 1: (_matmul, 0)},
-    ("", "Conv"): {1: (_conv, 0)},
-    ("", "ConvTranspose"): {1: (_conv_transpose, 0)},
-    ("", "Gather"): {0: (_lookup, 1)},
-    ("", "LSTM"): {1: (_recurrent, 0), 2: (_recurrent, None)},
-    ("", "GRU"): {1: (_recurrent, 0), 2: (_recurrent, None)},
-    ("", "RNN"): {1: (_recurrent, 0), 2: (_recurrent, None)},
-    ("", "Einsum"): {0: (_einsum, 1), 1: (_einsum, 0)},
-    ("", "Add"): {0: (_elementwise, None), 1: (_elementwise, None)},
-    ("", "Sub"): {0: (_elementwise, None), 1: (_elementwise, None)},
-    ("", "Mul"): {0: (_elementwise, None), 1: (_elementwise, None)},
-    ("com.microsoft", "FusedMatMul"): {0: (_matmul, 1), 1: (_matmul, 0)},
-    ("com.microsoft", "FusedGemm"): {0: (_matmul, 1), 1: (_matmul, 0)},
-    ("com.microsoft", "FusedConv"): {1: (_conv, 0)},
-    ("com.microsoft", "Attention"): {1: (_matmul, 0)},
-    ("com.microsoft", "EmbedLayerNormalization"): {i: (_lookup, None) for i in (2, 3, 4)},
-}
-
-#: Operators that mark a constant as quantized already.
-QUANTIZED = {
-    "ConvInteger", "DequantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul",
-    "GatherBlockQuantized", "MatMulBnb4", "MatMulInteger", "MatMulIntegerToFloat", "MatMulNBits",
-    "QAttention", "QGemm", "QLinearConv", "QLinearMatMul", "QMoE",
-}  # fmt: skip
 _INTEGERS = {
     ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT2,
     ir.DataType.UINT2, ir.DataType.INT16, ir.DataType.UINT16, ir.DataType.FLOAT8E4M3FN,
@@ -213,7 +143,7 @@ class WeightView:
     @property
     def main(self) -> Use:
         """The use that decides: a product before a lookup before an addition."""
-        order = list(OPERATORS)
+        order = list(operators.TABLE)
         return min(self.uses, key=lambda use: order.index((use.node.domain, use.op_type)))
 
     @property
@@ -303,7 +233,7 @@ def find(model: Model) -> Iterator[WeightView]:
     found: list[WeightView] = []
     for scope in model.scopes:
         constants = list(scope.initializers.values()) if isinstance(scope, ir.Graph) else []
-        constants += [node.outputs[0] for node in scope if node.op_type == "Constant"]
+        constants += [node.outputs[0] for node in scope if _holds_tensor(node)]
         for value in constants:
             tensor = constant(value)
             if tensor is not None and math.prod(tensor.shape) > 0:  # type: ignore[arg-type]
@@ -313,17 +243,9 @@ def find(model: Model) -> Iterator[WeightView]:
     yield from sorted(found, key=lambda view: -view.nbytes)
 
 
-def constant(value: ir.Value) -> ir.TensorProtocol | None:
-    """The tensor of an initializer or of a Constant node; None for what is computed or given."""
-    node = value.producer()
-    if node is None:
-        return value.const_value
-    if node.op_type != "Constant" or node.domain:  # ConstantOfShape has a 'value' too
-        return None
-    attribute = node.attributes.get("value")
-    if attribute is None or attribute.is_ref() or attribute.type != ir.AttributeType.TENSOR:
-        return None
-    return attribute.as_tensor()
+def _holds_tensor(node: ir.Node) -> bool:
+    """Whether a node is a constant that could be a weight; those in plain numbers are short."""
+    return read.is_constant(node) and "value" in node.attributes
 
 
 def _view(
@@ -349,6 +271,7 @@ class _Tracer:
         self.rank = rank
         self.uses: list[Use] = []
         self.others: list[str] = []
+        self.quantized: set[str] = set()
         self.escapes = False
         self.rebuilds = False
 
@@ -368,13 +291,14 @@ class _Tracer:
                 self.uses.append(use)
             else:
                 self.others.append(node.op_type)
+                self.quantized |= {node.op_type} if _takes_codes(node) else set()
 
     def _use(self, node: ir.Node, index: int, order: Order, direct: bool) -> Use | None:
-        row = OPERATORS.get((node.domain, node.op_type), {}).get(index)
-        if row is None or not order:
+        row = operators.TABLE.get((node.domain, node.op_type))
+        if row is None or index not in row.weights or not order:
             return None
-        rule, other = row
-        axes = rule(node, index, len(order))
+        other = row.weights[index]
+        axes = row.axes(node, index, len(order))
         if axes is None:
             return None
         contract = tuple(stored for axis in axes.contract if (stored := order[axis]) is not None)
@@ -395,25 +319,34 @@ class _Tracer:
             return "is a default that the caller may override"
         if self.rebuilds:
             return "is a scale, zero point or table of a compressed weight"
-        if quantized := set(self.others) & QUANTIZED:
-            return f"belongs to a quantized operator ({', '.join(sorted(quantized))})"
+        if self.quantized:
+            return f"belongs to a quantized operator ({', '.join(sorted(self.quantized))})"
         if len({use.axes.groups for use in self.uses}) > 1:
             return "its uses disagree about channel groups"
         return ""
 
 
+def _takes_codes(node: ir.Node) -> bool:
+    """Whether an operator marks its constants as quantized already."""
+    row = operators.of(node, Quantized)
+    return row is not None and not row.floats
+
+
 def _rebuilds(node: ir.Node, index: int) -> bool:
     """Whether a node rebuilds a weight from integer codes: by Mul or Sub, or by a table."""
-    if node.op_type in ("Mul", "Sub"):
+    if _rescales(node):
         return any(map(_from_codes, node.inputs))
-    if node.op_type != "Gather" or index:
+    if not operators.looks_up(node) or index:
         return False
-    ends = [node.outputs[0]]  # rows of scales, for rows of codes that another lookup picks
-    ends += [use.node.outputs[0] for use in ends[0].uses() if use.node.op_type == "Cast"]
-    scaled = (use.node for end in ends for use in end.uses() if use.node.op_type == "Mul")
-    return _from_codes(node.inputs[1]) or any(
-        map(_from_codes, (v for n in scaled for v in n.inputs))
-    )
+    scaled = [value for user in _scaled(node.outputs[0]) for value in user.inputs]
+    return _from_codes(node.inputs[1]) or any(map(_from_codes, scaled))
+
+
+def _scaled(value: ir.Value) -> list[ir.Node]:
+    """What multiplies a value: of rows of scales, for rows of codes that another lookup picks."""
+    users = [user for user, _ in value.uses()]
+    ends = [value, *(user.outputs[0] for user in users if operators.moves(user) == "converts")]
+    return [user for end in ends for user, _ in end.uses() if operators.multiplies(user)]
 
 
 def _from_codes(value: ir.Value | None, depth: int = 8) -> bool:
@@ -423,36 +356,48 @@ def _from_codes(value: ir.Value | None, depth: int = 8) -> bool:
     tensor, node = constant(value), value.producer()
     if tensor is not None or node is None:
         return tensor is not None and tensor.dtype in _INTEGERS
-    if node.op_type == "Gather":  # of rows of codes, or of a table by codes
+    if operators.looks_up(node):  # of rows of codes, or of a table by codes
         rows = node.inputs[0]
         rows = rows if rows is not None and constant(rows) is not None else None
         return _from_codes(rows) or _from_codes(node.inputs[1], depth - 1)
-    moves = node.op_type in ("Add", "Cast", "CumSum", "Reshape", "Slice", "Sub", "Transpose")
-    return moves and _from_codes(node.inputs[0], depth - 1)
+    row = operators.of(node, Arithmetic)
+    shifts = row is not None and not row.scales
+    follows = shifts or operators.moves(node) in _CODES_FOLLOW or node.op_type == "CumSum"
+    return follows and _from_codes(node.inputs[0], depth - 1)
 
 
 def _rearranged(node: ir.Node, index: int, order: Order) -> Order | None:
     """The order of axes behind a node that only moves or copies values; None for other nodes."""
-    if node.op_type == "Concat":
+    try:
+        return _moved(node, index, order)
+    except read.Unknown:
+        return None
+
+
+def _moved(node: ir.Node, index: int, order: Order) -> Order | None:
+    """The same.
+
+    Raises:
+        Unknown: A function takes it from a caller, or it is computed.
+    """
+    how = operators.moves(node)
+    if how == "joins":
         return order if all(map(_is_constant, node.inputs)) else None
-    if node.op_type == "Identity" or (node.op_type in ("Slice", "Split", "Pad") and index == 0):
+    if how == "copies" or (how == "parts" and index == 0):
         return order
-    if node.op_type == "Cast":
-        return order if _int(node, "to", 1) in FLOATS else None
-    if node.op_type == "Transpose":
-        perm = _ints(node, "perm") or tuple(range(len(order)))[::-1]
+    if how == "converts":
+        return order if read.integer(node, "to", 1) in FLOATS else None
+    if how == "permutes":
+        perm = read.integers(node, "perm") or tuple(range(len(order)))[::-1]
         return tuple(order[a] for a in perm) if sorted(perm) == list(range(len(order))) else None
-    if node.op_type in ("Unsqueeze", "Squeeze") and index == 0:
-        axes = _axes(node)
-        if axes is None:
-            return None
-        if node.op_type == "Squeeze":
-            gone = {axis % len(order) for axis in axes}
-            return tuple(name for axis, name in enumerate(order) if axis not in gone)
-        rank, kept = len(order) + len(axes), iter(order)
-        new = {axis % rank for axis in axes}
-        return tuple(None if axis in new else next(kept) for axis in range(rank))
-    return None
+    if how not in ("squeezes", "unsqueezes") or index or (axes := read.axes(node)) is None:
+        return None
+    if how == "squeezes":
+        gone = {axis % len(order) for axis in axes}
+        return tuple(name for axis, name in enumerate(order) if axis not in gone)
+    rank, kept = len(order) + len(axes), iter(order)
+    new = {axis % rank for axis in axes}
+    return tuple(None if axis in new else next(kept) for axis in range(rank))
 
 
 def _is_constant(value: ir.Value | None, depth: int = 8) -> bool:
@@ -462,34 +407,32 @@ def _is_constant(value: ir.Value | None, depth: int = 8) -> bool:
     node = value.producer()
     if node is None or depth == 0:
         return False
-    if node.op_type == "Constant":
+    if read.is_constant(node):
         return True
     moves = _rearranged(node, 0, (None,) * 8) is not None
     return moves and all(_is_constant(v, depth - 1) for v in node.inputs)
 
 
-def _axes(node: ir.Node) -> tuple[int, ...] | None:
-    """The axes of Squeeze or Unsqueeze: an attribute before opset 13, an input since."""
-    if (axes := _ints(node, "axes")) is not None:
-        return axes
-    source = node.inputs[1] if len(node.inputs) > 1 else None
-    tensor = None if source is None else constant(source)
-    return None if tensor is None else tuple(tensor.numpy().reshape(-1).tolist())
-
-
 def _quantized_by(value: ir.Value) -> str:
     """The operator that shows an integer constant to be a quantized weight, or nothing."""
     for node, index in value.uses():
-        if node.op_type in QUANTIZED:
+        if _takes_codes(node):
             return node.op_type
         # Codes of a group of rows are moved to where its table begins.
-        after = node.outputs[0].uses() if node.op_type == "Add" else [(node, index)]
-        if any(later.op_type == "Gather" and place == 1 for later, place in after):
+        row, how = operators.of(node, Arithmetic), operators.moves(node)
+        adds = row is not None and not row.scales and not row.inverse
+        after = node.outputs[0].uses() if adds else [(node, index)]
+        if any(operators.looks_up(later) and place == 1 for later, place in after):
             return "lookup table"
-        if node.op_type in ("Cast", "Transpose", "Gather", "Reshape", "Identity"):
-            types = {use.node.op_type for use in node.outputs[0].uses()}
-            if node.op_type == "Cast" and types & {"Mul", "Sub"}:
-                return "Cast, Mul"
-            if how := _quantized_by(node.outputs[0]):
-                return how
+        if how == "converts" and any(_rescales(user) for user, _ in node.outputs[0].uses()):
+            return "Cast, Mul"
+        followed = how in ("converts", "permutes", "reshapes", "copies")
+        if (followed or operators.looks_up(node)) and (found := _quantized_by(node.outputs[0])):
+            return found
     return ""
+
+
+def _rescales(node: ir.Node) -> bool:
+    """Whether a node takes a zero point from codes, or multiplies them with a scale."""
+    row = operators.of(node, Arithmetic)
+    return row is not None and bool(row.weights) and (row.scales or row.inverse)

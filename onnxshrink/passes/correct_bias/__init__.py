@@ -64,38 +64,35 @@ class CorrectBias(Pass):
         """Correct round by round; keep it if the outputs are closer to the original's."""
         from onnxshrink.graph.file.model import Model
         from onnxshrink.graph.layers import fitting
+        from onnxshrink.graph.rewrite import plain
         from onnxshrink.passes.correct_bias.correction import Correction
-        from onnxshrink.runtime.worker import Worker
 
         original = Model.load(self.reference) if self.reference else ctx.original
         if original is None:
             raise DataError(f"{self.name} needs the original model: name it with 'reference'")
-        outlines = [o for o in fitting.outlines(model, original) if not o.norm]
+        original = plain.seen_through(original)
+        plain.spell_out(model, hiding=True)
+        outlines = [o for o in fitting.outlines(model, original) if o.norm is None]
         self._check_patterns(outlines)
-        worker = ctx.worker or Worker()
-        try:
-            correction = Correction(model, original, ctx, worker)
-            chosen = []
-            for outline in outlines:
-                if reason := self._left_out(outline) or correction.why_not(outline):
-                    ctx.skip(outline.name or outline.output, reason)
-                else:
-                    chosen.append(outline)
-            if not chosen:
-                return
-            feeds = () if ctx.generated else ctx.feeds
-            if self.method == "analytic":
-                correction.computed(chosen, feeds)
-            elif feeds:
-                correction.measured(chosen, self.rounds)
+        correction = Correction(model, original, ctx)
+        chosen = []
+        for outline in outlines:
+            if reason := self._left_out(outline) or correction.why_not(outline):
+                ctx.skip(outline.name or outline.output, reason)
             else:
-                raise InputsMissing(
-                    f"{self.name} measures means on real inputs: give --calibration DATA, or use "
-                    "method analytic"
-                )
-        finally:
-            if worker is not ctx.worker:
-                worker.close()
+                chosen.append(outline)
+        if not chosen:
+            return
+        feeds = () if ctx.generated else ctx.feeds
+        if self.method == "analytic":
+            correction.computed(chosen, feeds)
+        elif feeds:
+            correction.measured(chosen, self.rounds)
+        else:
+            raise InputsMissing(
+                f"{self.name} measures means on real inputs: give --calibration DATA, or use "
+                "method analytic"
+            )
 
     def _left_out(self, outline: Outline) -> str:
         if self.only and not any(_matches(pattern, outline) for pattern in self.only):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from onnxshrink.contract import Feeds, Judge, Settings
 from onnxshrink.pipeline import Context
 from onnxshrink.report import Change
+from onnxshrink.trials import Feeds, Reference
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,11 +15,9 @@ if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
     from onnxshrink.graph.layers.fitting import Outline
     from onnxshrink.kernels.observers import Need
-    from onnxshrink.runtime.worker import Worker
 
 
 _TINY = 1e-30
-_FAR = 1e6  # an error that is infinite is one of these
 
 
 class Correction:
@@ -29,14 +26,13 @@ class Correction:
     Args:
         model: The model; replaced by the corrected one where that is closer to the original.
         original: The model before it was compressed.
-        ctx: Where to report.
-        worker: Where to run.
+        ctx: Inputs, where to run models, and where to report.
     """
 
-    def __init__(self, model: Model, original: Model, ctx: Context, worker: Worker):
+    def __init__(self, model: Model, original: Model, ctx: Context):
         from onnxshrink.graph.analysis import operands
 
-        self._model, self._original, self._ctx, self._worker = model, original, ctx, worker
+        self._model, self._original, self._ctx, self._worker = model, original, ctx, ctx.worker
         self._before = {value.name: tensor for value, tensor in operands.constants(original)}
         self._now = {value.name: tensor for value, tensor in operands.constants(model)}
 
@@ -134,15 +130,14 @@ class Correction:
 
         if not feeds:
             return means.means(self._original)
-        needs = {_input(o): Need(_input(o), Extremes(bias.axis(o))) for o in chosen}
+        needs = {_input(o): Need(_input(o), Extremes(bias.product_of(o).in_axis)) for o in chosen}
         return _seen(needs, calibrate(self._original, needs.values(), feeds, self._worker))
 
     def _keep(self, trial: Model, rows: list[Change], judged: Sequence[Outline]) -> None:
         """Adopt the corrected model, where it is judged only if its outputs are closer."""
         if judged and rows:
-            judge = Judge(self._original, Settings(feeds=self._ctx.feeds), self._worker)
-            judge.settle()
-            before, after = (_distance(judge, model) for model in (self._model, trial))
+            wanted = Reference(self._original, self._ctx.feeds, self._worker)
+            before, after = (wanted.distance(model) for model in (self._model, trial))
             if not after < before:
                 for outline in judged:
                     self._ctx.skip(outline.name, "corrections bring the outputs no closer")
@@ -194,7 +189,7 @@ def _seen(needs: Mapping[str, Need], found: Mapping[Need, Any]) -> dict[str, np.
 
 
 def _input(outline: Outline) -> str:
-    value = outline.node.inputs[1 - outline.index]
+    value = None if outline.product is None else outline.product.activation
     return "" if value is None else value.name or ""
 
 
@@ -213,7 +208,7 @@ def _need(outline: Outline) -> Need:
     from onnxshrink.graph.layers import bias
     from onnxshrink.kernels.observers import Extremes, Need
 
-    return Need(outline.output, Extremes(bias.axis(outline)))
+    return Need(outline.output, Extremes(bias.product_of(outline).out_axis))
 
 
 def _in_rounds(chosen: Sequence[Outline], rounds: int | None) -> Iterator[list[Outline]]:
@@ -224,10 +219,3 @@ def _in_rounds(chosen: Sequence[Outline], rounds: int | None) -> Iterator[list[O
     count = min(rounds or len(depths), len(depths))
     for part in np.array_split(depths, count):
         yield [outline for outline in chosen if outline.depth in part]
-
-
-def _distance(judge: Judge, model: Model) -> float:
-    """Squared relative error over all outputs; those of nothing but zeros have none."""
-    effect, _ = judge.effect(model)
-    errors = [row.relative_error for row in effect if row.max_abs > 0]
-    return math.fsum(min(error, _FAR) ** 2 for error in errors)

@@ -51,7 +51,8 @@ class Scheme:
         """
         from onnxshrink.graph.forms import dynamic
 
-        if view.op_type in ("LSTM", "GRU", "RNN"):
+        product = view.main.product
+        if product is not None and product.recurs:
             pair = dynamic.recurrent(view, views)
             for other in pair:
                 if reason := left_out(other):
@@ -62,7 +63,7 @@ class Scheme:
                 note = each.note("DynamicQuantizeLSTM")
                 ctx.changed(part, after, note=note, sqnr_db=each.sqnr_db)
             return set(pair)
-        is_conv = view.op_type == "Conv"
+        is_conv = product is not None and product.convolves
         if is_conv and not self.convs:
             raise ValueError("convolutions stay in floating point")
         if reason := dynamic.why_not_conv(view) if is_conv else dynamic.why_not(view):
@@ -99,18 +100,22 @@ class Scheme:
         )  # fmt: skip
         if codes.nbytes + _OVERHEAD >= view.nbytes:
             raise ValueError(f"would not be smaller as {kind}")
-        return _Rounded(replace(codes, dtype=kind), method, affine.sqnr_db(layout.values(), codes))
+        why = _rounding.lesser(view, kind, self.rounding, method)
+        sqnr = affine.sqnr_db(layout.values(), codes)
+        return _Rounded(replace(codes, dtype=kind), method, sqnr, why)
 
 
 @dataclass(frozen=True)
 class _Rounded:
-    """A weight's codes, the method that chose them, and their signal to noise in dB."""
+    """A weight's codes, what chose them and why not another, their signal to noise in dB."""
 
     codes: Quantized
     method: str
     sqnr_db: float
+    why: str
 
     def note(self, operator: str) -> str:
         """What the weight became."""
         fitted = f", {self.method}" * (self.method not in ("rtn", "balanced"))
-        return f"{self.codes.dtype}, {self.codes.scale.size} scales, {operator}{fitted}"
+        why = f" ({self.why})" * bool(self.why)
+        return f"{self.codes.dtype}, {self.codes.scale.size} scales, {operator}{fitted}{why}"

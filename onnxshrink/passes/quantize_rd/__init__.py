@@ -76,7 +76,6 @@ class QuantizeRd(Pass):
         from onnxshrink.graph.rewrite import clean
         from onnxshrink.passes.quantize_rd.rates import Search
         from onnxshrink.passes.quantize_rd.storage import store, store_packed
-        from onnxshrink.runtime.worker import Worker
 
         self._check_goals()
         before, known = model.stored_bytes(), list(weights.find(model))
@@ -97,13 +96,8 @@ class QuantizeRd(Pass):
         views = [view for view in views if _fits(view, ctx)]
         if not views:
             return
-        worker = ctx.worker or Worker()
-        try:
-            search = Search(self, model, views, ctx, worker)
-            spend = search.spend()
-        finally:
-            if worker is not ctx.worker:
-                worker.close()
+        search = Search(self, model, views, ctx)
+        spend = search.spend()
         if self.bits_per_weight is not None:
             budget = self.bits_per_weight * sum(view.size for view in views) / 8
             spend = search.spend_bytes(budget, spend)
@@ -140,4 +134,7 @@ def _fits(view: WeightView, ctx: Context) -> bool:
 
 
 def _norms(model: Model) -> int:
-    return sum(node.op_type == "BatchNormalization" for node in model.nodes)
+    from onnxshrink.graph.operators import Norm, of
+
+    rows = (of(node, Norm) for node in model.nodes)
+    return sum(row is not None and bool(row.fixed) for row in rows)

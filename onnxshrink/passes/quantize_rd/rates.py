@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from onnxshrink.kernels.rate import Layer
     from onnxshrink.passes.quantize_rd import QuantizeRd
     from onnxshrink.runtime.trial import Trial
-    from onnxshrink.runtime.worker import Worker
 
 _log = logging.getLogger(__name__)
 _PLAIN = 2048  # weights of fewer elements are not worth a search of their own
@@ -60,8 +59,7 @@ class Search:
         options: The goal, and the measure of it.
         model: The model, its norms folded.
         views: The weights.
-        ctx: Inputs and statistics.
-        worker: Where to run trials.
+        ctx: Inputs, statistics, and where to run trials.
         layers: Weights that get a grid of their own.
         plain: Those that are stored with 8 bits.
     """
@@ -70,13 +68,13 @@ class Search:
     model: Model
     views: Sequence[WeightView]
     ctx: Context
-    worker: Worker
     layers: list[Layer] = field(default_factory=list)
     plain: list[tuple[WeightView, Quantized]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        feeds = list(self.ctx.feeds)
-        self._fit, self._judge = feeds[::2], feeds[1::2] or feeds
+        split = self.ctx.split
+        self._fit = split.of(self.ctx.feeds, split.fit)
+        self._judge = split.of(self.ctx.feeds, split.judge)
         self._half: int | None = 0  # of the inputs, to which the layers are fitted; None: all
         self._dampings: dict[str, float] = {}
         self._by_name: dict[str, WeightView] = {}  # those of the search
@@ -100,7 +98,7 @@ class Search:
         from onnxshrink.runtime.trial import Trial
 
         names = [*self._by_name, *(view.name for view, _ in self.plain)]
-        with closing(Trial(self.model, names, self.worker)) as trial:
+        with closing(Trial(self.model, names, self.ctx.worker)) as trial:
             for name in [name for name in self._by_name if name in trial.refused]:
                 view = self._by_name.pop(name)
                 self.plain.append((view, _eight_bits(view)))
@@ -262,7 +260,8 @@ def is_plain(view: WeightView) -> bool:
     """Whether a weight keeps 8 bits: small, depthwise, or behind a one-hot encoding."""
     if view.size < _PLAIN:
         return True
-    if view.op_type == "Conv" and view.size // view.shape[view.axes.out[0]] < 32:
+    product = view.main.product
+    if product is not None and product.convolves and view.size // view.shape[view.axes.out[0]] < 32:
         groups = view.main.node.attributes.get("group")
         return groups is not None and groups.as_int() > 1
     source = view.activation.producer() if view.activation is not None else None

@@ -40,20 +40,23 @@ def store(
     Returns:
         Bytes that all codes pack to.
     """
-    from onnxshrink.graph.forms import edit
+    from onnxshrink.graph.forms import dequantize
+    from onnxshrink.graph.forms.rebuild import REBUILD_OVERHEAD
     from onnxshrink.kernels import affine
     from onnxshrink.passes.to_float16 import narrow
 
     total = 0
     for view, quantized, packed, note in stored:
-        if quantized.nbytes + edit.REBUILD_OVERHEAD >= view.nbytes:
+        if quantized.nbytes + REBUILD_OVERHEAD >= view.nbytes:
             ctx.skip(view, "would not be smaller as integer codes")
             continue
         total += packed
         sqnr = affine.sqnr_db(view.array(), quantized)
-        looked_up = view.size >= _LOOKED_UP and edit.can_gather(model, view)
+        looked_up = view.size >= _LOOKED_UP and dequantize.can_gather(model, view)
         before, kind = view.nbytes, view.op_type
-        after = edit.dequantized(model, view, quantized, "gather" if looked_up else "cast-mul")
+        after = dequantize.dequantized(
+            model, view, quantized, "gather" if looked_up else "cast-mul"
+        )
         ctx.changed(names[view], after, note=note, before=before, kind=kind, sqnr_db=sqnr)
         view.release()
     for view in vectors:

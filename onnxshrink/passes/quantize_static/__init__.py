@@ -89,23 +89,26 @@ class QuantizeStatic(Pass):
     def apply(self, model: Model, ctx: Context) -> None:
         """Prepare, calibrate, place, and store."""
         from onnxshrink.graph.forms import integer_kernels, qdq
+        from onnxshrink.graph.rewrite import plain
         from onnxshrink.passes.quantize_static import asking, grids, storing
         from onnxshrink.passes.quantize_static.preparing import Preparation
 
         work = Preparation(model, ctx)
         asking.check_patterns(self.weights, work)
+        spelled = plain.spell_out(model)
         found = integer_kernels.find(model)
         if all(asking.refusal(self.weights, one) for one in found):
             for one in found:
                 if one.kind == "product":
-                    ctx.skip(one.name, asking.refusal(self.weights, one))
+                    work.leave(one, asking.refusal(self.weights, one))
             storing.store_others(work, self.weights, self.others)
             return
         if not ctx.feeds or ctx.generated:
             raise InputsMissing(f"{self.name} needs real inputs: give --calibration DATA")
         if self.method == "moving-average" and len(ctx.feeds) < 2:
             raise DataError("moving-average needs two inputs or more; minmax takes one")
-        done = work.raise_opset(self._opset()) + work.prepare()
+        done = [f"{spelled} fused operators spelled out"] * bool(spelled)
+        done += work.raise_opset(self._opset()) + work.prepare()
 
         schemes, riders = {}, []
         for one in map(work.named, integer_kernels.find(model)):
@@ -115,13 +118,13 @@ class QuantizeStatic(Pass):
             elif asking.rides(self.weights, one):
                 riders.append(one)
             if reason and (one.kind == "product" or reason == KEPT):
-                ctx.skip(one.name, reason)
+                work.leave(one, reason)
         placed = partial(qdq.place, riders=riders, fold=not self.symmetric_activations)
         ranges = grids.observe(placed(schemes), schemes, model, ctx)
         placement, chosen, refused = grids.choose(placed, ranges, schemes)
         ranges.check(len(chosen), self.method)
         for one, reason in refused.items():
-            ctx.skip(one.name, reason)
+            work.leave(one, reason)
         storing.store(work, placement, chosen, schemes, ranges.statistics)
         storing.store_others(work, self.weights, self.others)
         if ctx.step.changes and done:

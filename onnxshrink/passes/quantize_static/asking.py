@@ -56,7 +56,7 @@ def unfit(candidate: Candidate) -> str:
     """Why a product's constants cannot be quantized; empty when they can."""
     import numpy as np
 
-    from onnxshrink.graph.weights.views import constant
+    from onnxshrink.graph.read import constant
 
     view, bias = candidate.weight, candidate.bias
     if view is None:

@@ -20,7 +20,8 @@ _FINEST_BIAS = 2.0**20
 
 def means(candidate: Candidate) -> Need | None:
     """The mean of each channel of what a product with a bias multiplies; None for others."""
-    if candidate.weight is None or candidate.op_type == "MatMul":
+    way = candidate.way
+    if candidate.weight is None or way is None or not way.takes_bias:
         return None
     return Need(candidate.inputs[0].name or "", Extremes(1))
 
@@ -54,8 +55,10 @@ def shift(candidate: Candidate, stored: Quantized, mean: np.ndarray) -> np.ndarr
 
     view = candidate.weight
     assert view is not None
+    way = candidate.way
+    assert way is not None
     error = affine.dequantize(stored).astype(np.float64) - view.array()
-    if candidate.op_type == "Gemm":
+    if not way.convolves:
         axes = next(use.axes for use in view.uses if use.node is candidate.node)
         moved: np.ndarray = np.tensordot(error, mean, (axes.contract, (0,)))
         return moved
@@ -126,7 +129,8 @@ def saturation(
         np.broadcast_to(stored.scale, stored.codes.shape),
     )]  # fmt: skip
     order = np.arange(width)
-    if candidate.op_type == "Conv" and len(view.shape) > 2:  # channels lie next to each other
+    way = candidate.way
+    if way is not None and way.convolves and len(view.shape) > 2:  # channels lie next to each other
         order = order.reshape(view.shape[1], -1).T.reshape(-1)
     damage = price = power = 0.0
     for group in range(groups):

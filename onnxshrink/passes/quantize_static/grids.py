@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -121,7 +120,6 @@ def observe(
     """
     from onnxshrink.passes.quantize_static.effects import means, some_rows
     from onnxshrink.runtime.calibrate import calibrate
-    from onnxshrink.runtime.worker import Worker
 
     names = [value.name for value in placement.values if value.name]
     needs = [Need(name, Histogram()) for name in names]
@@ -131,9 +129,7 @@ def observe(
         wanted = [means(one)] * scheme.correct_bias
         wanted += [some_rows(one)] * (scheme.reduce_range != "always")
         needs += [need for need in wanted if need is not None]
-    with contextlib.ExitStack() as stack:
-        worker = ctx.worker or stack.enter_context(Worker())
-        statistics = calibrate(model, needs, ctx.feeds, worker, ctx.progress)
+    statistics = calibrate(model, needs, ctx.feeds, ctx.worker, ctx.progress)
     return Ranges(statistics, statistics.refused, len(ctx.feeds))
 
 

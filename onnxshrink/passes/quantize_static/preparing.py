@@ -58,13 +58,28 @@ class Preparation:
     Args:
         model: Edited in place.
         ctx: Inputs, worker and report.
+
+    Attributes:
+        reasons: Why nodes stay in floating point.
     """
 
     def __init__(self, model: Model, ctx: Context):
         self.model, self.ctx = model, ctx
         self.origins = {node: _origin(node) for node in model.nodes}
+        self.reasons: dict[Node, str] = {}
         every = self.origins.values()
         self._names = {name for origin in every for name, _ in origin.constants.values()}
+
+    def leave(self, one: Candidate, reason: str) -> None:
+        """Report a node that stays in floating point."""
+        self.reasons[one.node] = reason
+        self.ctx.skip(one.name, reason)
+
+    def why_stored(self, view: WeightView) -> str:
+        """Why no integer kernel takes a weight, as far as it is one of a product."""
+        known = (self.reasons[use.node] for use in view.uses if use.node in self.reasons)
+        product = view.main.product is not None
+        return next(known, f"no integer kernel for {view.op_type}" if product else "")
 
     def came_with(self, name: str) -> bool:
         """Whether the model had a constant of this name."""
@@ -153,7 +168,7 @@ class Preparation:
 
 
 def _origin(node: Node) -> Origin:
-    from onnxshrink.graph.weights.views import constant
+    from onnxshrink.graph.read import constant
 
     constants = {}
     for index, value in enumerate(node.inputs):

@@ -59,7 +59,7 @@ class Products:
         """
         import numpy as np
 
-        from onnxshrink.graph.forms import edit
+        from onnxshrink.graph.forms import dequantize
 
         view = candidate.weight
         assert view is not None
@@ -76,7 +76,7 @@ class Products:
             bias = -moved if bias is None else bias - moved
         if bias is not None and first:
             stored = self._stored[view.value] = effects.widened(view, stored, bias, on.scale)
-        nbytes = edit.dequantized(self.model, view, stored, "dq") if first else 0
+        nbytes = dequantize.dequantized(self.model, view, stored, "dq") if first else 0
         if bias is not None:
             scale = (stored.scale.astype(np.float32) * np.float32(on.scale)).reshape(-1)
             if scale.size != bias.size:
@@ -90,7 +90,7 @@ class Products:
         """Put codes in the place of what a function such as Add takes beside activations."""
         import numpy as np
 
-        from onnxshrink.graph.weights.views import constant
+        from onnxshrink.graph.read import constant
         from onnxshrink.kernels import ranges
 
         for index in candidate.constants:
@@ -200,7 +200,7 @@ def store_others(work: Preparation, select: Select, others: Literal["int8", "kee
     from onnxshrink.graph import weights
     from onnxshrink.passes.quantize_weights import QuantizeWeights
 
-    ctx, kept, known = work.ctx, [], {}
+    ctx, kept, known, reasons = work.ctx, [], {}, {}
     for view in weights.find(work.model):
         if not view.uses:
             if work.came_with(view.name):
@@ -210,7 +210,7 @@ def store_others(work: Preparation, select: Select, others: Literal["int8", "kee
         if others == "keep":
             reason = reason or "no integer kernel takes it"
         least = select.min_size
-        if view.op_type in ("Add", "Mul", "Sub"):  # norms and biases: few bytes, much harm
+        if view.main.is_arithmetic:  # norms and biases: few bytes, much harm
             least = max(least, _LARGE_OPERAND)
         if view.size < least:
             reason = f"fewer than {least} elements"
@@ -218,9 +218,11 @@ def store_others(work: Preparation, select: Select, others: Literal["int8", "kee
             kept.append(view.name)
             ctx.skip(view, reason)
         known[view.name] = work.original(view.main.node, view.main.index)
+        reasons[view.name] = work.why_stored(view)
     quiet = replace(ctx, step=Step("others"))  # its rows get the names that the weights came with
     chosen = Select(keep=tuple(kept), min_size=select.min_size)
     QuantizeWeights(vectors="keep", weights=chosen).apply(work.model, quiet)
     for row in quiet.step.changes:
         name, nbytes = known[row.what] or (row.what, row.before)
-        ctx.changed(name, row.after, before=nbytes, kind=row.kind, note=row.note, **row.error)
+        note = row.note + f" ({reasons[row.what]})" * bool(reasons.get(row.what))
+        ctx.changed(name, row.after, before=nbytes, kind=row.kind, note=note, **row.error)

@@ -11,7 +11,7 @@ from onnxshrink.pipeline import Context
 
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
-    from onnxshrink.graph.forms.edit import Form
+    from onnxshrink.graph.forms.dequantize import Form
     from onnxshrink.graph.forms.layout import Layout
     from onnxshrink.graph.weights.views import WeightView
 
@@ -45,7 +45,8 @@ class Scheme:
             ctx: The statistics, and where to report.
             why: Why it is stored so; to be noted.
         """
-        from onnxshrink.graph.forms import edit, nbits
+        from onnxshrink.graph.forms import dequantize, nbits
+        from onnxshrink.graph.forms.rebuild import REBUILD_OVERHEAD
         from onnxshrink.kernels import affine
 
         form = self.form_for(view, model)
@@ -58,21 +59,22 @@ class Scheme:
         except ValueError as error:
             ctx.skip(view, str(error))
             return
-        if stored.nbytes + edit.REBUILD_OVERHEAD >= view.nbytes:
+        if stored.nbytes + REBUILD_OVERHEAD >= view.nbytes:
             ctx.skip(view, f"would not be smaller as {self.dtype}")
             return
         sqnr = affine.sqnr_db(layout.values(), stored)
         if form == "nbits":
             after = nbits.stored(model, view, stored, self.accuracy_level)
         elif layout.order == "turned":
-            after = edit.dequantized_gemm(model, view, stored)
+            after = dequantize.dequantized_gemm(model, view, stored)
         else:
-            after = edit.dequantized(model, view, stored, form)
+            after = dequantize.dequantized(model, view, stored, form)
         note = f"{self.dtype}, {stored.scale.size} scales, {form}"
         note += f", {method}" * (method not in ("rtn", "balanced"))
         if self.form == "nbits" and form != "nbits":
             why = nbits.why_not(view, stored.bits)
-        note += f" ({why})" * bool(why)
+        reasons = filter(None, (why, _rounding.lesser(view, self.dtype, self.rounding, method)))
+        note += "".join(f" ({reason})" for reason in reasons)
         ctx.changed(view, after, note=note, sqnr_db=sqnr)
 
     def opset(self, view: WeightView, model: Model) -> int:
@@ -98,7 +100,7 @@ class Scheme:
 
     def form_for(self, view: WeightView, model: Model) -> Form:
         """The form that is asked for where it can be had, else the one that never costs time."""
-        from onnxshrink.graph.forms import edit, nbits
+        from onnxshrink.graph.forms import dequantize, nbits
         from onnxshrink.kernels import affine
 
         bits = affine.BITS[self.dtype]
@@ -106,8 +108,8 @@ class Scheme:
             # Codes of narrow types cannot be looked up; zero points would double the nodes.
             plain = self.dtype == "int8" and self.symmetric and not self.block_size
             plain = plain and view.size >= _LOOKED_UP
-            return "gather" if plain and edit.can_gather(model, view) else "cast-mul"
-        if self.form == "dq" and not edit.can_dequantize(self.layout(view, "cast-mul"), bits):
+            return "gather" if plain and dequantize.can_gather(model, view) else "cast-mul"
+        if self.form == "dq" and not dequantize.can_dequantize(self.layout(view, "cast-mul"), bits):
             return "cast-mul"
         if self.form == "nbits" and nbits.why_not(view, bits):
             return "cast-mul"

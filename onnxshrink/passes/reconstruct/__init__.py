@@ -63,14 +63,15 @@ class Reconstruct(Pass):
     def apply(self, model: Model, ctx: Context) -> None:
         """Refit in rounds; a round that does not bring the outputs closer is taken back."""
         from onnxshrink.graph.layers import fitting
+        from onnxshrink.graph.rewrite import plain
         from onnxshrink.passes.reconstruct.rounds import Reconstruction
-        from onnxshrink.runtime.worker import Worker
 
         if ctx.original is None:
             raise DataError(
                 f"{self.name} needs the model before the first step: run it in a recipe"
             )
-        outlines = list(fitting.outlines(model, ctx.original))
+        seen, original = plain.seen_through(model), plain.seen_through(ctx.original)
+        outlines = list(fitting.outlines(seen, original))
         self._check_patterns(outlines)
         chosen = []
         for outline in outlines:
@@ -85,12 +86,9 @@ class Reconstruct(Pass):
                 f"{self.name} fits to one half of real inputs and judges by the other: give "
                 "--calibration DATA with two or more"
             )
-        worker = ctx.worker or Worker()
-        try:
-            Reconstruction(self, model, ctx, ctx.original, worker).run(chosen)
-        finally:
-            if worker is not ctx.worker:
-                worker.close()
+        Reconstruction(self, seen, ctx, original).run(chosen)
+        if seen is not model:
+            plain.take_over(model, seen, {change.what for change in ctx.step.changes})
 
     def allows(self, kind: str) -> bool:
         """Whether numbers of a kind may change."""
@@ -101,6 +99,8 @@ class Reconstruct(Pass):
             return "not among those asked for"
         if any(_matches(pattern, outline) for pattern in self.keep):
             return "kept as asked"
+        if outline.hidden:
+            return outline.hidden
         if not outline.known:
             return f"the model before the first step has no value {outline.output!r}"
         return ""

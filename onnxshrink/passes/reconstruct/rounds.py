@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnxshrink.report import Change
+from onnxshrink.trials import Reference
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from onnxshrink.kernels.leastsquares import Affine, Seen, Verdict
     from onnxshrink.passes.reconstruct import Reconstruct
     from onnxshrink.pipeline import Context
-    from onnxshrink.runtime.worker import Worker
 
 _log = logging.getLogger(__name__)
 
@@ -38,21 +36,19 @@ class Reconstruction:
     Attributes:
         options: The pass.
         model: The model, whose constants are changed.
-        ctx: Where to report.
+        ctx: Inputs, where to run models, and where to report.
         original: What the model's layers are held against.
-        worker: Where to run models.
     """
 
     options: Reconstruct
     model: Model
     ctx: Context
     original: Model
-    worker: Worker
 
     def run(self, outlines: Sequence[Outline]) -> None:
         """Refit these layers."""
-        self._wanted = self._outputs(self.original)
-        error = self._error()
+        wanted = Reference(self.original, self.ctx.feeds, self.ctx.worker)
+        error = wanted.distance(self.model)
         groups = _groups(outlines, self.options.rounds)
         for number, names in enumerate(groups):
             self.ctx.progress(self.options.name, number, len(groups))
@@ -60,7 +56,7 @@ class Reconstruction:
             changes = self._round(names)
             if not changes:
                 continue
-            now = self._error()
+            now = wanted.distance(self.model)
             if now < error:
                 error = now
                 self.ctx.step.changes += changes
@@ -77,7 +73,8 @@ class Reconstruction:
         from onnxshrink.graph.layers import fitting
         from onnxshrink.runtime.compare_values import compute, regress
 
-        reader = fitting.Reader(self.model, lambda proto, feeds: compute(proto, feeds, self.worker))
+        worker = self.ctx.worker
+        reader = fitting.Reader(self.model, lambda proto, feeds: compute(proto, feeds, worker))
         found = []
         for outline in fitting.outlines(self.model, self.original):
             if outline.output in names:
@@ -87,7 +84,7 @@ class Reconstruction:
                     self.ctx.skip(outline.name or outline.output, str(error))
         sums = regress(
             self.model, self.original, [layer.need for layer in found], self.ctx.feeds,
-            self.worker, self.ctx.progress,
+            worker, self.ctx.progress,
         )  # fmt: skip
         changes = []
         for layer in found:
@@ -213,9 +210,9 @@ class Reconstruction:
         self, layer: Layer, origin: Origin, values: np.ndarray, verdict: Verdict,
         kind: str,
     ) -> Change:  # fmt: skip
-        from onnxshrink.graph.forms import edit
+        from onnxshrink.graph import surgery
 
-        edit.set_constant(self.model, origin.value, origin.tensor, origin.stored(values))
+        surgery.set_constant(self.model, origin.value, origin.stored(values))
         kind = "bias" if origin is layer.bias else kind
         note = f"{kind} of {layer.name} refitted"
         if kind != "bias":
@@ -226,22 +223,6 @@ class Reconstruction:
             {"error_before": verdict.before**0.5, "error_after": verdict.after**0.5},
         )  # fmt: skip
 
-    # ------------------------------------------------------------------------- outputs
-
-    def _outputs(self, model: Model) -> list[list[np.ndarray]]:
-        with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
-            path = Path(folder, "model.onnx")
-            model.save(path, durable=False)
-            return self.worker.run(path, self.ctx.feeds).outputs
-
-    def _error(self) -> float:
-        """Relative L2 error of the outputs against the original's, the worst of them."""
-        from onnxshrink.kernels.metrics import compare_outputs
-
-        names = self.model.signature[1]
-        rows = compare_outputs(names, self._wanted, self._outputs(self.model))
-        return max((row.relative_error for row in rows), default=0.0)
-
 
 def _groups(outlines: Sequence[Outline], rounds: int) -> list[set[str]]:
     """Outputs of layers that are refitted together: those as deep, as many depths as it takes."""
@@ -249,9 +230,9 @@ def _groups(outlines: Sequence[Outline], rounds: int) -> list[set[str]]:
     parts = min(rounds, len(depths))
     place = {depth: number * parts // len(depths) for number, depth in enumerate(depths)}
     groups: list[set[str]] = [set() for _ in range(parts + 1)]
-    products = {place[outline.depth] for outline in outlines if not outline.norm}
+    products = {place[outline.depth] for outline in outlines if outline.norm is None}
     for outline in outlines:
         # What a norm adds and multiplies shows at its output only: what comes before must be done.
-        late = outline.norm and parts < len(depths) and place[outline.depth] in products
+        late = outline.norm is not None and parts < len(depths) and place[outline.depth] in products
         groups[place[outline.depth] + late].add(outline.output)
     return groups

@@ -69,7 +69,7 @@ class Tables:
 
     def _scales_pay(self, view: WeightView) -> bool:
         channel = math.prod(view.shape[axis] for axis in view.axes.contract)
-        if view.op_type == "Gather" or channel < _SCALED_CHANNEL:
+        if view.main.is_lookup or channel < _SCALED_CHANNEL:
             return False
         codes = view.size * math.log2(self.entries) / 8
         fed = self.rounding == "gptq"
@@ -115,19 +115,20 @@ def store(
         four_bit: Whether codes become tensors of uint4.
         may_narrow: Whether float16 will do.
     """
-    from onnxshrink.graph.forms import edit
+    from onnxshrink.graph import surgery
+    from onnxshrink.graph.forms import dequantize
     from onnxshrink.graph.weights import second_moments
     from onnxshrink.passes.to_float16 import narrow
 
     if form == "dense":
-        edit.revalued(palettes.model, view, found.values)
+        surgery.set_constant(palettes.model, view.value, found.values)
         note = f"{found.note}, as floats; smaller once packed"
         ctx.changed(view, view.nbytes, note=note, sqnr_db=found.sqnr_db)
         return
     if found.nbytes + palettes.cost(view, found.stored.entries) >= view.nbytes:
         ctx.skip(view, f"would not be smaller with a table of {found.stored.entries}")
         return
-    half = 2 * view.size + edit.CAST_OVERHEAD
+    half = 2 * view.size + dequantize.CAST_OVERHEAD
     if may_narrow and found.nbytes > _WORTH * half:
         narrow(view, palettes.model, ctx)
         return
@@ -159,7 +160,7 @@ def share_out(
 
     import numpy as np
 
-    from onnxshrink.graph.forms import edit, sharing
+    from onnxshrink.graph.forms import dequantize, sharing
     from onnxshrink.graph.weights import second_moments
     from onnxshrink.kernels import allocation
 
@@ -171,7 +172,7 @@ def share_out(
         size, error = [], []
         if may_narrow:
             known, error = [()], [0.0]
-            size = [float(2 * view.size + edit.CAST_OVERHEAD)]
+            size = [float(2 * view.size + dequantize.CAST_OVERHEAD)]
         try:
             values = sharing.values_of(view)
         except ValueError:  # said again, and reported, when it is this weight's turn

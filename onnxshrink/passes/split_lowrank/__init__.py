@@ -137,7 +137,7 @@ class SplitLowrank(Pass):
 
     def _obstacle(self, view: WeightView) -> str:
         """Why a weight cannot be factored; empty when it can."""
-        from onnxshrink.graph.rewrite import split
+        from onnxshrink.graph.forms import split
 
         return split.why_not(view) if self.residual == "none" else split.why_not_beside(view)
 
@@ -158,7 +158,7 @@ class SplitLowrank(Pass):
     def _split(
         self, view: WeightView, model: Model, ctx: Context, planned: tuple[str, int] | None
     ) -> None:
-        from onnxshrink.graph.rewrite import split
+        from onnxshrink.graph.forms import split
         from onnxshrink.passes.split_lowrank import low_rank
 
         found = []

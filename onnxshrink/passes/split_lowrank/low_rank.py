@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from onnxshrink.graph.file.model import Model
-    from onnxshrink.graph.rewrite.split import Split
+    from onnxshrink.graph.forms.split import Split
     from onnxshrink.graph.weights.views import WeightView
     from onnxshrink.kernels.affine import Quantized
     from onnxshrink.kernels.lowrank import Spectrum
@@ -49,7 +49,7 @@ class Candidate:
 
     def nbytes(self, rank: int) -> int:
         """Bytes of two operators, about."""
-        from onnxshrink.graph.rewrite import split
+        from onnxshrink.graph.forms import split
 
         return int(rank * self.way.weights * self.view.dtype.itemsize) + split.OVERHEAD
 
@@ -73,7 +73,7 @@ class Candidate:
 
     def errors(self, left: np.ndarray, right: np.ndarray) -> Errors:
         """How far the product of two sides is from the weight."""
-        from onnxshrink.graph.rewrite import split
+        from onnxshrink.graph.forms import split
 
         return _errors(self.view, split.matrix_of(self.view, self.way, left @ right), self.moment)
 
@@ -84,7 +84,7 @@ def candidates(view: WeightView, kind: Way, moment: np.ndarray | None) -> Iterat
     Raises:
         ValueError: It holds NaN or infinity, or the second moment is no such thing.
     """
-    from onnxshrink.graph.rewrite import split
+    from onnxshrink.graph.forms import split
     from onnxshrink.kernels import lowrank
 
     for way in split.ways(view):
@@ -208,7 +208,7 @@ def correct(
     Raises:
         ValueError: NaN or infinity, or values too large for float16 factors.
     """
-    from onnxshrink.graph.rewrite import split
+    from onnxshrink.graph.forms import split
     from onnxshrink.kernels import affine, lowrank
 
     matrix = view.matrix

@@ -20,7 +20,7 @@ from onnxshrink.errors import ModelError, OutputError
 from onnxshrink.graph import weights
 from onnxshrink.graph.file import model, round_trip, wire
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.forms import edit
+from onnxshrink.graph.forms import dequantize
 from onnxshrink.kernels import affine
 
 HEADER = '<ir_version: 10, opset_import: ["": 21, "local": 1]> g '
@@ -551,7 +551,7 @@ def halved(loaded: Model) -> list[np.ndarray]:
         if not view.why_not and view.size >= 256:
             stored = affine.quantize(view.array(), "int8", view.axes.contract)
             view.release()
-            edit.dequantized(loaded, view, stored, "dq")
+            dequantize.dequantized(loaded, view, stored, "dq")
             found.append(affine.dequantize(stored))
     return found
 

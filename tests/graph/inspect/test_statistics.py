@@ -14,7 +14,7 @@ from onnxshrink.errors import DataError, ModelError, RecipeError
 from onnxshrink.graph import weights
 from onnxshrink.graph.analysis import shape_rules, shapes
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.forms import edit
+from onnxshrink.graph.forms import dequantize
 from onnxshrink.graph.inspect.statistics import compare_models, inspect_model, layer_table
 from onnxshrink.kernels import affine
 
@@ -401,7 +401,7 @@ def quantized(form, dtype="int8"):
         if view.uses and len(view.shape) > 1:
             direct = form if view.op_type == "MatMul" or form == "cast-mul" else "dq"
             stored = affine.quantize(view.array(), dtype, view.axes.contract)
-            edit.dequantized(model, view, stored, direct)
+            dequantize.dequantized(model, view, stored, direct)
     return Model.from_proto(model.to_proto())
 
 
@@ -440,7 +440,7 @@ def test_rebuilt_lookup():
     proto.graph.initializer.append(numpy_helper.from_array(table, "table"))
     model = Model.from_proto(proto)
     for view in list(weights.find(model)):
-        edit.dequantized(model, view, affine.quantize(table, "int8", (1,)), "cast-mul")
+        dequantize.dequantized(model, view, affine.quantize(table, "int8", (1,)), "cast-mul")
     weight = inspect_model(model).weights[0]
     assert (weight.name, weight.op_type, weight.shape) == ("table", "Gather", (100, 16))
     assert weight.nbytes == 1600 + 400
@@ -457,7 +457,7 @@ def test_scales_of_looked_up_rows_are_no_parameters():
         model = Model.from_proto(proto)
         for view in list(weights.find(model)):
             stored = affine.quantize(table, "int8", (1,), short_scale=short)
-            edit.dequantized(model, view, stored, "gather")
+            dequantize.dequantized(model, view, stored, "gather")
         found = inspect_model(Model.from_proto(model.to_proto()))
         assert found.parameters == 1600
         assert {row.op_type: row.nbytes for row in found.operators}["Gather"] == (
@@ -469,7 +469,7 @@ def test_float16_storage_keeps_name_and_operator():
     proto, arrays = conv_and_matmul()
     model = Model.from_proto(proto)
     view = next(view for view in weights.find(model) if view.name == "fc")
-    edit.stored_as(model, view, arrays["fc"].astype(np.float16))
+    dequantize.stored_as(model, view, arrays["fc"].astype(np.float16))
     weight = inspect_model(model).weights[0]
     assert (weight.name, weight.op_type, weight.dtype) == ("fc", "MatMul", "float16")
     assert (weight.nbytes, weight.form, weight.left_alone) == (12_000, "Cast", "")

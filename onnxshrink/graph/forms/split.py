@@ -11,8 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxshrink.graph import read
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.forms.edit import Rebuild, cast_mul, factor
+from onnxshrink.graph.forms import products
+from onnxshrink.graph.forms.dequantize import cast_mul, factor
+from onnxshrink.graph.forms.rebuild import Rebuild
+from onnxshrink.graph.operators import Matrices, Product
 from onnxshrink.graph.weights.views import WeightView
 from onnxshrink.kernels.affine import Quantized
 
@@ -22,7 +26,6 @@ Array = npt.NDArray[np.floating]
 OVERHEAD = 120
 #: Bytes that the nodes of a weight cost that is rebuilt from factors and integers, about.
 BESIDE_OVERHEAD = 420
-_KINDS = ("MatMul", "Gemm", "Conv", "Gather")
 
 
 @dataclass(frozen=True)
@@ -47,29 +50,43 @@ class Split:
 
 def why_not(view: WeightView) -> str:
     """Why an operator cannot be split; empty when it can."""
-    use = view.main
-    if use.op_type not in _KINDS or use.node.domain:
+    use, product = view.main, view.main.product
+    looks_up = use.is_lookup and use.activation is not None
+    if not looks_up and (product is None or product.inside or product.spreads):
         return f"is used by {use.op_type}, which is not split"
     if len(view.uses) > 1 or view.others:
         return "is used by several operators"
     if not use.direct:
         return "reaches its operator through other nodes"
-    if use.op_type == "Conv":
-        if len(view.shape) < 3 or _int(use.node, "group", 1) > 1:
+    if reason := read.obstacle(use.node):
+        return reason
+    if product is not None and product.convolves:
+        if len(view.shape) < 3 or product.groups > 1:
             return "is a convolution in groups"
+        if product.added is not None or product.function not in products.FUNCTIONS:
+            return f"is used by {use.op_type}, of which {product.hidden}"
     elif len(view.shape) != 2:
         return f"has {len(view.shape)} axes, and only matrices are split"
-    if use.op_type == "Gemm" and (use.index == 0 or _int(use.node, "transA", 0)):
-        return "is the left side of a product, or multiplied with a transpose"
-    if use.op_type == "Gather" and use.axes.out != (0,):
+    elif product is not None and (product.transposes_activation or not _is_matmul(product)):
+        if product.out_axis == -2 or product.in_axis != -1:
+            return "is the left side of a product, or multiplied with a transpose"
+        try:
+            products.of(view)
+        except ValueError as error:
+            return str(error)
+    if looks_up and use.axes.out != (0,):
         return "is not looked up by rows"
     return ""
 
 
+def _is_matmul(product: Product) -> bool:
+    return not product.node.domain and isinstance(product.row, Matrices) and not product.takes_bias
+
+
 def ways(view: WeightView) -> Iterator[Split]:
     """How the operator of a weight can be split."""
-    op_type = view.op_type
-    if op_type == "Conv":
+    product = view.main.product
+    if product is not None and product.convolves:
         outputs, inputs, *kernel = view.shape
         before = math.prod(view.shape)
         across = inputs * math.prod(kernel)
@@ -78,11 +95,11 @@ def ways(view: WeightView) -> Iterator[Split]:
             height, width = kernel
             tall, flat = outputs * width, inputs * height
             # The first of the two computes every column that the second one skips.
-            stride = (_ints(view.main.node, "strides") or [1, 1])[1]
+            stride = (read.integers(view.main.node, "strides") or (1, 1))[1]
             yield Split("spatial", (tall, flat), tall + flat, tall + flat * stride, before)
         return
     rows, columns = view.matrix.shape
-    kind = "lookup" if op_type == "Gather" else "product"
+    kind = "lookup" if view.main.is_lookup else "product"
     work = columns if kind == "lookup" else rows + columns
     yield Split(
         kind, (rows, columns), rows + columns, work, 0 if kind == "lookup" else rows * columns
@@ -132,16 +149,26 @@ def apply(model: Model, view: WeightView, way: Split, left: Array, right: Array)
     assert other is not None
     if way.kind in ("channel", "spatial"):
         result = _convolutions(rebuild, node, other, way, *_kernels(view, way, left, right))
+        function = "" if view.main.product is None else view.main.product.function
+        result = rebuild.node(function, [result], "f") if function else result
     elif way.kind == "lookup":
-        axis = _int(node, "axis", 0)
+        axis = read.integer(node, "axis", 0)
         rows = rebuild.node("Gather", [constant(left, "a"), other], "h", axis=axis)
         result = rebuild.node("MatMul", [rows, constant(right, "b")], "y")
-    elif node.op_type == "Gemm":
+    elif (node.domain, node.op_type) == ("", "Gemm"):
         hidden = rebuild.node("MatMul", [other, constant(right.T, "a")], "h")
-        scalars = {name: node.attributes[name].value for name in ("alpha", "beta")
-                   if name in node.attributes}  # fmt: skip
+        scalars: dict[str, Any] = {
+            name: read.number(node, name, 1.0)
+            for name in ("alpha", "beta")
+            if name in node.attributes
+        }
         rest = [value for value in node.inputs[2:] if value is not None]
         result = rebuild.node("Gemm", [hidden, constant(left.T, "b"), *rest], "y", **scalars)
+    elif node.domain or not isinstance(view.main.row, Matrices):
+        (product,) = products.of(view)
+        hidden = rebuild.node("MatMul", [product.rows(rebuild), constant(right.T, "a")], "h")
+        result = rebuild.node("MatMul", [hidden, constant(left.T, "b")], "y")
+        result = product.completed(rebuild, result)
     elif view.main.index == 1:
         hidden = rebuild.node("MatMul", [other, constant(right.T, "a")], "h")
         result = rebuild.node("MatMul", [hidden, constant(left.T, "b")], "y")
@@ -151,7 +178,7 @@ def apply(model: Model, view: WeightView, way: Split, left: Array, right: Array)
     second = result.producer()
     assert second is not None
     second.name = node.name
-    rebuild.finish_lookup(node, result)
+    rebuild.put_in_place(node, [result])
     rebuild.drop()
     return rebuild.nbytes
 
@@ -208,10 +235,10 @@ def _convolutions(
     rebuild: Rebuild, node: ir.Node, other: ir.Value, way: Split, first: Array, second: Array
 ) -> ir.Value:
     spatial = len(first.shape) - 2
-    strides = _ints(node, "strides") or [1] * spatial
-    dilations = _ints(node, "dilations") or [1] * spatial
-    pads = _ints(node, "pads") or [0] * 2 * spatial
-    padding = _text(node, "auto_pad")
+    strides = read.integers(node, "strides") or (1,) * spatial
+    dilations = read.integers(node, "dilations") or (1,) * spatial
+    pads = read.integers(node, "pads") or (0,) * 2 * spatial
+    padding = read.text(node, "auto_pad", "NOTSET")
 
     def around(axes: list[int]) -> dict[str, Any]:
         """Strides, dilations and padding along some axes; none along the others."""
@@ -240,18 +267,3 @@ def _convolutions(
         "Conv", [hidden, weights[1], *bias], "y",
         kernel_shape=list(second.shape[2:]), **around(after),
     )  # fmt: skip
-
-
-def _int(node: ir.Node, name: str, default: int) -> int:
-    attribute = node.attributes.get(name)
-    return default if attribute is None or attribute.is_ref() else attribute.as_int()
-
-
-def _ints(node: ir.Node, name: str) -> list[int] | None:
-    attribute = node.attributes.get(name)
-    return None if attribute is None or attribute.is_ref() else list(attribute.as_ints())
-
-
-def _text(node: ir.Node, name: str) -> str:
-    attribute = node.attributes.get(name)
-    return "" if attribute is None or attribute.is_ref() else attribute.as_string()

@@ -1,20 +1,18 @@
-"""Edits that passes make to a graph: a weight is replaced by nodes that rebuild it.
-
-The rebuilt value takes the name of the weight, so the operators that use it stay as they are,
-byte for byte, and people still find the weight by its name.
-"""
+"""A weight as integer codes or in a narrower type, and the nodes that turn it back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxshrink.graph import read
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.forms.layout import Layout
+from onnxshrink.graph.forms.rebuild import Rebuild, has_initializers
 from onnxshrink.graph.weights.views import WeightView
 from onnxshrink.kernels import bits, rate
 from onnxshrink.kernels.affine import Quantized
@@ -24,26 +22,18 @@ from onnxshrink.kernels.affine import Quantized
 #: ``nbits``: operators that take the codes as they are (see ``nbits``).
 Form = Literal["dq", "cast-mul", "gather", "nbits"]
 
-#: Bytes that the nodes, names and headers of a rebuilt weight cost, about.
-REBUILD_OVERHEAD = 120
+#: Bytes that a Cast behind a constant costs, about.
 CAST_OVERHEAD = 50
 _SCATTER_ELEMENTS = 11  # the operator set that has it
 _SHORT_SCALES = 48  # fewer are not worth a Cast
 
 
-def _has_initializers(model: Model, view: WeightView) -> bool:
-    """Whether constants beside the weight can be initializers that are not inputs."""
-    return not view.is_node and model.ir.ir_version >= 4 and isinstance(view.scope, ir.Graph)
-
-
 def can_gather(model: Model, view: WeightView) -> bool:
     """Whether ``gather`` can be used: lookups of whole rows are all that happens to the weight."""
     return (
-        _has_initializers(model, view)
+        has_initializers(model, view)
         and not view.others
-        and all(
-            use.op_type == "Gather" and use.direct and use.axes.out == (0,) for use in view.uses
-        )
+        and all(use.picks_rows for use in view.uses)
     )
 
 
@@ -64,127 +54,6 @@ def can_dequantize(layout: Layout, nbits: int) -> bool:
     if shape == view.shape:
         return sum(dim > 1 for axis, dim in enumerate(shape) if axis not in shared) <= 1
     return len(shape) == len(view.shape) + 1  # one axis is cut into blocks
-
-
-class Rebuild:
-    """Nodes and constants that take the place of one weight, in the scope where it lives.
-
-    Constants are stored the way the weight was: as initializers, or as Constant nodes where the
-    scope has no initializers (functions) or its initializers would be inputs (IR version 3).
-
-    Attributes:
-        nbytes: Bytes of the constants so far, and about as many as nodes and headers cost.
-    """
-
-    def __init__(self, model: Model, view: WeightView):
-        self.model, self.view = model, view
-        self.nbytes = REBUILD_OVERHEAD
-        # Every name is written twice or more: in a small model long ones are a good part of it.
-        self._prefix = model.unused_name("w")
-        self._nodes: list[ir.Node] = []
-        self._as_nodes = not _has_initializers(model, view)
-
-    def constant(self, values: np.ndarray | ir.TensorProtocol, suffix: str) -> ir.Value:
-        """A new constant."""
-        name = self.model.unused_name(f"{self._prefix}.{suffix}")
-        tensor = self.model.store(values, name)
-        self.nbytes += tensor.nbytes
-        self.model.touch(name)
-        if self._as_nodes:
-            return self._add("Constant", [], [ir.AttrTensor("value", tensor)], name)
-        value = ir.Value(
-            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()),
-            const_value=tensor,
-        )  # fmt: skip
-        assert isinstance(self.view.scope, ir.Graph)
-        self.view.scope.register_initializer(value)
-        return value
-
-    def node(
-        self, op_type: str, inputs: Sequence[ir.Value], suffix: str, domain: str = "",
-        **attributes: Any,
-    ) -> ir.Value:  # fmt: skip
-        """A new node with one output."""
-        name = self.model.unused_name(f"{self._prefix}.{suffix}")
-        found = ir.convenience.convert_attributes(attributes)
-        return self._add(op_type, inputs, found, name, domain)
-
-    def _add(
-        self,
-        op_type: str,
-        inputs: Sequence[ir.Value],
-        attributes: Sequence[ir.Attr],
-        name: str,
-        domain: str = "",
-    ) -> ir.Value:
-        node = ir.Node(domain, op_type, inputs, attributes, name="")
-        node.outputs[0].name = name
-        self.model.touch(name)
-        self._nodes.append(node)
-        return node.outputs[0]
-
-    def finish(self, result: ir.Value) -> None:
-        """Put ``result`` in the place of the weight, and the weight out of the file."""
-        value, name = self.view.value, self.view.name
-        self.model.touch(name)
-        self.place()
-        value.replace_all_uses_with(result)
-        self._drop(value)
-        result.name = name
-
-    def place(self) -> None:
-        """Put the nodes so far where the weight is; whatever uses it can use them."""
-        scope, old = self.view.scope, self.view.value.producer()
-        first = old if old is not None else next(iter(scope), None)
-        if first is None:
-            scope.extend(self._nodes)
-        else:
-            scope.insert_before(first, self._nodes)
-        self._nodes = []
-
-    def finish_lookup(self, before: ir.Node, result: ir.Value) -> None:
-        """Put the nodes so far in the place of one operator that uses the weight."""
-        output = before.outputs[0]
-        name, graph = output.name, before.graph
-        assert graph is not None
-        self.model.touch(name)
-        graph.insert_before(before, self._nodes)
-        self._nodes = []
-        output.replace_all_uses_with(result, replace_graph_outputs=True)
-        result.type, result.shape = output.type, output.shape
-        graph.remove(before, safe=True)
-        result.name = name
-
-    def finish_input(self, nodes: Sequence[ir.Node], index: int, result: ir.Value) -> None:
-        """Put the nodes so far before these, which are in one graph, and let them read the result.
-
-        Raises:
-            ValueError: They are not in one graph.
-        """
-        graph = nodes[0].graph
-        if graph is None or any(node.graph is not graph for node in nodes):
-            raise ValueError("the operators that read it are in several graphs")
-        first = next(node for node in graph if node in nodes)
-        graph.insert_before(first, self._nodes)
-        self._nodes = []
-        for node in nodes:
-            node.replace_input_with(index, result)
-            self.model.touch_node(node)
-
-    def drop(self) -> None:
-        """Take the weight out of the file once nothing uses it any more."""
-        self.model.touch(self.view.name)
-        self._drop(self.view.value)
-
-    def _drop(self, value: ir.Value) -> None:
-        node, scope = value.producer(), self.view.scope
-        if node is not None:
-            scope.remove(node, safe=True)
-            return
-        assert isinstance(scope, ir.Graph)
-        scope.initializers.pop(value.name or "")
-        if value in scope.inputs:
-            scope.inputs.remove(value)
 
 
 def code_tensor(stored: Quantized, shape: Sequence[int]) -> np.ndarray | ir.TensorProtocol:
@@ -233,7 +102,7 @@ def dequantized_gemm(model: Model, view: WeightView, stored: Quantized) -> int:
         Bytes that it takes now, about.
     """
     node = view.main.node
-    node.attributes["transB"] = ir.AttrInt64("transB", 1 - node.attributes["transB"].as_int())
+    node.attributes["transB"] = ir.AttrInt64("transB", 1 - read.integer(node, "transB", 0))
     model.touch_node(node)
     rebuild = Rebuild(model, view)
     rebuild.finish(_dequantize_linear(rebuild, stored, view.shape[::-1]))
@@ -362,7 +231,7 @@ def _gathered(rebuild: Rebuild, stored: Quantized) -> None:
         if short is not None:
             factors = rebuild.node("Cast", [factors], "f", to=view.dtype.value)
         result = rebuild.node("Mul", [rows, factors], "w")
-        rebuild.finish_lookup(use.node, result)
+        rebuild.put_in_place(use.node, [result])
     rebuild.drop()
 
 
@@ -377,79 +246,3 @@ def stored_as(model: Model, view: WeightView, values: np.ndarray) -> None:
     rebuild = Rebuild(model, view)
     narrow = rebuild.constant(values, "h")
     rebuild.finish(rebuild.node("Cast", [narrow], "w", to=view.dtype.value))
-
-
-def revalued(
-    model: Model, view: WeightView, values: np.ndarray, notes: Mapping[str, str] | None = None
-) -> None:
-    """Give a weight other values of its type and shape, under its name.
-
-    Args:
-        model: The model, whose journal is kept.
-        view: The weight.
-        values: Of its shape.
-        notes: Metadata to add to the tensor.
-    """
-    set_constant(model, view.value, view.tensor, values, notes)
-
-
-def set_constant(
-    model: Model, value: ir.Value, old: ir.TensorProtocol, values: np.ndarray,
-    notes: Mapping[str, str] | None = None,
-) -> None:  # fmt: skip
-    """The same of any constant, whose contents were ``old``."""
-    node, name = value.producer(), value.name or ""
-    tensor = ir.Tensor(
-        np.asarray(values, old.dtype.numpy(), order="C"), dtype=old.dtype, name=old.name,
-        doc_string=old.doc_string, metadata_props={**old.metadata_props, **(notes or {})},
-    )  # fmt: skip
-    model.touch(name)
-    if node is None:
-        value.const_value = model.store(tensor, name)
-    else:
-        node.attributes["value"] = ir.AttrTensor("value", tensor)
-
-
-def forget(model: Model, value: ir.Value) -> None:
-    """Take a constant out of the file if nothing uses it any more."""
-    if value.uses() or value.is_graph_output():
-        return
-    node = value.producer()
-    if node is not None:
-        if node.op_type == "Constant" and node.graph is not None:
-            model.touch(value.name)
-            node.graph.remove(node, safe=True)
-        return
-    for scope in model.scopes:
-        if isinstance(scope, ir.Graph) and scope.initializers.get(value.name or "") is value:
-            model.touch(value.name)
-            scope.initializers.pop(value.name or "")
-            if value in scope.inputs:
-                scope.inputs.remove(value)
-
-
-def give_constant(
-    model: Model, node: ir.Node, index: int, values: np.ndarray, stem: str
-) -> ir.Value:
-    """Give one input of a node a constant of its own, under a name with this stem."""
-    graph = node.graph
-    assert graph is not None
-    name = model.unused_name(stem)
-    tensor = model.store(np.ascontiguousarray(values), name)
-    model.touch(name)
-    if isinstance(graph, ir.Graph) and model.ir.ir_version >= 4:
-        value = ir.Value(
-            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(values.shape),
-            const_value=tensor,
-        )  # fmt: skip
-        graph.register_initializer(value)
-    else:
-        constant = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], name="")
-        graph.insert_before(node, constant)
-        value = constant.outputs[0]
-        value.name = name
-    if index >= len(node.inputs):
-        node.resize_inputs(index + 1)
-    node.replace_input_with(index, value)
-    model.touch_node(node)
-    return value

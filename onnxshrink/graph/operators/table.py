@@ -1,0 +1,411 @@
+"""The table: one frozen row for each operator that passes know, by kind.
+
+A row says what an operator computes and which of its inputs is what; it says nothing about what a
+pass does with it. An operator that computes what another one does gets a row of the same kind, and
+every pass knows it. What one node of it is, its attributes read, answer the views beside this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import onnx_ir as ir
+
+from onnxshrink.graph import read
+
+_CONTRIB = "com.microsoft"
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The role of each axis of an operand.
+
+    Attributes:
+        out: Axes that number outputs (channels, neurons, rows); each has a scale of its own.
+        contract: Axes that are summed over, or read together as one row.
+        groups: Channel groups folded into axis 0 (ConvTranspose), else 1.
+    """
+
+    out: tuple[int, ...]
+    contract: tuple[int, ...]
+    groups: int = 1
+
+    @classmethod
+    def split(cls, rank: int, contract: Sequence[int], groups: int = 1) -> Axes:
+        """Those that are summed over, and all the others."""
+        inner = tuple(axis % rank for axis in contract)
+        return cls(tuple(axis for axis in range(rank) if axis not in inner), inner, groups)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One operator."""
+
+    @property
+    def weights(self) -> Mapping[int, int | None]:
+        """Inputs that may be its weight: each with the input that it is used together with."""
+        return {}
+
+    def axes(self, node: ir.Node, index: int, rank: int) -> Axes | None:
+        """The roles of the axes of a weight; None where it plays no such role.
+
+        Args:
+            node: The operator.
+            index: Which of its inputs the weight is.
+            rank: How many axes it has.
+        """
+        return None
+
+
+@dataclass(frozen=True)
+class Matrices(Row):
+    """``alpha * A B + beta * C``, where A and B may be transposed, and a function of that.
+
+    Attributes:
+        sides: The inputs that may be a weight; each is multiplied with the other one of 0 and 1.
+        bias: The input that is added; None where there is none.
+        inside: Whether the operator goes on with the product, and nobody else sees it.
+    """
+
+    sides: tuple[int, ...] = (0, 1)
+    bias: int | None = None
+    inside: bool = False
+
+    @property
+    def weights(self) -> Mapping[int, int | None]:
+        """Either side."""
+        return {side: 1 - side for side in self.sides}
+
+    def axes(self, node: ir.Node, index: int, rank: int) -> Axes | None:
+        """A matrix, or several of them."""
+        if rank < 2:
+            return Axes.split(rank, [0])
+        last = (index == 0) != transposed(node, index)
+        return Axes.split(rank, [-1 if last else 0 if batched(node, index) else -2])
+
+
+@dataclass(frozen=True)
+class Equation(Row):
+    """A sum of products in letters, of two operands (Einsum)."""
+
+    @property
+    def weights(self) -> Mapping[int, int | None]:
+        """Either operand."""
+        return {0: 1, 1: 0}
+
+    def axes(self, node: ir.Node, index: int, rank: int) -> Axes | None:
+        """Letters that the result has number outputs."""
+        found = letters(node)
+        if found is None or index >= len(found[0]):
+            return None
+        term, right = found[0][index], found[1]
+        if len(term) != rank or "." in term or len(set(term)) != rank:
+            return None
+        return Axes.split(rank, [axis for axis, letter in enumerate(term) if letter not in right])
+
+
+@dataclass(frozen=True)
+class Convolution(Row):
+    """A sum over windows, or the spreading of values over windows, and a function of that.
+
+    Attributes:
+        transposed: Whether it spreads.
+        added: An input of the outputs' shape that is added to them; None where there is none.
+    """
+
+    transposed: bool = False
+    added: int | None = None
+    bias: int = 2
+
+    @property
+    def weights(self) -> Mapping[int, int | None]:
+        """The kernel."""
+        return {1: 0}
+
+    def axes(self, node: ir.Node, index: int, rank: int) -> Axes | None:
+        """[outputs, inputs / groups, places], or [inputs, outputs / groups, places]."""
+        if not self.transposed:
+            return Axes.split(rank, range(1, rank))
+        return Axes.split(rank, [0, *range(2, rank)], _integer(node, "group", 1))
+
+
+@dataclass(frozen=True)
+class Recurrent(Row):
+    """A layer that reads its own output of the step before.
+
+    Attributes:
+        gates: How many matrices lie above each other in a weight.
+    """
+
+    gates: int
+
+    @property
+    def weights(self) -> Mapping[int, int | None]:
+        """What the input is multiplied with, and the state, which is no input."""
+        return {1: 0, 2: None}
+
+    def axes(self, node: ir.Node, index: int, rank: int) -> Axes | None:
+        """[directions, gates * outputs, inputs]."""
+        return Axes.split(rank, [2]) if rank == 3 else None
+
+
+@dataclass(frozen=True)
+class Lookup(Row):
+    """Rows of tables, picked by their numbers.
+
+    Attributes:
+        tables: Each table with the input that holds the numbers; None where that is not one input.
+    """
+
+    tables: tuple[tuple[int, int | None], ...] = ((0, 1),)
+
+    @property
+    def weights(self) -> Mapping[int, int | None]:
+        """The tables."""
+        return dict(self.tables)
+
+    def axes(self, node: ir.Node, index: int, rank: int) -> Axes | None:
+        """Rows lie along the axis that is looked up."""
+        axis = _integer(node, "axis", 0) % rank
+        return Axes.split(rank, [other for other in range(rank) if other != axis])
+
+
+@dataclass(frozen=True)
+class Arithmetic(Row):
+    """One number of each of two operands makes one of the result.
+
+    Attributes:
+        scales: Whether they are multiplied, rather than added.
+        inverse: Whether the second is taken away, or divided by.
+    """
+
+    scales: bool = False
+    inverse: bool = False
+
+    @property
+    def weights(self) -> Mapping[int, int | None]:
+        """Either operand, by itself; of a quotient the parts play different roles."""
+        return {} if self.scales and self.inverse else {0: None, 1: None}
+
+    def axes(self, node: ir.Node, index: int, rank: int) -> Axes | None:
+        """Rows of numbers; a vector has none."""
+        return Axes.split(rank, [rank - 1]) if rank > 1 else None
+
+
+@dataclass(frozen=True)
+class Elementwise(Row):
+    """A function of single numbers, or of those at several places of one channel.
+
+    Attributes:
+        factors: Whether f(s x) = s f(x) for s > 0.
+        means: Whether the mean of each channel stays what it is.
+        places: Whether a result is made of several places of a channel.
+    """
+
+    factors: bool = False
+    means: bool = False
+    places: bool = False
+
+
+@dataclass(frozen=True)
+class Movement(Row):
+    """Hands numbers on as they are: elsewhere, in another type, or only some of them.
+
+    Attributes:
+        how: ``copies``; ``converts``: in another type; ``permutes``: axes in another order;
+            ``squeezes`` and ``unsqueezes``: axes of size 1 go or come; ``reshapes``; ``flattens``:
+            all axes before one and all others become one each; ``parts``: some of the numbers, or
+            more around them; ``joins``: those of several values.
+    """
+
+    how: Literal[
+        "copies", "converts", "permutes", "squeezes", "unsqueezes", "reshapes", "flattens", "parts",
+        "joins",
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Random(Row):
+    """Makes numbers that differ from run to run."""
+
+
+@dataclass(frozen=True)
+class Reduction(Row):
+    """Makes one number of all along some axes, with f(s x) = s f(x)."""
+
+
+@dataclass(frozen=True)
+class Norm(Row):
+    """Brings values to a common size, multiplies each channel with a gain and adds a shift.
+
+    Attributes:
+        gain: The input that holds the gains.
+        shift: The input that holds the shifts; None where there are none.
+        channels: The axis of the channels. -1: it normalises over the axes from ``axis`` on, and
+            has a gain for each of their places.
+        sums: Inputs that are added up before.
+        fixed: Inputs that say what the size is, mean and variance, where it is not computed.
+        grouped: Whether it may have one gain for each of its groups, rather than of its channels.
+    """
+
+    gain: int
+    shift: int | None
+    channels: int = -1
+    sums: tuple[int, ...] = (0,)
+    fixed: tuple[int, ...] = ()
+    grouped: bool = False
+
+
+@dataclass(frozen=True)
+class Quantized(Row):
+    """Takes codes, and their scales beside them.
+
+    Attributes:
+        codes: Inputs that may hold codes of weights or biases, rather than scales or zero points.
+        gain: The input that its outputs are multiplied with, channel by channel, in floating point.
+        shift: The one that is then added.
+        floats: Whether it makes codes of floating-point numbers.
+        zero_behind: Whether their zero point stands two inputs behind codes.
+    """
+
+    codes: tuple[int, ...]
+    gain: int | None = None
+    shift: int | None = None
+    floats: bool = False
+    zero_behind: bool = False
+
+
+#: Rows by (domain, operator). Products come first: they decide over a weight with several uses.
+TABLE: dict[tuple[str, str], Row] = {
+    ("", "MatMul"): Matrices(),
+    ("", "Gemm"): Matrices(bias=2),
+    ("", "Conv"): Convolution(),
+    ("", "ConvTranspose"): Convolution(transposed=True),
+    (_CONTRIB, "FusedMatMul"): Matrices(),
+    (_CONTRIB, "FusedGemm"): Matrices(bias=2),
+    (_CONTRIB, "FusedConv"): Convolution(added=3),
+    (_CONTRIB, "Attention"): Matrices(sides=(1,), bias=2, inside=True),
+    ("", "Gather"): Lookup(),
+    ("", "LSTM"): Recurrent(4),
+    ("", "GRU"): Recurrent(3),
+    ("", "RNN"): Recurrent(1),
+    ("", "Einsum"): Equation(),
+    (_CONTRIB, "EmbedLayerNormalization"): Lookup(((2, None), (3, None), (4, None))),
+    ("", "Add"): Arithmetic(),
+    ("", "Sub"): Arithmetic(inverse=True),
+    ("", "Mul"): Arithmetic(scales=True),
+    ("", "Div"): Arithmetic(scales=True, inverse=True),
+    ("", "BatchNormalization"): Norm(1, 2, channels=1, fixed=(3, 4)),
+    ("", "GroupNormalization"): Norm(1, 2, channels=1, grouped=True),
+    ("", "InstanceNormalization"): Norm(1, 2, channels=1),
+    ("", "LayerNormalization"): Norm(1, 2),
+    ("", "RMSNormalization"): Norm(1, None),
+    ("", "SimplifiedLayerNormalization"): Norm(1, None),
+    (_CONTRIB, "SkipLayerNormalization"): Norm(2, 3, sums=(0, 1, 4)),
+    (_CONTRIB, "SkipSimplifiedLayerNormalization"): Norm(2, None, sums=(0, 1, 3)),
+    ("", "Abs"): Elementwise(factors=True),
+    ("", "Dropout"): Elementwise(factors=True, means=True),
+    ("", "LeakyRelu"): Elementwise(factors=True),
+    ("", "PRelu"): Elementwise(factors=True),
+    ("", "Relu"): Elementwise(factors=True),
+    ("", "AveragePool"): Elementwise(factors=True, means=True, places=True),
+    ("", "GlobalAveragePool"): Elementwise(factors=True, means=True, places=True),
+    ("", "GlobalMaxPool"): Elementwise(factors=True, places=True),
+    ("", "MaxPool"): Elementwise(factors=True, places=True),
+    ("", "Resize"): Elementwise(factors=True, places=True),
+    ("", "Upsample"): Elementwise(factors=True, places=True),
+    ("", "ReduceMax"): Reduction(),
+    ("", "ReduceMean"): Reduction(),
+    ("", "ReduceSum"): Reduction(),
+    ("", "Bernoulli"): Random(),
+    ("", "Multinomial"): Random(),
+    ("", "RandomNormal"): Random(),
+    ("", "RandomNormalLike"): Random(),
+    ("", "RandomUniform"): Random(),
+    ("", "RandomUniformLike"): Random(),
+    ("", "Cast"): Movement("converts"),
+    ("", "Concat"): Movement("joins"),
+    ("", "Flatten"): Movement("flattens"),
+    ("", "Identity"): Movement("copies"),
+    ("", "Pad"): Movement("parts"),
+    ("", "Reshape"): Movement("reshapes"),
+    ("", "Slice"): Movement("parts"),
+    ("", "Split"): Movement("parts"),
+    ("", "Squeeze"): Movement("squeezes"),
+    ("", "Transpose"): Movement("permutes"),
+    ("", "Unsqueeze"): Movement("unsqueezes"),
+    ("", "ConvInteger"): Quantized((0, 1), zero_behind=True),
+    ("", "DequantizeLinear"): Quantized((0,)),
+    ("", "MatMulInteger"): Quantized((0, 1), zero_behind=True),
+    ("", "QuantizeLinear"): Quantized((0,), floats=True),
+    ("", "QLinearConv"): Quantized((3, 8), zero_behind=True),
+    ("", "QLinearMatMul"): Quantized((0, 3), zero_behind=True),
+    (_CONTRIB, "DequantizeLinear"): Quantized((0,)),
+    (_CONTRIB, "DynamicQuantizeLSTM"): Quantized((1, 2, 3, 7)),
+    (_CONTRIB, "DynamicQuantizeMatMul"): Quantized((1, 4), gain=2, shift=4),
+    (_CONTRIB, "GatherBlockQuantized"): Quantized((0,)),
+    (_CONTRIB, "MatMulBnb4"): Quantized((1, 5)),
+    (_CONTRIB, "MatMulIntegerToFloat"): Quantized((0, 1, 6)),
+    (_CONTRIB, "MatMulNBits"): Quantized((1, 5)),
+    (_CONTRIB, "QAttention"): Quantized((1, 2)),
+    (_CONTRIB, "QGemm"): Quantized((0, 3, 6), zero_behind=True),
+    (_CONTRIB, "QLinearConv"): Quantized((3, 8), zero_behind=True),
+    (_CONTRIB, "QuantizeLinear"): Quantized((0,), floats=True),
+    (_CONTRIB, "QMoE"): Quantized((2, 4, 5, 7, 8, 10)),
+}
+
+K = TypeVar("K", bound=Row)
+
+
+def of(node: ir.Node | None, kind: type[K]) -> K | None:
+    """The row of a node, where it is of this kind."""
+    found = None if node is None else TABLE.get((node.domain, node.op_type))
+    return found if isinstance(found, kind) else None
+
+
+def moves(node: ir.Node | None) -> str:
+    """How a node moves numbers; empty where it does anything else."""
+    row = of(node, Movement)
+    return "" if row is None else row.how
+
+
+def looks_up(node: ir.Node | None) -> bool:
+    """Whether a node picks rows of its first input by their numbers, and does nothing else."""
+    row = of(node, Lookup)
+    return row is not None and row.weights.get(0) == 1
+
+
+def multiplies(node: ir.Node | None) -> bool:
+    """Whether a node multiplies number by number."""
+    row = of(node, Arithmetic)
+    return row is not None and row.scales and not row.inverse
+
+
+def transposed(node: ir.Node, side: int) -> bool:
+    """Whether an operand of a product of matrices has its last two axes swapped before."""
+    return bool(_integer(node, "transB" if side else "transA", 0))
+
+
+def batched(node: ir.Node, side: int) -> bool:
+    """Whether the first axis of an operand is moved before its last (FusedMatMul)."""
+    return bool(_integer(node, "transBatchB" if side else "transBatchA", 0))
+
+
+def letters(node: ir.Node) -> tuple[tuple[str, ...], str] | None:
+    """The letters of each operand of an Einsum, and of its result; None where that is left open."""
+    try:
+        equation = read.text(node, "equation", "").replace(" ", "")
+    except read.Unknown:
+        return None
+    left, _, right = equation.partition("->")
+    return (tuple(left.split(",")), right) if right else None
+
+
+def _integer(node: ir.Node, name: str, default: int) -> int:
+    """An attribute; its default where a function takes it from a caller."""
+    try:
+        return read.integer(node, name, default)
+    except read.Unknown:
+        return default

@@ -1,0 +1,95 @@
+"""The worst part of an output that holds several things: boxes and scores, means and variances.
+
+Errors of one thing vanish in the norm of another that is a thousand times as large. So the slices
+along every axis of fixed length are looked at one by one. What a slice's error is held against is
+never less than the size of its *kind*: among many alike, one that happens to be next to nothing
+need not be right to the last digit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+_LONGEST = 512  # axes of more places hold one thing
+_KIND = 10.0  # times as large as the next slice: another kind
+_FEW = 16  # a kind of less than one in so many slices is none
+_NOTHING = 1e-5  # in share of the whole output: below this nothing is told apart
+
+
+class Slices:
+    """Adds up errors and squares of slices of one output, over feeds.
+
+    Args:
+        stacked: Whether the first axis, too, is of fixed length, and not the batch.
+    """
+
+    def __init__(self, stacked: bool = False):
+        self._stacked = stacked
+        self._sums: dict[int, npt.NDArray[np.float64]] | None = None
+        self._rank = 0
+
+    def add(self, reference: Floats, error: Floats) -> None:
+        """Take in one feed's values, finite, and what is wrong with them, in the same shape."""
+        rank = reference.ndim
+        axes = [
+            axis
+            for axis in range(0 if self._stacked else 1, rank)
+            if 1 < reference.shape[axis] <= _LONGEST
+        ]
+        if self._sums is None:
+            self._rank = rank
+            self._sums = {axis: np.zeros((2, reference.shape[axis])) for axis in axes}
+        for axis in list(self._sums):
+            sums = self._sums[axis]
+            if rank != self._rank or reference.shape[axis] != sums.shape[1]:
+                del self._sums[axis]  # its length is free
+                continue
+            for row, array in zip(sums, (error, reference), strict=True):
+                moved = np.moveaxis(array, axis, 0).reshape(sums.shape[1], -1)
+                row += np.einsum("ij,ij->i", moved, moved)
+
+    def worst(self) -> tuple[float, str]:
+        """The largest relative error of any slice, and which one it is: ``[:, 4]``."""
+        found, place = 0.0, ""
+        for axis, (error, signal) in (self._sums or {}).items():
+            against = _against(signal)
+            shares = np.divide(error, against, out=np.zeros(len(error)), where=against > 0)
+            at = int(shares.argmax())
+            if shares[at] > found:
+                found = float(shares[at])
+                free = [":"] * self._rank
+                free[axis] = str(at)
+                place = f"[{', '.join(free)}]"
+        return found**0.5, place
+
+    @property
+    def alike(self) -> bool:
+        """Whether all slices of the last axis are of one kind."""
+        signal = (self._sums or {}).get(self._rank - 1)
+        return signal is None or len({*_kinds(signal[1])}) < 2
+
+
+def _kinds(squares: Floats) -> npt.NDArray[np.int64]:
+    """The kind of each slice, 0 for the smallest: slices of one kind lie close, sorted by size."""
+    order = np.argsort(squares, kind="stable")
+    sizes = np.sqrt(np.maximum(squares[order], _NOTHING**2 * squares.mean()))
+    steps = np.flatnonzero(sizes[1:] > _KIND * sizes[:-1]) + 1
+    kinds = np.zeros(len(squares), np.int64)
+    begin = 0
+    for step in map(int, steps):
+        if (step - begin) * _FEW >= len(squares):
+            kinds[order[step:]] += 1
+            begin = step
+    return kinds
+
+
+def _against(squares: Floats) -> Floats:
+    """What the squared error of each slice is held against."""
+    kinds = _kinds(squares)
+    means = np.bincount(kinds, squares) / np.bincount(kinds)
+    floor = _NOTHING**2 * squares.mean()
+    against: Floats = np.maximum(np.maximum(squares, means[kinds]), floor)
+    return against

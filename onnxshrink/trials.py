@@ -1,0 +1,175 @@
+"""The one way to ask what the outputs say to a part of a step.
+
+Whoever tries something, on a weight, a layer or a whole step, asks here: what a model answers, how
+far that is from what is wanted, and (:class:`onnxshrink.kernels.split.Split`) on which inputs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnxshrink.errors import ModelError, OutputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from onnxshrink.graph.file.model import Model
+    from onnxshrink.kernels.metrics import OutputComparison
+    from onnxshrink.runtime.worker import Worker
+
+Feeds = Sequence[Mapping[str, "np.ndarray"]]
+
+_NEXT_TO_NOTHING = 1e-6
+_FAR = 1e6  # an error that is infinite is one of these
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model answered.
+
+    Attributes:
+        names: Of the outputs.
+        outputs: For every feed, the outputs in that order.
+        stacked: Outputs whose first axis is declared to be of fixed length.
+    """
+
+    names: tuple[str, ...]
+    outputs: list[list[np.ndarray]]
+    stacked: frozenset[str] = frozenset()
+
+    @property
+    def silent(self) -> dict[str, str]:
+        """Outputs to which likeness says nothing, and why: by name."""
+        from onnxshrink.kernels.metrics import Silence
+
+        found = {}
+        for place, name in enumerate(self.names):
+            silence = Silence()
+            for outputs in self.outputs:
+                silence.add(outputs[place])
+            if self.outputs and silence.reason:
+                found[name] = silence.reason
+        return found
+
+    def figures(self, other: Answers) -> tuple[OutputComparison, ...]:
+        """How far every output of another model is from these, on the feeds that it answered."""
+        from onnxshrink.kernels.metrics import compare_outputs
+
+        if not self.outputs:
+            return ()
+        return compare_outputs(
+            self.names, self.outputs[: len(other.outputs)], other.outputs, stacked=self.stacked
+        )
+
+
+def answers(
+    model: Model, feeds: Feeds, worker: Worker, *, check: bool = False, folder: Path | None = None
+) -> Answers:
+    """What a model answers.
+
+    Args:
+        model: The model; one that was not edited is run from its own file.
+        feeds: The inputs.
+        worker: Where to run it.
+        check: Whether it must pass the checker, too.
+        folder: Where it may be written; None is the system's temporary folder.
+
+    Raises:
+        ModelError: It is invalid, or does not load or run.
+        DataError: A feed does not fit.
+        OutputError: There is no room for it.
+    """
+    with contextlib.ExitStack() as stack:
+        path = model.path
+        if path is None or not model.untouched:
+            path = Path(stack.enter_context(_scratch(folder)), "model.onnx")
+            model.save(path, durable=False)
+        try:
+            if check:
+                worker.check(path)
+            run = worker.run(path, feeds)
+        except ModelError as error:
+            # The temporary file means nothing to the reader; the model does.
+            raise type(error)(str(error).replace(str(path), model.label)) from error
+    stacked = frozenset(
+        value.name or ""
+        for value in model.ir.graph.outputs
+        if value.shape is not None and len(value.shape) and isinstance(value.shape[0], int)
+    )
+    return Answers(run.output_names, run.outputs, stacked)
+
+
+def _scratch(folder: Path | None) -> tempfile.TemporaryDirectory[str]:
+    """A folder for a model on trial, beside the result: where there is room for one."""
+    try:
+        return tempfile.TemporaryDirectory(dir=folder, prefix=".onnxshrink-")
+    except OSError as error:
+        place = folder or tempfile.gettempdir()
+        raise OutputError(f"{place}: cannot be written: {error.strerror}") from error
+
+
+class Reference:
+    """Holds what a model answers to some inputs, and how far others are from that.
+
+    Args:
+        model: The model.
+        feeds: The inputs.
+        worker: Where to run models.
+    """
+
+    def __init__(self, model: Model, feeds: Feeds, worker: Worker):
+        self._feeds, self._worker = feeds, worker
+        self._wanted = answers(model, feeds, worker)
+
+    def distance(self, model: Model) -> float:
+        """See :func:`distance`.
+
+        Raises:
+            ModelError: The model does not run.
+        """
+        return distance(self._wanted.figures(answers(model, self._feeds, self._worker)))
+
+
+def told(row: OutputComparison) -> bool:
+    """Whether an output has a relative error: one that is zero throughout has but rounding."""
+    return not row.max_abs <= _NEXT_TO_NOTHING
+
+
+def distance(figures: Sequence[OutputComparison]) -> float:
+    """How far all outputs are off: the root of the sum of their squared relative errors.
+
+    It is that of the output where there is one. No output hides what happens to another.
+    """
+    errors = [row.relative_error for row in figures if told(row)]
+    return math.sqrt(math.fsum(min(error, _FAR) ** 2 for error in errors))
+
+
+@dataclass(frozen=True)
+class Figures:
+    """How far the outputs of a model are from the original's: of each figure the worst output's.
+
+    Attributes:
+        relative_error: Relative L2 error.
+        cosine: Cosine.
+        top1: Top-1 agreement; None where no output has rows.
+    """
+
+    relative_error: float
+    cosine: float
+    top1: float | None
+
+    @classmethod
+    def of(cls, effect: Sequence[OutputComparison]) -> Figures:
+        """The figures of a comparison; an output of nothing but zeros has no relative error."""
+        rows = [row for row in effect if told(row)]
+        return cls(
+            max((row.relative_error for row in rows), default=0.0),
+            min((row.cosine for row in rows), default=1.0),
+            min((row.top1 for row in effect if row.top1 is not None), default=None),
+        )

@@ -1,0 +1,57 @@
+"""Which inputs a weight is rounded against: of every product of the table, or why of none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from spellings import NETS
+from weight_models import normal, parsed
+
+from onnxshrink.graph import weights
+from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.weights import second_moments
+from onnxshrink.graph.weights.views import WeightView
+
+
+def views(text: str, **arrays: np.ndarray) -> dict[str, WeightView]:
+    return {view.name: view for view in weights.find(Model.from_proto(parsed(text, **arrays)))}
+
+
+@pytest.mark.parametrize("net", ["dense", "convolutions"])
+def test_every_spelling_has_them(net: str) -> None:
+    """Of as many rows and columns as the plain one, against whatever is multiplied there."""
+    known = NETS[net]()
+    for name, proto in known.spellings.items():
+        found = {view.name: view for view in weights.find(Model.from_proto(proto))}
+        for weight in ("w1", "w2"):
+            assert second_moments.why_not(found[weight]) == "", name
+            (need,) = second_moments.needs(found[weight])
+            statistic = need.statistic
+            assert isinstance(statistic, second_moments.SecondMoment)
+            assert statistic.width == found[weight].matrix.shape[1], name
+
+
+def test_the_fused_attention_reads_rows_too() -> None:
+    found = views(
+        """g (float[2, 3, 8] x) => (float y) {
+            y = com.microsoft.Attention<num_heads = 2>(x, w, b)
+        }""",
+        w=normal(8, 24), b=normal(24),
+    )  # fmt: skip
+    (need,) = second_moments.needs(found["w"])
+    assert need.value == "x"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("y = Add(x, w)", "it is not summed over"),
+        ("i = Cast<to = 7>(x)  y = Gather(w, i)", "its rows are looked up"),
+        ('y = Einsum<equation = "ab,ab->a">(x, w)', "Einsum: its equation is no product"),
+        ("y = com.microsoft.FusedMatMul<transBatchA = 1>(x, w)", "the batches of its input"),
+    ],
+)
+def test_what_has_none_says_why(text: str, why: str) -> None:
+    found = views(f"g (float[6, 6] x) => (float y) {{ {text} }}", w=normal(6, 6))
+    assert second_moments.needs(found["w"]) == ()
+    assert why in second_moments.why_not(found["w"])
