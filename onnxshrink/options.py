@@ -287,3 +287,8 @@ def dump(obj: Any) -> dict[str, Any]:
         if value != option_.default:
             out[option_.name] = list(value) if isinstance(value, tuple) else value
     return out
+
+
+def picked(kind: type[T], obj: Any) -> T:
+    """An object of a dataclass, each of its fields taken from another that has them too."""
+    return kind(**{field.name: getattr(obj, field.name) for field in dataclasses.fields(kind)})  # type: ignore[arg-type]

@@ -159,6 +159,26 @@ def test_no_room_hangs_together_in_a_circle():
     assert needs == {}
 
 
+def test_the_work_of_a_pass_does_not_know_the_pass():
+    """It takes the few options that it needs: so it is read, tested and used without the pass."""
+    knowing = set()
+    for found in EVERY:
+        parts = found.file.relative_to(PACKAGE).parts
+        if parts[0] == "passes" and len(parts) == 3 and parts[2] != "__init__.py":
+            own = f"onnxshrink.passes.{parts[1]}"
+            if found.module == own and not _is_module(found, own):
+                knowing.add(parts[1])
+    assert knowing == {"quantize_rd", "reconstruct"}  # and no more of them
+
+
+def _is_module(found: Import, package: str) -> bool:
+    """Whether an import from a package names one of its modules."""
+    line = found.file.read_text().splitlines()[found.line - 1]
+    names = [name.strip() for name in line.partition(" import ")[2].split(",")]
+    folder = PACKAGE.joinpath(*package.split(".")[1:])
+    return all((folder / f"{name}.py").exists() for name in names)
+
+
 def test_outside_imports_keep_to_their_rooms():
     wrong = [
         str(found)

@@ -68,8 +68,8 @@ def _onnxsim(name: str, source: str, out: str, ratio: float) -> None:
 def _left(source: Path, other: Path) -> str:
     """Parameters and MACs of one model over those of another, which must answer in its shapes."""
     from onnxshrink.channels.groups import Cost, cost
+    from onnxshrink.channels.labels import labelled
     from onnxshrink.channels.probing import probe_any
-    from onnxshrink.channels.step import labelled
     from onnxshrink.graph.file.model import Model
     from onnxshrink.runtime.generate import generated_inputs
     from onnxshrink.runtime.worker import Worker

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +12,8 @@ import onnx_ir as ir
 
 from onnxshrink.channels.atoms import Labels
 from onnxshrink.channels.labels import Axis, Slot, Walk
+from onnxshrink.channels.request import Units
 from onnxshrink.graph import read
-
-Kind = Literal["channels", "heads", "head-dimensions", "width"]
 
 #: Removed atoms, one flag for every atom of a walk.
 Removed = npt.NDArray[np.bool_]
@@ -59,7 +57,7 @@ class Group:
     """
 
     name: str
-    kind: Kind
+    kind: Units
     atoms: Labels
     members: tuple[Member, ...]
     step: int
@@ -154,7 +152,7 @@ def _group(walk: Walk, atoms: Labels, members: tuple[Member, ...]) -> Group:
     return Group(name, _kind(wide, min(repeats)), atoms, members, max(min(repeats), 1))
 
 
-def _kind(members: Sequence[Member], repeats: int) -> Kind:
+def _kind(members: Sequence[Member], repeats: int) -> Units:
     for member in members:
         for use in member.value.uses():
             looked_up = use.node.op_type == "Gather" and use.idx == 0

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxshrink.channels.atoms import Atoms, Labels
-from onnxshrink.channels.facts import Facts, Pair, bodies, dims
+from onnxshrink.channels.facts import Facts, Pair, Runs, bodies, dims
 from onnxshrink.graph import read
 from onnxshrink.graph.file.model import Model
 
@@ -87,9 +87,9 @@ class Walk:
         handled: Nodes that the rule of an earlier one has labelled already.
         grouped: Grouped convolutions whose channels are products of a group and a place in it.
         balance: Grouped convolutions whose channels go one by one, as many from every group.
-        restless: Axes of what loops carry that are not zero where channels go, though they begin
+        not_zero: Axes of what loops carry that are not zero where channels go, though they begin
             so: by the body's input, and the axis.
-        stirred: The same, found on this walk.
+        newly_not_zero: The same, found on this walk.
         opaque: Values of unknown shape; nothing that they are made of changes.
         balanced: The parts of axes that must lose equally many channels.
         streams: Axes that norms run along.
@@ -109,8 +109,8 @@ class Walk:
     handled: set[ir.Node] = field(default_factory=set)
     grouped: list[tuple[ir.Node, Labels, Labels]] = field(default_factory=list)
     balance: set[ir.Node] = field(default_factory=set)
-    restless: set[tuple[ir.Value, int]] = field(default_factory=set)
-    stirred: set[tuple[ir.Value, int]] = field(default_factory=set)
+    not_zero: set[tuple[ir.Value, int]] = field(default_factory=set)
+    newly_not_zero: set[tuple[ir.Value, int]] = field(default_factory=set)
     opaque: set[ir.Value] = field(default_factory=set)
     balanced: list[list[Labels]] = field(default_factory=list)
     streams: list[Labels] = field(default_factory=list)
@@ -424,14 +424,19 @@ def analyse(model: Model, facts: Facts) -> Walk:
     from onnxshrink.channels.rules import RULES
 
     balance: set[ir.Node] = set()
-    restless: set[tuple[ir.Value, int]] = set()
+    not_zero: set[tuple[ir.Value, int]] = set()
     while True:
-        walk = Walk(model, facts, balance=balance, restless=restless)
+        walk = Walk(model, facts, balance=balance, not_zero=not_zero)
         walk.run(RULES)
         tied = {node for node, *digits in walk.grouped if _are_tied(walk, digits)}
-        if tied <= balance and walk.stirred <= restless:
+        if tied <= balance and walk.newly_not_zero <= not_zero:
             return walk
-        balance, restless = balance | tied, restless | walk.stirred
+        balance, not_zero = balance | tied, not_zero | walk.newly_not_zero
+
+
+def labelled(model: Model, runs: Runs) -> Walk:
+    """The labels of a model, or of a copy, of which two runs showed the shapes."""
+    return analyse(model, Facts(model, runs))
 
 
 def _are_tied(walk: Walk, digits: Sequence[Labels]) -> bool:

@@ -36,8 +36,8 @@ class Losses:
     def of(self, plan: Plan) -> float:
         """The squared relative error of the outputs, with what is removed made up for.
 
-        Of probabilities too: few inputs are held out, and their divergence would hang on the one
-        row that goes most wrong.
+        Of probabilities too: few inputs are held out, and their divergence would depend on
+        the one row that goes most wrong.
         """
         trial = replace(self._whole, plan=plan).trial()
         return self._wanted.distance(trial) ** 2

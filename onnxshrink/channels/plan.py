@@ -158,8 +158,9 @@ def _spare(walk: Walk, removed: Removed) -> bool:
 
 
 def held(
-    groups: Sequence[Group], keep: Iterable[str], kinds: Sequence[str], *, names: Iterable[str]
-) -> dict[str, str]:
+    groups: Sequence[Group], keep: Iterable[str], kinds: Sequence[str], *, names: Iterable[str],
+    option: str = "keep",
+) -> dict[str, str]:  # fmt: skip
     """Which groups stay whole, and why.
 
     Args:
@@ -168,6 +169,7 @@ def held(
         kinds: Kinds of units that may go; none given: all, but of two factors of one axis only
             the one with more units, so that a ratio is the share that the axis loses.
         names: Every name that a pattern may mean.
+        option: Where the patterns come from.
 
     Raises:
         RecipeError: A pattern matches nothing.
@@ -176,7 +178,7 @@ def held(
     known = {name for group in groups for name in names_of(group)} | set(names)
     for pattern in keep:
         if not any(fnmatchcase(name, pattern) for name in known):
-            raise RecipeError(f"prune-channels: keep: nothing matches {pattern!r}")
+            raise RecipeError(f"prune-channels: {option}: nothing matches {pattern!r}")
     for group in groups:
         if any(fnmatchcase(name, pattern) for pattern in keep for name in names_of(group)):
             reasons[group.name] = "kept as asked"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +11,7 @@ import onnx_ir as ir
 from onnxshrink.channels.groups import Group, Member
 from onnxshrink.channels.labels import Walk
 from onnxshrink.channels.readers import Consumer
+from onnxshrink.channels.request import Importance
 from onnxshrink.graph import operators, read
 from onnxshrink.graph.operators import Norm
 from onnxshrink.kernels.elimination import Reader, eliminate
@@ -19,8 +19,6 @@ from onnxshrink.kernels.importance import Array, index_power
 from onnxshrink.kernels.moments import damped
 from onnxshrink.kernels.refit import Moments
 
-Importance = Literal["auto", "l1", "l2", "bn-gamma", "activation", "variance", "hessian",
-                     "greedy", "random"]  # fmt: skip
 #: Those that need inputs to run the model on.
 CALIBRATED = {"activation", "variance", "hessian", "greedy"}
 

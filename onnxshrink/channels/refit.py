@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from onnxshrink.channels.removal import Shortened
     from onnxshrink.graph.file.model import Model
     from onnxshrink.kernels.refit import Array, Choice, Moments
-    from onnxshrink.passes.prune_channels import PruneChannels
     from onnxshrink.pipeline import Context
     from onnxshrink.runtime.worker import Worker
 
@@ -38,23 +37,23 @@ class Variant:
 
 @dataclass(frozen=True)
 class Removal:
-    """One step of the pass.
+    """One plan, and what carries it out.
 
     Attributes:
-        options: The pass.
         ctx: Where to report.
         worker: Where to run models.
         plan: What goes.
         runs: What two runs of the model showed.
-        seen: Moments of what its weights read.
+        seen: Second moments of what its weights read; none where nothing is to be refitted.
+        damping: How closely refitted weights stay to what they were; None: tried out.
     """
 
-    options: PruneChannels
     ctx: Context
     worker: Worker
     plan: Plan
     runs: Runs
     seen: Mapping[Consumer, Moments]
+    damping: float | None
 
     def carry_out(self) -> None:
         """Remove what was planned, and report it.
@@ -63,11 +62,7 @@ class Removal:
         weights are first fitted without the inputs that are held out, and only where the outputs
         for those come closer, to all.
         """
-        from onnxshrink.channels.compensation import choices
-
-        removed, seen = self.plan.removed, self.seen if self.options.compensate else {}
-        chosen = choices(self.plan.walk, seen, removed, self.options.damping)
-        best = self._variant()
+        chosen, best = self._choices(), self._variant()
         if chosen:
             best = self._closer(best, chosen)
         self._report(best)
@@ -75,12 +70,16 @@ class Removal:
 
     def trial(self) -> Model:
         """A copy of the model without the channels, fitted without what is held out."""
+        chosen = self._choices()
+        sums = {
+            each.name: moments.fitted for each, moments in self.seen.items() if each.name in chosen
+        }
+        return self._variant(chosen, sums).model
+
+    def _choices(self) -> dict[str, Choice]:
         from onnxshrink.channels.compensation import choices
 
-        seen = self.seen if self.options.compensate else {}
-        chosen = choices(self.plan.walk, seen, self.plan.removed, self.options.damping)
-        sums = {each.name: moments.fitted for each, moments in seen.items() if each.name in chosen}
-        return self._variant(chosen, sums).model
+        return choices(self.plan.walk, self.seen, self.plan.removed, self.damping)
 
     def _closer(self, plain: Variant, chosen: Mapping[str, Choice]) -> Variant:
         """The refitted model, if its outputs are closer."""
@@ -110,8 +109,8 @@ class Removal:
     ) -> Variant:
         """A copy of the model without the channels, its weights refitted as was chosen."""
         from onnxshrink.channels.compensation import compensate
+        from onnxshrink.channels.labels import labelled
         from onnxshrink.channels.removal import Cut
-        from onnxshrink.channels.step import labelled
 
         copy, removed = self.plan.walk.model.clone(), self.plan.removed
         walk = labelled(copy, self.runs)

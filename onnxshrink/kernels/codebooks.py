@@ -1,4 +1,4 @@
-"""Palettes: a table of few values, and for every weight the number of its entry (1510.00149).
+"""Codebooks: a table of few values, and for every weight the number of its entry (1510.00149).
 
 In one dimension k-means is solved, not approached: the best clusters of sorted values are
 intervals, and dynamic programming finds them. Tensors beyond 65,536 values are first counted into

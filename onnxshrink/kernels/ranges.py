@@ -16,12 +16,12 @@ import numpy.typing as npt
 
 from onnxshrink.kernels.observers import HistogramSums
 
-Kind = Literal["int8", "uint8", "int16", "uint16"]
+Integer = Literal["int8", "uint8", "int16", "uint16"]
 Floats = npt.NDArray[np.float64]
 #: What becomes of a value further on: the results behind it, from an array of its values.
 Behind = Callable[[Floats], Sequence[Floats]]
 
-LIMITS: dict[Kind, tuple[int, int]] = {
+LIMITS: dict[Integer, tuple[int, int]] = {
     "int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "uint16": (0, 65535)
 }  # fmt: skip
 _ENDS = np.concatenate((np.linspace(1, 0.5, 26), np.geomspace(0.5, 1e-3, 31)[1:], [0]))
@@ -40,7 +40,7 @@ class Grid:
 
     scale: float
     zero: int
-    dtype: Kind
+    dtype: Integer
 
     @property
     def low(self) -> float:
@@ -71,7 +71,7 @@ class Grid:
         return found
 
 
-def grid(low: float, high: float, dtype: Kind, *, symmetric: bool = False) -> Grid:
+def grid(low: float, high: float, dtype: Integer, *, symmetric: bool = False) -> Grid:
     """The finest grid over a range; it holds 0 exactly, so a range without 0 is widened to it.
 
     Args:
@@ -85,7 +85,7 @@ def grid(low: float, high: float, dtype: Kind, *, symmetric: bool = False) -> Gr
 
 
 def _parameters(
-    low: Floats, high: Floats, dtype: Kind, symmetric: bool
+    low: Floats, high: Floats, dtype: Integer, symmetric: bool
 ) -> tuple[Floats, npt.NDArray[np.int64]]:
     """Scales, rounded to float32, and zero points of many ranges."""
     first, last = LIMITS[dtype]
@@ -106,7 +106,7 @@ def _usable(scale: Floats) -> Floats:
     return usable
 
 
-def _rounded(values: Floats, scale: Floats, zero: npt.NDArray[np.int64], dtype: Kind) -> Floats:
+def _rounded(values: Floats, scale: Floats, zero: npt.NDArray[np.int64], dtype: Integer) -> Floats:
     """Values on many grids, [grids, values]."""
     first, last = LIMITS[dtype]
     codes = values / scale[:, None]
@@ -142,7 +142,7 @@ class Sample:
             for result in self._exact
         ]
 
-    def noise(self, scale: Floats, zero: npt.NDArray[np.int64], dtype: Kind) -> Floats:
+    def noise(self, scale: Floats, zero: npt.NDArray[np.int64], dtype: Integer) -> Floats:
         """Mean squared error over variance behind each of many grids, summed over results."""
         total = np.zeros(scale.shape)
         results = self._behind(_rounded(self.values, scale, zero, dtype))
@@ -157,7 +157,7 @@ class Sample:
         return -10 * math.log10(noise) if noise > 0 else math.inf
 
     def least_squares(
-        self, low: float, high: float, dtype: Kind, *, symmetric: bool = False
+        self, low: float, high: float, dtype: Integer, *, symmetric: bool = False
     ) -> tuple[float, float]:
         """The part of a range whose grid has the least squared error.
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from onnxshrink.channels.request import Goal, Importance, Request, Scope, Units
 from onnxshrink.errors import RecipeError
 from onnxshrink.options import option
 from onnxshrink.pipeline import Context, Pass
@@ -53,20 +54,17 @@ class PruneChannels(Pass):
     layers: Mapping[str, Any] = option(
         {}, help="other ratios by name of a weight, node or operator: '{Gemm: 0.5, head*: 0}'"
     )
-    importance: Literal[
-        "auto", "l1", "l2", "bn-gamma", "activation", "variance", "hessian", "greedy",
-        "random",
-    ] = option(
+    importance: Importance = option(
         "auto", help="what ranks channels; auto: hessian with inputs, l2 without; hessian: by the "
         "error that the others cannot make up for; greedy: the same, one after the other, slower; "
         "these two, activation and variance need inputs",
     )  # fmt: skip
-    scope: Literal["auto", "local", "global", "measured"] = option(
+    scope: Scope = option(
         "auto", help="local: the same share of every group; global: the least important channels "
         "anywhere; measured: as much in all as with local, more of the groups that the outputs "
         "need less, which is tried out on inputs; auto: measured with inputs, local without",
     )  # fmt: skip
-    units: tuple[Literal["channels", "heads", "head-dimensions", "width"], ...] = option(
+    units: tuple[Units, ...] = option(
         (), help="what may go; by default all, but of heads and their dimensions the finer"
     )
     keep: tuple[str, ...] = option(
@@ -113,20 +111,26 @@ class PruneChannels(Pass):
 
     def apply(self, model: Model, ctx: Context) -> None:
         """Find, rank and remove; report what every constant lost, and what blocked the rest."""
+        from onnxshrink.channels.iteration import Iteration
         from onnxshrink.channels.plan import blocked
         from onnxshrink.channels.readers import not_refitted
-        from onnxshrink.channels.step import Planner
+        from onnxshrink.channels.shares import Start
+        from onnxshrink.channels.survey import real_feeds, survey
 
-        planner, left = Planner(self, ctx, ctx.worker), dict[str, str]()
-        refits = self.compensate and bool(ctx.feeds) and not ctx.generated
-        for step in range(self.iterations):
-            ctx.progress(self.name, step, self.iterations)
-            plan, seen = planner.plan(model, step)
+        request, left = self._request(), dict[str, str]()
+        refits = self.compensate and bool(real_feeds(ctx))
+        start: Start | None = None
+        for number in range(self.iterations):
+            ctx.progress(self.name, number, self.iterations)
+            found = survey(model, request, ctx, ctx.worker, number)
+            start = start or Start.of(found.plan)
+            part = (number + 1) / self.iterations
+            iteration = Iteration(request, found, start, part, ctx, ctx.worker)
+            plan = iteration.choose()
             reasons = blocked(plan.walk)
-            if not plan.removed.any():
-                continue
-            left |= not_refitted(plan.walk, plan.removed) if refits else {}
-            planner.removal(plan, seen).carry_out()
+            if plan.removed.any():
+                left |= not_refitted(plan.walk, plan.removed) if refits else {}
+                iteration.removal(plan).carry_out()
         for name, reason in sorted(left.items()):
             ctx.skip(name, reason)
         for group in plan.groups:
@@ -138,14 +142,19 @@ class PruneChannels(Pass):
     def preview(
         self, model: Model, feeds: Feeds = (), seed: int = 0, *, generated: bool = False
     ) -> Plan:
-        """What the first step would remove; the model is left as it is."""
-        from onnxshrink.channels.step import Planner
+        """What the first iteration would remove; the model is left as it is."""
+        from onnxshrink.channels.iteration import Iteration
+        from onnxshrink.channels.shares import Start
+        from onnxshrink.channels.survey import survey
         from onnxshrink.report import Step
         from onnxshrink.runtime.worker import Worker
 
         with Worker() as worker:
             ctx = Context(Step(self.name), feeds, generated, worker=worker, seed=seed)
-            return Planner(self, ctx, worker).plan(model.clone(), 0)[0]
+            request = self._request()
+            found = survey(model.clone(), request, ctx, worker)
+            start, part = Start.of(found.plan), 1 / self.iterations
+            return Iteration(request, found, start, part, ctx, worker).choose()
 
     def explain(self, model: Model, what: str, feeds: Feeds = (), seed: int = 0) -> list[Table]:
         """What goes together with a node, weight or group, and what blocks it.
@@ -154,11 +163,26 @@ class PruneChannels(Pass):
             RecipeError: Nothing has this name.
         """
         from onnxshrink.channels import groups
+        from onnxshrink.channels.labels import labelled
         from onnxshrink.channels.plan import explain
         from onnxshrink.channels.probing import probe_any
-        from onnxshrink.channels.step import labelled
         from onnxshrink.runtime.worker import Worker
 
         with Worker() as worker:
             walk = labelled(model, probe_any(model, feeds, seed, worker))
         return explain(walk, groups.find(walk), what)
+
+    def _request(self) -> Request:
+        """What is asked of the channels' house."""
+        goal = Goal("units", 1 - self.ratio)
+        if self.flops is not None:
+            goal = Goal("macs", self.flops)
+        elif self.bytes is not None:
+            goal = Goal("bytes", self.bytes)
+        elif self.latency is not None:
+            goal = Goal("latency", self.latency)
+        return Request(
+            goal=goal, ratios=self.layers, importance=self.importance, scope=self.scope,
+            units=self.units, keep=self.keep, round_to=self.round_to, minimum=self.minimum,
+            compensate=self.compensate, damping=self.damping,
+        )  # fmt: skip

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxshrink.kernels.observers import Histogram, HistogramSums
-from onnxshrink.kernels.ranges import LIMITS, Grid, Kind, Sample, grid
+from onnxshrink.kernels.ranges import LIMITS, Grid, Integer, Sample, grid
 
 KINDS = list(LIMITS)
 numbers = st.floats(-1e6, 1e6, width=32)
@@ -20,7 +20,7 @@ def seen(values: np.ndarray) -> HistogramSums:
 
 @given(low=numbers, high=numbers, kind=st.sampled_from(KINDS), symmetric=st.booleans())
 def test_a_grid_covers_its_range_and_holds_zero(
-    low: float, high: float, kind: Kind, symmetric: bool
+    low: float, high: float, kind: Integer, symmetric: bool
 ) -> None:
     low, high = min(low, high), max(low, high)
     on = grid(low, high, kind, symmetric=symmetric)
@@ -35,7 +35,7 @@ def test_a_grid_covers_its_range_and_holds_zero(
 
 
 @given(st.lists(numbers, min_size=1, max_size=30), st.sampled_from(KINDS))
-def test_rounding_is_off_by_half_a_step_at_most(values: list[float], kind: Kind) -> None:
+def test_rounding_is_off_by_half_a_step_at_most(values: list[float], kind: Integer) -> None:
     array = np.array(values, np.float64)
     on = grid(array.min(), array.max(), kind)
     codes = on.codes(array)
@@ -46,7 +46,7 @@ def test_rounding_is_off_by_half_a_step_at_most(values: list[float], kind: Kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_but_zero_has_a_grid(kind: Kind) -> None:
+def test_nothing_but_zero_has_a_grid(kind: Integer) -> None:
     on = grid(0.0, 0.0, kind)
     assert on.scale == 1
     assert grid(1e-45, 1e-44, kind).scale == 1  # a denormal scale cannot be divided by

@@ -375,8 +375,8 @@ def test_same_seed_same_bytes(worker):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"keep": ("nowhere*",)}, "nothing matches 'nowhere\\*'"),
-        ({"layers": {"nowhere": 0.5}}, "nothing matches 'nowhere'"),
+        ({"keep": ("nowhere*",)}, "keep: nothing matches 'nowhere\\*'"),
+        ({"layers": {"nowhere": 0.5}}, "layers: nothing matches 'nowhere'"),
     ],
 )
 def test_patterns_of_nothing_are_refused(options, message, worker):

@@ -21,8 +21,8 @@ from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.forms import dynamic
 from onnxshrink.kernels import affine, saturation
 from onnxshrink.options import build
-from onnxshrink.passes import quantize_weights
 from onnxshrink.passes.quantize_dynamic import QuantizeDynamic
+from onnxshrink.passes.quantize_weights import storing
 from onnxshrink.pipeline import Result, run
 from onnxshrink.recipe import find_pass
 from onnxshrink.runtime.session import SessionOptions
@@ -551,7 +551,7 @@ def test_a_model_is_not_quantized_again(
     then: str, worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither its codes, nor their scales, of products or of lookups."""
-    monkeypatch.setattr(quantize_weights, "_LOOKED_UP", 0)
+    monkeypatch.setattr(storing, "_LOOKED_UP", 0)
     model = parsed(
         "g (int64[3] i) => (float[3, 400] y) { x = Gather(E, i) h = MatMul(x, W) y = Add(h, b) }",
         E=normal(500, 64), W=normal(64, 400), b=normal(400),

@@ -19,8 +19,7 @@ from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.forms import dequantize
 from onnxshrink.kernels import affine
 from onnxshrink.options import build
-from onnxshrink.passes import quantize_weights
-from onnxshrink.passes.quantize_weights import QuantizeWeights
+from onnxshrink.passes.quantize_weights import QuantizeWeights, storing
 from onnxshrink.pipeline import Result, run
 from onnxshrink.runtime.session import SessionOptions
 from onnxshrink.runtime.worker import Worker
@@ -235,7 +234,7 @@ def test_a_gemm_is_turned_so_that_the_runtime_fuses_it(
 def test_large_tables_are_looked_up_as_integers(
     stored: dict[str, np.ndarray], worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quantize_weights, "_LOOKED_UP", 0)
+    monkeypatch.setattr(storing, "_LOOKED_UP", 0)
     for name in ("Gather axis 0 (40, 32)", "Gather axis 0 (300, 8)"):
         case = one(name)
         result = quantized(case, tmp_path)

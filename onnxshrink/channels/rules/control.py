@@ -93,7 +93,7 @@ def _carry_in(walk: Walk, node: ir.Node, given: Operand | None, value: ir.Value)
         if not steady:
             walk.keep(node, [labels], "an axis whose length changes from turn to turn")
         axes.append(labels if steady else None)
-    zero = [z and (value, axis) not in walk.restless for axis, z in enumerate(given.zero)]
+    zero = [z and (value, axis) not in walk.not_zero for axis, z in enumerate(given.zero)]
     walk.label(value, axes, zero, node)
 
 
@@ -105,7 +105,7 @@ def _carry_out(walk: Walk, node: ir.Node, output: int, value: ir.Value, result: 
         for axis, labels in enumerate(tied.axes):
             changes = given.zero[axis] and not found.zero[axis]
             if changes and labels is not None and not walk.atoms.is_frozen(labels).all():
-                walk.stirred.add((value, axis))
+                walk.newly_not_zero.add((value, axis))
     _hand_out(walk, node, output, tied)
 
 

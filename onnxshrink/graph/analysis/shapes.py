@@ -66,7 +66,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Walk:
+class Walked:
     """What a walk over a model found.
 
     Attributes:
@@ -87,7 +87,7 @@ class Walk:
 def walk(
     model: Model, shapes: Mapping[str, Sequence[int]] | None = None,
     seen: Mapping[ir.Value, np.ndarray] | None = None,
-) -> Walk:  # fmt: skip
+) -> Walked:  # fmt: skip
     """Infer shapes through the whole model.
 
     Args:
@@ -113,7 +113,7 @@ def walk(
             walker.types[value] = tensor_type(elem, tuple(shapes[value.name or ""]))
     walker.scope(model.ir.graph, ())
     walker.notes[:0] = notes
-    return Walk(
+    return Walked(
         tuple(walker.calls.values()),
         {value: shape_of(kind) for value, kind in walker.types.items()},
         {value: kind.tensor_type.elem_type for value, kind in walker.types.items()},

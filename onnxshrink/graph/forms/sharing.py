@@ -20,7 +20,7 @@ from onnxshrink.kernels.observers import Need
 
 Statistics = Mapping[Need, Any]
 
-#: Bytes that nodes, names and headers cost, about: of a palette, and of packed codes besides.
+#: Bytes that nodes, names and headers cost, about: of a codebook, and of packed codes besides.
 OVERHEAD = 160
 PACKED_OVERHEAD = 140
 
@@ -28,7 +28,7 @@ _SAMPLE = 2**21  # weights of each tensor that a common table is fitted to
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Coding:
     """How to share the values of a weight.
 
     Attributes:
@@ -119,7 +119,7 @@ def values_of(view: WeightView, *, exactly: bool = False) -> Array:
 def share(
     view: WeightView,
     values: Array,
-    plan: Plan,
+    coding: Coding,
     rng: np.random.Generator,
     common: Array | None = None,
     statistics: Statistics = MappingProxyType({}),
@@ -129,7 +129,7 @@ def share(
     Args:
         view: The weight.
         values: From :func:`values_of`.
-        plan: How.
+        coding: How.
         rng: Seeds the clusters of vectors.
         common: A table to use, [entries, width], instead of one of its own.
         statistics: Second moments of what weights are multiplied with.
@@ -139,10 +139,10 @@ def share(
             distinct values.
     """
     axes = tuple(sorted(view.axes.contract))
-    scale = codebooks.scales(values, axes, plan.method) if plan.scaled and axes else None
+    scale = codebooks.scales(values, axes, coding.method) if coding.scaled and axes else None
     scaled = values if scale is None else values / scale
-    counted = second_moments.importance(statistics, view) if plan.weighed else None
-    groups = _groups(view, plan.rows)
+    counted = second_moments.importance(statistics, view) if coding.weighed else None
+    groups = _groups(view, coding.rows)
     rows = groups > 1
 
     def grouped(array: Array) -> Array:
@@ -153,20 +153,25 @@ def share(
         if counted is not None:
             mass = grouped(counted if scale is None else counted * np.square(scale))
         stored = codebooks.encode(
-            grouped(scaled), plan.method, plan.entries, width=plan.width, importance=mass, rng=rng
+            grouped(scaled),
+            coding.method,
+            coding.entries,
+            width=coding.width,
+            importance=mass,
+            rng=rng,
         )
     else:
         stored = Codebook(codebooks.nearest(grouped(scaled), common), common[None])
     shared = _decoded(view, stored, rows)
-    if scale is not None and plan.method == "kmeans":
+    if scale is not None and coding.method == "kmeans":
         scale = codebooks.refit_scales(values, shared, axes, counted)
         scaled = values / scale
-    fed = _fed_back(view, stored, scale, statistics) if plan.feedback else None
+    fed = _fed_back(view, stored, scale, statistics) if coding.feedback else None
     if fed is not None:
         stored = replace(stored, codes=codes_of(grouped(fed), stored))
         shared = _decoded(view, stored, rows)
     # A row that is looked up is not summed: its errors have nothing to cancel in.
-    elif plan.balanced and plan.width == 1 and not view.main.is_lookup:
+    elif coding.balanced and coding.width == 1 and not view.main.is_lookup:
         stored = _balanced(view, stored, view.to_matrix(scaled), rows)
         shared = _decoded(view, stored, rows)
     if scale is not None:
@@ -198,26 +203,28 @@ def _fed_back(
     return None if found is None else view.from_matrix(found / factor[:, None])
 
 
-def common_table(views: Iterable[WeightView], plan: Plan, rng: np.random.Generator) -> Array | None:
+def common_table(
+    views: Iterable[WeightView], coding: Coding, rng: np.random.Generator
+) -> Array | None:
     """One table for several weights, [entries, width]; None without any weight that it fits."""
     parts = []
     for view in views:
-        if view.size % plan.width:
+        if view.size % coding.width:
             continue
         try:
             values = values_of(view)
         except ValueError:  # said again, and reported, when it is this weight's turn
             continue
         axes = tuple(sorted(view.axes.contract))
-        if plan.scaled and axes:
-            values = values / codebooks.scales(values, axes, plan.method)
-        vectors = values.reshape(-1, plan.width)
+        if coding.scaled and axes:
+            values = values / codebooks.scales(values, axes, coding.method)
+        vectors = values.reshape(-1, coding.width)
         parts.append(vectors[:: -(-vectors.size // _SAMPLE)].ravel())
         view.release()
     if not parts:
         return None
     together = np.concatenate(parts)[None]
-    fitted = codebooks.encode(together, plan.method, plan.entries, width=plan.width, rng=rng)
+    fitted = codebooks.encode(together, coding.method, coding.entries, width=coding.width, rng=rng)
     table: Array = fitted.table[0]
     return table
 

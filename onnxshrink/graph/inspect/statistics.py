@@ -21,7 +21,7 @@ from onnxshrink.graph.analysis import macs
 from onnxshrink.graph.analysis.operands import Operand, label
 from onnxshrink.graph.analysis.operands import find as find_operands
 from onnxshrink.graph.analysis.shape_rules import static
-from onnxshrink.graph.analysis.shapes import Walk, walk
+from onnxshrink.graph.analysis.shapes import Walked, walk
 from onnxshrink.graph.file import tensors
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.inspect.findings import (
@@ -98,7 +98,9 @@ def _is_open(value: ir.Value) -> bool:
     return value.shape is None or any(not isinstance(dim, int) for dim in value.shape)
 
 
-def _count_operators(model: Model, walked: Walk, found: Sequence[Operand]) -> tuple[Operator, ...]:
+def _count_operators(
+    model: Model, walked: Walked, found: Sequence[Operand]
+) -> tuple[Operator, ...]:
     number = Counter(label(node) for node in model.nodes)
     nbytes: Counter[str] = Counter()
     total: Counter[str] = Counter()
@@ -118,7 +120,7 @@ def _count_operators(model: Model, walked: Walk, found: Sequence[Operand]) -> tu
     return tuple(sorted(rows, key=lambda row: (-row.nbytes, -row.macs, -row.count, row.op_type)))
 
 
-def _by_node(walked: Walk) -> tuple[NodeMacs, ...]:
+def _by_node(walked: Walked) -> tuple[NodeMacs, ...]:
     found: dict[ir.Node, int | None] = {}
     for call in walked.calls:
         each = macs.count(call)
@@ -130,7 +132,7 @@ def _by_node(walked: Walk) -> tuple[NodeMacs, ...]:
 
 def _weight(
     operand: Operand,
-    walked: Walk,
+    walked: Walked,
     views: Mapping[ir.Value, WeightView],
     *,
     read: bool,
@@ -175,7 +177,7 @@ def _weight(
 
 
 def _weights(
-    model: Model, found: Sequence[Operand], walked: Walk, *, read: bool
+    model: Model, found: Sequence[Operand], walked: Walked, *, read: bool
 ) -> Iterator[Weight]:
     views = {view.value: view for view in find_views(model)}
     for operand in found:

@@ -72,7 +72,7 @@ class _Cone:
 class _Folder:
     """The values that depend on constants alone, each with what it is computed from."""
 
-    def __init__(self, model: Model, found: shapes.Walk, moved: bool):
+    def __init__(self, model: Model, found: shapes.Walked, moved: bool):
         self.model, self.found, self.moved = model, found, moved
         self.cones: dict[ir.Value, _Cone] = {}  # of what is not stored
         self.folded = 0

@@ -28,7 +28,7 @@ from onnxshrink.kernels.leastsquares import Linear
 
 #: Digits of positions stay below this, so that the shortest float types keep them apart.
 _DIGIT = 64
-_MOST_SHARED = 256  # distinct values of what is taken for a palette
+_MOST_SHARED = 256  # distinct values of what is treated as a codebook
 _ROUNDING = 1e-2  # of the shortest float types
 _IN, _OUT = "chain.in", "chain.out"
 _INITIALIZERS_ALONE = 4  # the IR version since which an initializer need not be an input
@@ -39,7 +39,7 @@ Run = Callable[[onnx.ModelProto, Sequence[Mapping[str, np.ndarray]]], list[np.nd
 
 @dataclass(frozen=True)
 class Origin:
-    """A constant that an operand hangs on.
+    """A constant that an operand depends on.
 
     Attributes:
         value: The constant.
@@ -93,7 +93,7 @@ class Chain:
         run: Runs a small model on some feeds.
 
     Attributes:
-        constant: Whether it hangs on constants alone.
+        constant: Whether it depends on constants alone.
     """
 
     def __init__(self, model: Model, value: ir.Value, run: Run):

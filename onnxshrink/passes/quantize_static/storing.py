@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from onnxshrink.kernels.observers import Extremes, Need, SecondMoment, SomeRows
-from onnxshrink.pipeline import Context
+from onnxshrink.kernels.observers import Need
+from onnxshrink.passes.quantize_static import effects
+from onnxshrink.passes.quantize_static.scheme import Scheme
+from onnxshrink.report import Step
+from onnxshrink.select import Select
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from onnxshrink.graph.file.model import Model
     from onnxshrink.graph.forms.integer_kernels import Candidate
     from onnxshrink.graph.forms.layout import Layout
-    from onnxshrink.graph.forms.qdq import Emitter
+    from onnxshrink.graph.forms.qdq import Emitter, Placement, Value
     from onnxshrink.graph.weights.views import WeightView
     from onnxshrink.kernels.affine import Quantized
     from onnxshrink.kernels.ranges import Grid
-    from onnxshrink.passes.quantize_static import QuantizeStatic
+    from onnxshrink.passes.quantize_static.preparing import Preparation
 
 _DAMAGE = 0.005  # of the outputs of a product: below it 7 bits would do more harm
 _ANY_PAIR = 64  # two codes so large do not overflow 16 bits, whichever they are
-_LARGEST_BIAS = 2.0**30
-_FINEST_BIAS = 2.0**20
+_LARGE_OPERAND = 2**14  # such as a table of positions
 
 
 @dataclass
@@ -45,13 +45,13 @@ class Products:
     _stored: dict[Any, Quantized] = field(default_factory=dict)
 
     def store(
-        self, candidate: Candidate, options: QuantizeStatic, on: Grid
+        self, candidate: Candidate, scheme: Scheme, on: Grid
     ) -> tuple[int, Quantized, str] | None:
         """Put codes in the place of a product's weight and bias.
 
         Args:
             candidate: The product; its weight may be in place already, for another product.
-            options: How.
+            scheme: How.
             on: The grid of its activation.
 
         Returns:
@@ -70,18 +70,18 @@ class Products:
         first = view.value not in self._stored
         note = ""
         if first:
-            self._stored[view.value], note = self._codes(candidate, options, on)
+            self._stored[view.value], note = self._codes(candidate, scheme, on)
         stored = self._stored[view.value]
         bias = None if candidate.bias is None else candidate.bias.numpy().astype(np.float64)
         bias = None if bias is None else bias.reshape(-1)
-        need = means(candidate)
-        if options.correct_bias and need is not None and need in self.statistics:
-            moved = shift(candidate, stored, self.statistics[need].mean)
+        need = effects.means(candidate)
+        if scheme.correct_bias and need is not None and need in self.statistics:
+            moved = effects.shift(candidate, stored, self.statistics[need].mean)
             bias = -moved if bias is None else bias - moved
         if bias is not None and first:
-            stored = widened(view, stored, bias, on.scale)
-            if options.cpu == "any":  # rounding anew may take a pair of codes one too far
-                stored = for_any_cpu(candidate, options, stored, on)
+            stored = effects.widened(view, stored, bias, on.scale)
+            if scheme.cpu == "any":  # rounding anew may take a pair of codes one too far
+                stored = for_any_cpu(candidate, scheme, stored, on)
             self._stored[view.value] = stored
         nbytes = dequantize.dequantized(self.model, view, stored, "dq") if first else 0
         if bias is not None:
@@ -93,7 +93,7 @@ class Products:
             self.emitter.store(candidate.node, 2, exact, scale, zero)
         return (nbytes, stored, note) if first else None
 
-    def store_constants(self, candidate: Candidate, options: QuantizeStatic) -> None:
+    def store_constants(self, candidate: Candidate, scheme: Scheme) -> None:
         """Put codes in the place of what a function such as Add takes beside activations."""
         import numpy as np
 
@@ -105,62 +105,42 @@ class Products:
             tensor = None if value is None else constant(value)
             assert tensor is not None
             array = tensor.numpy()
-            on = ranges.grid(float(array.min()), float(array.max()), options.activations)
+            on = ranges.grid(float(array.min()), float(array.max()), scheme.activations)
             scale, zero = np.array(on.scale, np.float32), np.array(on.zero, on.dtype)
             self.emitter.store(candidate.node, index, on.codes(array), scale, zero)
 
-    def _codes(
-        self, candidate: Candidate, options: QuantizeStatic, on: Grid
-    ) -> tuple[Quantized, str]:
-        note = f"{options.dtype} with {on.dtype}"
-        if options.reduce_range:
-            return quantized(candidate, options, bits=7), note + ", 7 bits"
-        stored = quantized(candidate, options)
-        if options.cpu == "any":
-            return self._for_any(candidate, options, stored, on)
-        need = some_rows(candidate)
+    def _codes(self, candidate: Candidate, scheme: Scheme, on: Grid) -> tuple[Quantized, str]:
+        note = f"{scheme.dtype} with {on.dtype}"
+        if scheme.reduce_range:
+            return quantized(candidate, scheme, bits=7), note + ", 7 bits"
+        stored = quantized(candidate, scheme)
+        if scheme.cpu == "any":
+            return self._for_any(candidate, scheme, stored, on)
+        need = effects.some_rows(candidate)
         if need is None or need not in self.statistics:
             return stored, note
-        damage = saturation(candidate, stored, self.statistics[need].rows, on)
+        damage = effects.saturation(candidate, stored, self.statistics[need].rows, on)
         if damage > _DAMAGE and candidate.weight is not None:
             self.overflowing[candidate.weight.name] = damage
         return stored, note
 
     def _for_any(
-        self, candidate: Candidate, options: QuantizeStatic, stored: Quantized, on: Grid
+        self, candidate: Candidate, scheme: Scheme, stored: Quantized, on: Grid
     ) -> tuple[Quantized, str]:
         """Codes that CPUs without VNNI compute rightly too, and a note."""
         from onnxshrink.passes import _rounding
 
-        safe = for_any_cpu(candidate, options, stored, on)
-        note = f"{options.dtype} with {on.dtype}"
+        safe = for_any_cpu(candidate, scheme, stored, on)
+        note = f"{scheme.dtype} with {on.dtype}"
         if safe is stored:
             return stored, note
-        if on.dtype == "uint8" and _rounding.is_too_coarse(layout(candidate, options), safe):
-            wider = replace(options, dtype="uint8")
+        if on.dtype == "uint8" and _rounding.is_too_coarse(layout(candidate, scheme), safe):
+            wider = replace(scheme, dtype="uint8")
             return quantized(candidate, wider), f"uint8 with {on.dtype}, for CPUs without VNNI"
         return safe, note + ", coarser for CPUs without VNNI"
 
 
-def unfit(candidate: Candidate) -> str:
-    """Why a product's constants cannot be quantized; empty when they can."""
-    import numpy as np
-
-    from onnxshrink.graph.read import constant
-
-    view, bias = candidate.weight, candidate.bias
-    if view is None:
-        arrays = [constant(v) for i in candidate.constants if (v := candidate.node.inputs[i])]
-        fits = all(np.isfinite(a.numpy()).all() and a.size for a in arrays if a is not None)
-        return "" if fits else "holds NaN or infinity"
-    finite = np.isfinite(view.array()).all()
-    if bias is not None and not np.isfinite(bias.numpy()).all():
-        finite = np.False_
-    view.release()
-    return "" if finite else "holds NaN or infinity"
-
-
-def quantized(candidate: Candidate, options: QuantizeStatic, *, bits: int = 8) -> Quantized:
+def quantized(candidate: Candidate, scheme: Scheme, *, bits: int = 8) -> Quantized:
     """The codes of a product's weight; one scale where it is the left operand of MatMul.
 
     Raises:
@@ -168,22 +148,22 @@ def quantized(candidate: Candidate, options: QuantizeStatic, *, bits: int = 8) -
     """
     from onnxshrink.kernels import affine
 
-    laid = layout(candidate, options)
-    kind: Any = options.dtype.replace("8", str(bits))
+    laid = layout(candidate, scheme)
+    kind: Any = scheme.dtype.replace("8", str(bits))
     stored = affine.quantize(
-        laid.values(), kind, laid.axes, symmetric=options.symmetric, rounding="balanced"
+        laid.values(), kind, laid.axes, symmetric=scheme.symmetric, rounding="balanced"
     )
-    return replace(stored, dtype=options.dtype)
+    return replace(stored, dtype=scheme.dtype)
 
 
-def layout(candidate: Candidate, options: QuantizeStatic) -> Layout:
+def layout(candidate: Candidate, scheme: Scheme) -> Layout:
     """Which elements of a product's weight share a scale."""
     from onnxshrink.graph.forms.layout import Layout
 
     view = candidate.weight
     assert view is not None
     axes = tuple(range(len(view.shape)))
-    one_channel = options.per_channel and candidate.operands == (0,) and len(view.axes.out) == 1
+    one_channel = scheme.per_channel and candidate.operands == (0,) and len(view.axes.out) == 1
     return Layout(view, view.shape, view.axes.contract if one_channel and _agreed(view) else axes)
 
 
@@ -192,9 +172,7 @@ def _agreed(view: WeightView) -> bool:
     return len({use.axes.out for use in view.uses}) == 1
 
 
-def for_any_cpu(
-    candidate: Candidate, options: QuantizeStatic, stored: Quantized, on: Grid
-) -> Quantized:
+def for_any_cpu(candidate: Candidate, scheme: Scheme, stored: Quantized, on: Grid) -> Quantized:
     """The same weight in codes that CPUs without VNNI compute rightly too.
 
     They are the very ones where that is so already: of types whose products are not added up in 16
@@ -202,11 +180,14 @@ def for_any_cpu(
     """
     import numpy as np
 
+    from onnxshrink.graph import read
     from onnxshrink.passes import _rounding
 
-    view, group = candidate.weight, candidate.node.attributes.get("group")
+    view, way = candidate.weight, candidate.way
     assert view is not None
-    depthwise = group is not None and group.as_int() == view.shape[0] > 1 and view.shape[1] == 1
+    convolves = way is not None and way.convolves
+    groups = read.integer(candidate.node, "group", 1) if convolves else 1
+    depthwise = groups == view.shape[0] > 1 and view.shape[1] == 1
     if stored.dtype != "int8" or on.dtype not in ("int8", "uint8") or depthwise:
         return stored
     if candidate.operands != (0,):
@@ -214,147 +195,90 @@ def for_any_cpu(
     if np.abs(stored.codes.astype(np.int16)).max() <= _ANY_PAIR:
         return stored
     if not stored.centred or not _agreed(view):
-        return quantized(candidate, options, bits=7)
-    channels_last = candidate.op_type == "Conv"
-    return _rounding.coarser(layout(candidate, options), stored, channels_last=channels_last)
+        return quantized(candidate, scheme, bits=7)
+    return _rounding.coarser(layout(candidate, scheme), stored, channels_last=convolves)
 
 
-def means(candidate: Candidate) -> Need | None:
-    """The mean of each channel of what a product with a bias multiplies; None for others."""
-    way = candidate.way
-    if candidate.weight is None or way is None or not way.takes_bias:
-        return None
-    return Need(candidate.inputs[0].name or "", Extremes(1))
-
-
-def some_rows(candidate: Candidate) -> Need | None:
-    """A few rows that a weight is multiplied with; None where sums are never of 16 bits."""
-    from onnxshrink.graph.weights import second_moments
-
-    if candidate.weight is None or candidate.operands != (0,):
-        return None
-    for need in second_moments.needs(candidate.weight):
-        if need.value == candidate.inputs[0].name and isinstance(need.statistic, SecondMoment):
-            return Need(need.value, SomeRows(need.statistic.layout))
-    return None
-
-
-def shift(candidate: Candidate, stored: Quantized, mean: np.ndarray) -> np.ndarray:
-    """By how much rounding its weight moves the mean of each output of a product.
-
-    Taken from the bias, it leaves errors without a mean (1906.04721, section 4.2). Paddings count
-    as if they were values.
+def store(
+    work: Preparation, placement: Placement, grids: Mapping[Value, Grid],
+    schemes: Mapping[Candidate, Scheme], statistics: Mapping[Need, Any],
+) -> None:  # fmt: skip
+    """Put codes in the place of weights, then the nodes around them, and report it.
 
     Args:
-        candidate: A Conv or Gemm.
-        stored: Codes of its weight.
-        mean: Of each channel of its input.
+        work: The model, prepared.
+        placement: The nodes that are quantized, and the values between them.
+        grids: The grid of each root.
+        schemes: The nodes asked for, and how each is computed.
+        statistics: Means and rows of what weights are multiplied with.
     """
-    import numpy as np
-
+    from onnxshrink.graph.forms import qdq
     from onnxshrink.kernels import affine
 
-    view = candidate.weight
-    assert view is not None
-    way = candidate.way
-    assert way is not None
-    error = affine.dequantize(stored).astype(np.float64) - view.array()
-    if not way.convolves:
-        axes = next(use.axes for use in view.uses if use.node is candidate.node)
-        moved: np.ndarray = np.tensordot(error, mean, (axes.contract, (0,)))
-        return moved
-    taps = error.reshape(*error.shape[:2], -1).sum(2)
-    groups = mean.size // taps.shape[1]
-    by_group = taps.reshape(groups, -1, taps.shape[1])
-    moved = np.einsum("goc,gc->go", by_group, mean.reshape(groups, -1))
-    return moved.reshape(-1)
+    model, ctx = work.model, work.ctx
+    emitter = qdq.Emitter(model)
+    products = Products(model, emitter, statistics)
+    for done, one in enumerate(placement.sites.values()):
+        ctx.progress(ctx.step.name, done, len(placement.sites))
+        view = one.weight
+        if view is None:
+            if one in schemes:
+                products.store_constants(one, schemes[one])
+                ctx.changed(one.name, 0, kind=one.op_type, note="with integers")
+            continue
+        known = work.original(one.node, 1 - one.operands[0]) or (view.name, view.nbytes)
+        stored = products.store(one, schemes[one], grids[placement.root(one.inputs[0])])
+        if stored is not None:
+            nbytes, codes, note = stored
+            sqnr = affine.sqnr_db(view.array(), codes)
+            ctx.changed(
+                known[0], nbytes, before=known[1], kind=one.op_type, note=note, sqnr_db=sqnr
+            )
+        view.release()
+    if found := products.overflowing:
+        worst = max(found, key=found.__getitem__)
+        many = "1 weight" if len(found) == 1 else f"{len(found)} weights"
+        ctx.warn(
+            f"the file is for CPUs with VNNI: others would get {many} wrong, {worst!r} by "
+            f"{found[worst]:.2g} of its outputs; 'cpu: any' is right on all"
+        )
+    emitter.emit(placement, grids)
 
 
-def widened(view: WeightView, stored: Quantized, bias: np.ndarray, scale: float) -> Quantized:
-    """Codes with scales such that a bias counted in products of scales fits 32 bits.
-
-    Args:
-        view: The weight.
-        stored: Its codes.
-        bias: What is added, one number for each channel.
-        scale: Of the activation.
-    """
-    import numpy as np
-
-    from onnxshrink.kernels import affine
-
-    axes = tuple(axis for axis, size in enumerate(stored.scale.shape) if size == 1)
-    size = np.abs(bias) / scale
-    if stored.scale.size == 1:
-        size = size.max(keepdims=True)
-    size = size.reshape(stored.scale.shape)
-    # A channel of zeros may have any scale: one with which its bias keeps its digits.
-    empty = np.abs(view.array()).max(axes, keepdims=True) == 0
-    least = size / np.where(empty, _FINEST_BIAS, _LARGEST_BIAS)
-    wanted = np.where(empty, least, np.maximum(stored.scale, least))
-    return affine.rescaled(view.array(), stored, wanted)
-
-
-def saturation(candidate: Candidate, stored: Quantized, rows: np.ndarray, on: Grid) -> float:
-    """What a CPU without VNNI would get wrong of a product's outputs, relative to their size (L2).
-
-    It is 0 for types whose products are not added up in 16 bits, and for depthwise convolutions,
-    which have a kernel of their own.
-
-    Args:
-        candidate: The product.
-        stored: Its weight.
-        rows: Some of what it is multiplied with, [rows, groups, inputs].
-        on: The grid of these.
-    """
-    import numpy as np
-
-    from onnxshrink.kernels import affine
-    from onnxshrink.kernels.saturation import lost
-
-    view = candidate.weight
-    assert view is not None
-    single = rows.shape[1] > 1 and view.shape[1] == 1
-    if stored.dtype != "int8" or on.dtype not in ("int8", "uint8") or single or not rows.size:
-        return 0.0
-    groups, width = rows.shape[1:]
-    codes = on.codes(rows).astype(np.int16) + (128 if on.dtype == "int8" else 0)
-    values = on.values(on.codes(rows))
-    matrices = [view.to_matrix(array) for array in (
-        stored.codes, affine.dequantize(stored), np.broadcast_to(stored.scale, stored.codes.shape),
-    )]  # fmt: skip
-    order = np.arange(width)
-    way = candidate.way
-    if way is not None and way.convolves and len(view.shape) > 2:  # channels lie next to each other
-        order = order.reshape(view.shape[1], -1).T.reshape(-1)
-    damage = power = 0.0
-    for group in range(groups):
-        own = [m.reshape(groups, -1, width)[group][:, order] for m in matrices]
-        weights, exact, scale = own
-        missing = lost(codes[:, group][:, order].astype(np.uint8), weights) * scale[:, 0]
-        there = values[:, group][:, order]
-        damage += float(np.square(missing * on.scale).sum())
-        power += float(np.square(there @ exact.T).sum())
-    return (damage / power) ** 0.5 if power else 0.0
-
-
-def store_others(model: Model, ctx: Context, kept: Iterable[str], min_size: int) -> list[Any]:
+def store_others(work: Preparation, select: Select, others: Literal["int8", "keep"]) -> None:
     """Store as integers the weights that no integer kernel takes, rebuilt at load.
 
     Args:
-        model: The model.
-        ctx: For its progress and statistics; nothing is reported to it.
-        kept: Names of weights to leave alone.
-        min_size: Fewest elements.
-
-    Returns:
-        The rows of the report.
+        work: The model, prepared.
+        select: The weights that may be touched.
+        others: Whether these are.
     """
+    from onnxshrink.graph import weights
     from onnxshrink.passes.quantize_weights import QuantizeWeights
-    from onnxshrink.report import Step
-    from onnxshrink.select import Select
 
-    quiet = replace(ctx, step=Step("others"))
-    select = Select(keep=tuple(kept), min_size=min_size)
-    QuantizeWeights(vectors="keep", weights=select).apply(model, quiet)
-    return quiet.step.changes
+    ctx, kept, known, reasons = work.ctx, [], {}, {}
+    for view in weights.find(work.model):
+        if not view.uses:
+            if work.came_with(view.name):
+                ctx.skip(view, view.why_not)
+            continue
+        reason = select.left_out(work.alias(view)) or view.locked
+        if others == "keep":
+            reason = reason or "no integer kernel takes it"
+        least = select.min_size
+        if view.main.is_arithmetic:  # norms and biases: few bytes, much harm
+            least = max(least, _LARGE_OPERAND)
+        if view.size < least:
+            reason = f"fewer than {least} elements"
+        if reason:
+            kept.append(view.name)
+            ctx.skip(view, reason)
+        known[view.name] = work.original(view.main.node, view.main.index)
+        reasons[view.name] = work.why_stored(view)
+    quiet = replace(ctx, step=Step("others"))  # its rows get the names that the weights came with
+    chosen = Select(keep=tuple(kept), min_size=select.min_size)
+    QuantizeWeights(vectors="keep", weights=chosen).apply(work.model, quiet)
+    for row in quiet.step.changes:
+        name, nbytes = known[row.what] or (row.what, row.before)
+        note = row.note + f" ({reasons[row.what]})" * bool(reasons.get(row.what))
+        ctx.changed(name, row.after, before=nbytes, kind=row.kind, note=note, **row.error)

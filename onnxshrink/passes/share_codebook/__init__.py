@@ -1,4 +1,4 @@
-"""Store weights as numbers of table entries: palettes of 2 to 256 values."""
+"""Store weights as numbers of table entries: codebooks of 2 to 256 values."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from onnxshrink.errors import RecipeError
-from onnxshrink.options import build, dump, option
+from onnxshrink.options import option
 from onnxshrink.pipeline import Context, Pass
-from onnxshrink.select import SKIP, Select, select
+from onnxshrink.select import Select, select, variants
 
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
+    from onnxshrink.graph.forms.sharing import Coding
+    from onnxshrink.graph.weights.views import WeightView
     from onnxshrink.kernels.observers import Need
+    from onnxshrink.passes.share_codebook.codebooks import Tables
+
+_UINT4_OPSET = 21
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,8 +145,7 @@ class ShareCodebook(Pass):
         from onnxshrink.graph import weights
         from onnxshrink.graph.weights import second_moments
 
-        rows = (row for row in self.weights.layers.values() if row != SKIP)
-        steps = [self, *(build(type(self), {**dump(self), **row}, self.name) for row in rows)]
+        steps = variants(self, self.weights)
         if any(s.rounding == "gptq" or s.weighed or s.mean_bits is not None for s in steps):
             for view in weights.find(model):
                 if not self.weights.why_not(view):
@@ -153,33 +157,65 @@ class ShareCodebook(Pass):
 
         from onnxshrink.graph import weights
         from onnxshrink.graph.forms import palette, sharing
+        from onnxshrink.graph.rewrite import opset
         from onnxshrink.passes.share_codebook import codebooks
         from onnxshrink.passes.to_float16 import narrow
 
-        codebooks.raise_opset(self, model, ctx)
+        before = model.opset
+        if opset.raise_opset(model, self._opset()):
+            ctx.changed("opset", 0, kind="model", note=opset.needs(before, model))
         views = list(weights.find(model))
+        free = [view for view in views if not self.weights.why_not(view)]
         rng, common = np.random.default_rng(ctx.seed), None
         if self.table == "model":
-            chosen = (view for view in views if not self.weights.why_not(view))
-            common = sharing.common_table(chosen, codebooks.plan(self, self.scale != "none"), rng)
-        planned = codebooks.share_out(self, views, ctx) if self.mean_bits is not None else {}
+            common = sharing.common_table(free, self._tables.coding(self.scale != "none"), rng)
+        planned: dict[WeightView, tuple[Coding, ...]] = {}
+        if self.mean_bits is not None:
+            planned = codebooks.share_out(
+                free, self._tables, self.mean_bits, ctx, may_narrow=self.vectors == "float16"
+            )
         palettes, vectors = palette.Palettes(model), []
         for view, options in ctx.each(self, views, any_role=True):
+            tables = options._tables
             try:
                 if not view.uses and (len(view.shape) != 1 or self.vectors == "keep"):
                     ctx.skip(view, view.why_not)
                 elif not view.uses or planned.get(view) == ():
                     vectors.append(view)
                 elif options.method == "hash":
-                    codebooks.hashed(options, view, palettes, ctx, rng)
+                    codebooks.hashed(view, tables.entries, palettes, ctx, rng)
                 elif options.method == "bloom":
-                    codebooks.filtered(options, view, palettes, ctx, rng)
+                    allowed = options.false_positives
+                    codebooks.filtered(view, tables, allowed, palettes, ctx, rng)
                 else:
-                    plans = planned.get(view) or codebooks.plans(options, view)
-                    found = codebooks.shared(options, view, plans, rng, common, ctx.statistics)
-                    codebooks.store(options, view, found, palettes, ctx)
+                    codings = planned.get(view) or tables.codings(view)
+                    found = tables.share(view, codings, rng, common, ctx.statistics)
+                    may_narrow = options.vectors == "float16" and options.method != "unique"
+                    codebooks.store(
+                        view, found, palettes, ctx, form=options.form,
+                        four_bit=options.packing == "uint4", may_narrow=may_narrow,
+                    )  # fmt: skip
             except ValueError as error:
                 ctx.skip(view, str(error))
         for view in vectors if any(c.kind != "model" for c in ctx.step.changes) else ():
             narrow(view, model, ctx)
             view.release()
+
+    @property
+    def _tables(self) -> Tables:
+        from onnxshrink.passes.share_codebook.codebooks import Tables
+
+        return Tables(
+            method=self.method, entries=self.most, width=self.width, rows=self.rows,
+            scale=self.scale, rounding=self.rounding, weighed=self.weighed,
+            min_sqnr_db=self.min_sqnr_db,
+        )  # fmt: skip
+
+    def _opset(self) -> int:
+        """The operator set that the nodes need, those for overrides included."""
+        from onnxshrink.graph.forms import palette
+
+        every = variants(self, self.weights)
+        if any(step.packing == "uint4" for step in every):
+            return _UINT4_OPSET
+        return palette.OPSET if any(step.method in ("hash", "bloom") for step in every) else 0

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from onnxshrink.graph.file.model import Model
     from onnxshrink.graph.forms.palette import Palettes
-    from onnxshrink.graph.forms.sharing import Plan, Shared
+    from onnxshrink.graph.forms.sharing import Coding, Shared
     from onnxshrink.graph.weights.views import WeightView
+    from onnxshrink.kernels.codebooks import Method
     from onnxshrink.kernels.observers import Need
-    from onnxshrink.passes.share_codebook import ShareCodebook
     from onnxshrink.pipeline import Context
+
+Form = Literal["auto", "fold", "gather", "dense"]
 
 #: What ``adaptive`` tries, the smallest first: sizes that fill a byte with codes.
 _SIZES = (2, 3, 4, 6, 16, 256)
@@ -23,98 +25,102 @@ _SCALED_CHANNEL = 64  # in shorter channels scales are more than 1/16 of 4-bit c
 _FED_SHARE = 1 / 64  # of the codes: with error feedback, scales are worth no more
 _SCALE_OVERHEAD = 130  # bytes that nodes and headers of scales cost, about
 _LOOKED_UP = 2**20  # smaller tables of rows are not worth a second lookup
-_UINT4_OPSET = 21
 _WORTH = 2 / 3  # of the bytes of float16, which is next to lossless, is what a table may take
 
 
-def raise_opset(step: ShareCodebook, model: Model, ctx: Context) -> None:
-    """Raise the operator set where the nodes need it."""
-    from onnxshrink.graph.forms import palette
-    from onnxshrink.graph.rewrite import opset
-    from onnxshrink.options import dump
-    from onnxshrink.select import SKIP
+@dataclass(frozen=True, kw_only=True)
+class Tables:
+    """Which tables to try for a weight; the pass's options of the same names say what they mean.
 
-    rows = [dump(step), *(row for row in step.weights.layers.values() if row != SKIP)]
-    needed, before = 0, model.opset
-    if any(row.get("method") in ("hash", "bloom") for row in rows):
-        needed = palette.OPSET
-    if any(row.get("packing") == "uint4" for row in rows):
-        needed = _UINT4_OPSET
-    if opset.raise_opset(model, needed):
-        ctx.changed("opset", 0, kind="model", note=opset.needs(before, model))
-
-
-def plan(step: ShareCodebook, scaled: bool, method: Any = None, entries: int = 0) -> Plan:
-    """The options as a plan, with another method or size."""
-    from onnxshrink.graph.forms.sharing import Plan
-
-    method = method or step.method
-    return Plan(
-        method=method, entries=entries or step.most, width=step.width, rows=step.rows,
-        scaled=scaled and method != "unique", balanced=step.rounding == "balanced",
-        feedback=step.rounding == "gptq" and method != "unique", weighed=step.weighed,
-    )  # fmt: skip
-
-
-def plans(step: ShareCodebook, view: WeightView) -> Iterator[Plan]:
-    """What to try for one weight, the smallest first."""
-    scaled = step.scale == "channel" or (step.scale == "auto" and _scales_pay(step, view))
-    if step.method != "adaptive":
-        yield plan(step, scaled)
-        return
-    yield plan(step, False, "unique", 256)
-    for entries in _SIZES:
-        yield plan(step, scaled, "kmeans", entries)
-
-
-def _scales_pay(step: ShareCodebook, view: WeightView) -> bool:
-    channel = math.prod(view.shape[axis] for axis in view.axes.contract)
-    if view.main.is_lookup or channel < _SCALED_CHANNEL:
-        return False
-    codes = view.size * math.log2(step.most) / 8
-    fed = step.rounding == "gptq"
-    return not fed or 2 * view.size / channel + _SCALE_OVERHEAD <= codes * _FED_SHARE
-
-
-def shared(
-    step: ShareCodebook,
-    view: WeightView,
-    tried: Iterable[Plan],
-    rng: np.random.Generator,
-    common: np.ndarray | None,
-    statistics: Mapping[Need, Any],
-) -> Shared:
-    """A weight by the first plan that is good enough, or by the last.
-
-    Raises:
-        ValueError: It cannot be divided as the plans say, or has too many distinct values.
+    Attributes:
+        entries: Most entries of a table.
+        weighed: Whether entries lie where outputs need them.
     """
-    from onnxshrink.graph.forms import sharing
 
-    values, found = sharing.values_of(view, exactly=step.method == "unique"), None
-    for one in tried:
-        try:
-            found = sharing.share(view, values, one, rng, common, statistics)
-        except ValueError:  # too many distinct values for the first that adaptive tries
-            if step.method == "adaptive" and one.method == "unique":
-                continue
-            raise
-        if found.sqnr_db >= step.min_sqnr_db:
-            break
-    assert found is not None
-    return found
+    method: Method | Literal["hash", "bloom", "adaptive"]
+    entries: int
+    width: int
+    rows: int
+    scale: Literal["auto", "channel", "none"]
+    rounding: Literal["nearest", "balanced", "gptq"]
+    weighed: bool
+    min_sqnr_db: float
+
+    def coding(self, scaled: bool, method: Any = None, entries: int = 0) -> Coding:
+        """One way to share a weight's values, perhaps with another method or size."""
+        from onnxshrink.graph.forms.sharing import Coding
+
+        method = method or self.method
+        return Coding(
+            method=method, entries=entries or self.entries, width=self.width, rows=self.rows,
+            scaled=scaled and method != "unique", balanced=self.rounding == "balanced",
+            feedback=self.rounding == "gptq" and method != "unique", weighed=self.weighed,
+        )  # fmt: skip
+
+    def codings(self, view: WeightView) -> Iterator[Coding]:
+        """What to try for one weight, the smallest first."""
+        scaled = self.scale == "channel" or (self.scale == "auto" and self._scales_pay(view))
+        if self.method != "adaptive":
+            yield self.coding(scaled)
+            return
+        yield self.coding(False, "unique", 256)
+        for entries in _SIZES:
+            yield self.coding(scaled, "kmeans", entries)
+
+    def _scales_pay(self, view: WeightView) -> bool:
+        channel = math.prod(view.shape[axis] for axis in view.axes.contract)
+        if view.main.is_lookup or channel < _SCALED_CHANNEL:
+            return False
+        codes = view.size * math.log2(self.entries) / 8
+        fed = self.rounding == "gptq"
+        return not fed or 2 * view.size / channel + _SCALE_OVERHEAD <= codes * _FED_SHARE
+
+    def share(
+        self, view: WeightView, tried: Iterable[Coding], rng: np.random.Generator,
+        common: np.ndarray | None, statistics: Mapping[Need, Any],
+    ) -> Shared:  # fmt: skip
+        """A weight by the first coding that is good enough, or by the last.
+
+        Raises:
+            ValueError: It cannot be divided as the codings say, or has too many distinct values.
+        """
+        from onnxshrink.graph.forms import sharing
+
+        values, found = sharing.values_of(view, exactly=self.method == "unique"), None
+        for one in tried:
+            try:
+                found = sharing.share(view, values, one, rng, common, statistics)
+            except ValueError:  # too many distinct values for the first that adaptive tries
+                if self.method == "adaptive" and one.method == "unique":
+                    continue
+                raise
+            if found.sqnr_db >= self.min_sqnr_db:
+                break
+        assert found is not None
+        return found
 
 
 def store(
-    step: ShareCodebook, view: WeightView, found: Shared, palettes: Palettes, ctx: Context
-) -> None:
-    """Put codes and a table in the place of a weight, or float16 where that is about as small."""
+    view: WeightView, found: Shared, palettes: Palettes, ctx: Context, *, form: Form,
+    four_bit: bool, may_narrow: bool,
+) -> None:  # fmt: skip
+    """Put codes and a table in the place of a weight, or float16 where that is about as small.
+
+    Args:
+        view: The weight.
+        found: Its codes and table.
+        palettes: Puts them in.
+        ctx: Where to report.
+        form: What rebuilds the weight.
+        four_bit: Whether codes become tensors of uint4.
+        may_narrow: Whether float16 will do.
+    """
     from onnxshrink.graph import surgery
     from onnxshrink.graph.forms import dequantize
     from onnxshrink.graph.weights import second_moments
     from onnxshrink.passes.to_float16 import narrow
 
-    if step.form == "dense":
+    if form == "dense":
         surgery.set_constant(palettes.model, view.value, found.values)
         note = f"{found.note}, as floats; smaller once packed"
         ctx.changed(view, view.nbytes, note=note, sqnr_db=found.sqnr_db)
@@ -123,15 +129,15 @@ def store(
         ctx.skip(view, f"would not be smaller with a table of {found.stored.entries}")
         return
     half = 2 * view.size + dequantize.CAST_OVERHEAD
-    if step.vectors == "float16" and step.method != "unique" and found.nbytes > _WORTH * half:
+    if may_narrow and found.nbytes > _WORTH * half:
         narrow(view, palettes.model, ctx)
         return
     lost = second_moments.output_error(ctx.statistics, view, found.values)
-    wanted = step.form == "gather" or (step.form == "auto" and view.size >= _LOOKED_UP)
+    wanted = form == "gather" or (form == "auto" and view.size >= _LOOKED_UP)
     if wanted and palettes.can_look_up(view, found):
         after, how = palettes.replace_lookups(view, found), "smaller on disk and in memory"
     else:
-        after = palettes.replace(view, found, four_bit=step.packing == "uint4")
+        after = palettes.replace(view, found, four_bit=four_bit)
         how = "smaller on disk, folded at load"
     errors = {} if lost is None else {"output_error": lost}
     ctx.changed(
@@ -141,11 +147,12 @@ def store(
 
 
 def share_out(
-    step: ShareCodebook, views: Iterable[WeightView], ctx: Context
-) -> dict[WeightView, tuple[Plan, ...]]:
+    views: Iterable[WeightView], tables: Tables, mean_bits: float, ctx: Context, *,
+    may_narrow: bool,
+) -> dict[WeightView, tuple[Coding, ...]]:  # fmt: skip
     """For each weight the method and size with which all take ``mean_bits`` and lose least.
 
-    No plan at all stands for float16. Sizes are tried without error feedback. What a weight loses
+    No coding at all stands for float16. Sizes are tried without error feedback. What a weight loses
     is the squared relative error of its outputs, or of itself where its inputs are unknown. What
     all tables need once comes on top of the budget.
     """
@@ -158,21 +165,19 @@ def share_out(
     from onnxshrink.kernels import allocation
 
     rng = np.random.default_rng(ctx.seed)
-    found: list[tuple[WeightView, list[tuple[Plan, ...]]]] = []
+    found: list[tuple[WeightView, list[tuple[Coding, ...]]]] = []
     sizes, errors = [], []
     for view in views:
-        if step.weights.why_not(view):
-            continue
-        known: list[tuple[Plan, ...]] = []
+        known: list[tuple[Coding, ...]] = []
         size, error = [], []
-        if step.vectors == "float16":
+        if may_narrow:
             known, error = [()], [0.0]
             size = [float(2 * view.size + dequantize.CAST_OVERHEAD)]
         try:
             values = sharing.values_of(view)
         except ValueError:  # said again, and reported, when it is this weight's turn
             continue
-        for one in plans(step, view):
+        for one in tables.codings(view):
             try:
                 tried = replace(one, feedback=False)
                 coded = sharing.share(view, values, tried, rng, None, ctx.statistics)
@@ -187,20 +192,15 @@ def share_out(
             found.append((view, known))
             sizes.append(np.array(size))
             errors.append(np.array(error))
-    assert step.mean_bits is not None
-    budget = step.mean_bits / 8 * sum(view.size for view, _ in found)
+    budget = mean_bits / 8 * sum(view.size for view, _ in found)
     chosen = allocation.choose(sizes, errors, budget)
     return {view: known[at] for (view, known), at in zip(found, chosen, strict=True)}
 
 
 def hashed(
-    step: ShareCodebook,
-    view: WeightView,
-    palettes: Palettes,
-    ctx: Context,
-    rng: np.random.Generator,
+    view: WeightView, most: int, palettes: Palettes, ctx: Context, rng: np.random.Generator
 ) -> None:
-    """A table of as many bytes as the codes of a palette would take, and no codes.
+    """A table of as many bytes as the codes of a codebook would take, and no codes.
 
     Raises:
         ValueError: NaN or infinity.
@@ -209,7 +209,7 @@ def hashed(
     from onnxshrink.kernels import codebooks
 
     values = sharing.values_of(view)
-    entries = max(2, values.size * math.ceil(math.log2(step.most)) // 32)
+    entries = max(2, values.size * math.ceil(math.log2(most)) // 32)
     if entries * view.dtype.itemsize + palette.HASH_OVERHEAD >= view.nbytes:
         ctx.skip(view, "would not be smaller as a hashed table")
         return
@@ -223,12 +223,9 @@ def hashed(
 
 
 def filtered(
-    step: ShareCodebook,
-    view: WeightView,
-    palettes: Palettes,
-    ctx: Context,
+    view: WeightView, tables: Tables, false_positives: float, palettes: Palettes, ctx: Context,
     rng: np.random.Generator,
-) -> None:
+) -> None:  # fmt: skip
     """A filter of the codes of what is not zero, and a table that makes up for its mistakes.
 
     Raises:
@@ -240,24 +237,24 @@ def filtered(
     from onnxshrink.graph.weights import second_moments
     from onnxshrink.kernels import bloomier, codebooks
 
-    values = sharing.values_of(view)
+    values, most = sharing.values_of(view), tables.entries
     weights, places = values.reshape(-1), np.flatnonzero(values)
     if not len(places):
         ctx.skip(view, "holds nothing but zeros, or nothing: there is nothing to filter")
         return
-    mass = second_moments.importance(ctx.statistics, view) if step.weighed else None
+    mass = second_moments.importance(ctx.statistics, view) if tables.weighed else None
     kept = None if mass is None else mass.reshape(1, -1)[:, places]
-    coded = codebooks.encode(weights[None, places], "kmeans", step.most - 1, importance=kept)
-    bits = bloomier.slot_bits(coded.entries, step.false_positives)
+    coded = codebooks.encode(weights[None, places], "kmeans", most - 1, importance=kept)
+    bits = bloomier.slot_bits(coded.entries, false_positives)
     slots, item = bloomier.slot_count(len(places)), int(view.dtype.itemsize)
     taken = slots * bits // 8 + (coded.entries + 1) * item + palette.FILTER_OVERHEAD
-    several = codebooks.codes_per_byte(step.most)
-    plain = values.size // several + step.most * item + sharing.OVERHEAD
+    several = codebooks.codes_per_byte(most)
+    plain = values.size // several + most * item + sharing.OVERHEAD
     plain += sharing.PACKED_OVERHEAD * (several > 1)
     if taken >= min(plain, view.nbytes):
         ctx.skip(
             view, f"would not be smaller: a filter of {len(places):,} weights that are not zero"
-            f" takes {taken:,} bytes, a table of {step.most} {plain:,}, itself {view.nbytes:,}",
+            f" takes {taken:,} bytes, a table of {most} {plain:,}, itself {view.nbytes:,}",
         )  # fmt: skip
         return
     found = bloomier.build(places, coded.codes[0], 2**bits, int(rng.integers(2**31)))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
     from onnxshrink.graph.weights.views import WeightView
     from onnxshrink.kernels.observers import Need
+    from onnxshrink.passes.split_lowrank.low_rank import RankRule
 
 _INT4_OPSET = 21
 
@@ -96,7 +97,7 @@ class SplitLowrank(Pass):
             overrides = self.weights.overrides(view)
             given = {} if overrides == SKIP else overrides
             whiten = given.get("whiten", self.whiten) not in ("false", False)
-            if whiten and not self.weights.why_not(view) and not self.obstacle(view):
+            if whiten and not self.weights.why_not(view) and not self._obstacle(view):
                 yield from second_moments.needs(view)
 
     def apply(self, model: Model, ctx: Context) -> None:
@@ -114,32 +115,45 @@ class SplitLowrank(Pass):
         if any(not self.weights.why_not(view) for view in views):
             clean.forward_constants(model)
             views = list(weights.find(model))
-        shared = low_rank.share_out(self, views, ctx) if self.ranks == "together" else {}
+        shared: dict[WeightView, tuple[str, int]] = {}
+        if self.ranks == "together" and self.ratio is not None:
+            free = [v for v in views if not self.weights.why_not(v) and not self._obstacle(v)]
+            shared = low_rank.share_out(
+                free, self.split, lambda view: self._moment(view, ctx), self.ratio,
+                force=self.force,
+            )  # fmt: skip
         for view, options in ctx.each(self, views):
-            if reason := options.obstacle(view):
+            if reason := options._obstacle(view):
                 ctx.skip(view, reason)
                 continue
             try:
                 if options.residual != "none":
-                    low_rank.correct(options, view, model, ctx)
+                    moment, rule = options._moment(view, ctx), options._rule
+                    low_rank.correct(view, moment, rule, options.residual, model, ctx)
                 else:
                     options._split(view, model, ctx, shared.get(view))
             except ValueError as error:
                 ctx.skip(view, str(error))
 
-    def obstacle(self, view: WeightView) -> str:
+    def _obstacle(self, view: WeightView) -> str:
         """Why a weight cannot be factored; empty when it can."""
         from onnxshrink.graph.forms import split
 
         return split.why_not(view) if self.residual == "none" else split.why_not_beside(view)
 
-    def moment(self, view: WeightView, ctx: Context) -> np.ndarray | None:
+    def _moment(self, view: WeightView, ctx: Context) -> np.ndarray | None:
         """The second moment to whiten with; None to count all inputs alike."""
         from onnxshrink.passes.split_lowrank import low_rank
 
         if self.whiten == "false" or (self.whiten == "auto" and ctx.generated):
             return None
         return low_rank.moment_of(view, ctx)
+
+    @property
+    def _rule(self) -> RankRule:
+        from onnxshrink.passes.split_lowrank.low_rank import RankRule
+
+        return RankRule(self.rank, self.ratio, self.energy, self.error)
 
     def _split(
         self, view: WeightView, model: Model, ctx: Context, planned: tuple[str, int] | None
@@ -148,10 +162,10 @@ class SplitLowrank(Pass):
         from onnxshrink.passes.split_lowrank import low_rank
 
         found = []
-        for candidate in low_rank.candidates(view, self.split, self.moment(view, ctx)):
+        for candidate in low_rank.candidates(view, self.split, self._moment(view, ctx)):
             if self.ranks == "each":
                 per_rank = view.size / candidate.way.weights
-                found.append((candidate, low_rank.rank_of(self, candidate.spectrum, per_rank)))
+                found.append((candidate, self._rule.of(candidate.spectrum, per_rank)))
             elif planned and planned[0] == candidate.way.kind:
                 found.append((candidate, planned[1]))
         if not found:

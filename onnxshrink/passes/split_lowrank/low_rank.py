@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypedDict
 
@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from onnxshrink.graph.weights.views import WeightView
     from onnxshrink.kernels.affine import Quantized
     from onnxshrink.kernels.lowrank import Spectrum
-    from onnxshrink.passes.split_lowrank import SplitLowrank
     from onnxshrink.pipeline import Context
+
+Way = Literal["auto", "channel", "spatial"]
+Integers = Literal["int8", "int4"]
 
 _ERROR = 0.1
 _BESIDE = 1 / 32  # of the full rank: what factors beside integers have if nothing is said
@@ -76,9 +78,7 @@ class Candidate:
         return _errors(self.view, split.matrix_of(self.view, self.way, left @ right), self.moment)
 
 
-def candidates(
-    view: WeightView, kind: Literal["auto", "channel", "spatial"], moment: np.ndarray | None
-) -> Iterator[Candidate]:
+def candidates(view: WeightView, kind: Way, moment: np.ndarray | None) -> Iterator[Candidate]:
     """The ways to split a weight that are asked for.
 
     Raises:
@@ -103,33 +103,59 @@ def moment_of(view: WeightView, ctx: Context) -> np.ndarray | None:
     return found[0] if found is not None and len(found) == 1 else None
 
 
-def rank_of(step: SplitLowrank, spectrum: Spectrum, most: float) -> int:
-    """The rank that is asked for, from 1 to that of the matrix.
+@dataclass(frozen=True)
+class RankRule:
+    """Which rank a weight gets; of its fields the first that is given decides.
 
-    Args:
-        step: The options.
-        spectrum: Of the matrix.
-        most: The rank at which factors take as many bytes as the weight.
+    Attributes:
+        rank: The rank itself.
+        ratio: The share of its bytes that the weight keeps.
+        energy: The share of the squared singular values that it keeps.
+        error: The largest relative error.
     """
-    full = len(spectrum.values)
-    if step.rank is not None:
-        return min(step.rank, full)
-    if step.ratio is not None:
-        return min(max(1, int(step.ratio * most)), full)
-    if step.energy is not None:
-        return spectrum.rank_of_energy(step.energy)
-    if step.error is None and step.residual != "none":
-        return max(1, int(full * _BESIDE))
-    error = _ERROR if step.error is None else step.error
-    return spectrum.rank_of_energy(1 - min(error, 1) ** 2)
+
+    rank: int | None = None
+    ratio: float | None = None
+    energy: float | None = None
+    error: float | None = None
+
+    @property
+    def given(self) -> bool:
+        """Whether anything was asked for."""
+        return self != RankRule()
+
+    def of(self, spectrum: Spectrum, most: float) -> int:
+        """The rank that is asked for, from 1 to that of the matrix.
+
+        Args:
+            spectrum: Of the matrix.
+            most: The rank at which factors take as many bytes as the weight.
+        """
+        full = len(spectrum.values)
+        if self.rank is not None:
+            return min(self.rank, full)
+        if self.ratio is not None:
+            return min(max(1, int(self.ratio * most)), full)
+        if self.energy is not None:
+            return spectrum.rank_of_energy(self.energy)
+        error = _ERROR if self.error is None else self.error
+        return spectrum.rank_of_energy(1 - min(error, 1) ** 2)
 
 
 def share_out(
-    step: SplitLowrank, views: Iterable[WeightView], ctx: Context
-) -> dict[WeightView, tuple[str, int]]:
-    """Ranks with which all weights keep ``ratio`` of their bytes, with the least sum of errors.
+    views: Iterable[WeightView], kind: Way, moment: Callable[[WeightView], np.ndarray | None],
+    ratio: float, *, force: bool,
+) -> dict[WeightView, tuple[str, int]]:  # fmt: skip
+    """Ranks with which all weights keep a share of their bytes, with the least sum of errors.
 
     The error of a weight is that of its outputs, squared and relative to them.
+
+    Args:
+        views: The weights.
+        kind: How convolutions may be split.
+        moment: The second moment that a weight is whitened with.
+        ratio: The share.
+        force: Whether splits are taken that cost bytes or multiplications.
 
     Returns:
         The kind of split and the rank; without the weights that are better left as they are.
@@ -140,17 +166,15 @@ def share_out(
 
     found, sizes, errors = [], [], []
     for view in views:
-        if step.weights.why_not(view) or step.obstacle(view):
-            continue
         choices: list[tuple[str, int]] = [("", 0)]
         size, error = [float(view.nbytes)], [0.0]
         try:
-            known = list(candidates(view, step.split, step.moment(view, ctx)))
+            known = list(candidates(view, kind, moment(view)))
         except ValueError:  # said again, and reported, when it is this weight's turn
             continue
         for candidate in known:
             for rank, lost in enumerate(candidate.spectrum.errors()):
-                if rank and (step.force or not candidate.why_not(rank)):
+                if rank and (force or not candidate.why_not(rank)):
                     choices.append((candidate.way.kind, rank))
                     size.append(candidate.nbytes(rank))
                     error.append(float(lost) ** 2)
@@ -158,18 +182,28 @@ def share_out(
         found.append((view, choices))
         sizes.append(np.array(size))
         errors.append(np.array(error))
-    assert step.ratio is not None
-    budget = step.ratio * sum(view.nbytes for view, _ in found)
+    budget = ratio * sum(view.nbytes for view, _ in found)
     chosen = allocation.choose(sizes, errors, budget)
     picked = {view: choices[at] for (view, choices), at in zip(found, chosen, strict=True)}
     return {view: (kind, rank) for view, (kind, rank) in picked.items() if kind}
 
 
-def correct(step: SplitLowrank, view: WeightView, model: Model, ctx: Context) -> None:
+def correct(
+    view: WeightView, moment: np.ndarray | None, rule: RankRule, dtype: Integers, model: Model,
+    ctx: Context,
+) -> None:  # fmt: skip
     """Replace a weight by factors, and by integers for what they leave of it.
 
     Rounded with error feedback where the inputs are known. The factors are then those of what the
     integers leave, as in LQER (2402.02446).
+
+    Args:
+        view: The weight.
+        moment: The second moment to whiten with.
+        rule: The rank of the factors.
+        dtype: The type of the integers.
+        model: The model, which is edited.
+        ctx: Where to report.
 
     Raises:
         ValueError: NaN or infinity, or values too large for float16 factors.
@@ -177,27 +211,27 @@ def correct(step: SplitLowrank, view: WeightView, model: Model, ctx: Context) ->
     from onnxshrink.graph.forms import split
     from onnxshrink.kernels import affine, lowrank
 
-    assert step.residual != "none"
-    moment, matrix = step.moment(view, ctx), view.matrix
+    matrix = view.matrix
     spectrum = lowrank.decompose(matrix, moment)
     sides = sum(matrix.shape)
-    rank = rank_of(step, spectrum, view.nbytes / (_SHORT * sides))
+    full = len(spectrum.values)
+    most = view.nbytes / (_SHORT * sides)
+    rank = rule.of(spectrum, most) if rule.given else max(1, int(full * _BESIDE))
     left, right = _short(spectrum.factors(rank))
-    stored = _rounded(view, matrix - left @ right, step.residual, moment is not None, ctx)
+    stored = _rounded(view, matrix - left @ right, dtype, moment is not None, ctx)
     if _SHORT * rank * sides + stored.nbytes + split.BESIDE_OVERHEAD >= view.nbytes:
-        ctx.skip(view, f"would not be smaller at rank {rank} with {step.residual} beside it")
+        ctx.skip(view, f"would not be smaller at rank {rank} with {dtype} beside it")
         return
     rebuilt = view.to_matrix(affine.dequantize(stored))
     left, right = _short(lowrank.decompose(matrix - rebuilt, moment).factors(rank))
     errors = _errors(view, left @ right + rebuilt, moment)
-    full = len(spectrum.values)
     after = split.beside(model, view, left, right, stored)
-    note = f"rank {rank} of {full} and {step.residual}; smaller on disk, folded at load"
+    note = f"rank {rank} of {full} and {dtype}; smaller on disk, folded at load"
     ctx.changed(view, after, note=note, **errors)
 
 
 def _rounded(
-    view: WeightView, matrix: np.ndarray, dtype: Literal["int8", "int4"], feed: bool, ctx: Context
+    view: WeightView, matrix: np.ndarray, dtype: Integers, feed: bool, ctx: Context
 ) -> Quantized:
     """A matrix in integers, each output with a scale of its own."""
     from dataclasses import replace

@@ -1,23 +1,19 @@
-"""The work of quantize-static on one model: prepare it, choose grids, put codes in place."""
+"""The model before it is quantized: prepared, and what its nodes were when it came in."""
 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from onnxshrink.kernels.observers import Extremes, Histogram, Need
-from onnxshrink.kernels.ranges import Grid
 from onnxshrink.pipeline import Context
 
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
     from onnxshrink.graph.forms.integer_kernels import Candidate
-    from onnxshrink.graph.forms.qdq import Node, Placement, Value
+    from onnxshrink.graph.forms.qdq import Node
     from onnxshrink.graph.weights.views import WeightView
-    from onnxshrink.passes.quantize_static import QuantizeStatic
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +29,6 @@ _PREPARING = (
     "drop_unused",
 )
 _EXACT = 1e-3  # relative output error that preparing a model may cause
-_FEWEST_VALUES = 1024  # for a distribution to be looked at
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,7 @@ class Alias:
     names: tuple[str, ...]
 
 
-class Work:
+class Preparation:
     """One model on its way, and what its nodes were when it came in.
 
     Args:
@@ -175,26 +170,6 @@ class Work:
         origin = self.origins.get(node)
         return None if origin is None else origin.constants.get(index)
 
-    def observe(
-        self, placement: Placement, options_of: Mapping[Candidate, QuantizeStatic]
-    ) -> Ranges:
-        """Run the model on the inputs and collect what grids and biases need."""
-        from onnxshrink.passes.quantize_static.storing import means, some_rows
-        from onnxshrink.runtime.calibrate import calibrate
-
-        every = options_of.values()
-        names = [value.name for value in placement.values if value.name]
-        needs = [Need(name, Histogram()) for name in names]
-        if any(options.method == "moving-average" for options in every):
-            needs += [Need(name, Extremes()) for name in names]
-        for one, options in options_of.items():
-            wanted = [means(one)] * options.correct_bias
-            wanted += [some_rows(one)] * (options.cpu == "vnni" and not options.reduce_range)
-            needs += [need for need in wanted if need is not None]
-        ctx = self.ctx
-        statistics = calibrate(self.model, needs, ctx.feeds, ctx.worker, ctx.progress)
-        return Ranges(statistics, statistics.refused, len(ctx.feeds))
-
 
 def _origin(node: Node) -> Origin:
     from onnxshrink.graph.read import constant
@@ -207,112 +182,3 @@ def _origin(node: Node) -> Origin:
     outputs = [value.name or "" for value in node.outputs] or [""]
     names = (node.name or "", *outputs, *(name for name, _ in constants.values()))
     return Origin(node.op_type, names, constants)
-
-
-@dataclass
-class Ranges:
-    """What calibration saw of the values, and the grids that follow from it.
-
-    Attributes:
-        statistics: What was collected.
-        refused: Values that could not be observed, and why.
-        feeds: How many inputs there were.
-        short: For values of which too few numbers were seen for the method, how many inputs it
-            would take.
-    """
-
-    statistics: Mapping[Need, Any]
-    refused: Mapping[str, str]
-    feeds: int
-    short: dict[str, int] = field(default_factory=dict)
-    _grids: dict[tuple[Value, int], tuple[Grid | None, str]] = field(default_factory=dict)
-
-    def grid(self, value: Value, options: QuantizeStatic) -> tuple[Grid | None, str]:
-        """The grid of a value, or None and why it has none."""
-        key = value, id(options)
-        if key not in self._grids:
-            self._grids[key] = self._grid(value, options)
-        return self._grids[key]
-
-    def _grid(self, value: Value, options: QuantizeStatic) -> tuple[Grid | None, str]:
-        from onnxshrink.graph.analysis.pointwise import behind
-        from onnxshrink.kernels import ranges
-
-        need = Need(value.name or "", Histogram())
-        if need not in self.statistics:
-            return None, f"cannot be observed: {self.refused.get(need.value, 'nothing makes it')}"
-        sums = self.statistics[need]
-        if sums.spoiled:
-            return None, f"has {int(sums.spoiled)} values that are NaN or infinite"
-        low, high = float(sums.low), float(sums.high)
-        if low == high:
-            return None, f"is always {low:g} with the calibration inputs"
-        sample = ranges.Sample(sums, behind(value))
-        symmetric = options.symmetric_activations
-        ends = self._range(value, sums, sample, options)
-        found = ranges.grid(*ends, options.activations, symmetric=symmetric)
-        sqnr = sample.sqnr_db(found)
-        if sqnr < options.least_sqnr:
-            kept = f"{options.activations} would keep {sqnr:.1f} dB of it"
-            return None, f"ranges from {low:.3g} to {high:.3g}: {kept}"
-        return found, ""
-
-    def _range(
-        self, value: Value, sums: Any, sample: Any, options: QuantizeStatic
-    ) -> tuple[float, float]:
-        name, low, high = value.name or "", float(sums.low), float(sums.high)
-        if options.method == "moving-average":
-            first, last = self.statistics[Need(name, Extremes())].average_range
-            return float(first[0]), float(last[0])
-        count, needed = int(sums.counts.sum()), 0
-        if options.method == "percentile" and options.percentile < 100:
-            needed = math.ceil(100 / (100 - options.percentile))
-        elif options.method == "entropy":
-            needed = _FEWEST_VALUES
-        if count < needed:
-            self.short[name] = math.ceil(needed * self.feeds / count)
-            return low, high
-        if options.method == "percentile":
-            return sums.percentile(options.percentile / 100)  # type: ignore[no-any-return]
-        if options.method == "entropy":
-            reach = sums.entropy()
-            return max(low, -reach), min(high, reach)
-        if options.method == "mse":
-            symmetric = options.symmetric_activations
-            return sample.least_squares(  # type: ignore[no-any-return]
-                low, high, options.activations, symmetric=symmetric
-            )
-        return low, high
-
-
-def choose(
-    placed: Callable[[Iterable[Candidate]], Placement], ranges: Ranges,
-    options_of: Mapping[Candidate, QuantizeStatic],
-) -> tuple[Placement, dict[Value, Grid], dict[Candidate, str]]:  # fmt: skip
-    """Leave nodes whose values have no grid in float, until all that is left have one.
-
-    Args:
-        placed: From the nodes asked for to a placement.
-        ranges: What was observed.
-        options_of: The nodes asked for, and their options.
-
-    Returns:
-        The placement, the grid of each root, and why nodes were left out.
-    """
-    refused: dict[Candidate, str] = {}
-    while True:
-        placement = placed([one for one in options_of if one not in refused])
-        grids: dict[Value, Grid] = {}
-        before = len(refused)
-        for value in placement.values:
-            root = placement.root(value)
-            if root in grids:
-                continue
-            near = [one for one in placement.neighbours(root) if one in options_of]
-            found, reason = ranges.grid(root, options_of[near[0]])
-            if found is None:
-                refused.update((one, f"{root.name!r} {reason}") for one in near)
-            else:
-                grids[root] = found
-        if len(refused) == before:
-            return placement, grids, refused

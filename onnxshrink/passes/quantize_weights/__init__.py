@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from onnxshrink.errors import RecipeError
-from onnxshrink.options import amended, option
+from onnxshrink.options import amended, option, picked
 from onnxshrink.passes import _rounding
 from onnxshrink.passes._rounding import Clip, Rounding
+from onnxshrink.passes.quantize_weights.storing import Asked, Dtype, Scheme
 from onnxshrink.pipeline import Context, Pass
 from onnxshrink.select import SKIP, Select, select, variants
 
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
-    from onnxshrink.graph.forms.dequantize import Form
-    from onnxshrink.graph.forms.layout import Layout
     from onnxshrink.graph.weights.views import WeightView
     from onnxshrink.kernels.observers import Need
 
@@ -27,9 +26,6 @@ _SPELLINGS = {
     "8": "int8", "4": "int4", "2": "int2",
 }  # fmt: skip
 _BLOCK_SIZES = (16, 32, 64, 128, 256)  # those of MatMulNBits
-_BLOCK = 32  # where nothing is said
-_LOOKED_UP = 2**20  # smaller tables are not worth the nodes that a lookup of integers takes
-_TYPES_SINCE = {2: 25, 4: 21}  # the operator sets that brought types of so many bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +43,7 @@ class QuantizeWeights(Pass):
     faster or slower with the shapes, so measure it with ``onnxshrink bench``.
     """
 
-    dtype: Literal[
-        "int8", "uint8", "int4", "uint4", "int2", "uint2", "float8e4m3fn", "float8e5m2"
-    ] = option(
+    dtype: Dtype = option(
         "int8", help="stored type; 8, 4 or 2 are short for the signed integers",
         also=("weight_type", "bits"), spellings=_SPELLINGS,
     )  # fmt: skip
@@ -79,7 +73,7 @@ class QuantizeWeights(Pass):
     sequential: bool = option(
         False, help="for gptq and adaround: fit layers to inputs from those quantized before them"
     )
-    form: Literal["auto", "dq", "cast-mul", "nbits"] = option(
+    form: Asked = option(
         "auto",
         help="nodes that rebuild the weights; auto: the form that runs fastest; nbits: ONNX "
         "Runtime's own MatMulNBits and GatherBlockQuantized",
@@ -145,7 +139,7 @@ class QuantizeWeights(Pass):
             pairs = _rounding.recalibrated(pairs, parts, model, ctx)
         for view, options in pairs:
             if view.uses:
-                options.store(view, model, ctx)
+                options.scheme.store(view, model, ctx)
             elif options.vectors == "float16" and len(view.shape) == 1:
                 vectors.append(view)  # a bias, or a norm's parameters
             else:
@@ -156,87 +150,15 @@ class QuantizeWeights(Pass):
             ctx.changed("opset", 0, kind="model", note=opset.needs(before, model))
         narrow_beside(vectors, model, ctx)
 
+    @property
+    def scheme(self) -> Scheme:
+        """How one weight is stored."""
+        return picked(Scheme, self)
+
     def _opset(self, model: Model, views: Iterable[WeightView]) -> int:
         """The operator set that the nodes emitted for these weights need."""
-        from onnxshrink.kernels import affine
-
         needed = 0
         for view in views:
             rows = [row for row in self.weights.matching(view) if row != SKIP]
-            chosen = amended(self, rows, self.name)
-            form = chosen._form(view, model)
-            if form == "nbits":
-                continue  # packed in bytes, by operators of their own
-            needed = max(needed, _TYPES_SINCE.get(affine.BITS[chosen.dtype], 0))
-            if affine.is_float(chosen.dtype):
-                needed = max(needed, 19)
-            if form == "dq":
-                needed = max(needed, 21 if chosen.block_size else 13)
+            needed = max(needed, amended(self, rows, self.name).scheme.opset(view, model))
         return needed
-
-    def store(self, view: WeightView, model: Model, ctx: Context, why: str = "") -> None:
-        """Quantize one weight, or say why it is left alone; ``why`` it is stored so is noted."""
-        from onnxshrink.graph.forms import dequantize, nbits
-        from onnxshrink.graph.forms.rebuild import REBUILD_OVERHEAD
-        from onnxshrink.kernels import affine
-
-        form = self._form(view, model)
-        layout = self._layout(view, form)
-        try:
-            stored, method = _rounding.quantize(
-                layout, self.dtype, self.rounding, ctx, clip=self.clip,
-                # Kernels that take codes as they are differ in what they know of zero points.
-                symmetric=True if self.symmetric is None and form != "cast-mul" else self.symmetric,
-                short_scale=form != "dq",
-            )  # fmt: skip
-        except ValueError as error:
-            ctx.skip(view, str(error))
-            return
-        if stored.nbytes + REBUILD_OVERHEAD >= view.nbytes:
-            ctx.skip(view, f"would not be smaller as {self.dtype}")
-            return
-        sqnr = affine.sqnr_db(layout.values(), stored)
-        if form == "nbits":
-            after = nbits.stored(model, view, stored, self.accuracy_level)
-        elif layout.order == "turned":
-            after = dequantize.dequantized_gemm(model, view, stored)
-        else:
-            after = dequantize.dequantized(model, view, stored, form)
-        note = f"{self.dtype}, {stored.scale.size} scales, {form}"
-        note += ", zero points" * (self.symmetric is None and not stored.centred)
-        note += f", {method}" * (method not in ("rtn", "balanced"))
-        if self.form == "nbits" and form != "nbits":
-            why = nbits.why_not(view, stored.bits)
-        reasons = filter(None, (why, _rounding.lesser(view, self.dtype, self.rounding, method)))
-        note += "".join(f" ({reason})" for reason in reasons)
-        ctx.changed(view, after, note=note, sqnr_db=sqnr)
-
-    def _layout(self, view: WeightView, form: Form) -> Layout:
-        """The shape in which to quantize a weight, and which weights share a scale."""
-        from onnxshrink.graph.forms import layout
-
-        if form == "nbits":
-            return layout.blocks(view, self.block_size or _BLOCK)
-        return layout.of(
-            view, per_channel=self.per_channel, block_size=self.block_size,
-            turned=form == "dq" and layout.can_turn(view),
-        )  # fmt: skip
-
-    def _form(self, view: WeightView, model: Model) -> Form:
-        """The form that is asked for where it can be had, else the one that never costs time."""
-        from onnxshrink.graph.forms import dequantize, nbits
-        from onnxshrink.kernels import affine
-
-        bits = affine.BITS[self.dtype]
-        if self.form == "auto":
-            # Codes of narrow types cannot be looked up; zero points would double the nodes.
-            plain = self.dtype == "int8" and self.symmetric is not False and not self.block_size
-            plain = plain and view.size >= _LOOKED_UP
-            return "gather" if plain and dequantize.can_gather(model, view) else "cast-mul"
-        if self.form == "dq" and not dequantize.can_dequantize(
-            self._layout(view, "cast-mul"), bits
-        ):
-            return "cast-mul"
-        if self.form == "nbits" and nbits.why_not(view, bits):
-            return "cast-mul"
-        return self.form

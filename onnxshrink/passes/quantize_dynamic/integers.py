@@ -1,0 +1,135 @@
+"""How quantize-dynamic lets integer operators use one weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from onnxshrink.passes import _rounding
+from onnxshrink.passes._rounding import Clip, Cpu, Rounding
+from onnxshrink.pipeline import Context
+
+if TYPE_CHECKING:
+    from onnxshrink.graph.file.model import Model
+    from onnxshrink.graph.forms.dynamic import Activations
+    from onnxshrink.graph.weights.views import WeightView
+    from onnxshrink.kernels.affine import Dtype, Quantized
+
+_OVERHEAD = 250  # bytes of the names and nodes of an integer product
+_SLOW = "ConvInteger is slow: on most CPUs slower than the float convolution"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """The options of one weight; the pass's options of the same names say what they mean."""
+
+    dtype: Literal["int8", "uint8"]
+    per_channel: bool
+    symmetric: bool
+    cpu: Cpu
+    reduce_range: bool
+    clip: Clip
+    rounding: Rounding
+    convs: bool
+
+    def store(
+        self, view: WeightView, views: Sequence[WeightView], left_out: Callable[[WeightView], str],
+        model: Model, activations: Activations, ctx: Context,
+    ) -> set[WeightView]:  # fmt: skip
+        """Let an integer operator use a weight; the weights that are done with it.
+
+        Args:
+            view: The weight.
+            views: All weights: an LSTM takes two together.
+            left_out: Why a weight must be left alone; empty when it need not.
+            model: The model, which is edited.
+            activations: Those that are quantized already.
+            ctx: The statistics, and where to report.
+
+        Raises:
+            ValueError: Why it cannot.
+        """
+        from onnxshrink.graph.forms import dynamic
+
+        product = view.main.product
+        if product is not None and product.recurs:
+            pair = dynamic.recurrent(view, views)
+            for other in pair:
+                if reason := left_out(other):
+                    raise ValueError(f"the other weight of its LSTM: {reason}")
+            rounded = [self._rounded(part, ctx, signed=True) for part in pair]
+            sizes = dynamic.integer_lstm(model, pair, [each.codes for each in rounded])
+            for part, each, after in zip(pair, rounded, sizes, strict=True):
+                note = each.note("DynamicQuantizeLSTM")
+                ctx.changed(part, after, note=note, sqnr_db=each.sqnr_db)
+            return set(pair)
+        is_conv = product is not None and product.convolves
+        if is_conv and not self.convs:
+            raise ValueError("convolutions stay in floating point")
+        if reason := dynamic.why_not_conv(view) if is_conv else dynamic.why_not(view):
+            raise ValueError(reason)
+        chosen = self._rounded(view, ctx, signed=is_conv)
+        emit = dynamic.integer_conv if is_conv else dynamic.integer_products
+        after = emit(model, view, chosen.codes, activations)
+        note = chosen.note("ConvInteger" if is_conv else "MatMulInteger")
+        ctx.changed(view, after, note=note, sqnr_db=chosen.sqnr_db)
+        if is_conv:
+            ctx.warn(_SLOW)
+        return {view}
+
+    def _rounded(self, view: WeightView, ctx: Context, *, signed: bool) -> _Rounded:
+        """A weight in the layout of its operator.
+
+        Args:
+            view: The weight.
+            ctx: Where the statistics are.
+            signed: Whether the operator takes only symmetric int8.
+
+        Raises:
+            ValueError: It cannot be quantized, or would not be smaller.
+        """
+        from onnxshrink.graph.forms import dynamic
+        from onnxshrink.kernels import affine
+
+        kind: Dtype = "int8" if signed else self.dtype
+        layout = dynamic.layout(view, per_channel=self.per_channel)
+        centred = signed or self.symmetric
+        # A coarser scale would undo what was fitted to the finer one: 7 bits from the start then.
+        free = centred and self.rounding in ("rtn", "balanced", "mse")
+        narrow = self.reduce_range or (self.cpu == "any" and kind == "int8" and not free)
+
+        def rounded(kind: Dtype) -> tuple[Quantized, Rounding]:
+            return _rounding.quantize(
+                layout, kind, self.rounding, ctx,
+                clip=self.clip, symmetric=centred, short_scale=True,
+            )  # fmt: skip
+
+        seven: dict[Dtype, Dtype] = {"int8": "int7", "uint8": "uint7"}
+        codes, method = rounded(seven[kind] if narrow else kind)
+        if self.cpu == "any" and kind == "int8" and not narrow:
+            codes = _rounding.coarser(layout, codes)
+            if not signed and _rounding.is_too_coarse(layout, codes):
+                kind = "uint8"
+                codes, method = rounded(kind)
+        if codes.nbytes + _OVERHEAD >= view.nbytes:
+            raise ValueError(f"would not be smaller as {kind}")
+        why = _rounding.lesser(view, kind, self.rounding, method)
+        sqnr = affine.sqnr_db(layout.values(), codes)
+        return _Rounded(replace(codes, dtype=kind), method, sqnr, why)
+
+
+@dataclass(frozen=True)
+class _Rounded:
+    """A weight's codes, what chose them and why not another, their signal to noise in dB."""
+
+    codes: Quantized
+    method: str
+    sqnr_db: float
+    why: str
+
+    def note(self, operator: str) -> str:
+        """What the weight became."""
+        fitted = f", {self.method}" * (self.method not in ("rtn", "balanced"))
+        why = f" ({self.why})" * bool(self.why)
+        return f"{self.codes.dtype}, {self.codes.scale.size} scales, {operator}{fitted}{why}"
