@@ -37,7 +37,9 @@ def _model(graph: onnx.GraphProto) -> onnx.ModelProto:
 
 
 def _weights(rng: np.random.Generator, rows: int) -> np.ndarray:
-    return (rng.standard_normal((rows, _WIDTH), np.float32) / np.sqrt(_WIDTH)).astype(np.float32)
+    found: np.ndarray = rng.standard_normal((rows, _WIDTH), np.float32)
+    found /= np.float32(np.sqrt(_WIDTH))
+    return found
 
 
 def build_bytes(folder: Path, million: int) -> Path:
