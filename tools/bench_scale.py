@@ -37,8 +37,9 @@ def _model(graph: onnx.GraphProto) -> onnx.ModelProto:
 
 
 def _weights(rng: np.random.Generator, rows: int) -> np.ndarray:
-    made: np.ndarray = rng.standard_normal((rows, _WIDTH), np.float32) / np.float32(_WIDTH**0.5)
-    return made
+    found: np.ndarray = rng.standard_normal((rows, _WIDTH), np.float32)
+    found /= np.float32(np.sqrt(_WIDTH))
+    return found
 
 
 def build_bytes(folder: Path, million: int) -> Path:
