@@ -42,7 +42,7 @@ def test_storage_is_part_of_a_recipe() -> None:
     assert Recipe.parse(text).storage == "packed"
     assert "storage: packed" in Recipe.parse(text).to_yaml()
     assert "storage" not in Recipe.parse("version: 1\nsteps: [clean]").to_yaml()
-    with pytest.raises(RecipeError, match=r"'storage' takes one of auto, .*packed, not 'zip'"):
+    with pytest.raises(RecipeError, match=r"'storage' takes one of auto, .*coded, not 'zip'"):
         Recipe.parse(text.replace("packed", "zip"))
     with pytest.raises(RecipeError, match="unknown key 'storge'; did you mean 'storage'"):
         Recipe.parse(text.replace("storage", "storge"))

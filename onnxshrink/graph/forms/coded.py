@@ -33,6 +33,7 @@ _MOST = 2**27  # codes of one chain: its largest output has four bytes a code, a
 _SAMPLE = 2**22  # codes that tables are chosen for
 _WORTH = 0.97  # of its bytes that a tensor must go below
 _MOST_VALUES = 256
+_SET_OF_TABLES = 3000  # bytes that one more set of tables takes, with its nodes
 _TOO_LARGE = "as ONNX Runtime would not fold nodes with outputs so large"
 
 _BYTES = {"INT8", "UINT8", "INT4", "UINT4", "INT2", "UINT2", "BOOL"}
@@ -147,6 +148,7 @@ def code(model: Model) -> Coding:
     chains = Chains(model)
     for group in _groups(found):
         _code_group(model, chains, group, coding, notes)
+    chains.place()
     if notes:
         note = {"version": VERSION, "tensors": notes}
         model.ir.metadata_props[KEY] = json.dumps(note, separators=(",", ":"))
@@ -225,9 +227,6 @@ def _groups(found: Sequence[Candidate]) -> list[list[Candidate]]:
     return groups
 
 
-_SET_OF_TABLES = 4 * LEVEL_BYTES + 4000
-
-
 def _code_group(
     model: Model, chains: Chains, group: list[Candidate], coding: Coding,
     notes: dict[str, list[Any]],
@@ -246,7 +245,6 @@ def _code_group(
     for part, each in written:
         values = chains.tensors(each, [tuple(one.tensor.shape.numpy()) for one in part])
         results = [_typed(chains, one, value) for one, value in zip(part, values, strict=True)]
-        chains.place()
         for one, result in zip(part, results, strict=True):
             name = one.value.name or ""
             shape = list(one.tensor.shape.numpy())

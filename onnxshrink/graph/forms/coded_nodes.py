@@ -77,7 +77,7 @@ class Chains:
         return node.outputs
 
     def place(self) -> None:
-        """Put the nodes so far at the beginning of the graph."""
+        """Put the nodes at the beginning of the graph, once all are there: chains share some."""
         graph = self.model.ir.graph
         first = next(iter(graph), None)
         if first is None:

@@ -251,6 +251,31 @@ def test_tensors_of_one_chain_are_written_together(tmp_path: Path) -> None:
     assert sum(node.op_type == "Where" for node in found) <= 6
 
 
+def test_long_sequences_are_cut_into_chains_that_share_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No output may be so large that ONNX Runtime would not fold its node."""
+    monkeypatch.setattr(coded, "_MOST", 9 * WIDTH * WIDTH)
+    stored = {f"q{at}": codes(4 * WIDTH, WIDTH, seed=at) for at in range(3)}
+    stored["large"] = codes(12 * WIDTH, WIDTH)
+    nodes = [
+        helper.make_node("Cast", [name], [f"c{name}"], to=TensorProto.FLOAT) for name in stored
+    ]
+    nodes += [helper.make_node("ReduceSum", [f"c{name}", "axis"], [f"y{name}"]) for name in stored]
+    outputs = tuple(f"y{name}" for name in stored)
+    model = model_of(nodes, {**stored, "axis": np.array([0], np.int64)}, outputs=outputs)
+    onnx.save(model, tmp_path / "plain.onnx")
+    _, coding = coded.save(Model.from_proto(model), tmp_path / "small.onnx")
+    assert sorted(coding.coded) == ["q0", "q1", "q2"]
+    assert any("large" in line for line in coding.warnings())
+    assert operators(tmp_path / "small.onnx")["Split"] == 1  # two tensors, and one alone
+    feed = {"x": np.zeros((3, WIDTH), np.float32)}
+    found = session(tmp_path / "small.onnx").run(None, feed)
+    for one, other in zip(session(tmp_path / "plain.onnx").run(None, feed), found, strict=True):
+        assert np.array_equal(one, other)
+    assert coded_read.verify(tmp_path / "small.onnx") == 3
+
+
 def test_what_would_not_get_smaller_stays_plain(tmp_path: Path) -> None:
     even = RNG.integers(-128, 128, (WIDTH, WIDTH)).astype(np.int8)
     nodes = [
