@@ -11,6 +11,7 @@ from onnx import helper
 
 from onnxshrink.contract import Settings
 from onnxshrink.errors import RecipeError, UnsupportedModel
+from onnxshrink.graph import surgery
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.rewrite import clean
 from onnxshrink.passes.clean import REWRITERS, Clean
@@ -369,9 +370,7 @@ def test_a_rewriter_that_fails_is_dropped_alone(
 
 def test_a_rewriter_that_grows_is_dropped(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     def unfold(model: Model) -> None:
-        clean._replace(
-            model, model.ir.graph, next(iter(model.ir.graph)), 1, weight(50, 32, 8, 9, 9)
-        )
+        surgery.give_constant(model, model.ir.graph[0], 1, weight(50, 32, 8, 9, 9), "grown")
 
     monkeypatch.setattr(clean, "drop_identities", unfold)
     result = cleaned(worker)

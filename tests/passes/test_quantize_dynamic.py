@@ -562,7 +562,7 @@ def test_a_model_is_not_quantized_again(
     assert again.report.steps[0].status == "nothing to do", again.report.steps[0].changes
 
 
-@pytest.mark.parametrize("name", ["MatMul", "LSTM"])
+@pytest.mark.parametrize("name", ["MatMul right", "LSTM"])
 def test_codes_are_right_on_every_cpu(
     name: str, stored: dict[str, np.ndarray], worker: Worker, tmp_path: Path
 ) -> None:

@@ -288,9 +288,13 @@ def test_concat_and_pool_share_a_grid(quantized: Callable[..., Result], tmp_path
 def test_the_integer_answer_is_close_to_the_floats(quantized: Callable[..., Result]) -> None:
     for case in ("conv", "gemm", "residual"):
         proto, feeds, _ = CASES[case]
-        error = quantized(proto, feeds, **fitting()).report.steps[0].max_error
+        full = {"cpu": "vnni", **fitting()}
+        error = quantized(proto, feeds, **full).report.steps[0].max_error
         assert error is not None
         assert error < 0.02
+        safe = quantized(proto, feeds).report.steps[0].max_error
+        assert safe is not None
+        assert safe < 2 * error  # a bit is the worst that codes for every CPU lose
 
 
 # ---------------------------------------------------------------------------------- options
@@ -461,7 +465,8 @@ def test_codes_are_right_on_every_cpu(quantized: Callable[..., Result]) -> None:
     lonely = weight(21, 64, 32) / 10
     lonely[::8] = rng.choice([-1.0, 1.0], (8, 32))  # large beside small: 8 bits do
     proto = text(
-        """g (float[n, 64] x) => (float[n, 32] y) { a = MatMul(x, w)  y = MatMul(a, v) }""",
+        """g (float[n, 64] x) => (float[n, 64] y, float[n, 32] z) {
+            y = MatMul(x, w)  z = MatMul(x, v) }""",
         w=rng.uniform(0.9, 1, (64, 64)).astype(np.float32), v=lonely.astype(np.float32),
     )  # fmt: skip
     feeds = [{"x": rng.uniform(0.8, 1, (16, 64)).astype(np.float32)} for _ in range(3)]
@@ -471,7 +476,7 @@ def test_codes_are_right_on_every_cpu(quantized: Callable[..., Result]) -> None:
     w, v = codes_of(result.model)
     assert not saturation.can_saturate(w.T).any()
     assert not saturation.can_saturate(v.T).any()
-    assert np.abs(w.astype(int)).max() == 64
+    assert (w[::2].astype(int) + w[1::2]).max() == 128  # and no less than can be
     assert np.abs(v.astype(int)).max() > 90
     full = quantized(proto, feeds, cpu="vnni")
     assert np.abs(codes_of(full.model)[0].astype(int)).max() == 127
@@ -634,7 +639,7 @@ def test_weights_of_every_odd_kind(quantized: Callable[..., Result], tmp_path: P
     proto = text(
         """g (float[n, 8, 9, 9] x) => (float[n, 16, 7, 7] y) { y = Conv(x, w, b) }""", w=w, b=b
     )
-    result = quantized(proto, images(), method="minmax", least_sqnr=-99.0)
+    result = quantized(proto, images(), method="minmax", least_sqnr=-99.0, max_error=9.0)
     assert result.report.steps[0].status == "done"
     for feed, y in zip(images(), answers(tmp_path / "after.onnx", images()), strict=True):
         assert np.isfinite(y).all()

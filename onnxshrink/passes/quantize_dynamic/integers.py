@@ -93,10 +93,13 @@ class Scheme:
         from onnxshrink.kernels import affine
 
         kind: Dtype = "int8" if signed else self.dtype
+        asked = kind
         layout = dynamic.layout(view, per_channel=self.per_channel)
         centred = signed or self.symmetric
-        # A coarser scale would undo what was fitted to the finer one: 7 bits from the start then.
-        free = centred and self.rounding in ("rtn", "balanced", "mse")
+        # A coarser scale would undo what was fitted to the finer one, and products that see the
+        # weight transposed have other neighbours: 7 bits from the start then.
+        alike = len({use.axes.contract for use in view.uses}) == 1
+        free = centred and alike and self.rounding in ("rtn", "balanced", "mse")
         narrow = self.reduce_range or (self.cpu == "any" and kind == "int8" and not free)
 
         def rounded(kind: Dtype) -> tuple[Quantized, Rounding]:
@@ -113,7 +116,7 @@ class Scheme:
                 kind = "uint8"
                 codes, method = rounded(kind)
         if codes.nbytes + _OVERHEAD >= view.nbytes:
-            raise ValueError(f"would not be smaller as {kind}")
+            raise ValueError(f"would not be smaller as {asked}")
         why = _rounding.lesser(view, kind, self.rounding, method)
         sqnr = affine.sqnr_db(layout.values(), codes)
         return _Rounded(replace(codes, dtype=kind), method, sqnr, why)

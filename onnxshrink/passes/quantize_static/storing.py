@@ -107,7 +107,8 @@ class Products:
             array = tensor.numpy()
             on = ranges.grid(float(array.min()), float(array.max()), scheme.activations)
             scale, zero = np.array(on.scale, np.float32), np.array(on.zero, on.dtype)
-            self.emitter.store(candidate.node, index, on.codes(array), scale, zero)
+            codes = np.asarray(on.codes(array))  # numpy makes a scalar of a scalar
+            self.emitter.store(candidate.node, index, codes, scale, zero)
 
     def _codes(self, candidate: Candidate, scheme: Scheme, on: Grid) -> tuple[Quantized, str]:
         note = f"{scheme.dtype} with {on.dtype}"
