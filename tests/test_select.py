@@ -108,7 +108,7 @@ def test_rows_of_a_table(views, tmp_path) -> None:
         ("[w, v]", "bits_table .*: takes names of weights"),
         ("4", "bits_table .*: takes names of weights"),
         ("", "bits_table .*: takes names of weights"),
-        ("w: 4\nx: y: z", "bits_table .*: not YAML or JSON"),
+        ("w: 4\nx: y: z", "bits_table .*: not YAML"),
         ("w: 4.5", "layers: 'w' takes 'skip' or options"),
         ("w: true", "layers: 'w' takes 'skip' or options"),
         ("4: 4", "layers: takes names and patterns, not 4"),
