@@ -21,7 +21,8 @@ from onnxshrink.graph.file.model import Model
 from onnxshrink.runtime.session import SessionOptions
 from onnxshrink.runtime.worker import Worker
 
-pytestmark = pytest.mark.oracle
+#: One process makes the cases of the wheel, for all tests that try them.
+pytestmark = [pytest.mark.oracle, pytest.mark.xdist_group("oracle")]
 
 # Optimizations of the runtime depend on the order of nodes, which is not what is tested here.
 OPTIONS = SessionOptions(optimization="basic")

@@ -127,10 +127,10 @@ def _strings(node: ir.Node, name: str, kind: ir.AttributeType) -> tuple[str, ...
     found = _find(node, name, kind)
     if found is None:
         return None
-    try:
-        return (found.as_string(),) if kind == _Type.STRING else tuple(found.as_strings())
-    except (TypeError, UnicodeDecodeError) as error:  # it is kept as bytes
-        raise Unknown(f"its {name!r} is not UTF-8") from error
+    given = (found.value,) if kind == _Type.STRING else tuple(found.value)
+    if not all(isinstance(each, str) for each in given):  # it is kept as bytes
+        raise Unknown(f"its {name!r} is not UTF-8")
+    return given
 
 
 def attributes(node: ir.Node) -> dict[str, Any]:

@@ -595,6 +595,7 @@ def shipped() -> Iterator[onnx.ModelProto]:
 
 
 @pytest.mark.oracle
+@pytest.mark.xdist_group("oracle")
 @pytest.mark.filterwarnings("ignore")
 def test_every_model_that_onnx_ships_survives() -> None:
     """Nearly all of them; the others have no input to add a node to."""

@@ -333,3 +333,43 @@ def test_coding_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         coded.save(model, tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_without_optimization_the_chains_run_and_are_right(tmp_path: Path) -> None:
+    plain, small = tmp_path / "plain.onnx", tmp_path / "small.onnx"
+    onnx.save(cast_mul(), plain)
+    coded.save(Model.load(plain), small)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    feed = {"x": RNG.uniform(-1, 1, (3, WIDTH)).astype(np.float32)}
+    first, second = (
+        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        for path in (plain, small)
+    )
+    assert np.array_equal(first.run(None, feed)[0], second.run(None, feed)[0])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "reason"),
+    [
+        ([helper.make_node("Tile", ["k", "k"], ["q"])], "Tile is not an operator of chains"),
+        ([helper.make_node("Cast", ["x"], ["q"], to=TensorProto.INT8)], "'x' is not constant"),
+        ([helper.make_node("Reshape", ["k", "k"], ["q"])], "cannot reshape"),
+        ([helper.make_node("Gather", ["k", "many"], ["q"])], "out of bounds"),
+    ],
+)
+def test_chains_of_others_are_computed_with_care(
+    nodes: list[onnx.NodeProto], reason: str, tmp_path: Path
+) -> None:
+    nodes = [
+        *nodes,
+        helper.make_node("Cast", ["q"], ["w"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["x", "w"], ["y"]),
+    ]
+    stored = {"k": np.array([3, 4], np.int64), "many": np.array([0, 9], np.int64)}
+    model = model_of(nodes, stored)
+    note = '{"version":1,"tensors":{"q":["INT8",[2],"00000000"]}}'
+    helper.set_model_props(model, {coded.KEY: note})
+    onnx.save(model, tmp_path / "foreign.onnx")
+    with pytest.raises(ModelError, match=f"coded tensor 'q' is damaged: .*{reason}"):
+        coded_read.load(tmp_path / "foreign.onnx")

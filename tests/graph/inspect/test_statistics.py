@@ -139,6 +139,7 @@ def test_macs_of_a_real_network_against_onnx_shape_inference():
 
 
 @pytest.mark.oracle
+@pytest.mark.xdist_group("oracle")
 def test_inferred_shapes_are_those_that_run():
     """Node cases of the onnx wheel: a known shape is the shape of the expected output."""
     with warnings.catch_warnings():
