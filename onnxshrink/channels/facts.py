@@ -9,7 +9,7 @@ were not taken.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -198,7 +198,7 @@ class Facts:
         self._from_shapes: set[ir.Value] = set()
         for node in model.ir.graph.all_nodes():
             inputs = [value for value in node.inputs if value is not None]
-            known = all(self._is_known(value) for value in inputs) and not any(bodies(node))
+            known = all(self._is_known(value) for value in inputs) and not any(read.bodies(node))
             if node.op_type in _SHAPES or (known and operators.of(node, operators.Random) is None):
                 self._computed.update(node.outputs)
                 shaped = any(value in self._from_shapes for value in inputs)
@@ -253,15 +253,6 @@ class Facts:
             if value not in self._computed or not trusted:
                 return None
         return values[0] if np.array_equal(*values) else None
-
-
-def bodies(node: ir.Node) -> Iterator[ir.Graph]:
-    """The graphs that a node runs: branches of an If, the body of a Loop or Scan."""
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 def dims(tensor: ir.TensorProtocol) -> tuple[int, ...]:

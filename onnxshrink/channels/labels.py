@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxshrink.channels.atoms import Atoms, Labels
-from onnxshrink.channels.facts import Facts, Pair, Runs, bodies, dims
+from onnxshrink.channels.facts import Facts, Pair, Runs, dims
 from onnxshrink.graph import read
 from onnxshrink.graph.file.model import Model
 
@@ -393,7 +393,7 @@ class Walk:
         for index, value in enumerate(node.inputs):
             if value is not None and (read.constant(value) is not None or value in self.labels):
                 self._freeze_all(self.operand(node, index).axes, reason)
-        for body in bodies(node):
+        for body in read.bodies(node):
             for value in body.outputs:
                 self._freeze_all(self.labels.get(value, ()), reason)
             for each in body:

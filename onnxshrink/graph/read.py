@@ -9,6 +9,7 @@ alone and can give the text as the reason. :func:`obstacle` asks for it beforeha
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -142,6 +143,17 @@ def attributes(node: ir.Node) -> dict[str, Any]:
     if reason := obstacle(node):
         raise Unknown(reason)
     return {name: found.value for name, found in node.attributes.items()}
+
+
+def bodies(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs that a node runs: branches of an If, the body of a Loop or Scan."""
+    for attribute in node.attributes.values():
+        if attribute.is_ref():
+            continue
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
 
 
 # -------------------------------------------------------------------------------- constants

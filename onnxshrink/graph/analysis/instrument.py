@@ -114,15 +114,19 @@ def _constant_nodes(name: str, made: dict[str, list[_Place]]) -> list[_Place]:
         place
         for place in made.get(name, ())
         for node in place.graphs[-1].node
-        if node.op_type == "Constant" and name in node.output
+        if _holds(node, name)
     ]
+
+
+def _holds(node: onnx.NodeProto, name: str) -> bool:
+    return node.op_type == "Constant" and name in node.output
 
 
 def _free(main: onnx.GraphProto, place: _Place, name: str, given: set[str]) -> None:
     """Turn a constant into an input of the main graph with a default."""
     graph = place.graphs[-1]
     for at, node in enumerate(graph.node):
-        if node.op_type == "Constant" and name in node.output:
+        if _holds(node, name):
             tensor = onnx.helper.get_node_attr_value(node, "value")
             tensor.name = name
             main.initializer.append(tensor)

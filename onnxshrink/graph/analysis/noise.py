@@ -26,9 +26,9 @@ def seeded(model: Model) -> Model:
     for node in copy.nodes:
         if _draws(node):
             seed = zlib.crc32((node.outputs[0].name or node.op_type).encode()) % _SEEDS
-            integer = node.op_type == "Dropout"
+            random = operators.of(node, operators.Random) is not None  # else a Dropout
             node.attributes["seed"] = (
-                ir.AttrInt64("seed", seed) if integer else ir.AttrFloat32("seed", float(seed))
+                ir.AttrFloat32("seed", float(seed)) if random else ir.AttrInt64("seed", seed)
             )
             copy.touch_node(node)
     return copy

@@ -21,7 +21,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxshrink.errors import DataError, ModelError
-from onnxshrink.graph import operators
+from onnxshrink.graph import operators, read
 from onnxshrink.graph.analysis.folding import affordable
 from onnxshrink.graph.analysis.shape_rules import (
     LIKE,
@@ -213,7 +213,7 @@ class _Walker:
 
     def visit(self, node: ir.Node, frame: Frame) -> None:
         """Infer one node, and record how it is called."""
-        if self.seen and all(v in self.seen for v in node.outputs) and not any(_graphs(node)):
+        if self.seen and all(v in self.seen for v in node.outputs) and not any(read.bodies(node)):
             for value in node.outputs:
                 self.take_seen(value)
             return
@@ -221,24 +221,11 @@ class _Walker:
             self.known.pop(value, None)
         function = self.model.ir.functions.get(node.op_identifier())
         attributes = _attributes(node, frame)
-        kinds: Sequence[onnx.TypeProto] = ()
+        kinds: Sequence[onnx.TypeProto]
         if function is not None:
             kinds = self._function(node, function, frame)
-        elif node.op_type == "If":
-            kinds = self._if(node, frame)
-        elif node.op_type == "Loop":
-            kinds = self._loop(node, frame)
-        elif node.op_type == "Scan":
-            kinds = self._scan(node, attributes, frame)
-        elif node.op_type == "Constant" and isinstance(attributes.get("value"), ir.TensorProtocol):
-            self._constant(node.outputs[0], attributes["value"])
-            kinds = (self.types[node.outputs[0]],)
         else:
-            for graph in _graphs(
-                node
-            ):  # SequenceMap and what is not known: shapes inside stay open
-                self.scope(graph, frame)
-            kinds = self._infer(node, attributes)
+            kinds = self._operator(node, attributes, frame)
         blank = onnx.TypeProto()
         padded = [*kinds, *[blank] * len(node.outputs)]
         for value, kind in zip(node.outputs, padded, strict=False):
@@ -250,6 +237,26 @@ class _Walker:
         self._fold(node, attributes)
         for value in self.seen.keys() & set(node.outputs):
             self.take_seen(value)
+
+    def _operator(
+        self, node: ir.Node, attributes: Mapping[str, Any], frame: Frame
+    ) -> Sequence[onnx.TypeProto]:
+        """Types of the outputs of a node that is no call of a function."""
+        match node.op_type:
+            case "If":
+                return self._if(node, frame)
+            case "Loop":
+                return self._loop(node, frame)
+            case "Scan":
+                return self._scan(node, attributes, frame)
+            case "Constant" if isinstance(attributes.get("value"), ir.TensorProtocol):
+                self._constant(node.outputs[0], attributes["value"])
+                return (self.types[node.outputs[0]],)
+        for graph in read.bodies(
+            node
+        ):  # SequenceMap and what is not known: shapes inside stay open
+            self.scope(graph, frame)
+        return self._infer(node, attributes)
 
     def _shape(self, value: ir.Value | None) -> Shape:
         return None if value is None else shape_of(self.types.get(value))
@@ -293,7 +300,7 @@ class _Walker:
 
     def _fold(self, node: ir.Node, attributes: Mapping[str, Any]) -> None:
         """Compute the outputs of a node whose inputs are small constants or known shapes."""
-        if node.domain or any(True for _ in _graphs(node)):
+        if node.domain or any(True for _ in read.bodies(node)):
             return
         first = node.inputs[0] if node.inputs else None
         if node.op_type in ("Shape", "Size") and first is not None:
@@ -302,7 +309,7 @@ class _Walker:
                 shape = shape[attributes.get("start", 0) : attributes.get("end")]
             sizes = static(shape)
             if sizes is not None:
-                result = math.prod(sizes) if node.op_type == "Size" else sizes
+                result = sizes if node.op_type == "Shape" else math.prod(sizes)
                 self.known[node.outputs[0]] = np.array(result, np.int64)
             return
         results = [self._shape(value) for value in node.outputs]
@@ -454,12 +461,6 @@ def _integers(values: Iterable[Any]) -> Iterator[int]:
     """The integers among an operator's attributes, and in lists among them."""
     lists = (value if isinstance(value, list | tuple) else (value,) for value in values)
     return (number for each in lists for number in each if isinstance(number, int))
-
-
-def _graphs(node: ir.Node) -> Iterable[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
 
 
 def _attributes(node: ir.Node, frame: Frame) -> dict[str, Any]:

@@ -31,10 +31,8 @@ logger = logging.getLogger(__name__)
 _WEIGHT_BYTES = 1024
 #: What these make of narrow types is larger: a compressed weight in its full form.
 _UNPACKING = {"Cast", "DequantizeLinear", "Gather"}
-#: What the views of weights see through.
-_MOVES = {
-    "Cast", "Concat", "Identity", "Pad", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
-}  # fmt: skip
+#: What makes another weight of a weight; all other movements are seen through by its views.
+_ANEW = ("", "reshapes", "flattens")
 _BODIES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
@@ -110,7 +108,7 @@ class _Folder:
             _nbytes(self.model, source) for source in cone.sources
             if all(node in cone.nodes for node, _ in source.uses())
         )  # fmt: skip
-        seen = not self.moved and all(node.op_type in _MOVES for node in cone.nodes)
+        seen = not self.moved and all(operators.moves(node) not in _ANEW for node in cone.nodes)
         if seen or any(value.is_graph_output() for value in values):
             return
         if sum(map(self._needs, values)) > freed:
