@@ -19,7 +19,7 @@ import onnx_ir as ir
 from onnx import numpy_helper, parser
 
 from onnxshrink.channels import groups as grouping
-from onnxshrink.channels.facts import Facts, Runs, bodies, inner, watched
+from onnxshrink.channels.facts import Facts, Runs, inner, watched
 from onnxshrink.channels.groups import Cost, Group
 from onnxshrink.channels.labels import Walk, analyse
 from onnxshrink.channels.plan import Plan
@@ -185,7 +185,7 @@ def _follow(graph: ir.Graph, outer: set[ir.Value]) -> None:
     for node in graph:
         late = [v.name for v in node.inputs if v is not None and v not in made]
         assert not late, f"{node.op_type} reads {late} before they are made"
-        for body in bodies(node):
+        for body in read.bodies(node):
             _follow(body, made)
         made.update(node.outputs)
     assert made.issuperset(graph.outputs)
