@@ -8,6 +8,7 @@ import pytest
 
 from onnxshrink import sidecar
 from onnxshrink.kernels import obs, rate
+from onnxshrink.kernels.moments import damped
 
 
 def layer(name: str, sensitivity: float, *shape: int, seed: int = 0) -> rate.Layer:
@@ -44,7 +45,7 @@ def test_steps_are_optimal_among_their_neighbours() -> None:
 def test_steps_have_limits() -> None:
     nothing, everything = layer("a", 1e-30, 8, 8), layer("b", 1e30, 8, 8)
     steps = rate.steps([nothing, everything], 0.01)
-    assert steps["a"] == pytest.approx(3 * nothing.weights.std(), rel=0.1)
+    assert steps["a"] == pytest.approx(6 * nothing.weights.std(), rel=0.1)
     assert np.abs(everything.codes(steps["b"])).max() <= 32767
     zeros = rate.Layer("z", np.zeros((1, 4, 4), np.float32), None, 0.0)
     assert not zeros.codes(rate.steps([zeros], 0.1)["z"]).any()
@@ -58,6 +59,67 @@ def test_codes_are_multiples_with_and_without_feedback() -> None:
     fed = rate.Layer("a", plain.weights, (known,), 1.0)
     expected = obs.quantize(plain.weights[0], known, obs.uniform(0.25))
     np.testing.assert_allclose(fed.codes(0.25)[0] * 0.25, expected, atol=1e-7)
+
+
+def inputs_of(width: int, *, count: int = 400, seed: int = 3) -> np.ndarray:
+    """Correlated inputs, [count, width], as those of real layers are."""
+    rng = np.random.default_rng(seed)
+    mixed = rng.standard_normal((width // 4, width)) + 0.3 * rng.standard_normal((1, width))
+    return rng.standard_normal((count, width // 4)) @ mixed + 0.1 * rng.standard_normal(width)
+
+
+@pytest.mark.parametrize("deviations", [0.5, 2.0, 4.0])
+def test_coarse_codes_neither_shrink_nor_grow_what_outputs_see(deviations: float) -> None:
+    """<W, gQ> is <W, W> in the inner product of H, with one gain over groups of their own H."""
+    weights = np.random.default_rng(0).laplace(size=(2, 24, 32)).astype(np.float32)
+    moments = [x.T @ x / len(x) for x in (inputs_of(32), inputs_of(32, seed=4))]
+    factors = tuple(obs.factor(h, 0.01) for h in moments)
+    coarse = rate.Layer("w", weights, factors, 1.0)
+    step = deviations * float(weights.std())
+    codes = coarse.codes(step)
+    assert len(set(codes.flat)) > 2
+    values = coarse.values(codes, step)
+    gains = values[codes != 0] / (codes[codes != 0] * np.float32(step))
+    assert np.ptp(gains) < 1e-6  # one gain for the whole tensor: free in bytes
+    total, kept = 0.0, 0.0
+    for w, q, h in zip(weights.astype(np.float64), values, moments, strict=True):
+        known = damped(h, 0.01)
+        total, kept = total + np.vdot(w @ known, w), kept + np.vdot(w @ known, q)
+    assert kept == pytest.approx(total, rel=2e-5)
+
+
+@pytest.mark.parametrize("knows", [False, True])
+def test_a_gain_takes_what_the_grid_missed_out_of_the_outputs(knows: bool) -> None:
+    """Weights between 1.1 and 1.45 steps nearly all become one step: a tenth and more too small."""
+    rng = np.random.default_rng(5)
+    step, x = 0.2, rng.standard_normal((500, 48))
+    weights = rng.uniform(1.1, 1.45, (1, 24, 48)) * step * rng.choice([-1, 1], (1, 24, 48))
+    known = (obs.factor(x.T @ x / len(x), 0.8),) if knows else None
+    coarse = rate.Layer("w", weights.astype(np.float32), known, 1.0)
+    codes = coarse.codes(step)
+    plain = np.linalg.norm(x @ (codes[0] * step - weights[0]).T)
+    gained = np.linalg.norm(x @ (coarse.values(codes, step)[0] - weights[0]).T)
+    assert gained < (0.9 if knows else 0.5) * plain
+
+
+def test_without_a_second_moment_a_gain_must_bring_values_closer() -> None:
+    for deviations in (0.3, 1.0, 2.0, 3.0):
+        for seed in range(4):
+            table = layer("t", 1.0, 40, 16, seed=seed)
+            step = deviations * float(table.weights.std())
+            codes = table.codes(step)
+            plain = np.square(codes * np.float32(step) - table.weights).sum()
+            assert np.square(table.values(codes, step) - table.weights).sum() <= plain * (1 + 1e-6)
+
+
+def test_a_step_is_left_where_next_to_nothing_is_left_of_the_weights() -> None:
+    few = layer("a", 1.0, 40, 40)
+    coarsest = 6 * float(few.weights.std())
+    codes = few.codes(coarsest)
+    assert 0 < np.count_nonzero(codes) < 20  # what blows these up to all of W is worse than zero
+    known = (obs.factor(np.eye(40), 0.01),)
+    assert rate.Layer("a", few.weights, known, 1.0).unbiased(codes, coarsest) == coarsest
+    assert few.unbiased(np.zeros_like(codes), coarsest) == coarsest
 
 
 @pytest.mark.parametrize("step", [0.02, 0.3, 1.0, 2.5])

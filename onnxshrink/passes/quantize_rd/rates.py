@@ -254,8 +254,9 @@ class Search:
         for layer in self.layers:
             view, step = self._by_name[layer.name], steps[layer.name]
             fitted = self._refitted(layer)
-            codes = rate.stored(_unfold(view, fitted.codes(step)))
-            scale = fitted.scales(step).reshape(-1, *[1] * (codes.ndim - 1))
+            found = fitted.codes(step)
+            codes = rate.stored(_unfold(view, found))
+            scale = fitted.scales(fitted.unbiased(found, step)).reshape(-1, *[1] * (codes.ndim - 1))
             dtype: Literal["int8", "int16"] = "int8" if codes.itemsize == 1 else "int16"
             packed = self.nbytes(codes)
             how = "coded" if self.ctx.storage == "coded" else "packed"
