@@ -57,7 +57,7 @@ def retreat(pass_: Any, model: Model, ctx: Context, judge: Judge, bound: float) 
         return None
     row = Step(step.name, dump(_without(pass_, order, taken)), bytes_before=step.bytes_before)
     trial = attempt(taken, row)
-    if judge.refusal(trial, bound, pass_.may_grow, row):
+    if judge.refusal(trial, bound, pass_.may_grow or row.may_grow, row):
         return None
     _explain(row, set(order) - set(taken), selection, bound)
     row.warnings.append(

@@ -107,23 +107,45 @@ def coarser(layout: Layout, stored: Quantized, *, channels_last: bool = False) -
 
     from onnxshrink.kernels import affine, saturation
 
-    view = layout.view
-    order = np.arange(view.matrix.shape[1])
-    if channels_last and len(view.shape) > 2:
-        order = order.reshape(view.shape[1], -1).T.reshape(-1)
+    if not overflows(layout, stored, channels_last=channels_last):
+        return stored
+    view, order = layout.view, _side_by_side(layout.view, channels_last)
 
     def rows(values: np.ndarray) -> np.ndarray:
         return view.to_matrix(layout.spread(values))[:, order]
 
-    values, codes = layout.values(), rows(stored.codes)
-    if not saturation.can_saturate(codes).any():
-        return stored
+    values = layout.values()
     least = saturation.least_scale(rows(values))
     least = least.max() if stored.scale.size != least.size else least.reshape(stored.scale.shape)
     wanted = affine.usable(np.maximum(stored.scale, least), short=_is_short(stored.scale))
     stored = affine.rescaled(values, stored, wanted, "balanced")
     tamed = saturation.tamed(rows(stored.codes))[:, np.argsort(order)]
     return replace(stored, codes=layout.fold(view.from_matrix(tamed)))
+
+
+def overflows(layout: Layout, stored: Quantized, *, channels_last: bool = False) -> bool:
+    """Whether some input would make a CPU that adds two products in 16 bits compute wrongly.
+
+    Args:
+        layout: The weight, and which of its elements share a scale.
+        stored: Its codes, int8.
+        channels_last: Whether the channels of a convolution lie next to each other when it runs.
+    """
+    from onnxshrink.kernels import saturation
+
+    codes = layout.view.to_matrix(layout.spread(stored.codes))
+    ordered = codes[:, _side_by_side(layout.view, channels_last)]
+    return bool(saturation.can_saturate(ordered).any())
+
+
+def _side_by_side(view: WeightView, channels_last: bool) -> np.ndarray:
+    """The order in which the inputs of an output are multiplied, two by two."""
+    import numpy as np
+
+    order = np.arange(view.matrix.shape[1])
+    if channels_last and len(view.shape) > 2:
+        order = order.reshape(view.shape[1], -1).T.reshape(-1)
+    return order
 
 
 def _is_short(scale: np.ndarray) -> bool:

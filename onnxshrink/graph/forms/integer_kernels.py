@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnxshrink.graph import operators, read, weights
 from onnxshrink.graph.analysis import shapes
 from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.forms import codes
 from onnxshrink.graph.operators import Matrices
 from onnxshrink.graph.weights.views import WeightView
 
@@ -118,6 +119,18 @@ class Candidate:
         return operators.of(self.node, Matrices) is None
 
 
+def wants_codes(node: ir.Node, index: int) -> bool:
+    """Whether an input of a product is a weight whose codes an integer kernel may take.
+
+    Where the other operand is made of codes too, one takes them already.
+    """
+    if node.domain or KERNELS.get(node.op_type) != "product" or index not in operators.sides(node):
+        return False
+    other = node.inputs[1 - index]
+    maker = None if other is None else other.producer()
+    return maker is None or maker.op_type != "DequantizeLinear"
+
+
 def find(model: Model) -> list[Candidate]:
     """Every node of the table above that works on float32, in the order of the graph."""
     walk = shapes.walk(model)
@@ -177,6 +190,8 @@ def _bias(node: ir.Node) -> tuple[ir.TensorProtocol | None, str]:
     if value is None:
         return None, ""
     tensor = read.constant(value)
+    if tensor is None and (widened := codes.floats(value)) is not None:
+        tensor = ir.Tensor(widened, name=value.name)
     if tensor is None or value.is_graph_input():
         return None, "its bias is computed"
     if tensor.dtype != ir.DataType.FLOAT:

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnxshrink.graph import operators, read, surgery
 from onnxshrink.graph.analysis.pointwise import bounds
 from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.forms import codes
 from onnxshrink.graph.forms.integer_kernels import Candidate
 from onnxshrink.graph.surgery import Recorder, Scope
 from onnxshrink.kernels.ranges import Grid
@@ -255,12 +256,12 @@ class Emitter:
         """The node that reads a value, and what the node behind it makes."""
         scale = self._constant(np.array(on.scale, np.float32))
         zero = self._constant(np.array(on.zero, on.dtype))
-        codes = self._recorder.node("QuantizeLinear", [value, scale, zero], "q")
-        result = self._recorder.node("DequantizeLinear", [codes, scale, zero], "x")
+        made = self._recorder.node("QuantizeLinear", [value, scale, zero], "q")
+        result = self._recorder.node("DequantizeLinear", [made, scale, zero], "x")
         result.type, result.shape = value.type, value.shape
         self.pairs += 1
         self.nbytes += 130
-        reader = codes.producer()
+        reader = made.producer()
         assert reader is not None
         return reader, result
 
@@ -273,18 +274,18 @@ class Emitter:
         return self._constants[key]
 
     def store(
-        self, node: ir.Node, index: int, codes: np.ndarray, scale: np.ndarray, zero: np.ndarray
+        self, node: ir.Node, index: int, numbers: np.ndarray, scale: np.ndarray, zero: np.ndarray
     ) -> None:
         """Give one input of a node the constant that these codes stand for.
 
         Args:
             node: The node.
             index: Which input; what it was is taken out of the file when nothing else uses it.
-            codes: Integers.
+            numbers: Integers.
             scale: One, or one for each element of the first axis.
             zero: Zero points, of the codes' type and the scale's shape.
         """
-        inputs = [self._constant(codes), self._constant(scale), self._constant(zero)]
+        inputs = [self._constant(numbers), self._constant(scale), self._constant(zero)]
         attributes: dict[str, Any] = {"axis": 0} if scale.ndim else {}
         rebuilt = self._recorder.node("DequantizeLinear", inputs, "w", **attributes)
         self._recorder.put_before(node)
@@ -292,7 +293,7 @@ class Emitter:
         old = read.input(node, index)
         surgery.set_input(self.model, node, index, rebuilt)
         if old is not None:
-            surgery.forget(self.model, old)
+            codes.forget(self.model, [old])
 
 
 def _around(site: Candidate, placement: Placement) -> list[ir.Value]:
