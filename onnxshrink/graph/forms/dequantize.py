@@ -20,8 +20,8 @@ from onnxshrink.kernels.affine import Quantized
 #: ``dq``: DequantizeLinear, which ONNX Runtime fuses into integer MatMul kernels. ``cast-mul``:
 #: Cast and Mul, which it folds once at load. ``gather``: rows are rebuilt after the lookup.
 #: ``nbits``: operators that take the codes as they are (see ``nbits``). ``wide-dq``:
-#: DequantizeLinear of codes in 8 bits, which a Cast makes of narrower ones when the model is loaded:
-#: integer kernels take no others.
+#: DequantizeLinear of codes in 8 bits, which a Cast makes of narrower ones as the model is loaded,
+#: for integer kernels, which take no others.
 Form = Literal["dq", "cast-mul", "gather", "nbits", "wide-dq"]
 
 #: Bytes that a Cast behind a constant costs, about.
