@@ -123,6 +123,38 @@ def coarser(layout: Layout, stored: Quantized, *, channels_last: bool = False) -
     return replace(stored, codes=layout.fold(view.from_matrix(tamed)))
 
 
+def kept(layout: Layout, stored: Quantized, *, channels_last: bool = False) -> Quantized:
+    """Codes that a weight came in, for products with uint8 on every CPU.
+
+    They are the very ones where no sum can overflow, as coarse grids have them. Else the channels
+    that would are rounded to coarser scales, or all move to uint8 where that costs too much.
+
+    Args:
+        layout: The weight, and which of its elements may share a scale at most.
+        stored: Its codes.
+        channels_last: See :func:`overflows`.
+    """
+    from onnxshrink.kernels import affine
+
+    if stored.dtype != "int8" or not overflows(layout, stored, channels_last=channels_last):
+        return stored
+    if stored.centred:
+        apart = affine.widened(stored, layout.axes)
+        safe = coarser(layout, apart, channels_last=channels_last)
+        if not is_too_coarse(layout, safe):
+            return safe
+    return affine.unsigned(stored)
+
+
+def kept_note(stored: Quantized, safe: Quantized) -> str:
+    """What :func:`kept` did, for a report."""
+    if safe is stored:
+        return "its codes kept"
+    if safe.dtype != stored.dtype:
+        return f"its codes kept as {safe.dtype}, for CPUs without VNNI"
+    return "its codes kept, coarser in channels for CPUs without VNNI"
+
+
 def overflows(layout: Layout, stored: Quantized, *, channels_last: bool = False) -> bool:
     """Whether some input would make a CPU that adds two products in 16 bits compute wrongly.
 

@@ -139,20 +139,14 @@ class Products:
         self, candidate: Candidate, scheme: Scheme, stored: Quantized, on: Grid
     ) -> tuple[Quantized, str]:
         """The codes that a weight came in, but for channels that would overflow, and a note."""
-        from onnxshrink.kernels import affine
         from onnxshrink.passes import _rounding
 
-        note = f"{stored.dtype} with {on.dtype}, its codes kept"
-        if scheme.cpu == "vnni" or stored.bits < 8:
-            return stored, note
-        single = replace(scheme, per_channel=True)
-        apart = affine.widened(stored, layout(candidate, single).axes)
-        safe = for_any_cpu(candidate, single, apart, on)
-        if safe is apart:
-            return stored, note
-        if on.dtype == "uint8" and _rounding.is_too_coarse(layout(candidate, single), safe):
-            return affine.unsigned(stored), f"{note} as uint8, for CPUs without VNNI"
-        return safe, note + " but for channels that are coarser for CPUs without VNNI"
+        single, safe = replace(scheme, per_channel=True), stored
+        if scheme.cpu == "any" and for_any_cpu(candidate, single, stored, on) is not stored:
+            way = candidate.way
+            convolves = way is not None and way.convolves
+            safe = _rounding.kept(layout(candidate, single), stored, channels_last=convolves)
+        return safe, f"{safe.dtype} with {on.dtype}, {_rounding.kept_note(stored, safe)}"
 
     def _for_any(
         self, candidate: Candidate, scheme: Scheme, stored: Quantized, on: Grid
