@@ -9,7 +9,7 @@ back as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -165,6 +165,12 @@ def of(value: ir.Value | None) -> Codes | None:
     if shape is not None and not shape.is_dynamic() and shape.numpy() != found.stored.codes.shape:
         return None
     return found
+
+
+def names(model: Model, among: Collection[str]) -> set[str]:
+    """Those of some names that are weights stored as codes times scale."""
+    read_ = {value for node in model.nodes for value in node.inputs if value is not None}
+    return {value.name or "" for value in read_ if value.name in among and of(value) is not None}
 
 
 def _nothing(node: ir.Node) -> Codes | None:
@@ -369,19 +375,25 @@ _READERS: dict[str, Callable[[ir.Node], Codes | None]] = {
 # ------------------------------------------------------------------------- out, and in again
 
 
-def take_out(model: Model, wanted: Callable[[ir.Node, int], bool]) -> Taken:
+def take_out(
+    model: Model, wanted: Callable[[ir.Node, int], bool], *, halves: bool = False
+) -> Taken:
     """Put floats in the place of weights that are codes times scale.
 
     Args:
         model: The model, which is edited.
         wanted: Whether the codes are wanted as this input of this node.
+        halves: Also weights in float16 that are computed with in float32.
 
     Returns:
         The codes, by the name of the weight.
     """
     taken: dict[str, Codes | Halves] = {}
+    found: Codes | Halves | None
     for value in dict.fromkeys(_asked(model, wanted)):
-        found, maker = of(value) or _halves(value), value.producer()
+        found, maker = of(value), value.producer()
+        if found is None and halves:
+            found = _halves(value)
         if found is None or maker is None or maker.graph is None or value.is_graph_output():
             continue
         recorder = Recorder(model, maker.graph)
@@ -390,6 +402,8 @@ def take_out(model: Model, wanted: Callable[[ir.Node, int], bool]) -> Taken:
         above = [source for source in maker.inputs if source is not None]
         surgery.replace_node(model, maker, [plain])
         forget(model, above)
+        if isinstance(found, Halves) and not above[0].uses():  # known by the name of its constant
+            surgery.rename(model, plain, above[0].name or "")
         taken[plain.name or ""] = found
     return taken
 

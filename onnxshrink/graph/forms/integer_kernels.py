@@ -48,6 +48,7 @@ KERNELS: dict[str, Kind] = {
     "Sigmoid": "function",
     "Softmax": "function",
 }
+_BYTES = {ir.DataType.INT8, ir.DataType.UINT8}
 _ALL_INPUTS = {"Add", "Concat", "Mul"}
 
 
@@ -122,13 +123,19 @@ class Candidate:
 def wants_codes(node: ir.Node, index: int) -> bool:
     """Whether an input of a product is a weight whose codes an integer kernel may take.
 
-    Where the other operand is made of codes too, one takes them already.
+    Where both operands are rebuilt from codes in front of it, one takes them already.
     """
     if node.domain or KERNELS.get(node.op_type) != "product" or index not in operators.sides(node):
         return False
-    other = node.inputs[1 - index]
-    maker = None if other is None else other.producer()
-    return maker is None or maker.op_type != "DequantizeLinear"
+    return not _is_integer(node)
+
+
+def _is_integer(node: ir.Node) -> bool:
+    """Whether a product reads an activation and a weight of which the file holds 8-bit codes."""
+    makers = [None if value is None else value.producer() for value in node.inputs[:2]]
+    sources = [maker.inputs[0] for maker in makers if maker and maker.op_type == "DequantizeLinear"]
+    fixed = [tensor for tensor in map(read.constant, sources) if tensor is not None]
+    return len(sources) == 2 and any(tensor.dtype in _BYTES for tensor in fixed)
 
 
 def find(model: Model) -> list[Candidate]:
@@ -170,6 +177,8 @@ def _product(node: ir.Node, views: Mapping[ir.Value, WeightView]) -> Candidate |
     constants = [read.constant(first), read.constant(second)]
     if None not in constants:
         return None  # constant folding's business
+    if constants == [None, None] and _is_integer(node):
+        return Candidate(node, "product", (0, 1), why_not="computes with integers already")
     if constants == [None, None]:
         row = operators.of(node, Matrices)
         where = "an input" if second.is_graph_input() else "computed"

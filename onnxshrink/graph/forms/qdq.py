@@ -20,7 +20,7 @@ from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.forms import codes
 from onnxshrink.graph.forms.integer_kernels import Candidate
 from onnxshrink.graph.surgery import Recorder, Scope
-from onnxshrink.kernels.ranges import Grid
+from onnxshrink.kernels.ranges import LIMITS, Grid
 
 Value: TypeAlias = ir.Value
 Node: TypeAlias = ir.Node
@@ -210,6 +210,8 @@ class Emitter:
         for value in [v for site in placement.sites.values() for v in _around(site, placement)]:
             if value in made_here:
                 whole = made_here.pop(value)
+                if grid_of(value) is not None:
+                    continue  # it has its pair, whose scales were meant for it
                 if value in renamed and not whole:
                     del renamed[value]  # a MatMul that gives floats keeps its Relu
                 on = grids[placement.root(value)]
@@ -294,6 +296,38 @@ class Emitter:
         surgery.set_input(self.model, node, index, rebuilt)
         if old is not None:
             codes.forget(self.model, [old])
+
+
+def grid_of(value: ir.Value) -> Grid | None:
+    """The grid that a value has in the model already, so that it needs no other; None for none.
+
+    It comes from DequantizeLinear behind QuantizeLinear, or nothing but QuantizeLinear reads it.
+    """
+    maker = value.producer()
+    if maker is not None and _is(maker, "DequantizeLinear"):
+        before = None if maker.inputs[0] is None else maker.inputs[0].producer()
+        paired = before is not None and _is(before, "QuantizeLinear")
+        return _grid(before) if paired and before and codes.same_grid(before, maker) else None
+    readers = dict.fromkeys(node for node, _ in value.uses())
+    if value.is_graph_output() or not all(_is(node, "QuantizeLinear") for node in readers):
+        return None
+    found = {_grid(node) for node in readers}
+    return found.pop() if len(found) == 1 else None
+
+
+def _is(node: ir.Node, op_type: str) -> bool:
+    return (node.domain, node.op_type) == ("", op_type)
+
+
+def _grid(node: ir.Node) -> Grid | None:
+    """The one scale and zero point of a QuantizeLinear of float32; None for others."""
+    scale, zero = read.array(read.input(node, 1)), read.array(read.input(node, 2))
+    if scale is None or scale.size != 1 or scale.dtype != np.float32:
+        return None
+    kind: Any = "uint8" if zero is None else zero.dtype.name
+    if kind not in LIMITS or (zero is None and read.input(node, 2) is not None):
+        return None
+    return Grid(float(scale.item()), 0 if zero is None else int(zero.item()), kind)
 
 
 def _around(site: Candidate, placement: Placement) -> list[ir.Value]:

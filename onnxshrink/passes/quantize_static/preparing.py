@@ -72,7 +72,7 @@ class Preparation:
         from onnxshrink.graph.forms import codes, integer_kernels
 
         self.model, self.ctx = model, ctx
-        self.taken = codes.take_out(model, integer_kernels.wants_codes)
+        self.taken = codes.take_out(model, integer_kernels.wants_codes, halves=True)
         self.origins = {node: _origin(node) for node in model.nodes}
         self.reasons: dict[Node, str] = {}
         every = self.origins.values()
