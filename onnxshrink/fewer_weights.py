@@ -57,7 +57,7 @@ def retreat(pass_: Any, model: Model, ctx: Context, judge: Judge, bound: float) 
         return None
     row = Step(step.name, dump(_without(pass_, order, taken)), bytes_before=step.bytes_before)
     trial = attempt(taken, row)
-    if judge.refusal(trial, bound, pass_.may_grow, row):
+    if judge.refusal(trial, bound, pass_.may_grow or row.may_grow, row):
         return None
     _explain(row, set(order) - set(taken), selection, bound)
     row.warnings.append(
@@ -99,15 +99,20 @@ def _halves(part: Sequence[str]) -> list[Sequence[str]]:
 
 
 def _by_saving(step: Step, model: Model) -> list[str]:
-    """Names of the weights that a step made smaller, those that save most first."""
-    from onnxshrink.graph import weights
+    """Names of the weights that a step made smaller, those that save most first.
 
-    known = {view.name for view in weights.find(model)}
+    What was integers already comes last: it got faster.
+    """
+    from onnxshrink.graph import weights
+    from onnxshrink.graph.forms import codes
+
+    coded = codes.names(model, {change.what for change in step.changes})
+    known = coded | {view.name for view in weights.find(model)}
     saved: Counter[str] = Counter()
     for change in step.changes:
         if change.what in known:
             saved[change.what] += change.before - change.after
-    return [name for name, nbytes in saved.most_common() if nbytes > 0]
+    return [name for name, nbytes in saved.most_common() if nbytes > 0 or name in coded]
 
 
 def _without(pass_: Any, order: Sequence[str], chosen: Sequence[str]) -> Any:

@@ -317,7 +317,11 @@ def _step(
             ctx.changed("functions", 0, kind="model", note=f"{calls} calls inlined")
         if computed and step.changes:
             ctx.changed("weights", 0, kind="model", note=f"{computed} were computed from constants")
-        reason = judge.refusal(trial, bound, pass_.may_grow, step) if step.changes else ""
+        reason = (
+            judge.refusal(trial, bound, pass_.may_grow or step.may_grow, step)
+            if step.changes
+            else ""
+        )
         fewer = None
         if pass_.retreats and judge.asks_too_much(reason):
             fewer = retreat(pass_, before, ctx, judge, bound)

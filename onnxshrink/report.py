@@ -51,6 +51,8 @@ class Step:
         outputs: Measured effect on the outputs: name -> figures against the step's input.
         reason: Why a rolled back step was rolled back.
         warnings: What a reader of the report must know about the step.
+        may_grow: Whether the pass says that the file may become bigger this time: kernels for
+            weights that were integers already take more constants.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Step:
     warnings: list[str] = field(default_factory=list)
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     max_error: float | None = None
+    may_grow: bool = False
 
 
 @dataclass

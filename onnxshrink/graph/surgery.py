@@ -218,6 +218,15 @@ def replace_node(model: Model, node: ir.Node, results: Sequence[ir.Value | None]
         new.name = name
 
 
+def rename(model: Model, value: ir.Value, name: str) -> None:
+    """Call a value by another name, which is free."""
+    maker = value.producer()
+    for node in (*(user for user, _ in value.uses()), *([] if maker is None else [maker])):
+        model.touch_node(node)
+    model.touch(value.name, name)
+    value.name = name
+
+
 def put_behind(model: Model, value: ir.Value, reader: ir.Node, result: ir.Value, name: str) -> None:
     """Let all that reads a value read what is made of it, which takes its name.
 

@@ -324,6 +324,28 @@ def rescaled(
     return replace(stored, codes=codes, scale=wanted)
 
 
+def widened(stored: Quantized, axes: tuple[int, ...]) -> Quantized:
+    """The same codes with a scale for each group, where one stood for all.
+
+    Args:
+        stored: Codes with scales.
+        axes: Axes along which weights share a scale.
+    """
+    shape = tuple(1 if at in axes else size for at, size in enumerate(stored.codes.shape))
+    zero = stored.zero_point
+    zero = None if zero is None else np.broadcast_to(zero, shape).copy()
+    return replace(stored, scale=np.broadcast_to(stored.scale, shape).copy(), zero_point=zero)
+
+
+def unsigned(stored: Quantized) -> Quantized:
+    """The same values in uint8: codes of int8, and their zero points, 128 higher."""
+    zero = np.zeros(stored.scale.shape, np.int8) if stored.zero_point is None else stored.zero_point
+    codes, moved = (
+        (array.astype(np.int16) + 128).astype(np.uint8) for array in (stored.codes, zero)
+    )
+    return replace(stored, codes=codes, zero_point=moved, dtype="uint8")
+
+
 def dequantize(stored: Quantized) -> Array:
     """The weights that a runtime computes with, in float32, of the shape of the codes."""
     if is_float(stored.dtype):

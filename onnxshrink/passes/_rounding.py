@@ -107,23 +107,77 @@ def coarser(layout: Layout, stored: Quantized, *, channels_last: bool = False) -
 
     from onnxshrink.kernels import affine, saturation
 
-    view = layout.view
-    order = np.arange(view.matrix.shape[1])
-    if channels_last and len(view.shape) > 2:
-        order = order.reshape(view.shape[1], -1).T.reshape(-1)
+    if not overflows(layout, stored, channels_last=channels_last):
+        return stored
+    view, order = layout.view, _side_by_side(layout.view, channels_last)
 
     def rows(values: np.ndarray) -> np.ndarray:
         return view.to_matrix(layout.spread(values))[:, order]
 
-    values, codes = layout.values(), rows(stored.codes)
-    if not saturation.can_saturate(codes).any():
-        return stored
+    values = layout.values()
     least = saturation.least_scale(rows(values))
     least = least.max() if stored.scale.size != least.size else least.reshape(stored.scale.shape)
     wanted = affine.usable(np.maximum(stored.scale, least), short=_is_short(stored.scale))
     stored = affine.rescaled(values, stored, wanted, "balanced")
     tamed = saturation.tamed(rows(stored.codes))[:, np.argsort(order)]
     return replace(stored, codes=layout.fold(view.from_matrix(tamed)))
+
+
+def kept(layout: Layout, stored: Quantized, *, channels_last: bool = False) -> Quantized:
+    """Codes that a weight came in, for products with uint8 on every CPU.
+
+    They are the very ones where no sum can overflow, as coarse grids have them. Else the channels
+    that would are rounded to coarser scales, or all move to uint8 where that costs too much.
+
+    Args:
+        layout: The weight, and which of its elements may share a scale at most.
+        stored: Its codes.
+        channels_last: See :func:`overflows`.
+    """
+    from onnxshrink.kernels import affine
+
+    if stored.dtype != "int8" or not overflows(layout, stored, channels_last=channels_last):
+        return stored
+    if stored.centred:
+        apart = affine.widened(stored, layout.axes)
+        safe = coarser(layout, apart, channels_last=channels_last)
+        if not is_too_coarse(layout, safe):
+            return safe
+    return affine.unsigned(stored)
+
+
+def kept_note(stored: Quantized, safe: Quantized) -> str:
+    """What :func:`kept` did, for a report."""
+    if safe is stored:
+        return "its codes kept"
+    if safe.dtype != stored.dtype:
+        return f"its codes kept as {safe.dtype}, for CPUs without VNNI"
+    return "its codes kept, coarser in channels for CPUs without VNNI"
+
+
+def overflows(layout: Layout, stored: Quantized, *, channels_last: bool = False) -> bool:
+    """Whether some input would make a CPU that adds two products in 16 bits compute wrongly.
+
+    Args:
+        layout: The weight, and which of its elements share a scale.
+        stored: Its codes, int8.
+        channels_last: Whether the channels of a convolution lie next to each other when it runs.
+    """
+    from onnxshrink.kernels import saturation
+
+    codes = layout.view.to_matrix(layout.spread(stored.codes))
+    ordered = codes[:, _side_by_side(layout.view, channels_last)]
+    return bool(saturation.can_saturate(ordered).any())
+
+
+def _side_by_side(view: WeightView, channels_last: bool) -> np.ndarray:
+    """The order in which the inputs of an output are multiplied, two by two."""
+    import numpy as np
+
+    order = np.arange(view.matrix.shape[1])
+    if channels_last and len(view.shape) > 2:
+        order = order.reshape(view.shape[1], -1).T.reshape(-1)
+    return order
 
 
 def _is_short(scale: np.ndarray) -> bool:

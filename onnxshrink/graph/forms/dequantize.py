@@ -19,8 +19,10 @@ from onnxshrink.kernels.affine import Quantized
 
 #: ``dq``: DequantizeLinear, which ONNX Runtime fuses into integer MatMul kernels. ``cast-mul``:
 #: Cast and Mul, which it folds once at load. ``gather``: rows are rebuilt after the lookup.
-#: ``nbits``: operators that take the codes as they are (see ``nbits``).
-Form = Literal["dq", "cast-mul", "gather", "nbits"]
+#: ``nbits``: operators that take the codes as they are (see ``nbits``). ``wide-dq``:
+#: DequantizeLinear of codes in 8 bits, which a Cast makes of narrower ones as the model is loaded,
+#: for integer kernels, which take no others.
+Form = Literal["dq", "cast-mul", "gather", "nbits", "wide-dq"]
 
 #: Bytes that a Cast behind a constant costs, about.
 CAST_OVERHEAD = 50
@@ -81,8 +83,9 @@ def dequantized(model: Model, view: WeightView, stored: Quantized, form: Form) -
     rebuild = Rebuild(model, view)
     if form == "gather":
         _gathered(rebuild, stored)
-    elif form == "dq":
-        rebuild.finish(_dequantize_linear(rebuild, stored, view.shape))
+    elif form in ("dq", "wide-dq"):
+        wide = form == "wide-dq" and stored.bits < 8
+        rebuild.finish(_dequantize_linear(rebuild, stored, view.shape, wide=wide))
     else:
         rebuild.finish(cast_mul(rebuild, stored))
     return rebuild.nbytes
@@ -182,7 +185,9 @@ def trimmed(array: np.ndarray, rank: int) -> np.ndarray:
     return array.reshape(array.shape[lead:])
 
 
-def _dequantize_linear(rebuild: Rebuild, stored: Quantized, shape: tuple[int, ...]) -> ir.Value:
+def _dequantize_linear(
+    rebuild: Rebuild, stored: Quantized, shape: tuple[int, ...], *, wide: bool = False
+) -> ir.Value:
     attributes, scale_shape = _placement(stored, shape)
     kind = rebuild.view.dtype.numpy()
     codes = rebuild.constant(code_tensor(stored, shape), "q")
@@ -191,6 +196,11 @@ def _dequantize_linear(rebuild: Rebuild, stored: Quantized, shape: tuple[int, ..
     if zeros is None:
         # Written even when all are zero: some runtimes refuse a signed DQ without it.
         zeros = np.zeros(stored.scale.shape, stored.codes.dtype)
+    if wide:
+        codes = rebuild.node(
+            "Cast", [codes], "c", to=ir.DataType[stored.codes.dtype.name.upper()].value
+        )
+        stored = replace(stored, dtype="int8" if stored.codes.dtype == np.int8 else "uint8")
     packed = code_tensor(replace(stored, codes=zeros), scale_shape)
     zero = rebuild.constant(packed, "z")
     return rebuild.node("DequantizeLinear", [codes, scale, zero], "w", **attributes)

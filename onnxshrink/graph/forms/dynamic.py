@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxshrink.graph import read, surgery
+from onnxshrink.graph import operators, read, surgery
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.forms import products
 from onnxshrink.graph.forms.dequantize import code_tensor, factor, trimmed
@@ -26,6 +26,12 @@ from onnxshrink.kernels.affine import Quantized
 
 _WORKING = ir.DataType.FLOAT  # what DynamicQuantizeLinear takes
 _LSTM_INPUTS = 8  # in front of the scales
+
+
+def wants_codes(node: ir.Node, index: int) -> bool:
+    """Whether an input of a node is a weight whose codes an integer product may take."""
+    way = operators.product(node, index)
+    return way is not None and not way.convolves
 
 
 def why_not(view: WeightView) -> str:
@@ -135,6 +141,9 @@ def integer_products(
     """
     rebuild = Rebuild(model, view)
     codes = rebuild.constant(code_tensor(stored, stored.codes.shape), "q")
+    if stored.bits < 8:
+        kind = ir.DataType[stored.codes.dtype.name.upper()]
+        codes = rebuild.node("Cast", [codes], "c", to=kind.value)  # folded as the model is loaded
     scale = factor(rebuild, trimmed(stored.scale, stored.scale.ndim), _WORKING)
     zero = _zero_point(rebuild, stored)
     rebuild.place()

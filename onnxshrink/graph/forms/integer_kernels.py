@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnxshrink.graph import operators, read, weights
 from onnxshrink.graph.analysis import shapes
 from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.forms import codes
 from onnxshrink.graph.operators import Matrices
 from onnxshrink.graph.weights.views import WeightView
 
@@ -47,6 +48,7 @@ KERNELS: dict[str, Kind] = {
     "Sigmoid": "function",
     "Softmax": "function",
 }
+_BYTES = {ir.DataType.INT8, ir.DataType.UINT8}
 _ALL_INPUTS = {"Add", "Concat", "Mul"}
 
 
@@ -118,6 +120,24 @@ class Candidate:
         return operators.of(self.node, Matrices) is None
 
 
+def wants_codes(node: ir.Node, index: int) -> bool:
+    """Whether an input of a product is a weight whose codes an integer kernel may take.
+
+    Where both operands are rebuilt from codes in front of it, one takes them already.
+    """
+    if node.domain or KERNELS.get(node.op_type) != "product" or index not in operators.sides(node):
+        return False
+    return not _is_integer(node)
+
+
+def _is_integer(node: ir.Node) -> bool:
+    """Whether a product reads an activation and a weight of which the file holds 8-bit codes."""
+    makers = [None if value is None else value.producer() for value in node.inputs[:2]]
+    sources = [maker.inputs[0] for maker in makers if maker and maker.op_type == "DequantizeLinear"]
+    fixed = [tensor for tensor in map(read.constant, sources) if tensor is not None]
+    return len(sources) == 2 and any(tensor.dtype in _BYTES for tensor in fixed)
+
+
 def find(model: Model) -> list[Candidate]:
     """Every node of the table above that works on float32, in the order of the graph."""
     walk = shapes.walk(model)
@@ -157,6 +177,8 @@ def _product(node: ir.Node, views: Mapping[ir.Value, WeightView]) -> Candidate |
     constants = [read.constant(first), read.constant(second)]
     if None not in constants:
         return None  # constant folding's business
+    if constants == [None, None] and _is_integer(node):
+        return Candidate(node, "product", (0, 1), why_not="computes with integers already")
     if constants == [None, None]:
         row = operators.of(node, Matrices)
         where = "an input" if second.is_graph_input() else "computed"
@@ -177,6 +199,8 @@ def _bias(node: ir.Node) -> tuple[ir.TensorProtocol | None, str]:
     if value is None:
         return None, ""
     tensor = read.constant(value)
+    if tensor is None and (widened := codes.floats(value)) is not None:
+        tensor = ir.Tensor(widened, name=value.name)
     if tensor is None or value.is_graph_input():
         return None, "its bias is computed"
     if tensor.dtype != ir.DataType.FLOAT:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from onnxshrink.graph import read
 from onnxshrink.graph.weights.views import WeightView
+from onnxshrink.kernels.affine import Quantized
 
 #: ``stored``: as it is. ``turned``: its transpose. ``matrix``: [outputs, inputs], filled up with
 #: zeros to whole blocks.
@@ -46,6 +47,21 @@ class Layout:
             rows = self.view.to_matrix(values)
             values = np.pad(rows, ((0, 0), (0, math.prod(self.shape[1:]) - rows.shape[1])))
         return values.reshape(self.shape)
+
+    def arranged(self, stored: Quantized) -> Quantized | None:
+        """Codes of the weight's own shape, laid out as :attr:`shape`.
+
+        None where their scales are not shared along :attr:`axes`, or the shape is cut in blocks.
+        """
+        turned = self.order == "turned"
+        if self.order == "matrix" or len(self.shape) != len(self.view.shape):
+            return None
+        if any(stored.scale.shape[1 - axis if turned else axis] > 1 for axis in self.axes):
+            return None
+        if not turned:
+            return stored
+        zero = None if stored.zero_point is None else stored.zero_point.T
+        return Quantized(np.ascontiguousarray(stored.codes.T), stored.scale.T, zero, stored.dtype)
 
     def spread(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """What broadcasts to :attr:`shape`, for every weight in the weight's own shape."""

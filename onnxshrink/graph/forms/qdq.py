@@ -17,9 +17,10 @@ import onnx_ir as ir
 from onnxshrink.graph import operators, read, surgery
 from onnxshrink.graph.analysis.pointwise import bounds
 from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.forms import codes
 from onnxshrink.graph.forms.integer_kernels import Candidate
 from onnxshrink.graph.surgery import Recorder, Scope
-from onnxshrink.kernels.ranges import Grid
+from onnxshrink.kernels.ranges import LIMITS, Grid
 
 Value: TypeAlias = ir.Value
 Node: TypeAlias = ir.Node
@@ -209,6 +210,8 @@ class Emitter:
         for value in [v for site in placement.sites.values() for v in _around(site, placement)]:
             if value in made_here:
                 whole = made_here.pop(value)
+                if grid_of(value) is not None:
+                    continue  # it has its pair, whose scales were meant for it
                 if value in renamed and not whole:
                     del renamed[value]  # a MatMul that gives floats keeps its Relu
                 on = grids[placement.root(value)]
@@ -255,12 +258,12 @@ class Emitter:
         """The node that reads a value, and what the node behind it makes."""
         scale = self._constant(np.array(on.scale, np.float32))
         zero = self._constant(np.array(on.zero, on.dtype))
-        codes = self._recorder.node("QuantizeLinear", [value, scale, zero], "q")
-        result = self._recorder.node("DequantizeLinear", [codes, scale, zero], "x")
+        made = self._recorder.node("QuantizeLinear", [value, scale, zero], "q")
+        result = self._recorder.node("DequantizeLinear", [made, scale, zero], "x")
         result.type, result.shape = value.type, value.shape
         self.pairs += 1
         self.nbytes += 130
-        reader = codes.producer()
+        reader = made.producer()
         assert reader is not None
         return reader, result
 
@@ -273,18 +276,18 @@ class Emitter:
         return self._constants[key]
 
     def store(
-        self, node: ir.Node, index: int, codes: np.ndarray, scale: np.ndarray, zero: np.ndarray
+        self, node: ir.Node, index: int, numbers: np.ndarray, scale: np.ndarray, zero: np.ndarray
     ) -> None:
         """Give one input of a node the constant that these codes stand for.
 
         Args:
             node: The node.
             index: Which input; what it was is taken out of the file when nothing else uses it.
-            codes: Integers.
+            numbers: Integers.
             scale: One, or one for each element of the first axis.
             zero: Zero points, of the codes' type and the scale's shape.
         """
-        inputs = [self._constant(codes), self._constant(scale), self._constant(zero)]
+        inputs = [self._constant(numbers), self._constant(scale), self._constant(zero)]
         attributes: dict[str, Any] = {"axis": 0} if scale.ndim else {}
         rebuilt = self._recorder.node("DequantizeLinear", inputs, "w", **attributes)
         self._recorder.put_before(node)
@@ -292,7 +295,39 @@ class Emitter:
         old = read.input(node, index)
         surgery.set_input(self.model, node, index, rebuilt)
         if old is not None:
-            surgery.forget(self.model, old)
+            codes.forget(self.model, [old])
+
+
+def grid_of(value: ir.Value) -> Grid | None:
+    """The grid that a value has in the model already, so that it needs no other; None for none.
+
+    It comes from DequantizeLinear behind QuantizeLinear, or nothing but QuantizeLinear reads it.
+    """
+    maker = value.producer()
+    if maker is not None and _is(maker, "DequantizeLinear"):
+        before = None if maker.inputs[0] is None else maker.inputs[0].producer()
+        paired = before is not None and _is(before, "QuantizeLinear")
+        return _grid(before) if paired and before and codes.same_grid(before, maker) else None
+    readers = dict.fromkeys(node for node, _ in value.uses())
+    if value.is_graph_output() or not all(_is(node, "QuantizeLinear") for node in readers):
+        return None
+    found = {_grid(node) for node in readers}
+    return found.pop() if len(found) == 1 else None
+
+
+def _is(node: ir.Node, op_type: str) -> bool:
+    return (node.domain, node.op_type) == ("", op_type)
+
+
+def _grid(node: ir.Node) -> Grid | None:
+    """The one scale and zero point of a QuantizeLinear of float32; None for others."""
+    scale, zero = read.array(read.input(node, 1)), read.array(read.input(node, 2))
+    if scale is None or scale.size != 1 or scale.dtype != np.float32:
+        return None
+    kind: Any = "uint8" if zero is None else zero.dtype.name
+    if kind not in LIMITS or (zero is None and read.input(node, 2) is not None):
+        return None
+    return Grid(float(scale.item()), 0 if zero is None else int(zero.item()), kind)
 
 
 def _around(site: Candidate, placement: Placement) -> list[ir.Value]:

@@ -79,10 +79,11 @@ class QuantizeDynamic(Pass):
     def apply(self, model: Model, ctx: Context) -> None:
         """Quantize every selected weight, the largest first; then narrow the long vectors."""
         from onnxshrink.graph import weights
-        from onnxshrink.graph.forms import dynamic
+        from onnxshrink.graph.forms import codes, dynamic
         from onnxshrink.graph.rewrite import clean, opset
         from onnxshrink.passes.to_float16 import narrow_beside
 
+        taken = codes.take_out(model, dynamic.wants_codes)
         views, before = list(weights.find(model)), model.opset
         if any(not self.weights.why_not(view) for view in views):
             clean.forward_constants(model)
@@ -102,9 +103,13 @@ class QuantizeDynamic(Pass):
                 continue
             try:
                 left_out = options.weights.why_not
-                done |= options._scheme.store(view, views, left_out, model, activations, ctx)
+                done |= options._scheme.store(view, views, left_out, model, activations, ctx, taken)
             except ValueError as error:
-                options._otherwise(view, str(error), model, ctx)
+                if view.name in taken:  # goes back as it came, below
+                    ctx.skip(view, str(error))
+                else:
+                    options._otherwise(view, str(error), model, ctx)
+        codes.put_back(model, list(weights.find(model)), taken)
         if not ctx.step.changes:
             return  # in a model whose weights stay as they are, so do its vectors
         if model.opset > before:

@@ -12,6 +12,7 @@ from onnxshrink.pipeline import Context
 
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
+    from onnxshrink.graph.forms.codes import Taken
     from onnxshrink.graph.forms.dynamic import Activations
     from onnxshrink.graph.weights.views import WeightView
     from onnxshrink.kernels.affine import Dtype, Quantized
@@ -35,7 +36,7 @@ class Scheme:
 
     def store(
         self, view: WeightView, views: Sequence[WeightView], left_out: Callable[[WeightView], str],
-        model: Model, activations: Activations, ctx: Context,
+        model: Model, activations: Activations, ctx: Context, taken: Taken,
     ) -> set[WeightView]:  # fmt: skip
         """Let an integer operator use a weight; the weights that are done with it.
 
@@ -46,6 +47,7 @@ class Scheme:
             model: The model, which is edited.
             activations: Those that are quantized already.
             ctx: The statistics, and where to report.
+            taken: How weights were stored that were no floats, by name.
 
         Raises:
             ValueError: Why it cannot.
@@ -58,32 +60,31 @@ class Scheme:
             for other in pair:
                 if reason := left_out(other):
                     raise ValueError(f"the other weight of its LSTM: {reason}")
-            rounded = [self._rounded(part, ctx, signed=True) for part in pair]
+            rounded = [self._rounded(part, ctx, taken, signed=True) for part in pair]
             sizes = dynamic.integer_lstm(model, pair, [each.codes for each in rounded])
             for part, each, after in zip(pair, rounded, sizes, strict=True):
-                note = each.note("DynamicQuantizeLSTM")
-                ctx.changed(part, after, note=note, sqnr_db=each.sqnr_db)
+                _report(part, each, after, "DynamicQuantizeLSTM", ctx, taken)
             return set(pair)
         is_conv = product is not None and product.convolves
         if is_conv and not self.convs:
             raise ValueError("convolutions stay in floating point")
         if reason := dynamic.why_not_conv(view) if is_conv else dynamic.why_not(view):
             raise ValueError(reason)
-        chosen = self._rounded(view, ctx, signed=is_conv)
+        chosen = self._rounded(view, ctx, taken, signed=is_conv)
         emit = dynamic.integer_conv if is_conv else dynamic.integer_products
         after = emit(model, view, chosen.codes, activations)
-        note = chosen.note("ConvInteger" if is_conv else "MatMulInteger")
-        ctx.changed(view, after, note=note, sqnr_db=chosen.sqnr_db)
+        _report(view, chosen, after, "ConvInteger" if is_conv else "MatMulInteger", ctx, taken)
         if is_conv:
             ctx.warn(_SLOW)
         return {view}
 
-    def _rounded(self, view: WeightView, ctx: Context, *, signed: bool) -> _Rounded:
+    def _rounded(self, view: WeightView, ctx: Context, taken: Taken, *, signed: bool) -> _Rounded:
         """A weight in the layout of its operator.
 
         Args:
             view: The weight.
             ctx: Where the statistics are.
+            taken: How weights were stored that were no floats, by name.
             signed: Whether the operator takes only symmetric int8.
 
         Raises:
@@ -93,6 +94,8 @@ class Scheme:
         from onnxshrink.kernels import affine
 
         kind: Dtype = "int8" if signed else self.dtype
+        if (known := self._kept(view, taken, signed=signed)) is not None:
+            return known
         asked = kind
         layout = dynamic.layout(view, per_channel=self.per_channel)
         centred = signed or self.symmetric
@@ -121,6 +124,43 @@ class Scheme:
         sqnr = affine.sqnr_db(layout.values(), codes)
         return _Rounded(replace(codes, dtype=kind), method, sqnr, why)
 
+    def _kept(self, view: WeightView, taken: Taken, *, signed: bool) -> _Rounded | None:
+        """The codes that a weight came in; None where it did not, or its operator takes others."""
+        from onnxshrink.graph.forms import dynamic
+        from onnxshrink.kernels import affine
+        from onnxshrink.passes import _rounding
+
+        known = taken.get(view.name)
+        known = None if known is None else known.of(view)
+        stored = None if known is None else known.eight_bits()
+        if stored is None:
+            return None
+        layout = dynamic.layout(view, per_channel=True)
+        codes = layout.arranged(stored)
+        if codes is None or (signed and not (codes.dtype == "int8" and codes.zero_point is None)):
+            return None
+        safe = codes
+        if self.cpu == "any":
+            safe = _rounding.kept(layout, codes)
+            if signed and safe.dtype != "int8":
+                return None
+        sqnr = affine.sqnr_db(layout.values(), safe)
+        return _Rounded(safe, "", sqnr, _rounding.kept_note(codes, safe), kept=True)
+
+
+def _report(
+    view: WeightView, rounded: _Rounded, after: int, operator: str, ctx: Context, taken: Taken
+) -> None:
+    """A row for a weight that an integer operator takes now."""
+    import math
+
+    error = {"sqnr_db": rounded.sqnr_db} if math.isfinite(rounded.sqnr_db) else {}
+    before = taken[view.name].nbytes if view.name in taken else view.nbytes
+    note = rounded.note(operator)
+    ctx.changed(view.name, after, note=note, before=before, kind=view.op_type, **error)
+    if rounded.kept:  # it was integers already: an operator of integers takes more nodes
+        ctx.step.may_grow = True
+
 
 @dataclass(frozen=True)
 class _Rounded:
@@ -130,9 +170,10 @@ class _Rounded:
     method: str
     sqnr_db: float
     why: str
+    kept: bool = False
 
     def note(self, operator: str) -> str:
         """What the weight became."""
-        fitted = f", {self.method}" * (self.method not in ("rtn", "balanced"))
+        fitted = f", {self.method}" * (self.method not in ("", "rtn", "balanced"))
         why = f" ({self.why})" * bool(self.why)
         return f"{self.codes.dtype}, {self.codes.scale.size} scales, {operator}{fitted}{why}"

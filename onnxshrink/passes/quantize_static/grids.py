@@ -60,7 +60,11 @@ class Ranges:
 
     def _grid(self, value: Value, scheme: Scheme) -> tuple[Grid | None, str]:
         from onnxshrink.graph.analysis.pointwise import behind
+        from onnxshrink.graph.forms import qdq
         from onnxshrink.kernels import ranges
+
+        if (known := qdq.grid_of(value)) is not None:
+            return known, ""
 
         need = Need(value.name or "", Histogram())
         if need not in self.statistics:

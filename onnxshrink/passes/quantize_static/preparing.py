@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from onnxshrink.graph.forms.integer_kernels import Candidate
     from onnxshrink.graph.forms.qdq import Node
     from onnxshrink.graph.weights.views import WeightView
+    from onnxshrink.kernels.affine import Quantized
 
 _log = logging.getLogger(__name__)
 
@@ -64,10 +65,14 @@ class Preparation:
 
     Attributes:
         reasons: Why nodes stay in floating point.
+        taken: How weights were stored that are plain floats for now.
     """
 
     def __init__(self, model: Model, ctx: Context):
+        from onnxshrink.graph.forms import codes, integer_kernels
+
         self.model, self.ctx = model, ctx
+        self.taken = codes.take_out(model, integer_kernels.wants_codes, halves=True)
         self.origins = {node: _origin(node) for node in model.nodes}
         self.reasons: dict[Node, str] = {}
         every = self.origins.values()
@@ -168,7 +173,33 @@ class Preparation:
     def original(self, node: Node, index: int) -> tuple[str, int] | None:
         """Name and bytes that a node's constant came with; None if it came with none."""
         origin = self.origins.get(node)
-        return None if origin is None else origin.constants.get(index)
+        found = None if origin is None else origin.constants.get(index)
+        if found is not None and found[0] in self.taken:
+            return found[0], self.taken[found[0]].nbytes
+        return found
+
+    def codes(self, one: Candidate) -> Quantized | None:
+        """The codes that a product's weight came in, in 8 bits; None where it came in floats.
+
+        Their scales are those of the weight as it is now.
+        """
+        view = one.weight
+        assert view is not None
+        name, _ = self.original(one.node, 1 - one.operands[0]) or (view.name, 0)
+        found = self.taken.get(name)
+        found = None if found is None else found.of(view)
+        return None if found is None else found.eight_bits()
+
+    def put_back(self) -> None:
+        """Store weights that are still floats, and came in another form, in that."""
+        from onnxshrink.graph import weights
+        from onnxshrink.graph.forms import codes
+
+        views = list(weights.find(self.model))
+        why = {view.name: self.why_stored(view) for view in views if view.name in self.taken}
+        for name in codes.put_back(self.model, views, self.taken):
+            reason = f" ({why[name]})" * bool(why[name])
+            self.ctx.skip(name, f"stays in the form in which it came{reason}")
 
 
 def _origin(node: Node) -> Origin:

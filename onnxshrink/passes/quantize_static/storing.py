@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,13 +35,17 @@ class Products:
         emitter: Puts nodes in.
         statistics: Means and rows of what weights are multiplied with.
         model: The model.
+        codes: The codes that a product's weight came in, if it did.
         overflowing: Weights that CPUs without VNNI would compute wrongly, and by how much.
+        kept: Weights that kept their codes.
     """
 
     model: Model
     emitter: Emitter
     statistics: Mapping[Need, Any]
+    codes: Callable[[Candidate], Quantized | None] = lambda one: None
     overflowing: dict[str, float] = field(default_factory=dict)
+    kept: set[str] = field(default_factory=set)
     _stored: dict[Any, Quantized] = field(default_factory=dict)
 
     def store(
@@ -77,13 +81,15 @@ class Products:
         need = effects.means(candidate)
         if scheme.correct_bias and need is not None and need in self.statistics:
             moved = effects.shift(candidate, stored, self.statistics[need].mean)
-            bias = -moved if bias is None else bias - moved
+            if moved.any():  # not of codes that the weight came in
+                bias = -moved if bias is None else bias - moved
         if bias is not None and first:
             stored = effects.widened(view, stored, bias, on.scale)
             if scheme.cpu == "any":  # rounding anew may take a pair of codes one too far
                 stored = for_any_cpu(candidate, scheme, stored, on)
             self._stored[view.value] = stored
-        nbytes = dequantize.dequantized(self.model, view, stored, "dq") if first else 0
+        form: Literal["dq", "wide-dq"] = "wide-dq" if view.name in self.kept else "dq"
+        nbytes = dequantize.dequantized(self.model, view, stored, form) if first else 0
         if bias is not None:
             scale = (stored.scale.astype(np.float32) * np.float32(on.scale)).reshape(-1)
             if scale.size != bias.size:
@@ -112,6 +118,11 @@ class Products:
 
     def _codes(self, candidate: Candidate, scheme: Scheme, on: Grid) -> tuple[Quantized, str]:
         note = f"{scheme.dtype} with {on.dtype}"
+        known = self.codes(candidate)
+        if known is not None and _fits(candidate, known):
+            assert candidate.weight is not None
+            self.kept.add(candidate.weight.name)
+            return self._kept(candidate, scheme, known, on)
         if scheme.reduce_range:
             return quantized(candidate, scheme, bits=7), note + ", 7 bits"
         stored = quantized(candidate, scheme)
@@ -124,6 +135,19 @@ class Products:
         if damage > _DAMAGE and candidate.weight is not None:
             self.overflowing[candidate.weight.name] = damage
         return stored, note
+
+    def _kept(
+        self, candidate: Candidate, scheme: Scheme, stored: Quantized, on: Grid
+    ) -> tuple[Quantized, str]:
+        """The codes that a weight came in, but for channels that would overflow, and a note."""
+        from onnxshrink.passes import _rounding
+
+        single, safe = replace(scheme, per_channel=True), stored
+        if scheme.cpu == "any" and for_any_cpu(candidate, single, stored, on) is not stored:
+            way = candidate.way
+            convolves = way is not None and way.convolves
+            safe = _rounding.kept(layout(candidate, single), stored, channels_last=convolves)
+        return safe, f"{safe.dtype} with {on.dtype}, {_rounding.kept_note(stored, safe)}"
 
     def _for_any(
         self, candidate: Candidate, scheme: Scheme, stored: Quantized, on: Grid
@@ -168,6 +192,16 @@ def layout(candidate: Candidate, scheme: Scheme) -> Layout:
     return Layout(view, view.shape, view.axes.contract if one_channel and _agreed(view) else axes)
 
 
+def _fits(candidate: Candidate, stored: Quantized) -> bool:
+    """Whether an integer kernel takes scales as these lie: one, or one for each output channel."""
+    view, shape = candidate.weight, stored.scale.shape
+    assert view is not None
+    if stored.scale.size == 1:
+        return True
+    one_channel = candidate.operands == (0,) and len(view.axes.out) == 1 and _agreed(view)
+    return one_channel and all(shape[axis] == 1 for axis in view.axes.contract)
+
+
 def _agreed(view: WeightView) -> bool:
     """Whether all uses of a weight see its axes alike: some may see it transposed."""
     return len({use.axes.out for use in view.uses}) == 1
@@ -195,9 +229,12 @@ def for_any_cpu(candidate: Candidate, scheme: Scheme, stored: Quantized, on: Gri
         return stored
     if np.abs(stored.codes.astype(np.int16)).max() <= _ANY_PAIR:
         return stored
+    laid = layout(candidate, scheme)
+    if _agreed(view) and not _rounding.overflows(laid, stored, channels_last=convolves):
+        return stored
     if not stored.centred or not _agreed(view):
         return quantized(candidate, scheme, bits=7)
-    return _rounding.coarser(layout(candidate, scheme), stored, channels_last=convolves)
+    return _rounding.coarser(laid, stored, channels_last=convolves)
 
 
 def store(
@@ -213,12 +250,14 @@ def store(
         schemes: The nodes asked for, and how each is computed.
         statistics: Means and rows of what weights are multiplied with.
     """
+    import numpy as np
+
     from onnxshrink.graph.forms import qdq
     from onnxshrink.kernels import affine
 
     model, ctx = work.model, work.ctx
     emitter = qdq.Emitter(model)
-    products = Products(model, emitter, statistics)
+    products = Products(model, emitter, statistics, work.codes)
     for done, one in enumerate(placement.sites.values()):
         ctx.progress(ctx.step.name, done, len(placement.sites))
         view = one.weight
@@ -232,9 +271,8 @@ def store(
         if stored is not None:
             nbytes, codes, note = stored
             sqnr = affine.sqnr_db(view.array(), codes)
-            ctx.changed(
-                known[0], nbytes, before=known[1], kind=one.op_type, note=note, sqnr_db=sqnr
-            )
+            error = {"sqnr_db": sqnr} if np.isfinite(sqnr) else {}
+            ctx.changed(known[0], nbytes, before=known[1], kind=one.op_type, note=note, **error)
         view.release()
     if found := products.overflowing:
         worst = max(found, key=found.__getitem__)
@@ -243,6 +281,8 @@ def store(
             f"the file is for CPUs with VNNI: others would get {many} wrong, {worst!r} by "
             f"{found[worst]:.2g} of its outputs; 'cpu: any' is right on all"
         )
+    if products.kept:  # integers already: their kernels take scales of activations besides
+        ctx.step.may_grow = True
     emitter.emit(placement, grids)
 
 
@@ -257,6 +297,7 @@ def store_others(work: Preparation, select: Select, others: Literal["int8", "kee
     from onnxshrink.graph import weights
     from onnxshrink.passes.quantize_weights import QuantizeWeights
 
+    work.put_back()
     ctx, kept, known, reasons = work.ctx, [], {}, {}
     for view in weights.find(work.model):
         if not view.uses:
