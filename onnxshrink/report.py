@@ -74,6 +74,8 @@ class Report:
     Attributes:
         checks: How the contract was checked (runtime, provider, inputs), for reproducing it.
         outputs: Effect of the whole run on every output: name -> figures against the original.
+        renamed: Short names of values and nodes in the result, by the names they had.
+        bytes_gzip: Size of the result after gzip, as servers send it; None for very large ones.
         bench: Latency of the result against the input, where it was measured.
         moved: Weights that a search kept at a higher precision than the others, and at which.
         missed: What a search could not keep or reach, one line each.
@@ -92,6 +94,8 @@ class Report:
     unproven: bool = False
     bytes_before: int = 0
     bytes_after: int = 0
+    bytes_gzip: int | None = None
+    renamed: dict[str, str] = field(default_factory=dict)
 
     @property
     def changed(self) -> bool:
@@ -158,6 +162,8 @@ class Report:
             f"{self.result}: {size(self.bytes_before)} -> {size(self.bytes_after)}, "
             f"{_comparison(self.bytes_before, self.bytes_after)}"
         )
+        if self.bytes_gzip is not None:
+            line += f", {size(self.bytes_gzip)} after gzip"
         if self.outputs:
             worst = max(self._errors(), default=0.0)
             line += f", largest relative error of an output {worst:.2g}"
