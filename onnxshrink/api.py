@@ -331,14 +331,13 @@ def _write(
     result: Result, steps: Iterable[Pass], out: StrPath, options: Options, storage: Storage = "auto"
 ) -> Report:
     from onnxshrink.graph.file.data_files import data_files
-    from onnxshrink.graph.file.names import ShortNames
     from onnxshrink.graph.forms import coded, coded_read, packed
 
     report = result.report
     report.result = str(out)
-    names = ShortNames(tuple(_selected(steps)))
+    names = None
     if report.changed and not options.keep_names:
-        result.model.short_names = names
+        names = result.model.shorten_names(list(_selected(steps)))
     storage = options.storage or storage
     if was := coded_read.names(report.source):
         storage = "coded" if storage == "auto" else storage
@@ -360,12 +359,7 @@ def _write(
             f"{name}: its codes are small only where they are coded: --storage coded or packed"
             for name in done if name in pass_names() and find_pass(name).for_packing
         ]  # fmt: skip
-    report.renamed = names.given
-    if names.given:
-        report.warnings.append(
-            f"{len(names.given)} internal names were shortened; a .json report has the old ones, "
-            "--keep-names keeps them"
-        )
+    report.renamed = {} if names is None else names.given
     report.bytes_gzip = files.gzip_bytes({Path(out), *data_files(Path(out))})
     if link:
         report.warnings.append(f"{out} was a link; it is a file now, and its target is as it was")

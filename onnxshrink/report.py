@@ -147,6 +147,11 @@ class Report:
             worst = f"{_figure(row['worst'])} at {row['slice']}" if row["slice"] else ""
             effect.add(name, *figures, worst)
         tables.append(effect)
+        if self.renamed:
+            names = Table("names", ("internal names", "in the result"))
+            how = "shortened; a .json report has the old ones, --keep-names keeps them"
+            names.add(len(self.renamed), how)
+            tables.append(names)
         if reasons:
             left = Table("left alone", ("step", "reason", "count", "bytes"))
             for (name, reason), count in reasons.most_common():

@@ -33,6 +33,7 @@ _OUTSIDE_BYTES = 1024
 _ALIGNED = 64  # bytes that tensors in a data file begin at a multiple of
 
 Storage = Literal["auto", "single", "external"]
+Parts = tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]
 
 
 class Model:
@@ -194,6 +195,12 @@ class Model:
                 value.const_value = outside[name]
         self.rewrite(lambda _: changed)
 
+    def shorten_names(self, patterns: Sequence[str] = ()) -> ShortNames:
+        """From now on write it with short names where that pays; these and initializers' stay."""
+        came = frozenset(tensor.name for tensor in self._original.graph.initializer)
+        self.short_names = ShortNames(tuple(patterns), came)
+        return self.short_names
+
     def strip_docs(self) -> None:
         """Forget doc strings, and metadata of nodes, values and graphs; the model's own stays."""
         self._original = round_trip.stripped(self._original)
@@ -278,9 +285,7 @@ class Model:
         return proto
 
     @contextlib.contextmanager
-    def apart(
-        self, *, every: bool = False
-    ) -> Iterator[tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]]:
+    def apart(self, *, every: bool = False) -> Iterator[Parts]:
         """Serialise with the main graph's larger initializers left out, as headers to fill in.
 
         Yields the message, and the tensors by the names of their headers.
@@ -297,9 +302,7 @@ class Model:
             yield proto, outside
 
     @contextlib.contextmanager
-    def _parts(
-        self, *, every: bool = False
-    ) -> Iterator[tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]]:
+    def _parts(self, *, every: bool = False) -> Iterator[Parts]:
         """As :meth:`apart`, every name as it is in the graph."""
         outside: dict[str, ir.TensorProtocol] = {}
         values = self.ir.graph.initializers

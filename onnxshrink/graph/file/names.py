@@ -26,11 +26,13 @@ class ShortNames:
     the same: what refers to what, and what hides what, stays as it was.
 
     Attributes:
-        keep: Names, or patterns of them, that stay besides those of inputs, outputs and weights.
+        patterns: Names that stay, besides those of inputs, outputs and weights.
+        keep: More of them, to the letter.
         given: The short names by the old ones, of the file that was written last.
     """
 
-    keep: tuple[str, ...] = ()
+    patterns: tuple[str, ...] = ()
+    keep: frozenset[str] = frozenset()
     given: dict[str, str] = field(default_factory=dict)
 
     def apply(self, proto: onnx.ModelProto, payload: int) -> None:
@@ -45,7 +47,8 @@ class ShortNames:
             return
         before = proto.ByteSize()
         every = dict.fromkeys(name for name in _names(proto) if name)
-        kept = _public(proto).union(*([n for n in every if _fits(n, p)] for p in self.keep))
+        kept = self.keep | _public(proto)
+        kept = kept.union(*([n for n in every if _fits(n, p)] for p in self.patterns))
         short = (name for name in _shortest() if name not in kept)
         found = {old: next(short) for old in every if old not in kept}
         trial = onnx.ModelProto()
