@@ -6,7 +6,7 @@ Both load, run the passes under their contract, and write the result in one go.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +48,8 @@ class Options:
             runtimes open as it is.
         calibration_cache: A file for the statistics of calibration runs, to be used again by later
             runs on the same model and inputs.
+        keep_names: Whether names of values and nodes stay that nobody outside asks for; else they
+            are shortened where that makes the file clearly smaller.
         max_opset: The operator set up to which steps may raise the model's.
         progress: Called with what is done, how much of it, and out of how much (0: unknown).
         data_limit: Bytes that one array of a compressed file of inputs may unpack to; 4 GiB by
@@ -64,6 +66,7 @@ class Options:
     storage: Storage | None = None
     calibration_cache: StrPath | None = None
     max_opset: int | None = None
+    keep_names: bool = False
     progress: Progress = field(default=lambda what, done, total: None)
     data_limit: int | None = None
     worker: Mapping[str, Any] = field(default_factory=dict)
@@ -99,7 +102,8 @@ def apply_recipe(
         worker.start()  # it imports ONNX Runtime while this process reads the model
         reads: list[StrPath] = [*recipe.reads, *_files_of(recipe.steps)]
         model, settings = _prepare(source, out, options, worker, reads, storage=recipe.storage)
-        return _write(run(recipe.steps, model, settings, worker), out, options, recipe.storage)
+        result = run(recipe.steps, model, settings, worker)
+        return _write(result, recipe.steps, out, options, recipe.storage)
 
 
 def shrink(
@@ -154,7 +158,7 @@ def shrink(
         recipe = Recipe((*first, *steps))
         result = run(recipe.steps, model, settings, worker)
         result.report.moved = moved
-        report = _write(result, out, options)
+        report = _write(result, recipe.steps, out, options)
     if report.ratio < _HARDLY and options.storage not in ("packed", "coded"):
         report.warnings.append(
             "hardly any smaller; --storage packed codes what the weights are, without loss"
@@ -210,7 +214,7 @@ def apply_excluding(
         found = exclude.find_exclusions(parts, goal or ladder.Goal(), options.progress)
         result = run(found.recipe.steps, model, settings, worker)
         result.report.moved = found.moved
-        report = _write(result, out, options)
+        report = _write(result, found.recipe.steps, out, options)
     if recipe_out is not None:
         with output(Path(recipe_out)) as file:
             file.write(found.recipe.to_yaml().encode())
@@ -260,6 +264,13 @@ def _too_big(report: Report, max_size: int | None, target_ratio: float | None) -
     if target_ratio is not None and not report.ratio >= target_ratio:
         lines.append(f"{report.ratio:.2f}x is less than {target_ratio:g}x")
     return lines
+
+
+def _selected(steps: Iterable[Pass]) -> Iterator[str]:
+    """The names and patterns by which options of some passes select."""
+    for values in map(dump, steps):
+        for name in ("only", "among", "keep", "layers"):
+            yield from map(str, values.get(name, ()))
 
 
 def _files_of(steps: Iterable[Pass]) -> list[str]:
@@ -316,12 +327,17 @@ def _chosen(
     return made, 0
 
 
-def _write(result: Result, out: StrPath, options: Options, storage: Storage = "auto") -> Report:
+def _write(
+    result: Result, steps: Iterable[Pass], out: StrPath, options: Options, storage: Storage = "auto"
+) -> Report:
     from onnxshrink.graph.file.data_files import data_files
     from onnxshrink.graph.forms import coded, coded_read, packed
 
     report = result.report
     report.result = str(out)
+    names = None
+    if report.changed and not options.keep_names:
+        names = result.model.shorten_names(list(_selected(steps)))
     storage = options.storage or storage
     if was := coded_read.names(report.source):
         storage = "coded" if storage == "auto" else storage
@@ -343,6 +359,8 @@ def _write(result: Result, out: StrPath, options: Options, storage: Storage = "a
             f"{name}: its codes are small only where they are coded: --storage coded or packed"
             for name in done if name in pass_names() and find_pass(name).for_packing
         ]  # fmt: skip
+    report.renamed = {} if names is None else names.given
+    report.bytes_gzip = files.gzip_bytes({Path(out), *data_files(Path(out))})
     if link:
         report.warnings.append(f"{out} was a link; it is a file now, and its target is as it was")
     gone = sorted(file.name for file in old if not file.exists())

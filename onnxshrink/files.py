@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -26,6 +27,7 @@ _PREFIX = ".onnxshrink-"
 _OWNER = "owner"  # the file in a scratch folder that its owner holds locked
 _DAY = 86_400.0
 _DIGITS = 16
+_MOST_GZIP = 2**28  # bytes: more is hardly sent as one response, and takes long to try
 
 
 def check(reads: Iterable[StrPath], writes: Iterable[StrPath]) -> None:
@@ -81,6 +83,21 @@ def _same(path: StrPath, other: StrPath) -> bool:
     if os.path.realpath(path) == os.path.realpath(other):
         return True
     return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)
+
+
+def gzip_bytes(paths: Iterable[Path]) -> int | None:
+    """Bytes of some files as servers send them by default; None where these are very large."""
+    paths = list(paths)
+    if sum(path.stat().st_size for path in paths) > _MOST_GZIP:
+        return None
+    total = 0
+    for path in paths:
+        coder = zlib.compressobj(wbits=31)  # 15, and 16 for the header of gzip
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                total += len(coder.compress(block))
+        total += len(coder.flush())
+    return total
 
 
 # ------------------------------------------------------------------------ one file

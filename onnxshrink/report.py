@@ -77,6 +77,8 @@ class Report:
     Attributes:
         checks: How the contract was checked (runtime, provider, inputs), for reproducing it.
         outputs: Effect of the whole run on every output: name -> figures against the original.
+        renamed: Short names of values and nodes in the result, by the names they had.
+        bytes_gzip: Size of the result after gzip, as servers send it; None for very large ones.
         bench: Latency of the result against the input, where it was measured.
         moved: Weights that a search kept at a higher precision than the others, and at which.
         missed: What a search could not keep or reach, one line each.
@@ -95,6 +97,8 @@ class Report:
     unproven: bool = False
     bytes_before: int = 0
     bytes_after: int = 0
+    bytes_gzip: int | None = None
+    renamed: dict[str, str] = field(default_factory=dict)
 
     @property
     def changed(self) -> bool:
@@ -146,6 +150,11 @@ class Report:
             worst = f"{_figure(row['worst'])} at {row['slice']}" if row["slice"] else ""
             effect.add(name, *figures, worst)
         tables.append(effect)
+        if self.renamed:
+            names = Table("names", ("internal names", "in the result"))
+            how = "shortened; a .json report has the old ones, --keep-names keeps them"
+            names.add(len(self.renamed), how)
+            tables.append(names)
         if reasons:
             left = Table("left alone", ("step", "reason", "count", "bytes"))
             for (name, reason), count in reasons.most_common():
@@ -161,6 +170,8 @@ class Report:
             f"{self.result}: {size(self.bytes_before)} -> {size(self.bytes_after)}, "
             f"{_comparison(self.bytes_before, self.bytes_after)}"
         )
+        if self.bytes_gzip is not None:
+            line += f", {size(self.bytes_gzip)} after gzip"
         if self.outputs:
             worst = max(self._errors(), default=0.0)
             line += f", largest relative error of an output {worst:.2g}"

@@ -269,6 +269,24 @@ def operators() -> list[Case]:
         (24, 20),
     )
 
+    feed = {"x": normal(20, 32, seed=1)}
+    chosen = "g (float[20, 32] x) => (float y) { n = Neg(x) m = Less(n, x) y = Where(m, x, W) }"
+    cases.append(
+        _case(
+            "Where", chosen, feed, lambda m, f: np.where(f["x"] > 0, f["x"], m["W"]), (20, 32),
+            W=normal(20, 32),
+        )
+    )  # fmt: skip
+    deformed = "g (float[2, 8, 7, 9] x, float[2, 18, 5, 7] o) => (float y) "
+    deformed += "{ y = DeformConv<kernel_shape = [3, 3]>(x, W, o) }"
+    feed = {"x": normal(2, 8, 7, 9, seed=1), "o": np.zeros((2, 18, 5, 7), np.float32)}
+    cases.append(
+        Case(
+            "DeformConv",
+            parsed(deformed, HEADER.replace("21", "22"), W=normal(16, 8, 3, 3)), ("W",), feed,
+            lambda m, f: _conv(m["W"], f["x"], (3, 3), 1), (16, 72),
+        )
+    )  # fmt: skip
     for axis, shape in ((0, (40, 32)), (1, (32, 40)), (0, (300, 8))):
         out = shape[axis]
         cases.append(

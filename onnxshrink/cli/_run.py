@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-_KEPT = ("check", "seed", "storage", "calibration_cache", "max_opset")
+_KEPT = ("check", "seed", "storage", "calibration_cache", "max_opset", "keep_names")
 
 
 def run_options(command: F) -> F:
@@ -65,6 +65,10 @@ def run_options(command: F) -> F:
             click.option(
                 "--max-opset", type=click.IntRange(min=1), metavar="N",
                 help="Roll back steps that would raise the operator set beyond this one.",
+            ),
+            click.option(
+                "--keep-names", is_flag=True,
+                help="Keep names of values and nodes, which else are shortened where it pays.",
             ),
             click.option(
                 "--report", "report_file", metavar="FILE",

@@ -155,6 +155,11 @@ class Writer:
         return entry
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of all chunks so far."""
+        return self._end
+
+    @property
     def digest(self) -> str:
         """SHA-256 of what was added so far, hexadecimal, without how it is coded."""
         hasher = hashlib.sha256((self._base.id if self._base else "").encode())

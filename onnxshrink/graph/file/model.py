@@ -22,6 +22,7 @@ from onnxshrink import files
 from onnxshrink.errors import ModelError, OutputError
 from onnxshrink.graph.file import reading, round_trip, tensors, wire
 from onnxshrink.graph.file.data_files import superseding
+from onnxshrink.graph.file.names import ShortNames
 
 #: protobuf cannot hold more than this in one file.
 SINGLE_FILE_LIMIT = 2**31 - 1
@@ -32,6 +33,7 @@ _OUTSIDE_BYTES = 1024
 _ALIGNED = 64  # bytes that tensors in a data file begin at a multiple of
 
 Storage = Literal["auto", "single", "external"]
+Parts = tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]
 
 
 class Model:
@@ -43,6 +45,7 @@ class Model:
         label: What to call the model in messages: the path as it was given.
         repairs: What was put right when it was read, for people.
         max_opset: The operator set up to which passes may raise it; None: as they need.
+        short_names: Which names are shortened where it is written; None: all stay.
         kept: By name of values that lost channels: what is left of each axis; None: all of it.
     """
 
@@ -53,6 +56,7 @@ class Model:
         self.label = "the model" if path is None else str(path)
         self.repairs = tuple(repairs)
         self.max_opset: int | None = None
+        self.short_names: ShortNames | None = None
         self.kept: dict[str, list[np.ndarray | None]] = {}
         self._original = proto
         self._touched: set[str] = set()
@@ -184,12 +188,18 @@ class Model:
 
     def rewrite_proto(self, change: Callable[[onnx.ModelProto], onnx.ModelProto]) -> None:
         """Like :meth:`rewrite`, for tools that work on protos; large weights are not in it."""
-        with self.apart() as (proto, outside):
+        with self._parts() as (proto, outside):
             changed = ir.from_proto(round_trip.readable(change(proto)))
         for name, value in changed.graph.initializers.items():
             if name in outside:
                 value.const_value = outside[name]
         self.rewrite(lambda _: changed)
+
+    def shorten_names(self, patterns: Sequence[str] = ()) -> ShortNames:
+        """From now on write it with short names where that pays; these and initializers' stay."""
+        came = frozenset(tensor.name for tensor in self._original.graph.initializer)
+        self.short_names = ShortNames(tuple(patterns), came)
+        return self.short_names
 
     def strip_docs(self) -> None:
         """Forget doc strings, and metadata of nodes, values and graphs; the model's own stays."""
@@ -265,7 +275,7 @@ class Model:
 
     def to_proto(self) -> onnx.ModelProto:
         """The whole model as one message in memory, its weights included."""
-        with self.apart() as (proto, outside):
+        with self._parts() as (proto, outside):
             for header in proto.graph.initializer:
                 if header.name in outside:
                     tensor = outside[header.name]
@@ -275,9 +285,7 @@ class Model:
         return proto
 
     @contextlib.contextmanager
-    def apart(
-        self, *, every: bool = False
-    ) -> Iterator[tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]]:
+    def apart(self, *, every: bool = False) -> Iterator[Parts]:
         """Serialise with the main graph's larger initializers left out, as headers to fill in.
 
         Yields the message, and the tensors by the names of their headers.
@@ -286,6 +294,16 @@ class Model:
             every: Take out those too that were read from the typed fields of their message, and
                 which otherwise go back as they were (numbers there can take fewer bytes).
         """
+        with self._parts(every=every) as (proto, outside):
+            if self.short_names is not None:
+                self.short_names.apply(proto, sum(t.nbytes for t in outside.values()))
+                given = self.short_names.given
+                outside = {given.get(name, name): tensor for name, tensor in outside.items()}
+            yield proto, outside
+
+    @contextlib.contextmanager
+    def _parts(self, *, every: bool = False) -> Iterator[Parts]:
+        """As :meth:`apart`, every name as it is in the graph."""
         outside: dict[str, ir.TensorProtocol] = {}
         values = self.ir.graph.initializers
         try:

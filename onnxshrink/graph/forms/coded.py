@@ -117,6 +117,8 @@ def save(model: Model, path: str | os.PathLike[str], *, durable: bool = True) ->
     model.check_output(Path(path))
     trial = model.clone()
     coding = code(trial)
+    if trial.short_names is not None:  # the file's own note names these
+        trial.short_names.keep |= set(coding.coded)
     after, plain = trial.nbytes(), model.nbytes()
     if not coding.coded or after >= plain:
         raise BudgetMissed(f"{path}: not coded: that would take {after:,} bytes, plain {plain:,}")

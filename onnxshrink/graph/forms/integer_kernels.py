@@ -199,9 +199,11 @@ def _bias(node: ir.Node) -> tuple[ir.TensorProtocol | None, str]:
     if value is None:
         return None, ""
     tensor = read.constant(value)
+    if value.is_graph_input():
+        return None, "its bias is an input"
     if tensor is None and (widened := codes.floats(value)) is not None:
         tensor = ir.Tensor(widened, name=value.name)
-    if tensor is None or value.is_graph_input():
+    if tensor is None:
         return None, "its bias is computed"
     if tensor.dtype != ir.DataType.FLOAT:
         return None, _computes_in(tensor.dtype)

@@ -115,6 +115,9 @@ def _write(model: Model, name: str, folder: Path, base: sidecar.Sidecar | None) 
                 entry = writer.add(header.name, dtype, header.dims, tensor.tobytes())
                 tensors.release(tensor)
                 tensors.point_at(header, data_name, entry.offset, entry.nbytes)
+        if model.short_names is not None and not model.short_names.given:
+            model.short_names.keep |= set(outside)  # the pack knows these
+            model.short_names.apply(proto, writer.nbytes)
         # The graph decides about the pack as well: its digest is in there.
         graph = proto.SerializeToString(deterministic=True)
         digest = hashlib.sha256(writer.digest.encode() + graph).hexdigest()

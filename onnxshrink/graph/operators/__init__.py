@@ -2,11 +2,14 @@
 
 from onnxshrink.graph.operators.norms import Gains, gains
 from onnxshrink.graph.operators.products import Product, product, sides
+from onnxshrink.graph.operators.roles import role
 from onnxshrink.graph.operators.table import (
     TABLE,
     Arithmetic,
     Axes,
+    Choice,
     Convolution,
+    Deformed,
     Elementwise,
     Equation,
     Lookup,
@@ -25,7 +28,8 @@ from onnxshrink.graph.operators.table import (
 )
 
 __all__ = [
-    "TABLE", "Arithmetic", "Axes", "Convolution", "Elementwise", "Equation", "Gains", "Lookup",
-    "Matrices", "Movement", "Norm", "Product", "Quantized", "Random", "Recurrent", "Reduction",
-    "Row", "gains", "looks_up", "moves", "multiplies", "of", "product", "sides",
+    "TABLE", "Arithmetic", "Axes", "Choice", "Convolution", "Deformed", "Elementwise", "Equation",
+    "Gains", "Lookup", "Matrices", "Movement", "Norm", "Product", "Quantized", "Random",
+    "Recurrent", "Reduction", "Row", "gains", "looks_up", "moves", "multiplies", "of", "product",
+    "role", "sides",
 ]  # fmt: skip

@@ -132,6 +132,26 @@ class Convolution(Row):
 
 
 @dataclass(frozen=True)
+class Deformed(Row):
+    """A sum over places that other inputs move, so that no window of its input tells what it reads.
+
+    Attributes:
+        bias: The input that is added.
+    """
+
+    bias: int = 3
+
+    @property
+    def weights(self) -> Mapping[int, int | None]:
+        """The kernel, by itself."""
+        return {1: None}
+
+    def axes(self, node: ir.Node, index: int, rank: int) -> Axes | None:
+        """[outputs, inputs / groups, places]."""
+        return Axes.split(rank, range(1, rank))
+
+
+@dataclass(frozen=True)
 class Recurrent(Row):
     """A layer that reads its own output of the step before.
 
@@ -188,6 +208,20 @@ class Arithmetic(Row):
     def weights(self) -> Mapping[int, int | None]:
         """Either operand, by itself; of a quotient the parts play different roles."""
         return {} if self.scales and self.inverse else {0: None, 1: None}
+
+    def axes(self, node: ir.Node, index: int, rank: int) -> Axes | None:
+        """Rows of numbers; a vector has none."""
+        return Axes.split(rank, [rank - 1]) if rank > 1 else None
+
+
+@dataclass(frozen=True)
+class Choice(Row):
+    """Takes each number from one operand or from the other."""
+
+    @property
+    def weights(self) -> Mapping[int, int | None]:
+        """Either operand, by itself."""
+        return {1: None, 2: None}
 
     def axes(self, node: ir.Node, index: int, rank: int) -> Axes | None:
         """Rows of numbers; a vector has none."""
@@ -283,6 +317,7 @@ TABLE: dict[tuple[str, str], Row] = {
     ("", "Gemm"): Matrices(bias=2),
     ("", "Conv"): Convolution(),
     ("", "ConvTranspose"): Convolution(transposed=True),
+    ("", "DeformConv"): Deformed(),
     (_CONTRIB, "FusedMatMul"): Matrices(),
     (_CONTRIB, "FusedGemm"): Matrices(bias=2),
     (_CONTRIB, "FusedConv"): Convolution(added=3),
@@ -297,6 +332,7 @@ TABLE: dict[tuple[str, str], Row] = {
     ("", "Sub"): Arithmetic(inverse=True),
     ("", "Mul"): Arithmetic(scales=True),
     ("", "Div"): Arithmetic(scales=True, inverse=True),
+    ("", "Where"): Choice(),
     ("", "BatchNormalization"): Norm(1, 2, channels=1, fixed=(3, 4)),
     ("", "GroupNormalization"): Norm(1, 2, channels=1, grouped=True),
     ("", "InstanceNormalization"): Norm(1, 2, channels=1),

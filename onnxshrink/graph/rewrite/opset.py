@@ -1,4 +1,4 @@
-"""Raising a model's operator set where a pass needs newer operators or types."""
+"""Raising a model's operator set where a pass needs newer operators or types, or lowering it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from onnxshrink.graph.operators import contrib
 from onnxshrink.graph.rewrite.hoist import separate_inputs
 from onnxshrink.graph.rewrite.inline import inline_functions
 
+#: The last operator set whose QuantizeLinear and DequantizeLinear ONNX Runtime 1.32 computes.
+_NEWEST = 27
 #: The first ONNX Runtime that loads an operator set, by its table of compatibility.
 _SINCE = {
     13: "1.6", 14: "1.8", 15: "1.9", 16: "1.11", 17: "1.12", 18: "1.14",
@@ -27,6 +29,11 @@ def needs(before: int, model: Model) -> str:
         before: The operator set that it had.
         model: The model now.
     """
+    if model.opset < before:
+        return (
+            f"lowered from {before} to {model.opset}, which says the same of these operators: "
+            f"ONNX Runtime has no DequantizeLinear of {before}"
+        )
     note = f"raised from {before} to {model.opset}"
     since = _SINCE.get(model.opset, "newer than 1.23" if model.opset > max(_SINCE) else "")
     if not since or since == _SINCE.get(before):
@@ -37,6 +44,8 @@ def needs(before: int, model: Model) -> str:
 
 def raise_opset(model: Model, version: int) -> bool:
     """Convert a model to at least an operator set version, with ONNX's version converter.
+
+    One that is newer than what ONNX Runtime can quantize is lowered, where that changes nothing.
 
     Args:
         model: Changed in place.
@@ -49,7 +58,7 @@ def raise_opset(model: Model, version: int) -> bool:
         UnsupportedModel: The converter refuses the model, or it must not be raised so far.
     """
     if model.opset >= version:
-        return False
+        return _lower(model, max(version, _NEWEST))
     if model.max_opset is not None and version > model.max_opset:
         raise UnsupportedModel(
             f"this needs operator set {version}, and --max-opset allows {model.max_opset}"
@@ -79,6 +88,36 @@ def raise_opset(model: Model, version: int) -> bool:
         separate_inputs(model)
     model.ir.ir_version = max(model.ir.ir_version, least)
     return True
+
+
+def _lower(model: Model, version: int) -> bool:
+    """Declare an older operator set, where it says the same of every node; whether it did."""
+    before = model.opset
+    if before <= version or not all(_is_as_old(node, before, version) for node in model.nodes):
+        return False
+    functions = model.ir.functions.values()
+    for imports in (model.ir.opset_imports, *(function.opset_imports for function in functions)):
+        if imports.get("", 0) > version:
+            imports[""] = version
+    return True
+
+
+def _is_as_old(node: ir.Node, newer: int, older: int) -> bool:
+    """Whether a node means the same in both sets: new ones add types, inputs and attributes."""
+    if node.domain:
+        return True
+    try:
+        new, old = (onnx.defs.get_schema(node.op_type, v, "") for v in (newer, older))
+    except onnx.defs.SchemaError:
+        return False
+    if new.since_version == old.since_version:
+        return True
+    defaults = [{n: a.default_value for n, a in s.attributes.items()} for s in (new, old)]
+    return (
+        all(defaults[0].get(name) == default for name, default in defaults[1].items())
+        and all(name in defaults[1] for name in node.attributes)
+        and len(node.inputs) <= old.max_input
+    )
 
 
 def _annotate(converted: onnx.ModelProto, before: onnx.ModelProto) -> None:

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from onnxshrink.graph import operators, read
 from onnxshrink.graph.file import tensors
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.operators import Arithmetic, Axes, Lookup, Product, Quantized, Row
+from onnxshrink.graph.operators import Arithmetic, Axes, Choice, Lookup, Product, Quantized, Row
 from onnxshrink.graph.read import constant
 
 #: Movements through which codes are followed.
@@ -74,8 +74,8 @@ class Use:
 
     @property
     def is_arithmetic(self) -> bool:
-        """Whether it is added, or multiplied number by number."""
-        return isinstance(self.row, Arithmetic)
+        """Whether it is added, multiplied or chosen number by number."""
+        return isinstance(self.row, Arithmetic | Choice)
 
 
 #: The stored axis of each axis of a value on its way to an operator; None where it was inserted.
@@ -99,6 +99,7 @@ class WeightView:
         uses: The operators of the table that use it, through Transpose, Identity or Cast.
         others: Operators outside the table that use it as well.
         locked: Why its values or its type must not change; empty when they may.
+        roles: What it is to those outside the table, as far as that is known.
     """
 
     value: ir.Value
@@ -107,12 +108,15 @@ class WeightView:
     uses: tuple[Use, ...]
     others: tuple[str, ...]
     locked: str = ""
+    roles: tuple[str, ...] = ()
 
     @property
     def why_not(self) -> str:
         """Why a weight pass must leave it alone; empty when it may be changed."""
         if self.locked or self.uses:
             return self.locked
+        if self.roles and all(self.roles):
+            return f"is {' and '.join(sorted(set(self.roles)))}"
         return f"not a weight of a known operator ({', '.join(sorted(set(self.others)))})"
 
     @property
@@ -257,7 +261,8 @@ def _view(
         uses, others = tuple(tracer.uses), tuple(tracer.others)
         if not uses and not others and not tracer.rebuilds:
             return None
-        return WeightView(value, scope, tensor, uses, others, tracer.obstacle(value))
+        roles = tuple(tracer.roles)
+        return WeightView(value, scope, tensor, uses, others, tracer.obstacle(value), roles)
     if tensor.dtype in _INTEGERS and (how := _quantized_by(value)):
         return WeightView(value, scope, tensor, (), (how,), f"already quantized ({how})")
     return None
@@ -271,6 +276,7 @@ class _Tracer:
         self.rank = rank
         self.uses: list[Use] = []
         self.others: list[str] = []
+        self.roles: list[str] = []
         self.quantized: set[str] = set()
         self.escapes = False
         self.rebuilds = False
@@ -282,6 +288,8 @@ class _Tracer:
             called = self.model.ir.functions.get(node.op_identifier())
             if called is not None and index < len(called.inputs):
                 self.follow(called.inputs[index], order, direct=False)
+            elif (scanned := _scanned(node, index, order)) is not None:
+                self.follow(*scanned, direct=False)
             elif (moved := _rearranged(node, index, order)) is not None:
                 for output in node.outputs:
                     self.follow(output, moved, direct=False)
@@ -291,6 +299,7 @@ class _Tracer:
                 self.uses.append(use)
             else:
                 self.others.append(node.op_type)
+                self.roles.append(operators.role(node, index))
                 self.quantized |= {node.op_type} if _takes_codes(node) else set()
 
     def _use(self, node: ir.Node, index: int, order: Order, direct: bool) -> Use | None:
@@ -324,6 +333,19 @@ class _Tracer:
         if len({use.axes.groups for use in self.uses}) > 1:
             return "its uses disagree about channel groups"
         return ""
+
+
+def _scanned(node: ir.Node, index: int, order: Order) -> tuple[ir.Value, Order] | None:
+    """What a Scan's body calls a value that is scanned, and the order of its axes there."""
+    if (node.domain, node.op_type) != ("", "Scan") or not order or read.obstacle(node):
+        return None
+    body, many = node.attributes["body"].as_graph(), read.integer(node, "num_scan_inputs", 0)
+    states = len(node.inputs) - many
+    if len(body.inputs) != len(node.inputs) or index < states:
+        return None  # operator set 8 has lengths before all others
+    axes = read.integers(node, "scan_input_axes") or (0,) * many
+    gone = axes[index - states] % len(order)
+    return body.inputs[index], order[:gone] + order[gone + 1 :]
 
 
 def _takes_codes(node: ir.Node) -> bool:

@@ -36,6 +36,8 @@ class Products:
         statistics: Means and rows of what weights are multiplied with.
         model: The model.
         codes: The codes that a product's weight came in, if it did.
+        biases: Products whose bias became integers, the bytes of it, and its signal to noise ratio
+            where there was one before.
         overflowing: Weights that CPUs without VNNI would compute wrongly, and by how much.
         kept: Weights that kept their codes.
     """
@@ -44,6 +46,7 @@ class Products:
     emitter: Emitter
     statistics: Mapping[Need, Any]
     codes: Callable[[Candidate], Quantized | None] = lambda one: None
+    biases: list[tuple[Candidate, int, dict[str, float]]] = field(default_factory=list)
     overflowing: dict[str, float] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
     _stored: dict[Any, Quantized] = field(default_factory=dict)
@@ -68,6 +71,7 @@ class Products:
         import numpy as np
 
         from onnxshrink.graph.forms import dequantize
+        from onnxshrink.kernels import metrics
 
         view = candidate.weight
         assert view is not None
@@ -97,6 +101,12 @@ class Products:
             exact = np.clip(np.rint(bias / scale), -(2**31), 2**31 - 1).astype(np.int32)
             zero = np.zeros(scale.shape, np.int32)
             self.emitter.store(candidate.node, 2, exact, scale, zero)
+            error = {}
+            if candidate.bias is not None:
+                before = candidate.bias.numpy().reshape(-1)
+                error["sqnr_db"] = metrics.sqnr_db(before, exact * scale)
+            taken = exact.nbytes + scale.nbytes + zero.nbytes
+            self.biases.append((candidate, taken, error))
         return (nbytes, stored, note) if first else None
 
     def store_constants(self, candidate: Candidate, scheme: Scheme) -> None:
@@ -274,6 +284,12 @@ def store(
             error = {"sqnr_db": sqnr} if np.isfinite(sqnr) else {}
             ctx.changed(known[0], nbytes, before=known[1], kind=one.op_type, note=note, **error)
         view.release()
+    for one, nbytes, error in products.biases:
+        name, before = work.original(one.node, 2) or (f"{one.name}.bias", 0)
+        note = "int32" if before else "int32, new"
+        if schemes[one].correct_bias:
+            note += ", takes back what rounding its weight adds"
+        ctx.changed(name, nbytes, before=before, kind=one.op_type, note=note, **error)
     if found := products.overflowing:
         worst = max(found, key=found.__getitem__)
         many = "1 weight" if len(found) == 1 else f"{len(found)} weights"

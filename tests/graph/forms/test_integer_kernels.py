@@ -46,7 +46,7 @@ def test_the_candidates_of_a_net() -> None:
         ("y = Gemm <transA = 1> (x, w)", "no integer kernel for transA or alpha"),
         ("y = Gemm <beta = 2.0> (x, w, c)", "no integer kernel for beta"),
         ("y = Gemm(w, x)", "its weight is on the left"),
-        ("y = Gemm(x, w, x)", "its bias is computed"),
+        ("y = Gemm(x, w, x)", "its bias is an input"),
         ("y = Gemm(x, w, w)", "its bias is not a vector"),
         ("a = Max(x, w)  y = Gemm(a, w)", "its weight is used by Max too"),
         ("a = Relu(x)  y = Gemm(x, a)", "its weight is computed"),

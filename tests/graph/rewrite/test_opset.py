@@ -6,15 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from hard_models import HARD, text, weight
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxshrink.contract import Settings
 from onnxshrink.errors import UnsupportedModel
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.rewrite.hoist import hoist_constants
 from onnxshrink.graph.rewrite.opset import needs, raise_opset
+from onnxshrink.passes.quantize_weights import QuantizeWeights
+from onnxshrink.pipeline import run
 from onnxshrink.runtime.session import open_session, run_session
+from onnxshrink.runtime.worker import Worker
 
 
 def branches(opset: int = 13, ir_version: int = 8) -> onnx.ModelProto:
@@ -155,3 +160,29 @@ def test_the_operator_set_is_raised_only_so_far() -> None:
     with pytest.raises(UnsupportedModel, match="needs operator set 21, and --max-opset allows 20"):
         raise_opset(model.clone(), 21)
     assert raise_opset(model, 20)
+
+
+def newest(nodes: str = "y = MatMul(x, w)") -> Model:
+    header = '<ir_version: 13, opset_import: ["" : 28]>'
+    proto = text(f"{header} g (float[4, 64] x) => (float[4, 48] y) {{ {nodes} }}",
+                 w=weight(1, 64, 48))  # fmt: skip
+    return Model.from_proto(proto)
+
+
+def test_a_set_that_the_runtime_cannot_quantize_is_lowered(worker: Worker) -> None:
+    """onnx.helper writes 28 today, and ONNX Runtime 1.32 has no DequantizeLinear of it."""
+    feeds = [{"x": weight(seed, 4, 64)} for seed in (2, 3)]
+    result = run([QuantizeWeights(form="dq")], newest(), Settings(feeds=feeds), worker)
+    (step,) = result.report.steps
+    assert step.status == "done"
+    assert 0 < step.outputs["y"]["relative_error"] < 0.01
+    assert result.model.opset == 27
+    (row,) = [row for row in step.changes if row.what == "opset"]
+    assert row.note.startswith("lowered from 28 to 27")
+
+
+def test_it_is_not_where_that_would_change_something() -> None:
+    model = newest("a = MatMul(x, w)  y = Cast <to = 1> (a)")
+    model.ir.graph[1].attributes.add(ir.AttrString("of_the_new_set", "x"))
+    assert not raise_opset(model, 13)
+    assert model.opset == 28

@@ -1,0 +1,40 @@
+"""What a constant is to an operator that has no use for it as a weight, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from onnxshrink.graph.operators.table import (
+    TABLE,
+    Convolution,
+    Deformed,
+    Matrices,
+    Movement,
+    Norm,
+    Recurrent,
+)
+
+_OF_RECURRENT = {3: "bias", 5: "initial state", 6: "initial state", 7: "peephole"}
+_OF_OTHERS = {"PRelu": {1: "slope"}}
+_CARRY = {"Loop", "Scan"}
+_MOVE = {"Expand", "Tile", "ScatterND", "ScatterElements"}  # they have no row of their own
+
+
+def role(node: ir.Node, index: int) -> str:
+    """What an input is to a node, as in ``the bias of Conv``; empty where that is not known."""
+    row, kind = TABLE.get((node.domain, node.op_type)), node.op_type
+    known: Mapping[int, str] = _OF_OTHERS.get(kind, {})
+    if isinstance(row, Norm):
+        known = {row.gain: "gain", **dict.fromkeys(row.fixed, "statistic")}
+        known |= {} if row.shift is None else {row.shift: "shift"}
+    elif isinstance(row, Recurrent):
+        known = _OF_RECURRENT
+    elif isinstance(row, Matrices | Convolution | Deformed) and row.bias is not None:
+        known = {row.bias: "bias"}
+    if index in known:
+        return f"the {known[index]} of {kind}"
+    if isinstance(row, Movement) or kind in _MOVE:
+        return f"moved by {kind}, and no weight of a product"
+    return f"the initial state of {kind}" if kind in _CARRY else ""
