@@ -92,6 +92,20 @@ def test_passes_see_the_weights_and_what_they_write_is_coded_again(
     assert values(tmp_path / "single.onnx") == values(plain)
 
 
+def test_commands_that_measure_see_the_weights(
+    palettes: Path, coded_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = []
+    for path in (palettes, coded_file):
+        onnxshrink("sensitivity", path, "--count", "1", "--json")
+        said.append(json.loads(capsys.readouterr().out))
+    assert said[0] == said[1]
+    step = ("correct-bias", "--check", "quick", "--reference")
+    for name, reference in (("one", palettes), ("other", coded_file)):
+        onnxshrink(step[0], palettes, tmp_path / name, *step[1:], reference)
+    assert values(tmp_path / "one") == values(tmp_path / "other")
+
+
 def test_a_recipe_says_that_its_result_is_coded(palettes: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("version: 1\nstorage: coded\nsteps: [clean]\n")
