@@ -58,14 +58,24 @@ def test_unpacked_it_is_the_plain_model(palettes: Path, coded_file: Path, tmp_pa
 
 
 def test_verify_and_inspect(
-    coded_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    palettes: Path, coded_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     onnxshrink("verify", coded_file)
     assert "coded tensors, every checksum is right" in capsys.readouterr().out
     onnxshrink("inspect", coded_file, "--json")
-    note = json.loads(capsys.readouterr().out)["notes"][0]
-    assert "bits a weight" in note
-    assert "of entropy" in note
+    found = json.loads(capsys.readouterr().out)
+    assert "bits a weight" in found["notes"][0]
+    names = {name for name, data in values(coded_file).items() if data}
+    assert {tensor["name"] for tensor in found["coded"]} == set(values(palettes)) - names
+    for tensor in found["coded"]:
+        # Nodes and tables are dear beside so few weights.
+        assert tensor["entropy_bits"] < tensor["bits_per_weight"] < tensor["entropy_bits"] + 1
+    plain, stored = (sum(t[key] for t in found["coded"]) for key in ("nbytes", "coded"))
+    rest = palettes.stat().st_size - plain
+    assert abs(coded_file.stat().st_size - rest - stored) < 2000  # the note, and headers
+    onnxshrink("inspect", coded_file)
+    columns = "| tensor | type | shape | plain | coded | bits a weight | entropy |"
+    assert columns in capsys.readouterr().out
     model = onnx.load(coded_file)
     stream = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
     stream.raw_data = stream.raw_data[::-1]
