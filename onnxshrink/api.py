@@ -236,10 +236,9 @@ def load(source: StrPath, options: Options | None = None) -> tuple[Model, list[d
 
 def bench_pair(source: StrPath, out: StrPath, options: Options) -> dict[str, Any]:
     """Latency of a result against its source: median ratio with its 95 % interval."""
-    from onnxshrink.graph.file.model import Model
     from onnxshrink.runtime.bench import FEWEST_ROUNDS, bench
 
-    feeds = _feeds(Model.load(source), options, None)
+    _, feeds = load(source, options)
     first, second = bench([source, out], feeds[:4], rounds=FEWEST_ROUNDS + 3).models
     return {
         "ratio": second.ratio, "low": second.ratio_low, "high": second.ratio_high,

@@ -4,12 +4,14 @@ To add one, write a function under ``@hard``; every law then holds for it too.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper, parser
+
+from onnxshrink.graph.file import round_trip
 
 F = TensorProto.FLOAT
 I64 = TensorProto.INT64
@@ -33,6 +35,18 @@ class Hard:
             size_threshold=64,
         )  # fmt: skip
         return path
+
+
+def coarse(hard: Hard) -> Hard:
+    """The same model with weights of few values, which can be coded."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(hard.proto)
+    for stored in round_trip.tensors(proto):
+        array = numpy_helper.to_array(stored)
+        if array.dtype == np.float32 and array.size >= 256 and np.isfinite(array).all():
+            step = array.std() or 1
+            stored.CopyFrom(tensor(stored.name, np.rint(array / step) * step))
+    return replace(hard, proto=proto)
 
 
 HARD: dict[str, Callable[[], Hard]] = {}

@@ -58,14 +58,24 @@ def test_unpacked_it_is_the_plain_model(palettes: Path, coded_file: Path, tmp_pa
 
 
 def test_verify_and_inspect(
-    coded_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    palettes: Path, coded_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     onnxshrink("verify", coded_file)
     assert "coded tensors, every checksum is right" in capsys.readouterr().out
     onnxshrink("inspect", coded_file, "--json")
-    note = json.loads(capsys.readouterr().out)["notes"][0]
-    assert "bits a weight" in note
-    assert "of entropy" in note
+    found = json.loads(capsys.readouterr().out)
+    assert "bits a weight" in found["notes"][0]
+    names = {name for name, data in values(coded_file).items() if data}
+    assert {tensor["name"] for tensor in found["coded"]} == set(values(palettes)) - names
+    for tensor in found["coded"]:
+        # Nodes and tables are dear beside so few weights.
+        assert tensor["entropy_bits"] < tensor["bits_per_weight"] < tensor["entropy_bits"] + 1
+    plain, stored = (sum(t[key] for t in found["coded"]) for key in ("nbytes", "coded"))
+    rest = palettes.stat().st_size - plain
+    assert abs(coded_file.stat().st_size - rest - stored) < 2000  # the note, and headers
+    onnxshrink("inspect", coded_file)
+    columns = "| tensor | type | shape | plain | coded | bits a weight | entropy |"
+    assert columns in capsys.readouterr().out
     model = onnx.load(coded_file)
     stream = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
     stream.raw_data = stream.raw_data[::-1]
@@ -90,6 +100,20 @@ def test_passes_see_the_weights_and_what_they_write_is_coded_again(
     assert values(out) == values(plain)
     onnxshrink(step[0], coded_file, tmp_path / "single.onnx", *step[1:], "--storage", "single")
     assert values(tmp_path / "single.onnx") == values(plain)
+
+
+def test_commands_that_measure_see_the_weights(
+    palettes: Path, coded_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = []
+    for path in (palettes, coded_file):
+        onnxshrink("sensitivity", path, "--count", "1", "--json")
+        said.append(json.loads(capsys.readouterr().out))
+    assert said[0] == said[1]
+    step = ("correct-bias", "--check", "quick", "--reference")
+    for name, reference in (("one", palettes), ("other", coded_file)):
+        onnxshrink(step[0], palettes, tmp_path / name, *step[1:], reference)
+    assert values(tmp_path / "one") == values(tmp_path / "other")
 
 
 def test_a_recipe_says_that_its_result_is_coded(palettes: Path, tmp_path: Path) -> None:

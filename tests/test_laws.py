@@ -17,12 +17,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from hard_models import HARD, Hard
+from hard_models import HARD, Hard, coarse
 from onnx import numpy_helper
 
 from onnxshrink.contract import Settings
 from onnxshrink.graph.file import round_trip
 from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.forms import coded, coded_read
 from onnxshrink.options import build, options_of
 from onnxshrink.passes import clean
 from onnxshrink.pipeline import Pass, run
@@ -156,6 +157,8 @@ def outcome_of(
 each_pass = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in pass_names()]
 )
+#: Models that a pass gets with coded weights.
+CODED = ("convolutions", "recurrent")
 LAWS: list[Callable[[Outcome], None]] = []
 
 
@@ -394,6 +397,33 @@ def test_the_identity_setting_changes_nothing(
         if status != "nothing to do" or done.model.digest() != model.digest():
             changed.append(case)
     assert not changed
+
+
+@each_pass
+@pytest.mark.parametrize("case", CODED)
+def test_a_coded_model_is_what_its_weights_are(
+    name: str, case: str, step_of: Callable[[str, dict[str, Any]], Pass], worker: Worker,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """A pass sees the weights, not what rebuilds them: it does and says the same."""
+    hard = HARD[case]()
+    plain, small = coarse(hard).save(tmp_path), tmp_path / "coded.onnx"
+    _, coding = coded.save(Model.load(plain), small)
+    assert coding.coded
+    options = EXAMPLES.get(name, {})
+    step = step_of(name, options(hard) if callable(options) else options)
+    found = []
+    for path in (plain, small):
+        model, _ = coded_read.load(path)
+        done = run([step], model, Settings(check="off", feeds=hard.feeds), worker)
+        done.model.save(tmp_path / "result.onnx", durable=False)
+        row = done.report.steps[0]
+        said = (row.status, sorted(map(repr, row.changes)), sorted(map(repr, row.skips)))
+        found.append((said, answers(tmp_path / "result.onnx", hard.feeds)))
+    assert found[0][0] == found[1][0]
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert np.array_equal(a, b)
 
 
 @each_pass

@@ -64,13 +64,13 @@ def feeds_for(
     worker: Any, data_limit: str | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Real inputs for a model where there are some, else generated ones with a warning."""
-    from onnxshrink.graph.file.model import Model
+    from onnxshrink.graph.forms import coded_read
     from onnxshrink.runtime.generate import generated_inputs
     from onnxshrink.runtime.inputs import load_inputs
     from onnxshrink.runtime.worker import blamed
 
     worker.start()
-    model = Model.load(path)
+    model, _ = coded_read.load(path)
     if calibration:
         sources = calibration[0] if len(calibration) == 1 else list(calibration)
         most = size_option(data_limit, "--data-limit") if data_limit else None

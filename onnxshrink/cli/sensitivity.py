@@ -50,7 +50,7 @@ def command(
         raise RecipeError(f"--plot {plot}: takes an .svg file")
     from onnxshrink import files
     from onnxshrink.contract import Settings
-    from onnxshrink.graph.file.model import Model
+    from onnxshrink.graph.forms import coded_read
     from onnxshrink.options import build
     from onnxshrink.recipe import find_pass
     from onnxshrink.runtime.inputs import source_files
@@ -58,7 +58,7 @@ def command(
     from onnxshrink.search import sensitivity
     from onnxshrink.search.partial_step import Parts
 
-    loaded = Model.load(model)
+    loaded, _ = coded_read.load(model)
     if plot is not None:
         files.check([*loaded.own_files, *source_files(calibration)], [plot])
     pass_ = build(find_pass(step, "--step"), _options(given), step)

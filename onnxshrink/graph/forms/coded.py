@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxshrink.errors import BudgetMissed, UnsupportedModel
+from onnxshrink.graph import read
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.forms.coded_nodes import LEAST_OPSET, LEVEL_BYTES, TENSOR_BYTES, Chains
 from onnxshrink.graph.rewrite.hoist import hoist_constants, separate_inputs
@@ -35,10 +36,14 @@ _WORTH = 0.97  # of its bytes that a tensor must go below
 _MOST_VALUES = 256
 _SET_OF_TABLES = 3000  # bytes that one more set of tables takes, with its nodes
 _TOO_LARGE = "as ONNX Runtime would not fold nodes with outputs so large"
+_IN_FUNCTION = "as the body of a function sees nothing of the graph; inlined it would be coded"
+_OUTSIDE = "as an input or an output of the model"
+_MANY_VALUES = f"has more than {_MOST_VALUES} different values"
+_NOT_SMALLER = "would not get smaller"
 
 _BYTES = {"INT8", "UINT8", "INT4", "UINT4", "INT2", "UINT2", "BOOL"}
 _SIGNED_NARROW = {"INT4", "INT2"}
-_LOOKED_UP = {"FLOAT", "FLOAT16", "DOUBLE", "INT16", "UINT16", "INT32", "INT64"}
+_LOOKED_UP = {"FLOAT", "FLOAT16", "DOUBLE", "INT16", "UINT16", "INT32", "UINT32", "INT64", "UINT64"}
 
 
 @dataclass
@@ -71,7 +76,7 @@ class Coding:
 
     Attributes:
         coded: Names of the coded tensors.
-        plain: Tensors that stay plain, and why.
+        plain: Tensors that stay plain, and why; those in functions as ``function/tensor``.
         raised: The operator set before it was raised; 0 where it was not.
         ideal: Bytes that an ideal order-0 coder takes for the coded tensors.
         weights: Their elements.
@@ -93,9 +98,10 @@ class Coding:
         ]
         if self.raised:
             lines.append(f"operator set raised from {self.raised} to {LEAST_OPSET} for CumSum")
-        large = [name for name, why in self.plain.items() if why == _TOO_LARGE]
-        if large:
-            lines.append(f"left plain, {_TOO_LARGE}: {', '.join(large)}")
+        for reason in (_TOO_LARGE, _IN_FUNCTION, _OUTSIDE):
+            names = [name for name, why in self.plain.items() if why == reason]
+            if names:
+                lines.append(f"left plain, {reason}: {', '.join(names)}")
         return lines
 
 
@@ -147,12 +153,13 @@ def code(model: Model) -> Coding:
         separate_inputs(model)
     found = _candidates(model, coding)
     notes: dict[str, list[Any]] = {}
-    chains = Chains(model)
+    chains, order = Chains(model), list(model.ir.graph.initializers)
     for group in _groups(found):
         _code_group(model, chains, group, coding, notes)
     chains.place()
     if notes:
-        note = {"version": VERSION, "tensors": notes}
+        coding.coded = [name for name in order if name in notes]
+        note = {"version": VERSION, "tensors": {name: notes[name] for name in coding.coded}}
         model.ir.metadata_props[KEY] = json.dumps(note, separators=(",", ":"))
     return coding
 
@@ -160,28 +167,47 @@ def code(model: Model) -> Coding:
 def _candidates(model: Model, coding: Coding) -> list[Candidate]:
     graph, found = model.ir.graph, []
     for name, value in graph.initializers.items():
-        tensor = value.const_value
-        if tensor is None or tensor.dtype == ir.DataType.STRING or tensor.size < _FEWEST:
+        one = _candidate(name, value, coding)
+        if one is None:
             continue
         if value.is_graph_input() or value.is_graph_output():
-            coding.plain[name] = "is an input or an output of the model"
-        elif tensor.size > _MOST:
-            coding.plain[name] = _TOO_LARGE
+            coding.plain[name] = _OUTSIDE
         else:
-            codes = _codes(tensor)
-            if isinstance(codes, str):
-                coding.plain[name] = codes
-                continue
-            numbers, entries = codes
-            counts = np.bincount(numbers, minlength=256)
-            one = Candidate(value, tensor, numbers, entries, counts)
-            table = 0 if entries is None else entries.nbytes
-            price = one.codes.size * one.bits / 8 * 1.03 + TENSOR_BYTES + table
-            if price < _WORTH * tensor.nbytes:
-                found.append(one)
-            else:
-                coding.plain[name] = "would not get smaller"
+            found.append(one)
+    for function in model.ir.functions.values():
+        for value in _constants(function):
+            name = f"{function.name}/{value.name}"
+            if _candidate(name, value, coding) is not None:
+                coding.plain[name] = _IN_FUNCTION
     return found
+
+
+def _constants(function: ir.Function) -> Iterator[ir.Value]:
+    for scope in (function, *function.subgraphs()):
+        if isinstance(scope, ir.Graph):
+            yield from scope.initializers.values()
+        yield from (node.outputs[0] for node in scope if read.is_constant(node))
+
+
+def _candidate(name: str, value: ir.Value, coding: Coding) -> Candidate | None:
+    """A constant that coding makes smaller; None, with the reason noted, where it does not."""
+    tensor = read.constant(value)
+    if tensor is None or tensor.dtype == ir.DataType.STRING or tensor.size < _FEWEST:
+        return None
+    if tensor.size > _MOST:
+        coding.plain[name] = _TOO_LARGE
+        return None
+    codes = _codes(tensor)
+    if isinstance(codes, str):
+        coding.plain[name] = codes
+        return None
+    numbers, entries = codes
+    one = Candidate(value, tensor, numbers, entries, np.bincount(numbers, minlength=256))
+    table = 0 if entries is None else entries.nbytes
+    if one.codes.size * one.bits / 8 * 1.03 + TENSOR_BYTES + table < _WORTH * tensor.nbytes:
+        return one
+    coding.plain[name] = _NOT_SMALLER
+    return None
 
 
 def _codes(tensor: ir.TensorProtocol) -> tuple[np.ndarray, np.ndarray | None] | str:
@@ -195,10 +221,10 @@ def _codes(tensor: ir.TensorProtocol) -> tuple[np.ndarray, np.ndarray | None] | 
     array = np.ascontiguousarray(tensor.numpy()).reshape(-1)
     bits = array.view(f"u{array.itemsize}")
     if np.unique(bits[: 16 * _MOST_VALUES]).size > _MOST_VALUES:  # most tensors need no more
-        return f"has more than {_MOST_VALUES} different values"
+        return _MANY_VALUES
     entries, numbers, counts = np.unique(bits, return_inverse=True, return_counts=True)
     if entries.size > _MOST_VALUES:
-        return f"has more than {_MOST_VALUES} different values"
+        return _MANY_VALUES
     order = np.argsort(-counts, kind="stable")
     rank = np.empty_like(order)
     rank[order] = np.arange(order.size)
@@ -242,7 +268,7 @@ def _code_group(
     price += TENSOR_BYTES * len(group)
     if price >= _WORTH * sum(one.tensor.nbytes for one in group):
         for one in group:
-            coding.plain[one.value.name or ""] = "would not get smaller"
+            coding.plain[one.value.name or ""] = _NOT_SMALLER
         return
     for part, each in written:
         values = chains.tensors(each, [tuple(one.tensor.shape.numpy()) for one in part])
@@ -251,14 +277,13 @@ def _code_group(
             name = one.value.name or ""
             shape = list(one.tensor.shape.numpy())
             notes[name] = [one.tensor.dtype.name, shape, checksum(one.tensor)]
-            coding.coded.append(name)
             coding.ideal += one.codes.size * one.bits / 8
             coding.weights += one.codes.size
             coding.nbytes += one.tensor.nbytes
             model.touch(name)
             one.value.replace_all_uses_with(result)
             model.ir.graph.initializers.pop(name)
-            result.name, result.type, result.shape = name, one.value.type, one.value.shape
+            result.name = name
 
 
 def _levels(book: coded.Book) -> int:

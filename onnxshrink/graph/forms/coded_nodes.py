@@ -13,12 +13,14 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.surgery import Recorder
 from onnxshrink.kernels import coded
 from onnxshrink.kernels.coded import Book, Coded, Level
 
 #: The operator set that has all that is needed (CumSum).
 LEAST_OPSET = 11
 _SPLIT_BY_INPUT = 13
+_NAME = "w"  # every name begins so: there are many, and they are bytes
 _INT32 = ir.DataType.INT32.value
 _SHARED_BYTES = 4096  # of constants that may be the same as others: tables, shapes, numbers
 #: Bytes that nodes, names and constants take, about: of a level, of a tensor (and its note).
@@ -30,12 +32,12 @@ class Chains:
     """Nodes at the beginning of the main graph, and their constants.
 
     Args:
-        model: The model, whose journal is kept.
+        model: The model, whose journal is kept; of IR version 4 or later.
     """
 
     def __init__(self, model: Model):
         self.model = model
-        self._nodes: list[ir.Node] = []
+        self._recorder = Recorder(model, model.ir.graph)
         self._tables: dict[int, tuple[ir.Value, ...]] = {}
         self._constants: dict[tuple[str, bytes, tuple[int, ...]], ir.Value] = {}
         self._books: list[Book] = []  # whose levels are the keys of tables: they must live on
@@ -44,47 +46,26 @@ class Chains:
 
     def constant(self, values: np.ndarray) -> ir.Value:
         """An initializer; small ones of the same contents are shared."""
+        if values.nbytes > _SHARED_BYTES:
+            return self._recorder.constant(values, _NAME)
         key = (values.dtype.str, values.tobytes(), values.shape)
-        found = self._constants.get(key)
-        if found is not None:
-            return found
-        name = self.model.unused_name("w")
-        tensor = self.model.store(values, name)
-        value = ir.Value(
-            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(values.shape),
-            const_value=tensor,
-        )  # fmt: skip
-        self.model.touch(name)
-        self.model.ir.graph.register_initializer(value)
-        if values.nbytes <= _SHARED_BYTES:
-            self._constants[key] = value
-        return value
+        if key not in self._constants:
+            self._constants[key] = self._recorder.constant(values, _NAME)
+        return self._constants[key]
 
     def node(self, op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
         """A node with one output."""
-        return self.nodes(op_type, inputs, 1, **attributes)[0]
+        return self._recorder.node(op_type, inputs, _NAME, **attributes)
 
     def nodes(
         self, op_type: str, inputs: Sequence[ir.Value], outputs: int, **attributes: Any
     ) -> Sequence[ir.Value]:
         """A node with several outputs."""
-        found = ir.convenience.convert_attributes(attributes)
-        node = ir.Node("", op_type, inputs, found, name="", num_outputs=outputs)
-        for value in node.outputs:
-            value.name = self.model.unused_name("w")
-            self.model.touch(value.name)
-        self._nodes.append(node)
-        return node.outputs
+        return self._recorder.several(op_type, inputs, [_NAME] * outputs, **attributes)
 
     def place(self) -> None:
         """Put the nodes at the beginning of the graph, once all are there: chains share some."""
-        graph = self.model.ir.graph
-        first = next(iter(graph), None)
-        if first is None:
-            graph.extend(self._nodes)
-        else:
-            graph.insert_before(first, self._nodes)
-        self._nodes = []
+        self._recorder.put_first()
 
     # ---------------------------------------------------------------- codes
 

@@ -19,6 +19,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxshrink.errors import ModelError
+from onnxshrink.graph import read, surgery
 from onnxshrink.graph.file import reading, tensors
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.forms.coded import KEY, VERSION, checksum
@@ -167,21 +168,10 @@ def _remove(model: Model, ends: Sequence[ir.Node]) -> None:
         if node.graph is not graph or any(v.uses() or v.is_graph_output() for v in node.outputs):
             continue
         before = [value for value in node.inputs if value is not None]
-        model.touch_node(node)
-        graph.remove(node, safe=True)
+        surgery.remove(model, node)
+        waiting += [maker for value in before if (maker := value.producer()) is not None]
         for value in before:
-            producer = value.producer()
-            if producer is not None:
-                waiting.append(producer)
-            elif _dead(graph, value):
-                model.touch(value.name)
-                graph.initializers.pop(value.name or "")
-
-
-def _dead(graph: ir.Graph, value: ir.Value) -> bool:
-    """Whether a constant is an initializer that nothing needs any more."""
-    used = value.uses() or value.is_graph_input() or value.is_graph_output()
-    return not used and value.name in graph.initializers
+            surgery.forget(model, value)
 
 
 # ------------------------------------------------------------------ operators
@@ -200,7 +190,7 @@ def _computed(value: ir.Value, known: dict[ir.Value, np.ndarray]) -> np.ndarray:
             continue
         node = now.producer()
         if node is None:
-            if now.const_value is None:
+            if now.const_value is None or now.is_graph_input():
                 raise ValueError(f"{now.name!r} is not constant")
             known[now] = now.const_value.numpy()
             continue
@@ -219,17 +209,12 @@ def _computed(value: ir.Value, known: dict[ir.Value, np.ndarray]) -> np.ndarray:
     return known[value]
 
 
-def _integer(node: ir.Node, name: str, default: int = 0) -> int:
-    attribute = node.attributes.get(name)
-    return default if attribute is None else attribute.as_int()
-
-
 def _cast(node: ir.Node, values: np.ndarray) -> list[np.ndarray]:
-    return [values.astype(ir.DataType(_integer(node, "to")).numpy())]
+    return [values.astype(ir.DataType(read.integer(node, "to", 0)).numpy())]
 
 
 def _gather(node: ir.Node, table: np.ndarray, numbers: np.ndarray) -> list[np.ndarray]:
-    axis = _integer(node, "axis")
+    axis = read.integer(node, "axis", 0)
     if numbers.size * table.nbytes // max(table.shape[axis], 1) > _LARGEST:
         raise ValueError("is too large")
     return [np.asarray(np.take(table, numbers, axis))]
@@ -237,7 +222,7 @@ def _gather(node: ir.Node, table: np.ndarray, numbers: np.ndarray) -> list[np.nd
 
 def _cumsum(node: ir.Node, values: np.ndarray, axis: np.ndarray) -> list[np.ndarray]:
     total = np.cumsum(values, int(axis), dtype=values.dtype)
-    return [total - values if _integer(node, "exclusive") else total]
+    return [total - values if read.integer(node, "exclusive", 0) else total]
 
 
 def _reshape(node: ir.Node, values: np.ndarray, shape: np.ndarray) -> list[np.ndarray]:
@@ -250,7 +235,7 @@ def _slice(node: ir.Node, values: np.ndarray, start: np.ndarray, end: np.ndarray
 
 def _split(node: ir.Node, values: np.ndarray, *sizes: np.ndarray) -> list[np.ndarray]:
     parts = sizes[0].tolist() if sizes else list(node.attributes["split"].as_ints())
-    axis = _integer(node, "axis")
+    axis = read.integer(node, "axis", 0)
     if sum(parts) != values.shape[axis]:
         raise ValueError("its parts do not add up")
     return np.split(values, np.cumsum(parts)[:-1].tolist(), axis)
@@ -273,6 +258,6 @@ _OPERATORS: dict[str, Callable[..., list[np.ndarray]]] = {
     "Reshape": _reshape,
     "Slice": _slice,
     "Split": _split,
-    "Concat": lambda node, *parts: [np.concatenate(parts, _integer(node, "axis"))],
+    "Concat": lambda node, *parts: [np.concatenate(parts, read.integer(node, "axis", 0))],
     "QLinearMatMul": _byte_sum,
 }

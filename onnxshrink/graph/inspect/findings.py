@@ -88,6 +88,39 @@ class NodeMacs:
 
 
 @dataclass(frozen=True)
+class CodedTensor:
+    """One tensor of a model whose weights are coded.
+
+    Attributes:
+        name: Its name.
+        dtype: Its name in ONNX' ``TensorProto.DataType``.
+        shape: Its dimensions.
+        parameters: Number of its elements.
+        nbytes: Its bytes when plain.
+        coded: Bytes of what rebuilds it, tables and nodes included. What it has in common with
+            others is shared out by their entropies.
+        entropy_bits: Order-0 entropy an element.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    parameters: int
+    nbytes: int
+    coded: float
+    entropy_bits: float
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Coded bits an element."""
+        return 8 * self.coded / max(self.parameters, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**asdict(self), "bits_per_weight": self.bits_per_weight}
+
+
+@dataclass(frozen=True)
 class Inspection:
     """What ``inspect_model`` found.
 
@@ -101,6 +134,7 @@ class Inspection:
         weights: Every parameter, the largest first.
         node_macs: Nodes that multiply matrices, in the order in which they run.
         notes: What was assumed, and what could not be known.
+        coded: The tensors of a coded model, the largest first.
     """
 
     name: str
@@ -112,6 +146,7 @@ class Inspection:
     weights: tuple[Weight, ...]
     node_macs: tuple[NodeMacs, ...]
     notes: tuple[str, ...] = ()
+    coded: tuple[CodedTensor, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -151,6 +186,7 @@ class Inspection:
             values.update({k: None for k, v in values.items() if math.isnan(v)})
         return {
             **plain,
+            "coded": [tensor.to_dict() for tensor in self.coded],
             "parameters": self.parameters,
             "parameters_by_dtype": {
                 dtype: {"parameters": count, "nbytes": nbytes}
@@ -170,6 +206,7 @@ class Inspection:
         found = [self._overview(), self._operators(), self._nodes(rows), self._weights(rows)]
         if any(weight.values for weight in self.weights):
             found += [self._values(rows), self._estimates(rows)]
+        found.append(self._coded(rows))
         if self.notes:
             notes = Table("notes", ("note",))
             for note in self.notes:
@@ -259,6 +296,28 @@ class Inspection:
         if self.weights[rows:]:
             add(f"{len(self.weights) - rows} more", self.weights[rows:])
         add("total", self.weights)
+        return table
+
+    def _coded(self, rows: int) -> Table:
+        """How tightly each tensor is coded; the table of a plain model has no rows."""
+        columns = ("tensor", "type", "shape", "plain", "coded", "bits a weight", "entropy")
+        table = Table("coded tensors", columns)
+
+        def add(name: str, dtype: str, shape: str, group: Sequence[CodedTensor]) -> None:
+            elements = max(sum(tensor.parameters for tensor in group), 1)
+            stored = sum(tensor.coded for tensor in group)
+            ideal = sum(tensor.parameters * tensor.entropy_bits for tensor in group)
+            table.add(
+                name, dtype, shape, size(sum(tensor.nbytes for tensor in group)),
+                size(int(stored)), f"{8 * stored / elements:.3f}", f"{ideal / elements:.3f}",
+            )  # fmt: skip
+
+        for tensor in self.coded[:rows]:
+            add(tensor.name, tensor.dtype.lower(), by(tensor.shape), [tensor])
+        if self.coded[rows:]:
+            add(f"{len(self.coded) - rows} more", "", "", self.coded[rows:])
+        if self.coded:
+            add("total", "", "", self.coded)
         return table
 
 

@@ -62,12 +62,12 @@ class CorrectBias(Pass):
 
     def apply(self, model: Model, ctx: Context) -> None:
         """Correct round by round; keep it if the outputs are closer to the original's."""
-        from onnxshrink.graph.file.model import Model
+        from onnxshrink.graph.forms import coded_read
         from onnxshrink.graph.layers import fitting
         from onnxshrink.graph.rewrite import plain
         from onnxshrink.passes.correct_bias.correction import Correction
 
-        original = Model.load(self.reference) if self.reference else ctx.original
+        original = coded_read.load(self.reference)[0] if self.reference else ctx.original
         if original is None:
             raise DataError(f"{self.name} needs the original model: name it with 'reference'")
         original = plain.seen_through(original)

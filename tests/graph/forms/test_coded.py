@@ -6,6 +6,7 @@ import collections
 from collections.abc import Callable
 from pathlib import Path
 
+import hard_models
 import numpy as np
 import onnx
 import onnxruntime
@@ -113,12 +114,13 @@ def few_floats() -> onnx.ModelProto:
     return model_of([helper.make_node("MatMul", ["x", "q"], ["y"])], {"q": values})
 
 
-def short_codes() -> onnx.ModelProto:
+def wide_codes(dtype: str) -> onnx.ModelProto:
     nodes = [
         helper.make_node("Cast", ["q"], ["w"], to=TensorProto.FLOAT),
         helper.make_node("MatMul", ["x", "w"], ["y"]),
     ]
-    return model_of(nodes, {"q": codes(WIDTH, WIDTH).astype(np.int16) * np.int16(300)})
+    values = codes(WIDTH, WIDTH).astype(np.int64) * 300
+    return model_of(nodes, {"q": np.abs(values).astype(dtype)})
 
 
 def in_bodies() -> onnx.ModelProto:
@@ -182,7 +184,9 @@ BUILT: dict[str, Callable[[], onnx.ModelProto]] = {
     "uint4": lambda: narrow("UINT4"),
     "MatMulNBits": nbits,
     "few floats": few_floats,
-    "int16": short_codes,
+    "int16": lambda: wide_codes("int16"),
+    "uint32": lambda: wide_codes("uint32"),
+    "uint64": lambda: wide_codes("uint64"),
     "bodies": in_bodies,
     "lookup": looked_up,
     "old": old,
@@ -234,6 +238,41 @@ def test_stock_runtime_answers_with_the_same_bits_and_the_same_kernels(
     assert {name for name in names} <= {t.name for t in onnx.load(back).graph.initializer}
     assert not onnx.load(back).metadata_props
     assert not {"CumSum", "Where"} & set(operators(back))
+
+
+def test_every_hard_model_answers_with_the_same_bits(tmp_path: Path) -> None:
+    """Weights wherever they may live: inputs, bodies, functions, other files; also none at all."""
+    left: dict[str, dict[str, str]] = {}
+    for case, build in hard_models.HARD.items():
+        folder = tmp_path / case
+        folder.mkdir()
+        hard = hard_models.coarse(build())
+        plain, small = hard.save(folder), folder / "small.onnx"
+        coding = coded.code(Model.load(plain))
+        left[case] = coding.plain
+        if not coding.coded:
+            with pytest.raises(BudgetMissed, match="not coded"):
+                coded.save(Model.load(plain), small)
+            continue
+        coded.save(Model.load(plain), small)
+        assert coded_read.verify(small) == len(coding.coded), case
+        first, second = session(plain), session(small)
+        for feed in hard.feeds:
+            for a, b in zip(first.run(None, feed), second.run(None, feed), strict=True):
+                assert np.array_equal(a, b, equal_nan=True), case
+    assert "input" in left["overridable"]["w"]
+    assert "function" in left["function"]["Block/own"]
+    reasons = {case: set(why.values()) for case, why in left.items() if why}
+    assert reasons["quantized"] == {"would not get smaller"}
+    assert reasons["bfloat16"] == {"tensors of bfloat16 are not coded"}
+
+
+def test_a_report_says_what_stays_plain_in_functions_and_inputs(tmp_path: Path) -> None:
+    for case, word in (("function", "Block/own"), ("overridable", "w")):
+        model = Model.from_proto(hard_models.coarse(hard_models.HARD[case]()).proto)
+        _, coding = coded.save(model, tmp_path / "small.onnx")
+        (line,) = [line for line in coding.warnings() if line.startswith("left plain")]
+        assert line.endswith(f": {word}")
 
 
 def test_tensors_of_one_chain_are_written_together(tmp_path: Path) -> None:
