@@ -48,7 +48,7 @@ class Recorder:
     def constant(self, values: np.ndarray | ir.TensorProtocol, name: str) -> ir.Value:
         """A new constant."""
         name = self.model.unused_name(f"{self._prefix}{name}")
-        if isinstance(values, np.ndarray):
+        if isinstance(values, np.ndarray | np.generic):  # a scalar is what numpy makes of no axes
             values = np.asarray(values, order="C")
         tensor = self.model.store(values, name)
         self.nbytes += tensor.nbytes

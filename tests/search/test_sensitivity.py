@@ -268,7 +268,7 @@ def test_the_sensitivity_command(files: Path, cli: Run) -> None:
         (["--set", "layers={"], "not YAML"),
         (["--set", "only=[nothing]"], "no weight matches 'nothing'"),
         (["--plot", "plot.png"], "takes an .svg file"),
-        (["--plot", "none/plot.svg"], "a folder that exists"),
+        (["--plot", "none/plot.svg"], "there is no folder none"),
     ],
 )
 def test_what_the_sensitivity_command_refuses(
