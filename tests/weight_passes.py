@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-from weight_models import Case
+from weight_models import Case, normal, parsed
 
 from onnxshrink.contract import Settings
 from onnxshrink.graph import surgery, weights
@@ -21,6 +21,26 @@ EVERY = Select(min_size=0)
 LEVELS = [SessionOptions(optimization=level) for level in ("disable", "all")]
 # Half of the last place of what is stored, summed up.
 TOLERANCE = {ir.DataType.FLOAT16: 3e-3, ir.DataType.BFLOAT16: 3e-2}
+
+_RNG = np.random.default_rng(5)
+MIXED_FEEDS = [
+    {"x": _RNG.standard_normal((2, 8, 6, 6)).astype(np.float32), "ids": _RNG.integers(0, 90, (2,))}
+    for _ in range(2)
+]
+
+
+def mixed() -> onnx.ModelProto:
+    """A convolution, a lookup, a Gemm with a bias and a MatMul."""
+    text = """<ir_version: 8, opset_import: ["": 13]>
+    g (float[2, 8, 6, 6] x, int64[2] ids) => (float[2, 50] y) {
+        c = Conv<pads = [1, 1, 1, 1]>(x, conv)  r = Relu(c)  f = Flatten(r)
+        e = Gather(table, ids)  j = Concat<axis = 1>(f, e)
+        h = Gemm<transB = 1>(j, gemm, bias)  t = Tanh(h)  y = MatMul(t, last)
+    }"""
+    return parsed(
+        text, "", conv=normal(16, 8, 3, 3) / 8, table=normal(90, 64, seed=1),
+        gemm=normal(72, 640, seed=2) / 25, bias=normal(72, seed=3), last=normal(72, 50, seed=4),
+    )  # fmt: skip
 
 
 def apply(model: onnx.ModelProto, folder: Path, *steps: Pass) -> Result:

@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from weight_models import normal, parsed
+from weight_passes import MIXED_FEEDS
+from weight_passes import mixed as model
 
 from onnxshrink.contract import Settings
 from onnxshrink.graph import weights
@@ -32,25 +33,7 @@ PASSES: dict[str, dict[str, Any]] = {
     "to-float16": {},
 }
 WEIGHTS = ("conv", "table", "gemm", "last")
-RNG = np.random.default_rng(5)
-FEEDS = [
-    {"x": RNG.standard_normal((2, 8, 6, 6)).astype(np.float32), "ids": RNG.integers(0, 90, (2,))}
-    for _ in range(2)
-]
-
-
-def model() -> onnx.ModelProto:
-    """A convolution, a lookup, a Gemm with a bias and a MatMul."""
-    text = """<ir_version: 8, opset_import: ["": 13]>
-    g (float[2, 8, 6, 6] x, int64[2] ids) => (float[2, 50] y) {
-        c = Conv<pads = [1, 1, 1, 1]>(x, conv)  r = Relu(c)  f = Flatten(r)
-        e = Gather(table, ids)  j = Concat<axis = 1>(f, e)
-        h = Gemm<transB = 1>(j, gemm, bias)  t = Tanh(h)  y = MatMul(t, last)
-    }"""
-    return parsed(
-        text, "", conv=normal(16, 8, 3, 3) / 8, table=normal(90, 64, seed=1),
-        gemm=normal(72, 640, seed=2) / 25, bias=normal(72, seed=3), last=normal(72, 50, seed=4),
-    )  # fmt: skip
+FEEDS = MIXED_FEEDS
 
 
 def steps(*names: str) -> list[Pass]:

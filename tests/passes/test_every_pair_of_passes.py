@@ -1,0 +1,65 @@
+"""Every pass after every other on one small model: it composes, or says why not."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from weight_passes import MIXED_FEEDS, mixed
+
+from onnxshrink.contract import Settings
+from onnxshrink.graph.file.model import Model
+from onnxshrink.pipeline import Result, run
+from onnxshrink.recipe import find_pass, pass_names
+from onnxshrink.runtime.worker import Worker
+
+#: Options with which a pass has something to do here.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "prune-channels": {"ratio": 0.1},
+    "prune-magnitude": {"ratio": 0.4},
+    "prune-sparsegpt": {"ratio": 0.4},
+    "prune-wanda": {"ratio": 0.4},
+    "quantize-rd": {"bits_per_weight": 4.0},
+    "share-codebook": {"bits": 4},
+    "specialize": {"shapes": {"x": [2, 8, 6, 6]}},
+    "split-lowrank": {"ratio": 0.9},
+    "surgeon": {"function": f"{__file__}:untouched"},
+}
+#: What stores weights as integers times scales, and what computes with such integers.
+CODES = ("quantize-rd", "quantize-weights")
+INTEGERS = {"quantize-dynamic": ("gemm", "last"), "quantize-static": ("conv", "gemm", "last")}
+
+
+def untouched(graph: Any) -> Any:
+    """What ``surgeon`` calls."""
+    return graph
+
+
+def step(name: str, source: Model, worker: Worker) -> Result:
+    pass_ = find_pass(name)(**OPTIONS.get(name, {}), max_error=1.0)
+    return run([pass_], source, Settings(feeds=MIXED_FEEDS, check="off"), worker)
+
+
+@pytest.mark.parametrize("first", pass_names())
+def test_every_pass_after(first: str, worker: Worker, tmp_path: Path) -> None:
+    before = step(first, Model.from_proto(mixed()), worker)
+    assert before.report.steps[0].status in ("done", "nothing to do")
+    path = tmp_path / "first.onnx"
+    before.model.save(path, durable=False)
+    stored = onnx.load(path)
+    for second in pass_names():
+        result = step(second, Model.from_proto(copy.deepcopy(stored)), worker)
+        (row,) = result.report.steps
+        pair = f"{second} after {first}: {row.reason}"
+        assert row.status in ("done", "nothing to do"), pair
+        assert row.changes or row.skips, pair
+        assert all(skip.reason for skip in row.skips), pair
+        if not (row.may_grow or find_pass(second).may_grow):
+            assert row.bytes_after <= row.bytes_before, pair
+        if first in CODES and second in INTEGERS:
+            taken = {change.what: change.note for change in row.changes}
+            for name in INTEGERS[second]:
+                assert "its codes kept" in taken[name], pair
+                assert np.isfinite(row.max_error or 0)
