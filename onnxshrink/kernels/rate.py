@@ -152,12 +152,13 @@ def relative_steps(lookups: npt.NDArray[np.integer]) -> Floats | None:
     return None if (steps == steps[0]).all() else steps
 
 
-def steps(layers: Sequence[Layer], spend: float) -> dict[str, float]:
+def steps(layers: Sequence[Layer], spend: float, coarsest: float = _COARSEST) -> dict[str, float]:
     """The step of every layer.
 
     Args:
         layers: Tensors with their sensitivities.
         spend: Squared output error that all of them together may cause, as far as it adds up.
+        coarsest: The largest step, in standard deviations of the tensor.
 
     Returns:
         Step by name; between what keeps codes in 16 bits and what keeps anything at all.
@@ -172,7 +173,7 @@ def steps(layers: Sequence[Layer], spend: float) -> dict[str, float]:
         largest = float(np.abs(weights).max(initial=0.0))
         floor = max(largest / _LARGEST * 1.5, float(np.finfo(np.float32).tiny))
         step = np.sqrt(share * layer.size / layer.sensitivity) if layer.sensitivity else np.inf
-        found[layer.name] = float(np.clip(step, floor, max(_COARSEST * deviation, floor)))
+        found[layer.name] = float(np.clip(step, floor, max(coarsest * deviation, floor)))
     return found
 
 

@@ -46,6 +46,8 @@ def test_steps_have_limits() -> None:
     nothing, everything = layer("a", 1e-30, 8, 8), layer("b", 1e30, 8, 8)
     steps = rate.steps([nothing, everything], 0.01)
     assert steps["a"] == pytest.approx(6 * nothing.weights.std(), rel=0.1)
+    probed = rate.steps([nothing, everything], 0.01, 3.0)
+    assert probed == pytest.approx({"a": steps["a"] / 2, "b": steps["b"]})
     assert np.abs(everything.codes(steps["b"])).max() <= 32767
     zeros = rate.Layer("z", np.zeros((1, 4, 4), np.float32), None, 0.0)
     assert not zeros.codes(rate.steps([zeros], 0.1)["z"]).any()

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _PLAIN = 2048  # weights of fewer elements are not worth a search of their own
 _MIDDLING = 0.5  # standard deviations: the step at which a layer's effect is first measured
+#: Standard deviations: the coarsest step at which it is measured. Beyond, most weights are zero and
+#: the effect grows no more, so that the layer would seem to care less than it does.
+_COARSEST_PROBE = 3.0
 _LEAST = 1e-9  # squared output error below which nothing was measured but rounding
 _SPEND = 0.02  # squared output error that the search begins with
 _FIDELITY = 0.99
@@ -189,7 +192,7 @@ class Search:
                 effect = reference.distortion(trial.run(probes, {layer.name: noisy}))
                 sensitivity = max(effect, _LEAST) / step**2
                 found[number] = replace(layer, sensitivity=sensitivity)
-            steps = rate.steps(found, self.options.lam or _SPEND)
+            steps = rate.steps(found, self.options.lam or _SPEND, _COARSEST_PROBE)
         return found
 
     def _fitted(self, view: WeightView, half: int | None) -> Layer:
