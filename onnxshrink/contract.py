@@ -30,6 +30,7 @@ Level = Literal["full", "quick", "off"]
 Progress = Callable[[str, int, int], None]
 
 _QUICK_FEEDS = 2
+_ONE_INPUT = 2.0  # times the bound of all: what a single input may be off
 _RANKING = {"TopK", "NonMaxSuppression"}
 _SWAPPED = " (the model ranks: rows whose scores are close swap places, which counts as an error)"
 _FULL_FEEDS = 64
@@ -254,6 +255,11 @@ class Judge:
                 return (
                     f"output {row.name!r}{of_slice} changed by {row.worst:.3g} (relative), "
                     f"more than {bound:g}; --max-error allows more" + self._ranks * _SWAPPED
+                )
+            if row.worst_input > _ONE_INPUT * bound:
+                return (
+                    f"output {row.name!r} changed by {row.worst_input:.3g} (relative) on one "
+                    f"input, more than {_ONE_INPUT:g} times {bound:g}; --max-error allows more"
                 )
         return ""
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+_FIGURES = ("relative_error", "cosine", "top1", "worst_input")
 Status = Literal["done", "nothing to do", "rolled back"]
 
 
@@ -144,9 +145,11 @@ class Report:
         title = "effect on the outputs"
         if left := self.checks.get("left"):
             title += f" for {self.checks['feeds']} inputs, spread over all; {left} were left"
-        effect = Table(title, ("output", "relative error", "cosine", "top-1", "worst slice"))
+        effect = Table(
+            title, ("output", "relative error", "cosine", "top-1", "worst input", "worst slice")
+        )
         for name, row in self.outputs.items():
-            figures = (_figure(row[key]) for key in ("relative_error", "cosine", "top1"))
+            figures = (_figure(row[key]) for key in _FIGURES)
             worst = f"{_figure(row['worst'])} at {row['slice']}" if row["slice"] else ""
             effect.add(name, *figures, worst)
         tables.append(effect)

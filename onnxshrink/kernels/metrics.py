@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from onnxshrink.kernels.classes import Classes, classes
 from onnxshrink.kernels.slices import Slices
 
 # Rows that sum to one within this are probabilities already (float16 softmax needs the slack).
@@ -47,8 +48,9 @@ class OutputComparison:
         likeness: The cosine, less what the lengths differ: 1 - |x - y|^2 / (|x|^2 + |y|^2), the
             coefficient of identity of Zegers and ten Berge (1985). Equal lengths give the cosine,
             labels the fraction that is equal.
-        top1: Fraction of rows (along the last axis) whose largest value is at the same place, for
-            labels the fraction that is equal; None without at least two classes.
+        top1: Fraction of rows (along the axis of the classes: see
+            :mod:`onnxshrink.kernels.classes`) whose largest value is at the same place, for labels
+            the fraction that is equal; None without at least two classes.
         kl: Mean Kullback-Leibler divergence of the rows, in nats; None where ``top1`` has no rows.
         outside: Values further from the reference than ``atol + rtol * |reference|``.
         reshaped: Of the first pair that differs in shape: both shapes; else empty.
@@ -56,6 +58,8 @@ class OutputComparison:
         worst: The largest relative error of any slice along an axis of fixed length, or that of
             the whole where none is clearly worse; see :mod:`onnxshrink.kernels.slices`.
         slice: Which slice, ``[:, 4]``; empty for the whole.
+        worst_input: The largest relative error of a single feed; one whose answer is smaller than
+            usual is held against the usual size. 0 for labels.
         vectors: Whether it is rows of many numbers of one kind, as scores and embeddings are.
     """
 
@@ -75,6 +79,7 @@ class OutputComparison:
     worst: float = 0.0
     slice: str = ""
     vectors: bool = False
+    worst_input: float = 0.0
 
     def to_dict(self) -> dict[str, object]:
         """The figures for JSON, which has no infinity: those become None."""
@@ -104,6 +109,8 @@ class Agreement:
         self._silence = Silence()
         self._slices = Slices(stacked)
         self._long_rows = True
+        self._classes: Classes | None = None
+        self._feeds: list[tuple[float, float]] = []  # squares of errors and of signals
         self.max_abs = 0.0
         self.max_rel = 0.0
 
@@ -131,8 +138,9 @@ class Agreement:
             self._slices.add(np.where(finite, x, 0.0), np.where(finite, y - x, 0.0))
         x, y = x[finite], y[finite]
         difference = np.abs(y - x)
-        self._error += float(difference @ difference)
-        self._signal += float(x @ x)
+        self._feeds.append((float(difference @ difference), float(x @ x)))
+        self._error += self._feeds[-1][0]
+        self._signal += self._feeds[-1][1]
         self._power += float(y @ y)
         self._dot += float(x @ y)
         self.max_abs = max(self.max_abs, float(difference.max(initial=0.0)))
@@ -147,9 +155,12 @@ class Agreement:
 
     def _add_rows(self, x: Floats, y: Floats) -> None:
         """Top-1 and divergence, for rows of at least two classes."""
-        if self._discrete or x.ndim == 0 or x.shape[-1] < 2 or not x.size:
+        if self._discrete or x.ndim == 0 or not x.size:
             return
-        x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, x.shape[-1])
+        self._classes = self._classes or classes(x)
+        x, y = map(self._classes.rows, (x, y))
+        if x.shape[-1] < 2:
+            return
         spoiled = (np.isnan(y) & ~np.isnan(x)).any(axis=1)
         top_x, top_y = (np.where(np.isnan(z), -np.inf, z) for z in (x, y))
         # Where the reference has ties, any of its maxima will do.
@@ -170,6 +181,14 @@ class Agreement:
             return 0.0
         too_much = self._signal == 0 or math.isinf(self._error)
         return math.inf if too_much else math.sqrt(self._error / self._signal)
+
+    @property
+    def worst_input(self) -> float:
+        """See :class:`OutputComparison`."""
+        if self._broken or self._discrete or not self._signal:
+            return 0.0
+        usual = self._signal / len(self._feeds)
+        return math.sqrt(max(error / max(signal, usual) for error, signal in self._feeds))
 
     @property
     def sqnr_db(self) -> float:
@@ -225,6 +244,7 @@ class Agreement:
             name, self.elements, self.relative_error, self.max_abs, self.max_rel, self.sqnr_db,
             self.cosine, self.likeness, self.top1, self.kl, self.outside,
             self.reshaped, self._silence.reason, worst, place, vectors,
+            self.worst_input,
         )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-_LONGEST = 512  # axes of more places hold one thing
+LONGEST = 512  # axes of more places hold one thing
 _KIND = 10.0  # times as large as the next slice: another kind
 _FEW = 16  # a kind of less than one in so many slices is none
 _NOTHING = 1e-5  # in share of the whole output: below this nothing is told apart
@@ -37,7 +37,7 @@ class Slices:
         axes = [
             axis
             for axis in range(0 if self._stacked else 1, rank)
-            if 1 < reference.shape[axis] <= _LONGEST
+            if 1 < reference.shape[axis] <= LONGEST
         ]
         if self._sums is None:
             self._rank = rank
@@ -70,27 +70,27 @@ class Slices:
     def alike(self) -> bool:
         """Whether all slices of the last axis are of one kind."""
         signal = (self._sums or {}).get(self._rank - 1)
-        return signal is None or len({*_kinds(signal[1])}) < 2
+        return signal is None or len({*kinds(signal[1])}) < 2
 
 
-def _kinds(squares: Floats) -> npt.NDArray[np.int64]:
+def kinds(squares: Floats) -> npt.NDArray[np.int64]:
     """The kind of each slice, 0 for the smallest: slices of one kind lie close, sorted by size."""
     order = np.argsort(squares, kind="stable")
     sizes = np.sqrt(np.maximum(squares[order], _NOTHING**2 * squares.mean()))
     steps = np.flatnonzero(sizes[1:] > _KIND * sizes[:-1]) + 1
-    kinds = np.zeros(len(squares), np.int64)
+    found = np.zeros(len(squares), np.int64)
     begin = 0
     for step in map(int, steps):
         if (step - begin) * _FEW >= len(squares):
-            kinds[order[step:]] += 1
+            found[order[step:]] += 1
             begin = step
-    return kinds
+    return found
 
 
 def _against(squares: Floats) -> Floats:
     """What the squared error of each slice is held against."""
-    kinds = _kinds(squares)
-    means = np.bincount(kinds, squares) / np.bincount(kinds)
+    of = kinds(squares)
+    means = np.bincount(of, squares) / np.bincount(of)
     floor = _NOTHING**2 * squares.mean()
-    against: Floats = np.maximum(np.maximum(squares, means[kinds]), floor)
+    against: Floats = np.maximum(np.maximum(squares, means[of]), floor)
     return against
