@@ -18,6 +18,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxshrink.graph import operators, read, surgery
+from onnxshrink.graph.file import tensors
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.forms import dequantize
 from onnxshrink.graph.surgery import Recorder
@@ -209,13 +210,13 @@ def _reshaped(node: ir.Node) -> Codes | None:
 def _dequantized(node: ir.Node) -> Codes | None:
     if read.integer(node, "block_size", 0):
         return None
-    scale, zero = read.array(read.input(node, 1)), read.input(node, 2)
-    zeros = read.array(zero)
+    scale, zero = _array(read.input(node, 1)), read.input(node, 2)
+    zeros = _array(zero)
     if scale is None or scale.dtype != np.float32 or (zero is not None and zeros is None):
         return None
     tensor = read.constant(node.inputs[0])
     if tensor is not None and tensor.dtype in _TYPES:
-        codes, kind = np.asarray(tensor.numpy()), _TYPES[tensor.dtype]
+        codes, kind = _copied(tensor), _TYPES[tensor.dtype]
         nbytes = tensor.nbytes
     else:
         rounded = _rounded(node)
@@ -251,11 +252,11 @@ def _rounded(node: ir.Node) -> tuple[Array, int] | None:
     values = read.constant(maker.inputs[0])
     if values is None or values.dtype != ir.DataType.FLOAT or not same_grid(maker, node):
         return None
-    scale, zero = read.array(maker.inputs[1]), read.array(read.input(maker, 2))
+    scale, zero = _array(maker.inputs[1]), _array(read.input(maker, 2))
     kind = np.dtype(np.uint8) if zero is None else zero.dtype
     if scale is None or kind not in (np.int8, np.uint8):
         return None
-    array, axis = values.numpy(), read.integer(maker, "axis", 1)
+    array, axis = _copied(values), read.integer(maker, "axis", 1)
     shape = [1] * array.ndim
     if scale.size > 1:
         shape[axis % array.ndim] = -1
@@ -272,7 +273,7 @@ def same_grid(quantize: ir.Node, dequantize: ir.Node) -> bool:
         one, other = read.input(quantize, index), read.input(dequantize, index)
         if one is other:
             continue
-        first, second = read.array(one), read.array(other)
+        first, second = _array(one), _array(other)
         if first is None or second is None or not np.array_equal(first, second):
             return False
     return True
@@ -301,7 +302,7 @@ def floats(value: ir.Value | None) -> Array | None:
         return None
     if not cast and tensor.dtype != ir.DataType.FLOAT:
         return None
-    return np.asarray(tensor.numpy(), np.float32)
+    return _copied(tensor).astype(np.float32, copy=False)
 
 
 def _whole(value: ir.Value | None) -> tuple[Array, Array | None, str, int] | None:
@@ -315,7 +316,7 @@ def _whole(value: ir.Value | None) -> tuple[Array, Array | None, str, int] | Non
             return None
         if tensor.dtype not in _TYPES:
             return None
-        return _wide(tensor.numpy()), None, _TYPES[tensor.dtype], tensor.nbytes
+        return _wide(_copied(tensor)), None, _TYPES[tensor.dtype], tensor.nbytes
     if node.op_type == "Sub":
         found, zero = _whole(node.inputs[0]), _zeros(node.inputs[1])
         if found is None or found[1] is not None or zero is None or zero.ndim > found[0].ndim:
@@ -341,7 +342,7 @@ def _scattered(value: ir.Value | None) -> tuple[Array, int] | None:
         return None
     flat = None if node.inputs[0] is None else node.inputs[0].producer()
     codes = None if flat is None or flat.op_type != "Reshape" else _whole(flat.inputs[0])
-    places, large = read.array(node.inputs[1]), _whole(node.inputs[2])
+    places, large = _array(node.inputs[1]), _whole(node.inputs[2])
     if codes is None or places is None or large is None or codes[1] is not None:
         return None
     row = codes[0].reshape(-1).astype(np.int16)
@@ -354,6 +355,19 @@ def _zeros(value: ir.Value | None) -> Array | None:
     if found is not None:
         return found[0] if found[1] is None else None
     return floats(value)
+
+
+def _array(value: ir.Value | None) -> Array | None:
+    """The contents of a constant, for good; None for any other value."""
+    tensor = read.constant(value)
+    return None if tensor is None else _copied(tensor)
+
+
+def _copied(tensor: ir.TensorProtocol) -> Array:
+    """The contents of a tensor, without holding on to the file behind it."""
+    found = np.array(tensor.numpy())
+    tensors.release(tensor)
+    return found
 
 
 def _wide(array: Array) -> Array:
