@@ -30,6 +30,8 @@ Level = Literal["full", "quick", "off"]
 Progress = Callable[[str, int, int], None]
 
 _QUICK_FEEDS = 2
+_LEAST_SAVING = 0.03  # of the file, for a step that changes answers by more than this:
+_ROUNDING = 1e-3
 _ONE_INPUT = 2.0  # times the bound of all: what a single input may be off
 _RANKING = {"TopK", "NonMaxSuppression"}
 _SWAPPED = " (the model ranks: rows whose scores are close swap places, which counts as an error)"
@@ -191,7 +193,9 @@ class Judge:
             return f"the result does not run: {error}"
         return self._excess(figures, bound)
 
-    def refusal(self, trial: Model, bound: float, may_grow: bool, step: Step) -> str:
+    def refusal(
+        self, trial: Model, bound: float, may_grow: bool, step: Step, *, saves: bool = False
+    ) -> str:
         """Why a step may not stand; empty when it may, and then it is the next one's reference.
 
         Args:
@@ -199,6 +203,8 @@ class Judge:
             bound: Largest relative L2 error that an output may have against the step's input.
             may_grow: Whether the file may become bigger.
             step: Receives the size and the figures for every output.
+            saves: Whether it is there to save bytes, so that next to none are no reason to change
+                answers.
         """
         if (now := _signature(trial)) != self._signature:
             return f"inputs or outputs changed: {now} instead of {self._signature}"
@@ -215,6 +221,8 @@ class Judge:
         step.outputs = {row.name: row.to_dict() for row in figures}
         step.max_error = max((row.worst for row in figures), default=None)
         reason = self._excess(figures, bound) or self._unoptimized(trial, answers, bound)
+        if saves and not reason:
+            reason = _in_vain(step)
         if not reason:
             self._newest = answers
         return reason
@@ -295,6 +303,17 @@ class Judge:
         self, reference: Answers | None, other: Answers | None
     ) -> tuple[OutputComparison, ...]:
         return () if reference is None or other is None else reference.figures(other)
+
+
+def _in_vain(step: Step) -> str:
+    """Why a step changes answers for next to nothing; empty where it does not."""
+    saved, error = step.bytes_before - step.bytes_after, step.max_error or 0.0
+    if saved >= _LEAST_SAVING * step.bytes_before or error <= _ROUNDING:
+        return ""
+    return (
+        f"saves {size(saved)} of {size(step.bytes_before)} only, for which answers would change by "
+        f"{error:.2g}; --max-error or --only takes it all the same"
+    )
 
 
 def _own_kernels(model: Model) -> int:

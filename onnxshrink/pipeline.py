@@ -50,6 +50,7 @@ class Pass:
         may_grow: Whether the step may make the file bigger.
         runs_models: Whether ``apply`` runs models on the context's worker.
         retreats: Whether a step that breaks the contract may stand on fewer of its ``weights``.
+        saves: Whether fewer bytes are all that it is for.
         for_packing: Whether what it leaves is small only when it is packed.
         inlines: Whether it sees functions inlined, where there are any, even if it asks for no
             statistics: no value of a function can be observed.
@@ -60,6 +61,7 @@ class Pass:
     runs_models: ClassVar[bool] = False
     retreats: ClassVar[bool] = False
     inlines: ClassVar[bool] = False
+    saves: ClassVar[bool] = False
     for_packing: ClassVar[bool] = False
 
     max_error: float | None = option(
@@ -317,11 +319,11 @@ def _step(
             ctx.changed("functions", 0, kind="model", note=f"{calls} calls inlined")
         if computed and step.changes:
             ctx.changed("weights", 0, kind="model", note=f"{computed} were computed from constants")
-        reason = (
-            judge.refusal(trial, bound, pass_.may_grow or step.may_grow, step)
-            if step.changes
-            else ""
-        )
+        reason = ""
+        if step.changes:
+            may_grow = pass_.may_grow or step.may_grow
+            saves = pass_.saves and not may_grow and pass_.max_error is None and not _asked(pass_)
+            reason = judge.refusal(trial, bound, may_grow, step, saves=saves)
         fewer = None
         if pass_.retreats and judge.asks_too_much(reason):
             fewer = retreat(pass_, before, ctx, judge, bound)
@@ -346,6 +348,12 @@ def _step(
         if not step.skips:
             ctx.skip("model", "holds nothing that this step works on")
     return model
+
+
+def _asked(pass_: Pass) -> bool:
+    """Whether somebody named the weights to work on, or gave some of them other options."""
+    selection = getattr(pass_, "weights", None)
+    return isinstance(selection, Select) and bool(selection.only or selection.layers)
 
 
 def _inlined(pass_: Pass, model: Model, feeds: Feeds) -> tuple[Model, int]:

@@ -545,3 +545,60 @@ def test_a_random_model_is_judged_without_its_noise(case: str, worker: Worker) -
     assert 0 < result.report.steps[0].max_error < 0.01
     assert not result.report.warnings
     assert not any("seed" in node.attributes for node in result.model.nodes)
+
+
+# ------------------------------------------------------------------------- what is not worth it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saving(Edit):
+    """As ``Edit``, for a step that is there to save bytes."""
+
+    saves: ClassVar[bool] = True
+
+    @property
+    def bound(self) -> float:
+        return 0.1
+
+
+def narrower(model: Model) -> None:
+    """Make the weight slightly different, and the file slightly smaller."""
+    scale(1.01)(model)
+    del model.ir.graph.initializers["spare"]
+    model.touch("spare")
+
+
+@pytest.mark.parametrize(("spare", "worth"), [(100, False), (4000, True)])
+def test_answers_are_not_spent_for_next_to_nothing(spare: int, worth: bool, worker: Worker) -> None:
+    proto = text(
+        "g (float[n, 64] x) => (float[n, 64] y) { a = MatMul(x, w)  y = Relu(a) }",
+        w=weight(1, 64, 64), spare=np.ones(spare, np.float32),
+    )  # fmt: skip
+    model = Model.from_proto(proto)
+    given = Settings(feeds=FEEDS)
+    (row,) = run([Saving(edit=narrower, max_error=None)], model, given, worker).report.steps
+    assert (row.status == "done") == worth
+    assert worth or (row.reason.startswith("saves 4") and "would change by 0.01" in row.reason)
+    (row,) = run([Saving(edit=narrower, max_error=0.1)], model, given, worker).report.steps
+    assert row.status == "done"
+
+
+def test_one_input_cannot_hide_among_others(worker: Worker) -> None:
+    proto = text("g (float[1, 8] x) => (float[1, 8] y) { y = MatMul(x, w) }",
+                 w=np.ones((8, 8), np.float32))  # fmt: skip
+    feeds = [{"x": row[None]} for row in np.eye(8, dtype=np.float32)]
+
+    def edit(model: Model) -> None:
+        value = model.ir.graph.initializers["w"]
+        array = value.const_value.numpy().copy()
+        array[0] *= np.float32(1.3)
+        value.const_value = ir.Tensor(array, name="w")
+        model.touch("w")
+
+    def step(max_error: float) -> Step:
+        settings, model = Settings(feeds=feeds), Model.from_proto(proto)
+        return run([Edit(edit=edit, max_error=max_error)], model, settings, worker).report.steps[0]
+
+    assert step(0.12).reason.startswith("output 'y' changed by 0.3 (relative) on one input")
+    assert (done := step(0.16)).status == "done"
+    assert done.max_error == pytest.approx(0.3 / np.sqrt(8), rel=1e-5)

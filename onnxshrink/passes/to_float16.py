@@ -46,6 +46,7 @@ class ToFloat16(Pass):
     weights: Select = select(min_size=64)
 
     retreats = True
+    saves = True
 
     @property
     def bound(self) -> float:

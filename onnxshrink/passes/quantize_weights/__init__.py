@@ -87,6 +87,7 @@ class QuantizeWeights(Pass):
     weights: Select = select(min_size=64)
 
     retreats = True
+    saves = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
