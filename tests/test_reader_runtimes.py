@@ -1,4 +1,4 @@
-"""Packed models in onnxruntime-node, onnxruntime-web and a browser: Python's numbers.
+"""Packed and coded models in onnxruntime-node, onnxruntime-web and a browser: Python's numbers.
 
 `tests/readers/js/install` installs the two from npm; a browser is Debian's `chromium`. Tests of
 what is not installed are skipped. Nothing here uses the network but this machine's own address.
@@ -19,7 +19,7 @@ import pytest
 from onnx import numpy_helper
 
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.forms import packed
+from onnxshrink.graph.forms import coded, packed
 from onnxshrink.passes.quantize_weights import QuantizeWeights
 from onnxshrink.pipeline import run
 from onnxshrink.runtime.session import open_session, run_session
@@ -52,20 +52,23 @@ def jobs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("jobs")
     found, expected = {}, {}
 
-    def add(name, plain, base=None):
+    def add(name, plain, base=None, form=packed):
         small = folder / f"{name}.onnx"
-        packed.save(Model.load(plain), small, base=base and folder / base)
+        if form is coded:
+            coded.save(Model.load(plain), small)
+        else:
+            packed.save(Model.load(plain), small, base=base and folder / base)
         feeds = _feeds(plain)
         expected[name] = run_session(open_session(plain), feeds)
         job = {
             "model": small.name,
-            "pack": packed.pack_path(small).name,
             "feeds": {
                 key: {"type": str(value.dtype), "dims": value.shape, "data": value.ravel().tolist()}
                 for key, value in feeds.items()
             },
         }
-        found[name] = job | ({"base": packed.pack_path(folder / base).name} if base else {})
+        pack = {"pack": packed.pack_path(small).name} if form is packed else {}
+        found[name] = job | pack | ({"base": packed.pack_path(folder / base).name} if base else {})
         # The same runtime on the plain model must give these very bits.
         shutil.copyfile(plain, folder / f"plain-{name}.onnx")
         found[f"plain {name}"] = {"model": f"plain-{name}.onnx", "feeds": job["feeds"]}
@@ -77,6 +80,7 @@ def jobs(tmp_path_factory):
         result = run([step], Model.load(MODELS / "vision_cnn" / "model.onnx"))
         result.model.save(folder / f"quantized-{dtype}.onnx")
         add(dtype, folder / f"quantized-{dtype}.onnx")
+    add("coded", _coarse(MODELS / "vision_cnn" / "model.onnx", folder), form=coded)
     add("update", _changed(MODELS / "vision_cnn" / "model.onnx", folder), "vision_cnn.onnx")
     (folder / "jobs.json").write_text(json.dumps(list(found.values())), encoding="ascii")
     return list(found), folder, expected
@@ -100,6 +104,18 @@ def _changed(model, folder):
     tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     onnx.save(proto, folder / "changed.onnx")
     return folder / "changed.onnx"
+
+
+def _coarse(model, folder):
+    """Weights of few values, which are worth coding."""
+    proto = onnx.load(model)
+    for tensor in proto.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.dtype == np.float32 and array.size > 500:
+            step = array.std() / 2
+            tensor.CopyFrom(numpy_helper.from_array(np.rint(array / step) * step, tensor.name))
+    onnx.save(proto, folder / "coarse.onnx")
+    return folder / "coarse.onnx"
 
 
 def _check(jobs, outputs):
