@@ -28,7 +28,7 @@ from onnxshrink.select import Select
 BOTH = pytest.mark.parametrize("kind", [PruneWanda, PruneSparsegpt])
 #: What is not a product of plain rows, so that there is no second moment of its inputs.
 UNOBSERVED = (
-    "Add", "EmbedLayer", "Gather", "Mul", "Sub", "Squeeze on the way",
+    "Add", "DeformConv", "EmbedLayer", "Gather", "Mul", "Sub", "Squeeze on the way", "Where",
 )  # fmt: skip
 Feeds = list[dict[str, np.ndarray]]
 

@@ -28,7 +28,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "block": {"block": "2x4", "scope": "weight"},
     "sparse": {"store": "sparse", "ratio": 0.8},
 }
-ELEMENTWISE = ("Add", "Sub", "Mul")
+ELEMENTWISE = ("Add", "Sub", "Mul", "Where")
 
 
 def arrays(model: Model) -> dict[str, np.ndarray]:
