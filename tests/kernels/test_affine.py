@@ -374,3 +374,16 @@ def test_stored_bytes(dtype: affine.Dtype, expected: int) -> None:
 def test_sqnr_without_noise() -> None:
     exact = np.array([[127.0, -127.0, 1.0]], np.float32)
     assert affine.sqnr_db(exact, quantize(exact, "int8", (1,))) == np.inf
+
+
+def test_other_ways_to_write_the_same_codes() -> None:
+    weights = np.random.default_rng(4).standard_normal((6, 5)).astype(np.float32)
+    for symmetric in (True, False):
+        stored = affine.quantize(weights, "int8", (0, 1), symmetric=symmetric)
+        values = affine.dequantize(stored)
+        apart = affine.widened(stored, (1,))
+        assert apart.scale.shape == (6, 1)
+        np.testing.assert_array_equal(affine.dequantize(apart), values)
+        moved = affine.unsigned(stored)
+        assert moved.codes.dtype == np.uint8
+        np.testing.assert_array_equal(affine.dequantize(moved), values)
