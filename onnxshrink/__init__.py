@@ -21,12 +21,12 @@ if TYPE_CHECKING:
         SidecarError,
         UnsupportedModel,
     )  # fmt: skip
+    from onnxshrink.goal import Goal
     from onnxshrink.graph.file.model import Model
     from onnxshrink.pipeline import Context, Pass, run
     from onnxshrink.recipe import Recipe
     from onnxshrink.report import Report
     from onnxshrink.runtime.packed import session
-    from onnxshrink.search.ladder import Goal
 
 __version__ = "0.1.0"
 
@@ -42,7 +42,7 @@ _HOMES = {
     "recipe": ("Recipe",),
     "report": ("Report",),
     "runtime.packed": ("session",),
-    "search.ladder": ("Goal",),
+    "goal": ("Goal",),
 }  # fmt: skip
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -6,8 +6,9 @@ Both load, run the passes under their contract, and write the result in one go.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,10 @@ from onnxshrink.recipe import Recipe, Storage, find_pass, pass_names
 from onnxshrink.report import Report, size
 
 if TYPE_CHECKING:
+    from onnxshrink.goal import Goal
     from onnxshrink.graph.file.model import Model
     from onnxshrink.runtime.worker import Worker
-    from onnxshrink.search.ladder import Goal
+    from onnxshrink.search.smallest import Found
 
 _GENERATED = 4
 _CALIBRATION = 64
@@ -101,7 +103,9 @@ def apply_recipe(
     with Worker(**options.worker) as worker:
         worker.start()  # it imports ONNX Runtime while this process reads the model
         reads: list[StrPath] = [*recipe.reads, *_files_of(recipe.steps)]
-        model, settings = _prepare(source, out, options, worker, reads, storage=recipe.storage)
+        model, settings = _prepare(
+            source, out, options, worker, reads, storage=recipe.storage, held_back=recipe.held_back
+        )
         result = run(recipe.steps, model, settings, worker)
         return _write(result, recipe.steps, out, options, recipe.storage)
 
@@ -115,66 +119,93 @@ def shrink(
     max_size: int | None = None,
     target_ratio: float | None = None,
     recipe_out: StrPath | None = None,
+    time_limit: float | None = None,
 ) -> Report:
-    """Find the smallest weight-only form of a model that keeps its answers, and write it.
+    """Find the smallest form of a model that keeps its answers and its speed, and write it.
 
-    With calibration inputs the search goes down to 4 bits and keeps the layers that hurt at a
-    higher precision. Without them it stays at 8 bits, which needs no data to be safe.
+    With calibration inputs the search tries every way to store weights, and has the last word from
+    inputs that it has not seen. Without them it stays at 8 bits, which needs no data to be safe.
+    The result is one file with coded weights, unless ``options.storage`` says otherwise.
 
     Args:
         source: The model file; never modified.
         out: Where the result goes.
         options: How to run.
-        goal: What the answers must keep; see :class:`onnxshrink.search.ladder.Goal`.
+        goal: What the answers must keep; see :class:`onnxshrink.goal.Goal`.
         max_size: Bytes that the result must not exceed.
         target_ratio: How many times smaller it must be.
         recipe_out: Where to write the recipe; ``apply_recipe`` of it gives the same bytes.
+        time_limit: Seconds after which no further recipe is tried.
 
     Raises:
         BudgetMissed: The best result was written, but is too big or strays too far.
         ShrinkError: As for :func:`apply_recipe`.
     """
+    from onnxshrink.goal import Goal
     from onnxshrink.runtime.worker import Worker
-    from onnxshrink.search import ladder
+    from onnxshrink.search.smallest import Search
 
     options = options or Options()
-    goal = goal or ladder.Goal()
+    goal = goal or Goal()
+    storage = options.storage or "coded"
+    deadline = None if time_limit is None else time.monotonic() + time_limit
     with Worker(**options.worker) as worker:
         worker.start()
-        model, settings = _prepare(source, out, options, worker, (), recipe_out)
+        # A metric is about all inputs in their order: it would not know what to make of a part.
+        parts = goal.metric is None
+        model, settings = _prepare(
+            source, out, options, worker, (), recipe_out, storage, held_back=parts
+        )
         first = _cleaning(model)
-        misses: list[str] = []
-        moved: dict[str, str] = {}
-        if options.calibration is None or options.check == "off":
-            steps: tuple[Pass, ...] = (find_pass("quantize-weights")(),)
+        known = options.calibration is not None and options.check != "off"
+        if known and not Judge(model, settings, worker).proves_nothing:
+            found = Search(model, first, settings, goal, worker, storage, deadline).run()
+            recipe, result = found.best.recipe, found.best.result
+            _tell(result.report, found, goal, settings)
         else:
-            cleaned = run(first, model, settings, worker).model
-            judge = Judge(model, settings, worker)
-            if judge.proves_nothing:
-                steps = (find_pass("quantize-weights")(),)
-            else:
-                found = ladder.find_recipe(cleaned, judge, goal, options.progress)
-                steps, moved, misses = found.recipe.steps, found.moved, found.misses
-        recipe = Recipe((*first, *steps))
-        result = run(recipe.steps, model, settings, worker)
-        result.report.moved = moved
-        report = _write(result, recipe.steps, out, options)
-    if report.ratio < _HARDLY and options.storage not in ("packed", "coded"):
+            recipe = Recipe((*first, find_pass("quantize-weights")()))
+            result = run(recipe.steps, model, settings, worker)
+        report = _write(result, recipe.steps, out, options, storage)
+    if report.ratio < _HARDLY and storage not in ("packed", "coded"):
         report.warnings.append(
             "hardly any smaller; --storage packed codes what the weights are, without loss"
         )
     if recipe_out is not None:
         with output(Path(recipe_out)) as file:
-            file.write(recipe.to_yaml().encode())
-    misses += _too_big(report, max_size, target_ratio)
-    if misses:
-        report.missed = misses
+            file.write(replace(recipe, storage=storage).to_yaml().encode())
+    report.missed += _too_big(report, max_size, target_ratio)
+    if report.missed:
         raise BudgetMissed(
             f"{out}: written, {report.ratio:.2f}x smaller, but the goal was missed: "
-            + "; ".join(misses),
+            + "; ".join(report.missed),
             report,
         )
     return report
+
+
+def _tell(report: Report, found: Found, goal: Goal, settings: Settings) -> None:
+    """Put what a search has found out into the report."""
+    best = found.best
+    if best.result.answers is not None:
+        kinds = goal.kinds(best.result.answers[0])
+        report.measures = {name: f"{known.kind}: {known.why}" for name, known in kinds.items()}
+    report.moved = best.moved
+    report.tried, report.missed = found.rows, list(best.misses)
+    report.promises = [str(promise) for promise in best.promises or ()]
+    report.missed += [str(promise) for promise in best.promises or () if promise.refuses]
+    if best.strain > 1:
+        report.missed.append(f"{best.strain:.3g} times what may be lost is lost")
+    if found.looks > 1:
+        report.promises.append(
+            f"{found.looks} results were held against these inputs, which the intervals allow for"
+        )
+    if not settings.unseen:
+        why = "--metric needs the answers to all inputs" if goal.metric else (
+            f"{len(settings.feeds)} inputs are too few to hold any back; give at least 4"
+        )  # fmt: skip
+        report.warnings.append(f"nothing is promised for unseen inputs: {why}")
+    if found.stopped:
+        report.warnings.append(f"{found.stopped}: this is the best that had been found")
 
 
 def apply_excluding(
@@ -193,15 +224,16 @@ def apply_excluding(
         source: The model file; never modified.
         out: Where the result goes.
         options: How to run; with calibration inputs.
-        goal: What the answers must keep; see :class:`onnxshrink.search.ladder.Goal`.
+        goal: What the answers must keep; see :class:`onnxshrink.goal.Goal`.
         recipe_out: Where to write the step with what it leaves alone.
 
     Raises:
         RecipeError: There are no calibration inputs, or nothing is to be checked.
         ShrinkError: As for :func:`apply_recipe`.
     """
+    from onnxshrink.goal import Goal
     from onnxshrink.runtime.worker import Worker
-    from onnxshrink.search import exclude, ladder
+    from onnxshrink.search import exclude
     from onnxshrink.search.partial_step import Parts
 
     options = options or Options()
@@ -211,7 +243,7 @@ def apply_excluding(
         worker.start()
         model, settings = _prepare(source, out, options, worker, _files_of([step]), recipe_out)
         parts = Parts(model, step, settings, worker)
-        found = exclude.find_exclusions(parts, goal or ladder.Goal(), options.progress)
+        found = exclude.find_exclusions(parts, goal or Goal(), options.progress)
         result = run(found.recipe.steps, model, settings, worker)
         result.report.moved = found.moved
         report = _write(result, found.recipe.steps, out, options)
@@ -280,9 +312,11 @@ def _files_of(steps: Iterable[Pass]) -> list[str]:
 def _prepare(
     source: StrPath, out: StrPath, options: Options, worker: Worker,
     reads: Iterable[StrPath] = (), recipe_out: StrPath | None = None, storage: Storage = "auto",
+    held_back: bool = False,
 ) -> tuple[Model, Settings]:  # fmt: skip
     """Load the model and its inputs; find out now whether the results could be written."""
     from onnxshrink.graph.forms import coded_read
+    from onnxshrink.kernels.split import Split, hold_back
     from onnxshrink.runtime.calibration_cache import CalibrationCache
     from onnxshrink.runtime.inputs import source_files
     from onnxshrink.runtime.worker import blamed
@@ -299,11 +333,13 @@ def _prepare(
     left = 0
     if options.calibration is not None or options.check != "off":
         with blamed(source):
-            feeds, left = _chosen(model, options, worker)
+            feeds, left = _chosen(model, options, worker, 2 if held_back else 1)
+    seen, unseen = hold_back(len(feeds), _CALIBRATION) if held_back else (range(len(feeds)), ())
     return model, Settings(
-        check=options.check, feeds=feeds, generated=options.calibration is None,
-        seed=options.seed, folder=Path(out).absolute().parent, progress=options.progress,
-        cache=cache, left=left, storage=options.storage or storage,
+        check=options.check, feeds=Split.of(feeds, seen), unseen=Split.of(feeds, unseen),
+        generated=options.calibration is None, seed=options.seed, cache=cache, left=left,
+        folder=Path(out).absolute().parent, progress=options.progress,
+        storage=options.storage or storage,
     )  # fmt: skip
 
 
@@ -312,7 +348,7 @@ def _feeds(model: Model, options: Options, worker: Worker | None) -> list[dict[s
 
 
 def _chosen(
-    model: Model, options: Options, worker: Worker | None
+    model: Model, options: Options, worker: Worker | None, times: int = 1
 ) -> tuple[list[dict[str, Any]], int]:
     """Inputs, real or generated, and how many more were given."""
     from onnxshrink.runtime.generate import generated_inputs
@@ -320,7 +356,7 @@ def _chosen(
 
     if options.calibration is not None:
         return choose_inputs(
-            options.calibration, model, limit=_CALIBRATION, most_bytes=options.data_limit
+            options.calibration, model, limit=times * _CALIBRATION, most_bytes=options.data_limit
         )
     made = generated_inputs(model, _GENERATED, options.seed, shapes=options.shapes, worker=worker)
     return made, 0

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from onnxshrink.errors import DataError, ModelError
+from onnxshrink.goal import Goal
 from onnxshrink.report import Step, size
 from onnxshrink.trials import Answers, Feeds, answers, told
 
@@ -50,6 +51,7 @@ class Settings:
         check: ``full``: up to 64 feeds; ``quick``: the first two; ``off``: not at all, and the
             report warns of it.
         feeds: Inputs to check on, and for passes that calibrate.
+        unseen: Inputs that no step sees, for the last word on the result.
         generated: Whether ``feeds`` are made up rather than real.
         seed: For passes that draw random numbers.
         folder: Where intermediate models are written; None is the system's temporary folder.
@@ -57,10 +59,12 @@ class Settings:
         progress: Called with what is done, how much of it, and out of how much.
         cache: Statistics of earlier runs.
         storage: How the result will be stored, for passes that steer by its bytes.
+        goal: What the answers must keep in the end, for passes that steer by them.
     """
 
     check: Level = "full"
     feeds: Feeds = ()
+    unseen: Feeds = ()
     generated: bool = False
     seed: int = 0
     folder: Path | None = None
@@ -68,6 +72,7 @@ class Settings:
     progress: Progress = field(default=lambda what, done, total: None)
     cache: CalibrationCache | None = None
     storage: str = "auto"
+    goal: Goal = field(default_factory=Goal)
 
 
 class Judge:
@@ -285,6 +290,12 @@ class Judge:
         """
         original, answers = self.original, self._observe(model, feeds)
         return self._compare(original, answers), answers or Answers((), [])
+
+    @property
+    def answers(self) -> tuple[Answers, Answers] | None:
+        """What the original and the present model answer; None when nothing is checked."""
+        before, after = self.original, self._last
+        return None if before is None or after is None else (before, after)
 
     def total_effect(self) -> tuple[OutputComparison, ...]:
         """Figures for every output of the present model against the original."""

@@ -18,10 +18,11 @@ from onnxshrink.errors import (
     UnsupportedModel,
 )
 from onnxshrink.fewer_weights import retreat
+from onnxshrink.goal import Goal
 from onnxshrink.options import amended, check, dump, option
 from onnxshrink.report import Change, Report, Skip, Step
 from onnxshrink.select import SKIP, Select, unmatched
-from onnxshrink.trials import Feeds
+from onnxshrink.trials import Answers, Feeds
 
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
@@ -124,6 +125,7 @@ class Context:
         seed: For the pass's own random numbers.
         progress: To be told what is done, how much of it, and out of how much.
         storage: How the result will be stored.
+        goal: What the answers must keep in the end.
         verify: Why a model half-way through the step breaks the contract, or an empty text; for
             passes that try something and can do without. Takes a bound of its own, if wanted.
     """
@@ -137,6 +139,7 @@ class Context:
     seed: int = 0
     progress: Progress = field(default=lambda what, done, total: None)
     storage: str = "auto"
+    goal: Goal = field(default_factory=Goal)
     verify: Callable[..., str] = field(default=lambda model, bound=0.0: "")
 
     @property
@@ -213,11 +216,13 @@ class Result:
 
     Attributes:
         effect: Figures for every output against the original model; empty when not checked.
+        answers: What the original and the result answer; None when not checked.
     """
 
     model: Model
     report: Report
     effect: tuple[OutputComparison, ...] = ()
+    answers: tuple[Answers, Answers] | None = None
 
 
 def run(
@@ -273,7 +278,7 @@ def run(
         report.warnings += judge.silences
         report.unproven = judge.proves_nothing and not settings.generated
         report.outputs = {row.name: row.to_dict() for row in effect}
-    return Result(model, report, effect)
+    return Result(model, report, effect, judge.answers)
 
 
 def _bound(pass_: Pass, settings: Settings) -> float:
@@ -299,6 +304,7 @@ def _step(
     ctx = Context(
         step, settings.feeds, settings.generated, original=original, worker=worker,
         seed=settings.seed, progress=settings.progress, storage=settings.storage,
+        goal=settings.goal,
         verify=lambda half_way, limit=bound: judge.verify(half_way, limit),
     )  # fmt: skip
     try:

@@ -20,7 +20,7 @@ from onnxshrink.pipeline import Pass
 VERSION = 1
 Storage = Literal["auto", "single", "external", "packed", "coded"]
 
-_KEYS = ("version", "storage", "steps")
+_KEYS = ("version", "storage", "held_back", "steps")
 _PACKAGED = Path(__file__).parent / "recipes"
 
 
@@ -84,11 +84,13 @@ class Recipe:
     Attributes:
         steps: The passes.
         storage: How to store the result where the caller does not say.
+        held_back: Whether some inputs are shown to no step, for the last word on the result.
         reads: The recipe's own file, and those that its options name: no run writes to them.
     """
 
     steps: tuple[Pass, ...]
     storage: Storage = "auto"
+    held_back: bool = False
     reads: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     @classmethod
@@ -112,6 +114,9 @@ class Recipe:
         if storage not in get_args(Storage):
             known = ", ".join(get_args(Storage))
             raise RecipeError(f"{where}: 'storage' takes one of {known}, not {shown(storage)}")
+        held_back = data.get("held_back", False)
+        if not isinstance(held_back, bool):
+            raise RecipeError(f"{where}: 'held_back' takes true or false, not {shown(held_back)}")
         steps = data.get("steps")
         if not isinstance(steps, list) or not steps:
             raise RecipeError(f"{where}: 'steps' takes a list of passes")
@@ -119,7 +124,7 @@ class Recipe:
         named = (step.values() for step in steps if isinstance(step, Mapping))
         options = (each for values in named for each in values if isinstance(each, Mapping))
         reads = files.likely(value for each in options for value in each.values())
-        return cls(tuple(found), storage, tuple(reads))
+        return cls(tuple(found), storage, held_back, tuple(reads))
 
     @classmethod
     def find(cls, name: str | Path) -> Recipe:
@@ -161,7 +166,8 @@ class Recipe:
             options = dump(step)
             steps.append({step.name: options} if options else step.name)
         storage = {} if self.storage == "auto" else {"storage": self.storage}
-        recipe = {"version": VERSION, **storage, "steps": steps}
+        held_back = {"held_back": True} if self.held_back else {}
+        recipe = {"version": VERSION, **storage, **held_back, "steps": steps}
         text: str = yaml.safe_dump(recipe, sort_keys=False)
         return text
 

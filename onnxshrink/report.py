@@ -51,6 +51,7 @@ class Step:
         bytes_before: Size in bytes of the model file before the pass, external data included.
         outputs: Measured effect on the outputs: name -> figures against the step's input.
         reason: Why a rolled back step was rolled back.
+        chosen: Options that the step chose for itself, by name.
         warnings: What a reader of the report must know about the step.
         may_grow: Whether the pass says that the file may become bigger this time: kernels for
             weights that were integers already take more constants.
@@ -65,6 +66,7 @@ class Step:
     seconds: float = 0.0
     changes: list[Change] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
+    chosen: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     max_error: float | None = None
@@ -82,6 +84,9 @@ class Report:
         bytes_gzip: Size of the result after gzip, as servers send it; None for very large ones.
         bench: Latency of the result against the input, where it was measured.
         moved: Weights that a search kept at a higher precision than the others, and at which.
+        measures: What each output was taken for, and why.
+        tried: What a search tried: what, bytes, share of the budget that was used, verdict.
+        promises: What inputs that no step has seen say of the result.
         missed: What a search could not keep or reach, one line each.
         unproven: Whether the given inputs could not have shown a difference.
     """
@@ -94,6 +99,9 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     bench: dict[str, Any] | None = None
     moved: dict[str, str] = field(default_factory=dict)
+    measures: dict[str, str] = field(default_factory=dict)
+    tried: list[tuple[str, int, float, str]] = field(default_factory=list)
+    promises: list[str] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
     unproven: bool = False
     bytes_before: int = 0
@@ -158,6 +166,16 @@ class Report:
             how = "shortened; a .json report has the old ones, --keep-names keeps them"
             names.add(len(self.renamed), how)
             tables.append(names)
+        if self.measures:
+            kinds = Table("what the outputs are held to", ("output", "taken for", "because"))
+            for name, text in self.measures.items():
+                kinds.add(name, *text.split(": ", 1))
+            tables.append(kinds)
+        if self.tried:
+            tried = Table("what was tried", ("recipe", "stored", "budget used", "verdict"))
+            for what, nbytes, strain, verdict in self.tried:
+                tried.add(what, size(nbytes), f"{100 * strain:.0f} %", verdict)
+            tables.append(tried)
         if reasons:
             left = Table("left alone", ("step", "reason", "count", "bytes"))
             for (name, reason), count in reasons.most_common():
@@ -175,7 +193,9 @@ class Report:
         )
         if self.bytes_gzip is not None:
             line += f", {size(self.bytes_gzip)} after gzip"
-        if self.outputs:
+        if self.promises:
+            line += f", {self.promises[0]}"
+        elif self.outputs:
             worst = max(self._errors(), default=0.0)
             line += f", largest relative error of an output {worst:.2g}"
         if self.bench is not None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from onnxshrink.graph.file.model import Model
+    from onnxshrink.kernels.kinds import Tail
     from onnxshrink.kernels.metrics import OutputComparison
     from onnxshrink.runtime.session import SessionOptions
     from onnxshrink.runtime.worker import Worker
@@ -39,11 +40,17 @@ class Answers:
         names: Of the outputs.
         outputs: For every feed, the outputs in that order.
         stacked: Outputs whose first axis is declared to be of fixed length.
+        tails: What the graph says of outputs, by name.
     """
 
     names: tuple[str, ...]
     outputs: list[list[np.ndarray]]
     stacked: frozenset[str] = frozenset()
+    tails: Mapping[str, Tail] = field(default_factory=dict)
+
+    def part(self, numbers: Iterable[int]) -> Answers:
+        """Those to some of the feeds."""
+        return replace(self, outputs=[self.outputs[number] for number in numbers])
 
     @property
     def silent(self) -> dict[str, str]:
@@ -90,6 +97,7 @@ def answers(
         OutputError: There is no room for it.
     """
     from onnxshrink.graph.analysis import noise
+    from onnxshrink.graph.analysis.tails import tails
     from onnxshrink.runtime.session import DEFAULT_OPTIONS
 
     if noise.is_random(model):
@@ -111,7 +119,7 @@ def answers(
         for value in model.ir.graph.outputs
         if value.shape is not None and len(value.shape) and isinstance(value.shape[0], int)
     )
-    return Answers(run.output_names, run.outputs, stacked)
+    return Answers(run.output_names, run.outputs, stacked, tails(model))
 
 
 @contextlib.contextmanager

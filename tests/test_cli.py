@@ -43,8 +43,9 @@ def test_shrink_and_apply_give_the_same_bytes(cli: Run, name: str, tmp_path: Pat
     assert report["ratio"] == pytest.approx(
         report["bytes_before"] / report["bytes_after"], rel=1e-3
     )
-    assert report["ratio"] > 4
-    assert report["warnings"] == []
+    assert report["ratio"] > 3.5  # scores of a recommender are close: their order is dear to keep
+    assert report["promises"]
+    assert not report["missed"]
     done = cli("apply", "recipe.yaml", source, "-o", "again.onnx", "--calibration", data)
     assert done.code == 0, done.err
     assert Path("again.onnx").read_bytes() == Path("small.onnx").read_bytes()
@@ -58,12 +59,12 @@ def test_shrink_without_data_stays_at_int8_and_warns(cli: Run) -> None:
     assert done.code == 0
     assert "warning: checked on generated inputs only" in done.err
     assert "int4" not in Path("r.yaml").read_text()
-    assert 3.5 < os.path.getsize(model_of("recommender")) / os.path.getsize("small.onnx") < 4.5
+    assert 3.5 < os.path.getsize(model_of("recommender")) / os.path.getsize("small.onnx") < 6
 
 
 def test_shrink_of_what_is_small_already_says_what_else_there_is(cli: Run, small: Path) -> None:
     assert cli("quantize-weights", small, "int8.onnx").code == 0
-    done = cli("shrink", "int8.onnx", "again.onnx", "--no-bench")
+    done = cli("shrink", "int8.onnx", "again.onnx", "--no-bench", "--storage", "single")
     assert done.code == 0
     assert "warning: hardly any smaller; --storage packed codes what the weights are" in done.err
     packed = cli("shrink", "int8.onnx", "packed.onnx", "--no-bench", "--storage", "packed")

@@ -89,7 +89,7 @@ class Exclusion:
         """Apply the step without the weights that would keep it from the goal."""
         from onnxshrink import api
         from onnxshrink.functions import load_metric
-        from onnxshrink.search.ladder import Goal
+        from onnxshrink.goal import Goal
 
         metric = self.goals["metric"]
         goal = Goal(

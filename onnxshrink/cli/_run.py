@@ -145,6 +145,8 @@ class Run:
                 show(table)
             for name, rung in report.moved.items():
                 say(f"kept at {rung}: {name}")
+            for promise in report.promises:
+                say(promise)
             for warning in report.warnings:
                 warn(warning)
             say(report.headline())

@@ -2,63 +2,115 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxshrink.kernels.metrics import (
-    Agreement,
-    are_probabilities,
-    as_log_probabilities,
-    is_discrete,
-)
+from onnxshrink.kernels.kinds import Kind, Known, are_logarithms, decide
+from onnxshrink.kernels.metrics import Agreement, are_probabilities, as_log_probabilities
+from onnxshrink.kernels.promise import CONFIDENCE, ratio_at_most, share_at_least
 
+Figure = Literal["agreement", "likeness", "error", "divergence"]
 Measure = Literal["auto", "agreement", "cosine"]
 Outputs = Sequence[Sequence[np.ndarray]]
 Floats = npt.NDArray[np.float64]
 
 _CONFIDENCE = 0.95
+_IN_DOUBT = 3.0  # times as many answers may change where it is not known that they are answers
+_EXACT = 1e-9  # nothing may be lost: this much may
 _UNSEEN = 64  # places between a tie and the closest row at which the unseen one is tried
+
+
+class Estimate(NamedTuple):
+    """A figure over some inputs.
+
+    Attributes:
+        figure: What they show.
+        careful: The end of its interval that is worse; unbounded where they are too few.
+        units: How many rows or inputs it rests on.
+    """
+
+    figure: float
+    careful: float
+    units: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What may be lost of outputs, by their kind.
+
+    Attributes:
+        agreement: Least share of rows of classes, and of labels, that keep their answer.
+        likeness: Least likeness of embeddings; see ``OutputComparison``.
+        error: Largest relative error of values, of any slice.
+        divergence: Largest mean divergence of tokens, in nats.
+    """
+
+    agreement: float = 0.99
+    likeness: float = 0.99
+    error: float = 0.05
+    divergence: float = 0.05
+
+    def asked(self, kind: Kind) -> dict[Figure, float]:
+        """What is asked of an output of some kind: figure -> limit."""
+        agreement: dict[Figure, float] = {"agreement": self.agreement}
+        likeness: dict[Figure, float] = {"likeness": self.likeness}
+        asked: dict[Kind, dict[Figure, float]] = {
+            "labels": agreement,
+            "classes": agreement,
+            "tokens": {**agreement, "divergence": self.divergence},
+            "embeddings": likeness,
+            "vectors": {**likeness, "agreement": 1 - _IN_DOUBT * (1 - self.agreement)},
+            "values": {"error": self.error},
+        }
+        return asked[kind]
 
 
 class Fidelity:
     """Compares answers with those of a reference, output by output, over all feeds.
 
-    An output is one of classes when its rows are probabilities (or when ``measure`` is
-    ``agreement`` and it has rows of two or more); integers are labels; the rest are values.
-
     Args:
         reference: For each feed, the outputs of the reference.
-        measure: What to hold outputs of floats to.
+        measure: What to hold outputs of floats to: ``agreement`` takes all that have rows of two or
+            more for classes, ``cosine`` all for values whose scale does not matter.
         others: The same for more feeds, which nothing else will be run on: how close the reference
             comes to ties there counts too.
+        kinds: What the outputs are; by default what their values say.
+        stacked: Numbers of outputs whose first axis is of fixed length, and not the batch.
     """
 
-    def __init__(self, reference: Outputs, measure: Measure = "auto", others: Outputs = ()):
+    def __init__(
+        self, reference: Outputs, measure: Measure = "auto", others: Outputs = (),
+        kinds: Sequence[Known] | None = None, stacked: Collection[int] = (),
+    ):  # fmt: skip
         self._reference = reference
         self._others = others
+        self._stacked = stacked
         self._free_scale = measure == "cosine"
-        self._kinds = [
-            _kind([feed[i] for feed in reference], measure)
-            for i in range(len(reference[0]) if reference else 0)
-        ]
+        count = len(reference[0]) if reference else 0
+        arrays = [[feed[i] for feed in reference] for i in range(count)]
+        if kinds is None:
+            kinds = [decide("", each) for each in arrays]
+        pairs = zip(kinds, arrays, strict=True)
+        self.kinds = [_measured_by(measure, known, each) for known, each in pairs]
 
     @property
     def has_classes(self) -> bool:
         """Whether any output is classes."""
-        return "classes" in self._kinds
+        return any(known.kind in ("classes", "tokens") for known in self.kinds)
 
     def distortion(self, outputs: Outputs) -> float:
         """A squared distance that grows smoothly with the noise in a model, summed over outputs.
 
-        The divergence of probabilities, else the squared relative error.
+        The divergence of probabilities and of their logarithms, else the squared relative error.
         """
         total = 0.0
-        for i, kind in enumerate(self._kinds):
+        for i, known in enumerate(self.kinds):
             agreement = self._agreement(outputs, i)
-            divergence = agreement.kl if kind == "classes" and self._given(i) else None
+            divergence = agreement.kl if known.chooses and self._given(i) else None
             total += agreement.relative_error**2 if divergence is None else divergence
         return total
 
@@ -66,6 +118,41 @@ class Fidelity:
         """The least of any output, 1 at best: agreement of classes and labels, else likeness.
 
         Likeness is the cosine, less what the scale is off; the measure ``cosine`` lets scale go.
+        Of ``vectors`` likeness is the one; :meth:`strain` holds them to both.
+        """
+        scores = [1.0]
+        for i, known in enumerate(self.kinds):
+            if known.kind in ("labels", "classes", "tokens"):
+                scores.append(self.agreement(outputs, i))
+            else:
+                agreement = self._agreement(outputs, i)
+                scores.append(agreement.cosine if self._free_scale else agreement.likeness)
+        return min(scores)
+
+    def strain(self, outputs: Outputs, asked: Sequence[Mapping[Figure, float]]) -> float:
+        """The largest share of what may be lost that is lost, over outputs: above 1 is too much.
+
+        Every figure is taken at the careful end of what the inputs say of it.
+
+        Args:
+            outputs: For each feed of the reference.
+            asked: For each output, the limits of its figures.
+        """
+        found = 0.0
+        for i, limits in enumerate(asked):
+            for figure, limit in limits.items():
+                if figure == "agreement":
+                    # Of few rows one may be next to a tie, whatever is done.
+                    lost, may = 1 - self.agreement(outputs, i), max(1 - limit, self._one_row(i))
+                else:
+                    lost = self.estimate(outputs, i, figure).careful
+                    may = 1 - limit if figure == "likeness" else limit
+                    lost = 1 - lost if figure == "likeness" else lost
+                found = max(found, lost / max(may, _EXACT))
+        return found
+
+    def agreement(self, outputs: Outputs, output: int) -> float:
+        """The share of rows, or labels, that is to be expected to keep their answer.
 
         Few inputs have few near ties, and a count over them says little of the next. So the
         agreement is what is to be expected: each row flips when noise of the size seen exceeds the
@@ -73,39 +160,107 @@ class Fidelity:
         at the upper end of its 95 % confidence interval, and one row is added that has not been
         seen, closer to a tie than any. A count that is lower by more than one row wins.
         """
-        scores = [1.0]
-        for i, kind in enumerate(self._kinds):
-            agreement = self._agreement(outputs, i)
+        counted = self._agreement(outputs, output).top1
+        known = self.kinds[output]
+        if counted is None or known.kind == "labels":
+            return 1.0 if counted is None else counted
+        pairs = [(known.rows(x), known.rows(y)) for x, y in self._pairs(outputs, output)]
+        rows = sum(x.size // x.shape[-1] for x, _ in pairs)
+        every = (known.rows(x[output]) for x in (*self._reference, *self._others) if x[output].size)
+        expected = _expected_agreement(pairs, [_margins(x) for x in every])
+        return float(min(expected, counted + 1 / max(rows, 1)))
+
+    def estimate(
+        self, outputs: Outputs, output: int, figure: Figure, confidence: float = CONFIDENCE
+    ) -> Estimate:
+        """One figure of one output, and what unseen inputs will keep to with a confidence."""
+        agreement = self._agreement(outputs, output)
+        pairs = self._pairs(outputs, output)
+        if figure == "agreement":
             counted = 1.0 if agreement.top1 is None else agreement.top1
-            if kind == "values":
-                scores.append(agreement.cosine if self._free_scale else agreement.likeness)
-            elif kind == "labels":
-                scores.append(counted)
-            else:
-                pairs = [(x[i], y[i]) for x, y in zip(self._reference, outputs, strict=True)]
-                rows = sum(x.size // x.shape[-1] for x, _ in pairs)
-                margins = [_margins(x[i]) for x in (*self._reference, *self._others) if x[i].size]
-                scores += [_expected_agreement(pairs, margins), counted + 1 / max(rows, 1)]
-        return min(scores)
+            rows = _rows(self.kinds[output], pairs)
+            careful = share_at_least(round(counted * rows), rows, confidence) if rows else 1.0
+            return Estimate(counted, careful, rows)
+        if figure == "divergence":
+            divergence = agreement.kl or 0.0
+            known = self.kinds[output]
+            each = [_pair_kl(known.rows(x), known.rows(y)) for x, y in pairs]
+            return Estimate(divergence, ratio_at_most(each, np.ones(len(each)), confidence),
+                            len(each))  # fmt: skip
+        errors, signals, powers = self._sums(pairs, output)
+        if figure == "likeness":
+            most = ratio_at_most(errors, signals + powers, confidence)
+            return Estimate(agreement.likeness, 1 - most, errors.size)
+        found = agreement.result("")
+        most = ratio_at_most(errors, signals, confidence) ** 0.5
+        whole = found.relative_error
+        scale = found.worst / whole if 0 < whole < np.inf else 1.0
+        return Estimate(found.worst, max(most * scale, found.worst), errors.size)
+
+    def _sums(
+        self, pairs: Sequence[tuple[np.ndarray, np.ndarray]], output: int
+    ) -> tuple[Floats, Floats, Floats]:
+        """Squared errors, signals and powers of every row, or of every input."""
+        found = []
+        for x, y in pairs:
+            if x.shape != y.shape:
+                return np.full(1, np.inf), np.ones(1), np.ones(1)
+            units = len(x) if x.ndim and x.size and output not in self._stacked else 1
+            a, b = (z.astype(np.float64).reshape(units, -1) for z in (x, y))
+            same = (a == b) | (np.isnan(a) & np.isnan(b))
+            finite = np.isfinite(a) & np.isfinite(b)
+            a, b = np.where(finite, a, 0.0), np.where(finite, b, 0.0)
+            error = np.where(same | finite, np.square(a - b), np.inf).sum(axis=1)
+            found.append((error, np.square(a).sum(axis=1), np.square(b).sum(axis=1)))
+        if not found:
+            return np.zeros(0), np.zeros(0), np.zeros(0)
+        errors, signals, powers = (np.concatenate(part) for part in zip(*found, strict=True))
+        return errors, signals, powers
+
+    def _one_row(self, output: int) -> float:
+        """The share that one row is of all rows whose margins are known."""
+        if self.kinds[output].kind == "labels":
+            return 0.0
+        known = (feed[output] for feed in (*self._reference, *self._others))
+        rows = _rows(self.kinds[output], [(array, array) for array in known])
+        return 1 / max(rows, 1)
 
     def _given(self, output: int) -> bool:
-        return all(are_probabilities(feed[output]) for feed in self._reference)
+        known = self.kinds[output]
+        rows = [known.rows(feed[output]) for feed in self._reference]
+        return all(map(are_probabilities, rows)) or all(map(are_logarithms, rows))
+
+    def _pairs(self, outputs: Outputs, output: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        return [(x[output], y[output]) for x, y in zip(self._reference, outputs, strict=True)]
 
     def _agreement(self, outputs: Outputs, output: int) -> Agreement:
-        agreement = Agreement()
-        for x, y in zip(self._reference, outputs, strict=True):
-            agreement.add(x[output], y[output])
+        known = self.kinds[output]
+        agreement = Agreement(stacked=output in self._stacked)
+        for x, y in self._pairs(outputs, output):
+            agreement.add(known.rows(x), known.rows(y))
         return agreement
 
 
-def _kind(arrays: Sequence[np.ndarray], measure: Measure) -> Literal["labels", "classes", "values"]:
-    if any(is_discrete(array) for array in arrays):
-        return "labels"
+def _measured_by(measure: Measure, known: Known, arrays: Sequence[np.ndarray]) -> Known:
+    if known.kind == "labels" or measure == "auto":
+        return known
     rows = all(array.ndim > 1 and array.shape[-1] > 1 for array in arrays)
-    if measure == "cosine" or not rows:
-        return "values"
-    classes = measure == "agreement" or all(are_probabilities(array) for array in arrays)
-    return "classes" if classes else "values"
+    kind: Kind = "classes" if measure == "agreement" and rows else "values"
+    return Known(kind, f"by the measure {measure}")
+
+
+def _rows(known: Known, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> int:
+    """Rows of classes, or labels."""
+    if known.kind == "labels":
+        return sum(x.size for x, _ in pairs)
+    rows = (known.rows(x) for x, _ in pairs)
+    return sum(x.size // x.shape[-1] for x in rows if x.ndim and x.shape[-1] > 1)
+
+
+def _pair_kl(x: np.ndarray, y: np.ndarray) -> float:
+    agreement = Agreement()
+    agreement.add(x, y)
+    return agreement.kl or 0.0
 
 
 def _top_two(values: np.ndarray) -> tuple[Floats, npt.NDArray[np.int64]]:

@@ -6,7 +6,7 @@ part of a step was fitted to must not judge the next.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,6 +18,24 @@ _TURN = 4  # of so many inputs one is held out where much is fitted to the other
 def half(number: int) -> int:
     """The half of the inputs that one belongs to: 0 is fitted to, 1 is held out."""
     return number % 2
+
+
+def hold_back(count: int, most: int) -> tuple[list[int], list[int]]:
+    """Which inputs a search may see, and which it may not: those are for the last word on it.
+
+    Every fourth one is held back; where there are more than a search looks at, all the others. Of
+    fewer than four none can be spared.
+
+    Args:
+        count: How many inputs there are.
+        most: How many a search looks at.
+    """
+    if count < _TURN:
+        return [*range(count)], []
+    hidden = {*range(_TURN - 1, count, _TURN)}
+    if count - len(hidden) > most:
+        hidden = {*range(count)} - {place * count // most for place in range(most)}
+    return [number for number in range(count) if number not in hidden], sorted(hidden)
 
 
 @dataclass(frozen=True)
@@ -54,6 +72,6 @@ class Split:
         return self.count == 1
 
     @staticmethod
-    def of(items: Sequence[T], which: range) -> list[T]:
+    def of(items: Sequence[T], which: Iterable[int]) -> list[T]:
         """Those of some items."""
         return [items[number] for number in which]

@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from onnxshrink.errors import ModelError
+from onnxshrink.goal import Goal
 from onnxshrink.recipe import Recipe
 from onnxshrink.search import sensitivity
-from onnxshrink.search.ladder import Found, Goal
+from onnxshrink.search.ladder import Found
 from onnxshrink.search.partial_step import Parts
 from onnxshrink.trials import told
 

@@ -8,15 +8,13 @@ they save are moved up a rung; how many is found by bisection.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from onnxshrink.contract import Judge, Progress
 from onnxshrink.errors import ModelError
-from onnxshrink.kernels.metrics import are_probabilities, is_discrete
+from onnxshrink.goal import Goal
 from onnxshrink.options import build
 from onnxshrink.pipeline import Context, Pass
 from onnxshrink.recipe import Recipe, find_pass
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-Metric = Callable[[list[list[np.ndarray]]], float]
-
 #: Options of quantize-weights for each rung below float.
 _RUNGS: tuple[dict[str, Any], ...] = (
     {"dtype": "int4", "block_size": 32},
@@ -43,82 +39,7 @@ _RUNGS: tuple[dict[str, Any], ...] = (
 _MEASURED = 64
 #: An order needs fewer inputs than a verdict.
 _RANKING_FEEDS = 8
-_FIDELITY = 0.99
-#: Of outputs that are neither classes nor rows of scores or embeddings, which are compared by their
-#: direction: numbers that mean something one by one. A likeness of .99 would be an error of .14.
-_MEASURED_ERROR = 0.05
 _WHERE = "the search"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Goal:
-    """What the answers must keep.
-
-    With nothing asked for: likeness, and top-1 of classes, >= .99; of outputs that are measures,
-    not classes, scores or embeddings (see ``OutputComparison.vectors``), an error of .05 at most.
-
-    Attributes:
-        min_agreement: Least share of rows whose largest output stays at the same place.
-        max_error: Largest relative L2 error of any output.
-        max_drop: Largest loss of ``metric``; without one, of top-1 agreement.
-        metric: Takes the outputs of every feed, gives a number; higher is better.
-    """
-
-    min_agreement: float | None = None
-    max_error: float | None = None
-    max_drop: float | None = None
-    metric: Metric | None = None
-
-    def misses(
-        self, effect: Sequence[OutputComparison], before: Answers, after: Answers
-    ) -> list[str]:
-        """What is not kept, one line each; empty when all is."""
-        lines = []
-        classes = {row.name: row.top1 for row in effect if _has_classes(row.name, before)}
-        tops = {row.name: row.top1 for row in effect if row.top1 is not None}
-        if self.min_agreement is not None:
-            lines += _below("top-1 agreement", tops, self.min_agreement)
-        if self.max_error is not None:
-            lines += [
-                _above(row, self.max_error) for row in effect if not row.worst <= self.max_error
-            ]
-        if self.max_drop is not None and self.metric is not None:
-            drop = self.metric(before.outputs) - self.metric(after.outputs)
-            if not drop <= self.max_drop:
-                lines.append(f"the metric drops by {drop:.4g}, more than {self.max_drop:g}")
-        elif self.max_drop is not None:
-            lines += _below("top-1 agreement", tops, 1 - self.max_drop)
-        if (self.min_agreement, self.max_error, self.max_drop) == (None, None, None):
-            measured = [row for row in effect if row.name not in classes and not row.vectors]
-            alike = {row.name: row.likeness for row in effect if row not in measured}
-            lines += [
-                _above(row, _MEASURED_ERROR) for row in measured if not row.worst <= _MEASURED_ERROR
-            ]
-            lines += _below("likeness", alike, _FIDELITY)
-            lines += _below("top-1 agreement", classes, _FIDELITY)
-        return lines
-
-
-def _above(row: OutputComparison, most: float) -> str:
-    of_slice = f" {row.slice}" if row.slice else ""
-    return f"relative error of {row.name!r}{of_slice} is {row.worst:.3g}, above {most:g}"
-
-
-def _below(what: str, figures: Mapping[str, float | None], least: float) -> list[str]:
-    return [
-        f"{what} of {name!r} is {figure:.4f}, below {least:g}"
-        for name, figure in figures.items()
-        if figure is not None and not figure >= least
-    ]
-
-
-def _has_classes(name: str, answers: Answers) -> bool:
-    """Whether an output is labels, or rows of probabilities."""
-    place = answers.names.index(name)
-    values = [outputs[place] for outputs in answers.outputs]
-    if any(map(is_discrete, values)):
-        return True
-    return bool(values) and all(map(are_probabilities, values))
 
 
 @dataclass(frozen=True)

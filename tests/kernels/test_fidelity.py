@@ -40,8 +40,9 @@ def test_probabilities_are_classes_and_logits_are_when_asked() -> None:
     p = probabilities(50)
     assert Fidelity([[p]]).has_classes
     assert not Fidelity([[p]], "cosine").has_classes
-    assert not Fidelity([[np.log(p)]]).has_classes
-    assert Fidelity([[np.log(p)]], "agreement").has_classes
+    assert Fidelity([[np.log(p)]]).has_classes
+    assert not Fidelity([[np.log(p) + 1]]).has_classes
+    assert Fidelity([[np.log(p) + 1]], "agreement").has_classes
     assert Fidelity([[p]]).distortion([[p]]) == 0
     noisy = softmax(np.log(p) + 0.1 * np.random.default_rng(2).standard_normal(p.shape), axis=-1)
     assert Fidelity([[p]]).distortion([[noisy]]) == pytest.approx(metrics.kl(p, noisy))

@@ -172,7 +172,7 @@ def test_near_ties_that_no_grid_keeps_are_told(worker: Worker) -> None:
     assert scores.shape == (32, 12)
     _, step = quantized(worker, model, feeds=feeds, min_fidelity=1.0, measure="agreement")
     assert step.status == "rolled back"
-    assert "bits a weight keep" in step.reason
+    assert "times what may be lost of the answers" in step.reason
     assert "lower --min-fidelity" in step.reason
 
 

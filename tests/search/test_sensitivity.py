@@ -12,13 +12,13 @@ from hard_models import text
 from onnxshrink import api
 from onnxshrink.contract import Settings
 from onnxshrink.errors import RecipeError
+from onnxshrink.goal import Goal
 from onnxshrink.graph.file.model import Model
 from onnxshrink.kernels.metrics import compare_outputs
 from onnxshrink.pipeline import Pass, run
 from onnxshrink.recipe import Recipe, find_pass
 from onnxshrink.runtime.worker import Worker
 from onnxshrink.search import exclude, sensitivity
-from onnxshrink.search.ladder import Goal
 from onnxshrink.search.partial_step import Parts
 from onnxshrink.select import Select
 from onnxshrink.trials import Figures

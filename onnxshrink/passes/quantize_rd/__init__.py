@@ -103,6 +103,8 @@ class QuantizeRd(Pass):
         if self.bits_per_weight is not None:
             budget = self.bits_per_weight * sum(view.size for view in views) / 8
             spend = search.spend_bytes(budget, spend)
+        if self.target_ratio is None:
+            ctx.step.chosen["lam"] = spend
         # Folding a norm changes the weight's name, and not where it is used.
         called = {v: names.get((v.main.node, v.main.index), v.name) for v in views}
         if self.target_ratio is None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from onnxshrink.errors import DataError
 from onnxshrink.pipeline import Context
+from onnxshrink.trials import Answers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
     from onnxshrink.graph.weights.views import WeightView
     from onnxshrink.kernels.affine import Quantized
-    from onnxshrink.kernels.fidelity import Fidelity
     from onnxshrink.kernels.rate import Layer
     from onnxshrink.passes.quantize_rd import QuantizeRd
     from onnxshrink.runtime.trial import Trial
@@ -98,7 +98,6 @@ class Search:
             DataError: Nothing short of 8 bits keeps the answers as they are asked for.
         """
         from onnxshrink.kernels import rate
-        from onnxshrink.kernels.fidelity import Fidelity
         from onnxshrink.runtime.trial import Trial
 
         names = [*self._by_name, *(view.name for view, _ in self.plain)]
@@ -115,20 +114,37 @@ class Search:
             if options.bits_per_weight is not None or options.target_ratio is not None:
                 self.layers, self._half = [self._refitted(layer) for layer in self.layers], None
                 return _SPEND
-            least = _FIDELITY if options.min_fidelity is None else options.min_fidelity
-            reference = Fidelity(trial.run(self._judge), options.measure, trial.run(self._fit))
+            lost = self._losses(trial)
 
             def cost(spend: float) -> float:
-                score, bits = self._score(spend, trial, reference)
-                if score < least and bits > _MOST_BITS:
+                loss, bits = self._loss(spend, trial, lost)
+                if loss > 1 and bits > _MOST_BITS:
                     raise DataError(
-                        f"{options.name}: {bits:.1f} bits a weight keep {score:.4f} of the answers "
-                        f"where {least:g} are asked for; lower --min-fidelity, give more inputs, "
-                        "or use quantize-weights"
+                        f"{options.name}: {bits:.1f} bits a weight lose {loss:.3g} times what may "
+                        "be lost of the answers; lower --min-fidelity, give more inputs, or use "
+                        "quantize-weights"
                     )
-                return (1 - score) / max(1 - least, _EXACT)
+                return loss
 
             return rate.largest(cost, _SPEND)
+
+    def _losses(self, trial: Trial) -> Callable[[list[list[np.ndarray]]], float]:
+        """What tells how much of that which may be lost answers on the judging half lose."""
+        from onnxshrink.kernels.fidelity import Fidelity
+
+        options = self.options
+        before, others = trial.run(self._judge), trial.run(self._fit)
+        if options.min_fidelity is None and options.measure == "auto":
+            return self.ctx.goal.strain(self._answers(before), others)
+        least = _FIDELITY if options.min_fidelity is None else options.min_fidelity
+        kinds = [*self.ctx.goal.kinds(self._answers(before)).values()]
+        reference = Fidelity(before, options.measure, others, kinds)
+        return lambda outputs: (1 - reference.score(outputs)) / max(1 - least, _EXACT)
+
+    def _answers(self, outputs: list[list[np.ndarray]]) -> Answers:
+        from onnxshrink.graph.analysis.tails import tails
+
+        return Answers(tuple(tails(self.model)), outputs, tails=tails(self.model))
 
     def nbytes(self, codes: npt.NDArray[np.integer]) -> int:
         """Bytes that codes take in the result, entropy-coded as it will be stored."""
@@ -183,7 +199,9 @@ class Search:
         }
         for turn, count in enumerate(_PROBES):
             probes = self._judge[:count]
-            reference = Fidelity(trial.run(probes), self.options.measure)
+            before = trial.run(probes)
+            kinds = [*self.ctx.goal.kinds(self._answers(before)).values()]
+            reference = Fidelity(before, self.options.measure, kinds=kinds)
             for number, layer in enumerate(found):
                 done, total = turn * len(found) + number, len(_PROBES) * len(found)
                 self.ctx.progress("measuring sensitivities", done, total)
@@ -192,7 +210,8 @@ class Search:
                 effect = reference.distortion(trial.run(probes, {layer.name: noisy}))
                 sensitivity = max(effect, _LEAST) / step**2
                 found[number] = replace(layer, sensitivity=sensitivity)
-            steps = rate.steps(found, self.options.lam or _SPEND, _COARSEST_PROBE)
+            # Of any goal, so that its outcome can be repeated.
+            steps = rate.steps(found, _SPEND, _COARSEST_PROBE)
         return found
 
     def _fitted(self, view: WeightView, half: int | None) -> Layer:
@@ -228,8 +247,10 @@ class Search:
         fitted = self._fitted(self._by_name[layer.name], None)
         return replace(fitted, sensitivity=layer.sensitivity)
 
-    def _score(self, spend: float, trial: Trial, reference: Fidelity) -> tuple[float, float]:
-        """How close answers stay on the half of the inputs that judges, and the bits a weight."""
+    def _loss(
+        self, spend: float, trial: Trial, lost: Callable[[list[list[np.ndarray]]], float]
+    ) -> tuple[float, float]:
+        """How much of what may be lost the half of the inputs that judges loses; bits a weight."""
         from onnxshrink.kernels import affine, rate
 
         steps, weights, bits = rate.steps(self.layers, spend), {}, 0.0
@@ -241,10 +262,10 @@ class Search:
         for view, stored in self.plain:
             if view.name not in trial.refused:
                 weights[view.name] = affine.dequantize(stored).astype(view.dtype.numpy())
-        score = reference.score(trial.run(self._judge, weights))
+        loss = lost(trial.run(self._judge, weights))
         bits /= sum(layer.size for layer in self.layers)
-        _log.info("%.3f bits a weight: fidelity %.5f", bits, score)
-        return score, bits
+        _log.info("%.3f bits a weight: %.3f of what may be lost", bits, loss)
+        return loss, bits
 
     def stored(self, spend: float) -> Iterator[Stored]:
         """Every weight as it will be stored, fitted to all inputs."""

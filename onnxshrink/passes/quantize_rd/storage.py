@@ -102,7 +102,7 @@ def store_packed(
             {twin[view.value]: name for view, name in names.items()},
             replace(ctx, step=step),
         )
-        found = _file_bytes(trial, ctx.storage)
+        found = file_bytes(trial, ctx.storage)
         _log.info("packed to %d bytes, of which %d are codes; the goal is %d", found, codes, goal)
         if _CLOSE * goal <= found <= goal:
             model.adopt(trial)
@@ -113,7 +113,7 @@ def store_packed(
     raise DataError(f"{ctx.step.name}: found no grids that pack to {goal:,.0f} bytes")
 
 
-def _file_bytes(model: Model, storage: str) -> int:
+def file_bytes(model: Model, storage: str) -> int:
     """Bytes of the result: coded where it will be stored so, else packed."""
     from onnxshrink.graph.forms import coded, packed
 

@@ -1,0 +1,278 @@
+"""What the answers of a model must keep: of every output what its readers read of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from onnxshrink.errors import RecipeError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from onnxshrink.kernels.fidelity import Fidelity, Figure, Limits
+    from onnxshrink.kernels.kinds import Kind, Known
+    from onnxshrink.kernels.metrics import OutputComparison
+    from onnxshrink.trials import Answers
+
+Metric = Callable[[list[list["np.ndarray"]]], float]
+Preset = Literal["near-lossless", "balanced", "smallest"]
+
+#: Agreement, likeness, error and divergence; see ``kernels.fidelity.Limits``.
+PRESETS: Mapping[str, tuple[float, float, float, float]] = {
+    "near-lossless": (0.998, 0.9995, 0.01, 0.002),
+    "balanced": (0.99, 0.99, 0.05, 0.05),
+    "smallest": (0.97, 0.97, 0.1, 0.15),
+}
+_WORDS = {
+    "agreement": "top-1 agreement", "likeness": "likeness", "error": "relative error",
+    "divergence": "divergence",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What the inputs that nobody had seen say of one figure of one output.
+
+    Attributes:
+        output: The name.
+        figure: ``agreement``, ``likeness``, ``error`` or ``divergence``.
+        found: What it is on these inputs.
+        careful: What it will be at worst, with the confidence.
+        limit: What was asked for.
+        confidence: Of ``careful``.
+        units: Rows or inputs that it rests on.
+        wanted: Rows it takes to promise the limit; 0 where more do not help, or none are wanted.
+    """
+
+    output: str
+    figure: str
+    found: float
+    careful: float
+    limit: float
+    confidence: float
+    units: int
+    wanted: int = 0
+
+    @property
+    def least(self) -> bool:
+        """Whether more is better."""
+        return self.figure in ("agreement", "likeness")
+
+    @property
+    def refuses(self) -> bool:
+        """Whether the figure is outside, or may be so that a finer grid mends it.
+
+        A share of few rows is never promised; how many it takes is told instead. That one of them
+        differs says nothing against it.
+        """
+        from math import isfinite
+
+        if self.figure == "agreement":
+            return self.found + 1 / max(self.units, 1) < self.limit
+        inside = self.found >= self.limit if self.least else self.found <= self.limit
+        return not inside or (isfinite(self.careful) and not self.proven)
+
+    @property
+    def proven(self) -> bool:
+        """Whether unseen inputs keep the limit, with the confidence."""
+        return self.careful >= self.limit if self.least else self.careful <= self.limit
+
+    def __str__(self) -> str:
+        import math
+
+        line = f"{_WORDS[self.figure]} of {self.output!r} on {self.units} unseen "
+        line += "rows" if self.least and self.figure == "agreement" else "inputs or rows"
+        line += f": {self.found:.4g}"
+        if math.isfinite(self.careful):
+            side = "at least" if self.least else "at most"
+            line += f" ({side} {self.careful:.4g} with {100 * self.confidence:.0f} % confidence)"
+        if not self.proven and self.wanted:
+            line += f"; to promise {self.limit:g} takes {self.wanted} unseen rows"
+        elif not self.proven:
+            line += f"; {self.limit:g} is not promised"
+        return line
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """What the answers must keep.
+
+    With nothing asked for, what ``preset`` says for the kind of each output: by default 99 % of
+    the answers of classes and labels, a likeness of .99 of embeddings, both where one cannot tell,
+    and an error of .05 of numbers that mean something one by one.
+
+    Attributes:
+        min_agreement: Least share of rows whose largest output stays at the same place.
+        max_error: Largest relative L2 error of any output.
+        max_drop: Largest loss of ``metric``; without one, of top-1 agreement.
+        metric: Takes the outputs of every feed, gives a number; higher is better.
+        measures: What outputs are, by name, where they should not be told by themselves.
+        preset: How much may be lost where none of the above says.
+    """
+
+    min_agreement: float | None = None
+    max_error: float | None = None
+    max_drop: float | None = None
+    metric: Metric | None = None
+    measures: Mapping[str, Kind] = field(default_factory=dict)
+    preset: Preset = "balanced"
+
+    def __post_init__(self) -> None:
+        if not self.measures:
+            return
+        from onnxshrink.kernels.kinds import KINDS
+
+        for name, kind in self.measures.items():
+            if kind not in KINDS:
+                raise RecipeError(f"measure of {name!r}: takes one of {', '.join(KINDS)}")
+
+    @property
+    def limits(self) -> Limits:
+        """What may be lost of each kind where nothing else is said."""
+        from onnxshrink.kernels.fidelity import Limits
+
+        agreement, likeness, error, divergence = PRESETS[self.preset]
+        return Limits(agreement=agreement, likeness=likeness, error=error, divergence=divergence)
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing is asked for but what the preset says."""
+        return (self.min_agreement, self.max_error, self.max_drop) == (None, None, None)
+
+    def kinds(self, answers: Answers) -> dict[str, Known]:
+        """What every output is, by name.
+
+        Raises:
+            RecipeError: ``measures`` names an output that the model does not have.
+        """
+        from onnxshrink.kernels.kinds import Known, decide
+
+        if missing := [name for name in self.measures if name not in answers.names]:
+            raise RecipeError(
+                f"measure of {missing[0]!r}: no such output (outputs: {', '.join(answers.names)})"
+            )
+        found = {}
+        for place, name in enumerate(answers.names):
+            arrays = [outputs[place] for outputs in answers.outputs]
+            found[name] = decide(name, arrays, answers.tails.get(name))
+            if name in self.measures:
+                found[name] = Known(self.measures[name], "as you say")
+        return found
+
+    def asked(self, before: Answers) -> dict[str, dict[Figure, float]]:
+        """The limits of every figure of every output, by name; the metric aside."""
+        kinds = self.kinds(before)
+        by_metric = self.metric is not None and self.max_error is None
+        if self.plain or (by_metric and self.min_agreement is None):
+            return {name: self.limits.asked(known.kind) for name, known in kinds.items()}
+        least = self.min_agreement
+        if least is None and self.max_drop is not None and self.metric is None:
+            least = 1 - self.max_drop
+        choosing = {n for n, known in kinds.items() if known.chooses or known.kind == "labels"}
+        found: dict[str, dict[Figure, float]] = {name: {} for name in kinds}
+        for name in kinds:
+            if least is not None and (name in choosing or not choosing):
+                found[name]["agreement"] = least
+            if self.max_error is not None:
+                found[name]["error"] = self.max_error
+        return found
+
+    def holder(self, before: Answers, others: Sequence[Sequence[np.ndarray]] = ()) -> Fidelity:
+        """What compares answers with these, each output by its kind."""
+        from onnxshrink.kernels.fidelity import Fidelity
+
+        kinds = self.kinds(before)
+        stacked = [i for i, name in enumerate(before.names) if name in before.stacked]
+        return Fidelity(
+            before.outputs, others=others, kinds=[kinds[name] for name in before.names],
+            stacked=stacked,
+        )  # fmt: skip
+
+    def strain(
+        self, before: Answers, others: Sequence[Sequence[np.ndarray]] = ()
+    ) -> Callable[[Sequence[Sequence[np.ndarray]]], float]:
+        """How much of what may be lost is lost, for answers of a model: above 1 is too much.
+
+        It is a careful figure. What a metric says does not count: it is about all inputs.
+
+        Args:
+            before: What the original answers to some inputs.
+            others: What it answers to more, which no other model will be asked.
+        """
+        holder, asked = self.holder(before, others), self.asked(before)
+        limits = [asked[name] for name in before.names]
+        return lambda outputs: holder.strain(outputs, limits)
+
+    def misses(
+        self, effect: Sequence[OutputComparison], before: Answers, after: Answers
+    ) -> list[str]:
+        """What is not kept on the inputs at hand, one line each; empty when all is."""
+        lines = []
+        if self.max_drop is not None and self.metric is not None:
+            drop = self.metric(before.outputs) - self.metric(after.outputs)
+            if not drop <= self.max_drop:
+                lines.append(f"the metric drops by {drop:.4g}, more than {self.max_drop:g}")
+            if self.max_error is None and self.min_agreement is None:
+                return lines
+        rows, asked = {row.name: row for row in effect}, self.asked(before)
+        kinds = self.kinds(before)
+        for name in before.names:
+            lines += _missed(rows[name], asked[name], _top1(rows[name], kinds[name], before, after))
+        return lines
+
+    def promises(self, before: Answers, after: Answers, looks: int = 1) -> list[Promise]:
+        """What inputs that nobody has seen say, one entry for each figure that is asked for.
+
+        Args:
+            before: What the original answers to them.
+            after: What the result does.
+            looks: How many results have been held against these inputs, this one included: the
+                more, the less does the best of them say (Bonferroni's correction).
+        """
+        from onnxshrink.kernels.promise import CONFIDENCE, rows_for
+
+        confidence = 1 - (1 - CONFIDENCE) / looks
+        holder, found = self.holder(before), []
+        for place, (name, limits) in enumerate(self.asked(before).items()):
+            for figure, limit in limits.items():
+                estimate = holder.estimate(after.outputs, place, figure, confidence)
+                lost = round((1 - estimate.figure) * estimate.units)
+                wanted = rows_for(limit, lost, confidence) if figure == "agreement" else 0
+                found.append(
+                    Promise(name, figure, *estimate[:2], limit, CONFIDENCE, estimate.units, wanted)
+                )
+        return found
+
+
+def _top1(row: OutputComparison, known: Known, before: Answers, after: Answers) -> float | None:
+    if known.axis == -1:
+        return row.top1
+    from onnxshrink.kernels.metrics import Agreement
+
+    agreement, place = Agreement(), before.names.index(row.name)
+    for x, y in zip(before.outputs, after.outputs, strict=True):
+        agreement.add(known.rows(x[place]), known.rows(y[place]))
+    return agreement.top1
+
+
+def _missed(row: OutputComparison, limits: Mapping[Figure, float], top1: float | None) -> list[str]:
+    figures = {
+        "agreement": top1, "likeness": row.likeness, "error": row.worst, "divergence": row.kl,
+    }  # fmt: skip
+    lines = []
+    for figure, limit in limits.items():
+        value = figures[figure]
+        if value is None:
+            continue
+        if figure == "error" and not value <= limit:
+            of_slice = f" {row.slice}" if row.slice else ""
+            lines.append(
+                f"relative error of {row.name!r}{of_slice} is {value:.3g}, above {limit:g}"
+            )
+        elif figure == "divergence" and not value <= limit:
+            lines.append(f"divergence of {row.name!r} is {value:.3g}, above {limit:g}")
+        elif figure in ("agreement", "likeness") and not value >= limit:
+            lines.append(f"{_WORDS[figure]} of {row.name!r} is {value:.4f}, below {limit:g}")
+    return lines

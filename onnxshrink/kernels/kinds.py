@@ -1,0 +1,155 @@
+"""What an output is, so that it is held to what its readers read of it.
+
+A relative error of .05 breaks one answer and is nothing to another: of classes the largest counts,
+of an embedding the direction, of a measured number the number. The kind follows from the name, the
+values, and what makes and reads the output in the graph. Where that leaves a doubt, the output is
+held to more rather than to less.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from onnxshrink.kernels.metrics import are_probabilities, is_discrete
+
+#: ``labels``: integers and texts, which must be equal. ``classes``: rows of scores, whose largest
+#: counts. ``tokens``: the same over a vocabulary, where the other scores count, too.
+#: ``embeddings``: rows that are compared by direction. ``vectors``: rows of scores or embeddings,
+#: one cannot tell: held to both. ``values``: numbers that mean something one by one.
+Kind = Literal["labels", "classes", "tokens", "embeddings", "vectors", "values"]
+KINDS: tuple[Kind, ...] = ("labels", "classes", "tokens", "embeddings", "vectors", "values")
+
+_SCORES = {
+    "logit", "logits", "logprob", "logprobs", "class", "classes", "classification", "classifier",
+    "prob", "probs", "probability", "probabilities", "softmax", "cls",
+}  # fmt: skip
+_EMBEDDINGS = {
+    "embed", "embeds", "embedding", "embeddings", "emb", "feature", "features", "descriptor",
+    "descriptors", "pooled", "pooler", "representation",
+}  # fmt: skip
+_STATES = {"state", "states", "hidden", "cell", "cache", "present", "memory"}
+_CHOICES = {"ArgMax", "Softmax", "LogSoftmax", "Hardmax", "TopK"}
+_LONG_ROW = 8
+_VOCABULARY = 1000
+_UNIT = 1e-2  # slack of lengths that are 1
+_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What the graph says of an output.
+
+    Attributes:
+        last: The operator that makes it, behind all that only moves values.
+        read_by: Operators that read its values inside the model.
+        fed_back: The input that it becomes in the next run; empty for none.
+    """
+
+    last: str = ""
+    read_by: frozenset[str] = frozenset()
+    fed_back: str = ""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What an output is taken for.
+
+    Attributes:
+        kind: See :data:`Kind`.
+        why: For the report.
+        axis: The axis of classes.
+    """
+
+    kind: Kind
+    why: str = field(compare=False)
+    axis: int = -1
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the place of the largest value is an answer."""
+        return self.kind in ("classes", "tokens", "vectors")
+
+    def rows(self, array: np.ndarray) -> np.ndarray:
+        """The values with classes along the last axis."""
+        return array if self.axis == -1 else np.moveaxis(array, self.axis, -1)
+
+
+def decide(name: str, arrays: Sequence[np.ndarray], tail: Tail | None = None) -> Known:
+    """What an output is.
+
+    Args:
+        name: Of the output.
+        arrays: Its values for some inputs.
+        tail: What the graph says.
+    """
+    tail = tail or Tail()
+    if any(map(is_discrete, arrays)):
+        return Known("labels", "integers, booleans or texts")
+    filled = [array for array in arrays if array.size]
+    if not filled:
+        return Known("values", "no values to tell by")
+    if tail.fed_back:
+        return Known("values", f"a state: it goes on as input {tail.fed_back!r}")
+    if all(map(are_probabilities, filled)):
+        return Known("classes", "its rows are probabilities")
+    if all(map(_are_maps, filled)):
+        return Known("classes", "probabilities along axis 1, for every place", 1)
+    if all(map(are_logarithms, filled)):
+        return Known("classes", "its rows are logarithms of probabilities")
+    wide = all(array.ndim > 1 and array.shape[-1] > 1 for array in filled)
+    words = {word.lower() for word in _WORDS.findall(name)}
+    if not wide or words & _STATES:
+        return Known("values", "one number a row" if not wide else "its name says a state")
+    if choice := sorted(tail.read_by & _CHOICES):
+        return Known("classes", f"the model itself takes {choice[0]} of it")
+    if all(map(_are_unit, filled)):
+        return Known("embeddings", "its rows have length 1")
+    flat = all(array.ndim in (2, 3) for array in filled)
+    if flat and words & _SCORES and not _are_shares(filled):
+        if filled[0].ndim == 3 and filled[0].shape[-1] >= _VOCABULARY:
+            return Known("tokens", "by its name, scores of a vocabulary")
+        return Known("classes", "its name says scores of classes")
+    alike = flat and all(array.shape[-1] >= _LONG_ROW for array in filled) and _one_kind(filled)
+    if alike and words & _EMBEDDINGS:
+        return Known("embeddings", "its name says embeddings")
+    if alike:
+        return Known("vectors", "long rows of one kind: scores or embeddings, held to both")
+    return Known("values", "numbers that mean something one by one")
+
+
+def _are_maps(array: np.ndarray) -> bool:
+    return array.ndim == 4 and are_probabilities(np.moveaxis(array, 1, -1))
+
+
+def are_logarithms(array: np.ndarray) -> bool:
+    """Whether the rows along the last axis are logarithms of probabilities."""
+    if array.ndim < 2 or array.shape[-1] < 2 or array.max() > _UNIT:
+        return False
+    return are_probabilities(np.exp(array.astype(np.float64)))
+
+
+def _are_unit(array: np.ndarray) -> bool:
+    if array.ndim < 2 or array.shape[-1] < _LONG_ROW:
+        return False
+    lengths = np.linalg.norm(array.astype(np.float64), axis=-1)
+    return bool((np.abs(lengths - 1) <= _UNIT).all())
+
+
+def _are_shares(arrays: Sequence[np.ndarray]) -> bool:
+    """Whether all is between 0 and 1: of each class by itself, several or none may be there."""
+    return all(array.min() >= 0 and array.max() <= 1 for array in arrays)
+
+
+def _one_kind(arrays: Sequence[np.ndarray]) -> bool:
+    from onnxshrink.kernels.slices import Slices
+
+    slices = Slices()
+    for array in arrays:
+        values = np.nan_to_num(array.astype(np.float64), posinf=0.0, neginf=0.0)
+        slices.add(values, np.zeros_like(values))
+    return slices.alike

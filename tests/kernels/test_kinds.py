@@ -1,0 +1,70 @@
+"""What an output is taken for, from its name, its values, and the graph around it."""
+
+import numpy as np
+import pytest
+from hard_models import text
+
+from onnxshrink.graph.analysis.tails import tails
+from onnxshrink.graph.file.model import Model
+from onnxshrink.kernels.kinds import Kind, Tail, decide
+
+RNG = np.random.default_rng(0)
+SCORES = RNG.standard_normal((20, 10)) * 4
+SHARES = np.exp(SCORES) / np.exp(SCORES).sum(axis=1, keepdims=True)
+UNIT = SCORES / np.linalg.norm(SCORES, axis=1, keepdims=True)
+BOXES = np.concatenate([np.abs(SCORES[:, :4]) * 300, SHARES[:, :6]], axis=1)
+
+CASES: dict[str, tuple[str, np.ndarray, Kind]] = {
+    "integers": ("y", np.arange(9), "labels"),
+    "probabilities": ("y", SHARES, "classes"),
+    "probabilities of every step": ("y", SHARES[None], "classes"),
+    "logarithms of probabilities": ("y", np.log(SHARES), "classes"),
+    "logits by name": ("my_logits", SCORES, "classes"),
+    "scores of two classes by name": ("clsLogits", SCORES[:, :2], "classes"),
+    "a row of scores": ("scores", SCORES, "vectors"),
+    "scores of boxes": ("scores", SCORES[None], "vectors"),
+    "shares that do not add up": ("class_scores", 1 / (1 + np.exp(-SCORES)), "vectors"),
+    "logits of a vocabulary": ("logits", RNG.standard_normal((1, 4, 2000)), "tokens"),
+    "rows of length 1": ("y", UNIT, "embeddings"),
+    "embeddings by name": ("sentence_embedding", SCORES, "embeddings"),
+    "long rows of one kind": ("y", SCORES, "vectors"),
+    "boxes beside scores": ("y", BOXES, "values"),
+    "one number": ("y", SCORES[:, :1], "values"),
+    "a few numbers": ("y", SCORES[:, :3], "values"),
+    "a state by name": ("hidden_2", SCORES, "values"),
+    "nothing": ("y", np.zeros((0, 4)), "values"),
+}
+
+
+@pytest.mark.parametrize(("name", "array", "kind"), CASES.values(), ids=CASES)
+def test_names_and_values_tell(name: str, array: np.ndarray, kind: Kind) -> None:
+    known = decide(name, [array.astype(array.dtype if array.dtype.kind == "i" else np.float32)])
+    assert known.kind == kind, known.why
+
+
+def test_probabilities_of_every_place_are_along_axis_1() -> None:
+    maps = np.moveaxis(SHARES.reshape(1, 4, 5, 10), -1, 1)
+    known = decide("y", [maps])
+    assert (known.kind, known.axis) == ("classes", 1)
+    assert (known.rows(maps) == SHARES.reshape(1, 4, 5, 10)).all()
+
+
+def test_the_graph_tells() -> None:
+    assert decide("y", [SCORES], Tail(read_by=frozenset({"ArgMax"}))).kind == "classes"
+    assert decide("logits", [SCORES], Tail(fed_back="h")).kind == "values"
+
+
+def test_tails_of_a_model() -> None:
+    model = Model.from_proto(
+        text(
+            "g (float[n, 4] x, float[1, n, 4] h, float[1, n, 4] state) => (int64[n] label, "
+            "float[n, 4] y, float[1, n, 4] h_out, float[1, n, 4] stateN) {"
+            "z = Relu(x) y = Identity(z) label = ArgMax<axis = 1, keepdims = 0>(z) "
+            "h_out = Tanh(h) stateN = Neg(state) }"
+        )
+    )
+    found = tails(model)
+    assert found["y"] == Tail("Relu", frozenset({"ArgMax"}), "")
+    assert found["h_out"].fed_back == "h"
+    assert found["stateN"].fed_back == "state"
+    assert found["label"].last == "ArgMax"
