@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from onnxshrink.graph import operators, read
 from onnxshrink.kernels.kinds import Tail
 
 if TYPE_CHECKING:
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
 
     from onnxshrink.graph.file.model import Model
 
-_MOVERS = {"Identity", "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"}
 _FARTHEST = 16  # operators that only move values
 #: What exporters add to the name of a state to tell the next one from the last.
 _NEXT = re.compile(r"_(out|output|next|new|n|1)$|(?<=[a-z])N$|^(new|next|out|present|past)[_.]")
@@ -25,11 +25,11 @@ def tails(model: Model) -> dict[str, Tail]:
     for output in model.ir.graph.outputs:
         chain = _chain(output)
         producer = chain[-1].producer()
-        read_by = {node.op_type for value in chain for node, _ in value.uses()}
+        readers = [node for value in chain for node, _ in value.uses()]
         back = inputs.get(_stem(output.name or ""))
         found[output.name or ""] = Tail(
             last="" if producer is None else producer.op_type,
-            read_by=frozenset(read_by - _MOVERS),
+            read_by=frozenset(node.op_type for node in readers if not _keeps(node)),
             fed_back=(back.name or "") if back is not None and _fits(back, output) else "",
         )
     return found
@@ -40,12 +40,16 @@ def _chain(value: ir.Value) -> list[ir.Value]:
     chain = [value]
     for _ in range(_FARTHEST):
         producer = chain[-1].producer()
-        if producer is None or producer.op_type not in _MOVERS or not producer.inputs:
+        before = None if producer is None or not _keeps(producer) else read.input(producer, 0)
+        if before is None:
             break
-        if producer.inputs[0] is None:
-            break
-        chain.append(producer.inputs[0])
+        chain.append(before)
     return chain
+
+
+def _keeps(node: ir.Node) -> bool:
+    """Whether a node hands on all numbers as they are, in another shape, order or type."""
+    return operators.moves(node) not in ("", "parts", "joins")
 
 
 def _stem(name: str) -> str:
