@@ -318,7 +318,7 @@ def the_report_agrees_with_the_files(outcome: Outcome) -> None:
     sizes: dict[str, list[int]] = {}
     for name, tensor in stored(outcome.before):
         sizes.setdefault(name, []).append(numpy_helper.to_array(tensor).nbytes)
-    rows_of_weights = [c for c in row.changes if c.kind not in ("graph", "model")]
+    rows_of_weights = [c for c in row.changes if c.kind not in ("graph", "model", "bias")]
     for change in rows_of_weights:
         assert change.what in names(outcome.before)
         if change.what in sizes:
@@ -335,7 +335,7 @@ def a_replaced_weight_is_gone(outcome: Outcome) -> None:
         for _, tensor in stored(outcome.after)
         if tensor.raw_data
     }
-    replaced = {c.what for c in outcome.row.changes if c.kind not in ("graph", "model")}
+    replaced = {c.what for c in outcome.row.changes if c.kind not in ("graph", "model", "bias")}
     # Two branches may both have a weight of one name, of which one stays.
     twins = Counter(name for name, _ in stored(outcome.before))
     for name, tensor in stored(outcome.before):

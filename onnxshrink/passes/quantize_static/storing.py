@@ -289,7 +289,7 @@ def store(
         note = "int32" if before else "int32, new"
         if schemes[one].correct_bias:
             note += ", takes back what rounding its weight adds"
-        ctx.changed(name, nbytes, before=before, kind=one.op_type, note=note, **error)
+        ctx.changed(name, nbytes, before=before, kind="bias", note=note, **error)
     if found := products.overflowing:
         worst = max(found, key=found.__getitem__)
         many = "1 weight" if len(found) == 1 else f"{len(found)} weights"
