@@ -485,6 +485,8 @@ def test_a_run_that_is_stopped_cleans_up(
     child = subprocess.Popen(
         [*command, "--calibration", "mine.py:data"], cwd=tmp_path, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # A shell that runs the tests in the background has them ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert child.stderr is not None
     assert child.stderr.readline() == "ready\n"  # what users print goes to stderr
