@@ -496,4 +496,4 @@ def _is_large(tensor: ir.TensorProtocol | None) -> TypeGuard[ir.TensorProtocol]:
 def _root(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{error}" or type(error).__name__
+    return " ".join(f"{error}".split()) or type(error).__name__  # protobuf writes in lines
