@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from onnxshrink.graph.file.model import Model
-    from onnxshrink.graph.layers.scalable import Part, Site
+    from onnxshrink.graph.layers.scalable import ScaledConstant, Site
     from onnxshrink.kernels.observers import ExtremeSums, Need
     from onnxshrink.kernels.smooth import Product
 
@@ -167,7 +167,7 @@ def _range_of(site: Site) -> Need:
     return Need(site.value.name or "", Extremes(-1 if site.last else 1))
 
 
-def _product(part: Part, ctx: Context) -> Product | None:
+def _product(part: ScaledConstant, ctx: Context) -> Product | None:
     """A reader and the second moment of its input; None where that was not collected."""
     import numpy as np
 

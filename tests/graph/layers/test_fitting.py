@@ -38,7 +38,7 @@ def test_products_in_every_spelling(name: str, worker: Worker) -> None:
             else:
                 np.testing.assert_allclose(other.held.matrix, matrix, rtol=1e-5, err_msg=spelling)
             np.testing.assert_allclose(other.held.shift, layer.held.shift, rtol=1e-6)
-            assert [part.kind for part in other.parts] == ["weights"]
+            assert [part.role for part in other.parts] == ["weights"]
             assert other.bias is not None
             assert other.bias.value.name == weight.replace("w", "b")
             np.testing.assert_allclose(other.shifts(other.held), layer.shifts(layer.held))
@@ -49,7 +49,7 @@ def test_norms_in_every_spelling(name: str, worker: Worker) -> None:
     for spelling, proto in NETS[name]().spellings.items():
         (gains,) = [layer for layer in layers(proto, worker).values() if layer.gain]
         assert gains.name == "gain", spelling
-        assert [part.kind for part in gains.parts] == ["gains"]
+        assert [part.role for part in gains.parts] == ["gains"]
         shifted = any(tensor.name == "shift" for tensor in proto.graph.initializer)
         assert (gains.bias is not None) == shifted
 
