@@ -45,7 +45,7 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
     kept: dict[str, np.ndarray] = {}
     replace = palette.Palettes.replace_filtered
 
-    def spy(self: Any, view: Any, filtered: bloomier.Filter, table: np.ndarray) -> int:
+    def spy(self: Any, view: Any, filtered: bloomier.BloomierFilter, table: np.ndarray) -> int:
         codes = np.minimum(filtered.decode(view.size), len(table))
         kept[view.name] = np.append(table, np.float32(0))[codes].reshape(view.shape)
         return replace(self, view, filtered, table)

@@ -235,7 +235,7 @@ class Palettes:
         return rebuild.nbytes + HASH_OVERHEAD - REBUILD_OVERHEAD
 
     def replace_filtered(
-        self, view: WeightView, stored: bloomier.Filter, table: npt.NDArray[np.float32]
+        self, view: WeightView, stored: bloomier.BloomierFilter, table: npt.NDArray[np.float32]
     ) -> int:
         """Replace a weight by a filter of codes and their table; codes beyond it are zeros.
 
@@ -270,7 +270,7 @@ class Palettes:
         rebuild.finish(self._reshaped(rebuild, value, view.shape))
         return rebuild.nbytes + FILTER_OVERHEAD - REBUILD_OVERHEAD
 
-    def _slots(self, rebuild: Rebuild, stored: bloomier.Filter) -> ir.Value:
+    def _slots(self, rebuild: Rebuild, stored: bloomier.BloomierFilter) -> ir.Value:
         """Slots of a filter as int32; a byte holds two of 4 bits."""
         if stored.base > codebooks.BASES[-2]:
             return self._index(rebuild, stored.slots)

@@ -18,9 +18,9 @@ import onnx_ir as ir
 from onnxshrink.graph import operators, read
 from onnxshrink.graph.analysis.operands import constants, fixed_values
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.operators import Convolution, Gains, Matrices, Product, Quantized
+from onnxshrink.graph.operators import Convolution, Gains, Matrices, Product, QuantizedRow
 from onnxshrink.graph.read import constant
-from onnxshrink.graph.weights.dependence import Chain, Origin, Run
+from onnxshrink.graph.weights.dependence import Chain, Origin, RunModel
 from onnxshrink.graph.weights.views import FLOATS
 from onnxshrink.kernels import leastsquares
 from onnxshrink.kernels.leastsquares import Affine, Linear, Seen
@@ -279,7 +279,7 @@ def _is_factor(node: ir.Node, named: set[str]) -> bool:
     )
 
 
-class Reader:
+class LayerReader:
     """Reads layers out of a model.
 
     Args:
@@ -287,7 +287,7 @@ class Reader:
         run: Runs small models; see :class:`Chain`.
     """
 
-    def __init__(self, model: Model, run: Run):
+    def __init__(self, model: Model, run: RunModel):
         self._model, self._run = model, run
 
     def layer(self, outline: Outline) -> Layer:
@@ -481,7 +481,7 @@ def _integer_bias(node: ir.Node) -> bool:
     """Whether a bias is stored in integers, whose unit is the product of the scales."""
     bias = read.input(node, 2)
     maker = None if bias is None else bias.producer()
-    if maker is None or operators.of(maker, Quantized) is None:
+    if maker is None or operators.of(maker, QuantizedRow) is None:
         return False
     tensor = constant(maker.inputs[0])
     return tensor is not None and tensor.dtype not in FLOATS

@@ -34,7 +34,7 @@ _IN, _OUT = "chain.in", "chain.out"
 _INITIALIZERS_ALONE = 4  # the IR version since which an initializer need not be an input
 
 #: Runs a model on every feed; its one output for each.
-Run = Callable[[onnx.ModelProto, Sequence[Mapping[str, np.ndarray]]], list[np.ndarray]]
+RunModel = Callable[[onnx.ModelProto, Sequence[Mapping[str, np.ndarray]]], list[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Chain:
         constant: Whether it depends on constants alone.
     """
 
-    def __init__(self, model: Model, value: ir.Value, run: Run):
+    def __init__(self, model: Model, value: ir.Value, run: RunModel):
         self._model, self._value, self._run = model, value, run
         self._nodes: dict[ir.Node, None] = {}
         self._constants: dict[ir.Value, ir.TensorProtocol] = {}

@@ -56,7 +56,7 @@ class Stored(NamedTuple):
 
 
 @dataclass
-class Search:
+class StepSearch:
     """The weights of one model: what is known of them, and where their grids should be.
 
     Attributes:

@@ -74,7 +74,7 @@ class Reconstruction:
         from onnxshrink.runtime.compare_values import compute, regress
 
         worker = self.ctx.worker
-        reader = fitting.Reader(self.model, lambda proto, feeds: compute(proto, feeds, worker))
+        reader = fitting.LayerReader(self.model, lambda proto, feeds: compute(proto, feeds, worker))
         found = []
         for outline in fitting.outlines(self.model, self.original):
             if outline.output in names:

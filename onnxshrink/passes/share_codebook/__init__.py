@@ -13,7 +13,7 @@ from onnxshrink.select import Select, select, variants
 
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
-    from onnxshrink.graph.forms.sharing import Coding
+    from onnxshrink.graph.forms.sharing import Sharing
     from onnxshrink.graph.weights.views import WeightView
     from onnxshrink.kernels.observers import Need
     from onnxshrink.passes.share_codebook.codebooks import Tables
@@ -169,7 +169,7 @@ class ShareCodebook(Pass):
         rng, common = np.random.default_rng(ctx.seed), None
         if self.table == "model":
             common = sharing.common_table(free, self._tables.coding(self.scale != "none"), rng)
-        planned: dict[WeightView, tuple[Coding, ...]] = {}
+        planned: dict[WeightView, tuple[Sharing, ...]] = {}
         if self.mean_bits is not None:
             planned = codebooks.share_out(
                 free, self._tables, self.mean_bits, ctx, may_narrow=self.vectors == "float16"

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from onnxshrink.graph.forms.palette import Palettes
-    from onnxshrink.graph.forms.sharing import Coding, Shared
+    from onnxshrink.graph.forms.sharing import Shared, Sharing
     from onnxshrink.graph.weights.views import WeightView
     from onnxshrink.kernels.codebooks import Method
     from onnxshrink.kernels.observers import Need
@@ -46,18 +46,18 @@ class Tables:
     weighed: bool
     min_sqnr_db: float
 
-    def coding(self, scaled: bool, method: Any = None, entries: int = 0) -> Coding:
+    def coding(self, scaled: bool, method: Any = None, entries: int = 0) -> Sharing:
         """One way to share a weight's values, perhaps with another method or size."""
-        from onnxshrink.graph.forms.sharing import Coding
+        from onnxshrink.graph.forms.sharing import Sharing
 
         method = method or self.method
-        return Coding(
+        return Sharing(
             method=method, entries=entries or self.entries, width=self.width, rows=self.rows,
             scaled=scaled and method != "unique", balanced=self.rounding == "balanced",
             feedback=self.rounding == "gptq" and method != "unique", weighed=self.weighed,
         )  # fmt: skip
 
-    def codings(self, view: WeightView) -> Iterator[Coding]:
+    def codings(self, view: WeightView) -> Iterator[Sharing]:
         """What to try for one weight, the smallest first."""
         scaled = self.scale == "channel" or (self.scale == "auto" and self._scales_pay(view))
         if self.method != "adaptive":
@@ -76,7 +76,7 @@ class Tables:
         return not fed or 2 * view.size / channel + _SCALE_OVERHEAD <= codes * _FED_SHARE
 
     def share(
-        self, view: WeightView, tried: Iterable[Coding], rng: np.random.Generator,
+        self, view: WeightView, tried: Iterable[Sharing], rng: np.random.Generator,
         common: np.ndarray | None, statistics: Mapping[Need, Any],
     ) -> Shared:  # fmt: skip
         """A weight by the first coding that is good enough, or by the last.
@@ -149,7 +149,7 @@ def store(
 def share_out(
     views: Iterable[WeightView], tables: Tables, mean_bits: float, ctx: Context, *,
     may_narrow: bool,
-) -> dict[WeightView, tuple[Coding, ...]]:  # fmt: skip
+) -> dict[WeightView, tuple[Sharing, ...]]:  # fmt: skip
     """For each weight the method and size with which all take ``mean_bits`` and lose least.
 
     No coding at all stands for float16. Sizes are tried without error feedback. What a weight loses
@@ -165,10 +165,10 @@ def share_out(
     from onnxshrink.kernels import allocation
 
     rng = np.random.default_rng(ctx.seed)
-    found: list[tuple[WeightView, list[tuple[Coding, ...]]]] = []
+    found: list[tuple[WeightView, list[tuple[Sharing, ...]]]] = []
     sizes, errors = [], []
     for view in views:
-        known: list[tuple[Coding, ...]] = []
+        known: list[tuple[Sharing, ...]] = []
         size, error = [], []
         if may_narrow:
             known, error = [()], [0.0]

@@ -32,7 +32,7 @@ class Errors(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Candidate:
+class SplitCandidate:
     """One way to split one weight.
 
     Attributes:
@@ -78,7 +78,7 @@ class Candidate:
         return _errors(self.view, split.matrix_of(self.view, self.way, left @ right), self.moment)
 
 
-def candidates(view: WeightView, kind: Way, moment: np.ndarray | None) -> Iterator[Candidate]:
+def candidates(view: WeightView, kind: Way, moment: np.ndarray | None) -> Iterator[SplitCandidate]:
     """The ways to split a weight that are asked for.
 
     Raises:
@@ -92,7 +92,9 @@ def candidates(view: WeightView, kind: Way, moment: np.ndarray | None) -> Iterat
             seen = moment
             if way.kind == "spatial" and moment is not None:
                 seen = lowrank.columns_moment(moment, view.shape[-1])
-            yield Candidate(view, way, lowrank.decompose(split.matrix(view, way), seen), moment)
+            yield SplitCandidate(
+                view, way, lowrank.decompose(split.matrix(view, way), seen), moment
+            )
 
 
 def moment_of(view: WeightView, ctx: Context) -> np.ndarray | None:

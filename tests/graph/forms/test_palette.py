@@ -22,11 +22,11 @@ PLANS = {
 def test_tables_give_what_was_shared(plan: str) -> None:
     model, x = Model.from_proto(text(PRODUCTS, v=normal(8, 8), w=normal(8, 6))), normal(2, 8)
     palettes, values = Palettes(model), {}
-    how = sharing.Coding(method="kmeans", **PLANS[plan])  # type: ignore[arg-type]
+    how = sharing.Sharing(method="kmeans", **PLANS[plan])  # type: ignore[arg-type]
     for name in "vw":
         view = view_of(model, name)
         rows = {"rows": 4} if plan == "groups" and name == "v" else {}
-        how = sharing.Coding(method="kmeans", **{**PLANS[plan], **rows})  # type: ignore[arg-type]
+        how = sharing.Sharing(method="kmeans", **{**PLANS[plan], **rows})  # type: ignore[arg-type]
         shared = sharing.share(view, view.array(), how, np.random.default_rng(0))
         values[name] = shared.values
         palettes.replace(view, shared, four_bit=plan == "sixteen")
@@ -48,7 +48,7 @@ def test_rows_can_be_looked_up_as_codes() -> None:
     source = "g (int64[3] x) => (float[3, 8] y) { y = Gather <axis = 0> (w, x) }"
     model, x = Model.from_proto(text(source, w=normal(6, 8))), np.array([5, 0, 5])
     view, palettes = view_of(model, "w"), Palettes(model)
-    plan = sharing.Coding(method="kmeans", entries=16)
+    plan = sharing.Sharing(method="kmeans", entries=16)
     shared = sharing.share(view, view.array(), plan, np.random.default_rng(0))
     assert palettes.can_look_up(view, shared)
     palettes.replace_lookups(view, shared)

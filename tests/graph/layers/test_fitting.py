@@ -18,7 +18,7 @@ from onnxshrink.runtime.worker import Worker
 
 def layers(proto: onnx.ModelProto, worker: Worker) -> dict[str, Layer]:
     model = plain.seen_through(Model.from_proto(proto))
-    reader = fitting.Reader(model, lambda part, feeds: compute(part, feeds, worker))
+    reader = fitting.LayerReader(model, lambda part, feeds: compute(part, feeds, worker))
     return {outline.name: reader.layer(outline) for outline in fitting.outlines(model, model)}
 
 
@@ -58,7 +58,7 @@ def test_what_stays_inside_of_an_operator_says_so(worker: Worker) -> None:
     model = Model.from_proto(HARD["untaken"]().proto)
     hidden = [each for each in fitting.outlines(model, model) if each.hidden]
     assert len(hidden) >= 2
-    reader = fitting.Reader(model, lambda part, feeds: compute(part, feeds, worker))
+    reader = fitting.LayerReader(model, lambda part, feeds: compute(part, feeds, worker))
     for outline in hidden:
         assert "stays inside of LSTM" in bias.why_not(outline)
         with pytest.raises(ValueError, match="stays inside of LSTM"):
