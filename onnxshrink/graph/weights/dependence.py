@@ -75,7 +75,7 @@ class Origin:
         return numbers.reshape(tuple(self.tensor.shape.numpy()))
 
     def shared(self) -> Origin:
-        """The same, with equal numbers taken for one where there are few, as in a palette."""
+        """The same, with equal numbers taken for one where there are few, as in a codebook."""
         values = self.numbers
         table, index = np.unique(values, return_inverse=True)
         if not 1 < len(table) <= min(_MOST_SHARED, len(values) // 4):

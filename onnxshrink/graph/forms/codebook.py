@@ -1,4 +1,4 @@
-"""Weights looked up as the model is loaded: palettes, hashed tables, filters, sparse values.
+"""Weights looked up as the model is loaded: codebooks, hashed tables, filters, sparse values.
 
 Only operators of the standard, and codes in plain bytes: a byte holds as many codes as fit, written
 as digits (two of a 16-entry table, five of a ternary one). The table is first expanded to one row
@@ -36,8 +36,8 @@ _SHARED_BYTES = 2**16  # larger constants are not compared
 _SLICE_TAKES_INPUTS = 10
 
 
-class Palettes:
-    """Writes palettes into a model. Constants that several need are stored once for each graph.
+class CodebookWriter:
+    """Writes codebooks into a model. Constants that several need are stored once for each graph.
 
     Attributes:
         model: The model, whose journal is kept.
