@@ -223,7 +223,7 @@ class Anew:
 
 
 class Exchanged:
-    """Runs the model with other weights in the place of its own."""
+    """Runs the model with other weights in place of its own."""
 
     def __init__(self, parts: Parts, trial: Trial, arrays: Mapping[str, np.ndarray]):
         self._parts, self._trial, self._arrays = parts, trial, arrays

@@ -392,7 +392,7 @@ _READERS: dict[str, Callable[[ir.Node], Codes | None]] = {
 def take_out(
     model: Model, wanted: Callable[[ir.Node, int], bool], *, halves: bool = False
 ) -> Taken:
-    """Put floats in the place of weights that are codes times scale.
+    """Put floats in place of weights that are codes times scale.
 
     Args:
         model: The model, which is edited.

@@ -173,7 +173,7 @@ class Outline:
 
     @property
     def hidden(self) -> str:
-        """Why a product's sums cannot be held against the original's; empty when they can."""
+        """Why a product's sums cannot be compared with the original's; empty when they can."""
         return "" if self.product is None else self.product.hidden
 
     @property

@@ -164,7 +164,7 @@ class _Standard:
         return self.node(op_type, value, self.constant(np.array([-1], np.int64), "axes"))
 
     def finish(self, results: Sequence[ir.Value]) -> int:
-        """Put the results in the place of the operator's outputs; bytes of all that is new."""
+        """Put the results in place of the operator's outputs; bytes of all that is new."""
         made = list(self._recorder.nodes)
         self._recorder.put_in_place(self.operator.node, results)
         stored = 0 if self._recorder.as_nodes else self._recorder.nbytes

@@ -1,9 +1,9 @@
 """What an operand is computed from, where that is constants alone, and how it depends on each.
 
 A compressed weight is rebuilt by nodes: codes and scales, a table and its indices, halves joined.
-Whatever these nodes are, the weight is linear in its scales and its tables, and each element hangs
-on one of their numbers at most. Which one, and how strongly, is found by computing the weight with
-other numbers in their place: zeros, ones, and the digits of their positions.
+Whatever these nodes are, the weight is linear in its scales and its tables, and each element
+depends on one of their numbers at most. Which one, and how strongly, is found by computing the
+weight with other numbers instead: zeros, ones, and the digits of their positions.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class QuantizeRd(Pass):
                     yield lookups
 
     def apply(self, model: Model, ctx: Context) -> None:
-        """Measure, allocate, round, and store codes in the place of weights."""
+        """Measure, allocate, round, and store codes in place of weights."""
         from onnxshrink.graph import weights
         from onnxshrink.graph.rewrite import clean
         from onnxshrink.passes.quantize_rd.rates import StepSearch

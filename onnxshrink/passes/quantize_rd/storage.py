@@ -28,7 +28,7 @@ def store(
     model: Model, stored: Iterable[Stored], vectors: Iterable[WeightView],
     names: Mapping[WeightView, str], ctx: Context,
 ) -> int:  # fmt: skip
-    """Put codes in the place of weights, and float16 in that of vectors.
+    """Put codes in place of weights, and float16 in that of vectors.
 
     Args:
         model: The model, which is edited.

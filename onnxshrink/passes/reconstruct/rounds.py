@@ -37,7 +37,7 @@ class Reconstruction:
         options: The pass.
         model: The model, whose constants are changed.
         ctx: Inputs, where to run models, and where to report.
-        original: What the model's layers are held against.
+        original: What the model's layers are compared with.
     """
 
     options: Reconstruct
@@ -92,11 +92,11 @@ class Reconstruction:
                 changes += self._layer(layer, *sums[layer.need].halves)
             else:
                 reason = sums.refused[layer.need.value]
-                self.ctx.skip(layer.name, f"cannot be held against the original: {reason}")
+                self.ctx.skip(layer.name, f"cannot be compared with the original: {reason}")
         return changes
 
     def _picked(self, layer: Layer) -> Layer:
-        """The layer, held against those of the original's channels that are left."""
+        """The layer, compared with those of the original's channels that are left."""
         import numpy as np
 
         from onnxshrink.kernels.pairs import Channels

@@ -104,7 +104,7 @@ def store(
     view: WeightView, found: Shared, writer: CodebookWriter, ctx: Context, *, form: Form,
     four_bit: bool, may_narrow: bool,
 ) -> None:  # fmt: skip
-    """Put codes and a table in the place of a weight, or float16 where that is about as small.
+    """Put codes and a table in place of a weight, or float16 where that is about as small.
 
     Args:
         view: The weight.

@@ -20,8 +20,8 @@ Way = Literal["auto", "channel", "spatial"]
 Integers = Literal["int8", "int4"]
 
 _ERROR = 0.1
-_BESIDE = 1 / 32  # of the full rank: what factors beside integers have if nothing is said
-_SHORT = 2  # bytes of a factor's element beside integers
+_RESIDUAL_RANK = 1 / 32  # of the full rank: what factors next to integers have if nothing is said
+_SHORT = 2  # bytes of a factor's element next to integers
 
 
 class Errors(TypedDict, total=False):
@@ -218,16 +218,16 @@ def correct(
     sides = sum(matrix.shape)
     full = len(spectrum.values)
     most = view.nbytes / (_SHORT * sides)
-    rank = rule.of(spectrum, most) if rule.given else max(1, int(full * _BESIDE))
+    rank = rule.of(spectrum, most) if rule.given else max(1, int(full * _RESIDUAL_RANK))
     left, right = _short(spectrum.factors(rank))
     stored = _rounded(view, matrix - left @ right, dtype, moment is not None, ctx)
-    if _SHORT * rank * sides + stored.nbytes + split.BESIDE_OVERHEAD >= view.nbytes:
-        ctx.skip(view, f"would not be smaller at rank {rank} with {dtype} beside it")
+    if _SHORT * rank * sides + stored.nbytes + split.RESIDUAL_OVERHEAD >= view.nbytes:
+        ctx.skip(view, f"would not be smaller at rank {rank} with the rest as {dtype}")
         return
     rebuilt = view.to_matrix(affine.dequantize(stored))
     left, right = _short(lowrank.decompose(matrix - rebuilt, moment).factors(rank))
     errors = _errors(view, left @ right + rebuilt, moment)
-    after = split.beside(model, view, left, right, stored)
+    after = split.with_residual(model, view, left, right, stored)
     note = f"rank {rank} of {full} and {dtype}; smaller on disk, folded at load"
     ctx.changed(view, after, note=note, **errors)
 
