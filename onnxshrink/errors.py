@@ -22,7 +22,7 @@ class ModelError(ShrinkError):
 
 
 class UnsupportedModel(ModelError):
-    """A valid model that this runtime cannot run, for instance for want of a custom op's kernel."""
+    """A valid model that this runtime cannot run, for instance for lack of a custom kernel."""
 
 
 class DataError(ShrinkError):

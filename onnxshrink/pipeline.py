@@ -270,7 +270,7 @@ def run(
                 if len(steps) == 1:
                     raise
                 _undo(step, str(error))
-                step.warnings.append("left out for want of real inputs")
+                step.warnings.append("left out: it needs real inputs")
             step.seconds = round(time.perf_counter() - started, 3)
             report.bytes_after = step.bytes_after
             report.warnings += [f"{step.name}: {warning}" for warning in step.warnings]

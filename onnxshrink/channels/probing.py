@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
     from onnxshrink.kernels.refit import Moments
 
-#: Optimization may put other operators in the place of watched ones, but not change their values.
+#: Optimization may put other operators in place of watched ones, but not change their values.
 _PLAIN = SessionOptions(optimization="basic", accuracy_level=0)
 
 Sizes = Callable[[int, int], int]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from onnxshrink.channels.request import Goal, Importance, Request, Scope, Units
+from onnxshrink.channels.request import Importance, Reduction, Request, Scope, Units
 from onnxshrink.errors import RecipeError
 from onnxshrink.options import option
 from onnxshrink.pipeline import Context, Pass
@@ -174,13 +174,13 @@ class PruneChannels(Pass):
 
     def _request(self) -> Request:
         """What is asked of the channels' house."""
-        goal = Goal("units", 1 - self.ratio)
+        goal = Reduction("units", 1 - self.ratio)
         if self.flops is not None:
-            goal = Goal("macs", self.flops)
+            goal = Reduction("macs", self.flops)
         elif self.bytes is not None:
-            goal = Goal("bytes", self.bytes)
+            goal = Reduction("bytes", self.bytes)
         elif self.latency is not None:
-            goal = Goal("latency", self.latency)
+            goal = Reduction("latency", self.latency)
         return Request(
             goal=goal, ratios=self.layers, importance=self.importance, scope=self.scope,
             units=self.units, keep=self.keep, round_to=self.round_to, minimum=self.minimum,

@@ -19,7 +19,7 @@ _EXACT = SessionOptions(accuracy_level=0)
 
 
 class Trial:
-    """Runs a model with other weights in the place of its own.
+    """Runs a model with other weights in place of its own.
 
     The worker holds one model at a time: do not use it for another until done with this.
 

@@ -33,7 +33,7 @@ _SAME = 1e-3
 
 
 @dataclass(frozen=True)
-class Part:
+class WeightEffect:
     """A weight, or the weights of one operator.
 
     Attributes:
@@ -67,7 +67,7 @@ class Sensitivity:
 
     step: str
     feeds: int
-    parts: tuple[Part, ...]
+    parts: tuple[WeightEffect, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; an infinite error becomes null."""
@@ -187,7 +187,9 @@ def measure(
         rows = [parts.changes[weight] for weight in groups[name]]
         before, after = total(rows)
         found.append(
-            Part(name, groups[name], rows[0].kind, before, after, alone[name], together[name])
+            WeightEffect(
+                name, groups[name], rows[0].kind, before, after, alone[name], together[name]
+            )
         )
     return Sensitivity(parts.step.name, len(parts.original.outputs), tuple(found))
 
@@ -221,7 +223,7 @@ class Anew:
 
 
 class Exchanged:
-    """Runs the model with other weights in the place of its own."""
+    """Runs the model with other weights in place of its own."""
 
     def __init__(self, parts: Parts, trial: Trial, arrays: Mapping[str, np.ndarray]):
         self._parts, self._trial, self._arrays = parts, trial, arrays
