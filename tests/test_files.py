@@ -262,6 +262,20 @@ def test_only_scratch_folders_of_the_dead_are_swept(locked: Path, tmp_path: Path
     assert locked.exists()
 
 
+def test_the_systems_temporary_folder_is_swept_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with files.scratch() as mine:
+        left = tmp_path / ".onnxshrink-left"
+        left.mkdir()
+        (left / "owner").touch()  # nobody has it locked
+        files._sweep_once.cache_clear()
+        with files.scratch():
+            assert not left.exists()
+            assert mine.exists()
+
+
 def test_a_scratch_folder_that_was_never_marked_goes_after_a_day(tmp_path: Path) -> None:
     new, old = tmp_path / ".onnxshrink-new", tmp_path / ".onnxshrink-old"
     for folder in (new, old):
