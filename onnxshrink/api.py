@@ -376,7 +376,7 @@ def _chosen(
 def _write(
     result: Result, steps: Iterable[Pass], out: StrPath, options: Options, storage: Storage = "auto"
 ) -> Report:
-    from onnxshrink.graph.file.data_files import data_files
+    from onnxshrink.graph.file.data_files import data_files, superseded
     from onnxshrink.graph.forms import coded, coded_read, packed
 
     report = result.report
@@ -409,6 +409,5 @@ def _write(
     report.bytes_gzip = files.gzip_bytes({Path(out), *data_files(Path(out))})
     if link:
         report.warnings.append(f"{out} was a link; it is a file now, and its target is as it was")
-    gone = sorted(file.name for file in old if not file.exists())
-    report.warnings += [f"removed {name}, which the model there had its data in" for name in gone]
+    report.warnings += superseded(old, Path(out))
     return report
