@@ -253,8 +253,15 @@ def apply_excluding(
     return report
 
 
-def load(source: StrPath, options: Options | None = None) -> tuple[Model, list[dict[str, Any]]]:
+def load(
+    source: StrPath, options: Options | None = None, worker: Worker | None = None
+) -> tuple[Model, list[dict[str, Any]]]:
     """A model file, and inputs for it: those that the options name, or generated ones.
+
+    Args:
+        source: The model file.
+        options: How to run.
+        worker: Where generated inputs are tried; without one, a process is started for it.
 
     Raises:
         ShrinkError: The model or the inputs cannot be read.
@@ -263,15 +270,19 @@ def load(source: StrPath, options: Options | None = None) -> tuple[Model, list[d
 
     options = options or Options()
     model, _ = coded_read.load(source)
-    return model, _feeds(model, options, None)
+    return model, _feeds(model, options, worker)
 
 
 def bench_pair(source: StrPath, out: StrPath, options: Options) -> dict[str, Any]:
     """Latency of a result against its source: median ratio with its 95 % interval."""
     from onnxshrink.runtime.bench import FEWEST_ROUNDS, bench
+    from onnxshrink.runtime.worker import Worker
 
-    _, feeds = load(source, options)
-    first, second = bench([source, out], feeds[:4], rounds=FEWEST_ROUNDS + 3).models
+    with Worker(**options.worker) as worker:
+        _, feeds = load(source, options, worker)
+        worker.release()
+        found = bench([source, out], feeds[:4], rounds=FEWEST_ROUNDS + 3, worker=worker)
+    first, second = found.models
     return {
         "ratio": second.ratio, "low": second.ratio_low, "high": second.ratio_high,
         "before_ms": first.seconds * 1e3, "after_ms": second.seconds * 1e3,
@@ -332,7 +343,7 @@ def _prepare(
     feeds: list[dict[str, Any]] = []
     left = 0
     if options.calibration is not None or options.check != "off":
-        with blamed(source):
+        with blamed(source, worker):
             feeds, left = _chosen(model, options, worker, 2 if held_back else 1)
     seen, unseen = hold_back(len(feeds), _CALIBRATION) if held_back else (range(len(feeds)), ())
     return model, Settings(
@@ -365,7 +376,7 @@ def _chosen(
 def _write(
     result: Result, steps: Iterable[Pass], out: StrPath, options: Options, storage: Storage = "auto"
 ) -> Report:
-    from onnxshrink.graph.file.data_files import data_files
+    from onnxshrink.graph.file.data_files import data_files, superseded
     from onnxshrink.graph.forms import coded, coded_read, packed
 
     report = result.report
@@ -398,6 +409,5 @@ def _write(
     report.bytes_gzip = files.gzip_bytes({Path(out), *data_files(Path(out))})
     if link:
         report.warnings.append(f"{out} was a link; it is a file now, and its target is as it was")
-    gone = sorted(file.name for file in old if not file.exists())
-    report.warnings += [f"removed {name}, which the model there had its data in" for name in gone]
+    report.warnings += superseded(old, Path(out))
     return report

@@ -77,5 +77,5 @@ def feeds_for(
         return load_inputs(sources, model, limit=count, most_bytes=most)
     warn("inputs are generated; pass --calibration")
     shapes = dict(map(shape_option, shape))
-    with blamed(path):
+    with blamed(path, worker):
         return generated_inputs(model, 4, seed, shapes=shapes, worker=worker)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onnxshrink import files
 from onnxshrink.errors import BudgetMissed, DataError
 from onnxshrink.pipeline import Context
 from onnxshrink.report import Step
@@ -121,8 +120,8 @@ def file_bytes(model: Model, storage: str) -> int:
         trial = model.clone()
         coded.code(trial)
         return min(trial.nbytes(), model.nbytes())
-    with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
+    with files.scratch() as folder:
         try:
-            return packed.save(model, Path(folder, "model.onnx"))
+            return packed.save(model, folder / "model.onnx")
         except BudgetMissed:  # it is smaller as it is, and will be written so
             return model.nbytes()
