@@ -188,6 +188,10 @@ def _resized(model: Model, feed: Feed, change: Sizes) -> Feed:
             assert port.dims is not None
             symbol = port.dims[axis] or (axis, size)
             length = lengths.setdefault(symbol, change(axis, size))
-            array = np.take(array, np.arange(length) % max(size, 1), axis)
+            if size:
+                array = np.take(array, np.arange(length) % size, axis)
+            else:  # a cache at its start has nothing to repeat
+                shape = (*array.shape[:axis], length, *array.shape[axis + 1 :])
+                array = np.zeros(shape, array.dtype)
         other[name] = array
     return other
