@@ -57,6 +57,7 @@ OUTSIDE = {
     "onnxscript": {"graph"},
     "google": {"graph", "runtime"},
     "onnxruntime": {"runtime"},
+    "openvino": {"runtime"},
     "ml_dtypes": {"graph", "runtime"},  # numpy types of bfloat16; comes with onnx
     "psutil": {"runtime"},
     "yaml": {"recipe", "plain_yaml"},
