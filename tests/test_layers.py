@@ -24,8 +24,9 @@ LAYERS = (
     ("channels",),
     ("passes",),
     ("recipe",),
-    ("search",),
+    ("search", "certificate"),
     ("api",),
+    ("reproduce",),
     ("cli",),
     ("__main__",),
 )
@@ -57,6 +58,8 @@ OUTSIDE = {
     "onnxscript": {"graph"},
     "google": {"graph", "runtime"},
     "onnxruntime": {"runtime"},
+    "openvino": {"runtime"},
+    "cryptography": {"certificate"},
     "ml_dtypes": {"graph", "runtime"},  # numpy types of bfloat16; comes with onnx
     "psutil": {"runtime"},
     "yaml": {"recipe", "plain_yaml"},

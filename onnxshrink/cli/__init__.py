@@ -28,12 +28,13 @@ _log = logging.getLogger(__name__)
 @functools.cache
 def command_names() -> tuple[str, ...]:
     """Names of the fixed commands: the public modules beside this one, none of them imported."""
-    return tuple(sorted(file.stem for file in Path(__file__).parent.glob("[!_]*.py")))
+    modules = Path(__file__).parent.glob("[!_]*.py")
+    return tuple(sorted(module.stem.replace("_", "-") for module in modules))
 
 
 def fixed_command(name: str) -> click.Command:
     """A fixed command under its name."""
-    command: click.Command = importlib.import_module(f"{__name__}.{name}").command
+    command: click.Command = importlib.import_module(f"{__name__}.{name.replace('-', '_')}").command
     command.name = name
     return command
 

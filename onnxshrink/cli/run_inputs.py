@@ -1,0 +1,53 @@
+"""The command that prepares a comparison with another machine or environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from onnxshrink.cli._measure import feeds_for
+from onnxshrink.cli._terminal import say
+from onnxshrink.cli._values import COUNT, SEED, data_limit_option, worker_limits, worker_options
+
+
+@click.command()
+@click.argument("model", metavar="MODEL")
+@click.argument("folder", metavar="FOLDER")
+@click.option("--calibration", metavar="DATA", multiple=True, help="Real inputs. Repeatable.")
+@data_limit_option
+@worker_options[0]
+@worker_options[1]
+@click.option("--shape", multiple=True, metavar="NAME:DIMS", help="Shape of a generated input.")
+@click.option("--count", default=64, type=COUNT, help="Use at most this many inputs.")
+@click.option("--seed", default=0, type=SEED, help="For generated inputs.")
+def command(
+    model: str, folder: str, calibration: tuple[str, ...], data_limit: str | None,
+    timeout: float | None, memory_limit: str | None, shape: tuple[str, ...], count: int, seed: int,
+) -> None:  # fmt: skip
+    """Write what another machine needs to run a model on the same inputs.
+
+    FOLDER gets inputs.json and run_inputs.py, which needs numpy and ONNX Runtime there (or
+    OpenVINO), and nothing of onnxshrink. Take both there with the model, run
+
+    \b
+    python run_inputs.py small.onnx inputs.json answers.json --provider OpenVINOExecutionProvider
+
+    and bring answers.json back:
+
+    \b
+    onnxshrink run-inputs small.onnx there --calibration inputs.npz
+    onnxshrink compare model.onnx small.onnx --calibration inputs.npz --results answers.json
+    """
+    from onnxshrink.files import output, writing
+    from onnxshrink.runtime.places import SCRIPT, save_inputs
+    from onnxshrink.runtime.worker import Worker
+
+    with Worker(**worker_limits(timeout, memory_limit)) as worker:
+        feeds = feeds_for(model, calibration, shape, count, seed, worker, data_limit)
+    with writing(folder):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        save_inputs(Path(folder) / "inputs.json", feeds)
+    with output(Path(folder) / SCRIPT.name) as file:
+        file.write(SCRIPT.read_bytes())
+    say(f"{folder}: inputs.json with {len(feeds)} inputs, and {SCRIPT.name}")
