@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from onnxshrink.channels.readers import Consumer
     from onnxshrink.channels.removal import Shortened
     from onnxshrink.graph.file.model import Model
-    from onnxshrink.kernels.refit import Array, ChosenDamping, Moments
+    from onnxshrink.kernels.refit import Array, ChosenDamping, FeatureSums
     from onnxshrink.pipeline import Context
     from onnxshrink.runtime.worker import Worker
 
@@ -52,7 +52,7 @@ class Removal:
     worker: Worker
     plan: Plan
     runs: Runs
-    seen: Mapping[Consumer, Moments]
+    seen: Mapping[Consumer, FeatureSums]
     damping: float | None
 
     def carry_out(self) -> None:

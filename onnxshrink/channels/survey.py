@@ -18,7 +18,7 @@ from onnxshrink.channels.readers import Consumer
 from onnxshrink.channels.request import Request
 from onnxshrink.errors import InputsMissing
 from onnxshrink.graph.file.model import Model
-from onnxshrink.kernels.refit import Moments
+from onnxshrink.kernels.refit import FeatureSums
 from onnxshrink.pipeline import Context
 from onnxshrink.runtime.worker import Worker
 from onnxshrink.trials import Feeds
@@ -36,7 +36,7 @@ class Survey:
 
     plan: Plan
     runs: Runs
-    seen: Mapping[Consumer, Moments]
+    seen: Mapping[Consumer, FeatureSums]
 
 
 def survey(
@@ -61,7 +61,7 @@ def survey(
     whole = _held(model, groups, request)
     real = real_feeds(ctx)
     _check_inputs(request, real)
-    seen: dict[Consumer, Moments] = {}
+    seen: dict[Consumer, FeatureSums] = {}
     if real and (request.compensate or request.importance in {"auto", *ranking.CALIBRATED}):
         seen = moments(walk, real, worker)
     rng = np.random.default_rng([ctx.seed, iteration])

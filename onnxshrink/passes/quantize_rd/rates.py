@@ -224,21 +224,19 @@ class StepSearch:
 
         matrix = np.array(view.matrix, np.float32)  # a copy: the file behind it is let go
         view.release()
-        moment = second_moments.moment(self.ctx.statistics, view, half)
-        if moment is None:
+        known = second_moments.of(self.ctx.statistics, view)
+        if known is None:
             lookups = second_moments.looked_up(self.ctx.statistics, view, half)
             relative = None if lookups is None else rate.relative_steps(lookups)
             return GridTensor(view.name, matrix[None], None, 0.0, relative)
-        folded = matrix.reshape(len(moment), -1, matrix.shape[1])
+        folded, moments = known.fold(matrix), known.mean(half)
         if view.name not in self._dampings:
-            other = second_moments.moment(self.ctx.statistics, view, 1)
-            assert other is not None
             step = _MIDDLING * float(np.sqrt(np.square(matrix).mean())) or 1.0
             self._dampings[view.name] = obs.choose_damping(
-                folded[0], moment[0], other[0], lambda rows: obs.uniform(step)
+                folded[0], moments[0], known.mean(1)[0], lambda rows: obs.uniform(step)
             )
         damping = self._dampings[view.name]
-        return GridTensor(view.name, folded, tuple(obs.factor(h, damping) for h in moment), 0.0)
+        return GridTensor(view.name, folded, tuple(obs.factor(h, damping) for h in moments), 0.0)
 
     def _refitted(self, layer: GridTensor) -> GridTensor:
         """A layer fitted to all inputs."""
