@@ -12,6 +12,7 @@ from onnxshrink.errors import InputsMissing
 from onnxshrink.options import option
 from onnxshrink.passes._pruning import Pruning, matrix_of, obstacle
 from onnxshrink.pipeline import Context
+from onnxshrink.trials import Exchange
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,25 +97,23 @@ class CalibratedPruning(Pruning):
         """Scores of what is removed together, in units that all weights share."""
         import numpy as np
 
-        from onnxshrink.kernels.fidelity import Fidelity
-        from onnxshrink.runtime.trial import Trial
-
         found: dict[WeightView, np.ndarray] = {}
         names = Counter(view.name for view in views)
         split = ctx.split
-        with closing(Trial(model, names, ctx.worker)) as trial:
+        with closing(Exchange(model, names, ctx.worker)) as exchange:
             probes = split.of(ctx.feeds, split.judge)[:_PROBES]
-            reference = Fidelity(trial.run(probes))
+            reference = ctx.goal.holder(exchange.answers(probes))
             for done, view in enumerate(views):
                 ctx.progress("measuring sensitivities", done, len(views))
-                if view.name in trial.refused or names[view.name] > 1:
+                if view.name in exchange.refused or names[view.name] > 1:
                     continue  # keeps the common share
                 try:
                     scores, matrix = self.tried(view, ctx)
                 except ValueError:  # reported when its turn comes
                     continue
                 values = view.from_matrix(matrix).astype(view.dtype.numpy())
-                effect = reference.distortion(trial.run(probes, {view.name: values}))
+                changed = exchange.answers(probes, {view.name: values})
+                effect = reference.distortion(changed.outputs)
                 share = float(np.square(scores[matrix == 0], dtype=np.float64).sum())
                 lost = _relative_loss(view, matrix, inputs_of(view, ctx), 1)
                 view.release()
