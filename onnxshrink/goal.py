@@ -11,7 +11,7 @@ from onnxshrink.errors import RecipeError
 if TYPE_CHECKING:
     import numpy as np
 
-    from onnxshrink.kernels.fidelity import Fidelity, Figure, Limits
+    from onnxshrink.kernels.fidelity import Fidelity, Figure, Limits, Measure
     from onnxshrink.kernels.kinds import Kind, Known
     from onnxshrink.kernels.metrics import OutputComparison
     from onnxshrink.trials import Answers
@@ -179,14 +179,23 @@ class Goal:
                 found[name]["error"] = self.max_error
         return found
 
-    def holder(self, before: Answers, others: Sequence[Sequence[np.ndarray]] = ()) -> Fidelity:
-        """What compares answers with these, each output by its kind."""
+    def holder(
+        self, before: Answers, others: Sequence[Sequence[np.ndarray]] = (),
+        measure: Measure = "auto",
+    ) -> Fidelity:  # fmt: skip
+        """What compares answers with these, each output by its kind.
+
+        Args:
+            before: What the original answers to some inputs.
+            others: What it answers to more, which no other model will be asked.
+            measure: See ``Fidelity``.
+        """
         from onnxshrink.kernels.fidelity import Fidelity
 
         kinds = self.kinds(before)
         stacked = [i for i, name in enumerate(before.names) if name in before.stacked]
         return Fidelity(
-            before.outputs, others=others, kinds=[kinds[name] for name in before.names],
+            before.outputs, measure, others, kinds=[kinds[name] for name in before.names],
             stacked=stacked,
         )  # fmt: skip
 

@@ -23,7 +23,7 @@ from onnxshrink.goal import Goal
 from onnxshrink.options import amended, check, dump, option
 from onnxshrink.report import Change, Report, Skip, Step
 from onnxshrink.select import SKIP, Select, unmatched
-from onnxshrink.trials import Answers, Feeds
+from onnxshrink.trials import Answers, Feeds, Reference
 
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
@@ -152,6 +152,10 @@ class Context:
         if found.by_itself:
             self.warn(_BY_ITSELF)
         return found
+
+    def reference(self, model: Model, feeds: Feeds | None = None) -> Reference:
+        """What a model answers to the inputs, or to some of them: what others are compared with."""
+        return Reference(model, self.feeds if feeds is None else feeds, self.worker)
 
     def changed(
         self, what: WeightView | str, after: int, *, note: str = "", before: int = 0,

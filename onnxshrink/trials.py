@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -114,12 +115,16 @@ def answers(
         except ModelError as error:
             # The temporary file means nothing to the reader; the model does.
             raise type(error)(str(error).replace(str(path), model.label)) from error
-    stacked = frozenset(
+    return Answers(run.output_names, run.outputs, _stacked(model), tails(model))
+
+
+def _stacked(model: Model) -> frozenset[str]:
+    """Outputs whose first axis is declared to be of fixed length."""
+    return frozenset(
         value.name or ""
         for value in model.ir.graph.outputs
         if value.shape is not None and len(value.shape) and isinstance(value.shape[0], int)
     )
-    return Answers(run.output_names, run.outputs, stacked, tails(model))
 
 
 @contextlib.contextmanager
@@ -130,6 +135,52 @@ def _scratch(folder: Path | None) -> Iterator[Path]:
         with files.writing(place):
             made = stack.enter_context(files.scratch(place))
         yield made
+
+
+class Exchange:
+    """Asks a model with other weights instead of its own, without loading it again.
+
+    The worker holds one model at a time: do not use it for another until this is closed.
+
+    Args:
+        model: The model; it is left as it is.
+        names: Constants that are to be exchanged.
+        worker: Where to run.
+
+    Attributes:
+        refused: Constants that cannot be exchanged, and why.
+
+    Raises:
+        ModelError: The model does not load.
+    """
+
+    def __init__(self, model: Model, names: Iterable[str], worker: Worker):
+        from onnxshrink.graph.analysis.instrument import instrument
+        from onnxshrink.graph.analysis.tails import tails
+        from onnxshrink.runtime.session import SessionOptions
+
+        self._worker = worker
+        self._stack = contextlib.ExitStack()
+        path = self._stack.enter_context(files.scratch()) / "model.onnx"
+        weakref.finalize(self, self._stack.close)
+        self.refused = instrument(model, path, free=names).refused
+        outputs = worker.open(path, SessionOptions(accuracy_level=0)).outputs
+        self._nothing = Answers(tuple(outputs), [], _stacked(model), tails(model))
+
+    def answers(self, feeds: Feeds, weights: Mapping[str, np.ndarray] | None = None) -> Answers:
+        """What the model answers with these constants exchanged, and the others its own.
+
+        Raises:
+            DataError: A feed or a weight does not fit.
+            ModelError: The model does not run.
+        """
+        self._worker.hold(weights or {})
+        return replace(self._nothing, outputs=[self._worker.step(feed)[0] for feed in feeds])
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._worker.release()
+        self._stack.close()
 
 
 class Reference:

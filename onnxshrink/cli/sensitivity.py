@@ -56,7 +56,7 @@ def command(
     from onnxshrink.runtime.inputs import source_files
     from onnxshrink.runtime.worker import Worker
     from onnxshrink.search import sensitivity
-    from onnxshrink.search.partial_step import Parts
+    from onnxshrink.search.partial_step import PartialStep
 
     loaded, _ = coded_read.load(model)
     if plot is not None:
@@ -65,7 +65,7 @@ def command(
     with Worker(**worker_limits(timeout, memory_limit)) as worker, progress_bar() as progress:
         feeds = feeds_for(model, calibration, shape, count, seed, worker, data_limit)
         settings = Settings(feeds=feeds, generated=not calibration, seed=seed, progress=progress)
-        parts = Parts(loaded, pass_, settings, worker)
+        parts = PartialStep(loaded, pass_, settings, worker)
         found = sensitivity.measure(parts, by, progress)
     if plot is not None:
         with files.output(Path(plot)) as file:

@@ -9,8 +9,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from onnxshrink.kernels.kinds import Kind, Known, are_logarithms, decide
-from onnxshrink.kernels.metrics import Agreement, are_probabilities, as_log_probabilities
+from onnxshrink.kernels.kinds import Kind, Known, decide
+from onnxshrink.kernels.metrics import Agreement
+from onnxshrink.kernels.probabilities import (
+    are_logarithms,
+    are_probabilities,
+    as_log_probabilities,
+)
 from onnxshrink.kernels.promise import CONFIDENCE, ratio_at_most, share_at_least
 
 Figure = Literal["agreement", "likeness", "error", "divergence"]

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from onnxshrink.kernels.metrics import are_probabilities, is_discrete
+from onnxshrink.kernels.probabilities import are_logarithms, are_probabilities, is_discrete
 
 #: ``labels``: integers and texts, which must be equal. ``classes``: rows of scores, whose largest
 #: counts. ``tokens``: the same over a vocabulary, where the other scores count, too.
@@ -123,14 +123,7 @@ def decide(name: str, arrays: Sequence[np.ndarray], tail: Tail | None = None) ->
 
 
 def _are_maps(array: np.ndarray) -> bool:
-    return array.ndim == 4 and are_probabilities(np.moveaxis(array, 1, -1))
-
-
-def are_logarithms(array: np.ndarray) -> bool:
-    """Whether the rows along the last axis are logarithms of probabilities."""
-    if array.ndim < 2 or array.shape[-1] < 2 or array.max(initial=-np.inf) > _UNIT:
-        return False
-    return are_probabilities(np.exp(array.astype(np.float64)))
+    return array.ndim == 4 and are_probabilities(array, 1)
 
 
 def _are_unit(array: np.ndarray) -> bool:

@@ -20,14 +20,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from onnxshrink.kernels.classes import Classes, classes
+from onnxshrink.kernels.probabilities import (
+    are_probabilities,
+    as_log_probabilities,
+    is_discrete,
+)
 from onnxshrink.kernels.slices import Slices
 
-# Rows that sum to one within this are probabilities already (float16 softmax needs the slack).
-_PROBABILITY_SLACK = 1e-2
 _LONG_ROW = 8  # numbers that are scores of classes, or an embedding, rather than measures
 _CLEARLY = 1.1  # times as wrong as the whole: of slices that are all alike none is to blame
-_NEGATIVE_SLACK = 1e-6  # probabilities that were computed as a rest
-_SMALLEST_PROBABILITY = 1e-12
 
 Floats = NDArray[np.float64]
 
@@ -284,12 +285,6 @@ class Silence:
         return f"is {float(self._first) + 0:g} throughout"  # -0 + 0 is 0
 
 
-def is_discrete(array: np.ndarray) -> bool:
-    """Whether values are labels: integers, booleans or strings."""
-    # ml_dtypes' narrow integers have no kind of their own, only a name.
-    return array.dtype.kind in "biuSUOT" or array.dtype.name.startswith(("int", "uint"))
-
-
 def _as_floats(reference: np.ndarray, other: np.ndarray) -> tuple[Floats, Floats]:
     """Both as float64; strings as 0, and 1 where they differ."""
     if reference.dtype.kind in "SUOT":
@@ -300,36 +295,9 @@ def _as_floats(reference: np.ndarray, other: np.ndarray) -> tuple[Floats, Floats
 def _divergences(x: Floats, y: Floats) -> Floats:
     """KL(x || y) of each row; 0 for rows that softmax cannot take in (NaN, +inf)."""
     given = are_probabilities(x)
-    log_p, log_q = (_log_given(z) if given else _log_softmax(z) for z in (x, y))
+    log_p, log_q = (as_log_probabilities(z, given) for z in (x, y))
     rows: Floats = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
     return np.maximum(np.nan_to_num(rows), 0.0)  # rounding can take it below
-
-
-def as_log_probabilities(array: np.ndarray) -> Floats:
-    """Logarithms of the rows, [rows, classes]; through softmax where they are not probabilities."""
-    rows = array.astype(np.float64).reshape(-1, array.shape[-1])
-    return _log_given(rows) if are_probabilities(rows) else _log_softmax(rows)
-
-
-def are_probabilities(array: np.ndarray) -> bool:
-    """Whether the rows along the last axis, of two classes or more, are probabilities."""
-    if array.ndim < 2 or array.shape[-1] < 2 or not array.size or is_discrete(array):
-        return False
-    rows = array.astype(np.float64)
-    near = np.abs(rows.sum(axis=-1) - 1) <= _PROBABILITY_SLACK
-    return bool((rows >= -_NEGATIVE_SLACK).all() and near.all())
-
-
-def _log_given(rows: Floats) -> Floats:
-    rows = np.maximum(rows, _SMALLEST_PROBABILITY)
-    result: Floats = np.log(rows / rows.sum(axis=1, keepdims=True))
-    return result
-
-
-def _log_softmax(rows: Floats) -> Floats:
-    rows = rows - rows.max(axis=1, keepdims=True)
-    result: Floats = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
-    return np.maximum(result, math.log(_SMALLEST_PROBABILITY))
 
 
 def _pair(reference: ArrayLike, other: ArrayLike) -> Agreement:

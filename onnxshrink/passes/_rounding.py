@@ -213,10 +213,10 @@ def _fitted(
     from onnxshrink.kernels import affine
 
     zero = np.zeros(()) if stored.zero_point is None else stored.zero_point
-    method = second_moments.fed_back if rounding == "gptq" else second_moments.adarounded
-    codes = method(
+    codes = second_moments.fitted(
         ctx.statistics, layout.view, layout.spread(stored.scale.astype(np.float32)),
         layout.spread(zero.astype(np.float32)), affine.RANGES[stored.dtype],  # type: ignore[index]
+        "gptq" if rounding == "gptq" else "adaround",
     )  # fmt: skip
     if codes is None:
         return None

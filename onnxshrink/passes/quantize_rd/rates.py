@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from onnxshrink.errors import DataError
 from onnxshrink.pipeline import Context
-from onnxshrink.trials import Answers
+from onnxshrink.trials import Answers, Exchange
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from onnxshrink.kernels.affine import Quantized
     from onnxshrink.kernels.rate import GridTensor
     from onnxshrink.passes.quantize_rd import QuantizeRd
-    from onnxshrink.runtime.trial import Trial
 
 _log = logging.getLogger(__name__)
 _PLAIN = 2048  # weights of fewer elements are not worth a search of their own
@@ -98,26 +97,25 @@ class StepSearch:
             DataError: Nothing short of 8 bits keeps the answers as they are asked for.
         """
         from onnxshrink.kernels import rate
-        from onnxshrink.runtime.trial import Trial
 
         names = [*self._by_name, *(view.name for view, _ in self.plain)]
-        with closing(Trial(self.model, names, self.ctx.worker)) as trial:
-            for name in [name for name in self._by_name if name in trial.refused]:
+        with closing(Exchange(self.model, names, self.ctx.worker)) as exchange:
+            for name in [name for name in self._by_name if name in exchange.refused]:
                 view = self._by_name.pop(name)
                 self.plain.append((view, _eight_bits(view)))
             if not self._by_name:
                 return 0.0
-            self.layers = self._measured(trial)
+            self.layers = self._measured(exchange)
             options = self.options
             if options.lam is not None:
                 return options.lam
             if options.bits_per_weight is not None or options.target_ratio is not None:
                 self.layers, self._half = [self._refitted(layer) for layer in self.layers], None
                 return _SPEND
-            lost = self._losses(trial)
+            lost = self._losses(exchange)
 
             def cost(spend: float) -> float:
-                loss, bits = self._loss(spend, trial, lost)
+                loss, bits = self._loss(spend, exchange, lost)
                 if loss > 1 and bits > _MOST_BITS:
                     raise DataError(
                         f"{options.name}: {bits:.1f} bits a weight lose {loss:.3g} times what may "
@@ -128,23 +126,16 @@ class StepSearch:
 
             return rate.largest(cost, _SPEND)
 
-    def _losses(self, trial: Trial) -> Callable[[list[list[np.ndarray]]], float]:
+    def _losses(self, exchange: Exchange) -> Callable[[Answers], float]:
         """What tells how much of that which may be lost answers on the judging half lose."""
-        from onnxshrink.kernels.fidelity import Fidelity
-
-        options = self.options
-        before, others = trial.run(self._judge), trial.run(self._fit)
+        options, goal = self.options, self.ctx.goal
+        before, others = exchange.answers(self._judge), exchange.answers(self._fit).outputs
         if options.min_fidelity is None and options.measure == "auto":
-            return self.ctx.goal.strain(self._answers(before), others)
+            strain = goal.strain(before, others)
+            return lambda after: strain(after.outputs)
         least = _FIDELITY if options.min_fidelity is None else options.min_fidelity
-        kinds = [*self.ctx.goal.kinds(self._answers(before)).values()]
-        reference = Fidelity(before, options.measure, others, kinds)
-        return lambda outputs: (1 - reference.score(outputs)) / max(1 - least, _EXACT)
-
-    def _answers(self, outputs: list[list[np.ndarray]]) -> Answers:
-        from onnxshrink.graph.analysis.tails import tails
-
-        return Answers(tuple(tails(self.model)), outputs, tails=tails(self.model))
+        reference = goal.holder(before, others, options.measure)
+        return lambda after: (1 - reference.score(after.outputs)) / max(1 - least, _EXACT)
 
     def nbytes(self, codes: npt.NDArray[np.integer]) -> int:
         """Bytes that codes take in the result, entropy-coded as it will be stored."""
@@ -180,7 +171,7 @@ class StepSearch:
             )
         return 1 / over
 
-    def _measured(self, trial: Trial) -> list[GridTensor]:
+    def _measured(self, exchange: Exchange) -> list[GridTensor]:
         """Layers fitted to the first half of the inputs, with what their noise does to outputs.
 
         Each is rounded alone, first at a middling step, then at the one that this suggests; its
@@ -190,7 +181,6 @@ class StepSearch:
         import numpy as np
 
         from onnxshrink.kernels import rate
-        from onnxshrink.kernels.fidelity import Fidelity
 
         found = [self._fitted(view, 0) for view in self._by_name.values()]
         steps = {
@@ -199,15 +189,15 @@ class StepSearch:
         }
         for turn, count in enumerate(_PROBES):
             probes = self._judge[:count]
-            before = trial.run(probes)
-            kinds = [*self.ctx.goal.kinds(self._answers(before)).values()]
-            reference = Fidelity(before, self.options.measure, kinds=kinds)
+            before = exchange.answers(probes)
+            reference = self.ctx.goal.holder(before, measure=self.options.measure)
             for number, layer in enumerate(found):
                 done, total = turn * len(found) + number, len(_PROBES) * len(found)
                 self.ctx.progress("measuring sensitivities", done, total)
                 view, step = self._by_name[layer.name], steps[layer.name]
                 noisy = _unfold(view, layer.values(layer.codes(step), step))
-                effect = reference.distortion(trial.run(probes, {layer.name: noisy}))
+                after = exchange.answers(probes, {layer.name: noisy})
+                effect = reference.distortion(after.outputs)
                 sensitivity = max(effect, _LEAST) / step**2
                 found[number] = replace(layer, sensitivity=sensitivity)
             # Of any goal, so that its outcome can be repeated.
@@ -224,21 +214,19 @@ class StepSearch:
 
         matrix = np.array(view.matrix, np.float32)  # a copy: the file behind it is let go
         view.release()
-        moment = second_moments.moment(self.ctx.statistics, view, half)
-        if moment is None:
+        known = second_moments.of(self.ctx.statistics, view)
+        if known is None:
             lookups = second_moments.looked_up(self.ctx.statistics, view, half)
             relative = None if lookups is None else rate.relative_steps(lookups)
             return GridTensor(view.name, matrix[None], None, 0.0, relative)
-        folded = matrix.reshape(len(moment), -1, matrix.shape[1])
+        folded, moments = known.fold(matrix), known.mean(half)
         if view.name not in self._dampings:
-            other = second_moments.moment(self.ctx.statistics, view, 1)
-            assert other is not None
             step = _MIDDLING * float(np.sqrt(np.square(matrix).mean())) or 1.0
             self._dampings[view.name] = obs.choose_damping(
-                folded[0], moment[0], other[0], lambda rows: obs.uniform(step)
+                folded[0], moments[0], known.mean(1)[0], lambda rows: obs.uniform(step)
             )
         damping = self._dampings[view.name]
-        return GridTensor(view.name, folded, tuple(obs.factor(h, damping) for h in moment), 0.0)
+        return GridTensor(view.name, folded, tuple(obs.factor(h, damping) for h in moments), 0.0)
 
     def _refitted(self, layer: GridTensor) -> GridTensor:
         """A layer fitted to all inputs."""
@@ -248,7 +236,7 @@ class StepSearch:
         return replace(fitted, sensitivity=layer.sensitivity)
 
     def _loss(
-        self, spend: float, trial: Trial, lost: Callable[[list[list[np.ndarray]]], float]
+        self, spend: float, exchange: Exchange, lost: Callable[[Answers], float]
     ) -> tuple[float, float]:
         """How much of what may be lost the half of the inputs that judges loses; bits a weight."""
         from onnxshrink.kernels import affine, rate
@@ -260,9 +248,9 @@ class StepSearch:
             weights[layer.name] = _unfold(self._by_name[layer.name], layer.values(codes, step))
             bits += rate.entropy_bits(codes)
         for view, stored in self.plain:
-            if view.name not in trial.refused:
+            if view.name not in exchange.refused:
                 weights[view.name] = affine.dequantize(stored).astype(view.dtype.numpy())
-        loss = lost(trial.run(self._judge, weights))
+        loss = lost(exchange.answers(self._judge, weights))
         bits /= sum(layer.size for layer in self.layers)
         _log.info("%.3f bits a weight: %.3f of what may be lost", bits, loss)
         return loss, bits

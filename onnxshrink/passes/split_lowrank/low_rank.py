@@ -101,8 +101,8 @@ def moment_of(view: WeightView, ctx: Context) -> np.ndarray | None:
     """The second moment of a weight's inputs; None where it is unknown, or differs by group."""
     from onnxshrink.graph.weights import second_moments
 
-    found = second_moments.moment(ctx.statistics, view)
-    return found[0] if found is not None and len(found) == 1 else None
+    found = second_moments.of(ctx.statistics, view)
+    return found.mean()[0] if found is not None and found.groups == 1 else None
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,9 @@ def _rounded(
         return stored
     scale = np.broadcast_to(stored.scale, view.shape)
     zero = np.zeros_like(scale)
-    codes = second_moments.fed_back(ctx.statistics, view, scale, zero, affine.RANGES[dtype], matrix)
+    codes = second_moments.fitted(
+        ctx.statistics, view, scale, zero, affine.RANGES[dtype], matrix=matrix
+    )
     return stored if codes is None else replace(stored, codes=codes.astype(stored.codes.dtype))
 
 
