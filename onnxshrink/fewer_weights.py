@@ -36,27 +36,28 @@ def retreat(pass_: Any, model: Model, ctx: Context, judge: Judge, bound: float) 
     step, selection = ctx.step, pass_.weights
     order = _by_saving(step, model)
 
-    def attempt(chosen: Sequence[str], row: Step) -> Model:
-        trial = model.clone()
-        _without(pass_, order, chosen).apply(trial, replace(ctx, step=row))
-        return trial
+    last: tuple[Model, Step] | None = None
 
     def tolerated(chosen: Sequence[str]) -> bool:
-        row = Step(step.name)
+        nonlocal last
+        fewer, trial = _without(pass_, order, chosen), model.clone()
+        row = Step(step.name, dump(fewer), bytes_before=step.bytes_before)
         try:
-            trial = attempt(chosen, row)
+            fewer.apply(trial, replace(ctx, step=row))
         except ShrinkError:
             return False
-        return bool(row.changes) and not judge.verify(trial, bound)
+        if not row.changes or judge.verify(trial, bound):
+            return False
+        last = trial, row
+        return True
 
     def tell(tries: int) -> None:
         ctx.progress("trying fewer weights", tries, _TRIES)
 
     taken = most_tolerated(order, tolerated, _TRIES, tell)
-    if not taken:
+    if last is None:
         return None
-    row = Step(step.name, dump(_without(pass_, order, taken)), bytes_before=step.bytes_before)
-    trial = attempt(taken, row)
+    trial, row = last  # of all that were taken
     if judge.refusal(trial, bound, pass_.may_grow or row.may_grow, row):
         return None
     _explain(row, set(order) - set(taken), selection, bound)

@@ -127,6 +127,8 @@ class Context:
         progress: To be told what is done, how much of it, and out of how much.
         storage: How the result will be stored.
         goal: What the answers must keep in the end.
+        memo: What was found out of the model before the step, for when the pass is applied to it
+            once more, on fewer of its weights.
         verify: Why a model half-way through the step breaks the contract, or an empty text; for
             passes that try something and can do without. Takes a bound of its own, if wanted.
     """
@@ -141,6 +143,7 @@ class Context:
     progress: Progress = field(default=lambda what, done, total: None)
     storage: str = "auto"
     goal: Goal = field(default_factory=Goal)
+    memo: dict[str, Any] = field(default_factory=dict)
     verify: Callable[..., str] = field(default=lambda model, bound=0.0: "")
 
     @property

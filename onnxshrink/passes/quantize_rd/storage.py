@@ -80,7 +80,8 @@ def store_packed(
         ctx: Where to report.
 
     What a file takes beside the codes is only known once it has been packed. So a first guess at
-    it is put right by what came of it, which is nearly always all that it needs.
+    it is put right by what came of it, which is nearly always all that it needs. A goal that codes
+    of some nine bits meet as well is met by these.
 
     Raises:
         DataError: No grid is coarse enough.
@@ -89,8 +90,9 @@ def store_packed(
 
     rest = float(model.nbytes() - sum(view.nbytes for view in search.views))
     rest -= sum(view.nbytes // 2 for view in vectors)
+    finest = search.finest()
     for _ in range(_ATTEMPTS):
-        spend = search.spend_bytes(goal - rest, spend)
+        spend = search.spend_bytes(min(goal - rest, finest), spend)
         trial, step = model.clone(), Step(ctx.step.name)
         pairs = zip(weights.find(model), weights.find(trial), strict=True)
         twin = {ours.value: other for ours, other in pairs}
@@ -103,7 +105,10 @@ def store_packed(
         )
         found = file_bytes(trial, ctx.storage)
         _log.info("packed to %d bytes, of which %d are codes; the goal is %d", found, codes, goal)
-        if _CLOSE * goal <= found <= goal:
+        easy = finest < goal - rest
+        if _CLOSE * goal * (not easy) <= found <= goal:
+            if easy:
+                ctx.warn("smaller than asked for: finer codes would gain nothing")
             model.adopt(trial)
             ctx.step.changes += step.changes
             ctx.step.skips += step.skips
