@@ -32,8 +32,8 @@ LAYERS = (
 )
 #: The rooms of ``graph``, each of which may import those before it.
 ROOMS_OF_GRAPH = (
-    "file", "read", "surgery", "operators", "weights", "analysis", "rewrite", "forms", "layers",
-    "inspect",
+    "file", "read", "surgery", "operators", "weights", "analysis", "rewrite", "gradients", "forms",
+    "layers", "inspect",
 )  # fmt: skip
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 
