@@ -5,6 +5,7 @@ Both load, run the passes under their contract, and write the result in one go.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -62,6 +63,9 @@ class Options:
         worker: What ``runtime.worker.Worker`` is made with: ``timeout``, ``memory_limit``.
         reads: Other files that the caller reads for this run: its recipe, say. None is written to.
         writes: Other files that the caller will write: its report, say.
+        certificate: Whether to write a certificate beside the result; see
+            :mod:`onnxshrink.certificate`.
+        sign: A file with an Ed25519 private key in PEM to sign the certificate with.
     """
 
     calibration: Any = None
@@ -78,6 +82,8 @@ class Options:
     worker: Mapping[str, Any] = field(default_factory=dict)
     reads: tuple[StrPath, ...] = ()
     writes: tuple[StrPath, ...] = ()
+    certificate: bool = False
+    sign: StrPath | None = None
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -107,11 +113,13 @@ def apply_recipe(
     with Worker(**options.worker) as worker:
         worker.start()  # it imports ONNX Runtime while this process reads the model
         reads: list[StrPath] = [*recipe.reads, *_files_of(recipe.steps)]
-        model, settings = _prepare(
+        model, settings = prepare(
             source, out, options, worker, reads, storage=recipe.storage, held_back=recipe.held_back
         )
         result = run(recipe.steps, model, settings, worker)
-        return _write(result, recipe.steps, out, options, recipe.storage)
+        report = _write(result, recipe, out, options, recipe.storage)
+    _certify(report, settings, options)
+    return report
 
 
 def shrink(
@@ -157,7 +165,7 @@ def shrink(
         worker.start()
         # A metric is about all inputs in their order: it would not know what to make of a part.
         parts = goal.metric is None
-        model, settings = _prepare(
+        model, settings = prepare(
             source, out, options, worker, (), recipe_out, storage, held_back=parts
         )
         first = _cleaning(model)
@@ -169,7 +177,8 @@ def shrink(
         else:
             recipe = Recipe((*first, find_pass("quantize-weights")()))
             result = run(recipe.steps, model, settings, worker)
-        report = _write(result, recipe.steps, out, options, storage)
+        report = _write(result, recipe, out, options, storage)
+    _certify(report, settings, options)
     if report.ratio < _HARDLY and storage not in ("packed", "coded"):
         report.warnings.append(
             "hardly any smaller; --storage packed codes what the weights are, without loss"
@@ -245,20 +254,28 @@ def apply_excluding(
         raise RecipeError(f"{step.name}: what to leave alone is found on --calibration inputs")
     with Worker(**options.worker) as worker:
         worker.start()
-        model, settings = _prepare(source, out, options, worker, _files_of([step]), recipe_out)
+        model, settings = prepare(source, out, options, worker, _files_of([step]), recipe_out)
         parts = Parts(model, step, settings, worker)
         found = exclude.find_exclusions(parts, goal or Goal(), options.progress)
         result = run(found.recipe.steps, model, settings, worker)
         result.report.moved = found.moved
-        report = _write(result, found.recipe.steps, out, options)
+        report = _write(result, found.recipe, out, options)
+    _certify(report, settings, options)
     if recipe_out is not None:
         with output(Path(recipe_out)) as file:
             file.write(found.recipe.to_yaml().encode())
     return report
 
 
-def load(source: StrPath, options: Options | None = None) -> tuple[Model, list[dict[str, Any]]]:
+def load(
+    source: StrPath, options: Options | None = None, worker: Worker | None = None
+) -> tuple[Model, list[dict[str, Any]]]:
     """A model file, and inputs for it: those that the options name, or generated ones.
+
+    Args:
+        source: The model file.
+        options: How to run.
+        worker: Where generated inputs are tried; without one, a process is started for it.
 
     Raises:
         ShrinkError: The model or the inputs cannot be read.
@@ -267,15 +284,19 @@ def load(source: StrPath, options: Options | None = None) -> tuple[Model, list[d
 
     options = options or Options()
     model, _ = coded_read.load(source)
-    return model, _feeds(model, options, None)
+    return model, _feeds(model, options, worker)
 
 
 def bench_pair(source: StrPath, out: StrPath, options: Options) -> dict[str, Any]:
     """Latency of a result against its source: median ratio with its 95 % interval."""
     from onnxshrink.runtime.bench import FEWEST_ROUNDS, bench
+    from onnxshrink.runtime.worker import Worker
 
-    _, feeds = load(source, options)
-    first, second = bench([source, out], feeds[:4], rounds=FEWEST_ROUNDS + 3).models
+    with Worker(**options.worker) as worker:
+        _, feeds = load(source, options, worker)
+        worker.release()
+        found = bench([source, out], feeds[:4], rounds=FEWEST_ROUNDS + 3, worker=worker)
+    first, second = found.models
     return {
         "ratio": second.ratio, "low": second.ratio_low, "high": second.ratio_high,
         "before_ms": first.seconds * 1e3, "after_ms": second.seconds * 1e3,
@@ -313,7 +334,7 @@ def _files_of(steps: Iterable[Pass]) -> list[str]:
     return files.likely(value for step in steps for value in dump(step).values())
 
 
-def _prepare(
+def prepare(
     source: StrPath, out: StrPath, options: Options, worker: Worker,
     reads: Iterable[StrPath] = (), recipe_out: StrPath | None = None, storage: Storage = "auto",
     held_back: bool = False,
@@ -338,7 +359,7 @@ def _prepare(
     feeds: list[dict[str, Any]] = []
     left, notes = 0, tuple[str, ...]()
     if options.calibration is not None or options.check != "off":
-        with blamed(source):
+        with blamed(source, worker):
             feeds, left, notes = _chosen(model, options, worker, 2 if held_back else 1)
     seen, unseen = hold_back(len(feeds), _CALIBRATION) if held_back else (range(len(feeds)), ())
     return model, Settings(
@@ -368,20 +389,26 @@ def _chosen(model: Model, options: Options, worker: Worker | None, times: int = 
 
 
 def _write(
-    result: Result, steps: Iterable[Pass], out: StrPath, options: Options, storage: Storage = "auto"
+    result: Result, recipe: Recipe, out: StrPath, options: Options, storage: Storage = "auto"
 ) -> Report:
-    from onnxshrink.graph.file.data_files import data_files
+    from onnxshrink import certificate
+    from onnxshrink.graph.file.data_files import data_files, superseded
     from onnxshrink.graph.forms import coded, coded_read, packed
 
     report = result.report
     report.result = str(out)
     names = None
     if report.changed and not options.keep_names:
-        names = result.model.shorten_names(list(_selected(steps)))
-    storage = options.storage or storage
+        names = result.model.shorten_names(list(_selected(recipe.steps)))
+    asked = storage = options.storage or storage
     if was := coded_read.names(report.source):
         storage = "coded" if storage == "auto" else storage
         report.warnings.append(f"the input's {len(was)} coded tensors were made plain to work on")
+    if options.certificate:
+        decide = {name: getattr(options, name) for name in certificate.OPTIONS}
+        note = certificate.origin(replace(recipe, storage=asked), report.source, decide)
+        result.model.ir.metadata_props[certificate.KEY] = json.dumps(note, separators=(",", ":"))
+        report.origin = note
     link, old = os.path.islink(out), data_files(Path(out))
     try:
         if storage == "packed":
@@ -403,6 +430,13 @@ def _write(
     report.bytes_gzip = files.gzip_bytes({Path(out), *data_files(Path(out))})
     if link:
         report.warnings.append(f"{out} was a link; it is a file now, and its target is as it was")
-    gone = sorted(file.name for file in old if not file.exists())
-    report.warnings += [f"removed {name}, which the model there had its data in" for name in gone]
+    report.warnings += superseded(old, Path(out))
     return report
+
+
+def _certify(report: Report, settings: Settings, options: Options) -> None:
+    """Measure a result on inputs that no step has seen, where there are some, and certify it."""
+    if options.certificate:
+        from onnxshrink import certificate
+
+        certificate.issue(report, settings, options.worker, options.sign)

@@ -235,7 +235,7 @@ class Judge:
         return reason
 
     def asks_too_much(self, reason: str) -> bool:
-        """Whether a refusal is for what the outputs bear, of which fewer weights ask less."""
+        """Whether a refusal is for what the outputs tolerate, of which fewer weights ask less."""
         return reason.startswith("output ")
 
     def _unoptimized(self, trial: Model, answers: Answers | None, bound: float) -> str:

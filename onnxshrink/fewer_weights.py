@@ -1,4 +1,4 @@
-"""A step that is too much for the outputs stands on as many of its weights as they bear."""
+"""A step that is too much for the outputs stands on as many of its weights as they tolerate."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def retreat(pass_: Any, model: Model, ctx: Context, judge: Judge, bound: float) 
         bound: Largest relative error of an output.
 
     Returns:
-        None when the outputs bear none of the weights.
+        None when the outputs tolerate none of the weights.
     """
     step, selection = ctx.step, pass_.weights
     order = _by_saving(step, model)
@@ -41,7 +41,7 @@ def retreat(pass_: Any, model: Model, ctx: Context, judge: Judge, bound: float) 
         _without(pass_, order, chosen).apply(trial, replace(ctx, step=row))
         return trial
 
-    def bears(chosen: Sequence[str]) -> bool:
+    def tolerated(chosen: Sequence[str]) -> bool:
         row = Step(step.name)
         try:
             trial = attempt(chosen, row)
@@ -52,7 +52,7 @@ def retreat(pass_: Any, model: Model, ctx: Context, judge: Judge, bound: float) 
     def tell(tries: int) -> None:
         ctx.progress("trying fewer weights", tries, _TRIES)
 
-    taken = most_borne(order, bears, _TRIES, tell)
+    taken = most_tolerated(order, tolerated, _TRIES, tell)
     if not taken:
         return None
     row = Step(step.name, dump(_without(pass_, order, taken)), bytes_before=step.bytes_before)
@@ -61,22 +61,22 @@ def retreat(pass_: Any, model: Model, ctx: Context, judge: Judge, bound: float) 
         return None
     _explain(row, set(order) - set(taken), selection, bound)
     row.warnings.append(
-        f"{len(order) - len(taken)} of {len(order)} weights are left alone: the outputs bear a "
+        f"{len(order) - len(taken)} of {len(order)} weights are left alone: the outputs tolerate a "
         f"relative error of {bound:g}; --max-error allows more"
     )
     vars(step).update(vars(row))
     return trial
 
 
-def most_borne(
-    order: Sequence[str], bears: Callable[[Sequence[str]], bool], most: int,
+def most_tolerated(
+    order: Sequence[str], tolerated: Callable[[Sequence[str]], bool], most: int,
     tell: Callable[[int], None] = lambda tries: None,
 ) -> list[str]:  # fmt: skip
-    """As many as are borne together, found by halving what is too much.
+    """As many as are tolerated together, found by halving what is too much.
 
     Args:
         order: Names, the most welcome first; all of them together are too much.
-        bears: Whether some of them are borne together.
+        tolerated: Whether some of them are tolerated together.
         most: How often to ask; what is undecided by then is left out.
         tell: Is told the number of each question.
     """
@@ -86,7 +86,7 @@ def most_borne(
         part = parts.pop(0)
         tries += 1
         tell(tries)
-        if bears([*taken, *part]):
+        if tolerated([*taken, *part]):
             taken += part
         else:
             parts += _halves(part)
@@ -124,7 +124,7 @@ def _without(pass_: Any, order: Sequence[str], chosen: Sequence[str]) -> Any:
 
 def _explain(row: Step, left: set[str], selection: Select, bound: float) -> None:
     """Say of weights that were left alone for this that nobody asked for it."""
-    reason = f"beyond what the outputs bear (relative error {bound:g}; --max-error allows more)"
+    reason = f"beyond what the outputs tolerate (relative error {bound:g}; --max-error allows more)"
     asked = selection.keep or SKIP in selection.layers.values()
     row.skips = [
         replace(skip, reason=reason)

@@ -16,6 +16,7 @@ from onnxshrink.errors import (
     RecipeError,
     ShrinkError,
     UnsupportedModel,
+    internal,
 )
 from onnxshrink.fewer_weights import retreat
 from onnxshrink.goal import Goal
@@ -233,6 +234,9 @@ def run(
 ) -> Result:
     """Apply passes in order; each stands only if it keeps the contract.
 
+    A bug in one of several steps is a step that is rolled back, and is said; in a single one it is
+    raised.
+
     Args:
         steps: The passes.
         model: Left as it is; the result is another model.
@@ -270,7 +274,16 @@ def run(
                 if len(steps) == 1:
                     raise
                 _undo(step, str(error))
-                step.warnings.append("left out for want of real inputs")
+                step.warnings.append("left out: it needs real inputs")
+            except ShrinkError:
+                raise
+            except Exception as error:
+                if len(steps) == 1:
+                    raise
+                _log.debug("%s:", step.name, exc_info=True)
+                _undo(step, reason := internal(error))
+                step.warnings.append(f"{reason}; the step was left out")
+                _log.error("%s: %s", step.name, reason)
             step.seconds = round(time.perf_counter() - started, 3)
             report.bytes_after = step.bytes_after
             report.warnings += [f"{step.name}: {warning}" for warning in step.warnings]

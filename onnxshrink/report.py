@@ -88,6 +88,7 @@ class Report:
         tried: What a search tried: what, bytes, share of the budget that was used, verdict.
         promises: What inputs that no step has seen say of the result.
         missed: What a search could not keep or reach, one line each.
+        origin: What a certified result was made from.
         unproven: Whether the given inputs could not have shown a difference.
     """
 
@@ -103,6 +104,7 @@ class Report:
     tried: list[tuple[str, int, float, str]] = field(default_factory=list)
     promises: list[str] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
+    origin: dict[str, Any] = field(default_factory=dict)
     unproven: bool = False
     bytes_before: int = 0
     bytes_after: int = 0

@@ -25,8 +25,9 @@ LAYERS = (
     ("channels",),
     ("passes",),
     ("recipe",),
-    ("search",),
+    ("search", "certificate"),
     ("api",),
+    ("reproduce",),
     ("cli",),
     ("__main__",),
 )
@@ -58,6 +59,8 @@ OUTSIDE = {
     "onnxscript": {"graph"},
     "google": {"graph", "runtime"},
     "onnxruntime": {"runtime"},
+    "openvino": {"runtime"},
+    "cryptography": {"certificate"},
     "ml_dtypes": {"graph", "runtime"},  # numpy types of bfloat16; comes with onnx
     "PIL": {"runtime"},
     "tokenizers": {"runtime"},

@@ -14,7 +14,7 @@ from onnxshrink.channels.labels import Walk
 from onnxshrink.channels.readers import Consumer, find
 from onnxshrink.channels.removal import Cut
 from onnxshrink.graph import read, surgery
-from onnxshrink.kernels.refit import DAMPINGS, Array, Choice, Moments, choose, refit
+from onnxshrink.kernels.refit import DAMPINGS, Array, ChosenDamping, Moments, choose, refit
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Refitted:
     op_type: str
     before: int
     after: int
-    choice: Choice
+    choice: ChosenDamping
 
 
 def choices(
     walk: Walk, seen: Mapping[Consumer, Moments], removed: Removed, damping: float | None
-) -> dict[str, Choice]:
+) -> dict[str, ChosenDamping]:
     """How strongly each weight that reads removed channels is held to what it was.
 
     Args:
@@ -60,7 +60,7 @@ def choices(
 
 
 def compensate(
-    walk: Walk, sums: Mapping[str, Array], removed: Removed, chosen: Mapping[str, Choice]
+    walk: Walk, sums: Mapping[str, Array], removed: Removed, chosen: Mapping[str, ChosenDamping]
 ) -> dict[str, Refitted]:
     """Refit the weights that read removed channels. Must come before the cut.
 
@@ -100,7 +100,7 @@ def compensate(
 
 
 def _note(
-    done: dict[str, Refitted], consumer: Consumer, value: ir.Value, choice: Choice, *,
+    done: dict[str, Refitted], consumer: Consumer, value: ir.Value, choice: ChosenDamping, *,
     new: bool = False,
 ) -> None:  # fmt: skip
     nbytes = nbytes_of(value)

@@ -14,7 +14,7 @@ from onnxshrink.channels.readers import Consumer
 from onnxshrink.channels.request import Importance
 from onnxshrink.graph import operators, read
 from onnxshrink.graph.operators import Norm
-from onnxshrink.kernels.elimination import Reader, eliminate
+from onnxshrink.kernels.elimination import ChannelReader, eliminate
 from onnxshrink.kernels.importance import Array, index_power
 from onnxshrink.kernels.moments import damped
 from onnxshrink.kernels.refit import Moments
@@ -92,7 +92,7 @@ def _eliminated(walk: Walk, group: Group, seen: Mapping[Consumer, Moments]) -> A
         matrix = consumer.matrix()
         power = float(np.einsum("oi,oi->", matrix @ gram, matrix))
         if power > 0:  # errors are relative to what each consumer makes
-            readers.append(Reader(matrix / power**0.5, damped(gram, _DAMPING), columns))
+            readers.append(ChannelReader(matrix / power**0.5, damped(gram, _DAMPING), columns))
     if not readers:
         return None
     order, costs = eliminate(readers)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from onnxshrink.channels.readers import Consumer
     from onnxshrink.channels.removal import Shortened
     from onnxshrink.graph.file.model import Model
-    from onnxshrink.kernels.refit import Array, Choice, Moments
+    from onnxshrink.kernels.refit import Array, ChosenDamping, Moments
     from onnxshrink.pipeline import Context
     from onnxshrink.runtime.worker import Worker
 
@@ -76,12 +76,12 @@ class Removal:
         }
         return self._variant(chosen, sums).model
 
-    def _choices(self) -> dict[str, Choice]:
+    def _choices(self) -> dict[str, ChosenDamping]:
         from onnxshrink.channels.compensation import choices
 
         return choices(self.plan.walk, self.seen, self.plan.removed, self.damping)
 
-    def _closer(self, plain: Variant, chosen: Mapping[str, Choice]) -> Variant:
+    def _closer(self, plain: Variant, chosen: Mapping[str, ChosenDamping]) -> Variant:
         """The refitted model, if its outputs are closer."""
         moments = {consumer.name: each for consumer, each in self.seen.items()}
         feeds = self.ctx.split.of(self.ctx.feeds, self.ctx.split.held)
@@ -105,7 +105,9 @@ class Removal:
         return plain
 
     def _variant(
-        self, chosen: Mapping[str, Choice] | None = None, sums: Mapping[str, Array] | None = None
+        self,
+        chosen: Mapping[str, ChosenDamping] | None = None,
+        sums: Mapping[str, Array] | None = None,
     ) -> Variant:
         """A copy of the model without the channels, its weights refitted as was chosen."""
         from onnxshrink.channels.compensation import compensate
@@ -145,7 +147,7 @@ def _errors(row: Refitted | None) -> dict[str, float]:
     return {"error_before": row.choice.before, "error_after": row.choice.after}
 
 
-def _spread(chosen: Mapping[str, Choice]) -> str:
+def _spread(chosen: Mapping[str, ChosenDamping]) -> str:
     """How many were fitted how strongly."""
     from collections import Counter
 

@@ -184,7 +184,7 @@ class Cut:
     def replace_by_gather(
         self, nodes: Sequence[ir.Node], source: ir.Value, index: Labels, axis: int
     ) -> None:
-        """Put one Gather in the place of a chain of nodes."""
+        """Put one Gather in place of a chain of nodes."""
         name = nodes[-1].outputs[0].name or ""
         order = self.constant(index, f"{name}.order", nodes[-1])
         made = self.add_node("Gather", [source, order], f"{name}.picked", nodes[-1], axis=axis)

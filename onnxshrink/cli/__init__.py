@@ -3,8 +3,8 @@
 A command's module defines ``command`` and is imported when it is run, or when its summary is shown;
 the command of a pass is generated from the pass's options. Modules with _ in front are what
 commands share. Results go to stdout, progress and logs to stderr. Exit codes: 0 fine, 1 a budget or
-comparison missed, 2 usage or recipe, 3 input, 130 Ctrl-C, 143 SIGTERM. Nothing heavy is imported
-before a command needs it.
+comparison missed, 2 usage or recipe, 3 input, 70 a bug of ours, 130 Ctrl-C, 143 SIGTERM. Nothing
+heavy is imported before a command needs it.
 """
 
 from __future__ import annotations
@@ -20,18 +20,21 @@ import click
 
 from onnxshrink import __version__
 from onnxshrink.cli._terminal import PlainFormatter
-from onnxshrink.errors import ShrinkError
+from onnxshrink.errors import INTERNAL, ShrinkError, internal
+
+_log = logging.getLogger(__name__)
 
 
 @functools.cache
 def command_names() -> tuple[str, ...]:
     """Names of the fixed commands: the public modules beside this one, none of them imported."""
-    return tuple(sorted(file.stem for file in Path(__file__).parent.glob("[!_]*.py")))
+    modules = Path(__file__).parent.glob("[!_]*.py")
+    return tuple(sorted(module.stem.replace("_", "-") for module in modules))
 
 
 def fixed_command(name: str) -> click.Command:
     """A fixed command under its name."""
-    command: click.Command = importlib.import_module(f"{__name__}.{name}").command
+    command: click.Command = importlib.import_module(f"{__name__}.{name.replace('-', '_')}").command
     command.name = name
     return command
 
@@ -90,19 +93,27 @@ class Commands(click.Group):
         except KeyboardInterrupt as error:
             click.echo("error: stopped", err=True)
             ctx.exit(getattr(error, "exit_code", 130))
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # click knows what to do
+        except Exception as error:
+            _log.debug("the traceback:", exc_info=True)
+            say(f"error: {internal(error)}; -vv before the command shows more", err=True)
+            ctx.exit(INTERNAL)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
-@click.option("-v", "--verbose", is_flag=True, help="Log what is done, to stderr.")
-def main(verbose: bool) -> None:
+@click.option(
+    "-v", "--verbose", count=True, help="Log what is done, to stderr; -vv also where bugs arose."
+)
+def main(verbose: int) -> None:
     """Make ONNX models several times smaller, and prove that they still give the same answers.
 
     \b
     onnxshrink shrink model.onnx small.onnx --calibration inputs.npz
     onnxshrink inspect model.onnx small.onnx
     """
-    level = logging.INFO if verbose else logging.ERROR
+    level = (logging.ERROR, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PlainFormatter())
     logging.basicConfig(level=level, handlers=[handler])

@@ -82,6 +82,13 @@ class Inputs:
             size_option(limit, "--data-limit") if limit else None,
         )
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Them as ``onnxshrink.Options`` takes them."""
+        return {
+            "calibration": self.source, "reading": self.reading, "data_limit": self.data_limit,
+        }  # fmt: skip
+
     def choose(self, model: Model, count: int) -> Chosen:
         """Inputs for a model."""
         from onnxshrink.runtime.inputs import choose_inputs

@@ -71,5 +71,5 @@ def feeds_for(
         return chosen.feeds
     warn("inputs are generated; pass --calibration")
     shapes = dict(map(shape_option, shape))
-    with blamed(path):
+    with blamed(path, worker):
         return generated_inputs(model, 4, seed, shapes=shapes, worker=worker)

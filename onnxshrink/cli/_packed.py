@@ -22,14 +22,12 @@ limit_option = click.option(
 @contextlib.contextmanager
 def removal_said(out: str) -> Iterator[None]:
     """Say which data of the model that was there are gone, once another model is."""
-    from onnxshrink.graph.file.data_files import data_files
+    from onnxshrink.graph.file.data_files import data_files, superseded
 
     old = data_files(Path(out))
     yield
-    for file in sorted(old):
-        if not file.exists():
-            said = f"removed {file.name}, which the model there had its data in"
-            warn(said)
+    for said in superseded(old, Path(out)):
+        warn(said)
 
 
 def say_sizes(out: str, before: int, after: int, as_json: bool) -> None:

@@ -123,17 +123,19 @@ def _look(step: Any, asked: dict[str, Any], run: Run) -> None:
     """Print what a pass would do, or how it sees a part of the model; nothing is written."""
     from onnxshrink import api
     from onnxshrink.report import printable
-    from onnxshrink.runtime.worker import blamed
+    from onnxshrink.runtime.worker import Worker, blamed
 
-    with progress_bar() as progress, blamed(run.source):
+    with (
+        progress_bar() as progress, Worker(**run.worker) as worker, blamed(run.source, worker)
+    ):  # fmt: skip
         options = run.options(progress)
-        model, feeds = api.load(run.source, options)
+        model, feeds = api.load(run.source, options, worker)
         if what := asked.get("explain"):
-            tables = step.explain(model, what, feeds, options.seed)
+            tables = step.explain(model, what, feeds, options.seed, worker=worker)
             data, empty = {table.title: table.to_dicts() for table in tables}, False
         else:
             generated = options.calibration is None
-            plan = step.preview(model, feeds, options.seed, generated=generated)
+            plan = step.preview(model, feeds, options.seed, generated=generated, worker=worker)
             tables, data, empty = plan.tables(), plan.to_dict(), not plan.removed.any()
     if run.as_json:
         click.echo(json.dumps(data, indent=1))

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-_KEPT = ("check", "seed", "storage", "calibration_cache", "max_opset", "keep_names")
+_KEPT = (
+    "check", "seed", "storage", "calibration_cache", "max_opset", "keep_names", "certificate",
+    "sign",
+)  # fmt: skip
 
 
 def run_options(command: F) -> F:
@@ -69,6 +72,14 @@ def run_options(command: F) -> F:
                 "--report", "report_file", metavar="FILE",
                 help="Write the whole report as .json, .md or .html.",
             ),
+            click.option(
+                "--certificate", is_flag=True,
+                help="Write OUT.certificate.json: what OUT was made from, and measured figures.",
+            ),
+            click.option(
+                "--sign", metavar="KEY",
+                help="Sign the certificate with this Ed25519 private key (PEM).",
+            ),
             click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
             click.option(
                 "--strict", is_flag=True,
@@ -106,6 +117,8 @@ class Run:
         self.inputs = Inputs.take(values)
         self.shapes = dict(map(shape_option, values.pop("shape")))
         self.worker = worker_limits(values.pop("timeout"), values.pop("memory_limit"))
+        if values["sign"] is not None and not values["certificate"]:
+            raise RecipeError("--sign signs a certificate: ask for one with --certificate")
         self.rest = {name: values.pop(name) for name in _KEPT}
 
     def options(
@@ -120,8 +133,7 @@ class Run:
         from onnxshrink.api import Options
 
         return Options(
-            calibration=self.inputs.source, reading=self.inputs.reading,
-            data_limit=self.inputs.data_limit, worker=self.worker,
+            **self.inputs.options, worker=self.worker,
             shapes=self.shapes, progress=progress, reads=tuple(reads),
             writes=() if self.report_file is None else (self.report_file,), **self.rest,
         )  # fmt: skip

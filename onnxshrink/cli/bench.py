@@ -32,10 +32,10 @@ def command(
     from onnxshrink.runtime.worker import Worker
 
     inputs = Inputs.take(pinned)
-    limits = worker_limits(timeout, memory_limit)
-    with Worker(**limits) as worker:
+    with Worker(**worker_limits(timeout, memory_limit)) as worker:
         feeds = feeds_for(models[0], inputs, shape, 8, seed, worker)
-    found = run_bench(models, feeds, SessionOptions(**pinned), rounds, seed=seed, limits=limits)
+        worker.release()
+        found = run_bench(models, feeds, SessionOptions(**pinned), rounds, seed=seed, worker=worker)
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=1, default=str))
         return

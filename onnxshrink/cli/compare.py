@@ -10,6 +10,7 @@ import click
 
 from onnxshrink.cli._inputs import Inputs
 from onnxshrink.cli._measure import feeds_for, measure_options, settings
+from onnxshrink.cli._places import place_options, places, show_findings
 from onnxshrink.cli._terminal import say, show
 from onnxshrink.cli._values import COUNT, number, worker_limits
 from onnxshrink.errors import BudgetMissed
@@ -18,6 +19,7 @@ from onnxshrink.errors import BudgetMissed
 @click.command()
 @click.argument("a", metavar="REFERENCE")
 @click.argument("b", metavar="OTHER")
+@place_options
 @measure_options
 @click.option("--count", default=64, type=COUNT, help="Use at most this many inputs.")
 @click.option("--atol", type=number, help="Absolute difference allowed for every value.")
@@ -27,22 +29,39 @@ from onnxshrink.errors import BudgetMissed
 def command(
     a: str, b: str, shape: tuple[str, ...], count: int, seed: int, provider: str, threads: int,
     accuracy_level: int | None, as_json: bool, timeout: float | None, memory_limit: str | None,
+    providers: str | None, python: str | None, node: str | None, web: str | None,
+    results: tuple[str, ...], no_fallback: bool,
     **thresholds: Any,
 ) -> None:  # fmt: skip
     """Compare the outputs of two models on the same inputs.
 
     \b
     onnxshrink compare model.onnx small.onnx --calibration inputs.npz --min-agreement 0.99
+    onnxshrink compare model.onnx small.onnx --calibration inputs.npz --providers CPU,reference
+
+    With places (--providers, --node, --web, --results), OTHER runs in each of them and is held
+    against REFERENCE on ONNX Runtime's CPU provider. A place that does not run it counts as missed.
     """
     from onnxshrink.report import Table
     from onnxshrink.runtime.compare import compare as run_compare
+    from onnxshrink.runtime.places import compare_places
     from onnxshrink.runtime.session import SessionOptions
     from onnxshrink.runtime.worker import Worker
 
     inputs = Inputs.take(thresholds)
+    elsewhere = places(providers, python, node, web)
     reference = SessionOptions(threads=threads, accuracy_level=accuracy_level)
     with Worker(**worker_limits(timeout, memory_limit)) as worker:
         feeds = feeds_for(a, inputs, shape, count, seed, worker)
+        if elsewhere or results:
+            findings = compare_places(
+                a, b, feeds, elsewhere, results, options_a=reference, fallback=not no_fallback,
+                worker=worker, timeout=timeout, **thresholds,
+            )  # fmt: skip
+            show_findings(f"{b} against {a}", findings, as_json)
+            if missed := [line for finding in findings for line in finding.missed]:
+                raise BudgetMissed("; ".join(missed))
+            return
         found = run_compare(
             a, b, feeds, worker=worker, options_a=reference,
             options_b=replace(reference, provider=provider), **thresholds,

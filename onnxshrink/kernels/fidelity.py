@@ -227,7 +227,7 @@ class Fidelity:
 
     def _given(self, output: int) -> bool:
         known = self.kinds[output]
-        rows = [known.rows(feed[output]) for feed in self._reference]
+        rows = [known.rows(feed[output]) for feed in self._reference if feed[output].size]
         return all(map(are_probabilities, rows)) or all(map(are_logarithms, rows))
 
     def _pairs(self, outputs: Outputs, output: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -128,7 +128,7 @@ def _are_maps(array: np.ndarray) -> bool:
 
 def are_logarithms(array: np.ndarray) -> bool:
     """Whether the rows along the last axis are logarithms of probabilities."""
-    if array.ndim < 2 or array.shape[-1] < 2 or array.max() > _UNIT:
+    if array.ndim < 2 or array.shape[-1] < 2 or array.max(initial=-np.inf) > _UNIT:
         return False
     return are_probabilities(np.exp(array.astype(np.float64)))
 

@@ -108,7 +108,7 @@ def refit(
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenDamping:
     """How strongly a weight is held to what it was.
 
     Attributes:
@@ -126,7 +126,7 @@ class Choice:
 def choose(
     weights: npt.NDArray[np.floating], moments: Moments, kept: npt.NDArray[np.bool_],
     dampings: Sequence[float] = DAMPINGS, *, bias: bool = True,
-) -> Choice | None:  # fmt: skip
+) -> ChosenDamping | None:  # fmt: skip
     """The damping that is best on the samples that were held out.
 
     Args:
@@ -163,4 +163,4 @@ def choose(
     best = min(errors, key=lambda damping: errors[damping])
     if not errors[best] < before:
         return None
-    return Choice(best, *((max(e, 0.0) / total) ** 0.5 for e in (before, errors[best])))
+    return ChosenDamping(best, *((max(e, 0.0) / total) ** 0.5 for e in (before, errors[best])))

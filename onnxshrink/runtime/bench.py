@@ -11,7 +11,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -83,7 +82,7 @@ def bench(
     *,
     within: float | None = None,
     seed: int = 0,
-    limits: Mapping[str, Any] | None = None,
+    worker: Worker | None = None,
 ) -> BenchResult:
     """Measure models, each in a process of its own, taking turns.
 
@@ -97,7 +96,7 @@ def bench(
         rounds: How often to time each.
         within: Go on, up to eight times as often, until no interval of a ratio is wider than this.
         seed: Decides the order within rounds.
-        limits: What each ``Worker`` is made with: ``timeout``, ``memory_limit``.
+        worker: Under whose limits the processes are; without one, under the usual ones.
 
     Raises:
         RecipeError: Too few rounds, or the execution provider is not installed.
@@ -109,12 +108,12 @@ def bench(
     if not feeds:
         raise DataError("there are no inputs to run the models on")
     with contextlib.ExitStack() as stack:
-        workers = [stack.enter_context(Worker(**limits or {})) for _ in paths]
-        for worker in workers:
-            worker.start()
+        like = worker or Worker()
+        workers = [stack.enter_context(like.another()) for _ in paths]
+        for each in workers:
+            each.start()
         costs = [
-            _load(worker, path, feeds[0], options)
-            for worker, path in zip(workers, paths, strict=True)
+            _load(each, path, feeds[0], options) for each, path in zip(workers, paths, strict=True)
         ]
         times: list[list[float]] = [[] for _ in paths]
         order = random.Random(seed)

@@ -7,9 +7,11 @@ import ctypes
 import gc
 import os
 import pickle
+import queue
 import re
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -313,6 +315,20 @@ def _limit_memory(limit: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, most))
 
 
+def _listen(requests: IO[bytes], waiting: queue.SimpleQueue[tuple[str, tuple[Any, ...]]]) -> None:
+    """Take requests in, and end the process with the parent's: even in the middle of a run."""
+    code = 0
+    try:
+        while True:
+            waiting.put(receive(requests))
+    except EOFError:
+        pass
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    os._exit(code)
+
+
 def main() -> None:
     """Answer requests until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it ends this process
@@ -322,15 +338,14 @@ def main() -> None:
     os.dup2(2, 1)
     if len(sys.argv) > 1:
         _limit_memory(int(sys.argv[1]))
+    waiting: queue.SimpleQueue[tuple[str, tuple[Any, ...]]] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(requests, waiting), daemon=True).start()
     import onnx.checker  # noqa: F401  (both while the parent is still at work)
     import onnxruntime  # noqa: F401
 
     service = Service()
     while True:
-        try:
-            method, arguments = receive(requests)
-        except EOFError:
-            return
+        method, arguments = waiting.get()
         try:
             reply: tuple[str, object] = ("value", getattr(service, method)(*arguments))
         except ShrinkError as error:

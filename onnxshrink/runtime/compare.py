@@ -129,10 +129,9 @@ def compare(
         DataError: No feeds, one does not fit, or there is nothing in any output.
         RecipeError: An execution provider is not installed, or a threshold is NaN or below zero.
     """
-    asked = {"atol": atol, "rtol": rtol, "min_agreement": min_agreement, "max_error": max_error}
-    for what, limit in asked.items():
-        if limit is not None and not 0 <= limit < math.inf:
-            raise RecipeError(f"{what} takes a finite number of at least 0, not {limit!r}")
+    check_thresholds(
+        {"atol": atol, "rtol": rtol, "min_agreement": min_agreement, "max_error": max_error}
+    )
     if not feeds:
         raise DataError("there are no inputs to compare the models on")
     with contextlib.ExitStack() as stack:
@@ -158,6 +157,17 @@ def compare(
         options_a=options_a.describe(), options_b=options_b.describe(),
         atol=atol, rtol=rtol, min_agreement=min_agreement, max_error=max_error,
     )  # fmt: skip
+
+
+def check_thresholds(asked: Mapping[str, float | None]) -> None:
+    """Refuse thresholds that nothing can be held against.
+
+    Raises:
+        RecipeError: One is NaN, infinite or below zero.
+    """
+    for what, limit in asked.items():
+        if limit is not None and not 0 <= limit < math.inf:
+            raise RecipeError(f"{what} takes a finite number of at least 0, not {limit!r}")
 
 
 def _check_signatures(a: str, first: Signature, b: str, second: Signature) -> None:

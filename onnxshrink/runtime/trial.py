@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
+import contextlib
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onnxshrink import files
 from onnxshrink.runtime.session import SessionOptions
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ _EXACT = SessionOptions(accuracy_level=0)
 
 
 class Trial:
-    """Runs a model with other weights in the place of its own.
+    """Runs a model with other weights in place of its own.
 
     The worker holds one model at a time: do not use it for another until done with this.
 
@@ -39,8 +40,9 @@ class Trial:
         from onnxshrink.graph.analysis.instrument import instrument
 
         self._worker = worker
-        self._folder = tempfile.TemporaryDirectory(prefix="onnxshrink-")
-        path = Path(self._folder.name, "trial.onnx")
+        self._stack = contextlib.ExitStack()
+        path = self._stack.enter_context(files.scratch()) / "trial.onnx"
+        weakref.finalize(self, self._stack.close)
         self.refused = instrument(model, path, free=names).refused
         worker.open(path, _EXACT)
 
@@ -61,4 +63,4 @@ class Trial:
     def close(self) -> None:
         """Let go of the model."""
         self._worker.release()
-        self._folder.cleanup()
+        self._stack.close()

@@ -90,6 +90,10 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def another(self) -> Worker:
+        """A worker beside this one, under the same limits: the one way to get it in a run."""
+        return type(self)(timeout=self._timeout, memory_limit=self._memory_limit)
+
     def start(self) -> None:
         """Start the child, without waiting: it imports ONNX Runtime while the caller works on."""
         if self._child is not None:
@@ -302,11 +306,12 @@ class Worker:
 
 
 @contextlib.contextmanager
-def blamed(path: PathLike) -> Iterator[None]:
+def blamed(path: PathLike, worker: Worker | None = None) -> Iterator[None]:
     """Walk through the graph of a model that nobody has checked, in this block.
 
     Args:
         path: The model file.
+        worker: Where to check it, if it comes to that; without one, in a process of its own.
 
     Raises:
         ModelError: The walk failed because the model is invalid, or does not load; says why.
@@ -316,7 +321,8 @@ def blamed(path: PathLike) -> Iterator[None]:
     except ShrinkError:
         raise
     except Exception:
-        with Worker() as worker:
+        with contextlib.ExitStack() as stack:
+            worker = worker or stack.enter_context(Worker())
             worker.check(path)
             worker.open(path)
         raise  # the model is fine: a bug of ours, which keeps its traceback

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from onnxshrink import files
 from onnxshrink.errors import ModelError
 from onnxshrink.kernels.metrics import compare_outputs
 from onnxshrink.options import build, dump
@@ -33,7 +32,7 @@ _SAME = 1e-3
 
 
 @dataclass(frozen=True)
-class Part:
+class WeightEffect:
     """A weight, or the weights of one operator.
 
     Attributes:
@@ -67,7 +66,7 @@ class Sensitivity:
 
     step: str
     feeds: int
-    parts: tuple[Part, ...]
+    parts: tuple[WeightEffect, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; an infinite error becomes null."""
@@ -187,7 +186,9 @@ def measure(
         rows = [parts.changes[weight] for weight in groups[name]]
         before, after = total(rows)
         found.append(
-            Part(name, groups[name], rows[0].kind, before, after, alone[name], together[name])
+            WeightEffect(
+                name, groups[name], rows[0].kind, before, after, alone[name], together[name]
+            )
         )
     return Sensitivity(parts.step.name, len(parts.original.outputs), tuple(found))
 
@@ -221,7 +222,7 @@ class Anew:
 
 
 class Exchanged:
-    """Runs the model with other weights in the place of its own."""
+    """Runs the model with other weights in place of its own."""
 
     def __init__(self, parts: Parts, trial: Trial, arrays: Mapping[str, np.ndarray]):
         self._parts, self._trial, self._arrays = parts, trial, arrays
@@ -279,8 +280,8 @@ def _rebuilt(parts: Parts) -> dict[str, np.ndarray] | None:
         options = {**dump(parts.step), "form": "cast-mul"}
         whole = parts.apply(build(type(parts.step), options, parts.step.name))[0]
     shapes = {view.name: view.shape for view in weights.find(parts.model)}
-    with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
-        path = Path(folder, "rebuilt.onnx")
+    with files.scratch() as folder:
+        path = folder / "rebuilt.onnx"
         watched = instrument(whole, path, watch=parts.changes).outputs
         if len(watched) < len(parts.changes):
             return None

@@ -1,7 +1,7 @@
 """Weights that are stored as codes times scale, whoever wrote them: read, taken out, put back.
 
 Cast and Mul, with or without a Sub; DequantizeLinear, also of a constant that QuantizeLinear
-rounds; palettes whose entries are whole multiples of one step. A pass that can use the codes takes
+rounds; codebooks whose entries are whole multiples of one step. A pass that can use the codes takes
 the weight out as plain floats, which every finder sees, and keeps the codes beside it: a
 preparation that multiplies channels changes scales, and codes not at all. What it does not use goes
 back as it was.
@@ -34,7 +34,7 @@ _TYPES = {
     ir.DataType.INT2: "int2", ir.DataType.UINT2: "uint2",
 }  # fmt: skip
 _EXACT = 1e-6  # of the largest weight of a channel: what rounding a product to float32 may move
-_REACH = 127  # of the codes of a palette
+_REACH = 127  # of the codes of a codebook
 
 
 @dataclass(frozen=True)
@@ -392,7 +392,7 @@ _READERS: dict[str, Callable[[ir.Node], Codes | None]] = {
 def take_out(
     model: Model, wanted: Callable[[ir.Node, int], bool], *, halves: bool = False
 ) -> Taken:
-    """Put floats in the place of weights that are codes times scale.
+    """Put floats in place of weights that are codes times scale.
 
     Args:
         model: The model, which is edited.

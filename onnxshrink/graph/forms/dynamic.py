@@ -128,7 +128,7 @@ class Activations:
 def integer_products(
     model: Model, view: WeightView, stored: Quantized, activations: Activations
 ) -> int:
-    """Put MatMulInteger in the place of the products of a weight.
+    """Put MatMulInteger in place of the products of a weight.
 
     Args:
         model: The model, whose journal is kept.
@@ -163,7 +163,7 @@ def integer_products(
 def integer_conv(
     model: Model, view: WeightView, stored: Quantized, activations: Activations
 ) -> int:
-    """Put ConvInteger in the place of the convolution of a weight.
+    """Put ConvInteger in place of the convolution of a weight.
 
     Args:
         model: The model, whose journal is kept.

@@ -17,10 +17,10 @@ from onnxshrink.graph.weights.views import WeightView
 
 #: ``product``: multiplies with a weight; ``whole`` and ``part``: hands on numbers as they are, all
 #: of them or some; ``function``: computes with a scale of its own for what comes out.
-Kind = Literal["product", "whole", "part", "function"]
+KernelKind = Literal["product", "whole", "part", "function"]
 
 # Found by running one-node models with ONNX Runtime 1.32 and reading what it made of them.
-KERNELS: dict[str, Kind] = {
+KERNELS: dict[str, KernelKind] = {
     "Conv": "product",
     "Gemm": "product",
     "MatMul": "product",
@@ -69,7 +69,7 @@ class Candidate:
     """
 
     node: ir.Node
-    kind: Kind
+    kind: KernelKind
     operands: tuple[int, ...]
     weight: WeightView | None = None
     constants: tuple[int, ...] = ()
@@ -154,7 +154,7 @@ def find(model: Model) -> list[Candidate]:
     return found
 
 
-def _other(node: ir.Node, kind: Kind) -> Candidate | None:
+def _other(node: ir.Node, kind: KernelKind) -> Candidate | None:
     every = range(len(node.inputs) if node.op_type in _ALL_INPUTS else 1)
     taken = [node.inputs[index] for index in every]
     fixed = [read.constant(value) for value in taken]

@@ -16,7 +16,7 @@ from onnxshrink.graph.operators.table import (
     Matrices,
     Movement,
     Norm,
-    Quantized,
+    QuantizedRow,
     Random,
     Recurrent,
     Reduction,
@@ -29,7 +29,7 @@ from onnxshrink.graph.operators.table import (
 
 __all__ = [
     "TABLE", "Arithmetic", "Axes", "Choice", "Convolution", "Deformed", "Elementwise", "Equation",
-    "Gains", "Lookup", "Matrices", "Movement", "Norm", "Product", "Quantized", "Random",
+    "Gains", "Lookup", "Matrices", "Movement", "Norm", "Product", "QuantizedRow", "Random",
     "Recurrent", "Reduction", "Row", "gains", "looks_up", "moves", "multiplies", "of", "product",
     "role", "sides",
 ]  # fmt: skip

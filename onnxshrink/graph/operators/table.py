@@ -293,7 +293,7 @@ class Norm(Row):
 
 
 @dataclass(frozen=True)
-class Quantized(Row):
+class QuantizedRow(Row):
     """Takes codes, and their scales beside them.
 
     Attributes:
@@ -372,24 +372,24 @@ TABLE: dict[tuple[str, str], Row] = {
     ("", "Squeeze"): Movement("squeezes"),
     ("", "Transpose"): Movement("permutes"),
     ("", "Unsqueeze"): Movement("unsqueezes"),
-    ("", "ConvInteger"): Quantized((0, 1), zero_behind=True),
-    ("", "DequantizeLinear"): Quantized((0,)),
-    ("", "MatMulInteger"): Quantized((0, 1), zero_behind=True),
-    ("", "QuantizeLinear"): Quantized((0,), floats=True),
-    ("", "QLinearConv"): Quantized((3, 8), zero_behind=True),
-    ("", "QLinearMatMul"): Quantized((0, 3), zero_behind=True),
-    (_CONTRIB, "DequantizeLinear"): Quantized((0,)),
-    (_CONTRIB, "DynamicQuantizeLSTM"): Quantized((1, 2, 3, 7)),
-    (_CONTRIB, "DynamicQuantizeMatMul"): Quantized((1, 4), gain=2, shift=4),
-    (_CONTRIB, "GatherBlockQuantized"): Quantized((0,)),
-    (_CONTRIB, "MatMulBnb4"): Quantized((1, 5)),
-    (_CONTRIB, "MatMulIntegerToFloat"): Quantized((0, 1, 6)),
-    (_CONTRIB, "MatMulNBits"): Quantized((1, 5)),
-    (_CONTRIB, "QAttention"): Quantized((1, 2)),
-    (_CONTRIB, "QGemm"): Quantized((0, 3, 6), zero_behind=True),
-    (_CONTRIB, "QLinearConv"): Quantized((3, 8), zero_behind=True),
-    (_CONTRIB, "QuantizeLinear"): Quantized((0,), floats=True),
-    (_CONTRIB, "QMoE"): Quantized((2, 4, 5, 7, 8, 10)),
+    ("", "ConvInteger"): QuantizedRow((0, 1), zero_behind=True),
+    ("", "DequantizeLinear"): QuantizedRow((0,)),
+    ("", "MatMulInteger"): QuantizedRow((0, 1), zero_behind=True),
+    ("", "QuantizeLinear"): QuantizedRow((0,), floats=True),
+    ("", "QLinearConv"): QuantizedRow((3, 8), zero_behind=True),
+    ("", "QLinearMatMul"): QuantizedRow((0, 3), zero_behind=True),
+    (_CONTRIB, "DequantizeLinear"): QuantizedRow((0,)),
+    (_CONTRIB, "DynamicQuantizeLSTM"): QuantizedRow((1, 2, 3, 7)),
+    (_CONTRIB, "DynamicQuantizeMatMul"): QuantizedRow((1, 4), gain=2, shift=4),
+    (_CONTRIB, "GatherBlockQuantized"): QuantizedRow((0,)),
+    (_CONTRIB, "MatMulBnb4"): QuantizedRow((1, 5)),
+    (_CONTRIB, "MatMulIntegerToFloat"): QuantizedRow((0, 1, 6)),
+    (_CONTRIB, "MatMulNBits"): QuantizedRow((1, 5)),
+    (_CONTRIB, "QAttention"): QuantizedRow((1, 2)),
+    (_CONTRIB, "QGemm"): QuantizedRow((0, 3, 6), zero_behind=True),
+    (_CONTRIB, "QLinearConv"): QuantizedRow((3, 8), zero_behind=True),
+    (_CONTRIB, "QuantizeLinear"): QuantizedRow((0,), floats=True),
+    (_CONTRIB, "QMoE"): QuantizedRow((2, 4, 5, 7, 8, 10)),
 }
 
 K = TypeVar("K", bound=Row)

@@ -139,7 +139,7 @@ def fed_back(
         scale: Scales, in the stored shape.
         zero: Zero points, in the stored shape.
         codes: Smallest and largest code.
-        matrix: What to round in the place of the weight's own matrix.
+        matrix: What to round in place of the weight's own matrix.
 
     Returns:
         Codes as floats in the stored shape; None where no second moment was collected.
@@ -170,7 +170,7 @@ def with_feedback(
         statistics: What was collected.
         view: The weight.
         grid: How columns of some of the matrix's rows are rounded.
-        matrix: What to round in the place of the weight's own matrix.
+        matrix: What to round in place of the weight's own matrix.
 
     Returns:
         The rounded matrix; None where no second moment was collected.

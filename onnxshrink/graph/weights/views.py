@@ -19,7 +19,7 @@ import onnx_ir as ir
 from onnxshrink.graph import operators, read
 from onnxshrink.graph.file import tensors
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.operators import Arithmetic, Axes, Choice, Lookup, Product, Quantized, Row
+from onnxshrink.graph.operators import Arithmetic, Axes, Choice, Lookup, Product, QuantizedRow, Row
 from onnxshrink.graph.read import constant
 
 #: Movements through which codes are followed.
@@ -350,7 +350,7 @@ def _scanned(node: ir.Node, index: int, order: Order) -> tuple[ir.Value, Order] 
 
 def _takes_codes(node: ir.Node) -> bool:
     """Whether an operator marks its constants as quantized already."""
-    row = operators.of(node, Quantized)
+    row = operators.of(node, QuantizedRow)
     return row is not None and not row.floats
 
 

@@ -88,7 +88,7 @@ class Correction:
         folded = self._original.clone()
         clean.fold_batch_norms(folded)  # where the model at hand has them folded, too
         readers = [
-            fitting.Reader(model, lambda proto, inputs: compute(proto, inputs, self._worker))
+            fitting.LayerReader(model, lambda proto, inputs: compute(proto, inputs, self._worker))
             for model in (folded, self._model)
         ]
         counterparts = {o.output: o for o in fitting.outlines(folded, self._original) if not o.norm}

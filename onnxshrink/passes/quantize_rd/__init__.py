@@ -73,10 +73,10 @@ class QuantizeRd(Pass):
                     yield lookups
 
     def apply(self, model: Model, ctx: Context) -> None:
-        """Measure, allocate, round, and store codes in the place of weights."""
+        """Measure, allocate, round, and store codes in place of weights."""
         from onnxshrink.graph import weights
         from onnxshrink.graph.rewrite import clean
-        from onnxshrink.passes.quantize_rd.rates import Search
+        from onnxshrink.passes.quantize_rd.rates import StepSearch
         from onnxshrink.passes.quantize_rd.storage import store, store_packed
 
         self._check_goals()
@@ -98,7 +98,7 @@ class QuantizeRd(Pass):
         views = [view for view in views if _fits(view, ctx)]
         if not views:
             return
-        search = Search(self, model, views, ctx)
+        search = StepSearch(self, model, views, ctx)
         spend = search.spend()
         if self.bits_per_weight is not None:
             budget = self.bits_per_weight * sum(view.size for view in views) / 8

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
     from onnxshrink.graph.weights.views import WeightView
     from onnxshrink.kernels.affine import Quantized
-    from onnxshrink.kernels.rate import Layer
+    from onnxshrink.kernels.rate import GridTensor
     from onnxshrink.passes.quantize_rd import QuantizeRd
     from onnxshrink.runtime.trial import Trial
 
@@ -56,7 +56,7 @@ class Stored(NamedTuple):
 
 
 @dataclass
-class Search:
+class StepSearch:
     """The weights of one model: what is known of them, and where their grids should be.
 
     Attributes:
@@ -72,7 +72,7 @@ class Search:
     model: Model
     views: Sequence[WeightView]
     ctx: Context
-    layers: list[Layer] = field(default_factory=list)
+    layers: list[GridTensor] = field(default_factory=list)
     plain: list[tuple[WeightView, Quantized]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -180,7 +180,7 @@ class Search:
             )
         return 1 / over
 
-    def _measured(self, trial: Trial) -> list[Layer]:
+    def _measured(self, trial: Trial) -> list[GridTensor]:
         """Layers fitted to the first half of the inputs, with what their noise does to outputs.
 
         Each is rounded alone, first at a middling step, then at the one that this suggests; its
@@ -214,13 +214,13 @@ class Search:
             steps = rate.steps(found, _SPEND, _COARSEST_PROBE)
         return found
 
-    def _fitted(self, view: WeightView, half: int | None) -> Layer:
+    def _fitted(self, view: WeightView, half: int | None) -> GridTensor:
         """A layer whose roundings are fitted to one half of the inputs, or to all."""
         import numpy as np
 
         from onnxshrink.graph.weights import second_moments
         from onnxshrink.kernels import obs, rate
-        from onnxshrink.kernels.rate import Layer
+        from onnxshrink.kernels.rate import GridTensor
 
         matrix = np.array(view.matrix, np.float32)  # a copy: the file behind it is let go
         view.release()
@@ -228,7 +228,7 @@ class Search:
         if moment is None:
             lookups = second_moments.looked_up(self.ctx.statistics, view, half)
             relative = None if lookups is None else rate.relative_steps(lookups)
-            return Layer(view.name, matrix[None], None, 0.0, relative)
+            return GridTensor(view.name, matrix[None], None, 0.0, relative)
         folded = matrix.reshape(len(moment), -1, matrix.shape[1])
         if view.name not in self._dampings:
             other = second_moments.moment(self.ctx.statistics, view, 1)
@@ -238,9 +238,9 @@ class Search:
                 folded[0], moment[0], other[0], lambda rows: obs.uniform(step)
             )
         damping = self._dampings[view.name]
-        return Layer(view.name, folded, tuple(obs.factor(h, damping) for h in moment), 0.0)
+        return GridTensor(view.name, folded, tuple(obs.factor(h, damping) for h in moment), 0.0)
 
-    def _refitted(self, layer: Layer) -> Layer:
+    def _refitted(self, layer: GridTensor) -> GridTensor:
         """A layer fitted to all inputs."""
         if self._half is None:
             return layer

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onnxshrink import files
 from onnxshrink.errors import BudgetMissed, DataError
 from onnxshrink.pipeline import Context
 from onnxshrink.report import Step
@@ -16,7 +15,7 @@ from onnxshrink.report import Step
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
     from onnxshrink.graph.weights.views import WeightView
-    from onnxshrink.passes.quantize_rd.rates import Search, Stored
+    from onnxshrink.passes.quantize_rd.rates import StepSearch, Stored
 
 _log = logging.getLogger(__name__)
 _LOOKED_UP = 2**20  # smaller tables are not worth the nodes that a lookup of integers takes
@@ -28,7 +27,7 @@ def store(
     model: Model, stored: Iterable[Stored], vectors: Iterable[WeightView],
     names: Mapping[WeightView, str], ctx: Context,
 ) -> int:  # fmt: skip
-    """Put codes in the place of weights, and float16 in that of vectors.
+    """Put codes in place of weights, and float16 in that of vectors.
 
     Args:
         model: The model, which is edited.
@@ -66,7 +65,7 @@ def store(
 
 
 def store_packed(
-    model: Model, search: Search, spend: float, goal: float, vectors: Sequence[WeightView],
+    model: Model, search: StepSearch, spend: float, goal: float, vectors: Sequence[WeightView],
     names: Mapping[WeightView, str], ctx: Context,
 ) -> None:  # fmt: skip
     """Store codes for which the packed model, all of it, takes as many bytes as it may.
@@ -121,8 +120,8 @@ def file_bytes(model: Model, storage: str) -> int:
         trial = model.clone()
         coded.code(trial)
         return min(trial.nbytes(), model.nbytes())
-    with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
+    with files.scratch() as folder:
         try:
-            return packed.save(model, Path(folder, "model.onnx"))
+            return packed.save(model, folder / "model.onnx")
         except BudgetMissed:  # it is smaller as it is, and will be written so
             return model.nbytes()

@@ -139,7 +139,7 @@ class SplitLowrank(Pass):
         """Why a weight cannot be factored; empty when it can."""
         from onnxshrink.graph.forms import split
 
-        return split.why_not(view) if self.residual == "none" else split.why_not_beside(view)
+        return split.why_not(view) if self.residual == "none" else split.why_no_residual(view)
 
     def _moment(self, view: WeightView, ctx: Context) -> np.ndarray | None:
         """The second moment to whiten with; None to count all inputs alike."""

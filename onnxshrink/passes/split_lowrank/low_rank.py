@@ -20,8 +20,8 @@ Way = Literal["auto", "channel", "spatial"]
 Integers = Literal["int8", "int4"]
 
 _ERROR = 0.1
-_BESIDE = 1 / 32  # of the full rank: what factors beside integers have if nothing is said
-_SHORT = 2  # bytes of a factor's element beside integers
+_RESIDUAL_RANK = 1 / 32  # of the full rank: what factors next to integers have if nothing is said
+_SHORT = 2  # bytes of a factor's element next to integers
 
 
 class Errors(TypedDict, total=False):
@@ -32,7 +32,7 @@ class Errors(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Candidate:
+class SplitCandidate:
     """One way to split one weight.
 
     Attributes:
@@ -78,7 +78,7 @@ class Candidate:
         return _errors(self.view, split.matrix_of(self.view, self.way, left @ right), self.moment)
 
 
-def candidates(view: WeightView, kind: Way, moment: np.ndarray | None) -> Iterator[Candidate]:
+def candidates(view: WeightView, kind: Way, moment: np.ndarray | None) -> Iterator[SplitCandidate]:
     """The ways to split a weight that are asked for.
 
     Raises:
@@ -92,7 +92,9 @@ def candidates(view: WeightView, kind: Way, moment: np.ndarray | None) -> Iterat
             seen = moment
             if way.kind == "spatial" and moment is not None:
                 seen = lowrank.columns_moment(moment, view.shape[-1])
-            yield Candidate(view, way, lowrank.decompose(split.matrix(view, way), seen), moment)
+            yield SplitCandidate(
+                view, way, lowrank.decompose(split.matrix(view, way), seen), moment
+            )
 
 
 def moment_of(view: WeightView, ctx: Context) -> np.ndarray | None:
@@ -216,16 +218,16 @@ def correct(
     sides = sum(matrix.shape)
     full = len(spectrum.values)
     most = view.nbytes / (_SHORT * sides)
-    rank = rule.of(spectrum, most) if rule.given else max(1, int(full * _BESIDE))
+    rank = rule.of(spectrum, most) if rule.given else max(1, int(full * _RESIDUAL_RANK))
     left, right = _short(spectrum.factors(rank))
     stored = _rounded(view, matrix - left @ right, dtype, moment is not None, ctx)
-    if _SHORT * rank * sides + stored.nbytes + split.BESIDE_OVERHEAD >= view.nbytes:
-        ctx.skip(view, f"would not be smaller at rank {rank} with {dtype} beside it")
+    if _SHORT * rank * sides + stored.nbytes + split.RESIDUAL_OVERHEAD >= view.nbytes:
+        ctx.skip(view, f"would not be smaller at rank {rank} with the rest as {dtype}")
         return
     rebuilt = view.to_matrix(affine.dequantize(stored))
     left, right = _short(lowrank.decompose(matrix - rebuilt, moment).factors(rank))
     errors = _errors(view, left @ right + rebuilt, moment)
-    after = split.beside(model, view, left, right, stored)
+    after = split.with_residual(model, view, left, right, stored)
     note = f"rank {rank} of {full} and {dtype}; smaller on disk, folded at load"
     ctx.changed(view, after, note=note, **errors)
 
