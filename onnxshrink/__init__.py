@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from onnxshrink.goal import Goal
     from onnxshrink.graph.file.model import Model
     from onnxshrink.pipeline import Context, Pass, run
+    from onnxshrink.reading import Reading
     from onnxshrink.recipe import Recipe
     from onnxshrink.report import Report
     from onnxshrink.runtime.packed import session
@@ -39,6 +40,7 @@ _HOMES = {
     ),
     "graph.file.model": ("Model",),
     "pipeline": ("Context", "Pass", "run"),
+    "reading": ("Reading",),
     "recipe": ("Recipe",),
     "report": ("Report",),
     "runtime.packed": ("session",),
@@ -49,7 +51,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [  # noqa: RUF022  (by room)
     "Options", "apply_recipe", "shrink", "BudgetMissed", "DataError", "ModelError", "OutputError",
     "RecipeError", "ShrinkError", "SidecarError", "UnsupportedModel", "Model", "Context", "Pass",
-    "run", "Recipe", "Report", "Goal", "session",
+    "run", "Reading", "Recipe", "Report", "Goal", "session",
 ]  # fmt: skip
 
 

@@ -19,12 +19,14 @@ from onnxshrink.errors import BudgetMissed, RecipeError
 from onnxshrink.files import output
 from onnxshrink.options import dump
 from onnxshrink.pipeline import Pass, Result, run
+from onnxshrink.reading import Reading
 from onnxshrink.recipe import Recipe, Storage, find_pass, pass_names
 from onnxshrink.report import Report, size
 
 if TYPE_CHECKING:
     from onnxshrink.goal import Goal
     from onnxshrink.graph.file.model import Model
+    from onnxshrink.runtime.inputs import Chosen
     from onnxshrink.runtime.worker import Worker
     from onnxshrink.search.smallest import Found
 
@@ -55,6 +57,7 @@ class Options:
             are shortened where that makes the file clearly smaller.
         max_opset: The operator set up to which steps may raise the model's.
         progress: Called with what is done, how much of it, and out of how much (0: unknown).
+        reading: How pictures, sentences, sounds and tables among the inputs become numbers.
         data_limit: Bytes that one array of a compressed file of inputs may unpack to; 4 GiB by
             default.
         worker: What ``runtime.worker.Worker`` is made with: ``timeout``, ``memory_limit``.
@@ -75,6 +78,7 @@ class Options:
     keep_names: bool = False
     progress: Progress = field(default=lambda what, done, total: None)
     data_limit: int | None = None
+    reading: Reading = field(default_factory=Reading)
     worker: Mapping[str, Any] = field(default_factory=dict)
     reads: tuple[StrPath, ...] = ()
     writes: tuple[StrPath, ...] = ()
@@ -346,41 +350,42 @@ def prepare(
     model.max_opset = options.max_opset
     also = (file for file in (recipe_out, options.calibration_cache) if file is not None)
     inputs: set[StrPath] = {*model.own_files, *source_files(options.calibration)}
-    files.check([*inputs, *options.reads, *reads], [out, *options.writes, *also])
+    files.check(
+        [*inputs, *options.reading.files, *options.reads, *reads], [out, *options.writes, *also]
+    )
     cache = None
     if options.calibration_cache is not None:
         cache = CalibrationCache(Path(options.calibration_cache))
     feeds: list[dict[str, Any]] = []
-    left = 0
+    left, notes = 0, tuple[str, ...]()
     if options.calibration is not None or options.check != "off":
         with blamed(source, worker):
-            feeds, left = _chosen(model, options, worker, 2 if held_back else 1)
+            feeds, left, notes = _chosen(model, options, worker, 2 if held_back else 1)
     seen, unseen = hold_back(len(feeds), _CALIBRATION) if held_back else (range(len(feeds)), ())
     return model, Settings(
         check=options.check, feeds=Split.of(feeds, seen), unseen=Split.of(feeds, unseen),
         generated=options.calibration is None, seed=options.seed, cache=cache, left=left,
-        folder=Path(out).absolute().parent, progress=options.progress,
+        notes=notes, folder=Path(out).absolute().parent, progress=options.progress,
         storage=options.storage or storage,
     )  # fmt: skip
 
 
 def _feeds(model: Model, options: Options, worker: Worker | None) -> list[dict[str, Any]]:
-    return _chosen(model, options, worker)[0]
+    return _chosen(model, options, worker).feeds
 
 
-def _chosen(
-    model: Model, options: Options, worker: Worker | None, times: int = 1
-) -> tuple[list[dict[str, Any]], int]:
-    """Inputs, real or generated, and how many more were given."""
+def _chosen(model: Model, options: Options, worker: Worker | None, times: int = 1) -> Chosen:
+    """Inputs, real or generated, and what is to be known of them."""
     from onnxshrink.runtime.generate import generated_inputs
-    from onnxshrink.runtime.inputs import choose_inputs
+    from onnxshrink.runtime.inputs import Chosen, choose_inputs
 
     if options.calibration is not None:
         return choose_inputs(
-            options.calibration, model, limit=times * _CALIBRATION, most_bytes=options.data_limit
-        )
+            options.calibration, model, limit=times * _CALIBRATION, most_bytes=options.data_limit,
+            reading=options.reading,
+        )  # fmt: skip
     made = generated_inputs(model, _GENERATED, options.seed, shapes=options.shapes, worker=worker)
-    return made, 0
+    return Chosen(made, 0)
 
 
 def _write(

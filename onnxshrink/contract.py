@@ -56,6 +56,7 @@ class Settings:
         seed: For passes that draw random numbers.
         folder: Where intermediate models are written; None is the system's temporary folder.
         left: How many more inputs were given than are used.
+        notes: What a reader of the report must know of how the inputs were read.
         progress: Called with what is done, how much of it, and out of how much.
         cache: Statistics of earlier runs.
         storage: How the result will be stored, for passes that steer by its bytes.
@@ -69,6 +70,7 @@ class Settings:
     seed: int = 0
     folder: Path | None = None
     left: int = 0
+    notes: tuple[str, ...] = ()
     progress: Progress = field(default=lambda what, done, total: None)
     cache: CalibrationCache | None = None
     storage: str = "auto"
@@ -139,10 +141,10 @@ class Judge:
     def warnings(self) -> list[str]:
         """What a reader of the report must know about the checks."""
         if self._settings.check == "off":
-            return ["the outputs were not checked (--check off)"]
+            return [*self._settings.notes, "the outputs were not checked (--check off)"]
         if not self._feeds:
             return ["the outputs were not compared: there were no inputs"]
-        noisy = [_RANDOM] if self._noisy else []
+        noisy = [*self._settings.notes, *([_RANDOM] if self._noisy else [])]
         if self._settings.generated:
             return [
                 *noisy,

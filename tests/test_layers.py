@@ -19,6 +19,7 @@ LAYERS = (
     ("errors", "report", "kernels"),
     ("files",),
     ("options", "functions", "plain_yaml", "graph", "sidecar"),
+    ("reading",),
     ("runtime", "target"),
     ("select", "trials", "goal", "contract", "fewer_weights", "pipeline"),
     ("channels",),
@@ -61,6 +62,9 @@ OUTSIDE = {
     "openvino": {"runtime"},
     "cryptography": {"certificate"},
     "ml_dtypes": {"graph", "runtime"},  # numpy types of bfloat16; comes with onnx
+    "PIL": {"runtime"},
+    "tokenizers": {"runtime"},
+    "pyarrow": {"runtime"},
     "psutil": {"runtime"},
     "yaml": {"recipe", "plain_yaml"},
     "click": {"cli"},

@@ -7,12 +7,11 @@ from typing import Any, TypeVar
 
 import click
 
+from onnxshrink.cli._inputs import Inputs, input_options
 from onnxshrink.cli._terminal import warn
 from onnxshrink.cli._values import (
     SEED,
-    data_limit_option,
     shape_option,
-    size_option,
     worker_options,
 )
 
@@ -23,11 +22,7 @@ def measure_options(command: F) -> F:
     """Options of the commands that run models and write none."""
     for decorate in reversed(
         (
-            click.option(
-                "--calibration", "--inputs", metavar="DATA", multiple=True,
-                help="Real inputs: .npz, .npy, a folder, or module.py:function. Repeatable.",
-            ),
-            data_limit_option,
+            input_options,
             *worker_options,
             click.option(
                 "--shape", multiple=True, metavar="NAME:DIMS", help="Shape of a generated input.",
@@ -60,21 +55,20 @@ def settings(options: Mapping[str, object]) -> str:
 
 
 def feeds_for(
-    path: str, calibration: Sequence[str], shape: Sequence[str], count: int, seed: int,
-    worker: Any, data_limit: str | None = None,
+    path: str, inputs: Inputs, shape: Sequence[str], count: int, seed: int, worker: Any
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Real inputs for a model where there are some, else generated ones with a warning."""
     from onnxshrink.graph.forms import coded_read
     from onnxshrink.runtime.generate import generated_inputs
-    from onnxshrink.runtime.inputs import load_inputs
     from onnxshrink.runtime.worker import blamed
 
     worker.start()
     model, _ = coded_read.load(path)
-    if calibration:
-        sources = calibration[0] if len(calibration) == 1 else list(calibration)
-        most = size_option(data_limit, "--data-limit") if data_limit else None
-        return load_inputs(sources, model, limit=count, most_bytes=most)
+    if inputs.source is not None:
+        chosen = inputs.choose(model, count)
+        for note in chosen.notes:
+            warn(note)
+        return chosen.feeds
     warn("inputs are generated; pass --calibration")
     shapes = dict(map(shape_option, shape))
     with blamed(path, worker):

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from onnxshrink.cli._inputs import Inputs, input_options
 from onnxshrink.cli._terminal import say, show, warn
 from onnxshrink.cli._values import (
     SEED,
-    data_limit_option,
     shape_option,
-    size_option,
     worker_limits,
     worker_options,
 )
@@ -40,11 +39,7 @@ def run_options(command: F) -> F:
             click.argument("source", metavar="IN"),
             click.argument("out", metavar="OUT", required=False),
             click.option("-o", "--output", "out_option", metavar="OUT", help="Same as OUT."),
-            click.option(
-                "--calibration", metavar="DATA", multiple=True,
-                help="Real inputs: .npz, .npy, a folder, or module.py:function. Repeatable.",
-            ),
-            data_limit_option,
+            input_options,
             *worker_options,
             click.option(
                 "--calibration-cache", metavar="FILE",
@@ -119,10 +114,8 @@ class Run:
         self.report_file = None if report_file is None else _report_file(report_file)
         self.as_json: bool = values.pop("as_json")
         self.strict: bool = values.pop("strict")
-        self.calibration = list(values.pop("calibration")) or None
+        self.inputs = Inputs.take(values)
         self.shapes = dict(map(shape_option, values.pop("shape")))
-        limit = values.pop("data_limit")
-        self.data_limit = size_option(limit, "--data-limit") if limit else None
         self.worker = worker_limits(values.pop("timeout"), values.pop("memory_limit"))
         if values["sign"] is not None and not values["certificate"]:
             raise RecipeError("--sign signs a certificate: ask for one with --certificate")
@@ -139,10 +132,8 @@ class Run:
         """
         from onnxshrink.api import Options
 
-        calibration = self.calibration
         return Options(
-            calibration=calibration[0] if calibration and len(calibration) == 1 else calibration,
-            data_limit=self.data_limit, worker=self.worker,
+            **self.inputs.options, worker=self.worker,
             shapes=self.shapes, progress=progress, reads=tuple(reads),
             writes=() if self.report_file is None else (self.report_file,), **self.rest,
         )  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from onnxshrink.cli._inputs import Inputs
 from onnxshrink.cli._measure import feeds_for, measure_options, settings
 from onnxshrink.cli._terminal import say, show
 from onnxshrink.cli._values import COUNT, worker_limits
@@ -17,9 +18,8 @@ from onnxshrink.cli._values import COUNT, worker_limits
 @measure_options
 @click.option("--rounds", default=25, type=COUNT, help="How often each is timed, taking turns.")
 def command(
-    models: tuple[str, ...], calibration: tuple[str, ...], shape: tuple[str, ...], rounds: int,
-    seed: int, as_json: bool, data_limit: str | None, timeout: float | None,
-    memory_limit: str | None, **pinned: Any,
+    models: tuple[str, ...], shape: tuple[str, ...], rounds: int, seed: int, as_json: bool,
+    timeout: float | None, memory_limit: str | None, **pinned: Any,
 ) -> None:  # fmt: skip
     """Measure size, latency, load time and memory of models, side by side.
 
@@ -31,8 +31,9 @@ def command(
     from onnxshrink.runtime.session import SessionOptions
     from onnxshrink.runtime.worker import Worker
 
+    inputs = Inputs.take(pinned)
     with Worker(**worker_limits(timeout, memory_limit)) as worker:
-        feeds = feeds_for(models[0], calibration, shape, 8, seed, worker, data_limit)
+        feeds = feeds_for(models[0], inputs, shape, 8, seed, worker)
         worker.release()
         found = run_bench(models, feeds, SessionOptions(**pinned), rounds, seed=seed, worker=worker)
     if as_json:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from onnxshrink.cli._inputs import Inputs
 from onnxshrink.cli._measure import feeds_for, measure_options, settings
 from onnxshrink.cli._places import place_options, places, show_findings
 from onnxshrink.cli._terminal import say, show
@@ -26,10 +27,10 @@ from onnxshrink.errors import BudgetMissed
 @click.option("--min-agreement", type=number, help="Least top-1 agreement, 0 to 1.")
 @click.option("--max-error", type=number, help="Largest relative L2 error of an output.")
 def command(
-    a: str, b: str, calibration: tuple[str, ...], shape: tuple[str, ...], count: int, seed: int,
-    provider: str, threads: int, accuracy_level: int | None, as_json: bool, data_limit: str | None,
-    timeout: float | None, memory_limit: str | None, providers: str | None, python: str | None,
-    node: str | None, web: str | None, results: tuple[str, ...], no_fallback: bool,
+    a: str, b: str, shape: tuple[str, ...], count: int, seed: int, provider: str, threads: int,
+    accuracy_level: int | None, as_json: bool, timeout: float | None, memory_limit: str | None,
+    providers: str | None, python: str | None, node: str | None, web: str | None,
+    results: tuple[str, ...], no_fallback: bool,
     **thresholds: Any,
 ) -> None:  # fmt: skip
     """Compare the outputs of two models on the same inputs.
@@ -47,10 +48,11 @@ def command(
     from onnxshrink.runtime.session import SessionOptions
     from onnxshrink.runtime.worker import Worker
 
+    inputs = Inputs.take(thresholds)
     elsewhere = places(providers, python, node, web)
     reference = SessionOptions(threads=threads, accuracy_level=accuracy_level)
     with Worker(**worker_limits(timeout, memory_limit)) as worker:
-        feeds = feeds_for(a, calibration, shape, count, seed, worker, data_limit)
+        feeds = feeds_for(a, inputs, shape, count, seed, worker)
         if elsewhere or results:
             findings = compare_places(
                 a, b, feeds, elsewhere, results, options_a=reference, fallback=not no_fallback,

@@ -6,21 +6,21 @@ from typing import Any
 
 import click
 
+from onnxshrink.cli._inputs import Inputs, input_options
 from onnxshrink.cli._terminal import progress_bar, say
-from onnxshrink.cli._values import data_limit_option, size_option, worker_limits, worker_options
+from onnxshrink.cli._values import worker_limits, worker_options
 
 
 @click.command()
 @click.argument("certificate", metavar="CERTIFICATE")
 @click.argument("source", metavar="IN")
 @click.argument("out", metavar="OUT")
-@click.option("--calibration", metavar="DATA", multiple=True, help="The inputs. Repeatable.")
-@data_limit_option
+@input_options
 @worker_options[0]
 @worker_options[1]
 def command(
-    certificate: str, source: str, out: str, calibration: tuple[str, ...], data_limit: str | None,
-    **limits: Any,
+    certificate: str, source: str, out: str, timeout: float | None, memory_limit: str | None,
+    **values: Any,
 ) -> None:  # fmt: skip
     """Make a certified model again from the original, and hold it against the certificate.
 
@@ -32,12 +32,11 @@ def command(
     from onnxshrink.reproduce import reproduce
 
     found = read(certificate)
-    data = calibration[0] if len(calibration) == 1 else list(calibration) or None
+    inputs = Inputs.take(values)
     with progress_bar() as progress:
         options = api.Options(
-            calibration=data, progress=progress, reads=(certificate,),
-            data_limit=size_option(data_limit, "--data-limit") if data_limit else None,
-            worker=worker_limits(**limits),
+            **inputs.options, progress=progress, reads=(certificate,),
+            worker=worker_limits(timeout, memory_limit),
         )  # fmt: skip
         reproduce(found, source, out, options)
     say(f"{out}: the certified bytes")

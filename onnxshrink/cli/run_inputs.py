@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from onnxshrink.cli._inputs import Inputs, input_options
 from onnxshrink.cli._measure import feeds_for
 from onnxshrink.cli._terminal import say
-from onnxshrink.cli._values import COUNT, SEED, data_limit_option, worker_limits, worker_options
+from onnxshrink.cli._values import COUNT, SEED, worker_limits, worker_options
 
 
 @click.command()
 @click.argument("model", metavar="MODEL")
 @click.argument("folder", metavar="FOLDER")
-@click.option("--calibration", metavar="DATA", multiple=True, help="Real inputs. Repeatable.")
-@data_limit_option
+@input_options
 @worker_options[0]
 @worker_options[1]
 @click.option("--shape", multiple=True, metavar="NAME:DIMS", help="Shape of a generated input.")
 @click.option("--count", default=64, type=COUNT, help="Use at most this many inputs.")
 @click.option("--seed", default=0, type=SEED, help="For generated inputs.")
 def command(
-    model: str, folder: str, calibration: tuple[str, ...], data_limit: str | None,
-    timeout: float | None, memory_limit: str | None, shape: tuple[str, ...], count: int, seed: int,
+    model: str, folder: str, timeout: float | None, memory_limit: str | None,
+    shape: tuple[str, ...], count: int, seed: int, **values: Any,
 ) -> None:  # fmt: skip
     """Write what another machine needs to run a model on the same inputs.
 
@@ -43,8 +44,9 @@ def command(
     from onnxshrink.runtime.places import SCRIPT, save_inputs
     from onnxshrink.runtime.worker import Worker
 
+    inputs = Inputs.take(values)
     with Worker(**worker_limits(timeout, memory_limit)) as worker:
-        feeds = feeds_for(model, calibration, shape, count, seed, worker, data_limit)
+        feeds = feeds_for(model, inputs, shape, count, seed, worker)
     with writing(folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
         save_inputs(Path(folder) / "inputs.json", feeds)

@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
+from onnxshrink.cli._inputs import Inputs, input_options
 from onnxshrink.cli._measure import feeds_for
 from onnxshrink.cli._terminal import progress_bar, say, show
-from onnxshrink.cli._values import COUNT, SEED, data_limit_option, worker_limits, worker_options
+from onnxshrink.cli._values import COUNT, SEED, worker_limits, worker_options
 from onnxshrink.errors import RecipeError
 
 
@@ -20,11 +21,7 @@ from onnxshrink.errors import RecipeError
               help="What to do to each weight; any pass with --only.")  # fmt: skip
 @click.option("--set", "given", multiple=True, metavar="OPTION=VALUE",
               help="An option of that pass, as in dtype=int4. Repeatable.")  # fmt: skip
-@click.option(
-    "--calibration", "--inputs", metavar="DATA", multiple=True,
-    help="Real inputs: .npz, .npy, a folder, or module.py:function. Repeatable.",
-)  # fmt: skip
-@data_limit_option
+@input_options
 @worker_options[0]
 @worker_options[1]
 @click.option("--shape", multiple=True, metavar="NAME:DIMS", help="Shape of a generated input.")
@@ -37,9 +34,9 @@ from onnxshrink.errors import RecipeError
 @click.option("--plot", metavar="FILE.svg", help="Draw it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
-    model: str, step: str, given: tuple[str, ...], calibration: tuple[str, ...],
-    shape: tuple[str, ...], count: int, seed: int, by: Any, plot: str | None, as_json: bool,
-    data_limit: str | None, timeout: float | None, memory_limit: str | None,
+    model: str, step: str, given: tuple[str, ...], shape: tuple[str, ...], count: int, seed: int,
+    by: Any, plot: str | None, as_json: bool, timeout: float | None, memory_limit: str | None,
+    **values: Any,
 ) -> None:  # fmt: skip
     """Measure what a step does to the outputs, weight by weight, alone and with others.
 
@@ -58,13 +55,16 @@ def command(
     from onnxshrink.search import sensitivity
     from onnxshrink.search.partial_step import PartialStep
 
+    inputs = Inputs.take(values)
     loaded, _ = coded_read.load(model)
     if plot is not None:
-        files.check([*loaded.own_files, *source_files(calibration)], [plot])
+        files.check([*loaded.own_files, *source_files(inputs.source)], [plot])
     pass_ = build(find_pass(step, "--step"), _options(given), step)
     with Worker(**worker_limits(timeout, memory_limit)) as worker, progress_bar() as progress:
-        feeds = feeds_for(model, calibration, shape, count, seed, worker, data_limit)
-        settings = Settings(feeds=feeds, generated=not calibration, seed=seed, progress=progress)
+        feeds = feeds_for(model, inputs, shape, count, seed, worker)
+        settings = Settings(
+            feeds=feeds, generated=inputs.source is None, seed=seed, progress=progress
+        )
         parts = PartialStep(loaded, pass_, settings, worker)
         found = sensitivity.measure(parts, by, progress)
     if plot is not None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from onnxshrink.cli._inputs import Inputs, input_options
 from onnxshrink.cli._packed import base_option, limit_option
 from onnxshrink.cli._terminal import say
-from onnxshrink.cli._values import data_limit_option, size_option, worker_limits, worker_options
+from onnxshrink.cli._values import size_option, worker_limits, worker_options
 
 
 @click.command()
@@ -26,14 +28,12 @@ from onnxshrink.cli._values import data_limit_option, size_option, worker_limits
     metavar="MODEL",
     help="With --calibration: measure again what is certified.",
 )
-@click.option("--calibration", metavar="DATA", multiple=True, help="The inputs. Repeatable.")
-@data_limit_option
+@input_options
 @worker_options[0]
 @worker_options[1]
 def command(
     source: str, base: str | None, limit: str | None, certificate: str | None, key: str | None,
-    original: str | None, calibration: tuple[str, ...], data_limit: str | None,
-    timeout: float | None, memory_limit: str | None,
+    original: str | None, timeout: float | None, memory_limit: str | None, **values: Any,
 ) -> None:  # fmt: skip
     """Check a model: every checksum of packed or coded weights, and its certificate.
 
@@ -47,7 +47,8 @@ def command(
     from onnxshrink.graph.forms import coded_read, packed
     from onnxshrink.reproduce import recheck
 
-    if (original is None) != (not calibration):
+    inputs = Inputs.take(values)
+    if (original is None) != (inputs.source is None):
         raise RecipeError("--original and --calibration go together: figures need both")
     certified = certificate is not None or path_of(source).exists()
     if not certified and (key is not None or original is not None):
@@ -59,11 +60,7 @@ def command(
         signed = f"signed with {key}" if key else signed
         say(f"{source}: the files are those of {found.path}, which is intact and {signed}")
         if original is not None:
-            options = Options(
-                calibration=calibration[0] if len(calibration) == 1 else list(calibration),
-                data_limit=size_option(data_limit, "--data-limit") if data_limit else None,
-                worker=worker_limits(timeout, memory_limit),
-            )
+            options = Options(**inputs.options, worker=worker_limits(timeout, memory_limit))
             again = recheck(found, original, source, options)
             say(f"measured again on {again.feeds} inputs: no worse than certified")
     if coded_read.names(source):

@@ -22,7 +22,7 @@ from onnxshrink.graph.gradients.application import Application
 from onnxshrink.graph.gradients.definitions import spelled_out
 from onnxshrink.graph.gradients.rules import RULES, why_not
 from onnxshrink.graph.gradients.terms import Tape, Term
-from onnxshrink.graph.operators import Quantized
+from onnxshrink.graph.operators import QuantizedRow
 from onnxshrink.graph.surgery import Scope
 
 
@@ -166,7 +166,7 @@ def _depending(scope: Scope, wanted: Collection[ir.Value]) -> set[ir.Value]:
     found = set(wanted)
     for node in scope:
         if any(value in found for value in _operands(node)):
-            codes = operators.of(node, Quantized)
+            codes = operators.of(node, QuantizedRow)
             rounds = codes is not None and codes.floats
             found.update(value for value in node.outputs if rounds or _is_float(value))
     return found
