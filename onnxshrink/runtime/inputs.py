@@ -17,6 +17,7 @@ import numpy as np
 from onnxshrink.errors import DataError, UnsupportedModel
 from onnxshrink.functions import each, load_function, user_code
 from onnxshrink.options import nearest
+from onnxshrink.runtime.decoding.steps import Step
 
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
@@ -116,12 +117,15 @@ def choose_inputs(
     most_bytes: int | None = None,
 ) -> tuple[list[Feed], int]:  # fmt: skip
     """As :func:`load_inputs`; with the number of feeds that were there and were not taken."""
+    from onnxshrink.runtime.decoding import rolling
+
     wanted = ports(model)
     if not wanted:
         return [{}], 0
     reader = _Reader(wanted, batch, most_bytes or _MOST_BYTES)
     with contextlib.closing(reader.read(source, "the inputs")) as found:
         taken, left = _spread(found, limit, reader)
+    taken = rolling.rolled_out(model, taken, limit)
     feeds = [_fitted(feed, where, wanted, warn=not i) for i, (where, feed) in enumerate(taken)]
     for (where, _), feed in zip(taken, feeds, strict=True):
         # One empty input is a cache at its start; nothing but empty ones is no input.
@@ -394,19 +398,11 @@ def _readable(path: Path) -> Iterator[None]:
         objects = "holds Python objects; save strings with dtype 'U'"
         reason = objects if "allow_pickle" in str(error) else f"cannot be read: {error}"
         raise DataError(f"{path}: {reason}") from error
+    # Also what is encrypted, of an unknown method, or has a header of nonsense.
     except (
-        OSError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-        struct.error,
-        LookupError,
-        TypeError,
-        OverflowError,
-        SyntaxError,
-        RuntimeError,
-        tokenize.TokenError,
-    ) as error:  # fmt: skip  (also encrypted, of an unknown method, with a header of nonsense)
+        *(OSError, EOFError, zipfile.BadZipFile, zlib.error, struct.error, LookupError, TypeError),
+        *(OverflowError, SyntaxError, RuntimeError, tokenize.TokenError),
+    ) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
@@ -445,6 +441,8 @@ def _as_array(value: Any, where: str) -> np.ndarray:
 
 def _fitted(feed: Mapping[str, Any], where: str, wanted: Mapping[str, Port], warn: bool) -> Feed:
     """The feed with the model's inputs, each checked and cast."""
+    if isinstance(feed, Step):
+        return feed
     surplus = [str(name) for name in feed if name not in wanted]
     for name in wanted:
         if name not in feed:
@@ -454,7 +452,7 @@ def _fitted(feed: Mapping[str, Any], where: str, wanted: Mapping[str, Port], war
             )
     if surplus and warn:
         _log.warning("%s: the model has no input %s; ignored", where, ", ".join(surplus))
-    fitted = {name: _fit(feed[name], port, where) for name, port in wanted.items()}
+    fitted = {name: fit(feed[name], port, where) for name, port in wanted.items()}
     if not any(array.size for array in fitted.values() if array.ndim):
         shapes = ", ".join(f"{name!r} {list(array.shape)}" for name, array in fitted.items())
         if any(array.ndim for array in fitted.values()):
@@ -462,7 +460,8 @@ def _fitted(feed: Mapping[str, Any], where: str, wanted: Mapping[str, Port], war
     return fitted
 
 
-def _fit(value: Any, port: Port, where: str) -> np.ndarray:
+def fit(value: Any, port: Port, where: str) -> np.ndarray:
+    """An array as an input takes it, or an error that names both."""
     where = f"{where}: input {port.name!r}"
     array = _cast(_as_array(value, where), port.dtype, where)
     if port.dims is not None and (

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onnxshrink.runtime.decoding import steps
 from onnxshrink.runtime.session import SessionOptions
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Trial:
         self._folder = tempfile.TemporaryDirectory(prefix="onnxshrink-")
         path = Path(self._folder.name, "trial.onnx")
         self.refused = instrument(model, path, free=names).refused
-        worker.open(path, _EXACT)
+        self._names = tuple(worker.open(path, _EXACT).outputs)
 
     def run(
         self,
@@ -56,7 +57,7 @@ class Trial:
             ModelError: The model does not run.
         """
         self._worker.hold(weights or {})
-        return [self._worker.step(feed)[0] for feed in feeds]
+        return [outputs for outputs, _ in steps.answered(self._worker, self._names, feeds)]
 
     def close(self) -> None:
         """Let go of the model."""

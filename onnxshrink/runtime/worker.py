@@ -22,6 +22,7 @@ import numpy as np
 
 from onnxshrink.errors import DataError, ModelError, ShrinkError, UnsupportedModel
 from onnxshrink.runtime.child import receive, send
+from onnxshrink.runtime.decoding import steps
 from onnxshrink.runtime.session import DEFAULT_OPTIONS, SessionOptions
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ class Worker:
         with self._busy:
             signature = self.open(path, options)
             try:
-                runs = [self.step(feed) for feed in feeds]
+                runs = list(steps.answered(self, tuple(signature.outputs), list(feeds)))
                 peak = self.memory()[1]
             finally:
                 self.release()
