@@ -78,12 +78,13 @@ class Answers:
         What the next run goes on from is left out: the other outputs tell of it.
         """
         from onnxshrink.kernels.metrics import compare_outputs
+        from onnxshrink.runtime.shelf import read
 
         if not self.outputs:
             return ()
         places = [self.names.index(name) for name in self.judged]
         mine, its = (
-            [[outputs[i] for i in places] for outputs in answers]
+            read([outputs[i] for i in places] for outputs in answers)
             for answers in (self.outputs[: len(other.outputs)], other.outputs)
         )
         return compare_outputs(self.judged, mine, its, stacked=self.stacked)

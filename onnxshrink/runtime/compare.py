@@ -12,6 +12,7 @@ import numpy as np
 
 from onnxshrink.errors import DataError, ModelError, RecipeError
 from onnxshrink.kernels.metrics import OutputComparison, compare_outputs
+from onnxshrink.runtime import shelf
 from onnxshrink.runtime.decoding import steps
 from onnxshrink.runtime.session import DEFAULT_OPTIONS, SessionOptions
 from onnxshrink.runtime.worker import Signature, Worker
@@ -157,11 +158,12 @@ def compare(
     if not feeds:
         raise DataError("there are no inputs to compare the models on")
     with contextlib.ExitStack() as stack:
+        kept = stack.enter_context(shelf.Shelf())
         worker = worker or stack.enter_context(Worker())
         stack.callback(worker.release)
         signature = worker.open(a, options_a)
         asked = steps.answered(worker, tuple(signature.outputs), feeds)
-        references = [outputs for outputs, _ in asked]
+        references = [kept.keep(outputs) for outputs, _ in asked]
         other = worker.open(b, options_b)
         known = tails(coded_read.load(a)[0]) if len(signature.outputs) > 1 else {}
         followed = frozenset(name for name, tail in known.items() if tail.followed)
@@ -170,7 +172,7 @@ def compare(
         results = (outputs for outputs, _ in steps.answered(worker, tuple(other.outputs), feeds))
         outputs = compare_outputs(
             tuple(signature.outputs),
-            references,
+            shelf.read(references),
             ([result[place] for place in order] for result in results),
             atol=atol or 0.0,
             rtol=rtol or 0.0,
