@@ -158,7 +158,7 @@ class Judge:
         original = self.original
         if original is None or not original.outputs:
             return False
-        return len(original.silent) == len(original.names)
+        return len(original.silent) == len(original.judged)
 
     @property
     def silences(self) -> list[str]:

@@ -54,13 +54,19 @@ class Answers:
         return replace(self, outputs=[self.outputs[number] for number in numbers])
 
     @property
+    def judged(self) -> tuple[str, ...]:
+        """Names of the outputs that are held to anything by themselves."""
+        followed = {name for name, tail in self.tails.items() if tail.followed}
+        return tuple(name for name in self.names if name not in followed)
+
+    @property
     def silent(self) -> dict[str, str]:
         """Outputs to which likeness says nothing, and why: by name."""
         from onnxshrink.kernels.metrics import Silence
 
         found = {}
-        for place, name in enumerate(self.names):
-            silence = Silence()
+        for name in self.judged:
+            silence, place = Silence(), self.names.index(name)
             for outputs in self.outputs:
                 silence.add(outputs[place])
             if self.outputs and silence.reason:
@@ -68,14 +74,21 @@ class Answers:
         return found
 
     def figures(self, other: Answers) -> tuple[OutputComparison, ...]:
-        """How far every output of another model is from these, on the feeds that it answered."""
+        """How far every output of another model is from these, on the feeds that it answered.
+
+        What the next run goes on from is left out: the other outputs tell of it.
+        """
         from onnxshrink.kernels.metrics import compare_outputs
+        from onnxshrink.runtime.shelf import read
 
         if not self.outputs:
             return ()
-        return compare_outputs(
-            self.names, self.outputs[: len(other.outputs)], other.outputs, stacked=self.stacked
+        places = [self.names.index(name) for name in self.judged]
+        mine, its = (
+            read([outputs[i] for i in places] for outputs in answers)
+            for answers in (self.outputs[: len(other.outputs)], other.outputs)
         )
+        return compare_outputs(self.judged, mine, its, stacked=self.stacked)
 
 
 def answers(
@@ -174,8 +187,11 @@ class Exchange:
             DataError: A feed or a weight does not fit.
             ModelError: The model does not run.
         """
+        from onnxshrink.runtime.decoding import steps
+
         self._worker.hold(weights or {})
-        return replace(self._nothing, outputs=[self._worker.step(feed)[0] for feed in feeds])
+        found = steps.answered(self._worker, self._nothing.names, feeds)
+        return replace(self._nothing, outputs=[row for row, _ in found])
 
     def close(self) -> None:
         """Let go of the model."""

@@ -26,6 +26,7 @@ from onnxshrink.errors import BudgetMissed
 @click.option("--rtol", type=number, help="Relative difference allowed for every value.")
 @click.option("--min-agreement", type=number, help="Least top-1 agreement, 0 to 1.")
 @click.option("--max-error", type=number, help="Largest relative L2 error of an output.")
+@click.option("--max-kl", type=number, help="Largest mean divergence of rows of classes, in nats.")
 def command(
     a: str, b: str, shape: tuple[str, ...], count: int, seed: int, provider: str, threads: int,
     accuracy_level: int | None, as_json: bool, timeout: float | None, memory_limit: str | None,

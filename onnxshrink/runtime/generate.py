@@ -109,10 +109,16 @@ def generated_inputs(
         DataError: ``shapes`` do not fit the model, or ONNX Runtime takes no guess.
         ModelError: ONNX Runtime does not load the model.
     """
+    from onnxshrink.runtime.decoding import rolling
+
     wanted = ports(model)
     if not wanted:
         return [{}]
     _check_shapes(shapes or {}, wanted)
+    with contextlib.ExitStack() as stack:
+        trial = worker or stack.enter_context(Worker(timeout=_TIMEOUT))
+        if found := rolling.made_up(model, count, seed, shapes or {}, trial):
+            return found
     uses = {value.name or "": _uses(value, model) for value in model.inputs}
     guesses: dict[tuple[object, ...], dict[str, tuple[int, ...]]] = {}
     for sizes in _SIZES:
@@ -131,7 +137,7 @@ def generated_inputs(
             "smaller sizes with --shape"
         )
     with contextlib.ExitStack() as stack:
-        path = stack.enter_context(_on_disk(model))
+        path = stack.enter_context(on_disk(model))
         worker = worker or stack.enter_context(Worker(timeout=_TIMEOUT))
         refusals = worker.refusals(path, (make(guess, 0) for guess in candidates))
     if refusals[-1] is not None:
@@ -144,7 +150,8 @@ def generated_inputs(
 
 
 @contextlib.contextmanager
-def _on_disk(model: Model) -> Iterator[Path]:
+def on_disk(model: Model) -> Iterator[Path]:
+    """The file of a model, or one that holds it for as long as this lasts."""
     if model.path is not None:
         yield model.path
         return
@@ -291,6 +298,19 @@ def _uses(value: ir.Value, model: Model) -> _Use:
                 intact_after = intact and op in _KEEPS_COLUMNS
                 ahead.extend((output, moved, column, intact_after) for output in node.outputs)
     return found
+
+
+def table_sizes(value: ir.Value, model: Model) -> list[int]:
+    """The lengths of the tables that an input's values index."""
+    return [size for sizes in _uses(value, model).sizes.values() for size in sizes]
+
+
+def made_of(
+    model: Model, port: Port, shape: tuple[int, ...], rng: np.random.Generator
+) -> np.ndarray:
+    """Values that an input takes."""
+    value = next(value for value in model.inputs if value.name == port.name)
+    return _values(port, shape, _uses(value, model), rng)
 
 
 def _axis(node: ir.Node) -> int:
