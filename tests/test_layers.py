@@ -26,7 +26,7 @@ LAYERS = (
     ("recipe",),
     ("search", "certificate"),
     ("api",),
-    ("reproduce",),
+    ("reproduce", "bundle"),
     ("cli",),
     ("__main__",),
 )
