@@ -50,6 +50,7 @@ OUTSIDE = {
         "channels",
         "passes",
         "search",
+        "bundle",
     },
     "scipy": {"kernels"},
     "onnx": {"graph", "runtime"},
