@@ -27,7 +27,7 @@ LAYERS = (
     ("recipe",),
     ("search", "certificate"),
     ("api",),
-    ("reproduce",),
+    ("reproduce", "bundle"),
     ("cli",),
     ("__main__",),
 )
@@ -51,6 +51,7 @@ OUTSIDE = {
         "channels",
         "passes",
         "search",
+        "bundle",
     },
     "scipy": {"kernels"},
     "onnx": {"graph", "runtime"},

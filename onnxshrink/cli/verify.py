@@ -37,6 +37,8 @@ def command(
 ) -> None:  # fmt: skip
     """Check a model: every checksum of packed or coded weights, and its certificate.
 
+    Of a bundle (a folder), the manifest and every file that it names.
+
     \b
     onnxshrink verify packed.onnx
     onnxshrink verify small.onnx --original model.onnx --calibration inputs.npz
@@ -48,6 +50,11 @@ def command(
     from onnxshrink.reproduce import recheck
 
     inputs = Inputs.take(values)
+    if Path(source).is_dir():
+        from onnxshrink.bundle import verify
+
+        say(f"{source}: {verify(source, key)} files, all as in the manifest")
+        return
     if (original is None) != (inputs.source is None):
         raise RecipeError("--original and --calibration go together: figures need both")
     certified = certificate is not None or path_of(source).exists()
