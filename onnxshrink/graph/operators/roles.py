@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from onnxshrink.graph.operators.table import (
     TABLE,
+    Control,
     Convolution,
     Deformed,
     Matrices,
@@ -18,7 +19,6 @@ from onnxshrink.graph.operators.table import (
 
 _OF_RECURRENT = {3: "bias", 5: "initial state", 6: "initial state", 7: "peephole"}
 _OF_OTHERS = {"PRelu": {1: "slope"}}
-_CARRY = {"Loop", "Scan"}
 _MOVE = {"Expand", "Tile", "ScatterND", "ScatterElements"}  # they have no row of their own
 
 
@@ -37,4 +37,5 @@ def role(node: ir.Node, index: int) -> str:
         return f"the {known[index]} of {kind}"
     if isinstance(row, Movement) or kind in _MOVE:
         return f"moved by {kind}, and no weight of a product"
-    return f"the initial state of {kind}" if kind in _CARRY else ""
+    carries = isinstance(row, Control) and row.repeats
+    return f"the initial state of {kind}" if carries else ""

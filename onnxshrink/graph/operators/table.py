@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+import onnx
 import onnx_ir as ir
 
 from onnxshrink.graph import read
@@ -236,11 +237,56 @@ class Elementwise(Row):
         factors: Whether f(s x) = s f(x) for s > 0.
         means: Whether the mean of each channel stays what it is.
         places: Whether a result is made of several places of a channel.
+        positive: Whether what is below zero becomes zero, and nothing else changes.
+        trains: The input that makes it draw numbers, as in training.
     """
 
     factors: bool = False
     means: bool = False
     places: bool = False
+    positive: bool = False
+    trains: int | None = None
+
+
+@dataclass(frozen=True)
+class Limit(Row):
+    """Keeps each number, or takes the limit that it is beyond.
+
+    Attributes:
+        ends: The inputs that hold the lowest and the highest; where there are none, every input is
+            a limit to the others.
+    """
+
+    ends: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Control(Row):
+    """Runs graphs that are inside it.
+
+    Attributes:
+        repeats: Whether one of them runs again and again; else one of them is chosen.
+        slices: Whether it takes its inputs apart along an axis.
+    """
+
+    repeats: bool = False
+    slices: bool = False
+
+
+@dataclass(frozen=True)
+class Ranking(Row):
+    """Puts numbers in order, or drops the small ones."""
+
+
+@dataclass(frozen=True)
+class OneHot(Row):
+    """Makes a row of each number, with one value at its place and another elsewhere.
+
+    Attributes:
+        depth: The input that holds how long a row is.
+    """
+
+    depth: int = 1
 
 
 @dataclass(frozen=True)
@@ -342,16 +388,25 @@ TABLE: dict[tuple[str, str], Row] = {
     (_CONTRIB, "SkipLayerNormalization"): Norm(2, 3, sums=(0, 1, 4)),
     (_CONTRIB, "SkipSimplifiedLayerNormalization"): Norm(2, None, sums=(0, 1, 3)),
     ("", "Abs"): Elementwise(factors=True),
-    ("", "Dropout"): Elementwise(factors=True, means=True),
+    ("", "Dropout"): Elementwise(factors=True, means=True, trains=2),
     ("", "LeakyRelu"): Elementwise(factors=True),
     ("", "PRelu"): Elementwise(factors=True),
-    ("", "Relu"): Elementwise(factors=True),
+    ("", "Relu"): Elementwise(factors=True, positive=True),
     ("", "AveragePool"): Elementwise(factors=True, means=True, places=True),
     ("", "GlobalAveragePool"): Elementwise(factors=True, means=True, places=True),
     ("", "GlobalMaxPool"): Elementwise(factors=True, places=True),
     ("", "MaxPool"): Elementwise(factors=True, places=True),
     ("", "Resize"): Elementwise(factors=True, places=True),
     ("", "Upsample"): Elementwise(factors=True, places=True),
+    ("", "Clip"): Limit((1, 2)),
+    ("", "Max"): Limit(),
+    ("", "Min"): Limit(),
+    ("", "If"): Control(),
+    ("", "Loop"): Control(repeats=True),
+    ("", "Scan"): Control(repeats=True, slices=True),
+    ("", "NonMaxSuppression"): Ranking(),
+    ("", "TopK"): Ranking(),
+    ("", "OneHot"): OneHot(),
     ("", "ReduceMax"): Reduction(),
     ("", "ReduceMean"): Reduction(),
     ("", "ReduceSum"): Reduction(),
@@ -395,28 +450,10 @@ TABLE: dict[tuple[str, str], Row] = {
 K = TypeVar("K", bound=Row)
 
 
-def of(node: ir.Node | None, kind: type[K]) -> K | None:
+def of(node: ir.Node | onnx.NodeProto | None, kind: type[K]) -> K | None:
     """The row of a node, where it is of this kind."""
     found = None if node is None else TABLE.get((node.domain, node.op_type))
     return found if isinstance(found, kind) else None
-
-
-def moves(node: ir.Node | None) -> str:
-    """How a node moves numbers; empty where it does anything else."""
-    row = of(node, Movement)
-    return "" if row is None else row.how
-
-
-def looks_up(node: ir.Node | None) -> bool:
-    """Whether a node picks rows of its first input by their numbers, and does nothing else."""
-    row = of(node, Lookup)
-    return row is not None and row.weights.get(0) == 1
-
-
-def multiplies(node: ir.Node | None) -> bool:
-    """Whether a node multiplies number by number."""
-    row = of(node, Arithmetic)
-    return row is not None and row.scales and not row.inverse
 
 
 def transposed(node: ir.Node, side: int) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxshrink.graph import read, surgery
+from onnxshrink.graph import operators, read, surgery
 from onnxshrink.graph.analysis import shapes
 from onnxshrink.graph.analysis.shape_rules import Shape
 from onnxshrink.graph.file.model import Model
@@ -97,7 +97,7 @@ def _bias_behind(node: ir.Node, known: Mapping[ir.Value, Shape]) -> tuple[ir.Nod
     if first is None or matrix is None or len(matrix.shape) != 2 or len(uses) != 1:
         return None
     user, index = uses[0]
-    if (user.domain, user.op_type) != ("", "Add") or user.graph is not node.graph:
+    if not operators.adds(user) or user.graph is not node.graph:
         return None
     bias = user.inputs[1 - index]
     row = read.constant(bias)

@@ -337,7 +337,8 @@ class _Tracer:
 
 def _scanned(node: ir.Node, index: int, order: Order) -> tuple[ir.Value, Order] | None:
     """What a Scan's body calls a value that is scanned, and the order of its axes there."""
-    if (node.domain, node.op_type) != ("", "Scan") or not order or read.obstacle(node):
+    control = operators.of(node, operators.Control)
+    if control is None or not control.slices or not order or read.obstacle(node):
         return None
     body, many = node.attributes["body"].as_graph(), read.integer(node, "num_scan_inputs", 0)
     states = len(node.inputs) - many

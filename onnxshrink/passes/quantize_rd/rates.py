@@ -280,14 +280,15 @@ class StepSearch:
 
 def is_plain(view: WeightView) -> bool:
     """Whether a weight keeps 8 bits: small, depthwise, or behind a one-hot encoding."""
+    from onnxshrink.graph import operators
+
     if view.size < _PLAIN:
         return True
     product = view.main.product
     if product is not None and product.convolves and view.size // view.shape[view.axes.out[0]] < 32:
-        groups = view.main.node.attributes.get("group")
-        return groups is not None and groups.as_int() > 1
+        return product.groups > 1
     source = view.activation.producer() if view.activation is not None else None
-    return source is not None and source.op_type == "OneHot"
+    return operators.of(source, operators.OneHot) is not None
 
 
 def _eight_bits(view: WeightView) -> Quantized:
