@@ -382,7 +382,7 @@ class _Ascent:
             if (high := ends[1]) < _NO_LIMIT:
                 self.ceilings.append((node, high, self._axis(node.outputs[0]), self.flat))
             return True
-        if node.op_type == "Pad":
+        if how == "pads":
             filled = read.text(node, "mode", "constant") == "constant"
             return not filled or filling(node) == 0
         followed = how in ("flattens", "permutes", "reshapes", "squeezes")

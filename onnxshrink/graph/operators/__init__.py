@@ -35,11 +35,13 @@ from onnxshrink.graph.operators.table import (
     Reduction,
     Row,
     of,
+    row,
 )
 
 __all__ = [
     "TABLE", "Arithmetic", "Axes", "Choice", "Control", "Convolution", "Deformed", "Elementwise",
     "Equation", "Gains", "Limit", "Lookup", "Matrices", "Movement", "Norm", "OneHot", "Product",
     "QuantizedRow", "Random", "Ranking", "Recurrent", "Reduction", "Row", "adds", "carries",
-    "dequantizes", "gains", "looks_up", "moves", "multiplies", "of", "picks", "product", "role", "sides",
+    "dequantizes", "gains", "looks_up", "moves", "multiplies", "of", "picks", "product", "role",
+    "row", "sides",
 ]  # fmt: skip

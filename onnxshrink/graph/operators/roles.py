@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from onnxshrink.graph.operators.table import (
-    TABLE,
     Control,
     Convolution,
     Deformed,
@@ -16,6 +15,7 @@ from onnxshrink.graph.operators.table import (
     Norm,
     Recurrent,
 )
+from onnxshrink.graph.operators.table import row as row_of
 
 _OF_RECURRENT = {3: "bias", 5: "initial state", 6: "initial state", 7: "peephole"}
 _OF_OTHERS = {"PRelu": {1: "slope"}}
@@ -24,7 +24,7 @@ _MOVE = {"Expand", "Tile", "ScatterND", "ScatterElements"}  # they have no row o
 
 def role(node: ir.Node, index: int) -> str:
     """What an input is to a node, as in ``the bias of Conv``; empty where that is not known."""
-    row, kind = TABLE.get((node.domain, node.op_type)), node.op_type
+    row, kind = row_of(node), node.op_type
     known: Mapping[int, str] = _OF_OTHERS.get(kind, {})
     if isinstance(row, Norm):
         known = {row.gain: "gain", **dict.fromkeys(row.fixed, "statistic")}

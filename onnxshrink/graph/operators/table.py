@@ -296,13 +296,13 @@ class Movement(Row):
     Attributes:
         how: ``copies``; ``converts``: in another type; ``permutes``: axes in another order;
             ``squeezes`` and ``unsqueezes``: axes of size 1 go or come; ``reshapes``; ``flattens``:
-            all axes before one and all others become one each; ``parts``: some of the numbers, or
-            more around them; ``joins``: those of several values.
+            all axes before one and all others become one each; ``parts``: some of the numbers;
+            ``pads``: more around them; ``joins``: those of several values.
     """
 
     how: Literal[
         "copies", "converts", "permutes", "squeezes", "unsqueezes", "reshapes", "flattens", "parts",
-        "joins",
+        "pads", "joins",
     ]  # fmt: skip
 
 
@@ -420,7 +420,7 @@ TABLE: dict[tuple[str, str], Row] = {
     ("", "Concat"): Movement("joins"),
     ("", "Flatten"): Movement("flattens"),
     ("", "Identity"): Movement("copies"),
-    ("", "Pad"): Movement("parts"),
+    ("", "Pad"): Movement("pads"),
     ("", "Reshape"): Movement("reshapes"),
     ("", "Slice"): Movement("parts"),
     ("", "Split"): Movement("parts"),
@@ -450,9 +450,14 @@ TABLE: dict[tuple[str, str], Row] = {
 K = TypeVar("K", bound=Row)
 
 
+def row(node: ir.Node | onnx.NodeProto) -> Row | None:
+    """The row of a node; None where passes do not know its operator."""
+    return TABLE.get((node.domain, node.op_type))
+
+
 def of(node: ir.Node | onnx.NodeProto | None, kind: type[K]) -> K | None:
     """The row of a node, where it is of this kind."""
-    found = None if node is None else TABLE.get((node.domain, node.op_type))
+    found = None if node is None else row(node)
     return found if isinstance(found, kind) else None
 
 

@@ -23,7 +23,7 @@ from onnxshrink.graph.operators import Arithmetic, Axes, Choice, Lookup, Product
 from onnxshrink.graph.read import constant
 
 #: Movements through which codes are followed.
-_CODES_FOLLOW = ("converts", "parts", "permutes", "reshapes")
+_CODES_FOLLOW = ("converts", "parts", "pads", "permutes", "reshapes")
 FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 
 
@@ -303,7 +303,7 @@ class _Tracer:
                 self.quantized |= {node.op_type} if _takes_codes(node) else set()
 
     def _use(self, node: ir.Node, index: int, order: Order, direct: bool) -> Use | None:
-        row = operators.TABLE.get((node.domain, node.op_type))
+        row = operators.row(node)
         if row is None or index not in row.weights or not order:
             return None
         other = row.weights[index]
@@ -406,7 +406,7 @@ def _moved(node: ir.Node, index: int, order: Order) -> Order | None:
     how = operators.moves(node)
     if how == "joins":
         return order if all(map(_is_constant, node.inputs)) else None
-    if how == "copies" or (how == "parts" and index == 0):
+    if how == "copies" or (how in ("parts", "pads") and index == 0):
         return order
     if how == "converts":
         return order if read.integer(node, "to", 1) in FLOATS else None
