@@ -34,7 +34,6 @@ _QUICK_FEEDS = 2
 _LEAST_SAVING = 0.03  # of the file, for a step that changes answers by more than this:
 _ROUNDING = 1e-3
 _ONE_INPUT = 2.0  # times the bound of all: what a single input may be off
-_RANKING = {"TopK", "NonMaxSuppression"}
 _SWAPPED = " (the model ranks: rows whose scores are close swap places, which counts as an error)"
 _FULL_FEEDS = 64
 _RANDOM = (
@@ -87,6 +86,7 @@ class Judge:
     """
 
     def __init__(self, model: Model, settings: Settings, worker: Worker):
+        from onnxshrink.graph import operators
         from onnxshrink.graph.analysis.noise import is_random
 
         self._settings = settings
@@ -94,7 +94,7 @@ class Judge:
         self._signature = _signature(model)
         self._kernels = _own_kernels(model)
         self._random, self._noisy = is_random(model), False
-        self._ranks = any(node.op_type in _RANKING for node in model.nodes)
+        self._ranks = any(operators.of(node, operators.Ranking) is not None for node in model.nodes)
         limit = _QUICK_FEEDS if settings.check == "quick" else _FULL_FEEDS
         self._feeds = () if settings.check == "off" else settings.feeds[:limit]
         self._first: Future[Answers | None] = Future()

@@ -200,7 +200,7 @@ def lesser(view: WeightView, dtype: Dtype, wanted: Rounding, method: Rounding) -
         return ""
     if affine.is_float(dtype):
         return f"no {wanted}: {dtype} has no steps of one size"
-    return f"no {wanted}: {second_moments.why_not(view) or 'its inputs were not observed'}"
+    return f"no {wanted}: {second_moments.unknown(view)}"
 
 
 def _fitted(

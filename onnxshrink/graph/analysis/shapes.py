@@ -242,16 +242,14 @@ class _Walker:
         self, node: ir.Node, attributes: Mapping[str, Any], frame: Frame
     ) -> Sequence[onnx.TypeProto]:
         """Types of the outputs of a node that is no call of a function."""
-        match node.op_type:
-            case "If":
-                return self._if(node, frame)
-            case "Loop":
-                return self._loop(node, frame)
-            case "Scan":
-                return self._scan(node, attributes, frame)
-            case "Constant" if isinstance(attributes.get("value"), ir.TensorProtocol):
-                self._constant(node.outputs[0], attributes["value"])
-                return (self.types[node.outputs[0]],)
+        control = operators.of(node, operators.Control)
+        if control is not None and control.slices:
+            return self._scan(node, attributes, frame)
+        if control is not None:
+            return self._loop(node, frame) if control.repeats else self._if(node, frame)
+        if read.is_constant(node) and isinstance(attributes.get("value"), ir.TensorProtocol):
+            self._constant(node.outputs[0], attributes["value"])
+            return (self.types[node.outputs[0]],)
         for graph in read.bodies(
             node
         ):  # SequenceMap and what is not known: shapes inside stay open

@@ -54,4 +54,4 @@ def _chain(value: ir.Value) -> list[ir.Value]:
 
 def _keeps(node: ir.Node) -> bool:
     """Whether a node hands on all numbers as they are, in another shape, order or type."""
-    return operators.moves(node) not in ("", "parts", "joins")
+    return operators.moves(node) not in ("", "parts", "pads", "joins")

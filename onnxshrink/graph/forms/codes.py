@@ -21,6 +21,7 @@ from onnxshrink.graph import operators, read, surgery
 from onnxshrink.graph.file import tensors
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.forms import dequantize
+from onnxshrink.graph.operators import Arithmetic
 from onnxshrink.graph.surgery import Recorder
 from onnxshrink.graph.weights.views import WeightView
 from onnxshrink.kernels import affine
@@ -317,7 +318,7 @@ def _whole(value: ir.Value | None) -> tuple[Array, Array | None, str, int] | Non
         if tensor.dtype not in _TYPES:
             return None
         return _wide(_copied(tensor)), None, _TYPES[tensor.dtype], tensor.nbytes
-    if node.op_type == "Sub":
+    if operators.of(node, Arithmetic) == Arithmetic(inverse=True):
         found, zero = _whole(node.inputs[0]), _zeros(node.inputs[1])
         if found is None or found[1] is not None or zero is None or zero.ndim > found[0].ndim:
             return None
@@ -326,7 +327,7 @@ def _whole(value: ir.Value | None) -> tuple[Array, Array | None, str, int] | Non
         if (wide != wide.astype(codes.dtype)).any():
             return None
         return codes, wide.astype(codes.dtype), kind, nbytes + zero.size
-    if node.op_type == "Reshape":  # codes of which the large ones are put back
+    if operators.moves(node) == "reshapes":  # codes of which the large ones are put back
         shape = read.integer_list(read.input(node, 1))
         scattered = _scattered(node.inputs[0])
         if shape is None or scattered is None:
@@ -341,7 +342,9 @@ def _scattered(value: ir.Value | None) -> tuple[Array, int] | None:
     if node is None or node.op_type != "ScatterElements" or read.integer(node, "axis", 0):
         return None
     flat = None if node.inputs[0] is None else node.inputs[0].producer()
-    codes = None if flat is None or flat.op_type != "Reshape" else _whole(flat.inputs[0])
+    if flat is None or operators.moves(flat) != "reshapes":
+        return None
+    codes = _whole(flat.inputs[0])
     places, large = _array(node.inputs[1]), _whole(node.inputs[2])
     if codes is None or places is None or large is None or codes[1] is not None:
         return None

@@ -32,6 +32,11 @@ def why_not(view: WeightView) -> str:
     return _found(view)[1]
 
 
+def unknown(view: WeightView) -> str:
+    """Why the second moments of a weight's inputs are not known after a run that asked for them."""
+    return why_not(view) or "its inputs were not observed"
+
+
 def _found(view: WeightView) -> tuple[tuple[Need, ...], str]:
     """What is needed, and why nothing is."""
     if not view.uses or view.main.is_arithmetic:

@@ -64,10 +64,10 @@ class QuantizeRd(Pass):
         """Second moments of what each selected weight is multiplied with; lookups of tables."""
         from onnxshrink.graph import weights
         from onnxshrink.graph.weights import second_moments
-        from onnxshrink.passes.quantize_rd.rates import is_plain
+        from onnxshrink.passes.quantize_rd.rates import kept_at_eight
 
         for view in weights.find(model):
-            if not self.weights.why_not(view) and not is_plain(view):
+            if not self.weights.why_not(view) and not kept_at_eight(view):
                 yield from second_moments.needs(view)
                 if (lookups := second_moments.lookups(view)) is not None:
                     yield lookups

@@ -64,7 +64,7 @@ class StepSearch:
         views: The weights.
         ctx: Inputs, statistics, and where to run trials.
         layers: Weights that get a grid of their own.
-        plain: Those that are stored with 8 bits.
+        plain: Those that are stored with 8 bits, and why.
     """
 
     options: QuantizeRd
@@ -72,7 +72,7 @@ class StepSearch:
     views: Sequence[WeightView]
     ctx: Context
     layers: list[GridTensor] = field(default_factory=list)
-    plain: list[tuple[WeightView, Quantized]] = field(default_factory=list)
+    plain: list[tuple[WeightView, Quantized, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         split = self.ctx.split
@@ -83,8 +83,11 @@ class StepSearch:
         self._by_name: dict[str, WeightView] = {}  # those of the search
         names = Counter(view.name for view in self.views)
         for view in self.views:
-            if is_plain(view) or names[view.name] > 1:  # branches may use one name for two weights
-                self.plain.append((view, _eight_bits(view)))
+            reason = kept_at_eight(view)
+            if names[view.name] > 1:  # branches may use one name for two weights
+                reason = "its name is not unique"
+            if reason:
+                self.plain.append((view, _eight_bits(view), reason))
             else:
                 self._by_name[view.name] = view
 
@@ -98,11 +101,11 @@ class StepSearch:
         """
         from onnxshrink.kernels import rate
 
-        names = [*self._by_name, *(view.name for view, _ in self.plain)]
+        names = [*self._by_name, *(view.name for view, *_ in self.plain)]
         with closing(Exchange(self.model, names, self.ctx.worker)) as exchange:
             for name in [name for name in self._by_name if name in exchange.refused]:
                 view = self._by_name.pop(name)
-                self.plain.append((view, _eight_bits(view)))
+                self.plain.append((view, _eight_bits(view), exchange.refused[name]))
             if not self._by_name:
                 return 0.0
             self.layers = self._measured(exchange)
@@ -161,7 +164,7 @@ class StepSearch:
         """
         from onnxshrink.kernels import rate
 
-        room = budget - sum(self.nbytes(stored.codes) for _, stored in self.plain)
+        room = budget - sum(self.nbytes(stored.codes) for _, stored, _ in self.plain)
 
         def cost(inverse: float) -> float:
             steps = rate.steps(self.layers, 1 / inverse)
@@ -252,7 +255,7 @@ class StepSearch:
             codes = layer.codes(step)
             weights[layer.name] = _unfold(self._by_name[layer.name], layer.values(codes, step))
             bits += rate.entropy_bits(codes)
-        for view, stored in self.plain:
+        for view, stored, _ in self.plain:
             if view.name not in exchange.refused:
                 weights[view.name] = affine.dequantize(stored).astype(view.dtype.numpy())
         loss = lost(exchange.answers(self._judge, weights))
@@ -262,12 +265,13 @@ class StepSearch:
 
     def stored(self, spend: float) -> Iterator[Stored]:
         """Every weight as it will be stored, fitted to all inputs."""
+        from onnxshrink.graph.weights import second_moments
         from onnxshrink.kernels import rate
         from onnxshrink.kernels.affine import Quantized
 
         steps = rate.steps(self.layers, spend)
-        for view, quantized in self.plain:
-            yield Stored(view, quantized, self.nbytes(quantized.codes), "int8")
+        for view, quantized, reason in self.plain:
+            yield Stored(view, quantized, self.nbytes(quantized.codes), f"int8 ({reason})")
         for layer in self.layers:
             view, step = self._by_name[layer.name], steps[layer.name]
             fitted = self._refitted(layer)
@@ -278,21 +282,24 @@ class StepSearch:
             packed = self.nbytes(codes)
             how = "coded" if self.ctx.storage == "coded" else "packed"
             note = f"{dtype}, {8 * packed / codes.size:.2f} bits {how}"
+            if fitted.factors is None and fitted.relative is None:
+                note += f", to nearest (no gptq: {second_moments.unknown(view)})"
             if scale.size > 1:
                 note += f", {len(set(scale.flat))} steps by how often rows are looked up"
             yield Stored(view, Quantized(codes, scale, None, dtype), packed, note)
 
 
-def is_plain(view: WeightView) -> bool:
-    """Whether a weight keeps 8 bits: small, depthwise, or behind a one-hot encoding."""
+def kept_at_eight(view: WeightView) -> str:
+    """Why a weight keeps 8 bits; empty when it need not."""
+    from onnxshrink.graph import operators
+
     if view.size < _PLAIN:
-        return True
+        return f"fewer than {_PLAIN} elements"
     product = view.main.product
     if product is not None and product.convolves and view.size // view.shape[view.axes.out[0]] < 32:
-        groups = view.main.node.attributes.get("group")
-        return groups is not None and groups.as_int() > 1
+        return "depthwise" if product.groups > 1 else ""
     source = view.activation.producer() if view.activation is not None else None
-    return source is not None and source.op_type == "OneHot"
+    return "reads a one-hot encoding" if operators.of(source, operators.OneHot) else ""
 
 
 def _eight_bits(view: WeightView) -> Quantized:
