@@ -328,14 +328,13 @@ def _step(
             ctx.changed("functions", 0, kind="model", note=f"{calls} calls inlined")
         if computed and step.changes:
             ctx.changed("weights", 0, kind="model", note=f"{computed} were computed from constants")
-        reason = ""
+        reason, may_grow = "", pass_.may_grow or step.may_grow
+        saves = pass_.saves and not may_grow and pass_.max_error is None and not _asked(pass_)
         if step.changes:
-            may_grow = pass_.may_grow or step.may_grow
-            saves = pass_.saves and not may_grow and pass_.max_error is None and not _asked(pass_)
             reason = judge.refusal(trial, bound, may_grow, step, saves=saves)
         fewer = None
         if pass_.retreats and judge.asks_too_much(reason):
-            fewer = retreat(pass_, before, ctx, judge, bound)
+            fewer = retreat(pass_, before, ctx, judge, bound, saves=saves)
         if fewer is not None:
             trial, reason = fewer, ""
         if fits and step.changes and not ctx.generated:
