@@ -159,12 +159,21 @@ class Context:
         self, what: WeightView | str, after: int, *, note: str = "", before: int = 0,
         kind: str = "", **error: float,
     ) -> None:  # fmt: skip
-        """Report something that became ``after`` bytes, with error figures by name."""
+        """Report something that became ``after`` bytes, with error figures by name.
+
+        Args:
+            what: A weight, or the name of something else.
+            after: Bytes that it takes now.
+            note: How.
+            before: Bytes that it took; of a weight only if these are not those of its values.
+            kind: What it is; of a weight the operator that uses it.
+            error: Figures by name.
+        """
         if isinstance(what, str):
             self.step.changes.append(Change(what, kind, before, after, note, error))
         else:
             self.step.changes.append(
-                Change(what.name, what.op_type, what.nbytes, after, note, error)
+                Change(what.name, what.op_type, before or what.nbytes, after, note, error)
             )
 
     def skip(self, what: WeightView | str, reason: str) -> None:
