@@ -234,6 +234,10 @@ class Judge:
             self._newest = answers
         return reason
 
+    def least_saving(self, step: Step) -> float:
+        """Bytes that a step which changes answers, and is there to save, must save."""
+        return _LEAST_SAVING * step.bytes_before
+
     def asks_too_much(self, reason: str) -> bool:
         """Whether a refusal is for what the outputs tolerate, of which fewer weights ask less."""
         return reason.startswith("output ")

@@ -164,12 +164,21 @@ class Context:
         self, what: WeightView | str, after: int, *, note: str = "", before: int = 0,
         kind: str = "", **error: float,
     ) -> None:  # fmt: skip
-        """Report something that became ``after`` bytes, with error figures by name."""
+        """Report something that became ``after`` bytes, with error figures by name.
+
+        Args:
+            what: A weight, or the name of something else.
+            after: Bytes that it takes now.
+            note: How.
+            before: Bytes that it took; of a weight only if these are not those of its values.
+            kind: What it is; of a weight the operator that uses it.
+            error: Figures by name.
+        """
         if isinstance(what, str):
             self.step.changes.append(Change(what, kind, before, after, note, error))
         else:
             self.step.changes.append(
-                Change(what.name, what.op_type, what.nbytes, after, note, error)
+                Change(what.name, what.op_type, before or what.nbytes, after, note, error)
             )
 
     def skip(self, what: WeightView | str, reason: str) -> None:
@@ -345,14 +354,13 @@ def _step(
             ctx.changed("functions", 0, kind="model", note=f"{calls} calls inlined")
         if computed and step.changes:
             ctx.changed("weights", 0, kind="model", note=f"{computed} were computed from constants")
-        reason = ""
+        reason, may_grow = "", pass_.may_grow or step.may_grow
+        saves = pass_.saves and not may_grow and pass_.max_error is None and not _asked(pass_)
         if step.changes:
-            may_grow = pass_.may_grow or step.may_grow
-            saves = pass_.saves and not may_grow and pass_.max_error is None and not _asked(pass_)
             reason = judge.refusal(trial, bound, may_grow, step, saves=saves)
         fewer = None
         if pass_.retreats and judge.asks_too_much(reason):
-            fewer = retreat(pass_, before, ctx, judge, bound)
+            fewer = retreat(pass_, before, ctx, judge, bound, saves=saves)
         if fewer is not None:
             trial, reason = fewer, ""
         if fits and step.changes and not ctx.generated:
