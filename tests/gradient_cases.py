@@ -109,6 +109,7 @@ def _case(
     line: str, opset: int = 21, *, fixed: bool = False, single: bool = False, known: str = "",
     **arrays: Array,
 ) -> Case:  # fmt: skip
+    known = known or ("w" if "Conv" in line else "")  # kernels
     return Case(line, arrays, opset, fixed, single, known)
 
 
@@ -163,6 +164,9 @@ _WINDOWS = [
     _case("y = Conv(x, w, b)", x=_IMAGE, w=spread(5, 4, 1, 1), b=spread(5)),
     _case("y = Conv<pads = [1, 0, 2, 1], strides = [2, 3], dilations = [2, 1], group = 2>(x, w, b)",
           x=spread(2, 4, 8, 7), w=spread(6, 2, 2, 3), b=spread(6)),
+    _case("y = Conv<pads = [1, 2]>(x, w)", x=spread(1, 2, 4), w=spread(3, 2, 2)),
+    _case("y = Conv<strides = [3], group = 2, pads = [2, 0]>(x, w)", x=spread(1, 4, 75),
+          w=spread(2, 2, 70)),
     _case("y = Conv<strides = [2, 2]>(x, w)", x=_IMAGE, w=spread(3, 4, 1, 1)),
     _case("y = Conv<group = 4, pads = [1, 1, 1, 1]>(x, w)", x=_IMAGE, w=spread(4, 1, 3, 3)),
     *(_case(f'y = Conv<auto_pad = "{rule}", strides = [2, 2]>(x, w)', x=_IMAGE,

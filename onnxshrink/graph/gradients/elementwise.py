@@ -26,9 +26,9 @@ def _holds(condition: Term, like: Term) -> Term:
 def _clip(op: Application) -> Gradients:
     """What is cut off depends on the ends."""
     x, ends = op.x, ((op.operand(1), "Less"), (op.operand(2), "Greater"))
-    cut = [None if end is None else op.dy.where(x.is_(beyond, end)).fit(end)
+    cut = [None if end is None else op.dy.masked(x.is_(beyond, end)).fit(end)
            for end, beyond in ends]  # fmt: skip
-    return [op.dy.where(x.is_("Equal", op.y)), *cut]
+    return [op.dy.masked(x.is_("Equal", op.y)), *cut]
 
 
 def _leaky(op: Application) -> Gradients:
@@ -51,16 +51,16 @@ def _selu(op: Application) -> Gradients:
 
 def _hard_sigmoid(op: Application) -> Gradients:
     inside = (op.y * (1 - op.y)).is_("Greater", 0)
-    return [(op.dy * op.number("alpha", 0.2)).where(inside)]
+    return [(op.dy * op.number("alpha", 0.2)).masked(inside)]
 
 
 def _hard_swish(op: Application) -> Gradients:
     middle = op.dy.where(op.x.is_("GreaterOrEqual", 3), op.dy * (op.x / 3 + 0.5))
-    return [middle.where(op.x.is_("Greater", -3))]
+    return [middle.masked(op.x.is_("Greater", -3))]
 
 
 def _thresholded(op: Application) -> Gradients:
-    return [op.dy.where(op.x.is_("Greater", op.number("alpha", 1.0)))]
+    return [op.dy.masked(op.x.is_("Greater", op.number("alpha", 1.0)))]
 
 
 def _swish(op: Application, alpha: float) -> Term:
@@ -127,12 +127,12 @@ def _pow(op: Application) -> Gradients:
 def _prelu(op: Application) -> Gradients:
     x, slope = op[0], op[1]
     above = x.is_("Greater", 0)
-    return [op.dy.where(above, op.dy * slope), (op.dy * x * (1 - _holds(above, x))).fit(slope)]
+    return [op.dy.where(above, op.dy * slope), (op.dy * x - (op.dy * x).masked(above)).fit(slope)]
 
 
 def _where(op: Application) -> Gradients:
-    zero = op.dy.number(0)
-    return [None, op.dy.where(op[0]).fit(op[1]), zero.where(op[0], op.dy).fit(op[2])]
+    chosen = op.dy.masked(op[0])
+    return [None, chosen.fit(op[1]), (op.dy - chosen).fit(op[2])]
 
 
 def _operands(op: Application) -> list[Term]:

@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxshrink.graph.gradients.application import Application, Gradients, Rule
-from onnxshrink.graph.gradients.products import Windows
 from onnxshrink.graph.gradients.terms import Term
+from onnxshrink.graph.gradients.windows import Windows
 
 
 def _average(op: Application) -> Gradients:
@@ -20,14 +20,14 @@ def _average(op: Application) -> Gradients:
     x, g = _one_channel(op.x), _one_channel(op.dy)
     full = x.zeros() + 1
     if op.integer("count_include_pad", 0) and (pads := op.integers("pads", ())):
-        before, after = ([0, 0, *side] for side in np.split(np.asarray(pads), 2))
-        full = full.pad(tape.integers(before), tape.integers(after), 1)
-        rest = tape.integers([0] * len(before))
-        full = full.pad(rest, windows.after - tape.integers(after))
+        half = len(pads) // 2
+        after = tape.integers([0, 0, *pads[half:]])
+        full = full.pad(tape.integers([0, 0, *pads[:half]]), after, 1)
+        full = full.pad(after * 0, windows.after - after)
     else:
         full = windows.covered(full)
-    shares = g / windows.gather(full, ones)
-    return [windows.cut(windows.spread(shares, ones)).as_shaped(op.x)]
+    shares = g / windows.gather(full, ones).with_axes(g.rank)
+    return [windows.spread(shares, ones).as_shaped(op.x)]
 
 
 def _one_channel(term: Term) -> Term:

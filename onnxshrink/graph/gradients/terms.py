@@ -220,6 +220,10 @@ class Term:
         shape = _broadcast(_broadcast(condition.shape, self.shape), other.shape)
         return self.tape.node("Where", condition, self, other, dtype=self.dtype).shaped(shape)
 
+    def masked(self, condition: Term) -> Term:
+        """Itself where a condition holds, elsewhere 0; a product is faster than a choice."""
+        return self * condition.cast(self.dtype)
+
     def cast(self, dtype: ir.DataType) -> Term:
         """Its elements in another type."""
         return self if dtype == self.dtype else self.apply("Cast", dtype=dtype, to=dtype.value)
@@ -315,7 +319,8 @@ class Term:
     def pad(self, before: Term, after: Term, value: float = 0) -> Term:
         """More around it, or less where a number is negative; a number for each axis."""
         around = self.tape.joined([before, after])
-        return self.tape.node("Pad", self, around, None if not value else self.number(value))
+        made = self.tape.node("Pad", self, around, None if not value else self.number(value))
+        return made if self.shape is None else made.with_axes(self.rank)
 
     # ---------------------------------------------------------------------------- gradients
 
