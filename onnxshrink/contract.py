@@ -98,6 +98,7 @@ class Judge:
         limit = _QUICK_FEEDS if settings.check == "quick" else _FULL_FEEDS
         self._feeds = () if settings.check == "off" else settings.feeds[:limit]
         self._first: Future[Answers | None] = Future()
+        self._compared: tuple[Answers, Answers, tuple[OutputComparison, ...]] | None = None
         if model.path is not None and model.untouched and not self._random:
             # It runs while the first pass is at work here: nobody needs its answers before. The
             # thread reads the file only, never the graph.
@@ -319,7 +320,12 @@ class Judge:
     def _compare(
         self, reference: Answers | None, other: Answers | None
     ) -> tuple[OutputComparison, ...]:
-        return () if reference is None or other is None else reference.figures(other)
+        if reference is None or other is None:
+            return ()
+        known = self._compared
+        if known is None or known[0] is not reference or known[1] is not other:
+            self._compared = known = reference, other, reference.figures(other)
+        return known[2]
 
 
 def _in_vain(step: Step) -> str:
