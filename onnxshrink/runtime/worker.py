@@ -29,6 +29,7 @@ from onnxshrink.runtime.shelf import Shelf
 if TYPE_CHECKING:
     from onnxshrink.kernels.observers import Need
     from onnxshrink.kernels.pairs import PairNeed
+    from onnxshrink.runtime.profile import OperatorTime
 
 PathLike = str | os.PathLike[str]
 #: Seconds. An endless Loop ends after it; nothing that anybody waits for takes as long.
@@ -252,6 +253,12 @@ class Worker:
         """Mean seconds of a run, over as many runs of one feed as take ``at_least`` seconds."""
         seconds: float = self._call(f"running {self._model}", "time", dict(feed), at_least)
         return seconds
+
+    def profile(self, feed: Mapping[str, np.ndarray], at_least: float) -> list[OperatorTime]:
+        """What each operator takes of a run of the loaded model, over ``at_least`` seconds."""
+        doing = f"profiling {self._model}"
+        found: list[OperatorTime] = self._call(doing, "profile", dict(feed), at_least)
+        return found
 
     def memory(self) -> tuple[int, int]:
         """Resident bytes now, and at their peak, beyond those before the model was loaded."""
