@@ -149,7 +149,7 @@ class StepSearch:
 
     def finest(self) -> float:
         """Bytes of all codes when finer ones would gain nothing."""
-        plain = sum(self.nbytes(stored.codes) for _, stored in self.plain)
+        plain = sum(self.nbytes(stored.codes) for _, stored, _ in self.plain)
         return plain + FINEST * sum(layer.size for layer in self.layers) / 8
 
     def spend_bytes(self, budget: float, start: float) -> float:
