@@ -11,6 +11,7 @@ from onnxshrink.cli._terminal import warn
 from onnxshrink.cli._values import (
     SEED,
     data_limit_option,
+    decorated,
     shape_option,
     size_option,
     worker_options,
@@ -21,7 +22,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def measure_options(command: F) -> F:
     """Options of the commands that run models and write none."""
-    for decorate in reversed(
+    return decorated(
+        command,
         (
             click.option(
                 "--calibration", "--inputs", metavar="DATA", multiple=True,
@@ -48,10 +50,8 @@ def measure_options(command: F) -> F:
                 help="ONNX Runtime's for MatMulNBits; 0 is exact.",
             ),
             click.option("--json", "as_json", is_flag=True, help="Print JSON."),
-        )
-    ):  # fmt: skip
-        command = decorate(command)
-    return command
+        ),
+    )  # fmt: skip
 
 
 def settings(options: Mapping[str, object]) -> str:

@@ -13,6 +13,7 @@ from onnxshrink.cli._terminal import say, show, warn
 from onnxshrink.cli._values import (
     SEED,
     data_limit_option,
+    decorated,
     shape_option,
     size_option,
     worker_limits,
@@ -32,7 +33,8 @@ _KEPT = ("check", "seed", "storage", "calibration_cache", "max_opset", "keep_nam
 
 def run_options(command: F) -> F:
     """Options of every command that writes a model."""
-    for decorate in reversed(
+    return decorated(
+        command,
         (
             click.argument("source", metavar="IN"),
             click.argument("out", metavar="OUT", required=False),
@@ -79,10 +81,8 @@ def run_options(command: F) -> F:
                 "--strict", is_flag=True,
                 help="Exit 1 when nothing was changed, or no output shows a difference.",
             ),
-        )
-    ):  # fmt: skip
-        command = decorate(command)
-    return command
+        ),
+    )  # fmt: skip
 
 
 class Run:
