@@ -11,6 +11,7 @@ from onnxshrink.cli._inputs import Inputs, input_options
 from onnxshrink.cli._terminal import warn
 from onnxshrink.cli._values import (
     SEED,
+    decorated,
     shape_option,
     worker_options,
 )
@@ -20,7 +21,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def measure_options(command: F) -> F:
     """Options of the commands that run models and write none."""
-    for decorate in reversed(
+    return decorated(
+        command,
         (
             input_options,
             *worker_options,
@@ -43,10 +45,8 @@ def measure_options(command: F) -> F:
                 help="ONNX Runtime's for MatMulNBits; 0 is exact.",
             ),
             click.option("--json", "as_json", is_flag=True, help="Print JSON."),
-        )
-    ):  # fmt: skip
-        command = decorate(command)
-    return command
+        ),
+    )  # fmt: skip
 
 
 def settings(options: Mapping[str, object]) -> str:
