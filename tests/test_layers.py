@@ -28,6 +28,8 @@ LAYERS = (
     ("search", "certificate"),
     ("api",),
     ("reproduce",),
+    ("commands", "one_step"),
+    ("gate", "steps"),
     ("cli",),
     ("__main__",),
 )
@@ -48,6 +50,7 @@ OUTSIDE = {
         "trials",
         "contract",
         "goal",
+        "gate",
         "channels",
         "passes",
         "search",
@@ -269,7 +272,7 @@ def test_exported_names_resolve():
         if isinstance(node, ast.ImportFrom) and "onnxshrink." in (node.module or "")
         for alias in node.names
     }
-    assert typed == set(onnxshrink.__all__)  # what type checkers see is what there is
+    assert typed == {*onnxshrink.__all__, "*"}  # what type checkers see is what there is
 
 
 def test_the_version_is_said_once():
