@@ -247,7 +247,7 @@ def apply_excluding(
     from onnxshrink.goal import Goal
     from onnxshrink.runtime.worker import Worker
     from onnxshrink.search import exclude
-    from onnxshrink.search.partial_step import Parts
+    from onnxshrink.search.partial_step import PartialStep
 
     options = options or Options()
     if options.calibration is None or options.check == "off":
@@ -255,7 +255,7 @@ def apply_excluding(
     with Worker(**options.worker) as worker:
         worker.start()
         model, settings = prepare(source, out, options, worker, _files_of([step]), recipe_out)
-        parts = Parts(model, step, settings, worker)
+        parts = PartialStep(model, step, settings, worker)
         found = exclude.find_exclusions(parts, goal or Goal(), options.progress)
         result = run(found.recipe.steps, model, settings, worker)
         result.report.moved = found.moved

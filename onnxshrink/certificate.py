@@ -123,12 +123,9 @@ def issue(
             "outputs": {o.name: o.to_dict() for o in found.outputs} if found else {},
         },
     }  # fmt: skip
-    content["digest"] = _digest(content)
-    if key is not None:
-        content["signature"] = _sign(str(content["digest"]), key)
     path = path_of(report.result)
     with output(path) as file:
-        file.write(_canonical(content))
+        file.write(seal(content, key))
     return path
 
 
@@ -142,12 +139,12 @@ def measure(
 
     if not feeds:
         return None, ""
-    with Worker(**worker) as child, _plain(source) as a, _plain(result) as b:
+    with Worker(**worker) as child, plain(source) as a, plain(result) as b:
         return compare(a, b, feeds, worker=child), data_digest(feeds)
 
 
 @contextlib.contextmanager
-def _plain(path: StrPath) -> Iterator[StrPath]:
+def plain(path: StrPath) -> Iterator[StrPath]:
     """A model that runtimes open: a packed one is unpacked for this block."""
     from onnxshrink.graph.forms import packed
 
@@ -171,17 +168,48 @@ def read(path: StrPath, key: StrPath | None = None) -> Certificate:
         ModelError: It was changed, is none, or is not signed with this key.
         RecipeError: The key is none, or the package for it is missing.
     """
+    return Certificate(os.fspath(path), unseal(path, FORMAT, key))
+
+
+def seal(content: Mapping[str, Any], key: StrPath | None = None) -> bytes:
+    """A document in its one form, with its digest, and signed if there is a key.
+
+    Args:
+        content: What it says; ``format`` says what it is.
+        key: A file with an Ed25519 private key in PEM.
+
+    Raises:
+        RecipeError: The key is none, or the package for it is missing.
+    """
+    sealed = {**content, "digest": _digest(content)}
+    if key is not None:
+        sealed["signature"] = _sign(sealed["digest"], key)
+    return _canonical(sealed)
+
+
+def unseal(path: StrPath, format: str, key: StrPath | None = None) -> dict[str, Any]:
+    """Read what :func:`seal` made, if nothing of it was changed.
+
+    Args:
+        path: The file.
+        format: What it must be.
+        key: A file with the public key that must have signed it.
+
+    Raises:
+        ModelError: It was changed, is something else, or is not signed with this key.
+        RecipeError: The key is none, or the package for it is missing.
+    """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
     try:
-        content = json.loads(data)
-        known = content["format"] == FORMAT and isinstance(content["digest"], str)
+        content: dict[str, Any] = json.loads(data)
+        known = content["format"] == format and isinstance(content["digest"], str)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ModelError(f"{path}: not a certificate") from error
+        raise ModelError(f"{path}: not an {format.rpartition(' ')[0]}") from error
     if not known:
-        raise ModelError(f"{path}: not a certificate of this version ({FORMAT})")
+        raise ModelError(f"{path}: is no {format!r}, but {str(content['format'])[:60]!r}")
     rest = {name: value for name, value in content.items() if name not in ("digest", "signature")}
     if _canonical(content) != data or _digest(rest) != content["digest"]:
         raise ModelError(f"{path}: was changed after it was written")
@@ -190,7 +218,7 @@ def read(path: StrPath, key: StrPath | None = None) -> Certificate:
         _check_signature(str(path), content["digest"], signature, key)
     elif key is not None:
         raise ModelError(f"{path}: is not signed")
-    return Certificate(os.fspath(path), content)
+    return content
 
 
 def check_files(certificate: Certificate, files: Mapping[str, str]) -> None:

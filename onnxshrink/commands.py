@@ -116,7 +116,8 @@ def compare(
 
 def bench(
     models: Sequence[StrPath], options: Options | None = None, *, rounds: int = 25,
-    session: SessionOptions | None = None, say: Callable[[str], None] = _log.warning,
+    operators: bool = False, session: SessionOptions | None = None,
+    say: Callable[[str], None] = _log.warning,
 ) -> BenchResult:  # fmt: skip
     """Measure size, latency, load time and memory of models, which take turns.
 
@@ -124,6 +125,7 @@ def bench(
         models: The models; ratios are to the first.
         options: Where inputs are; without any, some are generated.
         rounds: How often each is timed.
+        operators: Whether to measure, too, what each operator takes.
         session: How they run; see :class:`onnxshrink.runtime.session.SessionOptions`.
         say: Told what the user must know of the inputs.
 
@@ -141,8 +143,9 @@ def bench(
         feeds = inputs_for(models[0], options, _BENCHED, worker, say)
         worker.release()
         return run_bench(
-            models, feeds, session or DEFAULT_OPTIONS, rounds, seed=options.seed, worker=worker
-        )
+            models, feeds, session or DEFAULT_OPTIONS, rounds, seed=options.seed, worker=worker,
+            operators=operators,
+        )  # fmt: skip
 
 
 def inspect(
@@ -261,6 +264,7 @@ class Verified:
         certificate: The certificate that its files fit, if there is one.
         signed: Whether the certificate is signed; only a ``key`` tells by whom.
         feeds: How many inputs were measured again.
+        files: How many files of a bundle are as its manifest says.
         where: What holds the tensors.
     """
 
@@ -268,6 +272,7 @@ class Verified:
     certificate: Path | None = None
     signed: bool = False
     feeds: int = 0
+    files: int = 0
     where: str = ""
 
 
@@ -276,10 +281,10 @@ def verify(
     limit: int | None = None, certificate: StrPath | None = None, key: StrPath | None = None,
     original: StrPath | None = None,
 ) -> Verified:  # fmt: skip
-    """Check every checksum of a packed or coded model, and its certificate.
+    """Check every checksum of a packed or coded model, its certificate, or a bundle.
 
     Args:
-        source: The model.
+        source: The model, or the folder of a bundle.
         options: With inputs and ``original``: certified figures are measured again.
         base: The pack that this one updates, if it does.
         limit: Bytes that it may unpack to; 16 GiB by default.
@@ -297,6 +302,10 @@ def verify(
     from onnxshrink.reproduce import recheck
 
     options = options or Options()
+    if Path(source).is_dir():
+        from onnxshrink import bundle
+
+        return Verified(files=bundle.verify(source, key), signed=key is not None)
     if (original is None) != (options.calibration is None):
         raise RecipeError("--original and --calibration go together: figures need both")
     certified = certificate is not None or path_of(source).exists()
@@ -344,7 +353,7 @@ def sensitivity(
     from onnxshrink.recipe import find_pass
     from onnxshrink.runtime.worker import Worker
     from onnxshrink.search import sensitivity as search
-    from onnxshrink.search.partial_step import Parts
+    from onnxshrink.search.partial_step import PartialStep
 
     options = options or Options()
     pass_ = build(find_pass(step, "--step"), settings or {}, step)
@@ -355,4 +364,4 @@ def sensitivity(
             feeds=feeds, generated=options.calibration is None, seed=options.seed,
             progress=options.progress,
         )  # fmt: skip
-        return search.measure(Parts(loaded, pass_, how, worker), by, options.progress)
+        return search.measure(PartialStep(loaded, pass_, how, worker), by, options.progress)

@@ -34,7 +34,6 @@ _QUICK_FEEDS = 2
 _LEAST_SAVING = 0.03  # of the file, for a step that changes answers by more than this:
 _ROUNDING = 1e-3
 _ONE_INPUT = 2.0  # times the bound of all: what a single input may be off
-_RANKING = {"TopK", "NonMaxSuppression"}
 _SWAPPED = " (the model ranks: rows whose scores are close swap places, which counts as an error)"
 _FULL_FEEDS = 64
 _RANDOM = (
@@ -87,6 +86,7 @@ class Judge:
     """
 
     def __init__(self, model: Model, settings: Settings, worker: Worker):
+        from onnxshrink.graph import operators
         from onnxshrink.graph.analysis.noise import is_random
 
         self._settings = settings
@@ -94,10 +94,11 @@ class Judge:
         self._signature = _signature(model)
         self._kernels = _own_kernels(model)
         self._random, self._noisy = is_random(model), False
-        self._ranks = any(node.op_type in _RANKING for node in model.nodes)
+        self._ranks = any(operators.of(node, operators.Ranking) is not None for node in model.nodes)
         limit = _QUICK_FEEDS if settings.check == "quick" else _FULL_FEEDS
         self._feeds = () if settings.check == "off" else settings.feeds[:limit]
         self._first: Future[Answers | None] = Future()
+        self._compared: tuple[Answers, Answers, tuple[OutputComparison, ...]] | None = None
         if model.path is not None and model.untouched and not self._random:
             # It runs while the first pass is at work here: nobody needs its answers before. The
             # thread reads the file only, never the graph.
@@ -158,7 +159,7 @@ class Judge:
         original = self.original
         if original is None or not original.outputs:
             return False
-        return len(original.silent) == len(original.names)
+        return len(original.silent) == len(original.judged)
 
     @property
     def silences(self) -> list[str]:
@@ -233,6 +234,10 @@ class Judge:
         if not reason:
             self._newest = answers
         return reason
+
+    def least_saving(self, step: Step) -> float:
+        """Bytes that a step which changes answers, and is there to save, must save."""
+        return _LEAST_SAVING * step.bytes_before
 
     def asks_too_much(self, reason: str) -> bool:
         """Whether a refusal is for what the outputs tolerate, of which fewer weights ask less."""
@@ -315,7 +320,12 @@ class Judge:
     def _compare(
         self, reference: Answers | None, other: Answers | None
     ) -> tuple[OutputComparison, ...]:
-        return () if reference is None or other is None else reference.figures(other)
+        if reference is None or other is None:
+            return ()
+        known = self._compared
+        if known is None or known[0] is not reference or known[1] is not other:
+            self._compared = known = reference, other, reference.figures(other)
+        return known[2]
 
 
 def _in_vain(step: Step) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,21 @@ def one_worker(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
             lent = False
 
     monkeypatch.setattr("onnxshrink.runtime.worker.Worker", lend)
+
+
+@pytest.fixture
+def folder_of_nobody(tmp_path: Path) -> Iterator[Path]:
+    """An empty folder. Root may read and write everything: for this test it is another user."""
+    if os.geteuid():
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory() as folder:  # those of pytest are closed to others
+        os.chmod(folder, 0o777)
+        os.seteuid(65534)
+        try:
+            yield Path(folder)
+        finally:
+            os.seteuid(0)
 
 
 @pytest.fixture

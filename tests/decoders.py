@@ -168,8 +168,14 @@ def merged() -> onnx.ModelProto:
     def attention(b: _Builder, hidden: str, k: str, v: str, name: str) -> str:
         q = b.op("MatMul", hidden, f"{name}.q")
         q = b.op("Transpose", b.op("Reshape", q, "split"), perm=[0, 2, 1, 3])
-        scores = b.op("MatMul", q, b.op("Transpose", k, perm=[0, 1, 3, 2]))
-        heads = b.op("MatMul", b.op("Softmax", b.op("Mul", scores, "root"), axis=-1), v)
+        scores = b.op("Mul", b.op("MatMul", q, b.op("Transpose", k, perm=[0, 1, 3, 2])), "root")
+        if name == "self":  # no query sees a later key
+            keys, new = b.op("Shape", k, start=2, end=3), b.op("Shape", hidden, start=1, end=2)
+            ones = b.op("Expand", "one", b.op("Concat", new, keys, axis=0))
+            past = b.op("Squeeze", b.op("Sub", keys, new))
+            seen = b.op("Trilu", ones, past, upper=0)
+            scores = b.op("Add", scores, b.op("Mul", b.op("Sub", "one", seen), "lowest"))
+        heads = b.op("MatMul", b.op("Softmax", scores, axis=-1), v)
         flat = b.op("Reshape", b.op("Transpose", heads, perm=[0, 2, 1, 3]), "merge")
         return b.op("Add", hidden, b.op("MatMul", flat, f"{name}.o"))
 
@@ -212,6 +218,8 @@ def merged() -> onnx.ModelProto:
     b.put("table", 2 * weight(1, WORDS, WIDTH) * np.sqrt(WIDTH))
     b.matrix("head", WIDTH, WORDS, 9)
     b.put("root", SIZE**-0.5)
+    b.put("one", 1.0)
+    b.put("lowest", -1e9)
     b.put("split", [0, 0, SHARED, SIZE], np.int64)
     b.put("merge", [0, 0, width], np.int64)
     b.put("empty", [0, SHARED, 1, SIZE], np.int64)

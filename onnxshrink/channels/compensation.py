@@ -14,7 +14,7 @@ from onnxshrink.channels.labels import Walk
 from onnxshrink.channels.readers import Consumer, find
 from onnxshrink.channels.removal import Cut
 from onnxshrink.graph import read, surgery
-from onnxshrink.kernels.refit import DAMPINGS, Array, ChosenDamping, Moments, choose, refit
+from onnxshrink.kernels.refit import DAMPINGS, Array, ChosenDamping, FeatureSums, choose, refit
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Refitted:
 
 
 def choices(
-    walk: Walk, seen: Mapping[Consumer, Moments], removed: Removed, damping: float | None
+    walk: Walk, seen: Mapping[Consumer, FeatureSums], removed: Removed, damping: float | None
 ) -> dict[str, ChosenDamping]:
     """How strongly each weight that reads removed channels is held to what it was.
 

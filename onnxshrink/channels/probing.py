@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from onnxshrink.channels.labels import Walk
     from onnxshrink.channels.readers import Consumer
     from onnxshrink.graph.file.model import Model
-    from onnxshrink.kernels.refit import Moments
+    from onnxshrink.kernels.refit import FeatureSums
 
 #: Optimization may put other operators in place of watched ones, but not change their values.
 _PLAIN = SessionOptions(optimization="basic", accuracy_level=0)
@@ -74,7 +74,7 @@ def probe_any(
 
 def moments(
     walk: Walk, feeds: Sequence[Mapping[str, np.ndarray]], worker: Worker
-) -> dict[Consumer, Moments]:
+) -> dict[Consumer, FeatureSums]:
     """Second moments of what every weight reads that can make up for removed channels.
 
     What some feeds show is held out; where there is only one, a quarter of what it shows.
@@ -85,12 +85,12 @@ def moments(
         worker: Where to run it.
     """
     from onnxshrink.channels import readers
-    from onnxshrink.kernels.refit import Moments
+    from onnxshrink.kernels.refit import FeatureSums
 
     found = [each for each in readers.find(walk) if not walk.atoms.is_frozen(each.labels).all()]
     if not found:
         return {}
-    seen = {consumer: Moments(consumer.features) for consumer in found}
+    seen = {consumer: FeatureSums(consumer.features) for consumer in found}
     values = list({value.name: value for each in found for value in each.values}.values())
     runs = zip(feeds, observe(walk.model, values, feeds, worker), strict=True)
     apart = Split(len(feeds)).held

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from onnxshrink.trials import Reference
-
 if TYPE_CHECKING:
     from onnxshrink.channels.compensation import Refitted
     from onnxshrink.channels.facts import Runs
@@ -15,9 +13,8 @@ if TYPE_CHECKING:
     from onnxshrink.channels.readers import Consumer
     from onnxshrink.channels.removal import Shortened
     from onnxshrink.graph.file.model import Model
-    from onnxshrink.kernels.refit import Array, ChosenDamping, Moments
+    from onnxshrink.kernels.refit import Array, ChosenDamping, FeatureSums
     from onnxshrink.pipeline import Context
-    from onnxshrink.runtime.worker import Worker
 
 
 @dataclass(frozen=True)
@@ -40,8 +37,7 @@ class Removal:
     """One plan, and what carries it out.
 
     Attributes:
-        ctx: Where to report.
-        worker: Where to run models.
+        ctx: Inputs, where to run models, and where to report.
         plan: What goes.
         runs: What two runs of the model showed.
         seen: Second moments of what its weights read; none where nothing is to be refitted.
@@ -49,10 +45,9 @@ class Removal:
     """
 
     ctx: Context
-    worker: Worker
     plan: Plan
     runs: Runs
-    seen: Mapping[Consumer, Moments]
+    seen: Mapping[Consumer, FeatureSums]
     damping: float | None
 
     def carry_out(self) -> None:
@@ -86,7 +81,7 @@ class Removal:
         moments = {consumer.name: each for consumer, each in self.seen.items()}
         feeds = self.ctx.split.of(self.ctx.feeds, self.ctx.split.held)
         feeds = feeds or list(self.ctx.feeds)
-        wanted = Reference(self.plan.walk.model, feeds, self.worker)
+        wanted = self.ctx.reference(self.plan.walk.model, feeds)
         without = wanted.distance(plain.model)
         trial = self._variant(chosen, {name: each.fitted for name, each in moments.items()})
         error = wanted.distance(trial.model)

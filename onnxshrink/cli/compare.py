@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--rtol", type=number, help="Relative difference allowed for every value.")
 @click.option("--min-agreement", type=number, help="Least top-1 agreement, 0 to 1.")
 @click.option("--max-error", type=number, help="Largest relative L2 error of an output.")
+@click.option("--max-kl", type=number, help="Largest mean divergence of rows of classes, in nats.")
 def command(
     a: str, b: str, count: int, providers: str | None, python: str | None, node: str | None,
     web: str | None, results: tuple[str, ...], no_fallback: bool, **values: Any,

@@ -21,6 +21,12 @@ from onnxshrink.goal import PRESETS
 )
 @click.option("--max-error", type=number, metavar="E", help="Largest relative error of an output.")
 @click.option(
+    "--max-kl",
+    type=number,
+    metavar="NATS",
+    help="Largest mean divergence of tokens or classes from the original's.",
+)
+@click.option(
     "--max-drop", type=number, metavar="D", help="Largest drop of --metric, or of top-1 agreement."
 )
 @click.option(

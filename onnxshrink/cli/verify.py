@@ -37,6 +37,8 @@ def command(
 ) -> None:  # fmt: skip
     """Check a model: every checksum of packed or coded weights, and its certificate.
 
+    Of a bundle (a folder), the manifest and every file that it names.
+
     \b
     onnxshrink verify packed.onnx
     onnxshrink verify small.onnx --original model.onnx --calibration inputs.npz
@@ -50,6 +52,8 @@ def command(
         limit=size_option(limit, "--limit") if limit else None, certificate=certificate, key=key,
         original=original,
     )  # fmt: skip
+    if done.files:
+        say(f"{source}: {done.files} files, all as in the manifest")
     if done.certificate is not None:
         signed = f"signed with {key}" if key else "signed" if done.signed else "not signed"
         say(f"{source}: the files are those of {done.certificate}, which is intact and {signed}")

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnx_ir as ir
 
 _Type = ir.AttributeType
@@ -164,7 +165,7 @@ def input(node: ir.Node, index: int) -> ir.Value | None:
     return node.inputs[index] if index < len(node.inputs) else None
 
 
-def is_constant(node: ir.Node) -> bool:
+def is_constant(node: ir.Node | onnx.NodeProto) -> bool:
     """Whether a node is a Constant, and no ConstantOfShape, which has a ``value`` too."""
     return node.op_type == "Constant" and not node.domain
 

@@ -124,10 +124,10 @@ class PruneChannels(Pass):
         start: Start | None = None
         for number in range(self.iterations):
             ctx.progress(self.name, number, self.iterations)
-            found = survey(model, request, ctx, ctx.worker, number)
+            found = survey(model, request, ctx, number)
             start = start or Start.of(found.plan)
             part = (number + 1) / self.iterations
-            iteration = Iteration(request, found, start, part, ctx, ctx.worker)
+            iteration = Iteration(request, found, start, part, ctx)
             plan = iteration.choose()
             reasons = blocked(plan.walk)
             if plan.removed.any():
@@ -156,9 +156,9 @@ class PruneChannels(Pass):
             worker = worker or stack.enter_context(Worker())
             ctx = Context(Step(self.name), feeds, generated, worker=worker, seed=seed)
             request = self._request()
-            found = survey(model.clone(), request, ctx, worker)
+            found = survey(model.clone(), request, ctx)
             start, part = Start.of(found.plan), 1 / self.iterations
-            return Iteration(request, found, start, part, ctx, worker).choose()
+            return Iteration(request, found, start, part, ctx).choose()
 
     def explain(
         self, model: Model, what: str, feeds: Feeds = (), seed: int = 0, *,

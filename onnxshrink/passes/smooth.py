@@ -175,10 +175,9 @@ def _product(part: ScaledConstant, ctx: Context) -> ReadingWeight | None:
     from onnxshrink.kernels.smooth import ReadingWeight
 
     view = part.view
-    moment = second_moments.moment(ctx.statistics, view)
-    if moment is None:
+    known = second_moments.of(ctx.statistics, view)
+    if known is None:
         return None
-    shape = (len(moment), -1, moment.shape[-1])
     numbers = part.channels.spread(np.arange(part.channels.count, dtype=np.float64), view.shape)
-    channel = view.to_matrix(np.broadcast_to(numbers.astype(int), view.shape)).reshape(shape)
-    return ReadingWeight(view.matrix.astype(np.float64).reshape(shape), moment, channel[:, :1])
+    channel = known.fold(view.to_matrix(np.broadcast_to(numbers.astype(int), view.shape)))
+    return ReadingWeight(known.fold(view.matrix.astype(np.float64)), known.mean(), channel[:, :1])

@@ -51,6 +51,9 @@ class Statistics(Mapping[Any, Any]):
         with np.load(self._files[need]) as arrays:
             return self._sums[type(need.statistic)](**{name: arrays[name] for name in arrays})
 
+    def __contains__(self, need: object) -> bool:
+        return need in self._files  # without reading it
+
     def __iter__(self) -> Iterator[Any]:
         return iter(self._files)
 

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -193,6 +194,7 @@ def compare_places(
             another model.
     """
     check_thresholds(thresholds)
+    held: dict[str, Any] = dict(thresholds)
     if not feeds:
         raise DataError("there are no inputs to compare the models on")
     with contextlib.ExitStack() as stack:
@@ -214,7 +216,7 @@ def compare_places(
         comparison = Comparison(
             a=os.fspath(a), b=os.fspath(b), feeds=len(feeds),
             outputs=compare_outputs(names, asked.outputs, given, atol=atol, rtol=rtol),
-            options_a=options_a.describe(), options_b=dict(answers.about), **thresholds,
+            options_a=options_a.describe(), options_b=dict(answers.about), **held,
         )  # fmt: skip
         findings.append(
             Finding(label=answers.label, comparison=comparison, elsewhere=answers.elsewhere)

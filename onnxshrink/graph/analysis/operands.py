@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnxshrink.graph import operators, read
 from onnxshrink.graph.analysis import macs
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.operators import TABLE, QuantizedRow, Random, of
+from onnxshrink.graph.operators import QuantizedRow, Random, of, row
 from onnxshrink.graph.weights.views import FLOATS
 
 #: How an operand may be moved into its place.
@@ -196,8 +196,8 @@ def _rank(reach: _Reach) -> int:
     if reach.node is None:
         return 3
     key = (reach.node.domain, reach.node.op_type)
-    row = TABLE.get(key)
-    return 0 if key in macs.RULES else 1 if row is not None and row.weights else 2
+    found = row(reach.node)
+    return 0 if key in macs.RULES else 1 if found is not None and found.weights else 2
 
 
 def fixed_values(model: Model, stored: set[ir.Value]) -> set[ir.Value]:

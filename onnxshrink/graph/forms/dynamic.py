@@ -67,7 +67,7 @@ def recurrent(view: WeightView, views: Sequence[WeightView]) -> tuple[WeightView
         ValueError: Why ONNX Runtime's DynamicQuantizeLSTM cannot take its place.
     """
     node = view.main.node
-    if (node.domain, node.op_type) != ("", "LSTM"):
+    if view.main.row != operators.TABLE["", "LSTM"]:
         raise ValueError(f"ONNX Runtime has no dynamically quantized {node.op_type}")
     pair = [_only(node.inputs[index], views) for index in (1, 2)]
     if read.integer(node, "layout", 0):

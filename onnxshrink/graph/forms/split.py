@@ -155,7 +155,7 @@ def apply(model: Model, view: WeightView, way: Split, left: Array, right: Array)
         axis = read.integer(node, "axis", 0)
         rows = rebuild.node("Gather", [constant(left, "a"), other], "h", axis=axis)
         result = rebuild.node("MatMul", [rows, constant(right, "b")], "y")
-    elif (node.domain, node.op_type) == ("", "Gemm"):
+    elif not node.domain and view.main.row == Matrices(bias=2):
         hidden = rebuild.node("MatMul", [other, constant(right.T, "a")], "h")
         scalars: dict[str, Any] = {
             name: read.number(node, name, 1.0)

@@ -257,7 +257,7 @@ def _added(output: ir.Value, fixed: set[ir.Value]) -> tuple[ir.Value, ir.Value] 
     if len(users) != 1 or output.is_graph_output():
         return None
     user = users[0].node
-    if (user.domain, user.op_type) != ("", "Add"):
+    if not operators.adds(user):
         return None
     others = [value for value in user.inputs if value is not output]
     if len(others) != 1 or others[0] is None or others[0] not in fixed:

@@ -18,12 +18,14 @@ import onnx_ir as ir
 
 from onnxshrink.graph import operators, read, weights
 from onnxshrink.graph.analysis import shapes
+from onnxshrink.graph.analysis.pointwise import bounds
 from onnxshrink.graph.analysis.shape_rules import Shape
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.operators import (
     Arithmetic,
     Elementwise,
     Gains,
+    Limit,
     Norm,
     Product,
     Recurrent,
@@ -373,16 +375,16 @@ class _Ascent:
             return True
         if row is not None and row.factors:
             return not self.last and "extrapolation_value" not in node.attributes
-        if node.op_type == "Clip":
-            low, high = (limit(node, at, name) for at, name in ((1, "min"), (2, "max")))
-            if low != 0 or high is None:
+        if operators.of(node, Limit) is not None:
+            ends = bounds(node)
+            if ends is None or ends[0] != 0:
                 return False
-            if high < _NO_LIMIT:
+            if (high := ends[1]) < _NO_LIMIT:
                 self.ceilings.append((node, high, self._axis(node.outputs[0]), self.flat))
             return True
-        if node.op_type == "Pad":
+        if how == "pads":
             filled = read.text(node, "mode", "constant") == "constant"
-            return not filled or limit(node, 2, "value") == 0
+            return not filled or filling(node) == 0
         followed = how in ("flattens", "permutes", "reshapes", "squeezes")
         return (followed or operators.of(node, Reduction) is not None) and self._moved(node)
 
@@ -437,10 +439,9 @@ class _Ascent:
             yield ScaledConstant(_own(view), Channels(place, count))
 
 
-def limit(node: ir.Node, index: int, name: str) -> float | None:
-    """A limit of Clip or the filling of Pad: an attribute once, an input since opset 11."""
-    unlimited = {"min": -math.inf, "max": math.inf, "value": 0.0}[name]
-    if name in node.attributes:
-        return read.number(node, name, unlimited)
-    value = read.input(node, index)
-    return unlimited if value is None else read.scalar(value)
+def filling(node: ir.Node) -> float | None:
+    """The filling of Pad: an attribute once, an input since opset 11; None where it is computed."""
+    if "value" in node.attributes:
+        return read.number(node, "value", 0.0)
+    value = read.input(node, 2)
+    return 0.0 if value is None else read.scalar(value)

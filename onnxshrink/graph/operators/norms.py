@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxshrink.graph import read
-from onnxshrink.graph.operators.table import Norm, QuantizedRow, multiplies, of
+from onnxshrink.graph.operators.predicates import multiplies
+from onnxshrink.graph.operators.table import Norm, QuantizedRow, of
 
 
 @dataclass(frozen=True, eq=False)

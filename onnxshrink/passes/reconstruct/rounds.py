@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from onnxshrink.report import Change
-from onnxshrink.trials import Reference
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +46,7 @@ class Reconstruction:
 
     def run(self, outlines: Sequence[Outline]) -> None:
         """Refit these layers."""
-        wanted = Reference(self.original, self.ctx.feeds, self.ctx.worker)
+        wanted = self.ctx.reference(self.original)
         error = wanted.distance(self.model)
         groups = _groups(outlines, self.options.rounds)
         for number, names in enumerate(groups):

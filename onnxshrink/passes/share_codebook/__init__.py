@@ -194,6 +194,7 @@ class ShareCodebook(Pass):
                     codebooks.store(
                         view, found, writer, ctx, form=options.form,
                         four_bit=options.packing == "uint4", may_narrow=may_narrow,
+                        lesser=tables.lesser(view, ctx.statistics),
                     )  # fmt: skip
             except ValueError as error:
                 ctx.skip(view, str(error))

@@ -67,6 +67,16 @@ class Tables:
         for entries in _SIZES:
             yield self.coding(scaled, "kmeans", entries)
 
+    def lesser(self, view: WeightView, statistics: Mapping[Need, Any]) -> str:
+        """What a weight does without, and why, where its inputs are not known; empty if nothing."""
+        from onnxshrink.graph.weights import second_moments
+
+        wanted = "gptq" if self.rounding == "gptq" else "importance" if self.weighed else ""
+        lookups = self.method in ("hash", "unique")  # whose codes follow from the values
+        if not wanted or lookups or second_moments.of(statistics, view) is not None:
+            return ""
+        return f" (no {wanted}: {second_moments.unknown(view)})"
+
     def _scales_pay(self, view: WeightView) -> bool:
         channel = math.prod(view.shape[axis] for axis in view.axes.contract)
         if view.main.is_lookup or channel < _SCALED_CHANNEL:
@@ -102,7 +112,7 @@ class Tables:
 
 def store(
     view: WeightView, found: Shared, writer: CodebookWriter, ctx: Context, *, form: Form,
-    four_bit: bool, may_narrow: bool,
+    four_bit: bool, may_narrow: bool, lesser: str = "",
 ) -> None:  # fmt: skip
     """Put codes and a table in place of a weight, or float16 where that is about as small.
 
@@ -114,6 +124,7 @@ def store(
         form: What rebuilds the weight.
         four_bit: Whether codes become tensors of uint4.
         may_narrow: Whether float16 will do.
+        lesser: See :meth:`Tables.lesser`.
     """
     from onnxshrink.graph import surgery
     from onnxshrink.graph.forms import dequantize
@@ -122,7 +133,7 @@ def store(
 
     if form == "dense":
         surgery.set_constant(writer.model, view.value, found.values)
-        note = f"{found.note}, as floats; smaller once packed"
+        note = f"{found.note}{lesser}, as floats; smaller once packed"
         ctx.changed(view, view.nbytes, note=note, sqnr_db=found.sqnr_db)
         return
     if found.nbytes + writer.cost(view, found.stored.entries) >= view.nbytes:
@@ -141,7 +152,7 @@ def store(
         how = "smaller on disk, folded at load"
     errors = {} if lost is None else {"output_error": lost}
     ctx.changed(
-        view, after, note=f"{found.note}; {how}", before=view.nbytes, kind=view.op_type,
+        view, after, note=f"{found.note}{lesser}; {how}", before=view.nbytes, kind=view.op_type,
         sqnr_db=found.sqnr_db, **errors,
     )  # fmt: skip
 
@@ -268,6 +279,7 @@ def filtered(
     note = (
         f"{len(places):,} non-zeros in {slots:,} slots of {bits} bits, {wrong:,} false positives"
         f" ({wrong / max(1, values.size - len(places)):.2%} of the zeros), seed {found.seed}"
+        f"{tables.lesser(view, ctx.statistics)}"
     )
     ctx.changed(
         view, after, note=f"{note}; smaller on disk, folded at load", before=view.nbytes,

@@ -101,8 +101,19 @@ def moment_of(view: WeightView, ctx: Context) -> np.ndarray | None:
     """The second moment of a weight's inputs; None where it is unknown, or differs by group."""
     from onnxshrink.graph.weights import second_moments
 
-    found = second_moments.moment(ctx.statistics, view)
-    return found[0] if found is not None and len(found) == 1 else None
+    found = second_moments.of(ctx.statistics, view)
+    return found.mean()[0] if found is not None and found.groups == 1 else None
+
+
+def unwhitened(view: WeightView, ctx: Context) -> str:
+    """Why a weight's errors are not weighed by its inputs, for its row; empty where they are."""
+    from onnxshrink.graph.weights import second_moments
+
+    if moment_of(view, ctx) is not None:
+        return ""
+    known = second_moments.of(ctx.statistics, view)
+    reason = second_moments.unknown(view) if known is None else "its inputs differ by group"
+    return f" (not whitened: {reason})"
 
 
 @dataclass(frozen=True)
@@ -192,7 +203,7 @@ def share_out(
 
 def correct(
     view: WeightView, moment: np.ndarray | None, rule: RankRule, dtype: Integers, model: Model,
-    ctx: Context,
+    ctx: Context, lesser: str = "",
 ) -> None:  # fmt: skip
     """Replace a weight by factors, and by integers for what they leave of it.
 
@@ -206,6 +217,7 @@ def correct(
         dtype: The type of the integers.
         model: The model, which is edited.
         ctx: Where to report.
+        lesser: See :func:`unwhitened`.
 
     Raises:
         ValueError: NaN or infinity, or values too large for float16 factors.
@@ -228,7 +240,7 @@ def correct(
     left, right = _short(lowrank.decompose(matrix - rebuilt, moment).factors(rank))
     errors = _errors(view, left @ right + rebuilt, moment)
     after = split.with_residual(model, view, left, right, stored)
-    note = f"rank {rank} of {full} and {dtype}; smaller on disk, folded at load"
+    note = f"rank {rank} of {full} and {dtype}{lesser}; smaller on disk, folded at load"
     ctx.changed(view, after, note=note, **errors)
 
 
@@ -250,7 +262,9 @@ def _rounded(
         return stored
     scale = np.broadcast_to(stored.scale, view.shape)
     zero = np.zeros_like(scale)
-    codes = second_moments.fed_back(ctx.statistics, view, scale, zero, affine.RANGES[dtype], matrix)
+    codes = second_moments.fitted(
+        ctx.statistics, view, scale, zero, affine.RANGES[dtype], matrix=matrix
+    )
     return stored if codes is None else replace(stored, codes=codes.astype(stored.codes.dtype))
 
 

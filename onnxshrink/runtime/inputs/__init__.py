@@ -94,6 +94,8 @@ def choose_inputs(
     most_bytes: int | None = None, reading: Reading | None = None,
 ) -> Chosen:  # fmt: skip
     """As :func:`load_inputs`; with what the user must know of the choice."""
+    from onnxshrink.runtime.decoding import rolling
+
     wanted = ports(model)
     if not wanted:
         return Chosen([{}], 0)
@@ -102,8 +104,9 @@ def choose_inputs(
     with contextlib.closing(reader.read(source, "the inputs")) as found:
         taken, left = _spread(found, limit, reader)
     feeds = []
-    for where, item in taken:
-        feed = fitted(item() if callable(item) else item, where, wanted, reader.note)
+    made = [(where, item() if callable(item) else item) for where, item in taken]
+    for where, item in rolling.rolled_out(model, made, limit):
+        feed = fitted(item, where, wanted, reader.note)
         # One empty input is a cache at its start; nothing but empty ones is no input.
         if not any(array.size for array in feed.values()):
             raise DataError(f"{where}: holds no values: every input is empty")

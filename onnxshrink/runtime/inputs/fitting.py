@@ -9,6 +9,7 @@ import numpy as np
 
 from onnxshrink.errors import DataError
 from onnxshrink.options import nearest
+from onnxshrink.runtime.decoding.steps import Step
 from onnxshrink.runtime.inputs.ports import Feed, Port
 
 Note = Callable[[str], None]
@@ -44,6 +45,8 @@ def fitted(feed: Mapping[str, Any], where: str, wanted: Mapping[str, Port], note
     Raises:
         DataError: One is missing, or does not fit.
     """
+    if isinstance(feed, Step):  # made for this model
+        return feed
     feed = renamed(feed, wanted, note)
     surplus = [str(name) for name in feed if name not in wanted]
     for name in wanted:
@@ -54,7 +57,7 @@ def fitted(feed: Mapping[str, Any], where: str, wanted: Mapping[str, Port], note
             )
     if surplus:
         note(f"the model has no input {', '.join(surplus)}; ignored")
-    found = {name: _fit(feed[name], port, where) for name, port in wanted.items()}
+    found = {name: fit(feed[name], port, where) for name, port in wanted.items()}
     if not any(array.size for array in found.values() if array.ndim):
         shapes = ", ".join(f"{name!r} {list(array.shape)}" for name, array in found.items())
         if any(array.ndim for array in found.values()):
@@ -116,7 +119,8 @@ def _same(first: Feed, other: Feed) -> bool:
     return all(np.array_equal(array, other[name]) for name, array in first.items())
 
 
-def _fit(value: Any, port: Port, where: str) -> np.ndarray:
+def fit(value: Any, port: Port, where: str) -> np.ndarray:
+    """An array as an input takes it, or an error that names both."""
     where = f"{where}: input {port.name!r}"
     array = _cast(as_array(value, where), port.dtype, where)
     if port.dims is not None and not _has_shape(array.shape, port):

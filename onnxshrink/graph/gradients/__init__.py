@@ -1,0 +1,10 @@
+"""Derivatives of a graph, as a graph: reverse-mode differentiation in standard operators.
+
+The rule of each operator says in formulas (:mod:`.terms`) what the gradients of its operands are;
+rules stand by family in modules of their own. What the standard defines by other operators is
+differentiated by its definition.
+"""
+
+from onnxshrink.graph.gradients.backward import Derivative, Stop, differentiate
+
+__all__ = ["Derivative", "Stop", "differentiate"]
