@@ -21,7 +21,7 @@ from onnxshrink.errors import (
 from onnxshrink.fewer_weights import retreat
 from onnxshrink.goal import Goal
 from onnxshrink.options import amended, check, dump, option
-from onnxshrink.report import Change, Report, Skip, Step
+from onnxshrink.report import Change, Report, Skip, Step, size
 from onnxshrink.select import SKIP, Select, unmatched
 from onnxshrink.trials import Answers, Feeds, Reference
 
@@ -54,11 +54,13 @@ class Pass:
         retreats: Whether a step that breaks the contract may stand on fewer of its ``weights``.
         saves: Whether fewer bytes are all that it is for.
         for_packing: Whether what it leaves is small only when it is packed.
+        example: Options without which it does nothing, for the example in its help.
         inlines: Whether it sees functions inlined, where there are any, even if it asks for no
             statistics: no value of a function can be observed.
     """
 
     name: ClassVar[str] = ""
+    example: ClassVar[str] = ""
     may_grow: ClassVar[bool] = False
     runs_models: ClassVar[bool] = False
     retreats: ClassVar[bool] = False
@@ -303,6 +305,10 @@ def run(
             step.seconds = round(time.perf_counter() - started, 3)
             report.bytes_after = step.bytes_after
             report.warnings += [f"{step.name}: {warning}" for warning in step.warnings]
+            _log.info(
+                "%s: %s, %s -> %s in %.1f s", step.name, step.status, size(step.bytes_before),
+                size(step.bytes_after), step.seconds,
+            )  # fmt: skip
         effect = judge.total_effect()
         report.warnings += judge.silences
         report.unproven = judge.proves_nothing and not settings.generated

@@ -235,7 +235,7 @@ def test_a_process_of_its_own(small: Path) -> None:
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (3, "")
-    assert done.stderr == "error: none.onnx: no such file\n"
+    assert done.stderr.startswith("error: none.onnx: no such file")
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ class Student:
         worker: Worker,
     ):  # fmt: skip
         from onnxshrink.graph.gradients import differentiate, measured
-        from onnxshrink.runtime.trial import Trial
+        from onnxshrink.trials import Exchange
 
         self._measured = measured(model, losses)
         wanted = [each.differentiated for each in parameters]
@@ -96,8 +96,8 @@ class Student:
         self._gradients, self._seeds = made.gradients, made.seeds
         self._outputs = [value.name or "" for value in made.model.ir.graph.outputs]
         reached = [each for each in parameters if each.differentiated in made.gradients]
-        self._trial = Trial(made.model, [each.name for each in reached], worker)
-        refused = self._trial.refused
+        self._exchange = Exchange(made.model, [each.name for each in reached], worker)
+        refused = self._exchange.refused
         self.parameters = [each for each in reached if each.name not in refused]
         why = f"no gradient reaches it: {made.stops[0]}" if made.stops else "nothing depends on it"
         self.unreached = {each.name: why for each in parameters if each not in reached} | refused
@@ -119,7 +119,9 @@ class Student:
         held = {known.targets[name]: target for name, target in targets.items()}
         for name, loss in known.losses.items():
             held[self._seeds[loss]] = np.asarray(weights[name], np.float32)
-        (answers,) = self._trial.run([{**feed, **held}], stored(self.parameters, numbers))
+        (answers,) = self._exchange.answers(
+            [{**feed, **held}], stored(self.parameters, numbers)
+        ).outputs
         found = dict(zip(self._outputs, answers, strict=True))
         gradients = {
             each.name: found[self._gradients[each.differentiated]].astype(np.float64)
@@ -129,7 +131,7 @@ class Student:
 
     def close(self) -> None:
         """Let go of the model."""
-        self._trial.close()
+        self._exchange.close()
 
 
 def stored(parameters: Sequence[Parameter], numbers: Arrays) -> dict[str, np.ndarray]:

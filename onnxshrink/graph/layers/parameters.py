@@ -13,10 +13,10 @@ import onnx_ir as ir
 
 from onnxshrink.graph import operators, read
 from onnxshrink.graph.analysis import operands
-from onnxshrink.graph.analysis.operands import Constant, Operand
+from onnxshrink.graph.analysis.operands import Constant, ConstantOperand
 from onnxshrink.graph.file import tensors
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.operators import Arithmetic, Convolution, Matrices, Norm, Quantized
+from onnxshrink.graph.operators import Arithmetic, Convolution, Matrices, Norm, QuantizedRow
 from onnxshrink.graph.weights.views import FLOATS
 
 Kind = Literal["scales", "tables", "gains", "biases", "weights"]
@@ -76,7 +76,7 @@ def find(model: Model) -> Iterator[Parameter]:
                 )  # fmt: skip
 
 
-def _kind(operand: Operand, part: Constant) -> Kind | None:
+def _kind(operand: ConstantOperand, part: Constant) -> Kind | None:
     """What a constant is; None where it is nothing to tune."""
     node, index = operand.node, operand.index
     if node is None or part.tensor.dtype not in FLOATS or not part.size:
@@ -88,7 +88,7 @@ def _kind(operand: Operand, part: Constant) -> Kind | None:
     if part is not operand.main:
         return None
     row = operators.TABLE.get((node.domain, node.op_type))
-    if isinstance(row, Quantized):
+    if isinstance(row, QuantizedRow):
         return "scales" if _scales(node, row, index) else None
     if isinstance(row, Norm):
         return "gains" if index == row.gain else "biases" if index == row.shift else None
@@ -101,7 +101,7 @@ def _kind(operand: Operand, part: Constant) -> Kind | None:
     return None
 
 
-def _scales(node: ir.Node, row: Quantized, index: int) -> bool:
+def _scales(node: ir.Node, row: QuantizedRow, index: int) -> bool:
     """Whether they stand behind codes that are constant: others are those of activations."""
     return index - 1 in row.codes and read.constant(read.input(node, index - 1)) is not None
 
@@ -110,7 +110,7 @@ def _is_vector(part: Constant) -> bool:
     return part.size > 1 and part.size == max(part.shape)
 
 
-def _fixed(model: Model, operand: Operand, part: Constant) -> str:
+def _fixed(model: Model, operand: ConstantOperand, part: Constant) -> str:
     node = operand.node
     maker = part.value.producer()
     home = part.value.graph if maker is None else maker.graph
@@ -132,7 +132,7 @@ def _has_integer_bias(node: ir.Node) -> bool:
         read.input(node, row.bias) if isinstance(row, Matrices | Convolution) and row.bias else None
     )
     maker = None if bias is None else bias.producer()
-    codes = operators.of(maker, Quantized)
+    codes = operators.of(maker, QuantizedRow)
     tensor = None if maker is None or codes is None else read.constant(read.input(maker, 0))
     return tensor is not None and tensor.dtype not in FLOATS
 

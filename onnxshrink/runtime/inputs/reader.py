@@ -14,6 +14,7 @@ import numpy as np
 
 from onnxshrink.errors import DataError
 from onnxshrink.functions import each, load_function, user_code
+from onnxshrink.options import nearest_file
 from onnxshrink.reading import Reading
 from onnxshrink.runtime.inputs import pictures, sentences, sounds, stored, tables
 from onnxshrink.runtime.inputs.fitting import renamed
@@ -181,7 +182,7 @@ class Reader:
         if path.is_dir():
             yield from self._read_folder(path)
         elif not path.exists():
-            raise DataError(f"{path}: no such file{_near(path)}")
+            raise DataError(f"{path}: no such file{nearest_file(path)}")
         elif suffix in (".npz", ".npy"):
             yield from self._read_numpy(path, None)
         elif suffix == ".pb":
@@ -274,16 +275,6 @@ class Reader:
 def natural(path: Path) -> list[tuple[int, str]]:
     """Sort key: file 2 before file 10."""
     return [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", str(path))]
-
-
-def _near(path: Path) -> str:
-    """What else is in the folder of a file that is not there."""
-    from onnxshrink.options import nearest
-
-    folder = path.parent
-    if not folder.is_dir():
-        return f", and no folder {folder}"
-    return nearest(path.name, sorted(file.name for file in folder.iterdir()))
 
 
 def _all_pictures(items: list[Any]) -> list[Path]:
