@@ -55,6 +55,7 @@ class Settings:
         seed: For passes that draw random numbers.
         folder: Where intermediate models are written; None is the system's temporary folder.
         left: How many more inputs were given than are used.
+        notes: What a reader of the report must know of how the inputs were read.
         progress: Called with what is done, how much of it, and out of how much.
         cache: Statistics of earlier runs.
         storage: How the result will be stored, for passes that steer by its bytes.
@@ -68,6 +69,7 @@ class Settings:
     seed: int = 0
     folder: Path | None = None
     left: int = 0
+    notes: tuple[str, ...] = ()
     progress: Progress = field(default=lambda what, done, total: None)
     cache: CalibrationCache | None = None
     storage: str = "auto"
@@ -96,6 +98,7 @@ class Judge:
         limit = _QUICK_FEEDS if settings.check == "quick" else _FULL_FEEDS
         self._feeds = () if settings.check == "off" else settings.feeds[:limit]
         self._first: Future[Answers | None] = Future()
+        self._compared: tuple[Answers, Answers, tuple[OutputComparison, ...]] | None = None
         if model.path is not None and model.untouched and not self._random:
             # It runs while the first pass is at work here: nobody needs its answers before. The
             # thread reads the file only, never the graph.
@@ -139,10 +142,10 @@ class Judge:
     def warnings(self) -> list[str]:
         """What a reader of the report must know about the checks."""
         if self._settings.check == "off":
-            return ["the outputs were not checked (--check off)"]
+            return [*self._settings.notes, "the outputs were not checked (--check off)"]
         if not self._feeds:
             return ["the outputs were not compared: there were no inputs"]
-        noisy = [_RANDOM] if self._noisy else []
+        noisy = [*self._settings.notes, *([_RANDOM] if self._noisy else [])]
         if self._settings.generated:
             return [
                 *noisy,
@@ -156,7 +159,7 @@ class Judge:
         original = self.original
         if original is None or not original.outputs:
             return False
-        return len(original.silent) == len(original.names)
+        return len(original.silent) == len(original.judged)
 
     @property
     def silences(self) -> list[str]:
@@ -231,6 +234,10 @@ class Judge:
         if not reason:
             self._newest = answers
         return reason
+
+    def least_saving(self, step: Step) -> float:
+        """Bytes that a step which changes answers, and is there to save, must save."""
+        return _LEAST_SAVING * step.bytes_before
 
     def asks_too_much(self, reason: str) -> bool:
         """Whether a refusal is for what the outputs tolerate, of which fewer weights ask less."""
@@ -313,7 +320,12 @@ class Judge:
     def _compare(
         self, reference: Answers | None, other: Answers | None
     ) -> tuple[OutputComparison, ...]:
-        return () if reference is None or other is None else reference.figures(other)
+        if reference is None or other is None:
+            return ()
+        known = self._compared
+        if known is None or known[0] is not reference or known[1] is not other:
+            self._compared = known = reference, other, reference.figures(other)
+        return known[2]
 
 
 def _in_vain(step: Step) -> str:

@@ -263,6 +263,26 @@ def test_halving_finds_all_that_is_borne_when_it_may_ask_often_enough(bad, most)
         assert set(found) == set(range(20)) - bad
 
 
+@pytest.mark.parametrize(("width", "worth"), [(16, False), (256, True)])
+def test_the_last_few_bytes_are_not_worth_the_accuracy(
+    width: int, worth: bool, worker: Worker
+) -> None:
+    """The large weight is ruined by 4 bits; what the small one saves must be 3 % of the file."""
+    large = weight(1, 64, 1024)
+    large[0] = 1e4
+    model = Model.from_proto(
+        text(
+            f"g (float[n, 64] x) => (float[n, 1024] y, float[n, {width}] z) "
+            "{ y = MatMul(x, v)  z = MatMul(x, w) }",
+            v=large, w=weight(2, 64, width),
+        )
+    )  # fmt: skip
+    step = QuantizeWeights(dtype="int4", clip="minmax")
+    row = run([step], model, Settings(feeds=CALM), worker).report.steps[0]
+    assert row.status == ("done" if worth else "rolled back")
+    assert {change.what for change in row.changes} - {"opset"} == ({"w"} if worth else set())
+
+
 def test_what_no_weight_bears_is_rolled_back(worker: Worker) -> None:
     model = branches(*range(6))
     result = run([COARSE], model, Settings(feeds=CALM), worker)

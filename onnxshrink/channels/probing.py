@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onnxshrink import files
 from onnxshrink.errors import DataError
 from onnxshrink.kernels.split import Split
 from onnxshrink.runtime.generate import generated_inputs
@@ -134,8 +133,8 @@ def _answers(
     model: Model, feeds: Sequence[Mapping[str, np.ndarray]], worker: Worker
 ) -> Iterator[dict[str, np.ndarray]]:
     """For each feed, the outputs of a model without a file, by name."""
-    with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
-        path = Path(folder) / "model.onnx"
+    with files.scratch() as folder:
+        path = folder / "model.onnx"
         model.save(path, durable=False)
         names = list(worker.open(path, _PLAIN).outputs)
         try:
@@ -156,8 +155,8 @@ def _other_feed(model: Model, feed: Feed, worker: Worker) -> tuple[Feed, bool]:
         if all(other[name].shape != feed[name].shape or not _free(wanted[name].dims)
                for name in feed):  # fmt: skip
             tried.append(other)
-    with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
-        path = Path(folder) / "model.onnx"
+    with files.scratch() as folder:
+        path = folder / "model.onnx"
         model.save(path, durable=False)
         answers = worker.refusals(path, tried)
     if answers and answers[-1] is None:
@@ -189,6 +188,10 @@ def _resized(model: Model, feed: Feed, change: Sizes) -> Feed:
             assert port.dims is not None
             symbol = port.dims[axis] or (axis, size)
             length = lengths.setdefault(symbol, change(axis, size))
-            array = np.take(array, np.arange(length) % max(size, 1), axis)
+            if size:
+                array = np.take(array, np.arange(length) % size, axis)
+            else:  # a cache at its start has nothing to repeat
+                shape = (*array.shape[:axis], length, *array.shape[axis + 1 :])
+                array = np.zeros(shape, array.dtype)
         other[name] = array
     return other

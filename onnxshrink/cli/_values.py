@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from onnxshrink.cli._command import common_option, input_option
 from onnxshrink.errors import RecipeError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -37,17 +38,17 @@ def number(text: str) -> float:
     return found
 
 
-data_limit_option = click.option(
+data_limit_option = input_option(
     "--data-limit", metavar="SIZE",
     help="Refuse an array of an .npz that unpacks to more  [default: 4GiB]",
 )  # fmt: skip
 #: Of the process that runs models.
 worker_options = (
-    click.option(
+    common_option(
         "--timeout", type=number, metavar="SECONDS",
         help="Let a load or a run take no longer; 0: for ever  [default: 1800]",
     ),
-    click.option(
+    common_option(
         "--memory-limit", metavar="SIZE",
         help="Address space for models that run  [default: the machine's memory and 16GiB]",
     ),

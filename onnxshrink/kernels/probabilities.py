@@ -48,6 +48,6 @@ def as_log_probabilities(array: np.ndarray, given: bool | None = None) -> Floats
         rows = np.maximum(rows, _SMALLEST)
         result: Floats = np.log(rows / rows.sum(axis=1, keepdims=True))
         return result
-    rows = rows - rows.max(axis=1, keepdims=True)
-    logs: Floats = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
-    return np.maximum(logs, math.log(_SMALLEST))
+    logs: Floats = rows - rows.max(axis=1, keepdims=True)
+    logs -= np.log(np.exp(logs).sum(axis=1, keepdims=True))
+    return np.maximum(logs, math.log(_SMALLEST), out=logs)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxshrink import files
 from onnxshrink.errors import DataError
 from onnxshrink.options import nearest
 from onnxshrink.runtime.inputs import Feed, Port, ports
@@ -92,10 +92,16 @@ def generated_inputs(
         DataError: ``shapes`` do not fit the model, or ONNX Runtime takes no guess.
         ModelError: ONNX Runtime does not load the model.
     """
+    from onnxshrink.runtime.decoding import rolling
+
     wanted = ports(model)
     if not wanted:
         return [{}]
     _check_shapes(shapes or {}, wanted)
+    with contextlib.ExitStack() as stack:
+        trial = worker or stack.enter_context(Worker(timeout=_TIMEOUT))
+        if found := rolling.made_up(model, count, seed, shapes or {}, trial):
+            return found
     uses = {value.name or "": _uses(value, model) for value in model.inputs}
     guesses: dict[tuple[object, ...], dict[str, tuple[int, ...]]] = {}
     for sizes in _SIZES:
@@ -114,7 +120,7 @@ def generated_inputs(
             "smaller sizes with --shape"
         )
     with contextlib.ExitStack() as stack:
-        path = stack.enter_context(_on_disk(model))
+        path = stack.enter_context(on_disk(model))
         worker = worker or stack.enter_context(Worker(timeout=_TIMEOUT))
         refusals = worker.refusals(path, (make(guess, 0) for guess in candidates))
     if refusals[-1] is not None:
@@ -127,12 +133,13 @@ def generated_inputs(
 
 
 @contextlib.contextmanager
-def _on_disk(model: Model) -> Iterator[Path]:
+def on_disk(model: Model) -> Iterator[Path]:
+    """The file of a model, or one that holds it for as long as this lasts."""
     if model.path is not None:
         yield model.path
         return
-    with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
-        path = Path(folder) / "model.onnx"
+    with files.scratch() as folder:
+        path = folder / "model.onnx"
         model.save(path)
         yield path
 
@@ -276,6 +283,19 @@ def _uses(value: ir.Value, model: Model) -> _Use:
                 intact_after = intact and carried == "columns"
                 ahead.extend((output, moved, column, intact_after) for output in node.outputs)
     return found
+
+
+def table_sizes(value: ir.Value, model: Model) -> list[int]:
+    """The lengths of the tables that an input's values index."""
+    return [size for sizes in _uses(value, model).sizes.values() for size in sizes]
+
+
+def made_of(
+    model: Model, port: Port, shape: tuple[int, ...], rng: np.random.Generator
+) -> np.ndarray:
+    """Values that an input takes."""
+    value = next(value for value in model.inputs if value.name == port.name)
+    return _values(port, shape, _uses(value, model), rng)
 
 
 def _axis(node: ir.Node) -> int:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from onnxshrink import files
 from onnxshrink.errors import ModelError
 from onnxshrink.options import build, dump
 from onnxshrink.report import Table, printable, size
@@ -274,8 +273,8 @@ def _rebuilt(parts: PartialStep) -> dict[str, np.ndarray] | None:
         options = {**dump(parts.step), "form": "cast-mul"}
         whole = parts.apply(build(type(parts.step), options, parts.step.name))[0]
     shapes = {view.name: view.shape for view in weights.find(parts.model)}
-    with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
-        path = Path(folder, "rebuilt.onnx")
+    with files.scratch() as folder:
+        path = folder / "rebuilt.onnx"
         watched = instrument(whole, path, watch=parts.changes).outputs
         if len(watched) < len(parts.changes):
             return None

@@ -86,7 +86,7 @@ class Walked:
 
 def walk(
     model: Model, shapes: Mapping[str, Sequence[int]] | None = None,
-    seen: Mapping[ir.Value, np.ndarray] | None = None,
+    seen: Mapping[ir.Value, np.ndarray] | None = None, *, open_batch: bool = False,
 ) -> Walked:  # fmt: skip
     """Infer shapes through the whole model.
 
@@ -94,14 +94,14 @@ def walk(
         model: The model, which is only read.
         shapes: Shapes of some inputs; a symbol that they fix is fixed everywhere. A symbolic first
             axis that they leave open is taken as 1, a batch; other symbols stay unknown.
-        seen: What values were in a run, which is then not inferred. Both branches of every If are
-            visited, whichever was taken.
+        seen: What values were in a run, not to be inferred. Both branches of every If are visited.
+        open_batch: Whether a symbolic first axis stays unknown, too.
 
     Raises:
         DataError: ``shapes`` do not fit the model's inputs.
         ModelError: Functions or loops are nested beyond what any real model needs.
     """
-    sizes, notes = _sizes(model, shapes or {}) if not seen else ({}, [])
+    sizes, notes = ({}, []) if seen or open_batch else _sizes(model, shapes or {})
     walker = _Walker(model, sizes, seen or {})
     for value in model.inputs:
         if value in walker.seen:
@@ -290,8 +290,11 @@ class _Walker:
             inferred = onnx.shape_inference.infer_node_outputs(
                 schema, proto, kinds, data, opset_imports=opset, ir_version=self.model.ir.ir_version
             )
-        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
-            # Not lost: the shape stays unknown, and whoever needs it says so.
+        except (
+            onnx.shape_inference.InferenceError, onnx.checker.ValidationError, ValueError
+        ) as error:  # fmt: skip
+            # Not lost: the shape stays unknown, and whoever needs it says so. It is a ValueError
+            # where a tensor has the undefined type.
             logger.debug("%s %r: %s", op_type, node.name, error)
             return ()
         return [inferred.get(name, onnx.TypeProto()) for name in proto.output]

@@ -63,6 +63,11 @@ class Codes:
         return Quantized(codes.astype(np.int8), self.stored.scale, zero, "int8")
 
     @property
+    def numbers(self) -> Array:
+        """What the file holds of it, but for scales."""
+        return self.stored.codes
+
+    @property
     def values(self) -> Array:
         """The weight that the codes stand for, in float32."""
         return affine.dequantize(self.stored)
@@ -128,6 +133,11 @@ class Halves:
 
     values: Array
     nbytes: int
+
+    @property
+    def numbers(self) -> Array:
+        """What the file holds of it."""
+        return self.values.astype(np.float16).view(np.int16)
 
     def eight_bits(self) -> Quantized | None:
         """None: it has no codes."""
@@ -423,6 +433,11 @@ def take_out(
             surgery.rename(model, plain, above[0].name or "")
         taken[plain.name or ""] = found
     return taken
+
+
+def is_weight(node: ir.Node, index: int) -> bool:
+    """Whether an input of a node is what products multiply with, or what rows are looked up in."""
+    return operators.product(node, index) is not None or (operators.looks_up(node) and not index)
 
 
 def _asked(model: Model, wanted: Callable[[ir.Node, int], bool]) -> Iterator[ir.Value]:

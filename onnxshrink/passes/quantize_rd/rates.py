@@ -32,7 +32,7 @@ _COARSEST_PROBE = 3.0
 _LEAST = 1e-9  # squared output error below which nothing was measured but rounding
 _SPEND = 0.02  # squared output error that the search begins with
 _FIDELITY = 0.99
-_MOST_BITS = 9  # mean bits of a weight beyond which codes of 8 bits do as well
+FINEST = 9  # mean bits of a weight beyond which codes of 8 bits do as well
 _EXACT = 1e-9  # a fidelity of 1 is asked for: this much may be lost
 _NEAR = 1.01  # how closely a goal in bytes is met, in what is spent: 0.007 bits a weight
 _PROBES = 2, 4  # feeds on which the effect of each layer is measured, first and second time
@@ -119,7 +119,7 @@ class StepSearch:
 
             def cost(spend: float) -> float:
                 loss, bits = self._loss(spend, exchange, lost)
-                if loss > 1 and bits > _MOST_BITS:
+                if loss > 1 and bits > FINEST:
                     raise DataError(
                         f"{options.name}: {bits:.1f} bits a weight lose {loss:.3g} times what may "
                         "be lost of the answers; lower --min-fidelity, give more inputs, or use "
@@ -146,6 +146,11 @@ class StepSearch:
 
         count = rate.coded_bytes if self.ctx.storage == "coded" else rate.packed_bytes
         return count(codes)
+
+    def finest(self) -> float:
+        """Bytes of all codes when finer ones would gain nothing."""
+        plain = sum(self.nbytes(stored.codes) for _, stored, _ in self.plain)
+        return plain + FINEST * sum(layer.size for layer in self.layers) / 8
 
     def spend_bytes(self, budget: float, start: float) -> float:
         """The least to spend such that the codes of all weights pack to a number of bytes.

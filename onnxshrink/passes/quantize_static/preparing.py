@@ -118,18 +118,25 @@ class Preparation:
 
         inline.tell_apart(self.model)
         trial, origins, done = self._rewritten(_PREPARING)
-        if not done or not self.ctx.verify(trial, _EXACT):
+        if not done or not self._wrong(_PREPARING, trial):
             self._adopt(trial, origins)
             return done
         done = []
         for name in _PREPARING:  # one of them is wrong; the others may stand
             trial, origins, did = self._rewritten((name,))
-            if did and (reason := self.ctx.verify(trial, _EXACT)):
+            if did and (reason := self._wrong((name,), trial)):
                 self.ctx.skip(name, f"dropped: {reason}")
             elif did:
                 self._adopt(trial, origins)
                 done += did
         return done
+
+    def _wrong(self, names: tuple[str, ...], trial: Model) -> str:
+        """Why a copy after some rewriters does not answer as before, found out once in a step."""
+        known: dict[tuple[str, ...], str] = self.ctx.memo.setdefault("preparing", {})
+        if names not in known:
+            known[names] = self.ctx.verify(trial, _EXACT)
+        return known[names]
 
     def _adopt(self, trial: Model, origins: dict[Node, FormerNode]) -> None:
         self.model.adopt(trial)
