@@ -296,6 +296,7 @@ def memory() -> tuple[int, int]:
 def _start_over() -> None:
     """Give what the last model used back to the system, and forget its peak (Linux)."""
     gc.collect()
+    gc.freeze()  # to look through all modules again would take longer than to load most models
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as refs:
