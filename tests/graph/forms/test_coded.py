@@ -129,7 +129,7 @@ def many_values(spread: float, opset: int, wide: int = 0) -> onnx.ModelProto:
         helper.make_node("Cast", ["q"], ["w"], to=TensorProto.FLOAT),
         helper.make_node("MatMul", ["x", "w"], ["y"]),
     ]
-    values = np.rint(np.random.default_rng(1).laplace(0, spread, (WIDTH, WIDTH)))
+    values = np.rint(np.random.default_rng(1).laplace(0, spread, (WIDTH, 3 * WIDTH)))
     values[0, :wide] = 30_000
     return model_of(nodes, {"q": values.astype(np.int16)}, opset=opset)
 
