@@ -126,6 +126,8 @@ class Context:
         progress: To be told what is done, how much of it, and out of how much.
         storage: How the result will be stored.
         goal: What the answers must keep in the end.
+        findings: What steps found out about models on these inputs, by a key of their own; it is
+            theirs to make sure that the model is the same.
         verify: Why a model half-way through the step breaks the contract, or an empty text; for
             passes that try something and can do without. Takes a bound of its own, if wanted.
     """
@@ -140,6 +142,7 @@ class Context:
     progress: Progress = field(default=lambda what, done, total: None)
     storage: str = "auto"
     goal: Goal = field(default_factory=Goal)
+    findings: dict[Any, Any] = field(default_factory=dict)
     verify: Callable[..., str] = field(default=lambda model, bound=0.0: "")
 
     @property
@@ -304,7 +307,7 @@ def _step(
     ctx = Context(
         step, settings.feeds, settings.generated, original=original, worker=worker,
         seed=settings.seed, progress=settings.progress, storage=settings.storage,
-        goal=settings.goal,
+        goal=settings.goal, findings=settings.findings,
         verify=lambda half_way, limit=bound: judge.verify(half_way, limit),
     )  # fmt: skip
     try:

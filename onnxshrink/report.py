@@ -88,6 +88,7 @@ class Report:
         tried: What a search tried: what, bytes, share of the budget that was used, verdict.
         promises: What inputs that no step has seen say of the result.
         missed: What a search could not keep or reach, one line each.
+        front: Models from near-lossless to smallest, where they were asked for.
         unproven: Whether the given inputs could not have shown a difference.
     """
 
@@ -103,6 +104,7 @@ class Report:
     tried: list[tuple[str, int, float, str]] = field(default_factory=list)
     promises: list[str] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
+    front: Table | None = None
     unproven: bool = False
     bytes_before: int = 0
     bytes_after: int = 0
@@ -121,9 +123,11 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        from dataclasses import asdict
+        from dataclasses import asdict, replace
 
-        return {**asdict(self), "changed": self.changed, "ratio": round(self.ratio, 4)}
+        front = None if self.front is None else self.front.to_dicts()
+        plain = asdict(replace(self, front=None))
+        return {**plain, "front": front, "changed": self.changed, "ratio": round(self.ratio, 4)}
 
     def to_json(self) -> str:
         """The report for machines."""
@@ -176,6 +180,8 @@ class Report:
             for what, nbytes, strain, verdict in self.tried:
                 tried.add(what, size(nbytes), f"{100 * strain:.0f} %", verdict)
             tables.append(tried)
+        if self.front is not None:
+            tables.append(self.front)
         if reasons:
             left = Table("left alone", ("step", "reason", "count", "bytes"))
             for (name, reason), count in reasons.most_common():

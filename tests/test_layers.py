@@ -24,7 +24,7 @@ LAYERS = (
     ("channels",),
     ("passes",),
     ("recipe",),
-    ("search",),
+    ("search", "budget"),
     ("api",),
     ("cli",),
     ("__main__",),

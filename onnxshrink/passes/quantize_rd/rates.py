@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -100,6 +100,9 @@ class Search:
         from onnxshrink.kernels import rate
         from onnxshrink.runtime.trial import Trial
 
+        key = (type(self).__module__, self.model.digest(), self.options.measure, *self._by_name)
+        if self.options.lam is not None and key in self.ctx.findings:
+            return self._known(self.options.lam, *self.ctx.findings[key])
         names = [*self._by_name, *(view.name for view, _ in self.plain)]
         with closing(Trial(self.model, names, self.ctx.worker)) as trial:
             for name in [name for name in self._by_name if name in trial.refused]:
@@ -108,6 +111,8 @@ class Search:
             if not self._by_name:
                 return 0.0
             self.layers = self._measured(trial)
+            found = {layer.name: layer.sensitivity for layer in self.layers}
+            self.ctx.findings[key] = found, dict(self._dampings)
             options = self.options
             if options.lam is not None:
                 return options.lam
@@ -127,6 +132,20 @@ class Search:
                 return loss
 
             return rate.largest(cost, _SPEND)
+
+    def _known(
+        self, spend: float, sensitivities: Mapping[str, float], dampings: Mapping[str, float]
+    ) -> float:
+        """What to spend, by what an earlier run on the same model and inputs has measured."""
+        self._dampings.update(dampings)
+        for name in [name for name in self._by_name if name not in sensitivities]:
+            view = self._by_name.pop(name)
+            self.plain.append((view, _eight_bits(view)))
+        self.layers = [
+            replace(self._fitted(view, 0), sensitivity=sensitivities[name])
+            for name, view in self._by_name.items()
+        ]
+        return spend
 
     def _losses(self, trial: Trial) -> Callable[[list[list[np.ndarray]]], float]:
         """What tells how much of that which may be lost answers on the judging half lose."""
