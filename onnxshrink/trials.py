@@ -41,12 +41,15 @@ class Answers:
         outputs: For every feed, the outputs in that order.
         stacked: Outputs whose first axis is declared to be of fixed length.
         tails: What the graph says of outputs, by name.
+        random: Outputs that differ from run to run of one model, and how far apart their
+            distributions are then (relative L2 of quantiles): these are compared, not values.
     """
 
     names: tuple[str, ...]
     outputs: list[list[np.ndarray]]
     stacked: frozenset[str] = frozenset()
     tails: Mapping[str, Tail] = field(default_factory=dict)
+    random: Mapping[str, float] = field(default_factory=dict)
 
     def part(self, numbers: Iterable[int]) -> Answers:
         """Those to some of the feeds."""
@@ -73,8 +76,9 @@ class Answers:
         if not self.outputs:
             return ()
         return compare_outputs(
-            self.names, self.outputs[: len(other.outputs)], other.outputs, stacked=self.stacked
-        )
+            self.names, self.outputs[: len(other.outputs)], other.outputs, stacked=self.stacked,
+            random=self.random,
+        )  # fmt: skip
 
 
 def answers(
@@ -102,11 +106,7 @@ def answers(
 
     if noise.is_random(model):
         model = noise.seeded(model)
-    with contextlib.ExitStack() as stack:
-        path = model.path
-        if path is None or not model.untouched:
-            path = stack.enter_context(_scratch(folder)) / "model.onnx"
-            model.save(path, durable=False)
+    with on_disk(model, folder) as path:
         try:
             if check:
                 worker.check(path)
@@ -120,6 +120,21 @@ def answers(
         if value.shape is not None and len(value.shape) and isinstance(value.shape[0], int)
     )
     return Answers(run.output_names, run.outputs, stacked, tails(model))
+
+
+@contextlib.contextmanager
+def on_disk(model: Model, folder: Path | None) -> Iterator[Path]:
+    """The file of a model; one in a scratch folder where it has none, or was changed.
+
+    Raises:
+        OutputError: There is no room for it.
+    """
+    if model.path is not None and model.untouched:
+        yield model.path
+        return
+    with _scratch(folder) as place:
+        model.save(place / "model.onnx", durable=False)
+        yield place / "model.onnx"
 
 
 @contextlib.contextmanager
