@@ -343,10 +343,10 @@ def _with_noise(answers: Answers, again: Answers | None) -> Answers:
     """The answers of a model, and how far those of another run of it are from them, if they are."""
     if again is None:
         return answers
-    differ = [row.name for row in answers.figures(again) if row.worst > 0]
-    loose = replace(answers, random=dict.fromkeys(differ, 0.0))
-    rows = {row.name: row.relative_error for row in loose.figures(again)}
-    return replace(answers, random={name: rows[name] for name in differ})
+    from onnxshrink.kernels.metrics import differing
+
+    found = differing(answers.names, answers.outputs, again.outputs)
+    return replace(answers, random=found)
 
 
 def _in_vain(step: Step) -> str:

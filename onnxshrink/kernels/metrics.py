@@ -403,6 +403,22 @@ def quantiles(arrays: Iterable[np.ndarray], many: int = 1024) -> Floats:
     return found
 
 
+def differing(
+    names: Sequence[str],
+    once: Sequence[Sequence[np.ndarray]],
+    again: Sequence[Sequence[np.ndarray]],
+) -> dict[str, float]:
+    """Outputs that two runs of one model on the same feeds disagree on, and by how much.
+
+    Returns:
+        The distance of the distributions of their values, relative to their size (L2).
+    """
+    rows = compare_outputs(names, once, again)
+    loose = [row.name for row in rows if row.worst > 0]
+    rows = compare_outputs(names, once, again, random=loose)
+    return {row.name: row.relative_error for row in rows if row.name in loose}
+
+
 def compare_outputs(
     names: Sequence[str],
     reference_runs: Iterable[Sequence[np.ndarray]],
