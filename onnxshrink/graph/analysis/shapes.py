@@ -293,8 +293,7 @@ class _Walker:
                 schema, proto, kinds, data, opset_imports=opset, ir_version=self.model.ir.ir_version
             )
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as e:
-            # Not lost: the shape stays unknown, and whoever needs it says so. It is a ValueError
-            # where a tensor has the undefined type.
+            # Not lost: the shape stays unknown, and whoever needs it says so.
             logger.debug("%s %r: %s", op_type, node.name, e)
             return ()
         return [inferred.get(name, onnx.TypeProto()) for name in proto.output]
