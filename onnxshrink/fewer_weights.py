@@ -1,4 +1,4 @@
-"""A step that is too much for the outputs stands on as many of its weights as they bear."""
+"""A step that is too much for the outputs stands on as many of its weights as they tolerate."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def retreat(
         saves: Whether it is there to save bytes, so that the last few of them are not worth a try.
 
     Returns:
-        None when the outputs bear none of the weights.
+        None when the outputs tolerate none of the weights.
     """
     step, selection = ctx.step, pass_.weights
     savings = _savings(step, model)
@@ -43,7 +43,7 @@ def retreat(
     last: tuple[Model, Step] | None = None
     reasons: dict[str, str] = {}
 
-    def bears(chosen: Sequence[str]) -> bool:
+    def tolerated(chosen: Sequence[str]) -> bool:
         nonlocal last
         fewer, trial = _without(pass_, order, chosen), model.clone()
         row = Step(step.name, dump(fewer), bytes_before=step.bytes_before)
@@ -68,9 +68,9 @@ def retreat(
         return not saves or sum(savings[name] for name in left) >= judge.least_saving(step)
 
     if faster and len(order) == 1:  # it is not too much: only its time is to be seen
-        taken = order if bears(order) else []
+        taken = order if tolerated(order) else []
     else:
-        taken = most_borne(order, bears, _TRIES, tell, worth)
+        taken = most_tolerated(order, tolerated, _TRIES, tell, worth)
     if last is None:
         return None
     trial, row = last  # of all that were taken
@@ -83,23 +83,23 @@ def retreat(
         row.warnings.append(f"{slow} of {len(order)} weights are left alone: {_SLOW}")
     if len(left) > slow:
         row.warnings.append(
-            f"{len(left) - slow} of {len(order)} weights are left alone: the outputs bear a "
+            f"{len(left) - slow} of {len(order)} weights are left alone: the outputs tolerate a "
             f"relative error of {bound:g}; --max-error allows more"
         )
     vars(step).update(vars(row))
     return trial
 
 
-def most_borne(
-    order: Sequence[str], bears: Callable[[Sequence[str]], bool], most: int,
+def most_tolerated(
+    order: Sequence[str], tolerated: Callable[[Sequence[str]], bool], most: int,
     tell: Callable[[int], None] = lambda tries: None,
     worth: Callable[[Sequence[str]], bool] = lambda left: True,
 ) -> list[str]:  # fmt: skip
-    """As many as are borne together, found by halving what is too much.
+    """As many as are tolerated together, found by halving what is too much.
 
     Args:
         order: Names, the most welcome first; all of them together are too much.
-        bears: Whether some of them are borne together.
+        tolerated: Whether some of them are tolerated together.
         most: How often to ask; what is undecided by then is left out.
         tell: Is told the number of each question.
         worth: Whether it is worth asking on for these, which are all that is undecided.
@@ -110,7 +110,7 @@ def most_borne(
         part = parts.pop(0)
         tries += 1
         tell(tries)
-        if bears([*taken, *part]):
+        if tolerated([*taken, *part]):
             taken += part
         else:
             parts += _halves(part)
@@ -150,7 +150,7 @@ def _explain(
     row: Step, left: set[str], selection: Select, reasons: Mapping[str, str], bound: float
 ) -> None:
     """Say of weights that were left alone for this that nobody asked for it."""
-    usual = f"beyond what the outputs bear (relative error {bound:g}; --max-error allows more)"
+    usual = f"beyond what the outputs tolerate (relative error {bound:g}; --max-error allows more)"
     if left and all(reasons.get(name) == _SLOW for name in left):
         usual = _SLOW
     asked = selection.keep or SKIP in selection.layers.values()

@@ -16,13 +16,14 @@ from onnxshrink.errors import (
     RecipeError,
     ShrinkError,
     UnsupportedModel,
+    internal,
 )
 from onnxshrink.fewer_weights import retreat
 from onnxshrink.goal import Goal
 from onnxshrink.options import amended, check, dump, option
-from onnxshrink.report import Change, Report, Skip, Step
+from onnxshrink.report import Change, Report, Skip, Step, size
 from onnxshrink.select import SKIP, Select, unmatched
-from onnxshrink.trials import Answers, Feeds
+from onnxshrink.trials import Answers, Feeds, Reference
 
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
@@ -54,11 +55,13 @@ class Pass:
         saves: Whether fewer bytes are all that it is for.
         speeds: Whether it is for speed: then the run measures the latency.
         for_packing: Whether what it leaves is small only when it is packed.
+        example: Options without which it does nothing, for the example in its help.
         inlines: Whether it sees functions inlined, where there are any, even if it asks for no
             statistics: no value of a function can be observed.
     """
 
     name: ClassVar[str] = ""
+    example: ClassVar[str] = ""
     may_grow: ClassVar[bool] = False
     runs_models: ClassVar[bool] = False
     retreats: ClassVar[bool] = False
@@ -157,6 +160,10 @@ class Context:
             self.warn(_BY_ITSELF)
         return found
 
+    def reference(self, model: Model, feeds: Feeds | None = None) -> Reference:
+        """What a model answers to the inputs, or to some of them: what others are compared with."""
+        return Reference(model, self.feeds if feeds is None else feeds, self.worker)
+
     def changed(
         self, what: WeightView | str, after: int, *, note: str = "", before: int = 0,
         kind: str = "", **error: float,
@@ -247,6 +254,9 @@ def run(
 ) -> Result:
     """Apply passes in order; each stands only if it keeps the contract.
 
+    A bug in one of several steps is a step that is rolled back, and is said; in a single one it is
+    raised.
+
     Args:
         steps: The passes.
         model: Left as it is; the result is another model.
@@ -284,10 +294,23 @@ def run(
                 if len(steps) == 1:
                     raise
                 _undo(step, str(error))
-                step.warnings.append("left out for want of real inputs")
+                step.warnings.append("left out: it needs real inputs")
+            except ShrinkError:
+                raise
+            except Exception as error:
+                if len(steps) == 1:
+                    raise
+                _log.debug("%s:", step.name, exc_info=True)
+                _undo(step, reason := internal(error))
+                step.warnings.append(f"{reason}; the step was left out")
+                _log.error("%s: %s", step.name, reason)
             step.seconds = round(time.perf_counter() - started, 3)
             report.bytes_after = step.bytes_after
             report.warnings += [f"{step.name}: {warning}" for warning in step.warnings]
+            _log.info(
+                "%s: %s, %s -> %s in %.1f s", step.name, step.status, size(step.bytes_before),
+                size(step.bytes_after), step.seconds,
+            )  # fmt: skip
         effect = judge.total_effect()
         report.warnings += judge.silences
         report.unproven = judge.proves_nothing and not settings.generated

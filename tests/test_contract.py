@@ -24,7 +24,7 @@ from onnxshrink.errors import (
     ShrinkError,
     UnsupportedModel,
 )
-from onnxshrink.fewer_weights import most_borne
+from onnxshrink.fewer_weights import most_tolerated
 from onnxshrink.graph import surgery
 from onnxshrink.graph.analysis import operands
 from onnxshrink.graph.file.model import Model
@@ -239,7 +239,7 @@ def test_a_step_that_is_too_much_stands_on_the_weights_that_bear_it(
     assert row.status == "done"
     assert {change.what for change in row.changes} == {f"w{i}" for i in range(6)} - set(names)
     assert {skip.what for skip in row.skips} == set(names)
-    assert row.skips[0].reason.startswith("beyond what the outputs bear (relative error 0.3")
+    assert row.skips[0].reason.startswith("beyond what the outputs tolerate (relative error 0.3")
     assert row.warnings[0].startswith(f"{len(names)} of 6 weights are left alone")
     # The options that are reported do the same in one go.
     again = build(QuantizeWeights, row.options, "again")
@@ -253,11 +253,11 @@ def test_a_step_that_is_too_much_stands_on_the_weights_that_bear_it(
 def test_halving_finds_all_that_is_borne_when_it_may_ask_often_enough(bad, most):
     asked = []
 
-    def bears(chosen: Sequence[int]) -> bool:
+    def tolerated(chosen: Sequence[int]) -> bool:
         asked.append(tuple(chosen))
         return not bad & set(chosen)
 
-    found = most_borne(range(20), bears, most)
+    found = most_tolerated(range(20), tolerated, most)
     assert not bad & set(found)
     assert len(asked) <= most
     if bad and most == 40:
@@ -520,7 +520,7 @@ def test_want_of_inputs_is_an_error_of_one_step_and_a_warning_among_others(model
     left_out, done = result.report.steps
     assert (left_out.status, done.status) == ("rolled back", "done")
     assert left_out.reason == "edit needs real inputs"
-    assert f"{left_out.name}: left out for want of real inputs" in result.report.warnings
+    assert f"{left_out.name}: left out: it needs real inputs" in result.report.warnings
 
 
 def test_a_feed_that_does_not_fit_is_the_callers_error(model, worker: Worker):

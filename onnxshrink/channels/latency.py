@@ -19,7 +19,6 @@ from onnxshrink.kernels.importance import believed_saving
 from onnxshrink.pipeline import Context
 from onnxshrink.runtime.bench import ModelBench, bench
 from onnxshrink.runtime.generate import generated_inputs
-from onnxshrink.runtime.worker import Worker
 
 _ROUNDS = 15  # of each of the trials: times differ by more than the steps between more of them
 _TRIALS = 6
@@ -30,8 +29,7 @@ Timed = Callable[[Plan, float | None], ModelBench]
 
 
 def reach(
-    plan: Plan, allocation: Allocation, first: Model, runs: Runs, goal: float, ctx: Context,
-    worker: Worker,
+    plan: Plan, allocation: Allocation, first: Model, runs: Runs, goal: float, ctx: Context
 ) -> tuple[Plan, bool]:  # fmt: skip
     """The least that is measured to be as fast as was asked for, and whether it is.
 
@@ -43,11 +41,11 @@ def reach(
         first: The model that the goal is relative to.
         runs: What two runs of the plan's model showed.
         goal: The share of the time that is to be left.
-        ctx: The inputs, the seed and the progress.
-        worker: Where to make inputs up, if there are none; what is timed obeys its limits.
+        ctx: The inputs, the seed, the progress, and where to make inputs up if there are none;
+            what is timed obeys its limits.
     """
     model = plan.walk.model
-    feeds = ctx.feeds[:4] or generated_inputs(model, 1, ctx.seed, worker=worker)
+    feeds = ctx.feeds[:4] or generated_inputs(model, 1, ctx.seed, worker=ctx.worker)
     with files.scratch() as folder:
         before, after = folder / "before.onnx", folder / "after.onnx"
         first.save(before, durable=False)
@@ -59,7 +57,7 @@ def reach(
             if same.removed.any():
                 Cut(walk, same.removed).apply()
             copy.save(after, durable=False)
-            found = bench([before, after], feeds, rounds=_ROUNDS, within=within, worker=worker)
+            found = bench([before, after], feeds, rounds=_ROUNDS, within=within, worker=ctx.worker)
             return found.models[1]
 
         saved = _saved(plan, allocation, timed, ctx.progress)

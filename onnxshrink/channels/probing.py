@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from onnxshrink.channels.labels import Walk
     from onnxshrink.channels.readers import Consumer
     from onnxshrink.graph.file.model import Model
-    from onnxshrink.kernels.refit import Moments
+    from onnxshrink.kernels.refit import FeatureSums
 
-#: Optimization may put other operators in the place of watched ones, but not change their values.
+#: Optimization may put other operators in place of watched ones, but not change their values.
 _PLAIN = SessionOptions(optimization="basic", accuracy_level=0)
 
 Sizes = Callable[[int, int], int]
@@ -74,7 +74,7 @@ def probe_any(
 
 def moments(
     walk: Walk, feeds: Sequence[Mapping[str, np.ndarray]], worker: Worker
-) -> dict[Consumer, Moments]:
+) -> dict[Consumer, FeatureSums]:
     """Second moments of what every weight reads that can make up for removed channels.
 
     What some feeds show is held out; where there is only one, a quarter of what it shows.
@@ -85,12 +85,12 @@ def moments(
         worker: Where to run it.
     """
     from onnxshrink.channels import readers
-    from onnxshrink.kernels.refit import Moments
+    from onnxshrink.kernels.refit import FeatureSums
 
     found = [each for each in readers.find(walk) if not walk.atoms.is_frozen(each.labels).all()]
     if not found:
         return {}
-    seen = {consumer: Moments(consumer.features) for consumer in found}
+    seen = {consumer: FeatureSums(consumer.features) for consumer in found}
     values = list({value.name: value for each in found for value in each.values}.values())
     runs = zip(feeds, observe(walk.model, values, feeds, worker), strict=True)
     apart = Split(len(feeds)).held
@@ -188,6 +188,10 @@ def _resized(model: Model, feed: Feed, change: Sizes) -> Feed:
             assert port.dims is not None
             symbol = port.dims[axis] or (axis, size)
             length = lengths.setdefault(symbol, change(axis, size))
-            array = np.take(array, np.arange(length) % max(size, 1), axis)
+            if size:
+                array = np.take(array, np.arange(length) % size, axis)
+            else:  # a cache at its start has nothing to repeat
+                shape = (*array.shape[:axis], length, *array.shape[axis + 1 :])
+                array = np.zeros(shape, array.dtype)
         other[name] = array
     return other

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from onnxshrink.cli._command import Command, InputOption
 from onnxshrink.cli._exclude import Exclusion, exclude_options
 from onnxshrink.cli._run import Run, run_options
 from onnxshrink.cli._terminal import progress_bar, show
@@ -115,8 +116,14 @@ def pass_command(name: str) -> click.Command:
         command = look.option(command)
     if any(field.name == "weights" for field in fields(kind)):
         command = exclude_options(command)
-    command.__doc__ = f"{summary(name)}\n\n\b\nonnxshrink {name} model.onnx small.onnx"
-    return click.command(name)(run_options(command))
+    example = f"onnxshrink {name} model.onnx small.onnx --calibration inputs.npz {kind.example}"
+    command.__doc__ = f"{summary(name)}\n\n\b\n{example.rstrip()}"
+    made = click.command(name, cls=Command)(run_options(command))
+    own = {flag for param in made.params if type(param) is click.Option for flag in param.opts}
+    for param in made.params:
+        if isinstance(param, InputOption):
+            param.opts = [flag for flag in param.opts if flag not in own]
+    return made
 
 
 def _look(step: Any, asked: dict[str, Any], run: Run) -> None:

@@ -40,7 +40,7 @@ _MOST_HALVES = 6
 
 
 @dataclass(frozen=True)
-class Layer:
+class GridTensor:
     """One tensor on its way to a grid.
 
     Attributes:
@@ -153,7 +153,9 @@ def relative_steps(lookups: npt.NDArray[np.integer]) -> Floats | None:
     return None if (steps == steps[0]).all() else steps
 
 
-def steps(layers: Sequence[Layer], spend: float, coarsest: float = _COARSEST) -> dict[str, float]:
+def steps(
+    layers: Sequence[GridTensor], spend: float, coarsest: float = _COARSEST
+) -> dict[str, float]:
     """The step of every layer.
 
     Args:

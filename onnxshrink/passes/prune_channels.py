@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from onnxshrink.channels.request import Goal, Importance, Request, Scope, Units
+from onnxshrink.channels.request import Importance, Reduction, Request, Scope, Units
 from onnxshrink.errors import RecipeError
 from onnxshrink.options import option
 from onnxshrink.pipeline import Context, Pass
@@ -124,10 +124,10 @@ class PruneChannels(Pass):
         start: Start | None = None
         for number in range(self.iterations):
             ctx.progress(self.name, number, self.iterations)
-            found = survey(model, request, ctx, ctx.worker, number)
+            found = survey(model, request, ctx, number)
             start = start or Start.of(found.plan)
             part = (number + 1) / self.iterations
-            iteration = Iteration(request, found, start, part, ctx, ctx.worker)
+            iteration = Iteration(request, found, start, part, ctx)
             plan = iteration.choose()
             reasons = blocked(plan.walk)
             if plan.removed.any():
@@ -156,9 +156,9 @@ class PruneChannels(Pass):
             worker = worker or stack.enter_context(Worker())
             ctx = Context(Step(self.name), feeds, generated, worker=worker, seed=seed)
             request = self._request()
-            found = survey(model.clone(), request, ctx, worker)
+            found = survey(model.clone(), request, ctx)
             start, part = Start.of(found.plan), 1 / self.iterations
-            return Iteration(request, found, start, part, ctx, worker).choose()
+            return Iteration(request, found, start, part, ctx).choose()
 
     def explain(
         self, model: Model, what: str, feeds: Feeds = (), seed: int = 0, *,
@@ -182,13 +182,13 @@ class PruneChannels(Pass):
 
     def _request(self) -> Request:
         """What is asked of the channels' house."""
-        goal = Goal("units", 1 - self.ratio)
+        goal = Reduction("units", 1 - self.ratio)
         if self.flops is not None:
-            goal = Goal("macs", self.flops)
+            goal = Reduction("macs", self.flops)
         elif self.bytes is not None:
-            goal = Goal("bytes", self.bytes)
+            goal = Reduction("bytes", self.bytes)
         elif self.latency is not None:
-            goal = Goal("latency", self.latency)
+            goal = Reduction("latency", self.latency)
         return Request(
             goal=goal, ratios=self.layers, importance=self.importance, scope=self.scope,
             units=self.units, keep=self.keep, round_to=self.round_to, minimum=self.minimum,

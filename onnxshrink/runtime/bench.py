@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from onnxshrink.errors import DataError, RecipeError
+from onnxshrink.runtime.profile import OperatorTime
 from onnxshrink.runtime.session import DEFAULT_OPTIONS, SessionOptions
 from onnxshrink.runtime.worker import Worker
 
@@ -26,6 +27,7 @@ _LOADS = 5
 _CONFIDENCE = 0.95
 _BURST_SECONDS = 0.02
 _TURN_SECONDS = 0.005
+_PROFILED_SECONDS = 0.5
 _PATIENCE = 8  # times the rounds asked for, to wait for narrow intervals
 
 
@@ -44,6 +46,7 @@ class ModelBench:
         ratio: Median of that time over the first model's in the same round.
         ratio_low: Lower end of the 95 % confidence interval of ``ratio``.
         ratio_high: Its upper end.
+        operators: What each operator takes of a run, by ONNX Runtime's profiler, the slowest first.
     """
 
     path: str
@@ -55,6 +58,7 @@ class ModelBench:
     ratio: float
     ratio_low: float
     ratio_high: float
+    operators: tuple[OperatorTime, ...]
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ def bench(
     within: float | None = None,
     seed: int = 0,
     worker: Worker | None = None,
+    operators: bool = False,
 ) -> BenchResult:
     """Measure models, each in a process of its own, taking turns.
 
@@ -99,6 +104,7 @@ def bench(
         within: Go on, up to eight times as often, until no interval of a ratio is wider than this.
         seed: Decides the order within rounds.
         worker: Under whose limits the processes are; without one, under the usual ones.
+        operators: Whether to profile them, too, after they were timed.
 
     Raises:
         RecipeError: Too few rounds, or the execution provider is not installed.
@@ -126,8 +132,11 @@ def bench(
                 times[index].append(workers[index].time(feed, _BURST_SECONDS))
             if turn + 1 >= rounds and _widest(times) <= (within or 0):
                 break
+        profiles = [
+            each.profile(feeds[0], _PROFILED_SECONDS) if operators else [] for each in workers
+        ]
     models = []
-    for path, cost, seconds in zip(paths, costs, times, strict=True):
+    for path, cost, seconds, profile in zip(paths, costs, times, profiles, strict=True):
         ratios = _to_first(seconds, times)
         low, high = median_interval(ratios)
         model = ModelBench(
@@ -140,6 +149,7 @@ def bench(
             ratio=statistics.median(ratios),
             ratio_low=low,
             ratio_high=high,
+            operators=tuple(profile),
         )
         models.append(model)
     return BenchResult(tuple(models), len(times[0]), options.describe())

@@ -11,6 +11,7 @@ import queue
 import re
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from onnxshrink.kernels.observers import Need, Sums
     from onnxshrink.kernels.pairs import PairNeed, RegressionSums
+    from onnxshrink.runtime.profile import OperatorTime
     from onnxshrink.runtime.session import SessionOptions
 
 _LENGTH_BYTES = 8
@@ -62,7 +64,7 @@ class Service:
 
     def __init__(self) -> None:
         self._session: InferenceSession | None = None
-        self._loaded: object = None
+        self._loaded: Any = None
         self._signature: tuple[dict[str, str], dict[str, str], float] = {}, {}, 0.0
         self.label = ""
         self._before = 0
@@ -269,6 +271,20 @@ class Service:
         while seconds < at_least or not count:
             count, seconds = count + 1, seconds + self.run(feed)[1]
         return seconds / count
+
+    def profile(self, feed: dict[str, np.ndarray], at_least: float) -> list[OperatorTime]:
+        """Run the loaded model for a while, in a session of its own that is profiled."""
+        from onnxshrink.runtime.profile import by_operator
+        from onnxshrink.runtime.session import open_session, run_session
+
+        path, options, _ = self._loaded
+        with tempfile.TemporaryDirectory() as folder:
+            session = open_session(path, options, profile=os.path.join(folder, "profile"))
+            start, runs = time.perf_counter(), 0
+            while runs < 2 or time.perf_counter() - start < at_least:
+                run_session(session, feed, path)
+                runs += 1
+            return by_operator(Path(session.end_profiling()))
 
     def memory(self) -> tuple[int, int]:
         """Resident bytes now, and at their peak, beyond those before the model was loaded."""

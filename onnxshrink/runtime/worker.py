@@ -22,11 +22,14 @@ import numpy as np
 
 from onnxshrink.errors import DataError, ModelError, ShrinkError, UnsupportedModel
 from onnxshrink.runtime.child import receive, send
+from onnxshrink.runtime.decoding import steps
 from onnxshrink.runtime.session import DEFAULT_OPTIONS, SessionOptions
+from onnxshrink.runtime.shelf import Shelf
 
 if TYPE_CHECKING:
     from onnxshrink.kernels.observers import Need
     from onnxshrink.kernels.pairs import PairNeed
+    from onnxshrink.runtime.profile import OperatorTime
 
 PathLike = str | os.PathLike[str]
 #: Seconds. An endless Loop ends after it; nothing that anybody waits for takes as long.
@@ -141,10 +144,11 @@ class Worker:
             ModelError: The model does not load or run, crashed, or took longer than the timeout.
             DataError: A feed does not fit the model.
         """
-        with self._busy:
+        with self._busy, Shelf() as shelf:
             signature = self.open(path, options)
             try:
-                runs = [self.step(feed) for feed in feeds]
+                asked = steps.answered(self, tuple(signature.outputs), list(feeds))
+                runs = [(shelf.keep(outputs), seconds) for outputs, seconds in asked]
                 peak = self.memory()[1]
             finally:
                 self.release()
@@ -249,6 +253,12 @@ class Worker:
         """Mean seconds of a run, over as many runs of one feed as take ``at_least`` seconds."""
         seconds: float = self._call(f"running {self._model}", "time", dict(feed), at_least)
         return seconds
+
+    def profile(self, feed: Mapping[str, np.ndarray], at_least: float) -> list[OperatorTime]:
+        """What each operator takes of a run of the loaded model, over ``at_least`` seconds."""
+        doing = f"profiling {self._model}"
+        found: list[OperatorTime] = self._call(doing, "profile", dict(feed), at_least)
+        return found
 
     def memory(self) -> tuple[int, int]:
         """Resident bytes now, and at their peak, beyond those before the model was loaded."""

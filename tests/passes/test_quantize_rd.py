@@ -100,7 +100,7 @@ def test_the_norm_is_folded_and_answers_come_from_the_codes(worker: Worker) -> N
     proto = result.model.to_proto()
     assert "BatchNormalization" not in {node.op_type for node in proto.graph.node}
     assert len(codes(result.model)) == 5  # the head has 1,152 weights: plain 8 bits
-    plain = [change for change in step.changes if change.note == "int8"]
+    plain = [change for change in step.changes if change.note == "int8 (fewer than 2048 elements)"]
     assert [change.what for change in plain] == ["head"]
     for node in proto.graph.node:
         if node.op_type == "Mul":

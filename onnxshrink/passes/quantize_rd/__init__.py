@@ -68,23 +68,23 @@ class QuantizeRd(Pass):
         from onnxshrink.graph import weights
         from onnxshrink.graph.forms import codes
         from onnxshrink.graph.weights import second_moments
-        from onnxshrink.passes.quantize_rd.rates import is_plain
+        from onnxshrink.passes.quantize_rd.rates import kept_at_eight
 
         if self.requantize:
             model = model.clone()
             codes.take_out(model, codes.is_weight)
         for view in weights.find(model):
-            if not self.weights.why_not(view) and not is_plain(view):
+            if not self.weights.why_not(view) and not kept_at_eight(view):
                 yield from second_moments.needs(view)
                 if (lookups := second_moments.lookups(view)) is not None:
                     yield lookups
 
     def apply(self, model: Model, ctx: Context) -> None:
-        """Measure, allocate, round, and store codes in the place of weights."""
+        """Measure, allocate, round, and store codes in place of weights."""
         from onnxshrink.graph import weights
         from onnxshrink.graph.forms import codes
         from onnxshrink.graph.rewrite import clean
-        from onnxshrink.passes.quantize_rd.rates import Search
+        from onnxshrink.passes.quantize_rd.rates import StepSearch
         from onnxshrink.passes.quantize_rd.storage import store, store_packed
 
         self._check_goals()
@@ -109,7 +109,7 @@ class QuantizeRd(Pass):
         if not views:
             codes.put_back(model, list(weights.find(model)), taken)
             return
-        search = Search(self, model, views, ctx)
+        search = StepSearch(self, model, views, ctx)
         spend = search.spend()
         if self.bits_per_weight is not None:
             budget = self.bits_per_weight * sum(view.size for view in views) / 8

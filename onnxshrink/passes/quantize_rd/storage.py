@@ -15,7 +15,7 @@ from onnxshrink.report import Step
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
     from onnxshrink.graph.weights.views import WeightView
-    from onnxshrink.passes.quantize_rd.rates import Search, Stored
+    from onnxshrink.passes.quantize_rd.rates import StepSearch, Stored
 
 _log = logging.getLogger(__name__)
 _LOOKED_UP = 2**20  # smaller tables are not worth the nodes that a lookup of integers takes
@@ -27,7 +27,7 @@ def store(
     model: Model, stored: Iterable[Stored], vectors: Iterable[WeightView],
     names: Mapping[WeightView, str], came: Mapping[str, tuple[int, int]], ctx: Context,
 ) -> int:  # fmt: skip
-    """Put codes in the place of weights, and float16 in that of vectors.
+    """Put codes in place of weights, and float16 in that of vectors.
 
     Args:
         model: The model, which is edited.
@@ -71,7 +71,7 @@ def store(
 
 
 def store_packed(
-    model: Model, search: Search, spend: float, goal: float, vectors: Sequence[WeightView],
+    model: Model, search: StepSearch, spend: float, goal: float, vectors: Sequence[WeightView],
     names: Mapping[WeightView, str], came: Mapping[str, tuple[int, int]], ctx: Context,
 ) -> None:  # fmt: skip
     """Store codes for which the packed model, all of it, takes as many bytes as it may.
