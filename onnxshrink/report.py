@@ -53,6 +53,8 @@ class Step:
         reason: Why a rolled back step was rolled back.
         chosen: Options that the step chose for itself, by name.
         warnings: What a reader of the report must know about the step.
+        latency: Of the model over that before the step, where the step is for speed: ``ratio``, and
+            the interval ``low`` to ``high``; None where it was not measured.
         may_grow: Whether the pass says that the file may become bigger this time: kernels for
             weights that were integers already take more constants.
     """
@@ -70,6 +72,7 @@ class Step:
     warnings: list[str] = field(default_factory=list)
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     max_error: float | None = None
+    latency: dict[str, float] | None = None
     may_grow: bool = False
 
 
