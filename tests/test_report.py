@@ -30,7 +30,7 @@ def test_ten_of_those_that_were_kept_are_listed() -> None:
     moved = {f"w{number}": "int8" for number in range(13)}
     lines = report(moved=moved).kept()
     assert lines[:2] == ["kept at int8: w0", "kept at int8: w1"]
-    assert lines[10:] == ["and 3 more are kept: --report FILE has all"]
+    assert lines[10:] == ["and 3 more are kept: --report FILE has all of them"]
     assert len(report(moved=dict(list(moved.items())[:10])).kept()) == 10
 
 
