@@ -1,5 +1,6 @@
 """The documentation does what it says: every command, every block of Python, every link."""
 
+import json
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ from click.shell_completion import get_completion_class
 
 from onnxshrink.cli import main
 from onnxshrink.recipe import Recipe
+from onnxshrink.report import Report
 
 try:
     import tomllib
@@ -193,3 +195,20 @@ def test_the_readme_says_which_pythons() -> None:
     classified = re.findall(r"Programming Language :: Python :: (3\.\d+)", text)
     assert (said[1], said[2]) == (least[1], classified[-1])
     assert classified[0] == least[1]
+
+
+@pytest.mark.e2e
+@pytest.mark.usefixtures("one_worker")
+def test_the_notebook_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    example_files.make(tmp_path)
+    notebook = json.loads((ROOT / "docs" / "first_steps.ipynb").read_text())
+    names: dict[str, object] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"], "a notebook is kept without its outputs"
+            exec("".join(cell["source"]), names)
+    assert isinstance(names["report"], Report)
+    assert "it may go out" in capsys.readouterr().out

@@ -95,6 +95,11 @@ class Reader:
             yield from self._read_items(iter(source.get_next, None), where)
         elif isinstance(source, np.ndarray):
             yield from self._cut({self._only_name(where): source}, where)
+        elif hasattr(source, "columns") and hasattr(source, "to_numpy"):  # a frame of pandas
+            yield from self._table({str(c): source[c].to_numpy() for c in source.columns}, where)
+        elif hasattr(source, "__getitem__") and not isinstance(source, Iterable):
+            # A data set of torch: it ends with its length, not by iteration.
+            yield from self._read_items((source[i] for i in range(len(source))), where)
         elif isinstance(source, Iterable):
             self.streams = self.streams or isinstance(source, Iterator)
             yield from self._read_items(source, where)
@@ -154,6 +159,9 @@ class Reader:
     def _cut(self, arrays: Mapping[str, Any], where: str) -> Iterator[Found]:
         yield from self._stacks.cut(renamed(arrays, self._wanted, self.note), where)
 
+    def _table(self, columns: Mapping[str, np.ndarray], where: str) -> Iterator[Found]:
+        yield from self._cut(tables.gathered(columns, where, self._wanted, self.note), where)
+
     def _only_name(self, where: str) -> str:
         if len(self._wanted) != 1:
             names = ", ".join(self._wanted)
@@ -197,7 +205,7 @@ class Reader:
             self.maker = self._sentences
             yield from self._sentences.read(path)
         elif suffix in tables.SUFFIXES:
-            yield from self._cut(tables.read(path, self._wanted, self.note), str(path))
+            yield from self._table(tables.read(path), str(path))
         else:
             raise DataError(f"{path}: not {_KNOWN}")
 
