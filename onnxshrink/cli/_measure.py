@@ -12,6 +12,7 @@ from onnxshrink.cli._command import common_option, input_option
 from onnxshrink.cli._inputs import Inputs, input_options
 from onnxshrink.cli._values import (
     SEED,
+    decorated,
     shape_option,
     worker_limits,
     worker_options,
@@ -27,7 +28,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def measure_options(command: F) -> F:
     """Options of the commands that run models and write none."""
-    for decorate in reversed(
+    return decorated(
+        command,
         (
             input_options,
             *worker_options,
@@ -50,10 +52,8 @@ def measure_options(command: F) -> F:
                 help="ONNX Runtime's for MatMulNBits; 0 is exact.",
             ),
             common_option("--json", "as_json", is_flag=True, help="Print JSON."),
-        )
-    ):  # fmt: skip
-        command = decorate(command)
-    return command
+        ),
+    )  # fmt: skip
 
 
 def settings(options: Mapping[str, object]) -> str:

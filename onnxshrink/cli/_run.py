@@ -14,6 +14,7 @@ from onnxshrink.cli._inputs import Inputs, input_options
 from onnxshrink.cli._terminal import say, show, warn
 from onnxshrink.cli._values import (
     SEED,
+    decorated,
     shape_option,
     worker_limits,
     worker_options,
@@ -35,7 +36,8 @@ _KEPT = (
 
 def run_options(command: F) -> F:
     """Options of every command that writes a model."""
-    for decorate in reversed(
+    return decorated(
+        command,
         (
             click.argument("source", metavar="IN"),
             click.argument("out", metavar="OUT", required=False),
@@ -86,10 +88,8 @@ def run_options(command: F) -> F:
                 "--strict", is_flag=True,
                 help="Exit 1 when nothing was changed, or no output shows a difference.",
             ),
-        )
-    ):  # fmt: skip
-        command = decorate(command)
-    return command
+        ),
+    )  # fmt: skip
 
 
 class Run:

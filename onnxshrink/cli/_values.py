@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import click
 
 from onnxshrink.cli._command import common_option, input_option
 from onnxshrink.errors import RecipeError
 
+F = TypeVar("F", bound=Callable[..., Any])
 _MOST_ELEMENTS = 2**31
 _DIGITS = 18
+
+
+def decorated(command: F, options: Sequence[Callable[[F], F]]) -> F:
+    """A command with these options, which its help shows in this order."""
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def number(text: str) -> float:

@@ -198,7 +198,7 @@ class _Walker:
             self.visit(node, frame)
 
     def _constant(self, value: ir.Value, tensor: ir.TensorProtocol) -> None:
-        shape = tuple(int(size) for size in tensor.shape)  # type: ignore[arg-type]
+        shape = read.shape(tensor)
         self.types[value] = tensor_type(tensor.dtype.value, shape)
         if math.prod(shape) <= _KNOWN_ELEMENTS and tensor.dtype != ir.DataType.STRING:
             self.known[value] = np.array(tensor.numpy())  # a copy: the file is let go
