@@ -471,6 +471,7 @@ def _write(
     from onnxshrink import certificate
     from onnxshrink.graph.file.data_files import data_files, superseded
     from onnxshrink.graph.forms import coded, coded_read, packed
+    from onnxshrink.graph.rewrite.opset import first_runtime
 
     report = result.report
     report.result = str(out)
@@ -504,7 +505,9 @@ def _write(
             for name in done if name in pass_names() and find_pass(name).for_packing
         ]  # fmt: skip
     report.renamed = {} if names is None else names.given
-    report.bytes_gzip = files.gzip_bytes({Path(out), *data_files(Path(out))})
+    written = {Path(out), *data_files(Path(out))}
+    report.bytes_gzip, report.bytes_brotli = files.gzip_bytes(written), files.brotli_bytes(written)
+    report.runtime, report.packed = first_runtime(result.model.opset), storage == "packed"
     if link:
         report.warnings.append(f"{out} was a link; it is a file now, and its target is as it was")
     report.warnings += superseded(old, Path(out))
