@@ -53,6 +53,8 @@ class Step:
         reason: Why a rolled back step was rolled back.
         chosen: Options that the step chose for itself, by name.
         warnings: What a reader of the report must know about the step.
+        latency: Of the model over that before the step, where the step is for speed: ``ratio``, and
+            the interval ``low`` to ``high``; None where it was not measured.
         may_grow: Whether the pass says that the file may become bigger this time: kernels for
             weights that were integers already take more constants.
     """
@@ -70,6 +72,7 @@ class Step:
     warnings: list[str] = field(default_factory=list)
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     max_error: float | None = None
+    latency: dict[str, float] | None = None
     may_grow: bool = False
 
 
@@ -89,6 +92,7 @@ class Report:
         promises: What inputs that no step has seen say of the result.
         missed: What a search could not keep or reach, one line each.
         origin: What a certified result was made from.
+        front: Models from near-lossless to smallest, where they were asked for.
         unproven: Whether the given inputs could not have shown a difference.
     """
 
@@ -105,6 +109,7 @@ class Report:
     promises: list[str] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
     origin: dict[str, Any] = field(default_factory=dict)
+    front: Table | None = None
     unproven: bool = False
     bytes_before: int = 0
     bytes_after: int = 0
@@ -123,9 +128,11 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        from dataclasses import asdict
+        from dataclasses import asdict, replace
 
-        return {**asdict(self), "changed": self.changed, "ratio": round(self.ratio, 4)}
+        front = None if self.front is None else self.front.to_dicts()
+        plain = asdict(replace(self, front=None))
+        return {**plain, "front": front, "changed": self.changed, "ratio": round(self.ratio, 4)}
 
     def to_json(self) -> str:
         """The report for machines."""
@@ -178,6 +185,8 @@ class Report:
             for what, nbytes, strain, verdict in self.tried:
                 tried.add(what, size(nbytes), f"{100 * strain:.0f} %", verdict)
             tables.append(tried)
+        if self.front is not None:
+            tables.append(self.front)
         if reasons:
             left = Table("left alone", ("step", "reason", "count", "bytes"))
             for (name, reason), count in reasons.most_common():
