@@ -250,9 +250,7 @@ class _Walker:
         if read.is_constant(node) and isinstance(attributes.get("value"), ir.TensorProtocol):
             self._constant(node.outputs[0], attributes["value"])
             return (self.types[node.outputs[0]],)
-        for graph in read.bodies(
-            node
-        ):  # SequenceMap and what is not known: shapes inside stay open
+        for graph in read.bodies(node):  # as SequenceMap has: shapes inside stay open
             self.scope(graph, frame)
         return self._infer(node, attributes)
 

@@ -87,7 +87,7 @@ def _kind(operand: ConstantOperand, part: Constant) -> Kind | None:
         return "tables" if part.path[:1] == ("Gather",) else "scales"
     if part is not operand.main:
         return None
-    row = operators.TABLE.get((node.domain, node.op_type))
+    row = operators.row(node)
     if isinstance(row, QuantizedRow):
         return "scales" if _scales(node, row, index) else None
     if isinstance(row, Norm):
@@ -127,7 +127,7 @@ def _fixed(model: Model, operand: ConstantOperand, part: Constant) -> str:
 
 def _has_integer_bias(node: ir.Node) -> bool:
     """Whether the bias of a product is codes, whose unit is the product of the scales."""
-    row = operators.TABLE.get((node.domain, node.op_type))
+    row = operators.row(node)
     bias = (
         read.input(node, row.bias) if isinstance(row, Matrices | Convolution) and row.bias else None
     )
