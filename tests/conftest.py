@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def worker() -> Iterator[Worker]:
-    with Worker(timeout=60) as shared:
+    with Worker(timeout=600) as shared:  # the machine may be busy, or emulated
         yield shared
 
 
