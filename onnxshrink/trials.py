@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,16 +42,25 @@ class Answers:
         outputs: For every feed, the outputs in that order.
         stacked: Outputs whose first axis is declared to be of fixed length.
         tails: What the graph says of outputs, by name.
+        random: Outputs that differ from run to run of one model, and how far apart their
+            distributions are then (relative L2 of quantiles): these are compared, not values.
     """
 
     names: tuple[str, ...]
     outputs: list[list[np.ndarray]]
     stacked: frozenset[str] = frozenset()
     tails: Mapping[str, Tail] = field(default_factory=dict)
+    random: Mapping[str, float] = field(default_factory=dict)
 
     def part(self, numbers: Iterable[int]) -> Answers:
         """Those to some of the feeds."""
         return replace(self, outputs=[self.outputs[number] for number in numbers])
+
+    @property
+    def judged(self) -> tuple[str, ...]:
+        """Names of the outputs that are held to anything by themselves."""
+        followed = {name for name, tail in self.tails.items() if tail.followed}
+        return tuple(name for name in self.names if name not in followed)
 
     @property
     def silent(self) -> dict[str, str]:
@@ -58,8 +68,8 @@ class Answers:
         from onnxshrink.kernels.metrics import Silence
 
         found = {}
-        for place, name in enumerate(self.names):
-            silence = Silence()
+        for name in self.judged:
+            silence, place = Silence(), self.names.index(name)
             for outputs in self.outputs:
                 silence.add(outputs[place])
             if self.outputs and silence.reason:
@@ -67,14 +77,21 @@ class Answers:
         return found
 
     def figures(self, other: Answers) -> tuple[OutputComparison, ...]:
-        """How far every output of another model is from these, on the feeds that it answered."""
+        """How far every output of another model is from these, on the feeds that it answered.
+
+        What the next run goes on from is left out: the other outputs tell of it.
+        """
         from onnxshrink.kernels.metrics import compare_outputs
+        from onnxshrink.runtime.shelf import read
 
         if not self.outputs:
             return ()
-        return compare_outputs(
-            self.names, self.outputs[: len(other.outputs)], other.outputs, stacked=self.stacked
+        places = [self.names.index(name) for name in self.judged]
+        mine, its = (
+            read([outputs[i] for i in places] for outputs in answers)
+            for answers in (self.outputs[: len(other.outputs)], other.outputs)
         )
+        return compare_outputs(self.judged, mine, its, stacked=self.stacked, random=self.random)
 
 
 def answers(
@@ -102,11 +119,7 @@ def answers(
 
     if noise.is_random(model):
         model = noise.seeded(model)
-    with contextlib.ExitStack() as stack:
-        path = model.path
-        if path is None or not model.untouched:
-            path = stack.enter_context(_scratch(folder)) / "model.onnx"
-            model.save(path, durable=False)
+    with on_disk(model, folder) as path:
         try:
             if check:
                 worker.check(path)
@@ -114,12 +127,31 @@ def answers(
         except ModelError as error:
             # The temporary file means nothing to the reader; the model does.
             raise type(error)(str(error).replace(str(path), model.label)) from error
-    stacked = frozenset(
+    return Answers(run.output_names, run.outputs, _stacked(model), tails(model))
+
+
+def _stacked(model: Model) -> frozenset[str]:
+    """Outputs whose first axis is declared to be of fixed length."""
+    return frozenset(
         value.name or ""
         for value in model.ir.graph.outputs
         if value.shape is not None and len(value.shape) and isinstance(value.shape[0], int)
     )
-    return Answers(run.output_names, run.outputs, stacked, tails(model))
+
+
+@contextlib.contextmanager
+def on_disk(model: Model, folder: Path | None) -> Iterator[Path]:
+    """The file of a model; one in a scratch folder where it has none, or was changed.
+
+    Raises:
+        OutputError: There is no room for it.
+    """
+    if model.path is not None and model.untouched:
+        yield model.path
+        return
+    with _scratch(folder) as place:
+        model.save(place / "model.onnx", durable=False)
+        yield place / "model.onnx"
 
 
 @contextlib.contextmanager
@@ -130,6 +162,55 @@ def _scratch(folder: Path | None) -> Iterator[Path]:
         with files.writing(place):
             made = stack.enter_context(files.scratch(place))
         yield made
+
+
+class Exchange:
+    """Asks a model with other weights instead of its own, without loading it again.
+
+    The worker holds one model at a time: do not use it for another until this is closed.
+
+    Args:
+        model: The model; it is left as it is.
+        names: Constants that are to be exchanged.
+        worker: Where to run.
+
+    Attributes:
+        refused: Constants that cannot be exchanged, and why.
+
+    Raises:
+        ModelError: The model does not load.
+    """
+
+    def __init__(self, model: Model, names: Iterable[str], worker: Worker):
+        from onnxshrink.graph.analysis.instrument import instrument
+        from onnxshrink.graph.analysis.tails import tails
+        from onnxshrink.runtime.session import SessionOptions
+
+        self._worker = worker
+        self._stack = contextlib.ExitStack()
+        path = self._stack.enter_context(files.scratch()) / "model.onnx"
+        weakref.finalize(self, self._stack.close)
+        self.refused = instrument(model, path, free=names).refused
+        outputs = worker.open(path, SessionOptions(accuracy_level=0)).outputs
+        self._nothing = Answers(tuple(outputs), [], _stacked(model), tails(model))
+
+    def answers(self, feeds: Feeds, weights: Mapping[str, np.ndarray] | None = None) -> Answers:
+        """What the model answers with these constants exchanged, and the others its own.
+
+        Raises:
+            DataError: A feed or a weight does not fit.
+            ModelError: The model does not run.
+        """
+        from onnxshrink.runtime.decoding import steps
+
+        self._worker.hold(weights or {})
+        found = steps.answered(self._worker, self._nothing.names, feeds)
+        return replace(self._nothing, outputs=[row for row, _ in found])
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._worker.release()
+        self._stack.close()
 
 
 class Reference:

@@ -74,10 +74,14 @@ class QuantizeStatic(Pass):
     others: Literal["int8", "keep"] = option(
         "int8", help="weights that no integer kernel takes: stored as int8, or kept"
     )
+    faster_only: bool = option(
+        False, help="leave in float what is not measured to be faster: fits the machine at hand"
+    )
     weights: Select = select(min_size=64)
 
     runs_models = True
     retreats = True
+    speeds = True
 
     @property
     def bound(self) -> float:
@@ -120,7 +124,7 @@ class QuantizeStatic(Pass):
         placed = partial(qdq.place, riders=riders, fold=not self.symmetric_activations)
         ranges = grids.observe(placed(schemes), schemes, model, ctx)
         placement, chosen, refused = grids.choose(placed, ranges, schemes)
-        ranges.check(len(chosen), self.method)
+        ranges.check({value.name or "" for value in chosen}, self.method)
         for one, reason in refused.items():
             work.leave(one, reason)
         storing.store(work, placement, chosen, schemes, ranges.statistics)
