@@ -6,11 +6,12 @@ from typing import Any
 
 import click
 
+from onnxshrink.cli._command import Command
 from onnxshrink.cli._run import Run, run_options
 from onnxshrink.cli._terminal import progress_bar
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("recipe", metavar="RECIPE")
 @run_options
 def command(recipe: str, **values: Any) -> None:

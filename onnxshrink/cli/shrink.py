@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from onnxshrink.cli._command import Command
 from onnxshrink.cli._run import Run, run_options
 from onnxshrink.cli._terminal import progress_bar
 from onnxshrink.cli._values import function_files, number, size_option
@@ -13,12 +14,18 @@ from onnxshrink.errors import BudgetMissed, RecipeError
 from onnxshrink.goal import PRESETS
 
 
-@click.command()
+@click.command(cls=Command)
 @run_options
 @click.option(
     "--min-agreement", type=number, metavar="SHARE", help="Least top-1 agreement, 0 to 1."
 )
 @click.option("--max-error", type=number, metavar="E", help="Largest relative error of an output.")
+@click.option(
+    "--max-kl",
+    type=number,
+    metavar="NATS",
+    help="Largest mean divergence of tokens or classes from the original's.",
+)
 @click.option(
     "--max-drop", type=number, metavar="D", help="Largest drop of --metric, or of top-1 agreement."
 )

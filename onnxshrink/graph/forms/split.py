@@ -25,11 +25,11 @@ Array = npt.NDArray[np.floating]
 #: Bytes that a second node and its weight cost, about.
 OVERHEAD = 120
 #: Bytes that the nodes of a weight cost that is rebuilt from factors and integers, about.
-BESIDE_OVERHEAD = 420
+RESIDUAL_OVERHEAD = 420
 
 
 @dataclass(frozen=True)
-class Split:
+class SplitWay:
     """One way to split an operator in two.
 
     Attributes:
@@ -83,30 +83,30 @@ def _is_matmul(product: Product) -> bool:
     return not product.node.domain and isinstance(product.row, Matrices) and not product.takes_bias
 
 
-def ways(view: WeightView) -> Iterator[Split]:
+def ways(view: WeightView) -> Iterator[SplitWay]:
     """How the operator of a weight can be split."""
     product = view.main.product
     if product is not None and product.convolves:
         outputs, inputs, *kernel = view.shape
         before = math.prod(view.shape)
         across = inputs * math.prod(kernel)
-        yield Split("channel", (outputs, across), outputs + across, outputs + across, before)
+        yield SplitWay("channel", (outputs, across), outputs + across, outputs + across, before)
         if len(kernel) == 2 and min(kernel) > 1:
             height, width = kernel
             tall, flat = outputs * width, inputs * height
             # The first of the two computes every column that the second one skips.
             stride = (read.integers(view.main.node, "strides") or (1, 1))[1]
-            yield Split("spatial", (tall, flat), tall + flat, tall + flat * stride, before)
+            yield SplitWay("spatial", (tall, flat), tall + flat, tall + flat * stride, before)
         return
     rows, columns = view.matrix.shape
     kind = "lookup" if view.main.is_lookup else "product"
     work = columns if kind == "lookup" else rows + columns
-    yield Split(
+    yield SplitWay(
         kind, (rows, columns), rows + columns, work, 0 if kind == "lookup" else rows * columns
     )
 
 
-def matrix(view: WeightView, way: Split) -> Array:
+def matrix(view: WeightView, way: SplitWay) -> Array:
     """The weight as the matrix whose rank decides: its columns are what comes in."""
     if way.kind != "spatial":
         return view.matrix
@@ -114,7 +114,7 @@ def matrix(view: WeightView, way: Split) -> Array:
     return values.reshape(way.shape)
 
 
-def matrix_of(view: WeightView, way: Split, product: Array) -> Array:
+def matrix_of(view: WeightView, way: SplitWay, product: Array) -> Array:
     """The weight's own matrix, [outputs, inputs], from that of a way."""
     if way.kind != "spatial":
         return product
@@ -123,8 +123,8 @@ def matrix_of(view: WeightView, way: Split, product: Array) -> Array:
     return values.reshape(outputs, -1)
 
 
-def apply(model: Model, view: WeightView, way: Split, left: Array, right: Array) -> int:
-    """Put two operators in the place of one.
+def apply(model: Model, view: WeightView, way: SplitWay, left: Array, right: Array) -> int:
+    """Put two operators in place of one.
 
     The second has its name, its output and its bias.
 
@@ -155,7 +155,7 @@ def apply(model: Model, view: WeightView, way: Split, left: Array, right: Array)
         axis = read.integer(node, "axis", 0)
         rows = rebuild.node("Gather", [constant(left, "a"), other], "h", axis=axis)
         result = rebuild.node("MatMul", [rows, constant(right, "b")], "y")
-    elif (node.domain, node.op_type) == ("", "Gemm"):
+    elif not node.domain and view.main.row == Matrices(bias=2):
         hidden = rebuild.node("MatMul", [other, constant(right.T, "a")], "h")
         scalars: dict[str, Any] = {
             name: read.number(node, name, 1.0)
@@ -183,7 +183,7 @@ def apply(model: Model, view: WeightView, way: Split, left: Array, right: Array)
     return rebuild.nbytes
 
 
-def why_not_beside(view: WeightView) -> str:
+def why_no_residual(view: WeightView) -> str:
     """Why a weight cannot be rebuilt from factors and integers; empty when it can."""
     axes, order = view.axes, tuple(range(len(view.shape)))
     if view.dtype != ir.DataType.FLOAT:
@@ -195,12 +195,14 @@ def why_not_beside(view: WeightView) -> str:
     return ""
 
 
-def beside(model: Model, view: WeightView, left: Array, right: Array, stored: Quantized) -> int:
+def with_residual(
+    model: Model, view: WeightView, left: Array, right: Array, stored: Quantized
+) -> int:
     """Replace a weight by ``left right`` and integers, which are summed up at load.
 
     Args:
         model: The model, whose journal is kept.
-        view: The weight, without :func:`why_not_beside`.
+        view: The weight, without :func:`why_no_residual`.
         left: [rows, rank] of its matrix, in float32; stored as float16 if that is exact.
         right: [rank, columns].
         stored: What the factors leave, in the stored shape.
@@ -220,7 +222,7 @@ def beside(model: Model, view: WeightView, left: Array, right: Array, stored: Qu
     return rebuild.nbytes
 
 
-def _kernels(view: WeightView, way: Split, left: Array, right: Array) -> tuple[Array, Array]:
+def _kernels(view: WeightView, way: SplitWay, left: Array, right: Array) -> tuple[Array, Array]:
     """Weights of the two convolutions."""
     outputs, inputs, *kernel = view.shape
     rank = left.shape[1]
@@ -232,7 +234,7 @@ def _kernels(view: WeightView, way: Split, left: Array, right: Array) -> tuple[A
 
 
 def _convolutions(
-    rebuild: Rebuild, node: ir.Node, other: ir.Value, way: Split, first: Array, second: Array
+    rebuild: Rebuild, node: ir.Node, other: ir.Value, way: SplitWay, first: Array, second: Array
 ) -> ir.Value:
     spatial = len(first.shape) - 2
     strides = read.integers(node, "strides") or (1,) * spatial
