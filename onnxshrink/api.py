@@ -5,6 +5,7 @@ Both load, run the passes under their contract, and write the result in one go.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
@@ -17,14 +18,16 @@ from onnxshrink import budget, files
 from onnxshrink.contract import Judge, Level, Progress, Settings
 from onnxshrink.errors import BudgetMissed, RecipeError
 from onnxshrink.files import output
-from onnxshrink.options import build, dump
+from onnxshrink.options import dump
 from onnxshrink.pipeline import Pass, Result, run
+from onnxshrink.reading import Reading
 from onnxshrink.recipe import Recipe, Storage, find_pass, pass_names
-from onnxshrink.report import Report, size
+from onnxshrink.report import Report
 
 if TYPE_CHECKING:
     from onnxshrink.goal import Aim, Goal
     from onnxshrink.graph.file.model import Model
+    from onnxshrink.runtime.inputs import Chosen
     from onnxshrink.runtime.worker import Worker
     from onnxshrink.search.front import Point
     from onnxshrink.search.smallest import Found
@@ -56,11 +59,15 @@ class Options:
             are shortened where that makes the file clearly smaller.
         max_opset: The operator set up to which steps may raise the model's.
         progress: Called with what is done, how much of it, and out of how much (0: unknown).
+        reading: How pictures, sentences, sounds and tables among the inputs become numbers.
         data_limit: Bytes that one array of a compressed file of inputs may unpack to; 4 GiB by
             default.
         worker: What ``runtime.worker.Worker`` is made with: ``timeout``, ``memory_limit``.
         reads: Other files that the caller reads for this run: its recipe, say. None is written to.
         writes: Other files that the caller will write: its report, say.
+        certificate: Whether to write a certificate beside the result; see
+            :mod:`onnxshrink.certificate`.
+        sign: A file with an Ed25519 private key in PEM to sign the certificate with.
     """
 
     calibration: Any = None
@@ -73,9 +80,12 @@ class Options:
     keep_names: bool = False
     progress: Progress = field(default=lambda what, done, total: None)
     data_limit: int | None = None
+    reading: Reading = field(default_factory=Reading)
     worker: Mapping[str, Any] = field(default_factory=dict)
     reads: tuple[StrPath, ...] = ()
     writes: tuple[StrPath, ...] = ()
+    certificate: bool = False
+    sign: StrPath | None = None
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -112,17 +122,18 @@ def apply_recipe(
     with Worker(**options.worker) as worker:
         worker.start()  # it imports ONNX Runtime while this process reads the model
         reads: list[StrPath] = [*recipe.reads, *_files_of(recipe.steps)]
-        model, settings = _prepare(
+        model, settings = prepare(
             source, out, options, worker, reads, storage=recipe.storage, held_back=recipe.held_back,
             goal=goal, steps=recipe.steps,
         )  # fmt: skip
-        result, missed = _best(recipe.steps, model, settings, worker)
+        result, missed = budget.best(recipe.steps, model, settings, worker)
         if goal is not None:
-            blind = not any(_sees(step, model) for step in recipe.steps)
+            blind = not any(budget.sees(step, model) for step in recipe.steps)
             budget.judge(result, model, settings, goal, worker, blind=blind)
-        report = _write(result, recipe.steps, out, options, recipe.storage)
+        report = _write(result, recipe, out, options, recipe.storage)
+    _certify(report, settings, options)
     report.missed += missed
-    return _held(report, out, max_size, target_ratio)
+    return budget.held(report, out, max_size, target_ratio)
 
 
 def shrink(
@@ -181,7 +192,7 @@ def shrink(
         worker.start()
         # A metric is about all inputs in their order: it would not know what to make of a part.
         parts = goal.metric is None
-        model, settings = _prepare(
+        model, settings = prepare(
             source, out, options, worker, (), recipe_out, storage, held_back=parts
         )
         first = _cleaning(model)
@@ -207,7 +218,8 @@ def shrink(
             result = run(recipe.steps, model, settings, worker)
             if pareto is not None:
                 raise RecipeError("--pareto takes --calibration inputs that the outputs answer to")
-        report = _write(result, recipe.steps, out, options, storage)
+        report = _write(result, recipe, out, options, storage)
+    _certify(report, settings, options)
     report.warnings += warnings
     if points:
         report.front = front.table(points, report.bytes_before)
@@ -218,41 +230,7 @@ def shrink(
     if recipe_out is not None:
         with output(Path(recipe_out)) as file:
             file.write(replace(recipe, storage=storage).to_yaml().encode())
-    return _held(report, out, max_size, target_ratio)
-
-
-def _best(
-    steps: Sequence[Pass], model: Model, settings: Settings, worker: Worker
-) -> tuple[Result, list[str]]:
-    """The result of some steps, and what it misses.
-
-    Of a single step that cannot be as small as it is asked to be, it is what it finds by itself.
-    """
-    result = run(steps, model, settings, worker)
-    (only, row), *others = zip(steps, result.report.steps, strict=True)
-    wanted = dump(only).get("target_ratio")
-    if others or wanted is None or row.status != "rolled back":
-        return result, []
-    less = build(type(only), {**dump(only), "target_ratio": None}, only.name)
-    return run([less], model, settings, worker), [f"--target-ratio {wanted:g}: {row.reason}"]
-
-
-def _held(
-    report: Report, out: StrPath, max_size: int | None, target_ratio: float | None
-) -> Report:  # fmt: skip
-    """The report of a result that is written.
-
-    Raises:
-        BudgetMissed: It misses something.
-    """
-    report.missed += _too_big(report, max_size, target_ratio)
-    if report.missed:
-        raise BudgetMissed(
-            f"{out}: written, {report.ratio:.2f}x smaller, but the goal was missed: "
-            + "; ".join(report.missed),
-            report,
-        )
-    return report
+    return budget.held(report, out, max_size, target_ratio)
 
 
 def _tell(result: Result, found: Found, goal: Goal, settings: Settings, aim: Aim) -> None:
@@ -300,27 +278,35 @@ def apply_excluding(
     from onnxshrink.goal import Goal
     from onnxshrink.runtime.worker import Worker
     from onnxshrink.search import exclude
-    from onnxshrink.search.partial_step import Parts
+    from onnxshrink.search.partial_step import PartialStep
 
     options = options or Options()
     if options.calibration is None or options.check == "off":
         raise RecipeError(f"{step.name}: what to leave alone is found on --calibration inputs")
     with Worker(**options.worker) as worker:
         worker.start()
-        model, settings = _prepare(source, out, options, worker, _files_of([step]), recipe_out)
-        parts = Parts(model, step, settings, worker)
+        model, settings = prepare(source, out, options, worker, _files_of([step]), recipe_out)
+        parts = PartialStep(model, step, settings, worker)
         found = exclude.find_exclusions(parts, goal or Goal(), options.progress)
         result = run(found.recipe.steps, model, settings, worker)
         result.report.moved = found.moved
-        report = _write(result, found.recipe.steps, out, options)
+        report = _write(result, found.recipe, out, options)
+    _certify(report, settings, options)
     if recipe_out is not None:
         with output(Path(recipe_out)) as file:
             file.write(found.recipe.to_yaml().encode())
     return report
 
 
-def load(source: StrPath, options: Options | None = None) -> tuple[Model, list[dict[str, Any]]]:
+def load(
+    source: StrPath, options: Options | None = None, worker: Worker | None = None
+) -> tuple[Model, list[dict[str, Any]]]:
     """A model file, and inputs for it: those that the options name, or generated ones.
+
+    Args:
+        source: The model file.
+        options: How to run.
+        worker: Where generated inputs are tried; without one, a process is started for it.
 
     Raises:
         ShrinkError: The model or the inputs cannot be read.
@@ -329,15 +315,19 @@ def load(source: StrPath, options: Options | None = None) -> tuple[Model, list[d
 
     options = options or Options()
     model, _ = coded_read.load(source)
-    return model, _feeds(model, options, None)
+    return model, _feeds(model, options, worker)
 
 
 def bench_pair(source: StrPath, out: StrPath, options: Options) -> dict[str, Any]:
     """Latency of a result against its source: median ratio with its 95 % interval."""
     from onnxshrink.runtime.bench import FEWEST_ROUNDS, bench
+    from onnxshrink.runtime.worker import Worker
 
-    _, feeds = load(source, options)
-    first, second = bench([source, out], feeds[:4], rounds=FEWEST_ROUNDS + 3).models
+    with Worker(**options.worker) as worker:
+        _, feeds = load(source, options, worker)
+        worker.release()
+        found = bench([source, out], feeds[:4], rounds=FEWEST_ROUNDS + 3, worker=worker)
+    first, second = found.models
     return {
         "ratio": second.ratio, "low": second.ratio_low, "high": second.ratio_high,
         "before_ms": first.seconds * 1e3, "after_ms": second.seconds * 1e3,
@@ -354,15 +344,6 @@ def _cleaning(model: Model) -> tuple[Pass, ...]:
     return tuple(steps)
 
 
-def _too_big(report: Report, max_size: int | None, target_ratio: float | None) -> list[str]:
-    lines = []
-    if max_size is not None and not report.bytes_after <= max_size:
-        lines.append(f"{size(report.bytes_after)} is more than {size(max_size)}")
-    if target_ratio is not None and not report.ratio >= target_ratio:
-        lines.append(f"{report.ratio:.2f}x is less than {target_ratio:g}x")
-    return lines
-
-
 def _selected(steps: Iterable[Pass]) -> Iterator[str]:
     """The names and patterns by which options of some passes select."""
     for values in map(dump, steps):
@@ -375,7 +356,7 @@ def _files_of(steps: Iterable[Pass]) -> list[str]:
     return files.likely(value for step in steps for value in dump(step).values())
 
 
-def _prepare(
+def prepare(
     source: StrPath, out: StrPath, options: Options, worker: Worker,
     reads: Iterable[StrPath] = (), recipe_out: StrPath | None = None, storage: Storage = "auto",
     held_back: bool = False, goal: Goal | None = None, steps: Sequence[Pass] = (),
@@ -391,18 +372,20 @@ def _prepare(
     model, _ = coded_read.load(source)
     model.max_opset = options.max_opset
     if goal is not None and goal.metric is None and options.calibration is not None:
-        held_back = held_back or any(_sees(step, model) for step in steps)
+        held_back = held_back or any(budget.sees(step, model) for step in steps)
     also = (file for file in (recipe_out, options.calibration_cache) if file is not None)
     inputs: set[StrPath] = {*model.own_files, *source_files(options.calibration)}
-    files.check([*inputs, *options.reads, *reads], [out, *options.writes, *also])
+    files.check(
+        [*inputs, *options.reading.files, *options.reads, *reads], [out, *options.writes, *also]
+    )
     cache = None
     if options.calibration_cache is not None:
         cache = CalibrationCache(Path(options.calibration_cache))
     feeds: list[dict[str, Any]] = []
-    left = 0
+    left, notes = 0, tuple[str, ...]()
     if options.calibration is not None or options.check != "off":
-        with blamed(source):
-            feeds, left = _chosen(model, options, worker, 2 if held_back else 1)
+        with blamed(source, worker):
+            feeds, left, notes = _chosen(model, options, worker, 2 if held_back else 1)
         if held_back:  # what equals an input that a step has seen is not unseen
             different = {data_digest([feed]): feed for feed in reversed(feeds)}
             left += len(feeds) - len(different)
@@ -411,50 +394,50 @@ def _prepare(
     return model, Settings(
         check=options.check, feeds=Split.of(feeds, seen), unseen=Split.of(feeds, unseen),
         generated=options.calibration is None, seed=options.seed, cache=cache, left=left,
-        folder=Path(out).absolute().parent, progress=options.progress,
+        notes=notes, folder=Path(out).absolute().parent, progress=options.progress,
         storage=options.storage or storage, goal=goal or Goal(),
     )  # fmt: skip
 
 
-def _sees(step: Pass, model: Model) -> bool:
-    """Whether a step asks for inputs: what comes of it must be judged by others."""
-    return step.runs_models or any(True for _ in step.needs(model))
-
-
 def _feeds(model: Model, options: Options, worker: Worker | None) -> list[dict[str, Any]]:
-    return _chosen(model, options, worker)[0]
+    return _chosen(model, options, worker).feeds
 
 
-def _chosen(
-    model: Model, options: Options, worker: Worker | None, times: int = 1
-) -> tuple[list[dict[str, Any]], int]:
-    """Inputs, real or generated, and how many more were given."""
+def _chosen(model: Model, options: Options, worker: Worker | None, times: int = 1) -> Chosen:
+    """Inputs, real or generated, and what is to be known of them."""
     from onnxshrink.runtime.generate import generated_inputs
-    from onnxshrink.runtime.inputs import choose_inputs
+    from onnxshrink.runtime.inputs import Chosen, choose_inputs
 
     if options.calibration is not None:
         return choose_inputs(
-            options.calibration, model, limit=times * _CALIBRATION, most_bytes=options.data_limit
-        )
+            options.calibration, model, limit=times * _CALIBRATION, most_bytes=options.data_limit,
+            reading=options.reading,
+        )  # fmt: skip
     made = generated_inputs(model, _GENERATED, options.seed, shapes=options.shapes, worker=worker)
-    return made, 0
+    return Chosen(made, 0)
 
 
 def _write(
-    result: Result, steps: Iterable[Pass], out: StrPath, options: Options, storage: Storage = "auto"
+    result: Result, recipe: Recipe, out: StrPath, options: Options, storage: Storage = "auto"
 ) -> Report:
-    from onnxshrink.graph.file.data_files import data_files
+    from onnxshrink import certificate
+    from onnxshrink.graph.file.data_files import data_files, superseded
     from onnxshrink.graph.forms import coded, coded_read, packed
 
     report = result.report
     report.result = str(out)
     names = None
     if report.changed and not options.keep_names:
-        names = result.model.shorten_names(list(_selected(steps)))
-    storage = options.storage or storage
+        names = result.model.shorten_names(list(_selected(recipe.steps)))
+    asked = storage = options.storage or storage
     if was := coded_read.names(report.source):
         storage = "coded" if storage == "auto" else storage
         report.warnings.append(f"the input's {len(was)} coded tensors were made plain to work on")
+    if options.certificate:
+        decide = {name: getattr(options, name) for name in certificate.OPTIONS}
+        note = certificate.origin(replace(recipe, storage=asked), report.source, decide)
+        result.model.ir.metadata_props[certificate.KEY] = json.dumps(note, separators=(",", ":"))
+        report.origin = note
     link, old = os.path.islink(out), data_files(Path(out))
     try:
         if storage == "packed":
@@ -476,6 +459,13 @@ def _write(
     report.bytes_gzip = files.gzip_bytes({Path(out), *data_files(Path(out))})
     if link:
         report.warnings.append(f"{out} was a link; it is a file now, and its target is as it was")
-    gone = sorted(file.name for file in old if not file.exists())
-    report.warnings += [f"removed {name}, which the model there had its data in" for name in gone]
+    report.warnings += superseded(old, Path(out))
     return report
+
+
+def _certify(report: Report, settings: Settings, options: Options) -> None:
+    """Measure a result on inputs that no step has seen, where there are some, and certify it."""
+    if options.certificate:
+        from onnxshrink import certificate
+
+        certificate.issue(report, settings, options.worker, options.sign)

@@ -34,7 +34,6 @@ _QUICK_FEEDS = 2
 _LEAST_SAVING = 0.03  # of the file, for a step that changes answers by more than this:
 _ROUNDING = 1e-3
 _ONE_INPUT = 2.0  # times the bound of all: what a single input may be off
-_RANKING = {"TopK", "NonMaxSuppression"}
 _SWAPPED = " (the model ranks: rows whose scores are close swap places, which counts as an error)"
 _FULL_FEEDS = 64
 _RANDOM = (
@@ -56,6 +55,7 @@ class Settings:
         seed: For passes that draw random numbers.
         folder: Where intermediate models are written; None is the system's temporary folder.
         left: How many more inputs were given than are used.
+        notes: What a reader of the report must know of how the inputs were read.
         progress: Called with what is done, how much of it, and out of how much.
         cache: Statistics of earlier runs.
         storage: How the result will be stored, for passes that steer by its bytes.
@@ -70,6 +70,7 @@ class Settings:
     seed: int = 0
     folder: Path | None = None
     left: int = 0
+    notes: tuple[str, ...] = ()
     progress: Progress = field(default=lambda what, done, total: None)
     cache: CalibrationCache | None = None
     storage: str = "auto"
@@ -87,6 +88,7 @@ class Judge:
     """
 
     def __init__(self, model: Model, settings: Settings, worker: Worker):
+        from onnxshrink.graph import operators
         from onnxshrink.graph.analysis.noise import is_random
 
         self._settings = settings
@@ -94,10 +96,11 @@ class Judge:
         self._signature = _signature(model)
         self._kernels = _own_kernels(model)
         self._random, self._noisy = is_random(model), False
-        self._ranks = any(node.op_type in _RANKING for node in model.nodes)
+        self._ranks = any(operators.of(node, operators.Ranking) is not None for node in model.nodes)
         limit = _QUICK_FEEDS if settings.check == "quick" else _FULL_FEEDS
         self._feeds = () if settings.check == "off" else settings.feeds[:limit]
         self._first: Future[Answers | None] = Future()
+        self._compared: tuple[Answers, Answers, tuple[OutputComparison, ...]] | None = None
         if model.path is not None and model.untouched and not self._random:
             # It runs while the first pass is at work here: nobody needs its answers before. The
             # thread reads the file only, never the graph.
@@ -141,10 +144,10 @@ class Judge:
     def warnings(self) -> list[str]:
         """What a reader of the report must know about the checks."""
         if self._settings.check == "off":
-            return ["the outputs were not checked (--check off)"]
+            return [*self._settings.notes, "the outputs were not checked (--check off)"]
         if not self._feeds:
             return ["the outputs were not compared: there were no inputs"]
-        noisy = [_RANDOM] if self._noisy else []
+        noisy = [*self._settings.notes, *([_RANDOM] if self._noisy else [])]
         if self._settings.generated:
             return [
                 *noisy,
@@ -158,7 +161,7 @@ class Judge:
         original = self.original
         if original is None or not original.outputs:
             return False
-        return len(original.silent) == len(original.names)
+        return len(original.silent) == len(original.judged)
 
     @property
     def silences(self) -> list[str]:
@@ -234,8 +237,12 @@ class Judge:
             self._newest = answers
         return reason
 
+    def least_saving(self, step: Step) -> float:
+        """Bytes that a step which changes answers, and is there to save, must save."""
+        return _LEAST_SAVING * step.bytes_before
+
     def asks_too_much(self, reason: str) -> bool:
-        """Whether a refusal is for what the outputs bear, of which fewer weights ask less."""
+        """Whether a refusal is for what the outputs tolerate, of which fewer weights ask less."""
         return reason.startswith("output ")
 
     def _unoptimized(self, trial: Model, answers: Answers | None, bound: float) -> str:
@@ -315,7 +322,12 @@ class Judge:
     def _compare(
         self, reference: Answers | None, other: Answers | None
     ) -> tuple[OutputComparison, ...]:
-        return () if reference is None or other is None else reference.figures(other)
+        if reference is None or other is None:
+            return ()
+        known = self._compared
+        if known is None or known[0] is not reference or known[1] is not other:
+            self._compared = known = reference, other, reference.figures(other)
+        return known[2]
 
 
 def _in_vain(step: Step) -> str:

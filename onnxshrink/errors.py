@@ -1,8 +1,13 @@
 """Every error that onnxshrink raises on purpose. Anything else is a bug and keeps its traceback.
 
 Each message names the file, the tensor or the option, and the way out. The command line turns an
-error into one line on stderr and its ``exit_code``.
+error into one line on stderr and its ``exit_code``; a bug, into what :func:`internal` says of it.
 """
+
+import traceback
+
+#: The exit code of a command that hits a bug of ours (sysexits.h: EX_SOFTWARE).
+INTERNAL = 70
 
 
 class ShrinkError(Exception):
@@ -22,7 +27,7 @@ class ModelError(ShrinkError):
 
 
 class UnsupportedModel(ModelError):
-    """A valid model that this runtime cannot run, for instance for want of a custom op's kernel."""
+    """A valid model that this runtime cannot run, for instance for lack of a custom kernel."""
 
 
 class DataError(ShrinkError):
@@ -57,3 +62,13 @@ class BudgetMissed(ShrinkError):
     def __init__(self, message: str, report: object = None):
         super().__init__(message)
         self.report = report
+
+
+def internal(error: BaseException) -> str:
+    """One line on a bug of ours: what it is, and where it was raised."""
+    last = str(error).strip().splitlines()[-1:]
+    said = ": ".join([type(error).__name__, *last])
+    frames = traceback.extract_tb(error.__traceback__)
+    package = [frame for frame in frames if "onnxshrink" in frame.filename] or frames
+    where = "".join(f" ({frame.name}, line {frame.lineno})" for frame in package[-1:])
+    return f"internal error, please report it: {said}{where}"

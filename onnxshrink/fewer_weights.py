@@ -1,4 +1,4 @@
-"""A step that is too much for the outputs stands on as many of its weights as they bear."""
+"""A step that is too much for the outputs stands on as many of its weights as they tolerate."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 _TRIES = 16  # models that are tried
 
 
-def retreat(pass_: Any, model: Model, ctx: Context, judge: Judge, bound: float) -> Model | None:
+def retreat(
+    pass_: Any, model: Model, ctx: Context, judge: Judge, bound: float, *, saves: bool = False
+) -> Model | None:
     """The model after a refused step on fewer weights; the step's report becomes that of it.
 
     Args:
@@ -29,64 +31,72 @@ def retreat(pass_: Any, model: Model, ctx: Context, judge: Judge, bound: float) 
         ctx: What the step saw; its report says what was changed in vain.
         judge: Holds the answers of the step before.
         bound: Largest relative error of an output.
+        saves: Whether it is there to save bytes, so that the last few of them are not worth a try.
 
     Returns:
-        None when the outputs bear none of the weights.
+        None when the outputs tolerate none of the weights.
     """
     step, selection = ctx.step, pass_.weights
-    order = _by_saving(step, model)
+    savings = _savings(step, model)
+    order = list(savings)
 
-    def attempt(chosen: Sequence[str], row: Step) -> Model:
-        trial = model.clone()
-        _without(pass_, order, chosen).apply(trial, replace(ctx, step=row))
-        return trial
+    last: tuple[Model, Step] | None = None
 
-    def bears(chosen: Sequence[str]) -> bool:
-        row = Step(step.name)
+    def tolerated(chosen: Sequence[str]) -> bool:
+        nonlocal last
+        fewer, trial = _without(pass_, order, chosen), model.clone()
+        row = Step(step.name, dump(fewer), bytes_before=step.bytes_before)
         try:
-            trial = attempt(chosen, row)
+            fewer.apply(trial, replace(ctx, step=row))
         except ShrinkError:
             return False
-        return bool(row.changes) and not judge.verify(trial, bound)
+        if not row.changes or judge.verify(trial, bound):
+            return False
+        last = trial, row
+        return True
 
     def tell(tries: int) -> None:
         ctx.progress("trying fewer weights", tries, _TRIES)
 
-    taken = most_borne(order, bears, _TRIES, tell)
-    if not taken:
+    def worth(left: Sequence[str]) -> bool:
+        return not saves or sum(savings[name] for name in left) >= judge.least_saving(step)
+
+    taken = most_tolerated(order, tolerated, _TRIES, tell, worth)
+    if last is None:
         return None
-    row = Step(step.name, dump(_without(pass_, order, taken)), bytes_before=step.bytes_before)
-    trial = attempt(taken, row)
-    if judge.refusal(trial, bound, pass_.may_grow or row.may_grow, row):
+    trial, row = last  # of all that were taken
+    if judge.refusal(trial, bound, pass_.may_grow or row.may_grow, row, saves=saves):
         return None
     _explain(row, set(order) - set(taken), selection, bound)
     row.warnings.append(
-        f"{len(order) - len(taken)} of {len(order)} weights are left alone: the outputs bear a "
+        f"{len(order) - len(taken)} of {len(order)} weights are left alone: the outputs tolerate a "
         f"relative error of {bound:g}; --max-error allows more"
     )
     vars(step).update(vars(row))
     return trial
 
 
-def most_borne(
-    order: Sequence[str], bears: Callable[[Sequence[str]], bool], most: int,
+def most_tolerated(
+    order: Sequence[str], tolerated: Callable[[Sequence[str]], bool], most: int,
     tell: Callable[[int], None] = lambda tries: None,
+    worth: Callable[[Sequence[str]], bool] = lambda left: True,
 ) -> list[str]:  # fmt: skip
-    """As many as are borne together, found by halving what is too much.
+    """As many as are tolerated together, found by halving what is too much.
 
     Args:
         order: Names, the most welcome first; all of them together are too much.
-        bears: Whether some of them are borne together.
+        tolerated: Whether some of them are tolerated together.
         most: How often to ask; what is undecided by then is left out.
         tell: Is told the number of each question.
+        worth: Whether it is worth asking on for these, which are all that is undecided.
     """
     taken: list[str] = []
     parts, tries = _halves(order), 0
-    while parts and tries < most:
+    while parts and tries < most and worth([name for part in parts for name in part]):
         part = parts.pop(0)
         tries += 1
         tell(tries)
-        if bears([*taken, *part]):
+        if tolerated([*taken, *part]):
             taken += part
         else:
             parts += _halves(part)
@@ -98,8 +108,8 @@ def _halves(part: Sequence[str]) -> list[Sequence[str]]:
     return [part[:middle], part[middle:]] if middle else []
 
 
-def _by_saving(step: Step, model: Model) -> list[str]:
-    """Names of the weights that a step made smaller, those that save most first.
+def _savings(step: Step, model: Model) -> dict[str, int]:
+    """The weights that a step made smaller, by name, and the bytes: those that save most first.
 
     What was integers already comes last: it got faster.
     """
@@ -112,7 +122,7 @@ def _by_saving(step: Step, model: Model) -> list[str]:
     for change in step.changes:
         if change.what in known:
             saved[change.what] += change.before - change.after
-    return [name for name, nbytes in saved.most_common() if nbytes > 0 or name in coded]
+    return {name: many for name, many in saved.most_common() if many > 0 or name in coded}
 
 
 def _without(pass_: Any, order: Sequence[str], chosen: Sequence[str]) -> Any:
@@ -124,7 +134,7 @@ def _without(pass_: Any, order: Sequence[str], chosen: Sequence[str]) -> Any:
 
 def _explain(row: Step, left: set[str], selection: Select, bound: float) -> None:
     """Say of weights that were left alone for this that nobody asked for it."""
-    reason = f"beyond what the outputs bear (relative error {bound:g}; --max-error allows more)"
+    reason = f"beyond what the outputs tolerate (relative error {bound:g}; --max-error allows more)"
     asked = selection.keep or SKIP in selection.layers.values()
     row.skips = [
         replace(skip, reason=reason)

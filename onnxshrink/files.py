@@ -9,6 +9,7 @@ Whenever a run stops, the old model or the new one stands there with its own dat
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import shutil
@@ -220,8 +221,11 @@ def scratch(beside: Path | None = None) -> Iterator[Path]:
     """A folder for files in the making, gone at the end; swept by a later run if this one dies.
 
     Args:
-        beside: The folder to make it in; None is the system's temporary folder.
+        beside: The folder to make it in; None is the system's temporary folder, where the first of
+            a process looks for what dead runs left.
     """
+    if beside is None:
+        _sweep_once(Path(tempfile.gettempdir()))
     while True:
         folder = Path(tempfile.mkdtemp(dir=beside, prefix=_PREFIX))
         if (owner := _owned(folder)) is not None:
@@ -256,6 +260,11 @@ def _lock(file: IO[bytes]) -> bool:
     except OSError:
         return False
     return True
+
+
+@functools.cache
+def _sweep_once(folder: Path) -> None:
+    _sweep(folder)
 
 
 def _sweep(folder: Path) -> None:

@@ -11,7 +11,7 @@ from onnxshrink.errors import RecipeError
 if TYPE_CHECKING:
     import numpy as np
 
-    from onnxshrink.kernels.fidelity import Estimate, Fidelity, Figure, Limits
+    from onnxshrink.kernels.fidelity import Estimate, Fidelity, Figure, Limits, Measure
     from onnxshrink.kernels.kinds import Kind, Known
     from onnxshrink.kernels.metrics import OutputComparison
     from onnxshrink.trials import Answers
@@ -96,6 +96,7 @@ class Goal:
     Attributes:
         min_agreement: Least share of rows whose largest output stays at the same place.
         max_error: Largest relative L2 error of any output.
+        max_kl: Largest mean divergence of outputs with classes, in nats.
         max_drop: Largest loss of ``metric``; without one, of top-1 agreement.
         metric: Takes the outputs of every feed, gives a number; higher is better.
         measures: What outputs are, by name, where they should not be told by themselves.
@@ -105,6 +106,7 @@ class Goal:
 
     min_agreement: float | None = None
     max_error: float | None = None
+    max_kl: float | None = None
     max_drop: float | None = None
     metric: Metric | None = None
     measures: Mapping[str, Kind] = field(default_factory=dict)
@@ -131,7 +133,8 @@ class Goal:
     @property
     def plain(self) -> bool:
         """Whether nothing is asked for but what the preset says."""
-        return (self.min_agreement, self.max_error, self.max_drop) == (None, None, None)
+        asked = (self.min_agreement, self.max_error, self.max_kl, self.max_drop)
+        return all(limit is None for limit in asked)
 
     @property
     def by_metric(self) -> bool:
@@ -167,7 +170,7 @@ class Goal:
     def asked(self, before: Answers) -> dict[str, dict[Figure, float]]:
         """The limits of every figure of every output, by name; the metric aside."""
         kinds = self.kinds(before)
-        by_metric = self.metric is not None and self.max_error is None
+        by_metric = self.metric is not None and self.max_error is None and self.max_kl is None
         if self.plain or (by_metric and self.min_agreement is None):
             return {name: self.limits.asked(known.kind) for name, known in kinds.items()}
         least = self.min_agreement
@@ -178,18 +181,29 @@ class Goal:
         for name in kinds:
             if least is not None and (name in choosing or not choosing):
                 found[name]["agreement"] = least
+            if self.max_kl is not None and kinds[name].chooses:
+                found[name]["divergence"] = self.max_kl
             if self.max_error is not None:
                 found[name]["error"] = self.max_error
-        return found
+        return {name: {} if kinds[name].kind == "states" else each for name, each in found.items()}
 
-    def holder(self, before: Answers, others: Sequence[Sequence[np.ndarray]] = ()) -> Fidelity:
-        """What compares answers with these, each output by its kind."""
+    def holder(
+        self, before: Answers, others: Sequence[Sequence[np.ndarray]] = (),
+        measure: Measure = "auto",
+    ) -> Fidelity:  # fmt: skip
+        """What compares answers with these, each output by its kind.
+
+        Args:
+            before: What the original answers to some inputs.
+            others: What it answers to more, which no other model will be asked.
+            measure: See ``Fidelity``.
+        """
         from onnxshrink.kernels.fidelity import Fidelity
 
         kinds = self.kinds(before)
         stacked = [i for i, name in enumerate(before.names) if name in before.stacked]
         return Fidelity(
-            before.outputs, others=others, kinds=[kinds[name] for name in before.names],
+            before.outputs, measure, others, kinds=[kinds[name] for name in before.names],
             stacked=stacked,
         )  # fmt: skip
 
@@ -217,11 +231,11 @@ class Goal:
             drop = self.metric(before.outputs) - self.metric(after.outputs)
             if not drop <= self.max_drop:
                 lines.append(f"the metric drops by {drop:.4g}, more than {self.max_drop:g}")
-            if self.max_error is None and self.min_agreement is None:
+            if self.max_error is None and self.min_agreement is None and self.max_kl is None:
                 return lines
         rows, asked = {row.name: row for row in effect}, self.asked(before)
         kinds = self.kinds(before)
-        for name in before.names:
+        for name in (name for name in before.names if name in rows):
             lines += _missed(rows[name], asked[name], _top1(rows[name], kinds[name], before, after))
         return lines
 

@@ -16,13 +16,14 @@ from onnxshrink.errors import (
     RecipeError,
     ShrinkError,
     UnsupportedModel,
+    internal,
 )
 from onnxshrink.fewer_weights import retreat
 from onnxshrink.goal import Goal
 from onnxshrink.options import amended, check, dump, option
-from onnxshrink.report import Change, Report, Skip, Step
+from onnxshrink.report import Change, Report, Skip, Step, size
 from onnxshrink.select import SKIP, Select, unmatched
-from onnxshrink.trials import Answers, Feeds
+from onnxshrink.trials import Answers, Feeds, Reference
 
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
@@ -53,11 +54,13 @@ class Pass:
         retreats: Whether a step that breaks the contract may stand on fewer of its ``weights``.
         saves: Whether fewer bytes are all that it is for.
         for_packing: Whether what it leaves is small only when it is packed.
+        example: Options without which it does nothing, for the example in its help.
         inlines: Whether it sees functions inlined, where there are any, even if it asks for no
             statistics: no value of a function can be observed.
     """
 
     name: ClassVar[str] = ""
+    example: ClassVar[str] = ""
     may_grow: ClassVar[bool] = False
     runs_models: ClassVar[bool] = False
     retreats: ClassVar[bool] = False
@@ -128,6 +131,8 @@ class Context:
         goal: What the answers must keep in the end.
         findings: What steps found out about models on these inputs, by a key of their own; it is
             theirs to make sure that the model is the same.
+        memo: What was found out of the model before the step, for when the pass is applied to it
+            once more, on fewer of its weights.
         verify: Why a model half-way through the step breaks the contract, or an empty text; for
             passes that try something and can do without. Takes a bound of its own, if wanted.
     """
@@ -143,6 +148,7 @@ class Context:
     storage: str = "auto"
     goal: Goal = field(default_factory=Goal)
     findings: dict[Any, Any] = field(default_factory=dict)
+    memo: dict[str, Any] = field(default_factory=dict)
     verify: Callable[..., str] = field(default=lambda model, bound=0.0: "")
 
     @property
@@ -155,16 +161,29 @@ class Context:
             self.warn(_BY_ITSELF)
         return found
 
+    def reference(self, model: Model, feeds: Feeds | None = None) -> Reference:
+        """What a model answers to the inputs, or to some of them: what others are compared with."""
+        return Reference(model, self.feeds if feeds is None else feeds, self.worker)
+
     def changed(
         self, what: WeightView | str, after: int, *, note: str = "", before: int = 0,
         kind: str = "", **error: float,
     ) -> None:  # fmt: skip
-        """Report something that became ``after`` bytes, with error figures by name."""
+        """Report something that became ``after`` bytes, with error figures by name.
+
+        Args:
+            what: A weight, or the name of something else.
+            after: Bytes that it takes now.
+            note: How.
+            before: Bytes that it took; of a weight only if these are not those of its values.
+            kind: What it is; of a weight the operator that uses it.
+            error: Figures by name.
+        """
         if isinstance(what, str):
             self.step.changes.append(Change(what, kind, before, after, note, error))
         else:
             self.step.changes.append(
-                Change(what.name, what.op_type, what.nbytes, after, note, error)
+                Change(what.name, what.op_type, before or what.nbytes, after, note, error)
             )
 
     def skip(self, what: WeightView | str, reason: str) -> None:
@@ -236,6 +255,9 @@ def run(
 ) -> Result:
     """Apply passes in order; each stands only if it keeps the contract.
 
+    A bug in one of several steps is a step that is rolled back, and is said; in a single one it is
+    raised.
+
     Args:
         steps: The passes.
         model: Left as it is; the result is another model.
@@ -273,10 +295,23 @@ def run(
                 if len(steps) == 1:
                     raise
                 _undo(step, str(error))
-                step.warnings.append("left out for want of real inputs")
+                step.warnings.append("left out: it needs real inputs")
+            except ShrinkError:
+                raise
+            except Exception as error:
+                if len(steps) == 1:
+                    raise
+                _log.debug("%s:", step.name, exc_info=True)
+                _undo(step, reason := internal(error))
+                step.warnings.append(f"{reason}; the step was left out")
+                _log.error("%s: %s", step.name, reason)
             step.seconds = round(time.perf_counter() - started, 3)
             report.bytes_after = step.bytes_after
             report.warnings += [f"{step.name}: {warning}" for warning in step.warnings]
+            _log.info(
+                "%s: %s, %s -> %s in %.1f s", step.name, step.status, size(step.bytes_before),
+                size(step.bytes_after), step.seconds,
+            )  # fmt: skip
         effect = judge.total_effect()
         report.warnings += judge.silences
         report.unproven = judge.proves_nothing and not settings.generated
@@ -328,14 +363,13 @@ def _step(
             ctx.changed("functions", 0, kind="model", note=f"{calls} calls inlined")
         if computed and step.changes:
             ctx.changed("weights", 0, kind="model", note=f"{computed} were computed from constants")
-        reason = ""
+        reason, may_grow = "", pass_.may_grow or step.may_grow
+        saves = pass_.saves and not may_grow and pass_.max_error is None and not _asked(pass_)
         if step.changes:
-            may_grow = pass_.may_grow or step.may_grow
-            saves = pass_.saves and not may_grow and pass_.max_error is None and not _asked(pass_)
             reason = judge.refusal(trial, bound, may_grow, step, saves=saves)
         fewer = None
         if pass_.retreats and judge.asks_too_much(reason):
-            fewer = retreat(pass_, before, ctx, judge, bound)
+            fewer = retreat(pass_, before, ctx, judge, bound, saves=saves)
         if fewer is not None:
             trial, reason = fewer, ""
         if fits and step.changes and not ctx.generated:

@@ -89,6 +89,7 @@ class Report:
         promises: What inputs that no step has seen say of the result.
         missed: What a search could not keep or reach, one line each.
         front: Models from near-lossless to smallest, where they were asked for.
+        origin: What a certified result was made from.
         unproven: Whether the given inputs could not have shown a difference.
     """
 
@@ -105,6 +106,7 @@ class Report:
     promises: list[str] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
     front: Table | None = None
+    origin: dict[str, Any] = field(default_factory=dict)
     unproven: bool = False
     bytes_before: int = 0
     bytes_after: int = 0
@@ -218,28 +220,23 @@ class Report:
 
     def to_html(self) -> str:
         """A page of its own: the headline, the tables, the warnings."""
+        style = (
+            "body{font:15px system-ui;margin:2em}table{border-collapse:collapse;margin:1em 0}"
+            "caption{text-align:left;font-weight:600}td,th{border:1px solid #ccc;padding:.3em .6em}"
+        )
+        head = f"<!doctype html><meta charset=utf-8><title>onnxshrink</title><style>{style}</style>"
+        return f"{head}{self._repr_html_()}\n"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
         from html import escape
 
         def plain(text: str) -> str:
             return escape(printable(text))
 
-        def rows(table: Table) -> str:
-            head = "".join(f"<th>{plain(cell)}" for cell in table.columns)
-            body = ("".join(f"<td>{plain(cell)}" for cell in row) for row in table.rows)
-            return f"<table><caption>{plain(table.title)}<tr>{head}" + "".join(
-                f"<tr>{cells}" for cells in body
-            )
-
-        style = (
-            "body{font:15px system-ui;margin:2em}table{border-collapse:collapse;margin:1em 0}"
-            "caption{text-align:left;font-weight:600}td,th{border:1px solid #ccc;padding:.3em .6em}"
-        )
         notes = "".join(f"<p><strong>{plain(w)}</strong>" for w in self.warnings + self.missed)
-        tables = "".join(rows(table) + "</table>" for table in self.tables())
-        return (
-            f"<!doctype html><meta charset=utf-8><title>onnxshrink</title><style>{style}</style>"
-            f"<h1>{plain(self.headline())}</h1>{notes}{tables}\n"
-        )
+        tables = "".join(table.to_html() for table in self.tables())
+        return f"<h1>{plain(self.headline())}</h1>{notes}{tables}"
 
 
 class Table:
@@ -259,6 +256,17 @@ class Table:
     def to_dicts(self) -> list[dict[str, str]]:
         """Every row by heading, for JSON."""
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
+    def to_html(self) -> str:
+        """A table of a page."""
+        from html import escape
+
+        def cells(kind: str, row: Iterable[str]) -> str:
+            return "<tr>" + "".join(f"<{kind}>{escape(printable(cell))}" for cell in row)
+
+        body = "".join(cells("td", row) for row in self.rows)
+        title = escape(printable(self.title))
+        return f"<table><caption>{title}{cells('th', self.columns)}{body}</table>"
 
     def to_markdown(self) -> str:
         """A Markdown table."""

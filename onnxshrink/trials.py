@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -53,13 +54,19 @@ class Answers:
         return replace(self, outputs=[self.outputs[number] for number in numbers])
 
     @property
+    def judged(self) -> tuple[str, ...]:
+        """Names of the outputs that are held to anything by themselves."""
+        followed = {name for name, tail in self.tails.items() if tail.followed}
+        return tuple(name for name in self.names if name not in followed)
+
+    @property
     def silent(self) -> dict[str, str]:
         """Outputs to which likeness says nothing, and why: by name."""
         from onnxshrink.kernels.metrics import Silence
 
         found = {}
-        for place, name in enumerate(self.names):
-            silence = Silence()
+        for name in self.judged:
+            silence, place = Silence(), self.names.index(name)
             for outputs in self.outputs:
                 silence.add(outputs[place])
             if self.outputs and silence.reason:
@@ -67,14 +74,21 @@ class Answers:
         return found
 
     def figures(self, other: Answers) -> tuple[OutputComparison, ...]:
-        """How far every output of another model is from these, on the feeds that it answered."""
+        """How far every output of another model is from these, on the feeds that it answered.
+
+        What the next run goes on from is left out: the other outputs tell of it.
+        """
         from onnxshrink.kernels.metrics import compare_outputs
+        from onnxshrink.runtime.shelf import read
 
         if not self.outputs:
             return ()
-        return compare_outputs(
-            self.names, self.outputs[: len(other.outputs)], other.outputs, stacked=self.stacked
+        places = [self.names.index(name) for name in self.judged]
+        mine, its = (
+            read([outputs[i] for i in places] for outputs in answers)
+            for answers in (self.outputs[: len(other.outputs)], other.outputs)
         )
+        return compare_outputs(self.judged, mine, its, stacked=self.stacked)
 
 
 def answers(
@@ -114,12 +128,16 @@ def answers(
         except ModelError as error:
             # The temporary file means nothing to the reader; the model does.
             raise type(error)(str(error).replace(str(path), model.label)) from error
-    stacked = frozenset(
+    return Answers(run.output_names, run.outputs, _stacked(model), tails(model))
+
+
+def _stacked(model: Model) -> frozenset[str]:
+    """Outputs whose first axis is declared to be of fixed length."""
+    return frozenset(
         value.name or ""
         for value in model.ir.graph.outputs
         if value.shape is not None and len(value.shape) and isinstance(value.shape[0], int)
     )
-    return Answers(run.output_names, run.outputs, stacked, tails(model))
 
 
 @contextlib.contextmanager
@@ -130,6 +148,55 @@ def _scratch(folder: Path | None) -> Iterator[Path]:
         with files.writing(place):
             made = stack.enter_context(files.scratch(place))
         yield made
+
+
+class Exchange:
+    """Asks a model with other weights instead of its own, without loading it again.
+
+    The worker holds one model at a time: do not use it for another until this is closed.
+
+    Args:
+        model: The model; it is left as it is.
+        names: Constants that are to be exchanged.
+        worker: Where to run.
+
+    Attributes:
+        refused: Constants that cannot be exchanged, and why.
+
+    Raises:
+        ModelError: The model does not load.
+    """
+
+    def __init__(self, model: Model, names: Iterable[str], worker: Worker):
+        from onnxshrink.graph.analysis.instrument import instrument
+        from onnxshrink.graph.analysis.tails import tails
+        from onnxshrink.runtime.session import SessionOptions
+
+        self._worker = worker
+        self._stack = contextlib.ExitStack()
+        path = self._stack.enter_context(files.scratch()) / "model.onnx"
+        weakref.finalize(self, self._stack.close)
+        self.refused = instrument(model, path, free=names).refused
+        outputs = worker.open(path, SessionOptions(accuracy_level=0)).outputs
+        self._nothing = Answers(tuple(outputs), [], _stacked(model), tails(model))
+
+    def answers(self, feeds: Feeds, weights: Mapping[str, np.ndarray] | None = None) -> Answers:
+        """What the model answers with these constants exchanged, and the others its own.
+
+        Raises:
+            DataError: A feed or a weight does not fit.
+            ModelError: The model does not run.
+        """
+        from onnxshrink.runtime.decoding import steps
+
+        self._worker.hold(weights or {})
+        found = steps.answered(self._worker, self._nothing.names, feeds)
+        return replace(self._nothing, outputs=[row for row, _ in found])
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._worker.release()
+        self._stack.close()
 
 
 class Reference:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,17 @@ hypothesis.settings.load_profile("onnxshrink")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest go first, so that all processes end at about the same time."""
     items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
+
+
+@pytest.fixture(autouse=True)
+def _no_step_hides_a_bug(
+    request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> Iterator[None]:
+    """In a recipe a bug is a step that is rolled back; in a test it is a bug."""
+    yield
+    if request.node.get_closest_marker("bug") is None:
+        said = [*caplog.get_records("setup"), *caplog.get_records("call")]
+        assert not [row for row in said if "internal error" in row.getMessage()]
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +65,21 @@ def one_worker(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
             lent = False
 
     monkeypatch.setattr("onnxshrink.runtime.worker.Worker", lend)
+
+
+@pytest.fixture
+def folder_of_nobody(tmp_path: Path) -> Iterator[Path]:
+    """An empty folder. Root may read and write everything: for this test it is another user."""
+    if os.geteuid():
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory() as folder:  # those of pytest are closed to others
+        os.chmod(folder, 0o777)
+        os.seteuid(65534)
+        try:
+            yield Path(folder)
+        finally:
+            os.seteuid(0)
 
 
 @pytest.fixture

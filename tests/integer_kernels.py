@@ -92,12 +92,14 @@ class MatMulInteger(OpRun):
     ) -> tuple[np.ndarray]:
         left = a.astype(np.int64) - (0 if a_zero is None else a_zero.astype(np.int64))
         right = b.astype(np.int64) - (0 if b_zero is None else b_zero.astype(np.int64))
-        sums = left @ right
-        places = sums.shape[:-2]
+        sums = np.asarray(left @ right)
+        a, b = (a if a.ndim > 1 else a[None]), (b if b.ndim > 1 else b[:, None])  # vectors
+        places = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
         rows = np.broadcast_to(a, (*places, *a.shape[-2:]))
         columns = np.broadcast_to(b, (*places, *b.shape[-2:]))
+        matrices = sums.reshape(*places, a.shape[-2], b.shape[-1])
         for place in np.ndindex(places):
-            sums[place] -= lost(rows[place], columns[place].T)
+            matrices[place] -= lost(rows[place], columns[place].T)
         return (sums.astype(np.int32),)
 
 

@@ -128,3 +128,29 @@ def test_options_of_sidecars_are_not_for_graphs(palettes: Path, tmp_path: Path) 
     onnxshrink("pack", palettes, out, "--form", "graph", "--with-reader", "c", code=2)
     onnxshrink("pack", MODEL, out, "--form", "graph", code=1)  # floats of many values
     assert not out.exists()
+
+
+def test_a_coded_model_is_updated_by_a_patch(
+    palettes: Path, coded_file: Path, tmp_path: Path
+) -> None:
+    """What is sent is small, and the device ends up with the very file."""
+    here, device = tmp_path / "here", tmp_path / "device"
+    changed = onnx.load(palettes)
+    tensor = sorted(changed.graph.initializer, key=lambda t: len(t.raw_data))[-4]
+    array = numpy_helper.to_array(tensor).copy()
+    array.flat[:90:3] = array.flat[1:91:3]
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    for folder in (here, device):
+        folder.mkdir()
+        onnxshrink("pack", coded_file, folder / "base.onnx")
+    onnx.save(changed, here / "plain.onnx")
+    onnxshrink("pack", here / "plain.onnx", here / "new.onnx", "--form", "graph")
+    onnxshrink("pack", here / "new.onnx", here / "patch.onnx", "--base", here / "base.onnx")
+    sent = sorted(here.glob("patch.onnx*"))
+    assert sum(file.stat().st_size for file in sent) < (here / "new.onnx").stat().st_size / 2
+    for file in sent:
+        (device / file.name).write_bytes(file.read_bytes())
+    base = ("--base", device / "base.onnx")
+    onnxshrink("unpack", device / "patch.onnx", device / "plain.onnx", *base)
+    onnxshrink("pack", device / "plain.onnx", device / "new.onnx", "--form", "graph")
+    assert (device / "new.onnx").read_bytes() == (here / "new.onnx").read_bytes()

@@ -235,6 +235,25 @@ def test_another_storage_removes_the_old_data_and_says_so(cli: Run, small: Path)
     assert not list(Path().glob("out.onnx.*"))
 
 
+def test_a_pack_stays_as_long_as_another_is_its_update(cli: Run, tmp_path: Path) -> None:
+    for name, seed in (("one", 1), ("two", 2)):
+        proto = text(
+            "g (float[n, 64] x) => (float[n, 64] y) { a = MatMul(x, v)  y = MatMul(a, w) }",
+            v=np.round(weight(0, 64, 64), 2), w=np.round(weight(seed, 64, 64), 2),
+        )  # fmt: skip
+        Path(f"{name}.onnx").write_bytes(proto.SerializeToString())
+    assert cli("pack", "one.onnx", "base.onnx").code == 0
+    assert cli("pack", "two.onnx", "new.onnx", "--base", "base.onnx").code == 0
+    base, update = (packed.pack_path(Path(name)) for name in ("base.onnx", "new.onnx"))
+    done = cli("pack", "two.onnx", "base.onnx")
+    assert f"left {base.name}, the pack of the model there: base of {update.name}" in done.err
+    assert cli("unpack", "new.onnx", "back.onnx", "--base", base).code == 0
+    assert Model.load("back.onnx").digest() == Model.load("two.onnx").digest()
+    now = packed.pack_path(Path("base.onnx"))
+    assert f"removed {now.name}" in cli("quantize-weights", "one.onnx", "base.onnx").err
+    assert base.exists()
+
+
 @pytest.fixture
 def locked(tmp_path: Path) -> Iterator[Path]:
     """A scratch folder whose owner lives."""
@@ -260,6 +279,20 @@ def test_only_scratch_folders_of_the_dead_are_swept(locked: Path, tmp_path: Path
     files.check([], [tmp_path / "out.onnx"])
     assert not other.exists()
     assert locked.exists()
+
+
+def test_the_systems_temporary_folder_is_swept_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with files.scratch() as mine:
+        left = tmp_path / ".onnxshrink-left"
+        left.mkdir()
+        (left / "owner").touch()  # nobody has it locked
+        files._sweep_once.cache_clear()
+        with files.scratch():
+            assert not left.exists()
+            assert mine.exists()
 
 
 def test_a_scratch_folder_that_was_never_marked_goes_after_a_day(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -384,6 +385,29 @@ def test_an_endless_loop_ends(refused: Run) -> None:
 
 
 # ------------------------------------------------------------------------ worker and pipes
+
+
+def test_every_worker_of_a_run_obeys_its_limits(
+    cli: Run, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, begun, make = {"timeout": 77.0, "memory_limit": 2**35}, [], Worker.__init__
+
+    def recorded(self: Worker, **limits: Any) -> None:
+        begun.append(limits)
+        make(self, **limits)
+
+    monkeypatch.setattr(Worker, "__init__", recorded)
+    limits = ("--timeout", 77, "--memory-limit", "32GiB")
+    for words, workers in (
+        (("prune-channels", small, "--dry-run"), 1),
+        (("prune-channels", small, "--explain", "w"), 1),
+        (("bench", small, "--rounds", 6), 2),
+        (("shrink", small, "o.onnx"), 4),  # for the run, for inputs, and for two models on a clock
+    ):
+        begun.clear()
+        done = cli(*words, *limits)
+        assert done.code == 0, done.err
+        assert begun == [asked] * workers
 
 
 def test_a_worker_that_dies_in_the_middle_of_an_answer(tmp_path: Path, small: Path) -> None:

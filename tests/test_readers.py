@@ -23,14 +23,30 @@ GOLDEN = HERE / "golden"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text(encoding="ascii"))
 READERS = HERE.parent / "onnxshrink" / "readers"
 LIMIT = 1 << 24  # as in the programs of tests/readers
-LANGUAGES = ["python", "c", "c sanitized", "node", "browser"]
 
 _C = {
     "c": ["gcc", "-std=c99", "-pedantic", "-O2"],
     "c sanitized": ["gcc", "-std=c99", "-O1", "-g", "-fsanitize=address,undefined",
                     "-fno-sanitize-recover=all"],
 }  # fmt: skip
-_INFLATES = "new DecompressionStream('deflate-raw')"  # from Node 20 on
+needs_gcc, needs_cxx, needs_node = (
+    pytest.mark.skipif(shutil.which(tool) is None, reason=f"{tool} is not installed")
+    for tool in ("gcc", "g++", "node")
+)
+needs_inflate = pytest.mark.skipif("not inflates()", reason="node is not installed, or before 20")
+IN_C = [pytest.param("c", marks=needs_gcc), pytest.param("c sanitized", marks=needs_gcc)]
+LANGUAGES = [
+    "python",
+    *IN_C,
+    pytest.param("node", marks=needs_node),
+    pytest.param("browser", marks=needs_inflate),
+]
+
+
+def inflates():
+    """Whether Node has the decompression of browsers."""
+    script = "new DecompressionStream('deflate-raw')"
+    return shutil.which("node") and not _run(["node", "-e", script]).returncode
 
 
 def _run(command):
@@ -48,8 +64,6 @@ def programs(tmp_path_factory):
     def program(language):
         if language not in built:
             compiler, *flags = _C[language]
-            if shutil.which(compiler) is None:
-                pytest.skip(f"{compiler} is not installed")
             built[language] = folder / language.replace(" ", "_")
             done = _run(
                 [compiler, *flags, "-Wall", "-Wextra", "-Werror", f"-I{READERS}",
@@ -67,14 +81,7 @@ def reader(request, programs):
     language = request.param
     if language == "python":
         return None
-    if language in _C:
-        program = [programs(language)]
-    elif shutil.which("node") is None:
-        pytest.skip("node is not installed")
-    elif language == "browser" and _run(["node", "-e", _INFLATES]).returncode:
-        pytest.skip("this node's DecompressionStream does not inflate")
-    else:
-        program = ["node", HERE / "readers/check_pack.mjs"]
+    program = [programs(language)] if language in _C else ["node", HERE / "readers/check_pack.mjs"]
 
     def run(command, *paths):
         if program[0] != "node":
@@ -223,9 +230,8 @@ def test_a_wrong_base(reader, tmp_path):
     assert reader("read", tmp_path / "lie", base).returncode != 0
 
 
+@needs_cxx
 def test_the_header_is_good_cxx_too(tmp_path):
-    if shutil.which("g++") is None:
-        pytest.skip("g++ is not installed")
     source = tmp_path / "main.cpp"
     source.write_text(
         """
@@ -240,7 +246,7 @@ def test_the_header_is_good_cxx_too(tmp_path):
     assert _run([tmp_path / "main"]).returncode == 3  # OXP_FORMAT
 
 
-@pytest.mark.parametrize("language", ["c", "c sanitized"])
+@pytest.mark.parametrize("language", IN_C)
 @pytest.mark.parametrize("damage", ["flips", "truncations"])
 def test_all_damage_to_the_header_is_seen_in_c(programs, sound, language, damage):
     done = _run([programs(language), damage, sound])
@@ -248,16 +254,14 @@ def test_all_damage_to_the_header_is_seen_in_c(programs, sound, language, damage
     assert int(done.stdout.split()[0]) >= 2000
 
 
+@needs_node
 def test_all_damage_to_the_header_is_seen_in_javascript(sound):
-    if shutil.which("node") is None:
-        pytest.skip("node is not installed")
     program = ["node", HERE / "readers/check_pack.mjs", "damage", READERS / "onnxshrink_pack.mjs"]
     assert _run([*program, sound]).stdout == "0 flips and 0 cuts passed\n"
 
 
+@needs_node
 def test_javascript_checks_that_the_model_is_the_right_one(tmp_path):
-    if shutil.which("node") is None:
-        pytest.skip("node is not installed")
     digest = hashlib.sha256(b"model").hexdigest()
     pack(tmp_path / "m", [("w", "INT8", (1,), b"a")], data_name="d", model_sha256=digest)
     script = f"""

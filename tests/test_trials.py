@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hard_models import rows, text, weight
+from hard_models import HARD, rows, text, weight
 
 from onnxshrink.errors import ModelError, OutputError
 from onnxshrink.graph import surgery
@@ -15,7 +15,7 @@ from onnxshrink.kernels.metrics import relative_error
 from onnxshrink.pipeline import Context
 from onnxshrink.report import Step
 from onnxshrink.runtime.worker import Worker
-from onnxshrink.trials import Figures, Reference, answers, distance
+from onnxshrink.trials import Exchange, Figures, Reference, answers, distance
 
 FEEDS = rows(3, 16)
 W, V = weight(1, 16, 4), weight(2, 16, 5)
@@ -93,3 +93,30 @@ def test_a_split_of_one_input_warns_once() -> None:
     assert ctx.split == ctx.split
     assert len(ctx.step.warnings) == 1
     assert not Context(Step("test"), FEEDS).step.warnings
+
+
+def test_each_run_has_the_weights_that_it_is_given(worker: Worker) -> None:
+    w, v, inputs = weight(1, 64, 32), weight(2, 32, 16), rows(3, 64)
+    net = "g (float[n, 64] x) => (float[n, 16] y) { a = MatMul(x, w)  y = MatMul(a, v) }"
+    source = Model.from_proto(text(net, w=w, v=v))
+    digest = source.digest()
+    exchange = Exchange(source, ["w", "v"], worker)
+    assert not exchange.refused
+    other = weight(3, 64, 32)
+    # The second run gives only one: what an earlier run exchanged is not there any more.
+    for given in ({}, {"w": other, "v": 2 * v}, {"v": 3 * v}, {}):
+        outputs = exchange.answers(inputs, given).outputs
+        for feed, (y,) in zip(inputs, outputs, strict=True):
+            wanted = feed["x"] @ given.get("w", w) @ given.get("v", v)
+            np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5)
+    exchange.close()
+    assert source.digest() == digest
+
+
+def test_what_cannot_be_exchanged_is_said(worker: Worker) -> None:
+    """A weight that a body or a function holds has no place in the main graph."""
+    hard = HARD["function"]()
+    exchange = Exchange(Model.from_proto(hard.proto), ["v", "own"], worker)
+    assert set(exchange.refused) <= {"v", "own"}
+    assert all(exchange.refused.values())
+    exchange.close()

@@ -1,4 +1,4 @@
-"""Measure what palettes cost: k-means of a large tensor, and the models that they are stored in.
+"""Measure what codebooks cost: k-means of a large tensor, and the models that they are stored in.
 
 The first table times clustering to 16 entries against a sort of the same values and, where it is
 installed, scikit-learn's MiniBatchKMeans; rounds are interleaved, times are ratios to the sort, and

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure the ways to make weights smaller at equal size: palettes, pruning, low rank, integers.
+"""Measure the ways to make weights smaller at equal size: codebooks, pruning, low rank, integers.
 
 Every folder of the zoo holds ``model.onnx`` and ``evaluate.py``, a module with
 ``load_inputs(split)`` and ``metric(outputs)``; at most 64 inputs of the split ``calibration`` are
@@ -45,10 +45,10 @@ METHODS: dict[str, str] = {
        for r in RATIOS},
     "int8": BYTE,
     "int4 in blocks of 32": "{quantize-weights: {dtype: int4, block_size: 32, max_error: 99}}",
-    "palette of 16": "{share-codebook: {bits: 4, max_error: 99}}",
-    "palette of 16, reconstruct": "{share-codebook: {bits: 4, max_error: 99}}, reconstruct",
-    "palette of 8": "{share-codebook: {bits: 3, max_error: 99}}",
-    "palette of 8, reconstruct": "{share-codebook: {bits: 3, max_error: 99}}, reconstruct",
+    "codebook of 16": "{share-codebook: {bits: 4, max_error: 99}}",
+    "codebook of 16, reconstruct": "{share-codebook: {bits: 4, max_error: 99}}, reconstruct",
+    "codebook of 8": "{share-codebook: {bits: 3, max_error: 99}}",
+    "codebook of 8, reconstruct": "{share-codebook: {bits: 3, max_error: 99}}, reconstruct",
     "magnitude 50 %, int8": f"{{prune-magnitude: {HALF}}}, {BYTE}",
     "magnitude 50 %, reconstruct, int8": f"{{prune-magnitude: {HALF}}}, reconstruct, {BYTE}",
     "Wanda 50 %, int8": f"{{prune-wanda: {{ratio: 0.5, max_error: 99}}}}, {BYTE}",

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxshrink.channels.facts import dims, nbytes_of
+from onnxshrink.channels.facts import nbytes_of
 from onnxshrink.channels.groups import Removed
 from onnxshrink.channels.labels import Walk
 from onnxshrink.channels.readers import Consumer, find
 from onnxshrink.channels.removal import Cut
 from onnxshrink.graph import read, surgery
-from onnxshrink.kernels.refit import DAMPINGS, Array, Choice, Moments, choose, refit
+from onnxshrink.kernels.refit import DAMPINGS, Array, ChosenDamping, FeatureSums, choose, refit
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Refitted:
     op_type: str
     before: int
     after: int
-    choice: Choice
+    choice: ChosenDamping
 
 
 def choices(
-    walk: Walk, seen: Mapping[Consumer, Moments], removed: Removed, damping: float | None
-) -> dict[str, Choice]:
+    walk: Walk, seen: Mapping[Consumer, FeatureSums], removed: Removed, damping: float | None
+) -> dict[str, ChosenDamping]:
     """How strongly each weight that reads removed channels is held to what it was.
 
     Args:
@@ -60,7 +60,7 @@ def choices(
 
 
 def compensate(
-    walk: Walk, sums: Mapping[str, Array], removed: Removed, chosen: Mapping[str, Choice]
+    walk: Walk, sums: Mapping[str, Array], removed: Removed, chosen: Mapping[str, ChosenDamping]
 ) -> dict[str, Refitted]:
     """Refit the weights that read removed channels. Must come before the cut.
 
@@ -100,7 +100,7 @@ def compensate(
 
 
 def _note(
-    done: dict[str, Refitted], consumer: Consumer, value: ir.Value, choice: Choice, *,
+    done: dict[str, Refitted], consumer: Consumer, value: ir.Value, choice: ChosenDamping, *,
     new: bool = False,
 ) -> None:  # fmt: skip
     nbytes = nbytes_of(value)
@@ -125,7 +125,7 @@ def _with_bias(walk: Walk, consumer: Consumer) -> ir.Value:
     node, tensor = consumer.node, read.constant(consumer.weight)
     assert tensor is not None
     axis = 1 - consumer.weight_axis
-    zeros = np.zeros(dims(tensor)[axis], tensor.dtype.numpy())
+    zeros = np.zeros(read.shape(tensor)[axis], tensor.dtype.numpy())
     cut = Cut(walk, np.zeros(walk.atoms.count, bool))
     bias = cut.constant(zeros, f"{consumer.weight.name}.bias", node)
     if len(node.inputs) < 3:

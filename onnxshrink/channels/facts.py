@@ -30,7 +30,7 @@ _LARGEST_PARAMETER = 2**16
 
 
 @dataclass(frozen=True)
-class Seen:
+class Observed:
     """One value as it came out of the runs.
 
     Attributes:
@@ -72,8 +72,8 @@ class Runs:
             not, numbers that the graph computes from shapes are not taken for constants.
     """
 
-    seen: Mapping[str, Seen] = field(default_factory=dict)
-    inside: Sequence[Seen | None] = ()
+    seen: Mapping[str, Observed] = field(default_factory=dict)
+    inside: Sequence[Observed | None] = ()
     varied: bool = True
 
     @classmethod
@@ -96,7 +96,7 @@ class Runs:
                 continue
             small = a.dtype.kind in "iub" and a.size <= _LARGEST_PARAMETER
             values = (a, b) if small else None
-            seen[name] = Seen(tuple(zip(a.shape, b.shape, strict=True)), a.dtype, values)
+            seen[name] = Observed(tuple(zip(a.shape, b.shape, strict=True)), a.dtype, values)
         return cls(seen, _inferred(model, first, second), varied)
 
 
@@ -111,7 +111,7 @@ def inner(model: Model) -> list[ir.Value]:
 
 def _inferred(
     model: Model, first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]
-) -> list[Seen | None]:
+) -> list[Observed | None]:
     """What follows for the values in bodies."""
     values = inner(model)
     if not values:
@@ -122,7 +122,7 @@ def _inferred(
         for run in (first, second)
     )
 
-    def seen(value: ir.Value) -> Seen | None:
+    def seen(value: ir.Value) -> Observed | None:
         a, b, kind = one.shapes.get(value), other.shapes.get(value), one.elements.get(value)
         if a is None or b is None or len(a) != len(b) or not kind:
             return None
@@ -132,7 +132,7 @@ def _inferred(
         known = None
         if value in one.known and value in other.known and one.known[value].dtype.kind in "iub":
             known = one.known[value], other.known[value]
-        return Seen(sizes, ir.DataType(kind).numpy(), known)
+        return Observed(sizes, ir.DataType(kind).numpy(), known)
 
     return list(map(seen, values))
 
@@ -208,7 +208,7 @@ class Facts:
     def _is_known(self, value: ir.Value) -> bool:
         return value in self._computed or read.constant(value) is not None
 
-    def _seen(self, value: ir.Value) -> Seen | None:
+    def _seen(self, value: ir.Value) -> Observed | None:
         if value in self._inside:
             return self._inside[value]
         return self._runs.seen.get(value.name or "")
@@ -217,7 +217,7 @@ class Facts:
         """Length of every axis in both runs; None when the value was not seen."""
         tensor = read.constant(value)
         if tensor is not None:
-            return tuple((n, n) for n in dims(tensor))
+            return tuple((n, n) for n in read.shape(tensor))
         seen = self._seen(value)
         return None if seen is None else seen.sizes
 
@@ -253,11 +253,6 @@ class Facts:
             if value not in self._computed or not trusted:
                 return None
         return values[0] if np.array_equal(*values) else None
-
-
-def dims(tensor: ir.TensorProtocol) -> tuple[int, ...]:
-    """The shape of a tensor as plain integers."""
-    return tuple(tensor.shape.numpy())
 
 
 def nbytes_of(value: ir.Value) -> int:

@@ -14,7 +14,6 @@ from onnxshrink.channels.request import Request
 from onnxshrink.channels.shares import Allocation, Start
 from onnxshrink.channels.survey import Survey, real_feeds
 from onnxshrink.pipeline import Context
-from onnxshrink.runtime.worker import Worker
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,6 @@ class Iteration:
         start: Where the first iteration began, which the goal is relative to.
         part: How much of the way is to be gone when this iteration is over, up to 1.
         ctx: The run.
-        worker: Where to run models.
     """
 
     request: Request
@@ -35,7 +33,6 @@ class Iteration:
     start: Start
     part: float
     ctx: Context
-    worker: Worker
 
     def choose(self) -> Plan:
         """The channels that go.
@@ -66,7 +63,7 @@ class Iteration:
     def removal(self, plan: Plan) -> Removal:
         """What carries out a plan for the model as it is now."""
         seen = self.found.seen if self.request.compensate else {}
-        return Removal(self.ctx, self.worker, plan, self.found.runs, seen, self.request.damping)
+        return Removal(self.ctx, plan, self.found.runs, seen, self.request.damping)
 
     @property
     def _measures(self) -> bool:
@@ -92,7 +89,7 @@ class Iteration:
         left = goal.after(self.part)
         if goal.of == "latency":
             return latency.reach(
-                plan, allocation, self.start.model, self.found.runs, left, self.ctx, self.worker
+                plan, allocation, self.start.model, self.found.runs, left, self.ctx
             )
         if goal.of in ("macs", "bytes"):
             return allocation.reach_cost(plan, saved, left * saved(self.start.cost))

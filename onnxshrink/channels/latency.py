@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
+from onnxshrink import files
 from onnxshrink.channels import groups as grouping
 from onnxshrink.channels.facts import Runs
 from onnxshrink.channels.groups import cost
@@ -20,7 +19,6 @@ from onnxshrink.kernels.importance import believed_saving
 from onnxshrink.pipeline import Context
 from onnxshrink.runtime.bench import ModelBench, bench
 from onnxshrink.runtime.generate import generated_inputs
-from onnxshrink.runtime.worker import Worker
 
 _ROUNDS = 15  # of each of the trials: times differ by more than the steps between more of them
 _TRIALS = 6
@@ -31,8 +29,7 @@ Timed = Callable[[Plan, float | None], ModelBench]
 
 
 def reach(
-    plan: Plan, allocation: Allocation, first: Model, runs: Runs, goal: float, ctx: Context,
-    worker: Worker,
+    plan: Plan, allocation: Allocation, first: Model, runs: Runs, goal: float, ctx: Context
 ) -> tuple[Plan, bool]:  # fmt: skip
     """The least that is measured to be as fast as was asked for, and whether it is.
 
@@ -44,13 +41,13 @@ def reach(
         first: The model that the goal is relative to.
         runs: What two runs of the plan's model showed.
         goal: The share of the time that is to be left.
-        ctx: The inputs, the seed and the progress.
-        worker: Where to make inputs up, if there are none.
+        ctx: The inputs, the seed, the progress, and where to make inputs up if there are none;
+            what is timed obeys its limits.
     """
     model = plan.walk.model
-    feeds = ctx.feeds[:4] or generated_inputs(model, 1, ctx.seed, worker=worker)
-    with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
-        before, after = Path(folder) / "before.onnx", Path(folder) / "after.onnx"
+    feeds = ctx.feeds[:4] or generated_inputs(model, 1, ctx.seed, worker=ctx.worker)
+    with files.scratch() as folder:
+        before, after = folder / "before.onnx", folder / "after.onnx"
         first.save(before, durable=False)
 
         def timed(trial: Plan, within: float | None) -> ModelBench:
@@ -60,7 +57,8 @@ def reach(
             if same.removed.any():
                 Cut(walk, same.removed).apply()
             copy.save(after, durable=False)
-            return bench([before, after], feeds, rounds=_ROUNDS, within=within).models[1]
+            found = bench([before, after], feeds, rounds=_ROUNDS, within=within, worker=ctx.worker)
+            return found.models[1]
 
         saved = _saved(plan, allocation, timed, ctx.progress)
         allocation = replace(allocation, everywhere=True, costs=saved)

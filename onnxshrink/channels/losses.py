@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from onnxshrink.trials import Reference
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -31,7 +29,7 @@ class Losses:
         self._whole = whole
         feeds, split = whole.ctx.feeds, whole.ctx.split
         held = split.of(feeds, split.held)[:_PROBES]
-        self._wanted = Reference(whole.plan.walk.model, held or feeds[:1], whole.worker)
+        self._wanted = whole.ctx.reference(whole.plan.walk.model, held or feeds[:1])
 
     def of(self, plan: Plan) -> float:
         """The squared relative error of the outputs, with what is removed made up for.

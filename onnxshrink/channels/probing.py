@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onnxshrink import files
 from onnxshrink.errors import DataError
 from onnxshrink.kernels.split import Split
 from onnxshrink.runtime.generate import generated_inputs
@@ -23,9 +22,9 @@ if TYPE_CHECKING:
     from onnxshrink.channels.labels import Walk
     from onnxshrink.channels.readers import Consumer
     from onnxshrink.graph.file.model import Model
-    from onnxshrink.kernels.refit import Moments
+    from onnxshrink.kernels.refit import FeatureSums
 
-#: Optimization may put other operators in the place of watched ones, but not change their values.
+#: Optimization may put other operators in place of watched ones, but not change their values.
 _PLAIN = SessionOptions(optimization="basic", accuracy_level=0)
 
 Sizes = Callable[[int, int], int]
@@ -75,7 +74,7 @@ def probe_any(
 
 def moments(
     walk: Walk, feeds: Sequence[Mapping[str, np.ndarray]], worker: Worker
-) -> dict[Consumer, Moments]:
+) -> dict[Consumer, FeatureSums]:
     """Second moments of what every weight reads that can make up for removed channels.
 
     What some feeds show is held out; where there is only one, a quarter of what it shows.
@@ -86,12 +85,12 @@ def moments(
         worker: Where to run it.
     """
     from onnxshrink.channels import readers
-    from onnxshrink.kernels.refit import Moments
+    from onnxshrink.kernels.refit import FeatureSums
 
     found = [each for each in readers.find(walk) if not walk.atoms.is_frozen(each.labels).all()]
     if not found:
         return {}
-    seen = {consumer: Moments(consumer.features) for consumer in found}
+    seen = {consumer: FeatureSums(consumer.features) for consumer in found}
     values = list({value.name: value for each in found for value in each.values}.values())
     runs = zip(feeds, observe(walk.model, values, feeds, worker), strict=True)
     apart = Split(len(feeds)).held
@@ -134,8 +133,8 @@ def _answers(
     model: Model, feeds: Sequence[Mapping[str, np.ndarray]], worker: Worker
 ) -> Iterator[dict[str, np.ndarray]]:
     """For each feed, the outputs of a model without a file, by name."""
-    with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
-        path = Path(folder) / "model.onnx"
+    with files.scratch() as folder:
+        path = folder / "model.onnx"
         model.save(path, durable=False)
         names = list(worker.open(path, _PLAIN).outputs)
         try:
@@ -156,8 +155,8 @@ def _other_feed(model: Model, feed: Feed, worker: Worker) -> tuple[Feed, bool]:
         if all(other[name].shape != feed[name].shape or not _free(wanted[name].dims)
                for name in feed):  # fmt: skip
             tried.append(other)
-    with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
-        path = Path(folder) / "model.onnx"
+    with files.scratch() as folder:
+        path = folder / "model.onnx"
         model.save(path, durable=False)
         answers = worker.refusals(path, tried)
     if answers and answers[-1] is None:
@@ -189,6 +188,10 @@ def _resized(model: Model, feed: Feed, change: Sizes) -> Feed:
             assert port.dims is not None
             symbol = port.dims[axis] or (axis, size)
             length = lengths.setdefault(symbol, change(axis, size))
-            array = np.take(array, np.arange(length) % max(size, 1), axis)
+            if size:
+                array = np.take(array, np.arange(length) % size, axis)
+            else:  # a cache at its start has nothing to repeat
+                shape = (*array.shape[:axis], length, *array.shape[axis + 1 :])
+                array = np.zeros(shape, array.dtype)
         other[name] = array
     return other

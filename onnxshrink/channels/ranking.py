@@ -14,10 +14,10 @@ from onnxshrink.channels.readers import Consumer
 from onnxshrink.channels.request import Importance
 from onnxshrink.graph import operators, read
 from onnxshrink.graph.operators import Norm
-from onnxshrink.kernels.elimination import Reader, eliminate
+from onnxshrink.kernels.elimination import ChannelReader, eliminate
 from onnxshrink.kernels.importance import Array, index_power
-from onnxshrink.kernels.moments import damped
-from onnxshrink.kernels.refit import Moments
+from onnxshrink.kernels.moments import damped, loss
+from onnxshrink.kernels.refit import FeatureSums
 
 #: Those that need inputs to run the model on.
 CALIBRATED = {"activation", "variance", "hessian", "greedy"}
@@ -28,7 +28,7 @@ _LEAST = 1e-30
 
 def score(
     walk: Walk, groups: Sequence[Group], importance: Importance,
-    seen: Mapping[Consumer, Moments], rng: np.random.Generator,
+    seen: Mapping[Consumer, FeatureSums], rng: np.random.Generator,
 ) -> list[Array]:  # fmt: skip
     """A score for every unit of every group; higher matters more.
 
@@ -79,7 +79,7 @@ def score(
     return scores
 
 
-def _eliminated(walk: Walk, group: Group, seen: Mapping[Consumer, Moments]) -> Array | None:
+def _eliminated(walk: Walk, group: Group, seen: Mapping[Consumer, FeatureSums]) -> Array | None:
     """Scores that grow in the order in which units go, one after the other."""
     unit = np.full(walk.atoms.count, -1)
     unit[group.atoms] = np.arange(len(group))
@@ -88,11 +88,11 @@ def _eliminated(walk: Walk, group: Group, seen: Mapping[Consumer, Moments]) -> A
         columns = _columns(walk, unit, len(group), consumer)
         if columns is None:
             continue
-        gram = _gram(consumer, moments)
+        h = moments.second_moments(centred=consumer.shifts)
         matrix = consumer.matrix()
-        power = float(np.einsum("oi,oi->", matrix @ gram, matrix))
+        power = loss(matrix, h)
         if power > 0:  # errors are relative to what each consumer makes
-            readers.append(Reader(matrix / power**0.5, damped(gram, _DAMPING), columns))
+            readers.append(ChannelReader(matrix / power**0.5, damped(h, _DAMPING), columns))
     if not readers:
         return None
     order, costs = eliminate(readers)
@@ -121,27 +121,17 @@ def _columns(
     return np.asarray((channels * size + np.arange(size)).reshape(units, -1))
 
 
-def _read(consumer: Consumer, moments: Moments, importance: Importance) -> Array:
+def _read(consumer: Consumer, moments: FeatureSums, importance: Importance) -> Array:
     """A score for every channel that a consumer reads."""
     squares = consumer.columns(np.square(consumer.matrix())).sum((0, 2))
     size = consumer.features // consumer.channels
     if importance in ("hessian", "auto"):
-        gram = _gram(consumer, moments)
-        gram[np.diag_indices_from(gram)] += _DAMPING * np.diagonal(gram).mean() + 1e-12
-        left = 1 / np.diagonal(np.linalg.inv(gram))
+        h = damped(moments.second_moments(centred=consumer.shifts), _DAMPING)
+        left = 1 / np.diagonal(np.linalg.inv(h))
         each = np.square(consumer.matrix()).sum(0) * left
         return np.asarray(each.reshape(consumer.channels, size).sum(1))
     power = moments.mean_squares() if importance == "activation" else moments.variances()
     return np.asarray(np.sqrt(squares * power.reshape(consumer.channels, size).mean(1)))
-
-
-def _gram(consumer: Consumer, moments: Moments) -> Array:
-    """Second moments of what a consumer reads, about the means where its bias makes up for them."""
-    gram = moments.sums[:-1, :-1] / max(moments.count, 1.0)
-    if consumer.shifts:
-        means = moments.sums[-1, :-1] / max(moments.count, 1.0)
-        gram = gram - np.outer(means, means)
-    return gram
 
 
 def _array(member: Member) -> np.ndarray:

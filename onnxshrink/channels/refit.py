@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from onnxshrink.trials import Reference
-
 if TYPE_CHECKING:
     from onnxshrink.channels.compensation import Refitted
     from onnxshrink.channels.facts import Runs
@@ -15,9 +13,8 @@ if TYPE_CHECKING:
     from onnxshrink.channels.readers import Consumer
     from onnxshrink.channels.removal import Shortened
     from onnxshrink.graph.file.model import Model
-    from onnxshrink.kernels.refit import Array, Choice, Moments
+    from onnxshrink.kernels.refit import Array, ChosenDamping, FeatureSums
     from onnxshrink.pipeline import Context
-    from onnxshrink.runtime.worker import Worker
 
 
 @dataclass(frozen=True)
@@ -40,8 +37,7 @@ class Removal:
     """One plan, and what carries it out.
 
     Attributes:
-        ctx: Where to report.
-        worker: Where to run models.
+        ctx: Inputs, where to run models, and where to report.
         plan: What goes.
         runs: What two runs of the model showed.
         seen: Second moments of what its weights read; none where nothing is to be refitted.
@@ -49,10 +45,9 @@ class Removal:
     """
 
     ctx: Context
-    worker: Worker
     plan: Plan
     runs: Runs
-    seen: Mapping[Consumer, Moments]
+    seen: Mapping[Consumer, FeatureSums]
     damping: float | None
 
     def carry_out(self) -> None:
@@ -76,17 +71,17 @@ class Removal:
         }
         return self._variant(chosen, sums).model
 
-    def _choices(self) -> dict[str, Choice]:
+    def _choices(self) -> dict[str, ChosenDamping]:
         from onnxshrink.channels.compensation import choices
 
         return choices(self.plan.walk, self.seen, self.plan.removed, self.damping)
 
-    def _closer(self, plain: Variant, chosen: Mapping[str, Choice]) -> Variant:
+    def _closer(self, plain: Variant, chosen: Mapping[str, ChosenDamping]) -> Variant:
         """The refitted model, if its outputs are closer."""
         moments = {consumer.name: each for consumer, each in self.seen.items()}
         feeds = self.ctx.split.of(self.ctx.feeds, self.ctx.split.held)
         feeds = feeds or list(self.ctx.feeds)
-        wanted = Reference(self.plan.walk.model, feeds, self.worker)
+        wanted = self.ctx.reference(self.plan.walk.model, feeds)
         without = wanted.distance(plain.model)
         trial = self._variant(chosen, {name: each.fitted for name, each in moments.items()})
         error = wanted.distance(trial.model)
@@ -105,7 +100,9 @@ class Removal:
         return plain
 
     def _variant(
-        self, chosen: Mapping[str, Choice] | None = None, sums: Mapping[str, Array] | None = None
+        self,
+        chosen: Mapping[str, ChosenDamping] | None = None,
+        sums: Mapping[str, Array] | None = None,
     ) -> Variant:
         """A copy of the model without the channels, its weights refitted as was chosen."""
         from onnxshrink.channels.compensation import compensate
@@ -145,7 +142,7 @@ def _errors(row: Refitted | None) -> dict[str, float]:
     return {"error_before": row.choice.before, "error_after": row.choice.after}
 
 
-def _spread(chosen: Mapping[str, Choice]) -> str:
+def _spread(chosen: Mapping[str, ChosenDamping]) -> str:
     """How many were fitted how strongly."""
     from collections import Counter
 

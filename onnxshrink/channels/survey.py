@@ -18,9 +18,8 @@ from onnxshrink.channels.readers import Consumer
 from onnxshrink.channels.request import Request
 from onnxshrink.errors import InputsMissing
 from onnxshrink.graph.file.model import Model
-from onnxshrink.kernels.refit import Moments
+from onnxshrink.kernels.refit import FeatureSums
 from onnxshrink.pipeline import Context
-from onnxshrink.runtime.worker import Worker
 from onnxshrink.trials import Feeds
 
 
@@ -36,34 +35,31 @@ class Survey:
 
     plan: Plan
     runs: Runs
-    seen: Mapping[Consumer, Moments]
+    seen: Mapping[Consumer, FeatureSums]
 
 
-def survey(
-    model: Model, request: Request, ctx: Context, worker: Worker, iteration: int = 0
-) -> Survey:
+def survey(model: Model, request: Request, ctx: Context, iteration: int = 0) -> Survey:
     """Label a model, find its groups and rank their units.
 
     Args:
         model: The model, which is only read.
         request: What may go, and what ranks it.
-        ctx: The inputs and the seed.
-        worker: Where to run models.
+        ctx: The inputs, the seed, and where to run models.
         iteration: The number of the iteration, which random ranks depend on.
 
     Raises:
         RecipeError: A pattern matches nothing.
         InputsMissing: What was asked for needs real inputs, and there are none.
     """
-    runs = probe_any(model, ctx.feeds, ctx.seed, worker)
+    runs = probe_any(model, ctx.feeds, ctx.seed, ctx.worker)
     walk = labelled(model, runs)
     groups = grouping.find(walk)
     whole = _held(model, groups, request)
     real = real_feeds(ctx)
     _check_inputs(request, real)
-    seen: dict[Consumer, Moments] = {}
+    seen: dict[Consumer, FeatureSums] = {}
     if real and (request.compensate or request.importance in {"auto", *ranking.CALIBRATED}):
-        seen = moments(walk, real, worker)
+        seen = moments(walk, real, ctx.worker)
     rng = np.random.default_rng([ctx.seed, iteration])
     scores = ranking.score(walk, groups, request.importance, seen, rng)
     return Survey(Plan(walk, groups, scores, [], whole), runs, seen)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from onnxshrink.cli._budget import Budget, finish, step_budget_options
+from onnxshrink.cli._command import Command, InputOption
 from onnxshrink.cli._exclude import Exclusion, exclude_options
 from onnxshrink.cli._run import Run, run_options
 from onnxshrink.cli._terminal import progress_bar, show
@@ -122,8 +123,14 @@ def pass_command(name: str) -> click.Command:
         command = look.option(command)
     if any(field.name == "weights" for field in fields(kind)):
         command = exclude_options(command)
-    command.__doc__ = f"{summary(name)}\n\n\b\nonnxshrink {name} model.onnx small.onnx"
-    return click.command(name)(run_options(step_budget_options(command)))
+    example = f"onnxshrink {name} model.onnx small.onnx --calibration inputs.npz {kind.example}"
+    command.__doc__ = f"{summary(name)}\n\n\b\n{example.rstrip()}"
+    made = click.command(name, cls=Command)(run_options(step_budget_options(command)))
+    own = {flag for param in made.params if type(param) is click.Option for flag in param.opts}
+    for param in made.params:
+        if isinstance(param, InputOption):
+            param.opts = [flag for flag in param.opts if flag not in own]
+    return made
 
 
 def _goal(step: Pass, budget: Budget) -> Goal | None:
@@ -137,17 +144,19 @@ def _look(step: Any, asked: dict[str, Any], run: Run) -> None:
     """Print what a pass would do, or how it sees a part of the model; nothing is written."""
     from onnxshrink import api
     from onnxshrink.report import printable
-    from onnxshrink.runtime.worker import blamed
+    from onnxshrink.runtime.worker import Worker, blamed
 
-    with progress_bar() as progress, blamed(run.source):
+    with (
+        progress_bar() as progress, Worker(**run.worker) as worker, blamed(run.source, worker)
+    ):  # fmt: skip
         options = run.options(progress)
-        model, feeds = api.load(run.source, options)
+        model, feeds = api.load(run.source, options, worker)
         if what := asked.get("explain"):
-            tables = step.explain(model, what, feeds, options.seed)
+            tables = step.explain(model, what, feeds, options.seed, worker=worker)
             data, empty = {table.title: table.to_dicts() for table in tables}, False
         else:
             generated = options.calibration is None
-            plan = step.preview(model, feeds, options.seed, generated=generated)
+            plan = step.preview(model, feeds, options.seed, generated=generated, worker=worker)
             tables, data, empty = plan.tables(), plan.to_dict(), not plan.removed.any()
     if run.as_json:
         click.echo(json.dumps(data, indent=1))

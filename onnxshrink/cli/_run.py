@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from onnxshrink.cli._command import common_option, input_option
+from onnxshrink.cli._inputs import Inputs, input_options
 from onnxshrink.cli._terminal import say, show, warn
 from onnxshrink.cli._values import (
     SEED,
-    data_limit_option,
+    decorated,
     shape_option,
-    size_option,
     worker_limits,
     worker_options,
 )
@@ -27,62 +28,68 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-_KEPT = ("check", "seed", "storage", "calibration_cache", "max_opset", "keep_names")
+_KEPT = (
+    "check", "seed", "storage", "calibration_cache", "max_opset", "keep_names", "certificate",
+    "sign",
+)  # fmt: skip
 
 
 def run_options(command: F) -> F:
     """Options of every command that writes a model."""
-    for decorate in reversed(
+    return decorated(
+        command,
         (
             click.argument("source", metavar="IN"),
             click.argument("out", metavar="OUT", required=False),
             click.option("-o", "--output", "out_option", metavar="OUT", help="Same as OUT."),
-            click.option(
-                "--calibration", metavar="DATA", multiple=True,
-                help="Real inputs: .npz, .npy, a folder, or module.py:function. Repeatable.",
-            ),
-            data_limit_option,
+            input_options,
             *worker_options,
-            click.option(
+            common_option(
                 "--calibration-cache", metavar="FILE",
                 help="Keep what calibration finds, for later runs on the same model and inputs.",
             ),
-            click.option(
+            common_option(
                 "--check", type=click.Choice(["full", "quick", "off"]), default="full",
                 help="Compare outputs on up to 64 inputs, on two, or not at all.",
             ),
-            click.option(
+            input_option(
                 "--shape", multiple=True, metavar="NAME:DIMS",
                 help="Shape of a generated input, as in x:1,3,224,224. Repeatable.",
             ),
-            click.option("--seed", default=0, type=SEED, help="For everything that is random."),
-            click.option(
+            common_option("--seed", default=0, type=SEED, help="For everything that is random."),
+            common_option(
                 "--storage", type=click.Choice(["auto", "single", "external", "packed", "coded"]),
                 help="One file, external data, external above 2 GB only (auto), a packed "
                 "sidecar, or one file whose weights are coded; by default what the recipe says, "
                 "or auto.",
             ),
-            click.option(
+            common_option(
                 "--max-opset", type=click.IntRange(min=1), metavar="N",
                 help="Roll back steps that would raise the operator set beyond this one.",
             ),
-            click.option(
+            common_option(
                 "--keep-names", is_flag=True,
                 help="Keep names of values and nodes, which else are shortened where it pays.",
             ),
-            click.option(
+            common_option(
                 "--report", "report_file", metavar="FILE",
                 help="Write the whole report as .json, .md or .html.",
             ),
-            click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
-            click.option(
+            common_option(
+                "--certificate", is_flag=True,
+                help="Write OUT.certificate.json: what OUT was made from, and measured figures.",
+            ),
+            common_option(
+                "--sign", metavar="KEY",
+                help="Sign the certificate with this Ed25519 private key (PEM).",
+            ),
+            common_option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
+            common_option(
                 "--strict", is_flag=True,
                 help="Exit 1 when nothing was changed, or no output shows a difference.",
             ),
-        )
-    ):  # fmt: skip
-        command = decorate(command)
-    return command
+        ),
+    )  # fmt: skip
 
 
 class Run:
@@ -108,11 +115,11 @@ class Run:
         self.report_file = None if report_file is None else _report_file(report_file)
         self.as_json: bool = values.pop("as_json")
         self.strict: bool = values.pop("strict")
-        self.calibration = list(values.pop("calibration")) or None
+        self.inputs = Inputs.take(values)
         self.shapes = dict(map(shape_option, values.pop("shape")))
-        limit = values.pop("data_limit")
-        self.data_limit = size_option(limit, "--data-limit") if limit else None
         self.worker = worker_limits(values.pop("timeout"), values.pop("memory_limit"))
+        if values["sign"] is not None and not values["certificate"]:
+            raise RecipeError("--sign signs a certificate: ask for one with --certificate")
         self.rest = {name: values.pop(name) for name in _KEPT}
 
     def options(
@@ -126,10 +133,8 @@ class Run:
         """
         from onnxshrink.api import Options
 
-        calibration = self.calibration
         return Options(
-            calibration=calibration[0] if calibration and len(calibration) == 1 else calibration,
-            data_limit=self.data_limit, worker=self.worker,
+            **self.inputs.options, worker=self.worker,
             shapes=self.shapes, progress=progress, reads=tuple(reads),
             writes=() if self.report_file is None else (self.report_file,), **self.rest,
         )  # fmt: skip

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxshrink.cli._budget import Budget, budget_options, finish, lifting_option
+from onnxshrink.cli._command import Command
 from onnxshrink.cli._run import Run, run_options
 from onnxshrink.cli._terminal import progress_bar
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from onnxshrink.report import Report
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("recipe", metavar="RECIPE")
 @run_options
 @budget_options

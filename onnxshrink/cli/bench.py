@@ -3,39 +3,46 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxshrink.cli._measure import feeds_for, measure_options, settings
-from onnxshrink.cli._terminal import say, show
-from onnxshrink.cli._values import COUNT, worker_limits
+from onnxshrink.cli._command import Command
+from onnxshrink.cli._measure import Measured, measure_options, settings
+from onnxshrink.cli._terminal import say, show, warn
+from onnxshrink.cli._values import COUNT
+
+if TYPE_CHECKING:
+    from onnxshrink.report import Table
+    from onnxshrink.runtime.bench import ModelBench
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL [MODEL ...]")
 @measure_options
 @click.option("--rounds", default=25, type=COUNT, help="How often each is timed, taking turns.")
-def command(
-    models: tuple[str, ...], calibration: tuple[str, ...], shape: tuple[str, ...], rounds: int,
-    seed: int, as_json: bool, data_limit: str | None, timeout: float | None,
-    memory_limit: str | None, **pinned: Any,
-) -> None:  # fmt: skip
+@click.option(
+    "--operators",
+    is_flag=True,
+    help="Also what each operator takes, by ONNX Runtime's profiler.",
+)
+def command(models: tuple[str, ...], rounds: int, operators: bool, **values: Any) -> None:
     """Measure size, latency, load time and memory of models, side by side.
 
     \b
     onnxshrink bench model.onnx small.onnx --calibration inputs.npz
+    onnxshrink bench model.onnx small.onnx --calibration inputs.npz --operators
     """
+    measured = Measured.take(values)
+    from onnxshrink import commands
     from onnxshrink.report import Table, size
-    from onnxshrink.runtime.bench import bench as run_bench
-    from onnxshrink.runtime.session import SessionOptions
-    from onnxshrink.runtime.worker import Worker
 
-    limits = worker_limits(timeout, memory_limit)
-    with Worker(**limits) as worker:
-        feeds = feeds_for(models[0], calibration, shape, 8, seed, worker, data_limit)
-    found = run_bench(models, feeds, SessionOptions(**pinned), rounds, seed=seed, limits=limits)
-    if as_json:
+    found = commands.bench(
+        models, measured.options(), rounds=rounds, session=measured.session, operators=operators,
+        say=warn,
+    )  # fmt: skip
+    if measured.as_json:
         click.echo(json.dumps(found.to_dict(), indent=1, default=str))
         return
     columns = ("model", "file", "latency", "ratio", "95 % interval", "load", "steady", "peak")
@@ -47,4 +54,24 @@ def command(
             size(row.steady_bytes), size(row.peak_bytes),
         )  # fmt: skip
     show(table)
+    if operators:
+        show(_operators(found.models))
     say(f"{found.rounds} rounds; {settings(found.options)}")
+
+
+def _operators(models: Sequence[ModelBench]) -> Table:
+    """What each operator takes of a run of each model."""
+    from onnxshrink.report import Table
+
+    table = Table("time of operators in one run", ("operator", *(model.path for model in models)))
+    known = [{each.operator: each for each in model.operators} for model in models]
+    for name in dict.fromkeys(name for row in known for name in row):
+        cells = []
+        for row in known:
+            whole = sum(each.seconds for each in row.values()) or 1.0
+            found = row.get(name)
+            cells.append("" if found is None else (
+                f"{found.seconds * 1e3:.3f} ms in {found.nodes} ({found.seconds / whole:.0%})"
+            ))  # fmt: skip
+        table.add(name, *cells)
+    return table

@@ -8,38 +8,35 @@ from typing import Any
 
 import click
 
-from onnxshrink.cli._measure import feeds_for
-from onnxshrink.cli._terminal import progress_bar, say, show
-from onnxshrink.cli._values import COUNT, SEED, data_limit_option, worker_limits, worker_options
+from onnxshrink.cli._command import Command, common_option, input_option
+from onnxshrink.cli._inputs import Inputs, input_options
+from onnxshrink.cli._terminal import progress_bar, say, show, warn
+from onnxshrink.cli._values import COUNT, SEED, shape_option, worker_limits, worker_options
 from onnxshrink.errors import RecipeError
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("model", metavar="MODEL")
 @click.option("--step", default="quantize-weights", metavar="PASS", show_default=True,
               help="What to do to each weight; any pass with --only.")  # fmt: skip
 @click.option("--set", "given", multiple=True, metavar="OPTION=VALUE",
               help="An option of that pass, as in dtype=int4. Repeatable.")  # fmt: skip
-@click.option(
-    "--calibration", "--inputs", metavar="DATA", multiple=True,
-    help="Real inputs: .npz, .npy, a folder, or module.py:function. Repeatable.",
-)  # fmt: skip
-@data_limit_option
+@input_options
 @worker_options[0]
 @worker_options[1]
-@click.option("--shape", multiple=True, metavar="NAME:DIMS", help="Shape of a generated input.")
-@click.option(
+@input_option("--shape", multiple=True, metavar="NAME:DIMS", help="Shape of a generated input.")
+@input_option(
     "--count", default=16, type=COUNT, show_default=True, help="Use at most this many inputs."
 )
-@click.option("--seed", default=0, type=SEED, help="For everything that is random.")
+@common_option("--seed", default=0, type=SEED, help="For everything that is random.")
 @click.option("--by", type=click.Choice(["weight", "node"]), default="weight",
               help="Measure every weight, or all of one operator as one.")  # fmt: skip
 @click.option("--plot", metavar="FILE.svg", help="Draw it.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@common_option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
-    model: str, step: str, given: tuple[str, ...], calibration: tuple[str, ...],
-    shape: tuple[str, ...], count: int, seed: int, by: Any, plot: str | None, as_json: bool,
-    data_limit: str | None, timeout: float | None, memory_limit: str | None,
+    model: str, step: str, given: tuple[str, ...], shape: tuple[str, ...], count: int, seed: int,
+    by: Any, plot: str | None, as_json: bool, timeout: float | None, memory_limit: str | None,
+    **values: Any,
 ) -> None:  # fmt: skip
     """Measure what a step does to the outputs, weight by weight, alone and with others.
 
@@ -48,25 +45,23 @@ def command(
     """
     if plot is not None and not plot.endswith(".svg"):
         raise RecipeError(f"--plot {plot}: takes an .svg file")
-    from onnxshrink import files
-    from onnxshrink.contract import Settings
+    inputs = Inputs.take(values)
+    from onnxshrink import commands, files
+    from onnxshrink.api import Options
     from onnxshrink.graph.forms import coded_read
-    from onnxshrink.options import build
-    from onnxshrink.recipe import find_pass
     from onnxshrink.runtime.inputs import source_files
-    from onnxshrink.runtime.worker import Worker
-    from onnxshrink.search import sensitivity
-    from onnxshrink.search.partial_step import Parts
 
-    loaded, _ = coded_read.load(model)
     if plot is not None:
-        files.check([*loaded.own_files, *source_files(calibration)], [plot])
-    pass_ = build(find_pass(step, "--step"), _options(given), step)
-    with Worker(**worker_limits(timeout, memory_limit)) as worker, progress_bar() as progress:
-        feeds = feeds_for(model, calibration, shape, count, seed, worker, data_limit)
-        settings = Settings(feeds=feeds, generated=not calibration, seed=seed, progress=progress)
-        parts = Parts(loaded, pass_, settings, worker)
-        found = sensitivity.measure(parts, by, progress)
+        own = coded_read.load(model)[0].own_files
+        files.check([*own, *source_files(inputs.source)], [plot])
+    with progress_bar() as progress:
+        options = Options(
+            **inputs.options, shapes=dict(map(shape_option, shape)), seed=seed, progress=progress,
+            worker=worker_limits(timeout, memory_limit),
+        )  # fmt: skip
+        found = commands.sensitivity(
+            model, step, options, settings=_options(given), count=count, by=by, say=warn
+        )
     if plot is not None:
         with files.output(Path(plot)) as file:
             file.write(found.to_svg().encode())

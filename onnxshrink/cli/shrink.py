@@ -7,6 +7,7 @@ from typing import Any, get_args
 import click
 
 from onnxshrink.cli._budget import Budget, budget_options
+from onnxshrink.cli._command import Command
 from onnxshrink.cli._run import Run, run_options
 from onnxshrink.cli._terminal import progress_bar
 from onnxshrink.cli._values import number
@@ -14,7 +15,7 @@ from onnxshrink.errors import BudgetMissed
 from onnxshrink.goal import Aim
 
 
-@click.command()
+@click.command(cls=Command)
 @run_options
 @budget_options
 @click.option(

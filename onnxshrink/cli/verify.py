@@ -1,30 +1,64 @@
-"""The command that checks a packed or coded model."""
+"""The command that checks a packed, coded or certified model."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
+from onnxshrink.cli._command import Command
+from onnxshrink.cli._inputs import Inputs, input_options
 from onnxshrink.cli._packed import base_option, limit_option
 from onnxshrink.cli._terminal import say
-from onnxshrink.cli._values import size_option
+from onnxshrink.cli._values import size_option, worker_limits, worker_options
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("source", metavar="IN")
 @base_option
 @limit_option
-def command(source: str, base: str | None, limit: str | None) -> None:
-    """Decode all of a packed or coded model and check every checksum.
+@click.option(
+    "--certificate",
+    metavar="FILE",
+    help="By default IN.certificate.json, where that is there.",
+)
+@click.option("--key", metavar="FILE", help="The public key (Ed25519, PEM) that must fit.")
+@click.option(
+    "--original",
+    metavar="MODEL",
+    help="With --calibration: measure again what is certified.",
+)
+@input_options
+@worker_options[0]
+@worker_options[1]
+def command(
+    source: str, base: str | None, limit: str | None, certificate: str | None, key: str | None,
+    original: str | None, timeout: float | None, memory_limit: str | None, **values: Any,
+) -> None:  # fmt: skip
+    """Check a model: every checksum of packed or coded weights, and its certificate.
+
+    Of a bundle (a folder), the manifest and every file that it names.
 
     \b
     onnxshrink verify packed.onnx
+    onnxshrink verify small.onnx --original model.onnx --calibration inputs.npz
     """
-    from onnxshrink.graph.forms import coded_read, packed
+    from onnxshrink import commands
+    from onnxshrink.api import Options
 
-    if coded_read.names(source):
-        click.echo(f"{source}: {coded_read.verify(source)} coded tensors, every checksum is right")
-        return
-    most = size_option(limit, "--limit") if limit else None
-    with packed.open_pack(source, base=base, limit=most) as opened:
-        opened.verify()
-        say(f"{opened.path}: {len(opened)} tensors, every checksum is right")
+    inputs = Inputs.take(values)
+    done = commands.verify(
+        source, Options(**inputs.options, worker=worker_limits(timeout, memory_limit)), base=base,
+        limit=size_option(limit, "--limit") if limit else None, certificate=certificate, key=key,
+        original=original,
+    )  # fmt: skip
+    if done.files:
+        say(f"{source}: {done.files} files, all as in the manifest")
+    if done.certificate is not None:
+        signed = f"signed with {key}" if key else "signed" if done.signed else "not signed"
+        say(f"{source}: the files are those of {done.certificate}, which is intact and {signed}")
+    if done.feeds:
+        say(f"measured again on {done.feeds} inputs: no worse than certified")
+    if done.where:
+        kind = "coded tensors" if done.where == source else "tensors"
+        say(f"{done.where}: {done.tensors} {kind}, every checksum is right")

@@ -107,7 +107,7 @@ class Recorder:
             self.put_before(first)
 
     def put_in_place(self, node: ir.Node, results: Sequence[ir.Value | None]) -> None:
-        """Put what was made in the place of a node; see :func:`replace_node`."""
+        """Put what was made in place of a node; see :func:`replace_node`."""
         self.put_before(node)
         replace_node(self.model, node, results)
 
@@ -192,7 +192,7 @@ def remove(model: Model, node: ir.Node) -> None:
 
 
 def replace_node(model: Model, node: ir.Node, results: Sequence[ir.Value | None]) -> None:
-    """Put other values in the place of a node's outputs, and the node out of the graph.
+    """Put other values in place of a node's outputs, and the node out of the graph.
 
     Args:
         model: The model, whose journal is kept.

@@ -60,7 +60,7 @@ class Hash:
 
 
 @dataclass(frozen=True)
-class Filter:
+class BloomierFilter:
     """Codes of some positions.
 
     Attributes:
@@ -89,7 +89,7 @@ def slot_count(keys: int) -> int:
     return PARTS * -(-(int(np.ceil(SLOTS_PER_KEY * keys)) + _SPARE) // PARTS)
 
 
-def build(positions: Integers, codes: Integers, base: int, seed: int) -> Filter:
+def build(positions: Integers, codes: Integers, base: int, seed: int) -> BloomierFilter:
     """Put the codes of some positions into a filter.
 
     Args:
@@ -114,7 +114,9 @@ def build(positions: Integers, codes: Integers, base: int, seed: int) -> Filter:
             for keys, owned in reversed(order):
                 slots[owned] = 0
                 slots[owned] = (codes[keys] - slots[places[:, keys]].sum(0)) % base
-            return Filter(hashed, slots.astype(np.uint8 if base <= 256 else np.uint16), base, one)
+            return BloomierFilter(
+                hashed, slots.astype(np.uint8 if base <= 256 else np.uint16), base, one
+            )
     raise ValueError(f"no filter of {total:,} slots holds its {len(positions):,} values")
 
 
@@ -175,7 +177,8 @@ def refit(
 
     Args:
         weights: Any shape, of finite values.
-        codes: Of each weight, from :meth:`Filter.decode`; those from ``entries`` on are zeros.
+        codes: Of each weight, from :meth:`BloomierFilter.decode`; those from ``entries`` on are
+            zeros.
         entries: Of the table.
         importance: What a squared error of each weight counts; like ``weights``.
     """

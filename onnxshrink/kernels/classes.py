@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from onnxshrink.kernels.probabilities import are_probabilities
 from onnxshrink.kernels.slices import LONGEST, kinds
 
 Floats = npt.NDArray[np.float64]
-_SLACK = 1e-2  # rows that sum to one within this are probabilities
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def classes(output: Floats) -> Classes:
     last = output.ndim - 1
     if output.ndim < 3 or not np.isfinite(output).all() or not output.size:
         return Classes(last)
-    single = [axis for axis in (1, last) if _sums_to_one(output, axis)]
+    single = [axis for axis in (1, last) if are_probabilities(output, axis)]
     if len(single) == 1:
         return Classes(single[0])
     mixed = {axis: _majority(output, axis) for axis in (1, last)}
@@ -54,12 +54,6 @@ def classes(output: Floats) -> Classes:
     else:
         axis = 1 if mixed[1] is not None and mixed[last] is None else last
     return Classes(axis, mixed[axis])
-
-
-def _sums_to_one(output: Floats, axis: int) -> bool:
-    if output.shape[axis] < 2 or output.min() < 0:
-        return False
-    return bool((np.abs(output.sum(axis) - 1) <= _SLACK).all())
 
 
 def _majority(output: Floats, axis: int) -> npt.NDArray[np.int64] | None:

@@ -239,28 +239,47 @@ class _Trees:
         return found
 
     def _deepen(self, saved: Floats) -> None:
-        count, lines = self.branches, np.arange(self.branches)
-        before = self.gain[-1]
-        delta = np.append(np.diff(before), 0.0)
+        """The trees of one place more.
+
+        Line n is the tree with n branches of codes and, as branch n, that of escapes. Its leaves
+        go one by one to the branch that gains most. What a branch gains by its next leaf never
+        grows (``slope``), so these are simply the largest gains of all its branches; codes are in
+        the order of their shares, so branch i has its k-th leaf beside the first not before
+        (i + 1) * k others are given away.
+        """
+        most, lines = _LEAVES - 1, np.arange(self.branches)
+        delta = np.append(np.diff(self.gain[-1]), 0.0)
         slope = np.maximum.accumulate(delta[::-1])[::-1]
-        weight = np.zeros((count, count))  # of the branches, where there are 1, 2, .. of them
-        for branches in range(count):
-            weight[branches, :branches] = self.share[:branches]
-            weight[branches, branches] = self.share[branches:].sum() + self.rest
-        leaves = np.ones((count, count), np.int64)
-        gain, margin = saved[:count].copy(), weight * slope[1]
-        reached = np.full((_LEAVES + 1, count), -1.0)
-        picks = np.zeros((_LEAVES + 1, count), np.int64)
-        reached[lines + 1, lines] = gain
-        for more in range(1, _LEAVES):
-            at = margin.argmax(1)
-            had, heavy = leaves[lines, at], weight[lines, at]
-            gain = gain + heavy * delta[had]
-            leaves[lines, at] = had + 1
-            margin[lines, at] = heavy * slope[np.minimum(had + 1, _LEAVES)]
-            fits = lines[: max(_LEAVES - more, 0)]
-            reached[fits + 1 + more, fits] = gain[fits]
-            picks[fits + 1 + more, fits] = at[fits]
+        turns = most // (lines[:-1] + 1)
+        owner = np.repeat(lines[:-1], turns)
+        had = np.arange(owner.size) - np.repeat(np.cumsum(turns) - turns, turns) + 1
+        loss = -self.share[owner] * slope[had]
+        order = np.argsort(loss, kind="stable")  # of equal gains the first branch has the first
+        owner, had, loss = owner[order], had[order], loss[order]
+
+        line, place = np.nonzero(owner < lines[:, None])
+        turn = np.arange(line.size) - np.searchsorted(line, lines)[line]
+        line, place, turn = line[turn < most], place[turn < most], turn[turn < most]
+        escapes = np.array([self.share[own:].sum() + self.rest for own in lines])
+        # In each line first the gains of its branches of codes, then those of escapes.
+        losses = np.full((lines.size, 2 * most), np.inf)
+        losses[line, turn] = loss[place]
+        losses[:, most:] = -escapes[:, None] * slope[1:_LEAVES]
+        branch = np.tile(lines[:, None], 2 * most)
+        branch[line, turn] = owner[place]
+        leaf = np.tile(np.append(np.zeros(most, np.int64), np.arange(1, _LEAVES)), (lines.size, 1))
+        leaf[line, turn] = had[place]
+        given = np.argsort(losses, axis=1, kind="stable")[:, :most]
+        branch, leaf = (np.take_along_axis(each, given, 1) for each in (branch, leaf))
+        weight = np.append(self.share[lines[:-1]], 0.0)[branch]
+        weight = np.where(branch == lines[:, None], escapes[:, None], weight)
+        gain = np.cumsum(np.hstack([saved[lines, None], weight * delta[leaf]]), axis=1)
+
+        reached = np.full((_LEAVES + 1, lines.size), -1.0)
+        picks = np.zeros((_LEAVES + 1, lines.size), np.int64)
+        for own in lines.tolist():
+            reached[own + 1 :, own] = gain[own, : _LEAVES - own]
+            picks[own + 2 :, own] = branch[own, : most - own]
         best = reached.max(1)
         best[0] = 0.0
         self.gain.append(best)

@@ -25,7 +25,7 @@ _SHORTLIST = 3  # times as many are candidates for it
 
 
 @dataclass(frozen=True)
-class Reader:
+class ChannelReader:
     """Weights that read channels.
 
     Attributes:
@@ -40,7 +40,7 @@ class Reader:
     columns: Indices
 
 
-def eliminate(readers: Sequence[Reader]) -> tuple[Indices, Array]:
+def eliminate(readers: Sequence[ChannelReader]) -> tuple[Indices, Array]:
     """Remove one channel after the other, each time the one that is cheapest to lose.
 
     Args:
@@ -98,7 +98,7 @@ class _State:
     columns: Indices
 
     @classmethod
-    def of(cls, reader: Reader) -> _State:
+    def of(cls, reader: ChannelReader) -> _State:
         from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
         # Features that stay in any case make up for others, but nothing more is asked of them.

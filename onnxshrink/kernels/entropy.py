@@ -36,7 +36,7 @@ _SAMPLE, _SLICES = 1 << 16, 8  # elements on which filters are compared, from th
 _CLOSE = 1.05  # estimates within this are settled by coding the whole tensor
 
 
-class Choice(NamedTuple):
+class Filtering(NamedTuple):
     """A filter, and the table that it needs."""
 
     how: Filter
@@ -134,7 +134,7 @@ def inflate(payload: bytes, length: int) -> bytes:
     return raw
 
 
-def choose(data: Bytes, unit: int, *, floating: bool) -> list[Choice]:
+def choose(data: Bytes, unit: int, *, floating: bool) -> list[Filtering]:
     """The filters that may make this tensor smallest.
 
     Every filter that the values allow codes a sample; those within 5 % of the best are returned,
@@ -158,12 +158,12 @@ def choose(data: Bytes, unit: int, *, floating: bool) -> list[Choice]:
     return [choices[i] for size, i in ranked if size <= _CLOSE * ranked[0][0]]
 
 
-def plain(unit: int, *, floating: bool) -> Choice:
+def plain(unit: int, *, floating: bool) -> Filtering:
     """The filter that needs nothing of the values, and never makes a tensor longer."""
-    return Choice(Filter(unit, unit, rotate=floating and unit > 8))
+    return Filtering(Filter(unit, unit, rotate=floating and unit > 8))
 
 
-def block_symbols(data: Bytes, choice: Choice) -> int:
+def block_symbols(data: Bytes, choice: Filtering) -> int:
     """How many symbols a block should have, so that its longest stream is nearly ``CHUNK`` bytes.
 
     Args:
@@ -190,7 +190,7 @@ def block_symbols(data: Bytes, choice: Choice) -> int:
     return symbols
 
 
-def _candidates(data: Bytes, unit: int, floating: bool) -> Iterator[Choice]:
+def _candidates(data: Bytes, unit: int, floating: bool) -> Iterator[Filtering]:
     """Filters that the values of this tensor allow and that could gain."""
     dense = plain(unit, floating=floating)
     yield dense
@@ -208,13 +208,13 @@ def _candidates(data: Bytes, unit: int, floating: bool) -> Iterator[Choice]:
         bits = next(b for b in (1, 2, 4, 8) if values.size <= 1 << b)
         if bits < unit or (values[mode] != 0 and common > 0.3):
             table = np.concatenate((values[mode : mode + 1], np.delete(values, mode)))
-            tabled = Choice(Filter(unit, min(bits, unit), table=True), table.view(np.uint8))
+            tabled = Filtering(Filter(unit, min(bits, unit), table=True), table.view(np.uint8))
             yield tabled
             yield from _gapped(tabled, common)
     yield from _gapped(dense, zeros)
 
 
-def _gapped(choice: Choice, zeros: float) -> Iterator[Choice]:
+def _gapped(choice: Filtering, zeros: float) -> Iterator[Filtering]:
     """The same filter with its zeros left out, where there are enough of them to gain."""
     how, table = choice
     ways: tuple[Gaps, ...] = ("mask", "runs")
@@ -222,7 +222,7 @@ def _gapped(choice: Choice, zeros: float) -> Iterator[Choice]:
         ways = ("joint", "mask", "runs") if how.bits > 1 else ("joint",)
     if zeros > (0.3 if how.bits <= 8 else 0.03):
         for gaps in ways:
-            yield Choice(Filter(how.unit, how.bits, gaps, how.rotate, how.table), table)
+            yield Filtering(Filter(how.unit, how.bits, gaps, how.rotate, how.table), table)
 
 
 def _census(data: Bytes, unit: int) -> tuple[Symbols, np.ndarray[Any, np.dtype[np.int64]]] | None:
@@ -255,7 +255,7 @@ def _sample(data: Bytes, unit: int) -> Bytes:
     return np.concatenate([data[start : start + run] for start in starts])
 
 
-def _size(sample: Bytes, choice: Choice) -> int:
+def _size(sample: Bytes, choice: Filtering) -> int:
     """Bytes that the sample takes with this filter."""
     streams = encode(sample, choice.how, choice.table)
     table = 0 if choice.table is None else choice.table.size

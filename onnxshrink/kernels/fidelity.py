@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxshrink.kernels import ties
-from onnxshrink.kernels.kinds import Kind, Known, are_logarithms, decide
-from onnxshrink.kernels.metrics import Agreement, are_probabilities
+from onnxshrink.kernels.kinds import Kind, Known, decide
+from onnxshrink.kernels.metrics import Agreement
+from onnxshrink.kernels.probabilities import are_logarithms, are_probabilities
 from onnxshrink.kernels.promise import CONFIDENCE, ratio_at_most, share_at_least
 
 Figure = Literal["agreement", "likeness", "error", "divergence"]
@@ -83,6 +84,7 @@ class Limits:
             "embeddings": likeness,
             "vectors": {**likeness, "agreement": 1 - _IN_DOUBT * (1 - self.agreement)},
             "values": {"error": self.error},
+            "states": {},
         }
         return asked[kind]
 
@@ -127,8 +129,11 @@ class Fidelity:
         """
         total = 0.0
         for i, known in enumerate(self.kinds):
+            if known.kind == "states":
+                continue
             agreement = self._agreement(outputs, i)
-            divergence = agreement.kl if known.chooses and self._given(i) else None
+            told = known.kind == "tokens" or (known.chooses and self._given(i))
+            divergence = agreement.kl if told else None
             total += agreement.relative_error**2 if divergence is None else divergence
         return total
 
@@ -142,7 +147,7 @@ class Fidelity:
         for i, known in enumerate(self.kinds):
             if known.kind in ("labels", "classes", "tokens"):
                 scores.append(self.agreement(outputs, i))
-            else:
+            elif known.kind != "states":
                 agreement = self._agreement(outputs, i)
                 scores.append(agreement.cosine if self._free_scale else agreement.likeness)
         return min(scores)
@@ -246,7 +251,7 @@ class Fidelity:
 
     def _given(self, output: int) -> bool:
         known = self.kinds[output]
-        rows = [known.rows(feed[output]) for feed in self._reference]
+        rows = [known.rows(feed[output]) for feed in self._reference if feed[output].size]
         return all(map(are_probabilities, rows)) or all(map(are_logarithms, rows))
 
     def _pairs(self, outputs: Outputs, output: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -261,7 +266,7 @@ class Fidelity:
 
 
 def _measured_by(measure: Measure, known: Known, arrays: Sequence[np.ndarray]) -> Known:
-    if known.kind == "labels" or measure == "auto":
+    if known.kind in ("labels", "states") or measure == "auto":
         return known
     rows = all(array.ndim > 1 and array.shape[-1] > 1 for array in arrays)
     kind: Kind = "classes" if measure == "agreement" and rows else "values"

@@ -15,14 +15,17 @@ from typing import Literal
 
 import numpy as np
 
-from onnxshrink.kernels.metrics import are_probabilities, is_discrete
+from onnxshrink.kernels.probabilities import are_logarithms, are_probabilities, is_discrete
 
 #: ``labels``: integers and texts, which must be equal. ``classes``: rows of scores, whose largest
 #: counts. ``tokens``: the same over a vocabulary, where the other scores count, too.
 #: ``embeddings``: rows that are compared by direction. ``vectors``: rows of scores or embeddings,
-#: one cannot tell: held to both. ``values``: numbers that mean something one by one.
-Kind = Literal["labels", "classes", "tokens", "embeddings", "vectors", "values"]
-KINDS: tuple[Kind, ...] = ("labels", "classes", "tokens", "embeddings", "vectors", "values")
+#: one cannot tell: held to both. ``values``: numbers that mean something one by one. ``states``:
+#: what the next run goes on from: other outputs tell of it, so that it is not judged by itself.
+Kind = Literal["labels", "classes", "tokens", "embeddings", "vectors", "values", "states"]
+KINDS: tuple[Kind, ...] = (
+    "labels", "classes", "tokens", "embeddings", "vectors", "values", "states",
+)  # fmt: skip
 
 _SCORES = {
     "logit", "logits", "logprob", "logprobs", "class", "classes", "classification", "classifier",
@@ -48,11 +51,16 @@ class Tail:
         last: The operator that makes it, behind all that only moves values.
         read_by: Operators that read its values inside the model.
         fed_back: The input that it becomes in the next run; empty for none.
+        followed: Whether other outputs tell of it: at once, or in the next run, which goes on
+            from it.
+        decodes: Whether the model appends to a cache: its scores are those of a vocabulary.
     """
 
     last: str = ""
     read_by: frozenset[str] = frozenset()
     fed_back: str = ""
+    followed: bool = False
+    decodes: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,8 @@ def decide(name: str, arrays: Sequence[np.ndarray], tail: Tail | None = None) ->
         tail: What the graph says.
     """
     tail = tail or Tail()
+    if tail.followed:
+        return Known("states", f"the next run goes on from it, as input {tail.fed_back!r}")
     if any(map(is_discrete, arrays)):
         return Known("labels", "integers, booleans or texts")
     filled = [array for array in arrays if array.size]
@@ -103,6 +113,8 @@ def decide(name: str, arrays: Sequence[np.ndarray], tail: Tail | None = None) ->
         return Known("classes", "its rows are logarithms of probabilities")
     wide = all(array.ndim > 1 and array.shape[-1] > 1 for array in filled)
     words = {word.lower() for word in _WORDS.findall(name)}
+    if wide and tail.decodes and all(array.shape[-1] >= _LONG_ROW for array in filled):
+        return Known("tokens", "scores of a vocabulary: the model appends to a cache")
     if not wide or words & _STATES:
         return Known("values", "one number a row" if not wide else "its name says a state")
     if choice := sorted(tail.read_by & _CHOICES):
@@ -123,14 +135,7 @@ def decide(name: str, arrays: Sequence[np.ndarray], tail: Tail | None = None) ->
 
 
 def _are_maps(array: np.ndarray) -> bool:
-    return array.ndim == 4 and are_probabilities(np.moveaxis(array, 1, -1))
-
-
-def are_logarithms(array: np.ndarray) -> bool:
-    """Whether the rows along the last axis are logarithms of probabilities."""
-    if array.ndim < 2 or array.shape[-1] < 2 or array.max() > _UNIT:
-        return False
-    return are_probabilities(np.exp(array.astype(np.float64)))
+    return array.ndim == 4 and are_probabilities(array, 1)
 
 
 def _are_unit(array: np.ndarray) -> bool:

@@ -123,12 +123,12 @@ def _centred(seen: Seen, *, shift: bool) -> tuple[Array, Array]:
     Means over the samples.
     """
     count = max(seen.samples, 1.0)
-    gram, cross = seen.xx[:, :-1, :-1] / count, seen.xy[:, :, :-1] / count
+    h, cross = seen.xx[:, :-1, :-1] / count, seen.xy[:, :, :-1] / count
     if shift:
         x, y = seen.xx[:, :-1, -1] / count, seen.xy[:, :, -1] / count
-        gram = gram - x[:, :, None] * x[:, None, :]
+        h = h - x[:, :, None] * x[:, None, :]
         cross = cross - y[:, :, None] * x[:, None, :]
-    return gram, cross
+    return h, cross
 
 
 def solve(
@@ -155,9 +155,9 @@ def solve(
     """
     from scipy.linalg import cho_solve
 
-    gram, cross = _centred(seen, shift=shift)
-    damped = moments.damped(gram, damping)
-    target = cross - held.matrix @ gram
+    h, cross = _centred(seen, shift=shift)
+    damped = moments.damped(h, damping)
+    target = cross - held.matrix @ h
     if not shift:
         target -= held.shift[..., None] * (seen.xx[:, None, -1, :-1] / max(seen.samples, 1.0))
     free = numbers != 0
@@ -268,11 +268,11 @@ def reduced_rank(
     Returns:
         [outputs, rank], [rank, width], and the layer that their product makes.
     """
-    gram, cross = _centred(seen, shift=shift)
-    damped = moments.damped(gram, damping)
+    h, cross = _centred(seen, shift=shift)
+    damped = moments.damped(h, damping)
     if not shift:
         cross = cross - held.shift[..., None] * (seen.xx[:, None, -1, :-1] / seen.samples)
-    pull = cross + held.matrix @ (damped - gram)
+    pull = cross + held.matrix @ (damped - h)
     factor = _factor(damped[0])  # damped = factor factor^T
     weighed = np.linalg.solve(factor, pull[0].T).T
     left, values, right = np.linalg.svd(weighed, full_matrices=False)

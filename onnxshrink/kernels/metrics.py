@@ -20,14 +20,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from onnxshrink.kernels.classes import Classes, classes
-from onnxshrink.kernels.slices import Slices
+from onnxshrink.kernels.probabilities import (
+    are_probabilities,
+    as_log_probabilities,
+    is_discrete,
+)
+from onnxshrink.kernels.slices import Piece, Slices, pieces
 
-# Rows that sum to one within this are probabilities already (float16 softmax needs the slack).
-_PROBABILITY_SLACK = 1e-2
 _LONG_ROW = 8  # numbers that are scores of classes, or an embedding, rather than measures
 _CLEARLY = 1.1  # times as wrong as the whole: of slices that are all alike none is to blame
-_NEGATIVE_SLACK = 1e-6  # probabilities that were computed as a rest
-_SMALLEST_PROBABILITY = 1e-12
+_PIECE = 2**19  # elements that are looked at together: one row of a large vocabulary, or several
 
 Floats = NDArray[np.float64]
 
@@ -127,26 +129,39 @@ class Agreement:
         if is_discrete(reference):
             self._discrete = True
             self._unequal += int(np.count_nonzero(reference != other))
-        x, y = _as_floats(reference, other)
+        if self._classes is None and reference.ndim and reference.size and not self._discrete:
+            self._classes = classes(_narrow(reference))
+        axis = reference.ndim - 1 if self._classes is None else self._classes.axis
+        sums = np.zeros(2)
+        for piece in pieces(reference.shape, _PIECE, axis):
+            both = (reference, other) if piece is None else (piece.of(reference), piece.of(other))
+            sums += self._add_piece(*_as_floats(*both), piece)
+        self._long_rows &= reference.ndim in (2, 3) and reference.shape[-1] >= _LONG_ROW
+        self._feeds.append((float(sums[0]), float(sums[1])))
+        self._error += self._feeds[-1][0]
+        self._signal += self._feeds[-1][1]
+
+    def _add_piece(self, x: Floats, y: Floats, piece: Piece | None) -> tuple[float, float]:
+        """Take in a part of a pair; the squares of its errors and of its reference."""
         same = (x == y) | (np.isnan(x) & np.isnan(y))
         finite = np.isfinite(x) & np.isfinite(y)
         if not (same | finite).all():
             self._break(int(np.count_nonzero(~(same | finite))))
         self._add_rows(x, y)
-        self._long_rows &= x.ndim in (2, 3) and x.shape[-1] >= _LONG_ROW
+        plain = bool(finite.all())
+        difference = y - x if plain else np.where(finite, y - x, 0.0)
         if not self._discrete and x.size:
-            self._slices.add(np.where(finite, x, 0.0), np.where(finite, y - x, 0.0))
-        x, y = x[finite], y[finite]
-        difference = np.abs(y - x)
-        self._feeds.append((float(difference @ difference), float(x @ x)))
-        self._error += self._feeds[-1][0]
-        self._signal += self._feeds[-1][1]
+            self._slices.add(x if plain else np.where(finite, x, 0.0), difference, piece)
+        x, y, difference = (z.ravel() if plain else z[finite] for z in (x, y, difference))
+        difference = np.abs(difference)
         self._power += float(y @ y)
         self._dot += float(x @ y)
         self.max_abs = max(self.max_abs, float(difference.max(initial=0.0)))
-        relative = difference[x != 0] / np.abs(x[x != 0])
+        size = np.abs(x)
+        relative = difference[size > 0] / size[size > 0]
         self.max_rel = max(self.max_rel, float(relative.max(initial=0.0)))
-        self.outside += int(np.count_nonzero(~(difference <= self._atol + self._rtol * np.abs(x))))
+        self.outside += int(np.count_nonzero(~(difference <= self._atol + self._rtol * size)))
+        return float(difference @ difference), float(x @ x)
 
     def _break(self, elements: int) -> None:
         self._broken = True
@@ -161,8 +176,10 @@ class Agreement:
         x, y = map(self._classes.rows, (x, y))
         if x.shape[-1] < 2:
             return
-        spoiled = (np.isnan(y) & ~np.isnan(x)).any(axis=1)
-        top_x, top_y = (np.where(np.isnan(z), -np.inf, z) for z in (x, y))
+        nan_x, nan_y = np.isnan(x), np.isnan(y)
+        spoiled = (nan_y & ~nan_x).any(axis=1)
+        pairs = ((x, nan_x), (y, nan_y))
+        top_x, top_y = (np.where(nan, -np.inf, z) if nan.any() else z for z, nan in pairs)
         # Where the reference has ties, any of its maxima will do.
         chosen = np.take_along_axis(top_x, top_y.argmax(axis=1)[:, None], axis=1)[:, 0]
         self._rows += len(x)
@@ -284,12 +301,6 @@ class Silence:
         return f"is {float(self._first) + 0:g} throughout"  # -0 + 0 is 0
 
 
-def is_discrete(array: np.ndarray) -> bool:
-    """Whether values are labels: integers, booleans or strings."""
-    # ml_dtypes' narrow integers have no kind of their own, only a name.
-    return array.dtype.kind in "biuSUOT" or array.dtype.name.startswith(("int", "uint"))
-
-
 def _as_floats(reference: np.ndarray, other: np.ndarray) -> tuple[Floats, Floats]:
     """Both as float64; strings as 0, and 1 where they differ."""
     if reference.dtype.kind in "SUOT":
@@ -297,39 +308,20 @@ def _as_floats(reference: np.ndarray, other: np.ndarray) -> tuple[Floats, Floats
     return reference.astype(np.float64), other.astype(np.float64)
 
 
+def _narrow(array: np.ndarray) -> Floats:
+    """Floats to tell what they are by: a large array is not copied for it."""
+    small = array.size <= _PIECE or array.dtype.kind != "f"
+    return array.astype(np.float64) if small else array
+
+
 def _divergences(x: Floats, y: Floats) -> Floats:
     """KL(x || y) of each row; 0 for rows that softmax cannot take in (NaN, +inf)."""
     given = are_probabilities(x)
-    log_p, log_q = (_log_given(z) if given else _log_softmax(z) for z in (x, y))
-    rows: Floats = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+    log_p, log_q = (as_log_probabilities(z, given) for z in (x, y))
+    log_q -= log_p
+    np.exp(log_p, out=log_p)
+    rows: Floats = -np.einsum("ij,ij->i", log_p, log_q)
     return np.maximum(np.nan_to_num(rows), 0.0)  # rounding can take it below
-
-
-def as_log_probabilities(array: np.ndarray) -> Floats:
-    """Logarithms of the rows, [rows, classes]; through softmax where they are not probabilities."""
-    rows = array.astype(np.float64).reshape(-1, array.shape[-1])
-    return _log_given(rows) if are_probabilities(rows) else _log_softmax(rows)
-
-
-def are_probabilities(array: np.ndarray) -> bool:
-    """Whether the rows along the last axis, of two classes or more, are probabilities."""
-    if array.ndim < 2 or array.shape[-1] < 2 or not array.size or is_discrete(array):
-        return False
-    rows = array.astype(np.float64)
-    near = np.abs(rows.sum(axis=-1) - 1) <= _PROBABILITY_SLACK
-    return bool((rows >= -_NEGATIVE_SLACK).all() and near.all())
-
-
-def _log_given(rows: Floats) -> Floats:
-    rows = np.maximum(rows, _SMALLEST_PROBABILITY)
-    result: Floats = np.log(rows / rows.sum(axis=1, keepdims=True))
-    return result
-
-
-def _log_softmax(rows: Floats) -> Floats:
-    rows = rows - rows.max(axis=1, keepdims=True)
-    result: Floats = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
-    return np.maximum(result, math.log(_SMALLEST_PROBABILITY))
 
 
 def _pair(reference: ArrayLike, other: ArrayLike) -> Agreement:

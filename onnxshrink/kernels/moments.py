@@ -6,10 +6,74 @@ How much is a share of the mean square of the inputs, so that it means the same 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
+
 import numpy as np
 import numpy.typing as npt
 
+if TYPE_CHECKING:
+    from onnxshrink.kernels.observers import MomentSums
+
 Array = npt.NDArray[np.float64]
+N = TypeVar("N", bound=np.generic)
+
+
+class InputMoments:
+    """Second moments of the inputs of one weight, added up over all products that it is in.
+
+    A fit sees the half of the inputs with even numbers, and is judged by the half with odd ones.
+
+    Args:
+        sums: What was collected, one for each product; all of the same shape.
+    """
+
+    def __init__(self, sums: Sequence[MomentSums]):
+        self._sums = tuple(sums)
+        _, self.groups, self.width, _ = self._sums[0].sums.shape
+
+    def mean(self, half: int | None = None) -> Array:
+        """H of every group, [groups, width, width].
+
+        Args:
+            half: 0 or 1 for the inputs with even or odd numbers only.
+        """
+        total: Array = sum((one.mean(half) for one in self._sums[1:]), self._sums[0].mean(half))
+        return total
+
+    def damped(self, damping: float) -> Array:
+        """H of every group; see :func:`damped`."""
+        return damped(self.mean(), damping)
+
+    def fold(self, matrix: npt.NDArray[N]) -> npt.NDArray[N]:
+        """A matrix of all outputs as [groups, outputs, width]."""
+        return matrix.reshape(self.groups, -1, self.width)
+
+    def loss(self, errors: npt.NDArray[np.floating], half: int | None = None) -> float:
+        """Mean squared error of the outputs that errors of the weight make, summed over them."""
+        return loss(self.fold(errors), self.mean(half))
+
+    def output_error(
+        self, exact: npt.NDArray[np.floating], other: npt.NDArray[np.floating],
+        half: int | None = None,
+    ) -> float:  # fmt: skip
+        """Relative error of the outputs of another matrix; 0 where there are no outputs."""
+        wide = exact.astype(np.float64)
+        total, wrong = self.loss(wide, half), self.loss(wide - other, half)
+        return float(np.sqrt(max(wrong, 0.0) / total)) if total > 0 else 0.0
+
+
+def loss(error: npt.NDArray[np.floating], moment: npt.NDArray[np.floating]) -> float:
+    """Mean squared error of the outputs, summed over them: ``trace(E H E^T)``.
+
+    Args:
+        error: Of the weights, [rows, width], or [groups, rows, width].
+        moment: H, [width, width], or that of each group.
+    """
+    if error.ndim == 3:
+        return sum(loss(e, h) for e, h in zip(error, moment, strict=True))
+    e, h = np.asarray(error, np.float64), np.asarray(moment, np.float64)
+    return float(np.einsum("ij,ij->", e @ h, e))
 
 
 def ridge(moment: npt.NDArray[np.floating], damping: float) -> Array:

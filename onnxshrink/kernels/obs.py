@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxshrink.kernels.moments import damped
+from onnxshrink.kernels.moments import damped, loss
 
 Floats = npt.NDArray[np.float32]
 Floats64 = npt.NDArray[np.float64]
@@ -107,12 +107,6 @@ def quantize(weights: npt.NDArray[np.floating], known: Factor, grid: Grid) -> Fl
     result = np.empty_like(columns)
     result[known.order] = rounded
     return np.ascontiguousarray(result.T)
-
-
-def loss(error: npt.NDArray[np.floating], moment: npt.NDArray[np.floating]) -> float:
-    """Mean squared error of the outputs, summed over them: ``trace(E H E^T)``."""
-    e, h = np.asarray(error, np.float64), np.asarray(moment, np.float64)
-    return float(np.einsum("ij,ij->", e @ h, e))
 
 
 def choose_damping(

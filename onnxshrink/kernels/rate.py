@@ -28,6 +28,7 @@ _LARGEST = 32767
 _LARGEST_SHORT = 127
 _ESCAPE_BYTES = 6  # of a large code that is kept apart: its place and its value
 _ESCAPE_NODES = 400  # bytes of the nodes that put large codes back, about
+_TABLE = 256  # kinds of codes that the coder takes whole; of more it takes the bytes
 _WORSE = 1.01  # what codes may take packed so that they take half as much unpacked
 _ROUNDS = 24
 _ABOVE_ENTROPY = 1.05  # coded bytes over the entropy, about, between 1 and 6 bits
@@ -39,7 +40,7 @@ _MOST_HALVES = 6
 
 
 @dataclass(frozen=True)
-class Layer:
+class GridTensor:
     """One tensor on its way to a grid.
 
     Attributes:
@@ -152,7 +153,9 @@ def relative_steps(lookups: npt.NDArray[np.integer]) -> Floats | None:
     return None if (steps == steps[0]).all() else steps
 
 
-def steps(layers: Sequence[Layer], spend: float, coarsest: float = _COARSEST) -> dict[str, float]:
+def steps(
+    layers: Sequence[GridTensor], spend: float, coarsest: float = _COARSEST
+) -> dict[str, float]:
     """The step of every layer.
 
     Args:
@@ -267,9 +270,19 @@ def escaped(codes: npt.NDArray[np.integer]) -> Escaped | None:
     if flat.size > np.iinfo(np.int32).max:
         return None
     narrow = np.clip(codes, -_LARGEST_SHORT, _LARGEST_SHORT).astype(np.int8)
-    if _packed(narrow) + _escapes(places.size) > _WORSE * _packed(codes):
+    if _ideal_bytes(narrow) + _escapes(places.size) > _WORSE * _ideal_bytes(codes):
         return None
     return Escaped(narrow, places.astype(np.int32), flat[places].astype(np.int16))
+
+
+def _ideal_bytes(codes: npt.NDArray[np.integer]) -> float:
+    """What codes pack to, about, without packing them."""
+    low = int(codes.min(initial=0))
+    kinds = np.count_nonzero(np.bincount((codes.astype(np.int64) - low).reshape(-1)))
+    if kinds <= _TABLE:
+        return entropy_bits(codes) / 8
+    raw, unit = np.ascontiguousarray(codes).reshape(-1).view(np.uint8), 8 * codes.dtype.itemsize
+    return entropy.ideal_bits(raw, entropy.plain(unit, floating=False).how) / 8
 
 
 def _escapes(count: int) -> int:

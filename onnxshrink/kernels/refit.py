@@ -18,7 +18,7 @@ DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, math.inf)
 _UNTRIED = 0.1  # where there is nothing to try them on
 
 
-class Moments:
+class FeatureSums:
     """Sums over samples of the products of features, gathered in batches.
 
     Args:
@@ -54,6 +54,15 @@ class Moments:
         """Sums of the samples that were not held out."""
         return self.sums - self.held if self.held.size else self.sums
 
+    def second_moments(self, *, centred: bool = False) -> Array:
+        """Mean products of the features, [features, features]; about the means if asked."""
+        count = max(self.count, 1.0)
+        found = self.sums[:-1, :-1] / count
+        if centred:
+            means = self.sums[-1, :-1] / count
+            found = found - np.outer(means, means)
+        return found
+
     def mean_squares(self) -> Array:
         """Mean square of every feature."""
         return np.diagonal(self.sums)[:-1] / max(self.count, 1.0)
@@ -88,19 +97,19 @@ def refit(
 
     samples = max(moments[-1, -1], 1.0)
     stay, go = np.flatnonzero(kept), np.flatnonzero(~kept)
-    gram = moments[np.ix_(stay, stay)] / samples
+    h = moments[np.ix_(stay, stay)] / samples
     # What the removed features contributed is what the kept ones are to explain.
     missing = moments[np.ix_(stay, go)] @ weights[:, go].T / samples
     means = moments[-1, :-1] / samples
     lost = weights[:, go] @ means[go]
-    prior = ridge(gram, damping)
+    prior = ridge(h, damping)
     if bias:
-        gram -= np.outer(means[stay], means[stay])
+        h -= np.outer(means[stay], means[stay])
         missing -= np.outer(means[stay], lost)
     change = np.zeros((len(weights), len(stay)))
     if np.isfinite(prior):
-        gram[np.diag_indices_from(gram)] += prior
-        change = cho_solve(cho_factor(gram, overwrite_a=True), missing).T
+        h[np.diag_indices_from(h)] += prior
+        change = cho_solve(cho_factor(h, overwrite_a=True), missing).T
     full = np.zeros_like(weights, np.float64)
     full[:, stay] = weights[:, stay] + change
     shift = lost - change @ means[stay] if bias else np.zeros(len(weights))
@@ -108,7 +117,7 @@ def refit(
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenDamping:
     """How strongly a weight is held to what it was.
 
     Attributes:
@@ -124,9 +133,9 @@ class Choice:
 
 
 def choose(
-    weights: npt.NDArray[np.floating], moments: Moments, kept: npt.NDArray[np.bool_],
+    weights: npt.NDArray[np.floating], moments: FeatureSums, kept: npt.NDArray[np.bool_],
     dampings: Sequence[float] = DAMPINGS, *, bias: bool = True,
-) -> Choice | None:  # fmt: skip
+) -> ChosenDamping | None:  # fmt: skip
     """The damping that is best on the samples that were held out.
 
     Args:
@@ -163,4 +172,4 @@ def choose(
     best = min(errors, key=lambda damping: errors[damping])
     if not errors[best] < before:
         return None
-    return Choice(best, *((max(e, 0.0) / total) ** 0.5 for e in (before, errors[best])))
+    return ChosenDamping(best, *((max(e, 0.0) / total) ** 0.5 for e in (before, errors[best])))

@@ -8,6 +8,9 @@ need not be right to the last digit.
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
@@ -17,6 +20,45 @@ LONGEST = 512  # axes of more places hold one thing
 _KIND = 10.0  # times as large as the next slice: another kind
 _FEW = 16  # a kind of less than one in so many slices is none
 _NOTHING = 1e-5  # in share of the whole output: below this nothing is told apart
+
+
+class Piece(NamedTuple):
+    """A part of an array along one axis.
+
+    Attributes:
+        axis: The axis.
+        places: Where along it.
+        whole: The shape of the array.
+    """
+
+    axis: int
+    places: slice
+    whole: tuple[int, ...]
+
+    def of(self, array: np.ndarray) -> np.ndarray:
+        """The part, which is no copy."""
+        return array[(slice(None),) * self.axis + (self.places,)]
+
+
+def pieces(shape: tuple[int, ...], most: int, but: int) -> list[Piece | None]:
+    """Parts of an array of about ``most`` elements, cut along its longest axis.
+
+    Args:
+        shape: Of the array.
+        most: Elements of a part.
+        but: The axis that stays whole.
+
+    Returns:
+        None, for all of it, where it is small or there is nowhere to cut.
+    """
+    size = math.prod(shape)
+    others = [axis for axis in range(len(shape)) if axis != but]
+    axis = max(others, key=lambda axis: shape[axis], default=0)
+    if size <= most or not others or shape[axis] < 2:
+        return [None]
+    step = max(1, most * shape[axis] // size)
+    starts = range(0, shape[axis], step)
+    return [Piece(axis, slice(at, min(at + step, shape[axis])), shape) for at in starts]
 
 
 class Slices:
@@ -31,25 +73,33 @@ class Slices:
         self._sums: dict[int, npt.NDArray[np.float64]] | None = None
         self._rank = 0
 
-    def add(self, reference: Floats, error: Floats) -> None:
-        """Take in one feed's values, finite, and what is wrong with them, in the same shape."""
+    def add(self, reference: Floats, error: Floats, piece: Piece | None = None) -> None:
+        """Take in one feed's values, finite, and what is wrong with them, in the same shape.
+
+        Args:
+            reference: What they should be.
+            error: What is wrong with them.
+            piece: Which part of the feed they are; None: all of it.
+        """
         rank = reference.ndim
+        piece = piece or Piece(0, slice(0, reference.shape[0] if rank else 0), reference.shape)
         axes = [
             axis
             for axis in range(0 if self._stacked else 1, rank)
-            if 1 < reference.shape[axis] <= LONGEST
+            if 1 < piece.whole[axis] <= LONGEST
         ]
         if self._sums is None:
             self._rank = rank
-            self._sums = {axis: np.zeros((2, reference.shape[axis])) for axis in axes}
+            self._sums = {axis: np.zeros((2, piece.whole[axis])) for axis in axes}
         for axis in list(self._sums):
             sums = self._sums[axis]
-            if rank != self._rank or reference.shape[axis] != sums.shape[1]:
+            if rank != self._rank or piece.whole[axis] != sums.shape[1]:
                 del self._sums[axis]  # its length is free
                 continue
+            part = piece.places if axis == piece.axis else slice(None)
             for row, array in zip(sums, (error, reference), strict=True):
-                moved = np.moveaxis(array, axis, 0).reshape(sums.shape[1], -1)
-                row += np.einsum("ij,ij->i", moved, moved)
+                moved = np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
+                row[part] += np.einsum("ij,ij->i", moved, moved)
 
     @np.errstate(over="ignore", invalid="ignore")
     def worst(self) -> tuple[float, str]:

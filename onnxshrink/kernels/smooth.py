@@ -37,7 +37,7 @@ def factors(activation: Array, weight: Array, share: float) -> Array:
 
 
 @dataclass(frozen=True)
-class Product:
+class ReadingWeight:
     """A weight and what is known of its inputs.
 
     Attributes:
@@ -67,7 +67,7 @@ class Product:
 
 
 def best(
-    low: Array, high: Array, weight: Array, products: Sequence[Product]
+    low: Array, high: Array, weight: Array, products: Sequence[ReadingWeight]
 ) -> tuple[float | None, Array]:
     """The share with the least error of all products that read an activation.
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxshrink.kernels import obs
-from onnxshrink.kernels.moments import damped
+from onnxshrink.kernels.moments import damped, loss
 
 Floats = npt.NDArray[np.float32]
 Floats64 = npt.NDArray[np.float64]
@@ -185,8 +185,3 @@ def choose_damping(
         return loss(some - fitted, unseen[chosen])
 
     return min(candidates, key=error)
-
-
-def loss(errors: npt.NDArray[np.floating], moments: npt.NDArray[np.floating]) -> float:
-    """Mean squared error of the outputs, summed over them and over groups."""
-    return sum(obs.loss(e, h) for e, h in zip(errors, moments, strict=True))

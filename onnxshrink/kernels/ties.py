@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from onnxshrink.kernels.metrics import as_log_probabilities
+from onnxshrink.kernels.probabilities import as_log_probabilities
 
 Floats = npt.NDArray[np.float64]
 

@@ -12,12 +12,14 @@ from onnxshrink.errors import InputsMissing
 from onnxshrink.options import option
 from onnxshrink.passes._pruning import Pruning, matrix_of, obstacle
 from onnxshrink.pipeline import Context
+from onnxshrink.trials import Exchange
 
 if TYPE_CHECKING:
     import numpy as np
 
     from onnxshrink.graph.file.model import Model
     from onnxshrink.graph.weights.views import WeightView
+    from onnxshrink.kernels.moments import InputMoments
     from onnxshrink.kernels.observers import Need
 
 _MOST = 0.95  # of a weight may go to spare others: no layer is emptied
@@ -87,7 +89,7 @@ class CalibratedPruning(Pruning):
 
     def figures(self, view: WeightView, matrix: np.ndarray, ctx: Context) -> dict[str, float]:
         """The relative error of the weight's own outputs."""
-        return {"output_error": _relative_loss(view, matrix, moment_of(view, ctx)) ** 0.5}
+        return {"output_error": _relative_loss(view, matrix, inputs_of(view, ctx)) ** 0.5}
 
     def _comparable(
         self, model: Model, views: Sequence[WeightView], ctx: Context
@@ -95,55 +97,52 @@ class CalibratedPruning(Pruning):
         """Scores of what is removed together, in units that all weights share."""
         import numpy as np
 
-        from onnxshrink.kernels.fidelity import Fidelity
-        from onnxshrink.runtime.trial import Trial
-
         found: dict[WeightView, np.ndarray] = {}
         names = Counter(view.name for view in views)
         split = ctx.split
-        with closing(Trial(model, names, ctx.worker)) as trial:
+        with closing(Exchange(model, names, ctx.worker)) as exchange:
             probes = split.of(ctx.feeds, split.judge)[:_PROBES]
-            reference = Fidelity(trial.run(probes))
+            reference = ctx.goal.holder(exchange.answers(probes))
             for done, view in enumerate(views):
                 ctx.progress("measuring sensitivities", done, len(views))
-                if view.name in trial.refused or names[view.name] > 1:
+                if view.name in exchange.refused or names[view.name] > 1:
                     continue  # keeps the common share
                 try:
                     scores, matrix = self.tried(view, ctx)
                 except ValueError:  # reported when its turn comes
                     continue
                 values = view.from_matrix(matrix).astype(view.dtype.numpy())
-                effect = reference.distortion(trial.run(probes, {view.name: values}))
+                changed = exchange.answers(probes, {view.name: values})
+                effect = reference.distortion(changed.outputs)
                 share = float(np.square(scores[matrix == 0], dtype=np.float64).sum())
-                lost = _relative_loss(view, matrix, moment_of(view, ctx, 1))
+                lost = _relative_loss(view, matrix, inputs_of(view, ctx), 1)
                 view.release()
                 if np.isfinite(effect) and share > 0 and lost > 0:
                     found[view] = self.units(scores) * (effect * lost) ** 0.25 / share**0.5
         return found
 
 
-def moment_of(view: WeightView, ctx: Context, half: int | None = None) -> np.ndarray:
-    """E[x x^T] of a weight's inputs, [groups, width, width].
+def inputs_of(view: WeightView, ctx: Context) -> InputMoments:
+    """Second moments of a weight's inputs.
 
     Raises:
         ValueError: They were not observed.
     """
     from onnxshrink.graph.weights import second_moments
 
-    found = second_moments.moment(ctx.statistics, view, half)
+    found = second_moments.of(ctx.statistics, view)
     if found is None:
-        reason = second_moments.why_not(view) or "no input reached it"
-        raise ValueError(f"its inputs cannot be observed ({reason}); prune-magnitude does without")
+        raise ValueError(
+            f"its inputs cannot be observed ({second_moments.unknown(view)}); prune-magnitude does "
+            "without"
+        )
     return found
 
 
-def _relative_loss(view: WeightView, matrix: np.ndarray, moment: np.ndarray) -> float:
+def _relative_loss(
+    view: WeightView, matrix: np.ndarray, known: InputMoments, half: int | None = None
+) -> float:
     """Squared error of a weight's outputs with other values, as a share of their power."""
-    from onnxshrink.kernels import sparsegpt
-
     before = matrix_of(view)
-    wrong, whole = (
-        sparsegpt.loss(one.reshape(len(moment), -1, moment.shape[-1]), moment)
-        for one in (before - matrix, before)
-    )
+    wrong, whole = (known.loss(one, half) for one in (before - matrix, before))
     return wrong / whole if whole else 0.0

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from onnxshrink.graph.file.model import Model
-    from onnxshrink.graph.forms.palette import Palettes
+    from onnxshrink.graph.forms.codebook import CodebookWriter
     from onnxshrink.graph.weights.views import WeightView
 
 _MARK = "onnxshrink.sparsity"
@@ -108,17 +108,17 @@ class Pruning(Pass):
     def apply(self, model: Model, ctx: Context) -> None:
         """Prune every selected weight, the largest first."""
         from onnxshrink.graph import weights
-        from onnxshrink.graph.forms import palette
+        from onnxshrink.graph.forms import codebook
         from onnxshrink.graph.rewrite import opset
 
         views = list(weights.find(model))
         free = [v for v in views if not self.weights.why_not(v) and not obstacle(v)]
         shares = self.shares(model, free, ctx) if free else {}
         before = model.opset
-        if self.store == "sparse" and opset.raise_opset(model, palette.OPSET):
+        if self.store == "sparse" and opset.raise_opset(model, codebook.OPSET):
             views = list(weights.find(model))
         places = {_place(view): share for view, share in shares.items()}
-        palettes = palette.Palettes(model)
+        writer = codebook.CodebookWriter(model)
         for view, options in ctx.each(self, views):
             if reason := obstacle(view):
                 ctx.skip(view, reason)
@@ -129,7 +129,7 @@ class Pruning(Pass):
                 ctx.skip(view, str(error))
             else:
                 figures = options.figures(view, matrix, ctx)
-                options._store(view, view.from_matrix(matrix), model, palettes, ctx, figures)
+                options._store(view, view.from_matrix(matrix), model, writer, ctx, figures)
         if ctx.step.changes and model.opset > before:
             ctx.changed("opset", 0, kind="model", note=opset.needs(before, model))
 
@@ -171,13 +171,13 @@ class Pruning(Pass):
         return not self.pattern and not own & {*self.weights.overrides(view)}
 
     def _store(
-        self, view: WeightView, values: np.ndarray, model: Model, palettes: Palettes, ctx: Context,
-        figures: dict[str, float],
+        self, view: WeightView, values: np.ndarray, model: Model, writer: CodebookWriter,
+        ctx: Context, figures: dict[str, float],
     ) -> None:  # fmt: skip
         import numpy as np
 
         from onnxshrink.graph import surgery
-        from onnxshrink.graph.forms import palette
+        from onnxshrink.graph.forms import codebook
 
         before = view.array()
         with np.errstate(over="ignore"):
@@ -190,11 +190,11 @@ class Pruning(Pass):
         exact = before.astype(np.float64)
         size = float(np.linalg.norm(exact))
         error = float(np.linalg.norm(exact - values)) / size if size else 0.0
-        sparse = kept * view.dtype.itemsize + values.size / 8 + palette.SPARSE_OVERHEAD
-        sparse += palettes.cost(view, 2)
+        sparse = kept * view.dtype.itemsize + values.size / 8 + codebook.SPARSE_OVERHEAD
+        sparse += writer.cost(view, 2)
         note = f"{zeros:.1%} zeros" + (f" in {self.pattern}" if self.pattern else "")
         if self.store == "sparse" and sparse < view.nbytes:
-            after = palettes.replace_sparse(view, values)
+            after = writer.replace_sparse(view, values)
             note = f"{note}, sparse; smaller on disk, dense once loaded"
         elif np.array_equal(values, before):
             ctx.skip(view, f"has no more weights to remove ({zeros:.1%} are zero)")

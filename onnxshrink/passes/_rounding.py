@@ -200,7 +200,7 @@ def lesser(view: WeightView, dtype: Dtype, wanted: Rounding, method: Rounding) -
         return ""
     if affine.is_float(dtype):
         return f"no {wanted}: {dtype} has no steps of one size"
-    return f"no {wanted}: {second_moments.why_not(view) or 'its inputs were not observed'}"
+    return f"no {wanted}: {second_moments.unknown(view)}"
 
 
 def _fitted(
@@ -213,10 +213,10 @@ def _fitted(
     from onnxshrink.kernels import affine
 
     zero = np.zeros(()) if stored.zero_point is None else stored.zero_point
-    method = second_moments.fed_back if rounding == "gptq" else second_moments.adarounded
-    codes = method(
+    codes = second_moments.fitted(
         ctx.statistics, layout.view, layout.spread(stored.scale.astype(np.float32)),
         layout.spread(zero.astype(np.float32)), affine.RANGES[stored.dtype],  # type: ignore[index]
+        "gptq" if rounding == "gptq" else "adaround",
     )  # fmt: skip
     if codes is None:
         return None

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from onnxshrink.graph.file.model import Model
     from onnxshrink.graph.layers.rescale import Rescaling
-    from onnxshrink.graph.layers.scalable import Part, Site
+    from onnxshrink.graph.layers.scalable import ScaledConstant, Site
 
 _CONVERGED = 1e-3
 
@@ -115,7 +115,7 @@ class Equalize(Pass):
                 break
 
 
-def _ranges(part: Part, scaling: Rescaling) -> np.ndarray:
+def _ranges(part: ScaledConstant, scaling: Rescaling) -> np.ndarray:
     """The largest magnitude of each channel of a weight as it is now."""
     from onnxshrink.kernels import equalize
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from onnxshrink.channels.request import Goal, Importance, Request, Scope, Units
+from onnxshrink.channels.request import Importance, Reduction, Request, Scope, Units
 from onnxshrink.errors import RecipeError
 from onnxshrink.options import option
 from onnxshrink.pipeline import Context, Pass
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from onnxshrink.channels.plan import Plan
     from onnxshrink.graph.file.model import Model
     from onnxshrink.report import Table
+    from onnxshrink.runtime.worker import Worker
     from onnxshrink.trials import Feeds
 
 _MOST = 0.95  # more leaves nothing of a layer
@@ -122,10 +124,10 @@ class PruneChannels(Pass):
         start: Start | None = None
         for number in range(self.iterations):
             ctx.progress(self.name, number, self.iterations)
-            found = survey(model, request, ctx, ctx.worker, number)
+            found = survey(model, request, ctx, number)
             start = start or Start.of(found.plan)
             part = (number + 1) / self.iterations
-            iteration = Iteration(request, found, start, part, ctx, ctx.worker)
+            iteration = Iteration(request, found, start, part, ctx)
             plan = iteration.choose()
             reasons = blocked(plan.walk)
             if plan.removed.any():
@@ -140,8 +142,9 @@ class PruneChannels(Pass):
             ctx.skip(reason.rpartition(": ")[0] or reason, reason)
 
     def preview(
-        self, model: Model, feeds: Feeds = (), seed: int = 0, *, generated: bool = False
-    ) -> Plan:
+        self, model: Model, feeds: Feeds = (), seed: int = 0, *, generated: bool = False,
+        worker: Worker | None = None,
+    ) -> Plan:  # fmt: skip
         """What the first iteration would remove; the model is left as it is."""
         from onnxshrink.channels.iteration import Iteration
         from onnxshrink.channels.shares import Start
@@ -149,14 +152,18 @@ class PruneChannels(Pass):
         from onnxshrink.report import Step
         from onnxshrink.runtime.worker import Worker
 
-        with Worker() as worker:
+        with contextlib.ExitStack() as stack:
+            worker = worker or stack.enter_context(Worker())
             ctx = Context(Step(self.name), feeds, generated, worker=worker, seed=seed)
             request = self._request()
-            found = survey(model.clone(), request, ctx, worker)
+            found = survey(model.clone(), request, ctx)
             start, part = Start.of(found.plan), 1 / self.iterations
-            return Iteration(request, found, start, part, ctx, worker).choose()
+            return Iteration(request, found, start, part, ctx).choose()
 
-    def explain(self, model: Model, what: str, feeds: Feeds = (), seed: int = 0) -> list[Table]:
+    def explain(
+        self, model: Model, what: str, feeds: Feeds = (), seed: int = 0, *,
+        worker: Worker | None = None,
+    ) -> list[Table]:  # fmt: skip
         """What goes together with a node, weight or group, and what blocks it.
 
         Raises:
@@ -168,19 +175,20 @@ class PruneChannels(Pass):
         from onnxshrink.channels.probing import probe_any
         from onnxshrink.runtime.worker import Worker
 
-        with Worker() as worker:
+        with contextlib.ExitStack() as stack:
+            worker = worker or stack.enter_context(Worker())
             walk = labelled(model, probe_any(model, feeds, seed, worker))
         return explain(walk, groups.find(walk), what)
 
     def _request(self) -> Request:
         """What is asked of the channels' house."""
-        goal = Goal("units", 1 - self.ratio)
+        goal = Reduction("units", 1 - self.ratio)
         if self.flops is not None:
-            goal = Goal("macs", self.flops)
+            goal = Reduction("macs", self.flops)
         elif self.bytes is not None:
-            goal = Goal("bytes", self.bytes)
+            goal = Reduction("bytes", self.bytes)
         elif self.latency is not None:
-            goal = Goal("latency", self.latency)
+            goal = Reduction("latency", self.latency)
         return Request(
             goal=goal, ratios=self.layers, importance=self.importance, scope=self.scope,
             units=self.units, keep=self.keep, round_to=self.round_to, minimum=self.minimum,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from onnxshrink.errors import RecipeError
 from onnxshrink.options import build, dump, option
-from onnxshrink.passes._calibrated_pruning import CalibratedPruning, moment_of
+from onnxshrink.passes._calibrated_pruning import CalibratedPruning, inputs_of
 from onnxshrink.passes._pruning import matrix_of
 from onnxshrink.pipeline import Context
 from onnxshrink.report import Step
@@ -64,23 +64,21 @@ class PruneSparsegpt(CalibratedPruning):
         """Scores, and what one step leaves that is fitted to the feeds with even numbers only."""
         damping = self._damping(view, self.ratio, ctx)
         quick = replace(self, steps=1, damping=damping)
-        matrix = quick._solved(view, self.ratio, moment_of(view, ctx, 0), damping)
+        matrix = quick._solved(view, self.ratio, inputs_of(view, ctx).mean(0), damping)
         return quick.scores(view, ctx), matrix
 
     def scores(self, view: WeightView, ctx: Context) -> np.ndarray:
         """What each weight costs once the others make up for it."""
         from onnxshrink.kernels import sparsegpt
-        from onnxshrink.kernels.moments import damped
 
-        moment, matrix = moment_of(view, ctx), matrix_of(view)
-        folded = matrix.reshape(len(moment), -1, matrix.shape[1])
-        h = damped(moment, self.damping or _DAMPING)
-        return sparsegpt.scores(folded, h).reshape(matrix.shape)
+        known, matrix = inputs_of(view, ctx), matrix_of(view)
+        h = known.damped(self.damping or _DAMPING)
+        return sparsegpt.scores(known.fold(matrix), h).reshape(matrix.shape)
 
     def pruned(self, view: WeightView, ratio: float, ctx: Context) -> np.ndarray:
         """The weights left, solved for."""
         damping = self._damping(view, ratio, ctx)
-        return self._solved(view, ratio, moment_of(view, ctx), damping)
+        return self._solved(view, ratio, inputs_of(view, ctx).mean(), damping)
 
     def _damping(self, view: WeightView, ratio: float, ctx: Context) -> float:
         """What was asked for, or what does best on the feeds that were not fitted to."""
@@ -88,7 +86,8 @@ class PruneSparsegpt(CalibratedPruning):
 
         if self.damping is not None:
             return self.damping
-        seen, unseen = moment_of(view, ctx, 0), moment_of(view, ctx, 1)
+        known = inputs_of(view, ctx)
+        seen, unseen = known.mean(0), known.mean(1)
         folded, keep = self._problem(view, ratio, len(seen))
         return sparsegpt.choose_damping(folded, seen, unseen, keep)
 

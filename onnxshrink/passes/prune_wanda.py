@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from onnxshrink.passes._calibrated_pruning import CalibratedPruning, moment_of
+from onnxshrink.passes._calibrated_pruning import CalibratedPruning, inputs_of
 from onnxshrink.passes._pruning import matrix_of
 from onnxshrink.pipeline import Context
 
@@ -33,10 +33,10 @@ class PruneWanda(CalibratedPruning):
         """Magnitudes times the root mean squares of the inputs."""
         import numpy as np
 
-        moment, matrix = moment_of(view, ctx), matrix_of(view)
-        norms = np.sqrt(np.diagonal(moment, axis1=1, axis2=2)).astype(np.float32)
+        known, matrix = inputs_of(view, ctx), matrix_of(view)
+        norms = np.sqrt(np.diagonal(known.mean(), axis1=1, axis2=2)).astype(np.float32)
         if not np.isfinite(norms).all():
             raise ValueError("the second moment is not finite")
-        folded = np.abs(matrix).reshape(len(moment), -1, matrix.shape[1])
+        folded = known.fold(np.abs(matrix))
         scores: np.ndarray = (folded * norms[:, None]).reshape(matrix.shape)
         return scores

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from onnxshrink.graph.file.model import Model
-    from onnxshrink.graph.layers.scalable import Part, Site
+    from onnxshrink.graph.layers.scalable import ScaledConstant, Site
     from onnxshrink.kernels.observers import ExtremeSums, Need
-    from onnxshrink.kernels.smooth import Product
+    from onnxshrink.kernels.smooth import ReadingWeight
 
 _USUAL = 0.5
 
@@ -167,18 +167,17 @@ def _range_of(site: Site) -> Need:
     return Need(site.value.name or "", Extremes(-1 if site.last else 1))
 
 
-def _product(part: Part, ctx: Context) -> Product | None:
+def _product(part: ScaledConstant, ctx: Context) -> ReadingWeight | None:
     """A reader and the second moment of its input; None where that was not collected."""
     import numpy as np
 
     from onnxshrink.graph.weights import second_moments
-    from onnxshrink.kernels.smooth import Product
+    from onnxshrink.kernels.smooth import ReadingWeight
 
     view = part.view
-    moment = second_moments.moment(ctx.statistics, view)
-    if moment is None:
+    known = second_moments.of(ctx.statistics, view)
+    if known is None:
         return None
-    shape = (len(moment), -1, moment.shape[-1])
     numbers = part.channels.spread(np.arange(part.channels.count, dtype=np.float64), view.shape)
-    channel = view.to_matrix(np.broadcast_to(numbers.astype(int), view.shape)).reshape(shape)
-    return Product(view.matrix.astype(np.float64).reshape(shape), moment, channel[:, :1])
+    channel = known.fold(view.to_matrix(np.broadcast_to(numbers.astype(int), view.shape)))
+    return ReadingWeight(known.fold(view.matrix.astype(np.float64)), known.mean(), channel[:, :1])

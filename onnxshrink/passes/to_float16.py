@@ -162,7 +162,7 @@ def narrow_beside(vectors: Sequence[WeightView], model: Model, ctx: Context) -> 
     saved = sum(change.before - change.after for change in ctx.step.changes)
     for view in vectors:
         if sum(vector.nbytes for vector in vectors) / 2 > saved:
-            ctx.skip(view, "the weights beside it are small already: it keeps them exact")
+            ctx.skip(view, "the weights next to it are small already: it keeps them exact")
         else:
             narrow(view, model, ctx)
         view.release()

@@ -11,11 +11,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from onnxshrink.errors import DataError, RecipeError
+from onnxshrink.runtime.profile import OperatorTime
 from onnxshrink.runtime.session import DEFAULT_OPTIONS, SessionOptions
 from onnxshrink.runtime.worker import Worker
 
@@ -25,6 +25,7 @@ FEWEST_ROUNDS = 6
 _LOADS = 5
 _CONFIDENCE = 0.95
 _BURST_SECONDS = 0.02
+_PROFILED_SECONDS = 0.5
 _PATIENCE = 8  # times the rounds asked for, to wait for narrow intervals
 
 
@@ -43,6 +44,7 @@ class ModelBench:
         ratio: Median of that time over the first model's in the same round.
         ratio_low: Lower end of the 95 % confidence interval of ``ratio``.
         ratio_high: Its upper end.
+        operators: What each operator takes of a run, by ONNX Runtime's profiler, the slowest first.
     """
 
     path: str
@@ -54,6 +56,7 @@ class ModelBench:
     ratio: float
     ratio_low: float
     ratio_high: float
+    operators: tuple[OperatorTime, ...]
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,8 @@ def bench(
     *,
     within: float | None = None,
     seed: int = 0,
-    limits: Mapping[str, Any] | None = None,
+    worker: Worker | None = None,
+    operators: bool = False,
 ) -> BenchResult:
     """Measure models, each in a process of its own, taking turns.
 
@@ -97,7 +101,8 @@ def bench(
         rounds: How often to time each.
         within: Go on, up to eight times as often, until no interval of a ratio is wider than this.
         seed: Decides the order within rounds.
-        limits: What each ``Worker`` is made with: ``timeout``, ``memory_limit``.
+        worker: Under whose limits the processes are; without one, under the usual ones.
+        operators: Whether to profile them, too, after they were timed.
 
     Raises:
         RecipeError: Too few rounds, or the execution provider is not installed.
@@ -109,12 +114,12 @@ def bench(
     if not feeds:
         raise DataError("there are no inputs to run the models on")
     with contextlib.ExitStack() as stack:
-        workers = [stack.enter_context(Worker(**limits or {})) for _ in paths]
-        for worker in workers:
-            worker.start()
+        like = worker or Worker()
+        workers = [stack.enter_context(like.another()) for _ in paths]
+        for each in workers:
+            each.start()
         costs = [
-            _load(worker, path, feeds[0], options)
-            for worker, path in zip(workers, paths, strict=True)
+            _load(each, path, feeds[0], options) for each, path in zip(workers, paths, strict=True)
         ]
         times: list[list[float]] = [[] for _ in paths]
         order = random.Random(seed)
@@ -125,8 +130,11 @@ def bench(
                 times[index].append(workers[index].time(feed, _BURST_SECONDS))
             if turn + 1 >= rounds and _widest(times) <= (within or 0):
                 break
+        profiles = [
+            each.profile(feeds[0], _PROFILED_SECONDS) if operators else [] for each in workers
+        ]
     models = []
-    for path, cost, seconds in zip(paths, costs, times, strict=True):
+    for path, cost, seconds, profile in zip(paths, costs, times, profiles, strict=True):
         ratios = _to_first(seconds, times)
         low, high = median_interval(ratios)
         model = ModelBench(
@@ -139,6 +147,7 @@ def bench(
             ratio=statistics.median(ratios),
             ratio_low=low,
             ratio_high=high,
+            operators=tuple(profile),
         )
         models.append(model)
     return BenchResult(tuple(models), len(times[0]), options.describe())

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import contextlib
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from onnxshrink import files
 from onnxshrink.errors import ModelError
 from onnxshrink.kernels.observers import SUMS, Need
 from onnxshrink.kernels.pairs import PairNeed
@@ -51,6 +51,9 @@ class Statistics(Mapping[Any, Any]):
         with np.load(self._files[need]) as arrays:
             return self._sums[type(need.statistic)](**{name: arrays[name] for name in arrays})
 
+    def __contains__(self, need: object) -> bool:
+        return need in self._files  # without reading it
+
     def __iter__(self) -> Iterator[Any]:
         return iter(self._files)
 
@@ -59,9 +62,10 @@ class Statistics(Mapping[Any, Any]):
 
     def _folder(self) -> Path:
         """A folder of its own for some of the files, gone when the statistics are."""
-        folder = tempfile.mkdtemp(prefix="onnxshrink-")
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        return Path(folder)
+        stack = contextlib.ExitStack()
+        folder = stack.enter_context(files.scratch())
+        weakref.finalize(self, stack.close)
+        return folder
 
     def add(self, needs: Sequence[Any], worker: Worker) -> None:
         """Have a worker hand out the statistics that it watched for these needs."""
@@ -144,8 +148,8 @@ def _observe(
     from onnxshrink.graph.analysis.instrument import instrument
 
     entering = {value.name for value in model.inputs}
-    with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
-        path = Path(folder, "observed.onnx")
+    with files.scratch() as folder:
+        path = folder / "observed.onnx"
         inside = [need.value for need in wanted if need.value not in entering]
         points = instrument(model, path, watch=inside)
         found.refused |= points.refused

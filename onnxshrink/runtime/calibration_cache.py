@@ -27,7 +27,7 @@ _INDEX = "index.json"
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """What is known of one need.
 
     Attributes:
@@ -56,14 +56,14 @@ class CalibrationCache:
     def __init__(self, path: Path):
         self._path = path
         self._used: set[str] = set()
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, CacheEntry] = {}
         self._told = False
         if not path.absolute().parent.is_dir():
             raise OutputError(f"{path}: there is no folder {path.parent}")
         if path.exists():
             self._entries = self._read()
 
-    def _read(self) -> dict[str, Entry]:
+    def _read(self) -> dict[str, CacheEntry]:
         try:
             with zipfile.ZipFile(self._path) as file:
                 if (broken := file.testzip()) is not None:
@@ -72,7 +72,7 @@ class CalibrationCache:
                 if index["format"] != _FORMAT:
                     raise ValueError(f"its format is {index['format']!r}")
                 names = set(file.namelist())
-            found = {key: Entry(str(e["refused"]), str(e["member"]))
+            found = {key: CacheEntry(str(e["refused"]), str(e["member"]))
                      for key, e in index["entries"].items()}  # fmt: skip
             if missing := {e.member for e in found.values() if e.member} - names:
                 raise ValueError(f"it lacks {', '.join(sorted(missing))}")
@@ -134,7 +134,7 @@ class CalibrationCache:
                         shutil.copyfileobj(source, sink)
             for key, what in found.items():
                 refused = what if isinstance(what, str) else ""
-                entries[key] = Entry(refused, "" if refused else f"{key}.npz")
+                entries[key] = CacheEntry(refused, "" if refused else f"{key}.npz")
                 if isinstance(what, Path):
                     file.write(what, entries[key].member)
             index = {key: vars(entry) for key, entry in sorted(entries.items())}

@@ -7,9 +7,12 @@ import ctypes
 import gc
 import os
 import pickle
+import queue
 import re
 import signal
 import sys
+import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
     from onnxshrink.kernels.observers import Need, Sums
     from onnxshrink.kernels.pairs import PairNeed, RegressionSums
+    from onnxshrink.runtime.profile import OperatorTime
     from onnxshrink.runtime.session import SessionOptions
 
 _LENGTH_BYTES = 8
@@ -60,7 +64,7 @@ class Service:
 
     def __init__(self) -> None:
         self._session: InferenceSession | None = None
-        self._loaded: object = None
+        self._loaded: Any = None
         self._signature: tuple[dict[str, str], dict[str, str], float] = {}, {}, 0.0
         self.label = ""
         self._before = 0
@@ -268,6 +272,20 @@ class Service:
             count, seconds = count + 1, seconds + self.run(feed)[1]
         return seconds / count
 
+    def profile(self, feed: dict[str, np.ndarray], at_least: float) -> list[OperatorTime]:
+        """Run the loaded model for a while, in a session of its own that is profiled."""
+        from onnxshrink.runtime.profile import by_operator
+        from onnxshrink.runtime.session import open_session, run_session
+
+        path, options, _ = self._loaded
+        with tempfile.TemporaryDirectory() as folder:
+            session = open_session(path, options, profile=os.path.join(folder, "profile"))
+            start, runs = time.perf_counter(), 0
+            while runs < 2 or time.perf_counter() - start < at_least:
+                run_session(session, feed, path)
+                runs += 1
+            return by_operator(Path(session.end_profiling()))
+
     def memory(self) -> tuple[int, int]:
         """Resident bytes now, and at their peak, beyond those before the model was loaded."""
         return tuple(value - self._before for value in memory())  # type: ignore[return-value]
@@ -296,6 +314,7 @@ def memory() -> tuple[int, int]:
 def _start_over() -> None:
     """Give what the last model used back to the system, and forget its peak (Linux)."""
     gc.collect()
+    gc.freeze()  # what is left are modules: to look through them takes longer than a small model
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as refs:
@@ -313,6 +332,20 @@ def _limit_memory(limit: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, most))
 
 
+def _listen(requests: IO[bytes], waiting: queue.SimpleQueue[tuple[str, tuple[Any, ...]]]) -> None:
+    """Take requests in, and end the process with the parent's: even in the middle of a run."""
+    code = 0
+    try:
+        while True:
+            waiting.put(receive(requests))
+    except EOFError:
+        pass
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    os._exit(code)
+
+
 def main() -> None:
     """Answer requests until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it ends this process
@@ -322,15 +355,14 @@ def main() -> None:
     os.dup2(2, 1)
     if len(sys.argv) > 1:
         _limit_memory(int(sys.argv[1]))
+    waiting: queue.SimpleQueue[tuple[str, tuple[Any, ...]]] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(requests, waiting), daemon=True).start()
     import onnx.checker  # noqa: F401  (both while the parent is still at work)
     import onnxruntime  # noqa: F401
 
     service = Service()
     while True:
-        try:
-            method, arguments = receive(requests)
-        except EOFError:
-            return
+        method, arguments = waiting.get()
         try:
             reply: tuple[str, object] = ("value", getattr(service, method)(*arguments))
         except ShrinkError as error:

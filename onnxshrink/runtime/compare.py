@@ -12,6 +12,8 @@ import numpy as np
 
 from onnxshrink.errors import DataError, ModelError, RecipeError
 from onnxshrink.kernels.metrics import OutputComparison, compare_outputs
+from onnxshrink.runtime import shelf
+from onnxshrink.runtime.decoding import steps
 from onnxshrink.runtime.session import DEFAULT_OPTIONS, SessionOptions
 from onnxshrink.runtime.worker import Signature, Worker
 
@@ -33,6 +35,9 @@ class Comparison:
         rtol: Largest difference allowed, relative to each reference value.
         min_agreement: Least top-1 agreement allowed, 0 to 1.
         max_error: Largest relative error allowed, of an output or of the worst slice of it.
+        max_kl: Largest mean divergence allowed, in nats, of an output with classes.
+        followed: Outputs that the next run goes on from: the others tell of them, so that no
+            threshold is held against them.
     """
 
     a: str
@@ -45,24 +50,32 @@ class Comparison:
     rtol: float | None = None
     min_agreement: float | None = None
     max_error: float | None = None
+    max_kl: float | None = None
+    followed: frozenset[str] = frozenset()
+
+    @property
+    def judged(self) -> tuple[OutputComparison, ...]:
+        """Outputs that thresholds are held against."""
+        return tuple(output for output in self.outputs if output.name not in self.followed)
 
     @property
     def relative_error(self) -> float:
         """The largest of any output."""
-        return max((output.relative_error for output in self.outputs), default=0.0)
+        return max((output.relative_error for output in self.judged), default=0.0)
 
     @property
     def top1(self) -> float | None:
         """The lowest of any output that has classes."""
-        return min((o.top1 for o in self.outputs if o.top1 is not None), default=None)
+        return min((o.top1 for o in self.judged if o.top1 is not None), default=None)
 
     @property
     def missed(self) -> list[str]:
         """The thresholds that were missed, one line each; empty when all is well."""
         lines = []
         with_tolerance = self.atol is not None or self.rtol is not None
-        asked = with_tolerance or self.max_error is not None or self.min_agreement is not None
-        for output in self.outputs:
+        of_classes = self.min_agreement is not None or self.max_kl is not None
+        asked = with_tolerance or self.max_error is not None or of_classes
+        for output in self.judged:
             name = f"output {output.name!r}"
             if asked and not output.elements:
                 lines.append(f"{name}: is empty on every input: there is nothing to compare")
@@ -77,10 +90,11 @@ class Comparison:
             least, top1 = self.min_agreement, output.top1
             if least is not None and top1 is not None and not top1 >= least:
                 lines.append(f"{name}: top-1 agreement {top1:.4g} is below {least:g}")
-        asked = with_tolerance or self.min_agreement is not None or self.max_error is not None
+            if self.max_kl is not None and output.kl is not None and not output.kl <= self.max_kl:
+                lines.append(f"{name}: divergence {output.kl:.3g} is above {self.max_kl:g}")
         if asked and self.outputs and not any(output.elements for output in self.outputs):
             lines.append("every output is empty on these inputs: there is nothing to compare")
-        if self.min_agreement is not None and self.top1 is None:
+        if of_classes and self.top1 is None:
             lines.append("no output has classes: there is no top-1 agreement to ask for")
         return lines
 
@@ -108,6 +122,7 @@ def compare(
     rtol: float | None = None,
     min_agreement: float | None = None,
     max_error: float | None = None,
+    max_kl: float | None = None,
     worker: Worker | None = None,
 ) -> Comparison:
     """Run two models on the same feeds and compare their outputs, by name.
@@ -122,6 +137,7 @@ def compare(
         rtol: See there.
         min_agreement: See there.
         max_error: See there.
+        max_kl: See there.
         worker: Where to run them; without one, a process is started for it.
 
     Raises:
@@ -129,24 +145,31 @@ def compare(
         DataError: No feeds, one does not fit, or there is nothing in any output.
         RecipeError: An execution provider is not installed, or a threshold is NaN or below zero.
     """
-    asked = {"atol": atol, "rtol": rtol, "min_agreement": min_agreement, "max_error": max_error}
-    for what, limit in asked.items():
-        if limit is not None and not 0 <= limit < math.inf:
-            raise RecipeError(f"{what} takes a finite number of at least 0, not {limit!r}")
+    check_thresholds({
+        "atol": atol, "rtol": rtol, "min_agreement": min_agreement, "max_error": max_error,
+        "max_kl": max_kl,
+    })  # fmt: skip
+    from onnxshrink.graph.analysis.tails import tails
+    from onnxshrink.graph.forms import coded_read
+
     if not feeds:
         raise DataError("there are no inputs to compare the models on")
     with contextlib.ExitStack() as stack:
+        kept = stack.enter_context(shelf.Shelf())
         worker = worker or stack.enter_context(Worker())
         stack.callback(worker.release)
         signature = worker.open(a, options_a)
-        references = [worker.step(feed)[0] for feed in feeds]
+        asked = steps.answered(worker, tuple(signature.outputs), feeds)
+        references = [kept.keep(outputs) for outputs, _ in asked]
         other = worker.open(b, options_b)
+        known = tails(coded_read.load(a)[0]) if len(signature.outputs) > 1 else {}
+        followed = frozenset(name for name, tail in known.items() if tail.followed)
         _check_signatures(os.fspath(a), signature, os.fspath(b), other)
         order = [list(other.outputs).index(name) for name in signature.outputs]
-        results = (worker.step(feed)[0] for feed in feeds)
+        results = (outputs for outputs, _ in steps.answered(worker, tuple(other.outputs), feeds))
         outputs = compare_outputs(
             tuple(signature.outputs),
-            references,
+            shelf.read(references),
             ([result[place] for place in order] for result in results),
             atol=atol or 0.0,
             rtol=rtol or 0.0,
@@ -156,8 +179,20 @@ def compare(
     return Comparison(
         a=os.fspath(a), b=os.fspath(b), feeds=len(references), outputs=outputs,
         options_a=options_a.describe(), options_b=options_b.describe(),
-        atol=atol, rtol=rtol, min_agreement=min_agreement, max_error=max_error,
+        atol=atol, rtol=rtol, min_agreement=min_agreement, max_error=max_error, max_kl=max_kl,
+        followed=followed,
     )  # fmt: skip
+
+
+def check_thresholds(asked: Mapping[str, float | None]) -> None:
+    """Refuse thresholds that nothing can be held against.
+
+    Raises:
+        RecipeError: One is NaN, infinite or below zero.
+    """
+    for what, limit in asked.items():
+        if limit is not None and not 0 <= limit < math.inf:
+            raise RecipeError(f"{what} takes a finite number of at least 0, not {limit!r}")
 
 
 def _check_signatures(a: str, first: Signature, b: str, second: Signature) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 
+from onnxshrink import files
 from onnxshrink.errors import ModelError
 from onnxshrink.kernels.pairs import PairNeed, Regression, RegressionSums
 from onnxshrink.runtime.calibrate import LEAST_SUMS_BYTES, Progress, Statistics, rounds
@@ -30,8 +29,8 @@ def compute(
     Raises:
         ModelError: It does not run.
     """
-    with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
-        path = Path(folder, "model.onnx")
+    with files.scratch() as folder:
+        path = folder / "model.onnx"
         path.write_bytes(proto.SerializeToString())
         return [outputs[0] for outputs in worker.run(path, feeds, _EXACT).outputs]
 
@@ -82,8 +81,8 @@ def _observe(
     from onnxshrink.graph.analysis.instrument import instrument
 
     entering = {value.name for value in model.inputs}
-    with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
-        here, there = Path(folder, "observed.onnx"), Path(folder, "original.onnx")
+    with files.scratch() as folder:
+        here, there = folder / "observed.onnx", folder / "original.onnx"
         own = instrument(model, here, [n.source for n in wanted if n.source not in entering])
         other = instrument(original, there, [need.value for need in wanted])
         for need in wanted:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxshrink import files
 from onnxshrink.errors import DataError
 from onnxshrink.options import nearest
 from onnxshrink.runtime.inputs import Feed, Port, ports
@@ -37,23 +37,6 @@ _TIMEOUT = 120.0
 _FARTHEST = 10_000
 _LARGEST_PARAMETER = 65_536
 _MOST_ELEMENTS = 2**27  # of one feed: 1 GB while they are drawn
-
-# Operators whose output holds values of an input: moved, converted, masked or offset.
-_CARRIERS = {
-    "Cast", "Clip", "Concat", "Expand", "Flatten", "Identity", "Max", "Min", "Mul", "Reshape",
-    "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where", "Add", "Sub",
-}  # fmt: skip
-# Those of them that move or keep whole columns (slices of the last axis).
-_KEEPS_COLUMNS = {"Cast", "Clip", "Identity", "Max", "Min", "Mul", "Add", "Sub"}
-# Operators that look up: the position of their indices, then that of their table.
-_LOOKUPS = {
-    "Gather": ((1, 0),),
-    "GatherElements": ((1, 0),),
-    "GatherND": ((1, 0),),
-    "GatherBlockQuantized": ((1, 0),),
-    "EmbedLayerNormalization": ((0, 2), (1, 4)),
-}
-_KEEPS_SHAPE = {"Cast", "DequantizeLinear", "Identity", "Mul"}
 
 
 @dataclass
@@ -109,10 +92,16 @@ def generated_inputs(
         DataError: ``shapes`` do not fit the model, or ONNX Runtime takes no guess.
         ModelError: ONNX Runtime does not load the model.
     """
+    from onnxshrink.runtime.decoding import rolling
+
     wanted = ports(model)
     if not wanted:
         return [{}]
     _check_shapes(shapes or {}, wanted)
+    with contextlib.ExitStack() as stack:
+        trial = worker or stack.enter_context(Worker(timeout=_TIMEOUT))
+        if found := rolling.made_up(model, count, seed, shapes or {}, trial):
+            return found
     uses = {value.name or "": _uses(value, model) for value in model.inputs}
     guesses: dict[tuple[object, ...], dict[str, tuple[int, ...]]] = {}
     for sizes in _SIZES:
@@ -131,7 +120,7 @@ def generated_inputs(
             "smaller sizes with --shape"
         )
     with contextlib.ExitStack() as stack:
-        path = stack.enter_context(_on_disk(model))
+        path = stack.enter_context(on_disk(model))
         worker = worker or stack.enter_context(Worker(timeout=_TIMEOUT))
         refusals = worker.refusals(path, (make(guess, 0) for guess in candidates))
     if refusals[-1] is not None:
@@ -144,12 +133,13 @@ def generated_inputs(
 
 
 @contextlib.contextmanager
-def _on_disk(model: Model) -> Iterator[Path]:
+def on_disk(model: Model) -> Iterator[Path]:
+    """The file of a model, or one that holds it for as long as this lasts."""
     if model.path is not None:
         yield model.path
         return
-    with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
-        path = Path(folder) / "model.onnx"
+    with files.scratch() as folder:
+        path = folder / "model.onnx"
         model.save(path)
         yield path
 
@@ -255,6 +245,8 @@ def _mask(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
 
 def _uses(value: ir.Value, model: Model) -> _Use:
     """Follow an input's values to the tables and constants that they meet."""
+    from onnxshrink.graph import operators
+
     found = _Use()
     seen: set[tuple[object, ...]] = set()
     # Where the values are, what was added to them, the one column that they are (None: all), and
@@ -266,57 +258,71 @@ def _uses(value: ir.Value, model: Model) -> _Use:
             continue
         seen.add(place)
         for node, position in value.uses():
-            op = node.op_type
-            for indices, table in _LOOKUPS.get(op, ()):
-                if position == indices:
-                    found.index(column, _table_size(node, table) - offset)
+            if (table := operators.picks(node, position)) is not None:
+                found.index(column, _table_size(node, *table) - offset)
+            one_hot = operators.of(node, operators.OneHot)
             others = [other for i, other in enumerate(node.inputs) if i != position]
             constant = next((c for v in others if (c := _constant(v)) is not None), np.zeros(0))
             function = model.ir.functions.get(node.op_identifier())
             if function is not None:
                 ahead.append((function.inputs[position], offset, column, intact))
-            elif op == "Equal":
+            elif node.op_type == "Equal":
                 found.choices.extend(constant.ravel().tolist())
-            elif op == "OneHot" and position == 0:
-                depth = _constant(node.inputs[1])
+            elif one_hot is not None and position == 0:
+                depth = _constant(node.inputs[one_hot.depth])
                 found.index(column, 0 if depth is None else int(depth.item()) - offset)
-            elif op == "Gather" and position == 0:
+            elif operators.looks_up(node) and position == 0:
                 last = value.shape is not None and _axis(node) in (-1, len(value.shape) - 1)
                 picked = int(constant.item()) if intact and last and constant.size == 1 else column
                 ahead.append((node.outputs[0], offset, picked, False))
-            elif op == "Mul" and constant.size and constant.max() > 1:
+            elif operators.multiplies(node) and constant.size and constant.max() > 1:
                 continue  # part of a computed index: how large it may be depends on the rest
-            elif op in _CARRIERS:
-                moved = offset + int(constant.max()) if op == "Add" and constant.size else offset
-                intact_after = intact and op in _KEEPS_COLUMNS
+            elif carried := operators.carries(node):
+                adds = operators.adds(node) and constant.size
+                moved = offset + int(constant.max()) if adds else offset
+                intact_after = intact and carried == "columns"
                 ahead.extend((output, moved, column, intact_after) for output in node.outputs)
     return found
+
+
+def table_sizes(value: ir.Value, model: Model) -> list[int]:
+    """The lengths of the tables that an input's values index."""
+    return [size for sizes in _uses(value, model).sizes.values() for size in sizes]
+
+
+def made_of(
+    model: Model, port: Port, shape: tuple[int, ...], rng: np.random.Generator
+) -> np.ndarray:
+    """Values that an input takes."""
+    value = next(value for value in model.inputs if value.name == port.name)
+    return _values(port, shape, _uses(value, model), rng)
 
 
 def _axis(node: ir.Node) -> int:
     return node.attributes["axis"].as_int() if "axis" in node.attributes else 0
 
 
-def _table_size(node: ir.Node, position: int) -> int:
+def _table_size(node: ir.Node, position: int, any_axis: bool) -> int:
     """How many entries a lookup's indices can name; 0 when the graph does not tell."""
     table = node.inputs[position]
     dims = _dims(table) if table is not None else None
     if not dims:
         return 0
-    # An index of GatherND has a coordinate for each of several axes.
-    sizes = dims if node.op_type == "GatherND" else [dims[_axis(node)]]
+    sizes = dims if any_axis else [dims[_axis(node)]]
     return min((size for size in sizes if isinstance(size, int)), default=0)
 
 
 def _dims(value: ir.Value) -> list[Any] | None:
-    from onnxshrink.graph import read
+    from onnxshrink.graph import operators, read
 
     if (tensor := read.constant(value)) is not None:
         return list(tensor.shape)
     if value.shape is not None:
         return list(value.shape)
     producer = value.producer()
-    if producer is not None and producer.op_type in _KEEPS_SHAPE and producer.inputs[0]:
+    if producer is None or not producer.inputs or producer.inputs[0] is None:
+        return None
+    if operators.dequantizes(producer) or operators.carries(producer) == "columns":
         return _dims(producer.inputs[0])
     return None
 

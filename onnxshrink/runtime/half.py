@@ -66,6 +66,8 @@ def _join(graph: onnx.GraphProto, known: Collection[str]) -> None:
         graph: As the converter made it, with Casts around every such node.
         known: Names of nodes that are not the converter's.
     """
+    from onnxshrink.graph import operators
+
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("g"):
@@ -73,7 +75,7 @@ def _join(graph: onnx.GraphProto, known: Collection[str]) -> None:
     casts = {
         node.output[0]: node
         for node in graph.node
-        if node.op_type == "Cast" and node.name and node.name not in known
+        if operators.moves(node) == "converts" and node.name and node.name not in known
     }
     given = {value.name for value in graph.output}
     direct = {

@@ -48,7 +48,15 @@ _LACKS = (
     ),
     (r"No Op registered for (\S+) with domain_version of (\d+)", "no operator {} in opset {}"),
     (r"Type '(.+?)' of input parameter .*? of operator \((\w+)\)", "no kernel for {} {}"),
+    (
+        r"Opset (\d+) is under development.*?till opset (\d+)",
+        "no support for opset {} yet; the newest that it knows is {}",
+    ),
     (r"Opset (\d+) is under development", "no support for opset {} yet"),
+    (
+        r"Unsupported model IR version: (\d+), max supported IR version: (\d+)",
+        "no support for IR version {} yet; the newest that it knows is {}",
+    ),
     (r"Unsupported model IR version: (\d+)", "no support for IR version {} yet"),
 )
 _CODE_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
@@ -119,6 +127,7 @@ def open_session(
     model: str | os.PathLike[str] | bytes,
     options: SessionOptions = DEFAULT_OPTIONS,
     files: Mapping[str, np.ndarray] | None = None,
+    profile: str | None = None,
 ) -> InferenceSession:
     """Load a model into ONNX Runtime.
 
@@ -126,6 +135,7 @@ def open_session(
         model: Path of a model file, or a whole model as bytes.
         options: What to pin.
         files: Contents of external data files by name, uint8, in place of files on disk.
+        profile: How the name of a file starts, to write a profile of all runs to.
 
     Raises:
         RecipeError: The execution provider is not installed.
@@ -151,6 +161,8 @@ def open_session(
         settings.add_session_config_entry(
             "session.qdq_matmulnbits_accuracy_level", str(options.accuracy_level)
         )
+    if profile is not None:
+        settings.enable_profiling, settings.profile_file_prefix = True, profile
     if files:
         if not hasattr(settings, "add_external_initializers_from_files_in_memory"):
             raise UnsupportedModel(

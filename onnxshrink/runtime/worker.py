@@ -22,11 +22,14 @@ import numpy as np
 
 from onnxshrink.errors import DataError, ModelError, ShrinkError, UnsupportedModel
 from onnxshrink.runtime.child import receive, send
+from onnxshrink.runtime.decoding import steps
 from onnxshrink.runtime.session import DEFAULT_OPTIONS, SessionOptions
+from onnxshrink.runtime.shelf import Shelf
 
 if TYPE_CHECKING:
     from onnxshrink.kernels.observers import Need
     from onnxshrink.kernels.pairs import PairNeed
+    from onnxshrink.runtime.profile import OperatorTime
 
 PathLike = str | os.PathLike[str]
 #: Seconds. An endless Loop ends after it; nothing that anybody waits for takes as long.
@@ -90,6 +93,10 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def another(self) -> Worker:
+        """A worker beside this one, under the same limits: the one way to get it in a run."""
+        return type(self)(timeout=self._timeout, memory_limit=self._memory_limit)
+
     def start(self) -> None:
         """Start the child, without waiting: it imports ONNX Runtime while the caller works on."""
         if self._child is not None:
@@ -137,10 +144,11 @@ class Worker:
             ModelError: The model does not load or run, crashed, or took longer than the timeout.
             DataError: A feed does not fit the model.
         """
-        with self._busy:
+        with self._busy, Shelf() as shelf:
             signature = self.open(path, options)
             try:
-                runs = [self.step(feed) for feed in feeds]
+                asked = steps.answered(self, tuple(signature.outputs), list(feeds))
+                runs = [(shelf.keep(outputs), seconds) for outputs, seconds in asked]
                 peak = self.memory()[1]
             finally:
                 self.release()
@@ -246,6 +254,12 @@ class Worker:
         seconds: float = self._call(f"running {self._model}", "time", dict(feed), at_least)
         return seconds
 
+    def profile(self, feed: Mapping[str, np.ndarray], at_least: float) -> list[OperatorTime]:
+        """What each operator takes of a run of the loaded model, over ``at_least`` seconds."""
+        doing = f"profiling {self._model}"
+        found: list[OperatorTime] = self._call(doing, "profile", dict(feed), at_least)
+        return found
+
     def memory(self) -> tuple[int, int]:
         """Resident bytes now, and at their peak, beyond those before the model was loaded."""
         answer: tuple[int, int] = self._call("measuring memory", "memory")
@@ -302,11 +316,12 @@ class Worker:
 
 
 @contextlib.contextmanager
-def blamed(path: PathLike) -> Iterator[None]:
+def blamed(path: PathLike, worker: Worker | None = None) -> Iterator[None]:
     """Walk through the graph of a model that nobody has checked, in this block.
 
     Args:
         path: The model file.
+        worker: Where to check it, if it comes to that; without one, in a process of its own.
 
     Raises:
         ModelError: The walk failed because the model is invalid, or does not load; says why.
@@ -316,7 +331,8 @@ def blamed(path: PathLike) -> Iterator[None]:
     except ShrinkError:
         raise
     except Exception:
-        with Worker() as worker:
+        with contextlib.ExitStack() as stack:
+            worker = worker or stack.enter_context(Worker())
             worker.check(path)
             worker.open(path)
         raise  # the model is fine: a bug of ours, which keeps its traceback

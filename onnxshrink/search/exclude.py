@@ -12,7 +12,7 @@ from onnxshrink.goal import Goal
 from onnxshrink.recipe import Recipe
 from onnxshrink.search import sensitivity
 from onnxshrink.search.ladder import Found
-from onnxshrink.search.partial_step import Parts
+from onnxshrink.search.partial_step import PartialStep
 from onnxshrink.trials import told
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 _GIVEN_BACK = 16
 
 
-def find_exclusions(parts: Parts, goal: Goal, progress: Progress) -> Found:
+def find_exclusions(parts: PartialStep, goal: Goal, progress: Progress) -> Found:
     """Order the weights by the harm that each does alone, and bisect on how many stay in float.
 
     Then the largest of them are given back to the step, one by one, where the goal stands that.
@@ -56,7 +56,7 @@ def find_exclusions(parts: Parts, goal: Goal, progress: Progress) -> Found:
 
 
 class _Search:
-    def __init__(self, parts: Parts, goal: Goal, progress: Progress):
+    def __init__(self, parts: PartialStep, goal: Goal, progress: Progress):
         self._parts, self._goal, self._progress = parts, goal, progress
         self._tried = 0
         self._worst: dict[frozenset[str], float] = {}

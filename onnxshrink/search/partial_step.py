@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from onnxshrink.runtime.worker import Worker
 
 
-class Parts:
+class PartialStep:
     """A step that can be applied to a part of the weights.
 
     Args:

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from onnxshrink import files
 from onnxshrink.errors import ModelError
-from onnxshrink.kernels.metrics import compare_outputs
 from onnxshrink.options import build, dump
 from onnxshrink.report import Table, printable, size
-from onnxshrink.search.partial_step import Parts, total
-from onnxshrink.trials import Figures
+from onnxshrink.search.partial_step import PartialStep, total
+from onnxshrink.trials import Answers, Exchange, Figures
 
 if TYPE_CHECKING:
     from onnxshrink.contract import Progress
-    from onnxshrink.runtime.trial import Trial
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +30,7 @@ _SAME = 1e-3
 
 
 @dataclass(frozen=True)
-class Part:
+class WeightEffect:
     """A weight, or the weights of one operator.
 
     Attributes:
@@ -67,7 +64,7 @@ class Sensitivity:
 
     step: str
     feeds: int
-    parts: tuple[Part, ...]
+    parts: tuple[WeightEffect, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; an infinite error becomes null."""
@@ -148,7 +145,7 @@ def _cells(figures: Figures) -> tuple[str, str, str]:
 
 
 def measure(
-    parts: Parts, by: Literal["weight", "node"] = "weight", progress: Progress | None = None
+    parts: PartialStep, by: Literal["weight", "node"] = "weight", progress: Progress | None = None
 ) -> Sensitivity:
     """The effect of a step on the outputs: of each part alone, then of one after another.
 
@@ -187,12 +184,14 @@ def measure(
         rows = [parts.changes[weight] for weight in groups[name]]
         before, after = total(rows)
         found.append(
-            Part(name, groups[name], rows[0].kind, before, after, alone[name], together[name])
+            WeightEffect(
+                name, groups[name], rows[0].kind, before, after, alone[name], together[name]
+            )
         )
     return Sensitivity(parts.step.name, len(parts.original.outputs), tuple(found))
 
 
-def _groups(parts: Parts, by: str) -> dict[str, tuple[str, ...]]:
+def _groups(parts: PartialStep, by: str) -> dict[str, tuple[str, ...]]:
     """Weights that are measured as one, by the name of the group; vectors beside them are not."""
     from onnxshrink.graph import weights
 
@@ -208,7 +207,7 @@ def _groups(parts: Parts, by: str) -> dict[str, tuple[str, ...]]:
 class Anew:
     """Changes and loads the model for every figure."""
 
-    def __init__(self, parts: Parts):
+    def __init__(self, parts: PartialStep):
         self._parts = parts
 
     def figures(self, names: Sequence[str]) -> Figures:
@@ -221,52 +220,47 @@ class Anew:
 
 
 class Exchanged:
-    """Runs the model with other weights in the place of its own."""
+    """Runs the model with other weights in place of its own."""
 
-    def __init__(self, parts: Parts, trial: Trial, arrays: Mapping[str, np.ndarray]):
-        self._parts, self._trial, self._arrays = parts, trial, arrays
+    def __init__(self, parts: PartialStep, loaded: Exchange, arrays: Mapping[str, np.ndarray]):
+        self._parts, self._loaded, self._arrays = parts, loaded, arrays
 
-    def effect(self, names: Iterable[str]) -> tuple[list[list[np.ndarray]], Figures]:
-        """The answers with these weights changed only, and their figures."""
+    def answers(self, names: Iterable[str]) -> Answers:
+        """The answers with these weights changed only."""
         chosen = {name: self._arrays[name] for name in names}
-        original = self._parts.original
-        answers = self._trial.run(self._parts.feeds, chosen)
-        return answers, Figures.of(compare_outputs(original.names, original.outputs, answers))
+        return self._loaded.answers(self._parts.feeds, chosen)
 
     def figures(self, names: Sequence[str]) -> Figures:
         """The effect of changing these weights only."""
-        return self.effect(names)[1]
+        return Figures.of(self._parts.original.figures(self.answers(names)))
 
 
 @contextlib.contextmanager
-def exchange(parts: Parts) -> Iterator[Anew | Exchanged]:
+def exchange(parts: PartialStep) -> Iterator[Anew | Exchanged]:
     """The fastest way to measure that gives what the step gives."""
-    from onnxshrink.runtime.trial import Trial
-
-    wanted = parts.effect(parts.whole)[1].outputs
+    wanted = parts.effect(parts.whole)[1]
     arrays = _rebuilt(parts)
     if arrays is None:
         yield Anew(parts)
         return
-    trial = Trial(parts.model, arrays, parts.worker)
+    loaded = Exchange(parts.model, arrays, parts.worker)
     try:
-        exchanged = Exchanged(parts, trial, arrays)
-        same = not trial.refused and _alike(wanted, exchanged.effect(arrays)[0])
+        exchanged = Exchanged(parts, loaded, arrays)
+        same = not loaded.refused and _alike(wanted, exchanged.answers(arrays))
         if same:
             yield exchanged
     finally:
-        trial.close()
+        loaded.close()
     if not same:
         _log.info("%s does more than exchange weights", parts.step.name)
         yield Anew(parts)
 
 
-def _alike(wanted: Sequence[Sequence[np.ndarray]], found: Sequence[Sequence[np.ndarray]]) -> bool:
-    names = [str(place) for place in range(len(wanted[0]))] if wanted else []
-    return Figures.of(compare_outputs(names, wanted, found)).relative_error <= _SAME
+def _alike(wanted: Answers, found: Answers) -> bool:
+    return Figures.of(wanted.figures(found)).relative_error <= _SAME
 
 
-def _rebuilt(parts: Parts) -> dict[str, np.ndarray] | None:
+def _rebuilt(parts: PartialStep) -> dict[str, np.ndarray] | None:
     """What the weights are after the step, as floats; None where they cannot all be had."""
     from onnxshrink.graph import weights
     from onnxshrink.graph.analysis.instrument import instrument
@@ -279,8 +273,8 @@ def _rebuilt(parts: Parts) -> dict[str, np.ndarray] | None:
         options = {**dump(parts.step), "form": "cast-mul"}
         whole = parts.apply(build(type(parts.step), options, parts.step.name))[0]
     shapes = {view.name: view.shape for view in weights.find(parts.model)}
-    with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
-        path = Path(folder, "rebuilt.onnx")
+    with files.scratch() as folder:
+        path = folder / "rebuilt.onnx"
         watched = instrument(whole, path, watch=parts.changes).outputs
         if len(watched) < len(parts.changes):
             return None

@@ -7,7 +7,17 @@ tensors in parallel. Neither knows ONNX: a tensor is a name, an element type, a 
 
 from onnxshrink.sidecar.files import sibling
 from onnxshrink.sidecar.header import Chunk, Entry, Header
-from onnxshrink.sidecar.reader import DEFAULT_LIMIT, Sidecar
+from onnxshrink.sidecar.reader import DEFAULT_LIMIT, Sidecar, updates
 from onnxshrink.sidecar.writer import Writer, pack
 
-__all__ = ["DEFAULT_LIMIT", "Chunk", "Entry", "Header", "Sidecar", "Writer", "pack", "sibling"]
+__all__ = [
+    "DEFAULT_LIMIT",
+    "Chunk",
+    "Entry",
+    "Header",
+    "Sidecar",
+    "Writer",
+    "pack",
+    "sibling",
+    "updates",
+]

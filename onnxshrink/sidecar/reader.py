@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -269,3 +270,17 @@ class Sidecar:
         if len(data) != length:
             raise SidecarError(f"the file ends at byte {offset + len(data)}: it was cut short")
         return data
+
+
+def updates(pack: Path) -> list[Path]:
+    """The packs in the folder of a pack that are updates of it: they cannot be read without it.
+
+    Args:
+        pack: A pack; what is damaged, or none, has no updates.
+    """
+    bases: dict[Path, str | None] = {}
+    for path in sorted(pack.parent.glob("*.pack")):
+        with contextlib.suppress(SidecarError, OSError), Sidecar.open(path) as opened:
+            bases[path] = opened.id if path == pack else opened.header.base
+    own = bases.pop(pack, None)
+    return [path for path, base in bases.items() if own is not None and base == own]

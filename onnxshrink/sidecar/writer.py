@@ -57,7 +57,7 @@ class _Coded(NamedTuple):
 class _CodedTensor(NamedTuple):
     """A tensor's chunks, block by block."""
 
-    choice: entropy.Choice
+    choice: entropy.Filtering
     block: int
     chunks: list[_Coded]
 
@@ -193,7 +193,7 @@ class Writer:
             shutil.copyfileobj(self._spool, file, 1 << 20)
         return header
 
-    def _code(self, raw: Bytes, choice: entropy.Choice) -> _CodedTensor:
+    def _code(self, raw: Bytes, choice: entropy.Filtering) -> _CodedTensor:
         """The chunks of every block."""
         how, table = choice
         block = entropy.block_symbols(raw, choice)

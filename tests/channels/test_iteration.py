@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from onnxshrink.channels.iteration import Iteration
-from onnxshrink.channels.request import Goal, Request
+from onnxshrink.channels.request import Reduction, Request
 from onnxshrink.channels.shares import Start
 from onnxshrink.channels.survey import survey
 from onnxshrink.graph.file.model import Model
@@ -25,23 +25,23 @@ def _model() -> Model:
     return oracle.build(_TEXT, 0, a=(12, 64), ab=(64,), b=(64, 5))
 
 
-def _context() -> Context:
+def _context(worker: Worker) -> Context:
     rng = np.random.default_rng(0)
     return Context(Step("prune-channels"), [
         {"x": rng.standard_normal((32, 12)).astype(np.float32)} for _ in range(4)
-    ])  # fmt: skip
+    ], worker=worker)  # fmt: skip
 
 
 def test_a_plan_is_carried_out_whatever_was_planned_since(worker: Worker) -> None:
     def digest(between: Model | None) -> str:
-        model, ctx = _model(), _context()
-        request = Request(goal=Goal("units", 0.5), scope="local")
-        found = survey(model, request, ctx, worker)
-        iteration = Iteration(request, found, Start.of(found.plan), 1.0, ctx, worker)
+        model, ctx = _model(), _context(worker)
+        request = Request(goal=Reduction("units", 0.5), scope="local")
+        found = survey(model, request, ctx)
+        iteration = Iteration(request, found, Start.of(found.plan), 1.0, ctx)
         plan = iteration.choose()
         if between is not None:
-            other = survey(between, request, ctx, worker, 1)
-            Iteration(request, other, Start.of(other.plan), 0.5, ctx, worker).choose()
+            other = survey(between, request, ctx, 1)
+            Iteration(request, other, Start.of(other.plan), 0.5, ctx).choose()
         iteration.removal(plan).carry_out()
         return model.digest()
 
@@ -51,7 +51,7 @@ def test_a_plan_is_carried_out_whatever_was_planned_since(worker: Worker) -> Non
 
 @pytest.mark.parametrize(("of", "left"), [("units", 0.8), ("macs", 0.6), ("bytes", 0.5)])
 def test_the_parts_of_the_way_leave_equal_shares(of: str, left: float) -> None:
-    goal = Goal(of, left)  # type: ignore[arg-type]
+    goal = Reduction(of, left)  # type: ignore[arg-type]
     ways = [goal.after(part) for part in (0.0, 0.25, 0.5, 0.75, 1.0)]
     assert ways[0] == 1.0
     assert ways[-1] == left

@@ -15,7 +15,7 @@ from onnxshrink.channels.probing import moments, observe, probe
 from onnxshrink.channels.removal import Cut
 from onnxshrink.channels.shares import Allocation
 from onnxshrink.graph import read
-from onnxshrink.kernels.refit import Choice
+from onnxshrink.kernels.refit import ChosenDamping
 
 _HEAD = '<ir_version: 8, opset_import: ["": 17]> g '
 _STATES = "t = Transpose<perm=[0,2,1,3]>(s) z = Reshape(t, shape) y = MatMul(z, c)}"
@@ -146,7 +146,7 @@ def test_refitted_weights_are_least_squares(kind, worker):
     touched = [each for each in seen if not kept[each.name].all()]
     assert touched
     sums = {each.name: moment.sums for each, moment in seen.items()}
-    compensate(walk, sums, removed, {each.name: Choice(1e-12, 0, 0) for each in touched})
+    compensate(walk, sums, removed, {each.name: ChosenDamping(1e-12, 0, 0) for each in touched})
     for consumer in readers.find(walk):
         name = consumer.name
         if name not in kept or kept[name].all():
@@ -211,7 +211,7 @@ def test_a_norm_behind_takes_the_shift_in_its_mean(worker):
     (moment,) = (m for c, m in seen.items() if c.name == consumer.name)
     matrix = consumer.matrix()
     compensate(walk, {consumer.name: moment.sums}, removed,
-               {consumer.name: Choice(math.inf, 0, 0)})  # fmt: skip
+               {consumer.name: ChosenDamping(math.inf, 0, 0)})  # fmt: skip
     lost = np.where(walk.atoms.kept(consumer.labels, removed), 0, matrix)
     means = moment.sums[-1, :-1] / moment.count
     np.testing.assert_allclose(consumer.matrix(), matrix - lost)

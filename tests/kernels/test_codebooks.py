@@ -1,4 +1,4 @@
-"""Palettes: what is decoded, what it costs, and what stays zero."""
+"""Codebooks: what is decoded, what it costs, and what stays zero."""
 
 import math
 

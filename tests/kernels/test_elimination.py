@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxshrink.kernels import elimination
-from onnxshrink.kernels.elimination import Reader, eliminate
+from onnxshrink.kernels.elimination import ChannelReader, eliminate
 from onnxshrink.kernels.moments import damped
 
 
@@ -18,7 +18,7 @@ def _reader(rng, channels, size=1, outputs=5, more=0, samples=64):
     rows = rng.standard_normal((samples, width)) @ rng.standard_normal((width, width))
     columns = rng.permutation(width)[: channels * size].reshape(channels, size)
     moment = damped(rows.T @ rows / samples, 0.01)
-    return Reader(rng.standard_normal((outputs, width)), moment, columns)
+    return ChannelReader(rng.standard_normal((outputs, width)), moment, columns)
 
 
 def _lost(reader, channels):
@@ -64,7 +64,7 @@ def test_of_twins_only_one_is_free():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((256, 4))
     x[:, 1] = x[:, 0]
-    reader = Reader(
+    reader = ChannelReader(
         np.diag([3.0, 3.0, 1.0, 2.0]), damped(x.T @ x / 256, 1e-6), np.arange(4)[:, None]
     )
     order, costs = eliminate([reader])
@@ -97,7 +97,9 @@ def test_features_that_are_always_zero_go_first():
     rng = np.random.default_rng(3)
     x = rng.standard_normal((64, 6))
     x[:, 2] = 0
-    reader = Reader(rng.standard_normal((3, 6)), damped(x.T @ x / 64, 0.01), np.arange(6)[:, None])
+    reader = ChannelReader(
+        rng.standard_normal((3, 6)), damped(x.T @ x / 64, 0.01), np.arange(6)[:, None]
+    )
     order, costs = eliminate([reader])
     assert order[0] == 2
     assert costs[0] < 0.05 * costs[1]
@@ -105,4 +107,4 @@ def test_features_that_are_always_zero_go_first():
 
 def test_a_moment_without_damping_is_refused():
     with pytest.raises(ValueError, match="damp it more"):
-        eliminate([Reader(np.ones((1, 2)), np.ones((2, 2)), np.arange(2)[:, None])])
+        eliminate([ChannelReader(np.ones((1, 2)), np.ones((2, 2)), np.arange(2)[:, None])])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxshrink.kernels import obs
-from onnxshrink.kernels.moments import damped
+from onnxshrink.kernels.moments import damped, loss
 
 
 def problem(seed: int, rows: int, width: int, samples: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -46,8 +46,8 @@ def test_equals_elimination_of_the_inverse(width: int) -> None:
     for row in range(len(weights)):  # a row may be rounded to nearest where that is better
         kept = np.array_equal(found[row], expected[row].astype(np.float32))
         assert kept or np.array_equal(found[row], nearest[row])
-        best = min(obs.loss(weights[[row]] - q[[row]], h) for q in (expected, nearest))
-        assert obs.loss(weights[[row]] - found[[row]], h) == pytest.approx(best, rel=1e-4)
+        best = min(loss(weights[[row]] - q[[row]], h) for q in (expected, nearest))
+        assert loss(weights[[row]] - found[[row]], h) == pytest.approx(best, rel=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -62,9 +62,7 @@ def test_no_row_is_worse_than_to_nearest_on_a_grid_with_ends(seed: int) -> None:
     found = obs.quantize(weights, obs.factor(moment, 0.01), grid)
     nearest = np.clip(np.rint(weights / 0.5), -2, 1) * 0.5
     h = damped(moment, 0.01)
-    losses = [
-        [obs.loss(weights[[row]] - q[[row]], h) for row in range(64)] for q in (found, nearest)
-    ]
+    losses = [[loss(weights[[row]] - q[[row]], h) for row in range(64)] for q in (found, nearest)]
     assert (np.array(losses[0]) <= np.array(losses[1]) * (1 + 1e-4)).all()
     assert sum(losses[0]) < sum(losses[1])
 
@@ -79,7 +77,7 @@ def test_close_to_the_exhaustive_optimum_on_4x4() -> None:
         for row in range(4):
             errors = weights[row] - (np.floor(weights[row] / 0.5) + offsets) * 0.5
             best = np.einsum("ij,jk,ik->i", errors, h, errors).min()
-            ratios.append(obs.loss(weights[[row]] - found[[row]], h) / best)
+            ratios.append(loss(weights[[row]] - found[[row]], h) / best)
     assert min(ratios) > 1 - 1e-5
     assert np.median(ratios) < 1.02
     assert np.mean(ratios) < 1.1
@@ -95,7 +93,7 @@ def test_never_worse_than_to_nearest(seed: int, rows: int, width: int, step: flo
     found = obs.quantize(weights, known, grid)
     np.testing.assert_allclose(np.rint(found / step) * np.float32(step), found, rtol=1e-5)
     nearest = np.rint(weights / np.float32(step)) * np.float32(step)
-    assert obs.loss(weights - found, h) <= obs.loss(weights - nearest, h) * (1 + 1e-4)
+    assert loss(weights - found, h) <= loss(weights - nearest, h) * (1 + 1e-4)
 
 
 @given(st.integers(0, 2**31), st.integers(1, 20), st.integers(1, 80))
@@ -113,9 +111,9 @@ def test_gain_over_nearest_matches_the_determinant() -> None:
     step = 1e-3
     found = obs.quantize(weights, known, obs.uniform(step))
     expected = 400 * step**2 / 12 * known.noise.sum()
-    assert obs.loss(weights - found, moment) == pytest.approx(expected, rel=0.1)
+    assert loss(weights - found, moment) == pytest.approx(expected, rel=0.1)
     nearest = np.rint(weights / step) * step
-    assert obs.loss(weights - nearest, moment) > 2 * expected
+    assert loss(weights - nearest, moment) > 2 * expected
 
 
 def test_affine_grid_keeps_codes_in_range() -> None:

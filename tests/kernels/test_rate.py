@@ -11,9 +11,9 @@ from onnxshrink.kernels import obs, rate
 from onnxshrink.kernels.moments import damped
 
 
-def layer(name: str, sensitivity: float, *shape: int, seed: int = 0) -> rate.Layer:
+def layer(name: str, sensitivity: float, *shape: int, seed: int = 0) -> rate.GridTensor:
     weights = np.random.default_rng(seed).standard_normal((1, *shape)).astype(np.float32)
-    return rate.Layer(name, weights, None, sensitivity)
+    return rate.GridTensor(name, weights, None, sensitivity)
 
 
 def test_every_weight_spends_the_same() -> None:
@@ -49,7 +49,7 @@ def test_steps_have_limits() -> None:
     probed = rate.steps([nothing, everything], 0.01, 3.0)
     assert probed == pytest.approx({"a": steps["a"] / 2, "b": steps["b"]})
     assert np.abs(everything.codes(steps["b"])).max() <= 32767
-    zeros = rate.Layer("z", np.zeros((1, 4, 4), np.float32), None, 0.0)
+    zeros = rate.GridTensor("z", np.zeros((1, 4, 4), np.float32), None, 0.0)
     assert not zeros.codes(rate.steps([zeros], 0.1)["z"]).any()
 
 
@@ -58,7 +58,7 @@ def test_codes_are_multiples_with_and_without_feedback() -> None:
     np.testing.assert_array_equal(plain.codes(0.25), np.rint(plain.weights * 4))
     x = np.random.default_rng(1).standard_normal((50, 12))
     known = obs.factor(x.T @ x)
-    fed = rate.Layer("a", plain.weights, (known,), 1.0)
+    fed = rate.GridTensor("a", plain.weights, (known,), 1.0)
     expected = obs.quantize(plain.weights[0], known, obs.uniform(0.25))
     np.testing.assert_allclose(fed.codes(0.25)[0] * 0.25, expected, atol=1e-7)
 
@@ -76,7 +76,7 @@ def test_coarse_codes_neither_shrink_nor_grow_what_outputs_see(deviations: float
     weights = np.random.default_rng(0).laplace(size=(2, 24, 32)).astype(np.float32)
     moments = [x.T @ x / len(x) for x in (inputs_of(32), inputs_of(32, seed=4))]
     factors = tuple(obs.factor(h, 0.01) for h in moments)
-    coarse = rate.Layer("w", weights, factors, 1.0)
+    coarse = rate.GridTensor("w", weights, factors, 1.0)
     step = deviations * float(weights.std())
     codes = coarse.codes(step)
     assert len(set(codes.flat)) > 2
@@ -97,7 +97,7 @@ def test_a_gain_takes_what_the_grid_missed_out_of_the_outputs(knows: bool) -> No
     step, x = 0.2, rng.standard_normal((500, 48))
     weights = rng.uniform(1.1, 1.45, (1, 24, 48)) * step * rng.choice([-1, 1], (1, 24, 48))
     known = (obs.factor(x.T @ x / len(x), 0.8),) if knows else None
-    coarse = rate.Layer("w", weights.astype(np.float32), known, 1.0)
+    coarse = rate.GridTensor("w", weights.astype(np.float32), known, 1.0)
     codes = coarse.codes(step)
     plain = np.linalg.norm(x @ (codes[0] * step - weights[0]).T)
     gained = np.linalg.norm(x @ (coarse.values(codes, step)[0] - weights[0]).T)
@@ -120,7 +120,7 @@ def test_a_step_is_left_where_next_to_nothing_is_left_of_the_weights() -> None:
     codes = few.codes(coarsest)
     assert 0 < np.count_nonzero(codes) < 20  # what blows these up to all of W is worse than zero
     known = (obs.factor(np.eye(40), 0.01),)
-    assert rate.Layer("a", few.weights, known, 1.0).unbiased(codes, coarsest) == coarsest
+    assert rate.GridTensor("a", few.weights, known, 1.0).unbiased(codes, coarsest) == coarsest
     assert few.unbiased(np.zeros_like(codes), coarsest) == coarsest
 
 
@@ -223,7 +223,7 @@ def test_rows_never_looked_up_follow_the_law_of_the_others() -> None:
 
 def test_values_of_rows_are_within_half_of_their_steps() -> None:
     relative = np.exp2(np.arange(-3, 3) / 2).astype(np.float32)
-    table = rate.Layer("t", layer("t", 1.0, 6, 50).weights, None, 1.0, relative)
+    table = rate.GridTensor("t", layer("t", 1.0, 6, 50).weights, None, 1.0, relative)
     scales = table.scales(0.123)
     np.testing.assert_array_equal(scales, scales.astype(np.float16))
     np.testing.assert_allclose(scales[0, :, 0], 0.123 * relative, rtol=2**-10)

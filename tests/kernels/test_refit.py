@@ -3,11 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxshrink.kernels.refit import DAMPINGS, Moments, choose, refit
+from onnxshrink.kernels.refit import DAMPINGS, FeatureSums, choose, refit
 
 
-def _moments(samples: np.ndarray) -> Moments:
-    moments = Moments(samples.shape[1])
+def _moments(samples: np.ndarray) -> FeatureSums:
+    moments = FeatureSums(samples.shape[1])
     for part in np.array_split(samples, 3):
         moments.add(part)
     return moments
@@ -59,7 +59,7 @@ def test_the_damping_is_the_best_on_held_out_samples(bias):
     rng = np.random.default_rng(4)
     x, w = rng.standard_normal((40, 12)) + 0.5, rng.standard_normal((3, 12))
     kept = np.arange(12) % 3 > 0
-    moments = Moments(12)
+    moments = FeatureSums(12)
     moments.add(x[:9])
     moments.add(x[9:], held=True)
     found = choose(w, moments, kept, bias=bias)
@@ -79,7 +79,7 @@ def test_what_held_out_samples_do_not_confirm_is_not_refitted():
     """The fitted samples have a relation between features that the others have turned round."""
     x = np.random.default_rng(5).standard_normal((60, 2))
     x[:30, 1], x[30:, 1] = x[:30, 0], -x[30:, 0]
-    moments = Moments(2)
+    moments = FeatureSums(2)
     moments.add(x[:30] - x[:30].mean(0))
     moments.add(x[30:], held=True)
     assert choose(np.ones((1, 2)), moments, np.array([True, False]), bias=False) is None
@@ -87,7 +87,7 @@ def test_what_held_out_samples_do_not_confirm_is_not_refitted():
 
 def test_too_few_samples_or_none_that_are_finite_choose_nothing():
     kept = np.array([True, False])
-    few, wrong, alone = Moments(2), Moments(2), Moments(2)
+    few, wrong, alone = FeatureSums(2), FeatureSums(2), FeatureSums(2)
     few.add(np.ones((1, 2)))
     wrong.add(np.full((5, 2), np.nan))
     assert choose(np.ones((1, 2)), few, kept) is None

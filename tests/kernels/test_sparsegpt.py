@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxshrink.kernels import masks, obs, sparsegpt
-from onnxshrink.kernels.moments import damped
+from onnxshrink.kernels.moments import damped, loss
 
 
 def problem(
@@ -103,8 +103,8 @@ def test_never_above_the_same_mask_without_updates(
     kept = masks.by_row(np.abs(weights[0]), ratio)[None]
     found = sparsegpt.refit(weights, kept, h)
     assert (found[~kept] == 0).all()
-    plain = sparsegpt.loss(weights - weights * kept, h)
-    assert sparsegpt.loss(weights - found, h) <= plain * (1 + 1e-4) + 1e-9
+    plain = loss(weights - weights * kept, h)
+    assert loss(weights - found, h) <= plain * (1 + 1e-4) + 1e-9
     pruned = sparsegpt.prune(weights, moments, by_row(ratio), 0.01)
     assert ((pruned == 0).sum(2) >= round(ratio * width)).all()
     assert np.isfinite(pruned).all()
@@ -140,7 +140,7 @@ def test_steps_help() -> None:
         for seed in range(4):
             weights, moments = problem(seed, 30, 60)
             pruned = sparsegpt.prune(weights, moments, by_row(0.6), 0.05, steps)
-            total += sparsegpt.loss(weights - pruned, damped(moments, 0.05))
+            total += loss(weights - pruned, damped(moments, 0.05))
         losses.append(total)
     assert losses[1] < 0.9 * losses[0]
 
@@ -157,7 +157,7 @@ def test_dead_inputs_go_first_and_no_inputs_at_all() -> None:
     moments[:, [2, 7]] = moments[:, :, [2, 7]] = 0
     found = sparsegpt.prune(weights, moments, by_row(0.2), 1e-4)
     assert (found[:, :, [2, 7]] == 0).all()
-    assert sparsegpt.loss(weights - found, moments) < 1e-6 * sparsegpt.loss(weights, moments)
+    assert loss(weights - found, moments) < 1e-6 * loss(weights, moments)
     nothing = sparsegpt.prune(weights, np.zeros_like(moments), by_row(0.5))
     np.testing.assert_array_equal(nothing, weights * masks.by_row(np.abs(weights[0]), 0.5))
 

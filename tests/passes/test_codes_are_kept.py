@@ -13,7 +13,8 @@ from weight_models import normal, parsed
 
 from onnxshrink.contract import Settings
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.forms import coded
+from onnxshrink.graph.forms import coded, packed
+from onnxshrink.graph.forms import codes as codes_
 from onnxshrink.kernels import saturation
 from onnxshrink.pipeline import Result, run
 from onnxshrink.recipe import find_pass
@@ -191,3 +192,34 @@ def test_grids_that_a_model_has_are_used_again(worker: Worker) -> None:
     assert pairs["x"] == (pytest.approx(0.031), 117)
     assert sum(pair == (pytest.approx(0.0173), 0) for pair in pairs.values()) == 1
     assert "w" not in values
+
+
+def test_integers_become_narrower_only_when_that_is_asked_for(worker: Worker) -> None:
+    options = {"dtype": "int4", "block_size": 8, "vectors": "keep"}
+    left = step("quantize-weights", OTHERS, worker, **options)
+    assert left.report.steps[0].status == "nothing to do"
+    reasons = {skip.what: skip.reason for skip in left.report.steps[0].skips}
+    assert all(reasons[name].startswith("already quantized") for name in ("qw", "qv", "full"))
+    asked = step("quantize-weights", OTHERS, worker, requantize=True, **options)
+    rows = {row.what: row for row in asked.report.steps[0].changes}
+    came = {"w": CONV.nbytes + 4, "v": GEMM.nbytes + STEPS.nbytes, "u": FULL.nbytes + 4 * 32}
+    assert {name: row.before for name, row in rows.items() if name in came} == came
+    assert not any(holds(asked.model, codes) for codes in (CONV, GEMM, FULL))
+    # As if they had been floats.
+    floats = Model.from_proto(OTHERS)
+    codes_.take_out(floats, codes_.is_weight)
+    direct = step("quantize-weights", floats.to_proto(), worker, **options)
+    assert direct.model.digest() == asked.model.digest()
+
+
+def test_integers_get_coarser_grids_only_when_that_is_asked_for(
+    worker: Worker, tmp_path: Path
+) -> None:
+    before = packed.save(Model.from_proto(OTHERS), tmp_path / "before.onnx")
+    left = step("quantize-rd", OTHERS, worker, lam=0.02)
+    assert left.report.steps[0].status == "nothing to do"
+    asked = step("quantize-rd", OTHERS, worker, lam=0.02, requantize=True)
+    assert asked.report.steps[0].status == "done", asked.report.steps[0].reason
+    assert holds(asked.model, CONV)  # too small for a grid of its own, it goes back as it came
+    assert not holds(asked.model, GEMM)
+    assert packed.save(asked.model, tmp_path / "after.onnx") < 0.8 * before

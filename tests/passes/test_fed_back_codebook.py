@@ -145,7 +145,7 @@ def test_small_weights_are_narrowed_instead(worker: Worker) -> None:
     assert all("entries" in change.note for change in kept.changes)
 
 
-def test_biases_become_float16_beside_palettes(worker: Worker, tmp_path: Path) -> None:
+def test_biases_become_float16_beside_codebooks(worker: Worker, tmp_path: Path) -> None:
     text = "g (float[n, 48] x) => (float[n, 400] y) { y = Gemm(x, W, b) }"
     model = parsed(text, W=normal(48, 400), b=normal(400, seed=1))
     for options, narrowed in (({}, True), ({"method": "unique", "bits": 8}, False)):

@@ -136,7 +136,7 @@ def test_sequential_fits_each_layer_to_what_it_will_be_given(worker: Worker) -> 
     found = calibrate(result.model, second_moments.needs(view), feeds, worker)
     stored = affine.quantize(view.array(), "int4", (0,), clip="mse", short_scale=True)
     scale = np.broadcast_to(stored.scale, view.shape)
-    codes = second_moments.fed_back(found, view, scale, np.zeros_like(scale), (-8, 7))
+    codes = second_moments.fitted(found, view, scale, np.zeros_like(scale), (-8, 7))
     assert codes is not None
     rebuilt = result.model.to_proto()
     rebuilt.graph.output.append(rebuilt.graph.output[0].__class__(name="w3"))

@@ -13,8 +13,8 @@ from onnxshrink.contract import Settings
 from onnxshrink.errors import InputsMissing, RecipeError
 from onnxshrink.graph import weights
 from onnxshrink.graph.file.model import Model
-from onnxshrink.kernels import masks, obs
-from onnxshrink.kernels.moments import damped
+from onnxshrink.kernels import masks
+from onnxshrink.kernels.moments import damped, loss
 from onnxshrink.passes._pruning import Pruning
 from onnxshrink.passes.prune_magnitude import PruneMagnitude
 from onnxshrink.passes.prune_sparsegpt import PruneSparsegpt
@@ -133,8 +133,8 @@ def test_sparsegpt_solves_for_what_is_left(worker: Worker) -> None:
     (change,) = only(result).changes
     exact = second_moment(feeds)
     error = weight - arrays(result.model)["W"].T
-    loss = obs.loss(error, exact) / obs.loss(weight, exact)
-    assert change.error["output_error"] == pytest.approx(loss**0.5, rel=1e-4)
+    lost = loss(error, exact) / loss(weight, exact)
+    assert change.error["output_error"] == pytest.approx(lost**0.5, rel=1e-4)
 
 
 @pytest.mark.parametrize(("op", "shape"), [("MatMul", (64, 30)), ("Conv", (16, 8, 3, 3))])

@@ -307,13 +307,15 @@ def test_a_goal_out_of_reach_is_said_and_the_most_goes(goal, worker, monkeypatch
 def test_a_latency_goal_is_met_by_no_more_than_it_takes(worker, monkeypatch):
     """With a clock that tells bytes, on which each unit saves what it weighs."""
 
-    def by_bytes(paths, feeds, *, rounds, within=None):
+    def by_bytes(paths, feeds, *, rounds, within=None, worker):
+        assert worker is runs_in  # what is timed obeys the limits of the run
         before, after = (path.stat().st_size for path in paths)
         ratio = after / before
         return SimpleNamespace(models=[None, SimpleNamespace(
             ratio=ratio, ratio_low=ratio, ratio_high=ratio
         )])  # fmt: skip
 
+    runs_in = worker
     monkeypatch.setattr("onnxshrink.channels.latency.bench", by_bytes)
     model = oracle.build(_MLP, a=(12, 128), ab=(128,), b=(128, 256), bb=(256,), c=(256, 5))
     result = _pruned(model, _feeds(1, 64), worker, latency=0.7, max_error=10)

@@ -15,6 +15,7 @@ from onnxshrink.graph.forms import coded, dequantize, packed
 from onnxshrink.kernels import rate
 from onnxshrink.kernels.affine import Quantized
 from onnxshrink.passes.quantize_rd import QuantizeRd
+from onnxshrink.passes.quantize_rd.rates import FINEST
 from onnxshrink.pipeline import Result, run
 from onnxshrink.report import Step
 from onnxshrink.runtime.session import open_session
@@ -99,7 +100,7 @@ def test_the_norm_is_folded_and_answers_come_from_the_codes(worker: Worker) -> N
     proto = result.model.to_proto()
     assert "BatchNormalization" not in {node.op_type for node in proto.graph.node}
     assert len(codes(result.model)) == 5  # the head has 1,152 weights: plain 8 bits
-    plain = [change for change in step.changes if change.note == "int8"]
+    plain = [change for change in step.changes if change.note == "int8 (fewer than 2048 elements)"]
     assert [change.what for change in plain] == ["head"]
     for node in proto.graph.node:
         if node.op_type == "Mul":
@@ -131,6 +132,14 @@ def test_target_ratio_is_met_by_coded_models(worker: Worker, tmp_path: Path) -> 
     result = run([step], model, Settings(feeds=inputs(), storage="coded"), worker)
     total, _ = coded.save(result.model, tmp_path / "small.onnx")
     assert 5.0 <= model.nbytes() / total < 5.0 / 0.99
+
+
+def test_a_target_may_be_looser_than_the_start(worker: Worker) -> None:
+    result, step = quantized(worker, network(), target_ratio=2)
+    assert step.warnings == ["smaller than asked for: finer codes would gain nothing"]
+    found = codes(result.model).values()
+    bits = 8 * sum(map(rate.packed_bytes, found)) / sum(array.size for array in found)
+    assert 0.95 * FINEST < bits <= FINEST
 
 
 def test_more_to_spend_gives_fewer_bits_and_more_error(worker: Worker) -> None:

@@ -414,4 +414,4 @@ def test_vectors_of_a_model_of_integers_stay(tmp_path: Path) -> None:
     (step,) = quantized(case, tmp_path, vectors="float16").report.steps
     assert [change.what for change in step.changes] == ["w"]
     reasons = {skip.what: skip.reason for skip in step.skips}
-    assert reasons["b"] == "the weights beside it are small already: it keeps them exact"
+    assert reasons["b"] == "the weights next to it are small already: it keeps them exact"

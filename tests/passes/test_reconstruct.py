@@ -186,7 +186,7 @@ def test_tables_keep_their_zero(worker: Worker) -> None:
 
 
 def test_values_that_a_float_weight_shares_stay_shared(worker: Worker) -> None:
-    """So that the sidecar still takes them for a palette."""
+    """So that the sidecar still takes them for a codebook."""
     grid = np.rint(normal(24, 16) * 2).clip(-3, 3) / 2
     split = np.where(np.abs(normal(24, 16)) < 0.5, 0, grid).astype(np.float32)
     source = parsed(ONE % "y = MatMul(x, W)", W=normal(24, 16))

@@ -107,7 +107,7 @@ def test_every_ordered_pair_keeps_the_contract(
         ("to-float16", {}),
         ("clean", {}),
     ],
-    ids=["int8", "gptq", "rd", "palette", "float16", "clean"],
+    ids=["int8", "gptq", "rd", "codebook", "float16", "clean"],
 )
 @pytest.mark.parametrize("first", ["prune-magnitude", "prune-sparsegpt", "prune-wanda"])
 def test_what_was_pruned_stays_zero(
@@ -152,7 +152,7 @@ def test_codes_and_their_tables_are_left_alone(first: str, second: str, worker: 
     assert len([view for view in locked if "already quantized" in view.why_not]) >= 3
 
 
-def test_palettes_after_sparse_values_are_no_palettes(worker: Worker) -> None:
+def test_codebooks_after_sparse_values_are_no_codebooks(worker: Worker) -> None:
     prune = find_pass("prune-magnitude")(ratio=0.8, store="sparse", max_error=2.0)  # type: ignore[call-arg]
     share = find_pass("share-codebook")(max_error=2.0)
     source = Model.from_proto(model())

@@ -171,14 +171,14 @@ def test_what_ranks_need(options: dict[str, Any]) -> None:
         SplitLowrank(ranks="together", **options)
 
 
-# ------------------------------------------------------------------------ integers beside
+# ------------------------------------------------------------------------ an integer residual
 
 
 @pytest.fixture
 def rebuilt(monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
     """The weights that are stored as factors and integers from now on, by name."""
     kept: dict[str, np.ndarray] = {}
-    write = split.beside
+    write = split.with_residual
 
     def spy(model: Any, view: Any, left: Any, right: Any, stored: affine.Quantized) -> int:
         product = left.astype(np.float64) @ right.astype(np.float64)
@@ -187,7 +187,7 @@ def rebuilt(monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
             np.testing.assert_array_equal(side, side.astype(np.float16).astype(np.float32))
         return write(model, view, left, right, stored)
 
-    monkeypatch.setattr(split, "beside", spy)
+    monkeypatch.setattr(split, "with_residual", spy)
     return kept
 
 
@@ -232,11 +232,11 @@ def test_factors_make_integers_better(op: str, worker: Worker) -> None:
     [({}, 1), ({"rank": 99}, 40), ({"ratio": 0.1}, 4), ({"ratio": 0.0}, 1), ({"energy": 1.0}, 40),
      ({"error": 1.0}, 1)],
 )  # fmt: skip
-def test_the_rank_beside_integers(options: dict[str, Any], rank: int, worker: Worker) -> None:
+def test_the_rank_next_to_integers(options: dict[str, Any], rank: int, worker: Worker) -> None:
     model, feeds = problem("gemm")
     (step,) = apply(model, worker, feeds, residual="int8", **options).report.steps
     if rank == 40:
-        assert step.skips[0].reason == "would not be smaller at rank 40 with int8 beside it"
+        assert step.skips[0].reason == "would not be smaller at rank 40 with the rest as int8"
     else:
         assert step.changes[-1].note.startswith(f"rank {rank} of 40 and int8")
 

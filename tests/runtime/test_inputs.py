@@ -93,7 +93,7 @@ def test_files_among_others_are_cut_only_where_they_are_large(tmp_path):
 @pytest.mark.parametrize("count", [3, 4, 7, 64, 250])
 def test_fewer_than_there_are_is_spread_over_all(count):
     rows = np.arange(3 * count, dtype=np.float32).reshape(count, 1, 3)
-    feeds, left = choose_inputs([{"x": row} for row in rows], ONE, limit=4)
+    feeds, left, _ = choose_inputs([{"x": row} for row in rows], ONE, limit=4)
     places = np.array([feed["x"][0, 0] for feed in feeds]) / 3
     assert left == max(count - 4, 0)
     assert len(places) == min(count, 4)
@@ -104,7 +104,7 @@ def test_fewer_than_there_are_is_spread_over_all(count):
 
 def test_stacked_rows_beyond_the_limit_are_spread(tmp_path):
     np.savez(tmp_path / "data.npz", x=np.repeat(np.arange(320.0), 3).reshape(320, 3))
-    feeds, left = choose_inputs(tmp_path / "data.npz", ONE, limit=5)
+    feeds, left, _ = choose_inputs(tmp_path / "data.npz", ONE, limit=5)
     assert [feed["x"][0, 0] // 32 for feed in feeds] == [0, 2, 4, 6, 8]
     assert left == 5
 
@@ -290,7 +290,7 @@ def test_a_batch_that_is_too_small_is_refused_with_its_shape():
         ("cut.npz", b"PK\x03\x04 and no more", "cannot be read"),
         ("cut.npy", b"\x93NUMPY\x01", "cannot be read"),
         ("cut.pb", b"\xff\xff\xff", "not a tensor of ONNX"),
-        ("data.csv", b"1,2,3", "not a .npz, .npy or .pb file"),
+        ("data.doc", b"1,2,3", "not a .npz, .npy or .pb file"),
         ("absent.py:make", None, "absent.py: no such file"),
     ],
 )
@@ -366,7 +366,8 @@ def test_names_that_the_model_does_not_have_are_dropped_with_a_warning(caplog):
         feeds = load_inputs([{**FEED, "token_type_ids": [[0]]}] * 2, TWO)
     same(feeds, [FEED, FEED])
     assert [record.getMessage() for record in caplog.records] == [
-        "the inputs, item 0: the model has no input token_type_ids; ignored"
+        "the model has no input token_type_ids; ignored",
+        "all 2 inputs are alike: they show no more than one would",
     ]
 
 

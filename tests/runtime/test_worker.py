@@ -181,6 +181,26 @@ def test_a_worker_that_is_dropped_takes_its_child_along(only_child):
     del worker  # the fixture looks for what is left
 
 
+@pytest.mark.skipif(os.name == "nt", reason="signals are those of POSIX")
+def test_a_worker_ends_with_its_parent_in_the_middle_of_a_run(onnx_file):
+    script = (
+        "import sys, numpy\n"
+        "from onnxshrink.runtime.worker import Worker\n"
+        "worker = Worker(timeout=None)\n"
+        "worker.open(sys.argv[1])\n"
+        "print(worker._child.pid, flush=True)\n"
+        "worker.step({'x': numpy.ones(1, numpy.float32)})\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(entry or "." for entry in sys.path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", script, onnx_file(ENDLESS)], stdout=subprocess.PIPE, env=env
+    ) as parent:
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    psutil.wait_procs([child], timeout=60)
+    assert not child.is_running()
+
+
 def test_prints_in_the_child_do_not_get_between_the_messages(tmp_path, monkeypatch, onnx_file):
     noisy = "import os\nprint('noise', flush=True)\nos.write(1, b'noise' * 100)\n"
     (tmp_path / "onnxruntime.py").write_text(noisy)

@@ -19,7 +19,7 @@ from onnxshrink.pipeline import Pass, run
 from onnxshrink.recipe import Recipe, find_pass
 from onnxshrink.runtime.worker import Worker
 from onnxshrink.search import exclude, sensitivity
-from onnxshrink.search.partial_step import Parts
+from onnxshrink.search.partial_step import PartialStep
 from onnxshrink.select import Select
 from onnxshrink.trials import Figures
 
@@ -50,9 +50,9 @@ def feeds(count: int = 4) -> list[dict[str, np.ndarray]]:
     return [{"x": x} for x in every]
 
 
-def parts(step: Pass, worker: Worker, **weights: np.ndarray) -> Parts:
+def parts(step: Pass, worker: Worker, **weights: np.ndarray) -> PartialStep:
     model = Model.from_proto(text(SOURCE, **(weights or arrays())))
-    return Parts(model, step, Settings(feeds=feeds()), worker)
+    return PartialStep(model, step, Settings(feeds=feeds()), worker)
 
 
 def pruned(array: np.ndarray) -> np.ndarray:
@@ -116,7 +116,7 @@ def test_weights_of_one_operator_are_one_part(worker: Worker) -> None:
     proto = text(source, **{n: rng.standard_normal((1, 64, 16)).astype(np.float32) for n in "wr"})
     proto.graph.node[0].name = "cell"
     inputs = [{"x": rng.standard_normal((5, 2, 16)).astype(np.float32)}]
-    one = Parts(Model.from_proto(proto), HALF, Settings(feeds=inputs), worker)
+    one = PartialStep(Model.from_proto(proto), HALF, Settings(feeds=inputs), worker)
     (part,) = sensitivity.measure(one, by="node").parts
     assert (part.name, set(part.weights), part.kind) == ("cell", {"w", "r"}, "LSTM")
     assert part.before == 2 * 64 * 16 * 4

@@ -9,7 +9,7 @@ from onnxshrink.channels.labels import Barrier, Operand, Rule, Walk
 from onnxshrink.channels.rules.merged import aligned
 from onnxshrink.graph import read
 
-#: f(0) = 0: what is zero for want of weights stays zero.
+#: f(0) = 0: what is zero without weights stays zero.
 KEEPS_ZERO = (
     "Abs", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "Ceil", "Celu", "Dropout", "Elu",
     "Erf", "Floor", "Gelu", "HardSwish", "Identity", "LeakyRelu", "Mish", "Neg", "Relu", "Round",

@@ -242,7 +242,7 @@ def _shuffled(walk: Walk, node: ir.Node) -> bool:
 def _gather(
     cut: Cut, nodes: tuple[ir.Node, ir.Node, ir.Node], axis: int, labels: Labels, order: Labels
 ) -> None:
-    """Put a Gather of the channels that are left in the place of a shuffle."""
+    """Put a Gather of the channels that are left in place of a shuffle."""
     kept = cut.kept(labels)
     if kept.all():
         return

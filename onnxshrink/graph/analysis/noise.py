@@ -6,7 +6,7 @@ import zlib
 
 import onnx_ir as ir
 
-from onnxshrink.graph import operators
+from onnxshrink.graph import operators, read
 from onnxshrink.graph.file.model import Model
 
 _SEEDS = 2**20  # a float holds them exactly
@@ -38,5 +38,6 @@ def _draws(node: ir.Node) -> bool:
     """Whether a node draws numbers without a seed of its own."""
     if node.domain or "seed" in node.attributes:
         return False
-    trains = node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None
-    return operators.of(node, operators.Random) is not None or trains
+    row = operators.of(node, operators.Elementwise)
+    trains = row is not None and row.trains is not None and read.input(node, row.trains)
+    return operators.of(node, operators.Random) is not None or bool(trains)

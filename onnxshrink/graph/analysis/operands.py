@@ -8,7 +8,6 @@ than constants.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ import onnx_ir as ir
 from onnxshrink.graph import operators, read
 from onnxshrink.graph.analysis import macs
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.operators import TABLE, Quantized, Random, of
+from onnxshrink.graph.operators import QuantizedRow, Random, of, row
 from onnxshrink.graph.weights.views import FLOATS
 
 #: How an operand may be moved into its place.
@@ -49,16 +48,16 @@ class Constant:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the stored tensor."""
-        return tuple(int(dim) for dim in self.tensor.shape)  # type: ignore[arg-type]
+        return read.shape(self.tensor)
 
     @property
     def size(self) -> int:
         """Number of elements."""
-        return math.prod(self.shape)
+        return self.tensor.size
 
 
 @dataclass(frozen=True)
-class Operand:
+class ConstantOperand:
     """A constant operand of one operator.
 
     Attributes:
@@ -103,7 +102,7 @@ class Operand:
         tensor = self.main.tensor
         if not self.main.shape or tensor.dtype in _NO_WEIGHTS or self.main.size == 0:
             return False
-        if (row := of(self.node, Quantized)) is not None:
+        if (row := of(self.node, QuantizedRow)) is not None:
             return self.index in row.codes
         if self.node is not None and _looks_up_scales(self.node):
             return False
@@ -157,7 +156,7 @@ def constants_of(
             yield node.outputs[0], attribute.as_tensor()
 
 
-def find(model: Model) -> list[Operand]:
+def find(model: Model) -> list[ConstantOperand]:
     """Every constant operand of a model, the largest first; each constant belongs to one."""
     found = list(constants(model))
     fixed = fixed_values(model, {value for value, _ in found})
@@ -174,7 +173,9 @@ def find(model: Model) -> list[Operand]:
         best = reached[value][0]
         nodes = dict.fromkeys(end.node for end in reached[value] if end.node is not None)
         ordered = tuple(sorted(parts, key=lambda part: -part.nbytes))
-        operands.append(Operand(value, best.node, best.index, tuple(nodes), ordered, best.where))
+        operands.append(
+            ConstantOperand(value, best.node, best.index, tuple(nodes), ordered, best.where)
+        )
     return sorted(operands, key=lambda operand: -operand.nbytes)
 
 
@@ -194,8 +195,8 @@ def _rank(reach: _Reach) -> int:
     if reach.node is None:
         return 3
     key = (reach.node.domain, reach.node.op_type)
-    row = TABLE.get(key)
-    return 0 if key in macs.RULES else 1 if row is not None and row.weights else 2
+    found = row(reach.node)
+    return 0 if key in macs.RULES else 1 if found is not None and found.weights else 2
 
 
 def fixed_values(model: Model, stored: set[ir.Value]) -> set[ir.Value]:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxshrink.graph import operators, read
 from onnxshrink.graph.read import constant
 from onnxshrink.kernels.pointwise import FUNCTIONS
 from onnxshrink.kernels.ranges import Behind
@@ -60,14 +61,15 @@ def bounds(node: ir.Node) -> tuple[float, float] | None:
     """The range that a Relu or a Clip leaves; None for other nodes, and where it is computed."""
     if node.domain or len(node.outputs) != 1:
         return None
-    if node.op_type == "Relu":
+    function, row = operators.of(node, operators.Elementwise), operators.of(node, operators.Limit)
+    if function is not None and function.positive:
         return 0.0, np.inf
-    if node.op_type != "Clip":
+    if row is None or row.ends is None:
         return None
     found = []
-    for index, name, default in ((1, "min", -np.inf), (2, "max", np.inf)):
+    for index, name, default in zip(row.ends, ("min", "max"), (-np.inf, np.inf), strict=True):
         given = node.inputs[index] if index < len(node.inputs) else None
-        end = _scalar(given) if given is not None else _attributes(node).get(name, default)
+        end = read.scalar(given) if given is not None else _attributes(node).get(name, default)
         if end is None:
             return None
         found.append(float(end))

@@ -86,7 +86,7 @@ class Walked:
 
 def walk(
     model: Model, shapes: Mapping[str, Sequence[int]] | None = None,
-    seen: Mapping[ir.Value, np.ndarray] | None = None,
+    seen: Mapping[ir.Value, np.ndarray] | None = None, *, open_batch: bool = False,
 ) -> Walked:  # fmt: skip
     """Infer shapes through the whole model.
 
@@ -94,14 +94,14 @@ def walk(
         model: The model, which is only read.
         shapes: Shapes of some inputs; a symbol that they fix is fixed everywhere. A symbolic first
             axis that they leave open is taken as 1, a batch; other symbols stay unknown.
-        seen: What values were in a run, which is then not inferred. Both branches of every If are
-            visited, whichever was taken.
+        seen: What values were in a run, not to be inferred. Both branches of every If are visited.
+        open_batch: Whether a symbolic first axis stays unknown, too.
 
     Raises:
         DataError: ``shapes`` do not fit the model's inputs.
         ModelError: Functions or loops are nested beyond what any real model needs.
     """
-    sizes, notes = _sizes(model, shapes or {}) if not seen else ({}, [])
+    sizes, notes = ({}, []) if seen or open_batch else _sizes(model, shapes or {})
     walker = _Walker(model, sizes, seen or {})
     for value in model.inputs:
         if value in walker.seen:
@@ -198,7 +198,7 @@ class _Walker:
             self.visit(node, frame)
 
     def _constant(self, value: ir.Value, tensor: ir.TensorProtocol) -> None:
-        shape = tuple(int(size) for size in tensor.shape)  # type: ignore[arg-type]
+        shape = read.shape(tensor)
         self.types[value] = tensor_type(tensor.dtype.value, shape)
         if math.prod(shape) <= _KNOWN_ELEMENTS and tensor.dtype != ir.DataType.STRING:
             self.known[value] = np.array(tensor.numpy())  # a copy: the file is let go
@@ -242,16 +242,14 @@ class _Walker:
         self, node: ir.Node, attributes: Mapping[str, Any], frame: Frame
     ) -> Sequence[onnx.TypeProto]:
         """Types of the outputs of a node that is no call of a function."""
-        match node.op_type:
-            case "If":
-                return self._if(node, frame)
-            case "Loop":
-                return self._loop(node, frame)
-            case "Scan":
-                return self._scan(node, attributes, frame)
-            case "Constant" if isinstance(attributes.get("value"), ir.TensorProtocol):
-                self._constant(node.outputs[0], attributes["value"])
-                return (self.types[node.outputs[0]],)
+        control = operators.of(node, operators.Control)
+        if control is not None and control.slices:
+            return self._scan(node, attributes, frame)
+        if control is not None:
+            return self._loop(node, frame) if control.repeats else self._if(node, frame)
+        if read.is_constant(node) and isinstance(attributes.get("value"), ir.TensorProtocol):
+            self._constant(node.outputs[0], attributes["value"])
+            return (self.types[node.outputs[0]],)
         for graph in read.bodies(
             node
         ):  # SequenceMap and what is not known: shapes inside stay open
@@ -292,8 +290,11 @@ class _Walker:
             inferred = onnx.shape_inference.infer_node_outputs(
                 schema, proto, kinds, data, opset_imports=opset, ir_version=self.model.ir.ir_version
             )
-        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
-            # Not lost: the shape stays unknown, and whoever needs it says so.
+        except (
+            onnx.shape_inference.InferenceError, onnx.checker.ValidationError, ValueError
+        ) as error:  # fmt: skip
+            # Not lost: the shape stays unknown, and whoever needs it says so. It is a ValueError
+            # where a tensor has the undefined type.
             logger.debug("%s %r: %s", op_type, node.name, error)
             return ()
         return [inferred.get(name, onnx.TypeProto()) for name in proto.output]

@@ -7,7 +7,7 @@ import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from onnxshrink import files
+from onnxshrink import files, sidecar
 from onnxshrink.graph.file import round_trip, tensors, wire
 
 
@@ -34,6 +34,8 @@ def data_files(path: Path) -> set[Path]:
 def superseding(path: Path, spare: Collection[Path] = ()) -> Iterator[None]:
     """Write another model to ``path`` in this block; data that only the old one had go after it.
 
+    A pack stays where another in its folder is an update of it.
+
     Args:
         path: Where the model goes.
         spare: Files to leave, whatever names them.
@@ -41,6 +43,23 @@ def superseding(path: Path, spare: Collection[Path] = ()) -> Iterator[None]:
     old = data_files(path)
     yield
     for file in old - data_files(path):
-        if not any(file.samefile(other) for other in spare if other.exists()):
+        spared = any(file.samefile(other) for other in spare if other.exists())
+        if not spared and not sidecar.updates(file):
             with contextlib.suppress(OSError):  # it stays, and nobody is told that it went
                 file.unlink()
+
+
+def superseded(old: Collection[Path], path: Path) -> list[str]:
+    """What became of the data of the model that was at ``path``, where another is now.
+
+    Args:
+        old: Its data files, before.
+        path: Where the model went.
+    """
+    said = []
+    for file in sorted(set(old) - data_files(path)):
+        if not file.exists():
+            said.append(f"removed {file.name}, which the model there had its data in")
+        elif needed := ", ".join(each.name for each in sidecar.updates(file)):
+            said.append(f"left {file.name}, the pack of the model there: base of {needed}")
+    return said

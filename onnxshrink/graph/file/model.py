@@ -365,7 +365,7 @@ class Model:
             return self._layout(proto, outside).nbytes
 
     @staticmethod
-    def _layout(proto: onnx.ModelProto, outside: dict[str, ir.TensorProtocol]) -> wire.Layout:
+    def _layout(proto: onnx.ModelProto, outside: dict[str, ir.TensorProtocol]) -> wire.FileLayout:
         payloads: list[tuple[int, Callable[[BinaryIO], object]] | None] = []
         for header in proto.graph.initializer:
             tensor = outside.get(header.name)
@@ -374,7 +374,7 @@ class Model:
                 continue
             tensors.clear_external(header)
             payloads.append((tensor.nbytes, partial(tensors.write, tensor)))
-        return wire.Layout(proto, payloads)
+        return wire.FileLayout(proto, payloads)
 
     def save(
         self, path: str | os.PathLike[str], storage: Storage = "auto", *, durable: bool = True

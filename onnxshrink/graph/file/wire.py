@@ -128,7 +128,7 @@ def read(path: str) -> onnx.ModelProto:
         raise ValueError(str(error)) from error
 
 
-class Layout:
+class FileLayout:
     """A model laid out as one file: its exact size is known before a byte is written.
 
     Args:

@@ -1,7 +1,7 @@
 """Weights that are stored as codes times scale, whoever wrote them: read, taken out, put back.
 
 Cast and Mul, with or without a Sub; DequantizeLinear, also of a constant that QuantizeLinear
-rounds; palettes whose entries are whole multiples of one step. A pass that can use the codes takes
+rounds; codebooks whose entries are whole multiples of one step. A pass that can use the codes takes
 the weight out as plain floats, which every finder sees, and keeps the codes beside it: a
 preparation that multiplies channels changes scales, and codes not at all. What it does not use goes
 back as it was.
@@ -21,6 +21,7 @@ from onnxshrink.graph import operators, read, surgery
 from onnxshrink.graph.file import tensors
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.forms import dequantize
+from onnxshrink.graph.operators import Arithmetic
 from onnxshrink.graph.surgery import Recorder
 from onnxshrink.graph.weights.views import WeightView
 from onnxshrink.kernels import affine
@@ -34,7 +35,7 @@ _TYPES = {
     ir.DataType.INT2: "int2", ir.DataType.UINT2: "uint2",
 }  # fmt: skip
 _EXACT = 1e-6  # of the largest weight of a channel: what rounding a product to float32 may move
-_REACH = 127  # of the codes of a palette
+_REACH = 127  # of the codes of a codebook
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,11 @@ class Codes:
             return None
         zero = None if zero is None else zero.astype(np.int8)
         return Quantized(codes.astype(np.int8), self.stored.scale, zero, "int8")
+
+    @property
+    def numbers(self) -> Array:
+        """What the file holds of it, but for scales."""
+        return self.stored.codes
 
     @property
     def values(self) -> Array:
@@ -127,6 +133,11 @@ class Halves:
 
     values: Array
     nbytes: int
+
+    @property
+    def numbers(self) -> Array:
+        """What the file holds of it."""
+        return self.values.astype(np.float16).view(np.int16)
 
     def eight_bits(self) -> Quantized | None:
         """None: it has no codes."""
@@ -317,7 +328,7 @@ def _whole(value: ir.Value | None) -> tuple[Array, Array | None, str, int] | Non
         if tensor.dtype not in _TYPES:
             return None
         return _wide(_copied(tensor)), None, _TYPES[tensor.dtype], tensor.nbytes
-    if node.op_type == "Sub":
+    if operators.of(node, Arithmetic) == Arithmetic(inverse=True):
         found, zero = _whole(node.inputs[0]), _zeros(node.inputs[1])
         if found is None or found[1] is not None or zero is None or zero.ndim > found[0].ndim:
             return None
@@ -326,7 +337,7 @@ def _whole(value: ir.Value | None) -> tuple[Array, Array | None, str, int] | Non
         if (wide != wide.astype(codes.dtype)).any():
             return None
         return codes, wide.astype(codes.dtype), kind, nbytes + zero.size
-    if node.op_type == "Reshape":  # codes of which the large ones are put back
+    if operators.moves(node) == "reshapes":  # codes of which the large ones are put back
         shape = read.integer_list(read.input(node, 1))
         scattered = _scattered(node.inputs[0])
         if shape is None or scattered is None:
@@ -341,7 +352,9 @@ def _scattered(value: ir.Value | None) -> tuple[Array, int] | None:
     if node is None or node.op_type != "ScatterElements" or read.integer(node, "axis", 0):
         return None
     flat = None if node.inputs[0] is None else node.inputs[0].producer()
-    codes = None if flat is None or flat.op_type != "Reshape" else _whole(flat.inputs[0])
+    if flat is None or operators.moves(flat) != "reshapes":
+        return None
+    codes = _whole(flat.inputs[0])
     places, large = _array(node.inputs[1]), _whole(node.inputs[2])
     if codes is None or places is None or large is None or codes[1] is not None:
         return None
@@ -392,7 +405,7 @@ _READERS: dict[str, Callable[[ir.Node], Codes | None]] = {
 def take_out(
     model: Model, wanted: Callable[[ir.Node, int], bool], *, halves: bool = False
 ) -> Taken:
-    """Put floats in the place of weights that are codes times scale.
+    """Put floats in place of weights that are codes times scale.
 
     Args:
         model: The model, which is edited.
@@ -420,6 +433,11 @@ def take_out(
             surgery.rename(model, plain, above[0].name or "")
         taken[plain.name or ""] = found
     return taken
+
+
+def is_weight(node: ir.Node, index: int) -> bool:
+    """Whether an input of a node is what products multiply with, or what rows are looked up in."""
+    return operators.product(node, index) is not None or (operators.looks_up(node) and not index)
 
 
 def _asked(model: Model, wanted: Callable[[ir.Node, int], bool]) -> Iterator[ir.Value]:

@@ -12,15 +12,15 @@ from onnxshrink.graph import operators, read, weights
 from onnxshrink.graph.analysis import shapes
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.forms import codes
-from onnxshrink.graph.operators import Matrices
+from onnxshrink.graph.operators import Arithmetic, Matrices
 from onnxshrink.graph.weights.views import WeightView
 
 #: ``product``: multiplies with a weight; ``whole`` and ``part``: hands on numbers as they are, all
 #: of them or some; ``function``: computes with a scale of its own for what comes out.
-Kind = Literal["product", "whole", "part", "function"]
+KernelKind = Literal["product", "whole", "part", "function"]
 
 # Found by running one-node models with ONNX Runtime 1.32 and reading what it made of them.
-KERNELS: dict[str, Kind] = {
+KERNELS: dict[str, KernelKind] = {
     "Conv": "product",
     "Gemm": "product",
     "MatMul": "product",
@@ -49,7 +49,6 @@ KERNELS: dict[str, Kind] = {
     "Softmax": "function",
 }
 _BYTES = {ir.DataType.INT8, ir.DataType.UINT8}
-_ALL_INPUTS = {"Add", "Concat", "Mul"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +68,7 @@ class Candidate:
     """
 
     node: ir.Node
-    kind: Kind
+    kind: KernelKind
     operands: tuple[int, ...]
     weight: WeightView | None = None
     constants: tuple[int, ...] = ()
@@ -120,12 +119,17 @@ class Candidate:
         return operators.of(self.node, Matrices) is None
 
 
+def kernel(node: ir.Node) -> KernelKind | None:
+    """What an integer kernel does to scales; None where there is no kernel for a node."""
+    return None if node.domain else KERNELS.get(node.op_type)
+
+
 def wants_codes(node: ir.Node, index: int) -> bool:
     """Whether an input of a product is a weight whose codes an integer kernel may take.
 
     Where both operands are rebuilt from codes in front of it, one takes them already.
     """
-    if node.domain or KERNELS.get(node.op_type) != "product" or index not in operators.sides(node):
+    if kernel(node) != "product" or index not in operators.sides(node):
         return False
     return not _is_integer(node)
 
@@ -133,7 +137,7 @@ def wants_codes(node: ir.Node, index: int) -> bool:
 def _is_integer(node: ir.Node) -> bool:
     """Whether a product reads an activation and a weight of which the file holds 8-bit codes."""
     makers = [None if value is None else value.producer() for value in node.inputs[:2]]
-    sources = [maker.inputs[0] for maker in makers if maker and maker.op_type == "DequantizeLinear"]
+    sources = [maker.inputs[0] for maker in makers if maker and operators.dequantizes(maker)]
     fixed = [tensor for tensor in map(read.constant, sources) if tensor is not None]
     return len(sources) == 2 and any(tensor.dtype in _BYTES for tensor in fixed)
 
@@ -145,8 +149,8 @@ def find(model: Model) -> list[Candidate]:
     views = {view.value: view for view in weights.find(model)}
     found = []
     for node in model.nodes:
-        kind = KERNELS.get(node.op_type)
-        if kind is None or node.domain:
+        kind = kernel(node)
+        if kind is None:
             continue
         site = _product(node, views) if kind == "product" else _other(node, kind)
         if site is not None and (site.weight or all(value in floats for value in site.inputs)):
@@ -154,17 +158,18 @@ def find(model: Model) -> list[Candidate]:
     return found
 
 
-def _other(node: ir.Node, kind: Kind) -> Candidate | None:
-    every = range(len(node.inputs) if node.op_type in _ALL_INPUTS else 1)
+def _other(node: ir.Node, kind: KernelKind) -> Candidate | None:
+    several = operators.of(node, Arithmetic) is not None or operators.moves(node) == "joins"
+    every = range(len(node.inputs) if several else 1)
     taken = [node.inputs[index] for index in every]
     fixed = [read.constant(value) for value in taken]
     if None in taken or None not in fixed or read.obstacle(node):
         return None  # left out, constant folding's business, or what it does is not known
     if any(tensor is not None and tensor.dtype != ir.DataType.FLOAT for tensor in fixed):
         return None
-    if node.op_type == "Resize" and read.text(node, "mode", "nearest") != "nearest":
+    if kind == "part" and read.text(node, "mode", "nearest") != "nearest":
         return None
-    if node.op_type == "MaxPool" and len(node.outputs) > 1:
+    if kind == "whole" and len(node.outputs) > 1:
         return None
     constants = tuple(i for i, tensor in zip(every, fixed, strict=True) if tensor is not None)
     return Candidate(node, kind, tuple(i for i in every if i not in constants), constants=constants)
@@ -220,7 +225,7 @@ def _obstacle(node: ir.Node, view: WeightView, at: int) -> str:
         return _computes_in(view.dtype)
     if any(not use.direct for use in view.uses):
         return "its weight is rearranged before it is used"
-    others = {use.op_type for use in view.uses if KERNELS.get(use.op_type) != "product"}
+    others = {use.op_type for use in view.uses if kernel(use.node) != "product"}
     if others or view.others:
         return f"its weight is used by {', '.join(sorted({*others, *view.others}))} too"
     way = operators.product(node, at)

@@ -41,7 +41,7 @@ def _looked_up(view: WeightView) -> bool:
 
 
 def stored(model: Model, view: WeightView, codes: Quantized, accuracy_level: int) -> int:
-    """Put block-quantized operators in the place of those that use a weight.
+    """Put block-quantized operators in place of those that use a weight.
 
     Args:
         model: The model, whose journal is kept.

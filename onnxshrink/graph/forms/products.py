@@ -16,7 +16,7 @@ FUNCTIONS = ("", "Relu", "Sigmoid", "Tanh")
 
 
 @dataclass(frozen=True)
-class Product:
+class RebuiltProduct:
     """``f(alpha * activation @ weight + beta * addend)``.
 
     Its operands are read from the node when they are asked for: edits of other products may have
@@ -77,7 +77,7 @@ def _number(rebuild: Rebuild, value: float) -> ir.Value:
     return rebuild.constant(np.asarray(value, rebuild.view.dtype.numpy()), "b")
 
 
-def of(view: WeightView) -> list[Product]:
+def of(view: WeightView) -> list[RebuiltProduct]:
     """What a weight is used for, when that is nothing but products from the right.
 
     Raises:
@@ -90,7 +90,7 @@ def of(view: WeightView) -> list[Product]:
     return [_product(view, use) for use in view.uses]
 
 
-def _product(view: WeightView, use: Use) -> Product:
+def _product(view: WeightView, use: Use) -> RebuiltProduct:
     way = use.product
     if way is None or way.convolves or way.inside:
         raise ValueError(f"is used by {use.op_type}")
@@ -105,4 +105,4 @@ def _product(view: WeightView, use: Use) -> Product:
         raise ValueError(f"is used by {use.op_type} with its input transposed")
     if way.function not in FUNCTIONS:
         raise ValueError(f"is used by {use.op_type}, of which {way.hidden}")
-    return Product(way, way.alpha, way.beta, way.function)
+    return RebuiltProduct(way, way.alpha, way.beta, way.function)

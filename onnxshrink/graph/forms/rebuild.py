@@ -38,7 +38,7 @@ class Rebuild(Recorder):
         self.nbytes = REBUILD_OVERHEAD
 
     def finish(self, result: ir.Value) -> None:
-        """Put ``result`` in the place of the weight, and the weight out of the file."""
+        """Put ``result`` in place of the weight, and the weight out of the file."""
         value, name = self.view.value, self.view.name
         self.place()
         self.model.touch(name)

@@ -28,7 +28,7 @@ _SAMPLE = 2**21  # weights of each tensor that a common table is fitted to
 
 
 @dataclass(frozen=True, kw_only=True)
-class Coding:
+class Sharing:
     """How to share the values of a weight.
 
     Attributes:
@@ -119,7 +119,7 @@ def values_of(view: WeightView, *, exactly: bool = False) -> Array:
 def share(
     view: WeightView,
     values: Array,
-    coding: Coding,
+    coding: Sharing,
     rng: np.random.Generator,
     common: Array | None = None,
     statistics: Statistics = MappingProxyType({}),
@@ -204,7 +204,7 @@ def _fed_back(
 
 
 def common_table(
-    views: Iterable[WeightView], coding: Coding, rng: np.random.Generator
+    views: Iterable[WeightView], coding: Sharing, rng: np.random.Generator
 ) -> Array | None:
     """One table for several weights, [entries, width]; None without any weight that it fits."""
     parts = []

@@ -25,7 +25,7 @@ Array = npt.NDArray[np.floating]
 #: Bytes that a second node and its weight cost, about.
 OVERHEAD = 120
 #: Bytes that the nodes of a weight cost that is rebuilt from factors and integers, about.
-BESIDE_OVERHEAD = 420
+RESIDUAL_OVERHEAD = 420
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def matrix_of(view: WeightView, way: Split, product: Array) -> Array:
 
 
 def apply(model: Model, view: WeightView, way: Split, left: Array, right: Array) -> int:
-    """Put two operators in the place of one.
+    """Put two operators in place of one.
 
     The second has its name, its output and its bias.
 
@@ -155,7 +155,7 @@ def apply(model: Model, view: WeightView, way: Split, left: Array, right: Array)
         axis = read.integer(node, "axis", 0)
         rows = rebuild.node("Gather", [constant(left, "a"), other], "h", axis=axis)
         result = rebuild.node("MatMul", [rows, constant(right, "b")], "y")
-    elif (node.domain, node.op_type) == ("", "Gemm"):
+    elif not node.domain and view.main.row == Matrices(bias=2):
         hidden = rebuild.node("MatMul", [other, constant(right.T, "a")], "h")
         scalars: dict[str, Any] = {
             name: read.number(node, name, 1.0)
@@ -183,7 +183,7 @@ def apply(model: Model, view: WeightView, way: Split, left: Array, right: Array)
     return rebuild.nbytes
 
 
-def why_not_beside(view: WeightView) -> str:
+def why_no_residual(view: WeightView) -> str:
     """Why a weight cannot be rebuilt from factors and integers; empty when it can."""
     axes, order = view.axes, tuple(range(len(view.shape)))
     if view.dtype != ir.DataType.FLOAT:
@@ -195,12 +195,14 @@ def why_not_beside(view: WeightView) -> str:
     return ""
 
 
-def beside(model: Model, view: WeightView, left: Array, right: Array, stored: Quantized) -> int:
+def with_residual(
+    model: Model, view: WeightView, left: Array, right: Array, stored: Quantized
+) -> int:
     """Replace a weight by ``left right`` and integers, which are summed up at load.
 
     Args:
         model: The model, whose journal is kept.
-        view: The weight, without :func:`why_not_beside`.
+        view: The weight, without :func:`why_no_residual`.
         left: [rows, rank] of its matrix, in float32; stored as float16 if that is exact.
         right: [rank, columns].
         stored: What the factors leave, in the stored shape.

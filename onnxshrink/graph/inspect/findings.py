@@ -60,7 +60,7 @@ class Weight:
 
 
 @dataclass(frozen=True)
-class Operator:
+class OperatorTotals:
     """All nodes of one type.
 
     Attributes:
@@ -142,7 +142,7 @@ class Inspection:
     constant_bytes: int
     opset: int
     inputs: Mapping[str, str]
-    operators: tuple[Operator, ...]
+    operators: tuple[OperatorTotals, ...]
     weights: tuple[Weight, ...]
     node_macs: tuple[NodeMacs, ...]
     notes: tuple[str, ...] = ()
@@ -342,7 +342,7 @@ def compare_models(inspections: Sequence[Inspection]) -> list[Table]:
     )  # fmt: skip
     by_type = [{row.op_type: row for row in each.operators} for each in inspections]
     for kind in sorted(kinds, key=lambda kind: -kinds[kind]):
-        rows = [known.get(kind, Operator(kind, 0, 0, 0)) for known in by_type]
+        rows = [known.get(kind, OperatorTotals(kind, 0, 0, 0)) for known in by_type]
         table.add(
             kind, *(row.count or "-" for row in rows),
             *(size(row.nbytes) if row.nbytes else "-" for row in rows),

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from onnxshrink.errors import RecipeError
 from onnxshrink.graph import read
 from onnxshrink.graph.analysis import macs
-from onnxshrink.graph.analysis.operands import Operand, label
+from onnxshrink.graph.analysis.operands import ConstantOperand, label
 from onnxshrink.graph.analysis.operands import find as find_operands
 from onnxshrink.graph.analysis.shape_rules import static
 from onnxshrink.graph.analysis.shapes import Walked, walk
@@ -27,12 +27,12 @@ from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.inspect.findings import (
     Inspection,
     NodeMacs,
-    Operator,
+    OperatorTotals,
     Weight,
     compare_models,
     weight_table,
 )
-from onnxshrink.graph.operators import Quantized, of
+from onnxshrink.graph.operators import QuantizedRow, of
 from onnxshrink.graph.weights.views import FLOATS, WeightView
 from onnxshrink.graph.weights.views import find as find_views
 from onnxshrink.kernels import affine, distribution
@@ -99,8 +99,8 @@ def _is_open(value: ir.Value) -> bool:
 
 
 def _count_operators(
-    model: Model, walked: Walked, found: Sequence[Operand]
-) -> tuple[Operator, ...]:
+    model: Model, walked: Walked, found: Sequence[ConstantOperand]
+) -> tuple[OperatorTotals, ...]:
     number = Counter(label(node) for node in model.nodes)
     nbytes: Counter[str] = Counter()
     total: Counter[str] = Counter()
@@ -114,7 +114,7 @@ def _count_operators(
         total[label(call.node)] += each or 0
         unknown[label(call.node)] += each is None
     rows = [
-        Operator(kind, number[kind], nbytes[kind], total[kind], unknown[kind])
+        OperatorTotals(kind, number[kind], nbytes[kind], total[kind], unknown[kind])
         for kind in {**number, **nbytes}
     ]
     return tuple(sorted(rows, key=lambda row: (-row.nbytes, -row.macs, -row.count, row.op_type)))
@@ -131,7 +131,7 @@ def _by_node(walked: Walked) -> tuple[NodeMacs, ...]:
 
 
 def _weight(
-    operand: Operand,
+    operand: ConstantOperand,
     walked: Walked,
     views: Mapping[ir.Value, WeightView],
     *,
@@ -177,7 +177,7 @@ def _weight(
 
 
 def _weights(
-    model: Model, found: Sequence[Operand], walked: Walked, *, read: bool
+    model: Model, found: Sequence[ConstantOperand], walked: Walked, *, read: bool
 ) -> Iterator[Weight]:
     views = {view.value: view for view in find_views(model)}
     for operand in found:
@@ -209,7 +209,7 @@ def _attribute_arrays(model: Model) -> Iterator[tuple[ir.Node, str, npt.NDArray[
                 yield node, attribute.name, np.array(attribute.as_floats(), np.float32)
 
 
-def _zero_point(operand: Operand) -> float:
+def _zero_point(operand: ConstantOperand) -> float:
     """The code that stands for zero; 0 where there is none, or more than one."""
     main, node = operand.main, operand.node
     if main.tensor.dtype in FLOATS:
@@ -219,7 +219,7 @@ def _zero_point(operand: Operand) -> float:
         for part in operand.parts[1:]
         if part.tensor.dtype == main.tensor.dtype or part.path[:1] == ("Sub",)
     ]
-    row = of(node, Quantized)
+    row = of(node, QuantizedRow)
     if node is not None and row is not None and row.zero_behind:
         value = read.input(node, operand.index + 2)
         if value is not None and value.const_value is not None:

@@ -18,9 +18,9 @@ import onnx_ir as ir
 from onnxshrink.graph import operators, read
 from onnxshrink.graph.analysis.operands import constants, fixed_values
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.operators import Convolution, Gains, Matrices, Product, Quantized
+from onnxshrink.graph.operators import Convolution, Gains, Matrices, Product, QuantizedRow
 from onnxshrink.graph.read import constant
-from onnxshrink.graph.weights.dependence import Chain, Origin, Run
+from onnxshrink.graph.weights.dependence import Chain, Origin, RunModel
 from onnxshrink.graph.weights.views import FLOATS
 from onnxshrink.kernels import leastsquares
 from onnxshrink.kernels.leastsquares import Affine, Linear, Seen
@@ -28,35 +28,35 @@ from onnxshrink.kernels.pairs import Channels, PairNeed, Regression
 
 Array = npt.NDArray[np.float64]
 N = TypeVar("N", np.float64, np.int64)
-Kind = Literal["weights", "scales", "tables", "factors", "gains"]
+Role = Literal["weights", "scales", "tables", "factors", "gains"]
 
 #: Wider layers are left alone: their sums would take gigabytes.
 MOST_INPUTS = 4608
 
 
 @dataclass(frozen=True)
-class Part:
+class Fittable:
     """Numbers of a layer that can be fitted together.
 
     Attributes:
-        kind: What they are.
+        role: What they are.
         origins: Their constants.
     """
 
-    kind: Kind
+    role: Role
     origins: tuple[Origin, ...]
 
     @property
     def separable(self) -> bool:
         """Whether every output has numbers of its own."""
         count = len(self.origins[0].numbers)
-        alone = self.kind in ("weights", "scales")
+        alone = self.role in ("weights", "scales")
         return alone and bool(self.origins[0].linear.owners(count).any())
 
-    def some(self, outputs: npt.NDArray[np.int64]) -> Part:
+    def some(self, outputs: npt.NDArray[np.int64]) -> Fittable:
         """The part in some outputs of each group only."""
         (origin,) = self.origins
-        return Part(self.kind, (replace(origin, linear=origin.linear.some(outputs)),))
+        return Fittable(self.role, (replace(origin, linear=origin.linear.some(outputs)),))
 
     def fit(
         self, held: Affine, seen: Seen, damping: float, *, shift: bool
@@ -74,7 +74,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Factors(Part):
+class Factors(Fittable):
     """Two matrices whose product is the layer's, the second applied first.
 
     Attributes:
@@ -123,7 +123,7 @@ class Layer:
     node: ir.Node
     need: PairNeed
     held: Affine
-    parts: tuple[Part, ...]
+    parts: tuple[Fittable, ...]
     bias: Origin | None = None
     gain: bool = False
 
@@ -173,7 +173,7 @@ class Outline:
 
     @property
     def hidden(self) -> str:
-        """Why a product's sums cannot be held against the original's; empty when they can."""
+        """Why a product's sums cannot be compared with the original's; empty when they can."""
         return "" if self.product is None else self.product.hidden
 
     @property
@@ -257,7 +257,7 @@ def _added(output: ir.Value, fixed: set[ir.Value]) -> tuple[ir.Value, ir.Value] 
     if len(users) != 1 or output.is_graph_output():
         return None
     user = users[0].node
-    if (user.domain, user.op_type) != ("", "Add"):
+    if not operators.adds(user):
         return None
     others = [value for value in user.inputs if value is not output]
     if len(others) != 1 or others[0] is None or others[0] not in fixed:
@@ -279,7 +279,7 @@ def _is_factor(node: ir.Node, named: set[str]) -> bool:
     )
 
 
-class Reader:
+class LayerReader:
     """Reads layers out of a model.
 
     Args:
@@ -287,7 +287,7 @@ class Reader:
         run: Runs small models; see :class:`Chain`.
     """
 
-    def __init__(self, model: Model, run: Run):
+    def __init__(self, model: Model, run: RunModel):
         self._model, self._run = model, run
 
     def layer(self, outline: Outline) -> Layer:
@@ -312,12 +312,12 @@ class Reader:
         origins = [_laid_out(o.shared(), view) for o in chain.origins(node) if _finite(o)]
         if _integer_bias(node):
             origins = []  # its units are those of the scales
-        parts = tuple(Part(_kind(origin), (origin,)) for origin in origins)
+        parts = tuple(Fittable(_role(origin), (origin,)) for origin in origins)
         matrix = view.matrix(chain.array)
         return self._with_bias(outline, view, matrix, parts)
 
     def _with_bias(
-        self, outline: Outline, view: _View, matrix: Array, parts: tuple[Part, ...]
+        self, outline: Outline, view: _View, matrix: Array, parts: tuple[Fittable, ...]
     ) -> Layer:
         groups, outputs, width = matrix.shape
         if not np.isfinite(matrix).all():
@@ -374,7 +374,7 @@ class Reader:
             for chain, view, user in ((left, after, node), (right, before, first))
             for origin in chain.origins(user)
         ]
-        if [_kind(origin) for origin in origins] != ["weights", "weights"]:
+        if [_role(origin) for origin in origins] != ["weights", "weights"]:
             return None
         factors = Factors("factors", tuple(origins), before.outputs)
         matrix = factors.matrix([origin.numbers for origin in origins])
@@ -406,7 +406,7 @@ class Reader:
         inverse = np.divide(1.0, numbers, out=np.zeros(count), where=numbers != 0)
         linear = Linear(inverse.reshape(-1, 1, 1), np.arange(count).reshape(-1, 1, 1))
         held = Affine(np.ones((count, 1, 1)), np.zeros((count, 1)))
-        part = Part("gains", (Origin(gains.value, gains.tensor, linear, ""),))
+        part = Fittable("gains", (Origin(gains.value, gains.tensor, linear, ""),))
         need = PairNeed(
             outline.output, outline.output, Regression(count, 1, 1, Channels(found.axis))
         )
@@ -466,7 +466,7 @@ def _laid_out(origin: Origin, view: _View) -> Origin:
     return replace(origin, linear=turned)
 
 
-def _kind(origin: Origin) -> Kind:
+def _role(origin: Origin) -> Role:
     used = origin.linear.index.ravel()[np.flatnonzero(origin.linear.coefficient)]
     if np.bincount(used).max(initial=0) <= 1:
         return "weights"
@@ -481,7 +481,7 @@ def _integer_bias(node: ir.Node) -> bool:
     """Whether a bias is stored in integers, whose unit is the product of the scales."""
     bias = read.input(node, 2)
     maker = None if bias is None else bias.producer()
-    if maker is None or operators.of(maker, Quantized) is None:
+    if maker is None or operators.of(maker, QuantizedRow) is None:
         return False
     tensor = constant(maker.inputs[0])
     return tensor is not None and tensor.dtype not in FLOATS

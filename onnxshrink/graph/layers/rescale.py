@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnxshrink.graph import surgery
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.forms.rebuild import Rebuild
-from onnxshrink.graph.layers.scalable import Ceiling, Part, Site
+from onnxshrink.graph.layers.scalable import Ceiling, ScaledConstant, Site
 from onnxshrink.graph.weights.views import WeightView
 
 Array = npt.NDArray[np.floating]
@@ -29,7 +29,7 @@ class Rescaling:
 
     def __init__(self, sites: Iterable[Site]):
         self.factors = {site: np.ones(site.channels) for site in sites}
-        self._parts: dict[ir.Value, list[tuple[Site, Part, bool]]] = {}
+        self._parts: dict[ir.Value, list[tuple[Site, ScaledConstant, bool]]] = {}
         for site in self.factors:
             above = [part for part in (site.source, *site.shifts) if part is not None]
             for part in (*above, *site.readers):

@@ -18,12 +18,14 @@ import onnx_ir as ir
 
 from onnxshrink.graph import operators, read, weights
 from onnxshrink.graph.analysis import shapes
+from onnxshrink.graph.analysis.pointwise import bounds
 from onnxshrink.graph.analysis.shape_rules import Shape
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.operators import (
     Arithmetic,
     Elementwise,
     Gains,
+    Limit,
     Norm,
     Product,
     Recurrent,
@@ -76,7 +78,7 @@ class Channels:
 
 
 @dataclass(frozen=True)
-class Part:
+class ScaledConstant:
     """A constant and its channels."""
 
     view: WeightView
@@ -116,9 +118,9 @@ class Site:
 
     value: ir.Value
     last: bool
-    readers: tuple[Part, ...]
-    source: Part | None = None
-    shifts: tuple[Part, ...] = ()
+    readers: tuple[ScaledConstant, ...]
+    source: ScaledConstant | None = None
+    shifts: tuple[ScaledConstant, ...] = ()
     ceilings: tuple[Ceiling, ...] = ()
     why_not: str = ""
 
@@ -142,7 +144,7 @@ def find(model: Model, *, norms: bool) -> tuple[list[Site], dict[str, str]]:
     """
     views = {view.value: view for view in weights.find(model)}
     operands = {(use.node, use.index): (view, use) for view in views.values() for use in view.uses}
-    readers: dict[ir.Value, list[Part]] = {}
+    readers: dict[ir.Value, list[ScaledConstant]] = {}
     unfit: dict[str, str] = {}
     for node in model.nodes:
         product = _product(node)
@@ -159,8 +161,8 @@ def find(model: Model, *, norms: bool) -> tuple[list[Site], dict[str, str]]:
         if parts:
             product = parts[0].view.main.product
             last = product is not None and not product.convolves
-            walk = _Walk(views, operands, known, norms, last)
-            sites.append(walk.site(value, tuple(parts)))
+            ascent = _Ascent(views, operands, known, norms, last)
+            sites.append(ascent.site(value, tuple(parts)))
     return sites, unfit
 
 
@@ -183,7 +185,7 @@ def _own(view: WeightView) -> WeightView:
     return view
 
 
-def _part(view: WeightView, use: Use, *, reads: bool) -> Part:
+def _part(view: WeightView, use: Use, *, reads: bool) -> ScaledConstant:
     """A weight and where the channels lie that it reads, or those that it makes.
 
     Raises:
@@ -194,9 +196,9 @@ def _part(view: WeightView, use: Use, *, reads: bool) -> Part:
         raise Unscalable(f"{view.name!r} is multiplied with nothing")
     if product.convolves and use.direct:
         if reads == product.spreads:
-            return Part(view, Channels(0, shape[0]))
+            return ScaledConstant(view, Channels(0, shape[0]))
         groups = product.groups
-        return Part(view, Channels(1, groups * shape[1], groups))
+        return ScaledConstant(view, Channels(1, groups * shape[1], groups))
     if reads:
         plain = not product.convolves and product.in_axis == -1
         axes, what = use.axes.contract, "its input's channels"
@@ -204,11 +206,11 @@ def _part(view: WeightView, use: Use, *, reads: bool) -> Part:
         plain, axes, what = len(shape) == 2, use.axes.out, f"the channels that {view.name!r} makes"
     if not plain or len(axes) != 1:
         raise Unscalable(f"{what} cannot be told")
-    return Part(view, Channels(axes[0], shape[axes[0]]))
+    return ScaledConstant(view, Channels(axes[0], shape[axes[0]]))
 
 
 @dataclass
-class _Walk:
+class _Ascent:
     """The way up from an activation to its source.
 
     Attributes:
@@ -229,7 +231,7 @@ class _Walk:
     shifts: list[tuple[ir.Value, int]] = field(default_factory=list)
     ceilings: list[tuple[ir.Node, float, int, bool]] = field(default_factory=list)
 
-    def site(self, value: ir.Value, readers: tuple[Part, ...]) -> Site:
+    def site(self, value: ir.Value, readers: tuple[ScaledConstant, ...]) -> Site:
         """What there is to scale for an activation."""
         last = self.last
         try:
@@ -244,7 +246,7 @@ class _Walk:
             return Site(value, last, readers, why_not=str(reason))
         if self.flat:  # a channel has several columns
             readers = tuple(
-                Part(part.view, Channels(part.channels.axis, count)) for part in readers
+                ScaledConstant(part.view, Channels(part.channels.axis, count)) for part in readers
             )
         places = self.width // count
         ceilings = tuple(
@@ -253,7 +255,7 @@ class _Walk:
         )
         return Site(value, last, readers, source, shifts, ceilings)
 
-    def _check(self, value: ir.Value, readers: Sequence[Part]) -> None:
+    def _check(self, value: ir.Value, readers: Sequence[ScaledConstant]) -> None:
         own = {part.view.main.node for part in readers}
         others = sorted({use.node.op_type for use in value.uses() if use.node not in own})
         if others or len(value.uses()) != len(own):
@@ -263,7 +265,7 @@ class _Walk:
         if len({part.channels.count for part in readers}) > 1:
             raise Unscalable("the weights that read its input disagree about its channels")
 
-    def _up(self, value: ir.Value | None) -> Part:
+    def _up(self, value: ir.Value | None) -> ScaledConstant:
         """The source of a value that only the way so far may use."""
         if value is None:
             raise Unscalable("an operator before it has no input")
@@ -271,7 +273,7 @@ class _Walk:
             raise Unscalable(f"{value.name!r}, before it, has other uses")
         return self._source(value)
 
-    def _source(self, value: ir.Value) -> Part:
+    def _source(self, value: ir.Value) -> ScaledConstant:
         node = value.producer()
         if node is None:
             raise Unscalable("its input comes from outside its graph")
@@ -288,7 +290,7 @@ class _Walk:
             raise Unscalable(f"its input comes from {node.op_type}, which does not keep factors")
         return self._up(node.inputs[0])
 
-    def _product(self, product: Product) -> Part:
+    def _product(self, product: Product) -> ScaledConstant:
         node = product.node
         if (node, 1) not in self.operands:
             raise Unscalable(f"its input comes from {node.op_type} without a constant weight")
@@ -304,7 +306,7 @@ class _Walk:
             self.shifts.append((product.bias, -1))
         return _part(*self.operands[node, 1], reads=False)
 
-    def _norm(self, gains: Gains, norm: Norm) -> Part:
+    def _norm(self, gains: Gains, norm: Norm) -> ScaledConstant:
         node, second = gains.node, gains.axis == 1
         if second == self.last:
             raise Unscalable(f"its input comes from {node.op_type} over other axes")
@@ -324,9 +326,9 @@ class _Walk:
         sizes = self.shapes.get(node.inputs[0]) if norm.grouped else (0, view.size)  # type: ignore[arg-type]
         if sizes is None or sizes[1] != view.size:
             raise Unscalable(f"{node.op_type} has one factor for each of its groups")
-        return Part(_own(view), Channels(0, view.size))
+        return ScaledConstant(_own(view), Channels(0, view.size))
 
-    def _sum(self, node: ir.Node) -> Part:
+    def _sum(self, node: ir.Node) -> ScaledConstant:
         constant = [value for value in node.inputs if value in self.views]
         if len(constant) != 1:
             raise Unscalable("its input is the sum of two branches")
@@ -344,7 +346,7 @@ class _Walk:
         shape = None if value is None else self.shapes.get(value)
         return None if shape is None else len(shape)
 
-    def _scaling(self, node: ir.Node, row: Arithmetic) -> Part:
+    def _scaling(self, node: ir.Node, row: Arithmetic) -> ScaledConstant:
         """Past factors that stay, or to those that take the inverse factors, of Mul or Div."""
         varying = [value for value in node.inputs if value not in self.views]
         for value in node.inputs:
@@ -352,7 +354,7 @@ class _Walk:
             if view is not None and self.norms and not row.inverse and not self.flat:
                 axis = self._axis(node.outputs[0]) + len(view.shape)
                 if view.size == self.width > 1 and axis >= 0 and view.shape[axis] == self.width:
-                    return Part(_own(view), Channels(axis, self.width))
+                    return ScaledConstant(_own(view), Channels(axis, self.width))
         if row.inverse and node.inputs[0] in self.views:
             raise Unscalable("its input is a reciprocal")
         candidates = [node.inputs[0]] if row.inverse else varying
@@ -373,16 +375,16 @@ class _Walk:
             return True
         if row is not None and row.factors:
             return not self.last and "extrapolation_value" not in node.attributes
-        if node.op_type == "Clip":
-            low, high = (limit(node, at, name) for at, name in ((1, "min"), (2, "max")))
-            if low != 0 or high is None:
+        if operators.of(node, Limit) is not None:
+            ends = bounds(node)
+            if ends is None or ends[0] != 0:
                 return False
-            if high < _NO_LIMIT:
+            if (high := ends[1]) < _NO_LIMIT:
                 self.ceilings.append((node, high, self._axis(node.outputs[0]), self.flat))
             return True
-        if node.op_type == "Pad":
+        if how == "pads":
             filled = read.text(node, "mode", "constant") == "constant"
-            return not filled or limit(node, 2, "value") == 0
+            return not filled or filling(node) == 0
         followed = how in ("flattens", "permutes", "reshapes", "squeezes")
         return (followed or operators.of(node, Reduction) is not None) and self._moved(node)
 
@@ -423,7 +425,7 @@ class _Walk:
         self.last = False
         return gone == set(range(2, rank))
 
-    def _shifts(self, count: int) -> Iterator[Part]:
+    def _shifts(self, count: int) -> Iterator[ScaledConstant]:
         """The constants that are added on the way, those of nothing but zeros left out."""
         for value, axis in self.shifts:
             view = self.views.get(value)
@@ -434,13 +436,12 @@ class _Walk:
             place = axis + len(view.shape)
             if place < 0 or view.shape[place] % count:
                 raise Unscalable(f"{value.name!r}, which is added before it, spans channels")
-            yield Part(_own(view), Channels(place, count))
+            yield ScaledConstant(_own(view), Channels(place, count))
 
 
-def limit(node: ir.Node, index: int, name: str) -> float | None:
-    """A limit of Clip or the filling of Pad: an attribute once, an input since opset 11."""
-    unlimited = {"min": -math.inf, "max": math.inf, "value": 0.0}[name]
-    if name in node.attributes:
-        return read.number(node, name, unlimited)
-    value = read.input(node, index)
-    return unlimited if value is None else read.scalar(value)
+def filling(node: ir.Node) -> float | None:
+    """The filling of Pad: an attribute once, an input since opset 11; None where it is computed."""
+    if "value" in node.attributes:
+        return read.number(node, "value", 0.0)
+    value = read.input(node, 2)
+    return 0.0 if value is None else read.scalar(value)

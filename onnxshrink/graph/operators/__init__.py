@@ -1,6 +1,15 @@
 """What each operator is, once: a table of rows by kind, and views that answer for one node."""
 
 from onnxshrink.graph.operators.norms import Gains, gains
+from onnxshrink.graph.operators.predicates import (
+    adds,
+    carries,
+    dequantizes,
+    looks_up,
+    moves,
+    multiplies,
+    picks,
+)
 from onnxshrink.graph.operators.products import Product, product, sides
 from onnxshrink.graph.operators.roles import role
 from onnxshrink.graph.operators.table import (
@@ -8,28 +17,31 @@ from onnxshrink.graph.operators.table import (
     Arithmetic,
     Axes,
     Choice,
+    Control,
     Convolution,
     Deformed,
     Elementwise,
     Equation,
+    Limit,
     Lookup,
     Matrices,
     Movement,
     Norm,
-    Quantized,
+    OneHot,
+    QuantizedRow,
     Random,
+    Ranking,
     Recurrent,
     Reduction,
     Row,
-    looks_up,
-    moves,
-    multiplies,
     of,
+    row,
 )
 
 __all__ = [
-    "TABLE", "Arithmetic", "Axes", "Choice", "Convolution", "Deformed", "Elementwise", "Equation",
-    "Gains", "Lookup", "Matrices", "Movement", "Norm", "Product", "Quantized", "Random",
-    "Recurrent", "Reduction", "Row", "gains", "looks_up", "moves", "multiplies", "of", "product",
-    "role", "sides",
+    "TABLE", "Arithmetic", "Axes", "Choice", "Control", "Convolution", "Deformed", "Elementwise",
+    "Equation", "Gains", "Limit", "Lookup", "Matrices", "Movement", "Norm", "OneHot", "Product",
+    "QuantizedRow", "Random", "Ranking", "Recurrent", "Reduction", "Row", "adds", "carries",
+    "dequantizes", "gains", "looks_up", "moves", "multiplies", "of", "picks", "product", "role",
+    "row", "sides",
 ]  # fmt: skip

@@ -6,6 +6,8 @@ import functools
 
 import onnx
 
+from onnxshrink.graph.operators.table import TABLE
+
 #: Those of the domain com.microsoft, as ONNX Runtime 1.32 declares them.
 _RUNTIMES_OWN = """
     Attention AttnLSTM BeamSearch BiasAdd BiasDropout BiasGelu BiasSoftmax BiasSplitGelu
@@ -41,6 +43,9 @@ _RUNTIMES_OWN = """
 
 @functools.cache
 def operator_types() -> frozenset[str]:
-    """Every operator type of ONNX, in any version, and of ONNX Runtime's own domain."""
+    """Every operator type of ONNX, in any version, of ONNX Runtime's own domain, and of the table.
+
+    The table has some that ONNX Runtime puts in the domain of ONNX.
+    """
     standard = {schema.name for schema in onnx.defs.get_all_schemas_with_history()}
-    return frozenset(standard | set(_RUNTIMES_OWN.split()))
+    return frozenset(standard | set(_RUNTIMES_OWN.split()) | {kind for _, kind in TABLE})

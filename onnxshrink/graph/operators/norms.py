@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxshrink.graph import read
-from onnxshrink.graph.operators.table import Norm, Quantized, multiplies, of
+from onnxshrink.graph.operators.predicates import multiplies
+from onnxshrink.graph.operators.table import Norm, QuantizedRow, of
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,7 @@ def gains(node: ir.Node | None) -> Gains | None:
         return None
     if (norm := of(node, Norm)) is not None:
         return Gains(node, norm.gain, norm.shift, norm.channels, norm)
-    codes = of(node, Quantized)
+    codes = of(node, QuantizedRow)
     if codes is not None and codes.gain is not None:
         return Gains(node, codes.gain, codes.shift, -1)
     return Gains(node, 1, None, -1, either=True) if multiplies(node) else None

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from onnxshrink.graph.operators.table import (
-    TABLE,
+    Control,
     Convolution,
     Deformed,
     Matrices,
@@ -15,16 +15,16 @@ from onnxshrink.graph.operators.table import (
     Norm,
     Recurrent,
 )
+from onnxshrink.graph.operators.table import row as row_of
 
 _OF_RECURRENT = {3: "bias", 5: "initial state", 6: "initial state", 7: "peephole"}
 _OF_OTHERS = {"PRelu": {1: "slope"}}
-_CARRY = {"Loop", "Scan"}
 _MOVE = {"Expand", "Tile", "ScatterND", "ScatterElements"}  # they have no row of their own
 
 
 def role(node: ir.Node, index: int) -> str:
     """What an input is to a node, as in ``the bias of Conv``; empty where that is not known."""
-    row, kind = TABLE.get((node.domain, node.op_type)), node.op_type
+    row, kind = row_of(node), node.op_type
     known: Mapping[int, str] = _OF_OTHERS.get(kind, {})
     if isinstance(row, Norm):
         known = {row.gain: "gain", **dict.fromkeys(row.fixed, "statistic")}
@@ -37,4 +37,5 @@ def role(node: ir.Node, index: int) -> str:
         return f"the {known[index]} of {kind}"
     if isinstance(row, Movement) or kind in _MOVE:
         return f"moved by {kind}, and no weight of a product"
-    return f"the initial state of {kind}" if kind in _CARRY else ""
+    carries = isinstance(row, Control) and row.repeats
+    return f"the initial state of {kind}" if carries else ""

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+import onnx
 import onnx_ir as ir
 
 from onnxshrink.graph import read
@@ -236,11 +237,56 @@ class Elementwise(Row):
         factors: Whether f(s x) = s f(x) for s > 0.
         means: Whether the mean of each channel stays what it is.
         places: Whether a result is made of several places of a channel.
+        positive: Whether what is below zero becomes zero, and nothing else changes.
+        trains: The input that makes it draw numbers, as in training.
     """
 
     factors: bool = False
     means: bool = False
     places: bool = False
+    positive: bool = False
+    trains: int | None = None
+
+
+@dataclass(frozen=True)
+class Limit(Row):
+    """Keeps each number, or takes the limit that it is beyond.
+
+    Attributes:
+        ends: The inputs that hold the lowest and the highest; where there are none, every input is
+            a limit to the others.
+    """
+
+    ends: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Control(Row):
+    """Runs graphs that are inside it.
+
+    Attributes:
+        repeats: Whether one of them runs again and again; else one of them is chosen.
+        slices: Whether it takes its inputs apart along an axis.
+    """
+
+    repeats: bool = False
+    slices: bool = False
+
+
+@dataclass(frozen=True)
+class Ranking(Row):
+    """Puts numbers in order, or drops the small ones."""
+
+
+@dataclass(frozen=True)
+class OneHot(Row):
+    """Makes a row of each number, with one value at its place and another elsewhere.
+
+    Attributes:
+        depth: The input that holds how long a row is.
+    """
+
+    depth: int = 1
 
 
 @dataclass(frozen=True)
@@ -250,13 +296,13 @@ class Movement(Row):
     Attributes:
         how: ``copies``; ``converts``: in another type; ``permutes``: axes in another order;
             ``squeezes`` and ``unsqueezes``: axes of size 1 go or come; ``reshapes``; ``flattens``:
-            all axes before one and all others become one each; ``parts``: some of the numbers, or
-            more around them; ``joins``: those of several values.
+            all axes before one and all others become one each; ``parts``: some of the numbers;
+            ``pads``: more around them; ``joins``: those of several values.
     """
 
     how: Literal[
         "copies", "converts", "permutes", "squeezes", "unsqueezes", "reshapes", "flattens", "parts",
-        "joins",
+        "pads", "joins",
     ]  # fmt: skip
 
 
@@ -293,7 +339,7 @@ class Norm(Row):
 
 
 @dataclass(frozen=True)
-class Quantized(Row):
+class QuantizedRow(Row):
     """Takes codes, and their scales beside them.
 
     Attributes:
@@ -342,16 +388,25 @@ TABLE: dict[tuple[str, str], Row] = {
     (_CONTRIB, "SkipLayerNormalization"): Norm(2, 3, sums=(0, 1, 4)),
     (_CONTRIB, "SkipSimplifiedLayerNormalization"): Norm(2, None, sums=(0, 1, 3)),
     ("", "Abs"): Elementwise(factors=True),
-    ("", "Dropout"): Elementwise(factors=True, means=True),
+    ("", "Dropout"): Elementwise(factors=True, means=True, trains=2),
     ("", "LeakyRelu"): Elementwise(factors=True),
     ("", "PRelu"): Elementwise(factors=True),
-    ("", "Relu"): Elementwise(factors=True),
+    ("", "Relu"): Elementwise(factors=True, positive=True),
     ("", "AveragePool"): Elementwise(factors=True, means=True, places=True),
     ("", "GlobalAveragePool"): Elementwise(factors=True, means=True, places=True),
     ("", "GlobalMaxPool"): Elementwise(factors=True, places=True),
     ("", "MaxPool"): Elementwise(factors=True, places=True),
     ("", "Resize"): Elementwise(factors=True, places=True),
     ("", "Upsample"): Elementwise(factors=True, places=True),
+    ("", "Clip"): Limit((1, 2)),
+    ("", "Max"): Limit(),
+    ("", "Min"): Limit(),
+    ("", "If"): Control(),
+    ("", "Loop"): Control(repeats=True),
+    ("", "Scan"): Control(repeats=True, slices=True),
+    ("", "NonMaxSuppression"): Ranking(),
+    ("", "TopK"): Ranking(),
+    ("", "OneHot"): OneHot(),
     ("", "ReduceMax"): Reduction(),
     ("", "ReduceMean"): Reduction(),
     ("", "ReduceSum"): Reduction(),
@@ -365,58 +420,45 @@ TABLE: dict[tuple[str, str], Row] = {
     ("", "Concat"): Movement("joins"),
     ("", "Flatten"): Movement("flattens"),
     ("", "Identity"): Movement("copies"),
-    ("", "Pad"): Movement("parts"),
+    ("", "Pad"): Movement("pads"),
     ("", "Reshape"): Movement("reshapes"),
     ("", "Slice"): Movement("parts"),
     ("", "Split"): Movement("parts"),
     ("", "Squeeze"): Movement("squeezes"),
     ("", "Transpose"): Movement("permutes"),
     ("", "Unsqueeze"): Movement("unsqueezes"),
-    ("", "ConvInteger"): Quantized((0, 1), zero_behind=True),
-    ("", "DequantizeLinear"): Quantized((0,)),
-    ("", "MatMulInteger"): Quantized((0, 1), zero_behind=True),
-    ("", "QuantizeLinear"): Quantized((0,), floats=True),
-    ("", "QLinearConv"): Quantized((3, 8), zero_behind=True),
-    ("", "QLinearMatMul"): Quantized((0, 3), zero_behind=True),
-    (_CONTRIB, "DequantizeLinear"): Quantized((0,)),
-    (_CONTRIB, "DynamicQuantizeLSTM"): Quantized((1, 2, 3, 7)),
-    (_CONTRIB, "DynamicQuantizeMatMul"): Quantized((1, 4), gain=2, shift=4),
-    (_CONTRIB, "GatherBlockQuantized"): Quantized((0,)),
-    (_CONTRIB, "MatMulBnb4"): Quantized((1, 5)),
-    (_CONTRIB, "MatMulIntegerToFloat"): Quantized((0, 1, 6)),
-    (_CONTRIB, "MatMulNBits"): Quantized((1, 5)),
-    (_CONTRIB, "QAttention"): Quantized((1, 2)),
-    (_CONTRIB, "QGemm"): Quantized((0, 3, 6), zero_behind=True),
-    (_CONTRIB, "QLinearConv"): Quantized((3, 8), zero_behind=True),
-    (_CONTRIB, "QuantizeLinear"): Quantized((0,), floats=True),
-    (_CONTRIB, "QMoE"): Quantized((2, 4, 5, 7, 8, 10)),
+    ("", "ConvInteger"): QuantizedRow((0, 1), zero_behind=True),
+    ("", "DequantizeLinear"): QuantizedRow((0,)),
+    ("", "MatMulInteger"): QuantizedRow((0, 1), zero_behind=True),
+    ("", "QuantizeLinear"): QuantizedRow((0,), floats=True),
+    ("", "QLinearConv"): QuantizedRow((3, 8), zero_behind=True),
+    ("", "QLinearMatMul"): QuantizedRow((0, 3), zero_behind=True),
+    (_CONTRIB, "DequantizeLinear"): QuantizedRow((0,)),
+    (_CONTRIB, "DynamicQuantizeLSTM"): QuantizedRow((1, 2, 3, 7)),
+    (_CONTRIB, "DynamicQuantizeMatMul"): QuantizedRow((1, 4), gain=2, shift=4),
+    (_CONTRIB, "GatherBlockQuantized"): QuantizedRow((0,)),
+    (_CONTRIB, "MatMulBnb4"): QuantizedRow((1, 5)),
+    (_CONTRIB, "MatMulIntegerToFloat"): QuantizedRow((0, 1, 6)),
+    (_CONTRIB, "MatMulNBits"): QuantizedRow((1, 5)),
+    (_CONTRIB, "QAttention"): QuantizedRow((1, 2)),
+    (_CONTRIB, "QGemm"): QuantizedRow((0, 3, 6), zero_behind=True),
+    (_CONTRIB, "QLinearConv"): QuantizedRow((3, 8), zero_behind=True),
+    (_CONTRIB, "QuantizeLinear"): QuantizedRow((0,), floats=True),
+    (_CONTRIB, "QMoE"): QuantizedRow((2, 4, 5, 7, 8, 10)),
 }
 
 K = TypeVar("K", bound=Row)
 
 
-def of(node: ir.Node | None, kind: type[K]) -> K | None:
+def row(node: ir.Node | onnx.NodeProto) -> Row | None:
+    """The row of a node; None where passes do not know its operator."""
+    return TABLE.get((node.domain, node.op_type))
+
+
+def of(node: ir.Node | onnx.NodeProto | None, kind: type[K]) -> K | None:
     """The row of a node, where it is of this kind."""
-    found = None if node is None else TABLE.get((node.domain, node.op_type))
+    found = None if node is None else row(node)
     return found if isinstance(found, kind) else None
-
-
-def moves(node: ir.Node | None) -> str:
-    """How a node moves numbers; empty where it does anything else."""
-    row = of(node, Movement)
-    return "" if row is None else row.how
-
-
-def looks_up(node: ir.Node | None) -> bool:
-    """Whether a node picks rows of its first input by their numbers, and does nothing else."""
-    row = of(node, Lookup)
-    return row is not None and row.weights.get(0) == 1
-
-
-def multiplies(node: ir.Node | None) -> bool:
-    """Whether a node multiplies number by number."""
-    row = of(node, Arithmetic)
-    return row is not None and row.scales and not row.inverse
 
 
 def transposed(node: ir.Node, side: int) -> bool:

@@ -144,7 +144,7 @@ def drop_identities(model: Model) -> None:
     """
     for scope in model.scopes:
         for node in list(scope):
-            if (node.domain, node.op_type) == ("", "Identity"):
+            if operators.moves(node) == "copies":
                 _drop_identity(model, scope, node)
 
 
@@ -181,7 +181,7 @@ def forward_constants(model: Model) -> None:
     """
     for scope in model.scopes:
         for node in list(scope):
-            if (node.domain, node.op_type) != ("", "Identity"):
+            if operators.moves(node) != "copies":
                 continue
             source, copy = node.inputs[0], node.outputs[0]
             if source is None or copy.is_graph_output() or read.constant(source) is None:
@@ -219,7 +219,8 @@ def fold_batch_norms(model: Model) -> None:
 
 def _is_inference_norm(node: ir.Node, opset: int) -> bool:
     """Whether a node normalizes with stored statistics, one for each channel."""
-    if (node.domain, node.op_type) != ("", "BatchNormalization") or opset < 7:
+    row = operators.of(node, operators.Norm)
+    if row is None or not row.fixed or opset < 7:
         return False
     if read.obstacle(node):
         return False

@@ -103,7 +103,7 @@ class _Folder:
             self._fold(ends, _joined([behind[value] for value in ends]))
 
     def _fold(self, values: Sequence[ir.Value], cone: _Cone) -> None:
-        """Store values in the place of the constants that only they are computed from."""
+        """Store values in place of the constants that only they are computed from."""
         freed = sum(
             _nbytes(self.model, source) for source in cone.sources
             if all(node in cone.nodes for node, _ in source.uses())
@@ -151,7 +151,7 @@ class _Folder:
         return math.prod(sizes) * ir.DataType(kind).bitwidth / 8
 
     def _store(self, value: ir.Value, array: np.ndarray) -> None:
-        """Put a constant in the place of a computed value, under its name."""
+        """Put a constant in place of a computed value, under its name."""
         model, node, name = self.model, value.producer(), value.name or ""
         assert node is not None
         assert node.graph is not None

@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxshrink.graph import read, surgery
+from onnxshrink.graph import operators, read, surgery
 from onnxshrink.graph.analysis import shapes
 from onnxshrink.graph.analysis.shape_rules import Shape
 from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.operators import Convolution, Matrices
 
 
 def fold_pads(model: Model) -> None:
     """Let convolutions pad their inputs with zeros themselves."""
     for scope in list(model.scopes):
-        for pad in [node for node in scope if (node.domain, node.op_type) == ("", "Pad")]:
+        for pad in [node for node in scope if operators.moves(node) == "pads"]:
             widths = _zero_padding(pad)
             readers = [node for node, index in pad.outputs[0].uses() if index == 0]
             if (
@@ -62,7 +63,7 @@ def _zero_padding(pad: ir.Node) -> np.ndarray | None:
 def _pads_itself(node: ir.Node, scope: ir.Graph | ir.Function, rank: int) -> bool:
     kernel = read.constant(read.input(node, 1))
     return (
-        (node.domain, node.op_type) == ("", "Conv")
+        operators.of(node, Convolution) == Convolution()
         and node.graph is scope
         and not read.obstacle(node)
         and read.text(node, "auto_pad", "NOTSET") in ("NOTSET", "VALID")
@@ -79,7 +80,7 @@ def fold_biases(model: Model) -> None:
     """
     known = shapes.walk(model).shapes
     for scope in list(model.scopes):
-        for node in [node for node in scope if (node.domain, node.op_type) == ("", "MatMul")]:
+        for node in [node for node in scope if _is_matmul(node)]:
             added = _bias_behind(node, known)
             if added is None:
                 continue
@@ -87,6 +88,10 @@ def fold_biases(model: Model) -> None:
             node.op_type = "Gemm"
             surgery.set_input(model, node, 2, bias)
             surgery.replace_node(model, sum_, node.outputs)
+
+
+def _is_matmul(node: ir.Node) -> bool:
+    return not node.domain and operators.of(node, Matrices) == Matrices()
 
 
 def _bias_behind(node: ir.Node, known: Mapping[ir.Value, Shape]) -> tuple[ir.Node, ir.Value] | None:
@@ -97,7 +102,7 @@ def _bias_behind(node: ir.Node, known: Mapping[ir.Value, Shape]) -> tuple[ir.Nod
     if first is None or matrix is None or len(matrix.shape) != 2 or len(uses) != 1:
         return None
     user, index = uses[0]
-    if (user.domain, user.op_type) != ("", "Add") or user.graph is not node.graph:
+    if not operators.adds(user) or user.graph is not node.graph:
         return None
     bias = user.inputs[1 - index]
     row = read.constant(bias)

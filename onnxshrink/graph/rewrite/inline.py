@@ -1,4 +1,4 @@
-"""Bodies of functions in the place of their calls."""
+"""Bodies of functions in place of their calls."""
 
 from __future__ import annotations
 

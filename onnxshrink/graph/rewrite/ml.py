@@ -30,7 +30,7 @@ _NUMBERS = {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.INT32, ir.DataTyp
 
 
 @dataclass(frozen=True)
-class Operator:
+class MlOperator:
     """An ai.onnx.ml node that has a rule.
 
     Attributes:
@@ -57,7 +57,7 @@ class Operator:
         return np.array(read.numbers(self.node, name) or (), np.float32)
 
 
-def find(model: Model) -> Iterator[Operator]:
+def find(model: Model) -> Iterator[MlOperator]:
     """Every node that :func:`lower` knows, in the order of execution, wherever it is."""
     typed = model.clone()
     typed.rewrite_proto(onnx.shape_inference.infer_shapes)
@@ -69,7 +69,7 @@ def find(model: Model) -> Iterator[Operator]:
                 shape = [] if value.shape is None else [*value.shape]
                 rank = None if value.shape is None else len(shape)
                 last = shape[-1] if shape and isinstance(shape[-1], int) else None
-                yield Operator(node, root, value.dtype, rank, last)
+                yield MlOperator(node, root, value.dtype, rank, last)
 
 
 def _roots(model: Model) -> list[ir.Model | ir.Function]:
@@ -80,7 +80,7 @@ def _nodes(root: ir.Model | ir.Function) -> Iterator[ir.Node]:
     return (root.graph if isinstance(root, ir.Model) else root).all_nodes()
 
 
-def lower(model: Model, operator: Operator) -> tuple[int, int]:
+def lower(model: Model, operator: MlOperator) -> tuple[int, int]:
     """Replace a node by standard ones that compute the same.
 
     Args:
@@ -117,7 +117,7 @@ def drop_import(model: Model) -> None:
 class _Standard:
     """Collects the standard nodes and constants that take the place of one operator."""
 
-    def __init__(self, model: Model, operator: Operator, opset: int):
+    def __init__(self, model: Model, operator: MlOperator, opset: int):
         self.operator, self.opset = operator, opset
         scope = operator.node.graph
         assert scope is not None
@@ -164,14 +164,14 @@ class _Standard:
         return self.node(op_type, value, self.constant(np.array([-1], np.int64), "axes"))
 
     def finish(self, results: Sequence[ir.Value]) -> int:
-        """Put the results in the place of the operator's outputs; bytes of all that is new."""
+        """Put the results in place of the operator's outputs; bytes of all that is new."""
         made = list(self._recorder.nodes)
         self._recorder.put_in_place(self.operator.node, results)
         stored = 0 if self._recorder.as_nodes else self._recorder.nbytes
         return stored + sum(len(ir.to_proto(node).SerializeToString()) for node in made)
 
 
-def _transform(operator: Operator) -> str:
+def _transform(operator: MlOperator) -> str:
     transform = read.text(operator.node, "post_transform", "NONE")
     if transform not in _TRANSFORMS:
         raise ValueError(f"has an unknown post_transform {transform!r}")
@@ -288,7 +288,7 @@ def _signed(standard: _Standard, score: ir.Value) -> ir.Value:
     return standard.node("Concat", standard.node("Neg", score), score, axis=1)
 
 
-def _labels(operator: Operator) -> np.ndarray | list[bytes]:
+def _labels(operator: MlOperator) -> np.ndarray | list[bytes]:
     """The labels: texts, when there are any, or whole numbers."""
     if texts := read.texts(operator.node, "classlabels_strings"):
         return [text.encode() for text in texts]
@@ -323,7 +323,7 @@ def _scaler(standard: _Standard) -> list[ir.Value]:
     return [standard.cast(value, ir.DataType.FLOAT) if wide else value]
 
 
-def _known_type(operator: Operator) -> ir.DataType:
+def _known_type(operator: MlOperator) -> ir.DataType:
     if operator.dtype not in _NUMBERS:
         name = "unknown" if operator.dtype is None else operator.dtype.name
         raise ValueError(f"the type of its input is {name}")

@@ -22,6 +22,11 @@ _SINCE = {
 }  # fmt: skip
 
 
+def first_runtime(opset: int) -> str:
+    """The first ONNX Runtime that loads an operator set; empty where that is not known."""
+    return _SINCE.get(opset, "1.6" if opset < min(_SINCE) else "")
+
+
 def needs(before: int, model: Model) -> str:
     """What it takes to load a model whose operator set was raised, for the report.
 

@@ -53,7 +53,7 @@ class Difference:
     after: int = 0
 
 
-class Comparison:
+class Edits:
     """Finds what an edit did, and puts back what graphsurgeon alone did.
 
     Args:

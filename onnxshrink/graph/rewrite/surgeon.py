@@ -19,7 +19,7 @@ from onnxshrink.errors import ShrinkError, UnsupportedModel
 from onnxshrink.functions import user_code
 from onnxshrink.graph.file import round_trip
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.rewrite.restore import Comparison, Difference, fingerprint, is_dropped
+from onnxshrink.graph.rewrite.restore import Difference, Edits, fingerprint, is_dropped
 
 Edit = Callable[[gs.Graph], Any]
 
@@ -58,12 +58,12 @@ def edit(model: Model, function: Edit, name: str) -> list[Difference]:
         _refuse_unwritable(edited, name)
         result = _written(edited)
     unread = {tensor.name: tensor for tensor in proto.graph.initializer}
-    comparison = Comparison(original, plain, result, prints)
-    comparison.restore(unread)
-    if comparison.differences:
+    edits = Edits(original, plain, result, prints)
+    edits.restore(unread)
+    if edits.differences:
         _adopt(model, result, prints)
-        model.touch(*comparison.touched)
-    return comparison.differences
+        model.touch(*edits.touched)
+    return edits.differences
 
 
 def _read(proto: onnx.ModelProto) -> gs.Graph:

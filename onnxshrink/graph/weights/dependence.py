@@ -1,9 +1,9 @@
 """What an operand is computed from, where that is constants alone, and how it depends on each.
 
 A compressed weight is rebuilt by nodes: codes and scales, a table and its indices, halves joined.
-Whatever these nodes are, the weight is linear in its scales and its tables, and each element hangs
-on one of their numbers at most. Which one, and how strongly, is found by computing the weight with
-other numbers in their place: zeros, ones, and the digits of their positions.
+Whatever these nodes are, the weight is linear in its scales and its tables, and each element
+depends on one of their numbers at most. Which one, and how strongly, is found by computing the
+weight with other numbers instead: zeros, ones, and the digits of their positions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _IN, _OUT = "chain.in", "chain.out"
 _INITIALIZERS_ALONE = 4  # the IR version since which an initializer need not be an input
 
 #: Runs a model on every feed; its one output for each.
-Run = Callable[[onnx.ModelProto, Sequence[Mapping[str, np.ndarray]]], list[np.ndarray]]
+RunModel = Callable[[onnx.ModelProto, Sequence[Mapping[str, np.ndarray]]], list[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Origin:
         return numbers.reshape(tuple(self.tensor.shape.numpy()))
 
     def shared(self) -> Origin:
-        """The same, with equal numbers taken for one where there are few, as in a palette."""
+        """The same, with equal numbers taken for one where there are few, as in a codebook."""
         values = self.numbers
         table, index = np.unique(values, return_inverse=True)
         if not 1 < len(table) <= min(_MOST_SHARED, len(values) // 4):
@@ -96,7 +96,7 @@ class Chain:
         constant: Whether it depends on constants alone.
     """
 
-    def __init__(self, model: Model, value: ir.Value, run: Run):
+    def __init__(self, model: Model, value: ir.Value, run: RunModel):
         self._model, self._value, self._run = model, value, run
         self._nodes: dict[ir.Node, None] = {}
         self._constants: dict[ir.Value, ir.TensorProtocol] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +11,11 @@ import numpy.typing as npt
 from onnxshrink.graph.operators import Recurrent
 from onnxshrink.graph.weights.views import Use, WeightView
 from onnxshrink.kernels import adaround, obs
-from onnxshrink.kernels.moments import damped
+from onnxshrink.kernels.moments import InputMoments
 from onnxshrink.kernels.observers import Lookups, Need, SecondMoment
+
+#: How codes are fitted to the inputs; see :func:`fitted`.
+Fit = Literal["gptq", "adaround"]
 
 
 def needs(view: WeightView) -> tuple[Need, ...]:
@@ -27,6 +30,11 @@ def needs(view: WeightView) -> tuple[Need, ...]:
 def why_not(view: WeightView) -> str:
     """Why what a weight is multiplied with cannot be added up; empty when it can."""
     return _found(view)[1]
+
+
+def unknown(view: WeightView) -> str:
+    """Why the second moments of a weight's inputs are not known after a run that asked for them."""
+    return why_not(view) or "its inputs were not observed"
 
 
 def _found(view: WeightView) -> tuple[tuple[Need, ...], str]:
@@ -47,36 +55,22 @@ def _found(view: WeightView) -> tuple[tuple[Need, ...], str]:
     return tuple(dict.fromkeys(found)), "" if found else reason
 
 
-def moment(
-    statistics: Mapping[Need, Any], view: WeightView, half: int | None = None
-) -> npt.NDArray[np.float64] | None:
-    """E[x x^T] of a weight's inputs, [groups, width, width], summed over its products.
-
-    Args:
-        statistics: What was collected.
-        view: The weight.
-        half: 0 or 1 for the feeds with even or odd numbers only.
-
-    Returns:
-        None where nothing was collected: the value cannot be observed, or no feed reached it.
-    """
+def of(statistics: Mapping[Need, Any], view: WeightView) -> InputMoments | None:
+    """E[x x^T] of a weight's inputs; None where it cannot be observed, or no feed reached it."""
     wanted = needs(view)
     if not wanted or any(need not in statistics for need in wanted):
         return None
     sums = [statistics[need] for need in wanted]
-    if not all(one.rows.sum() for one in sums):
-        return None
-    total: npt.NDArray[np.float64] = sum(one.mean(half) for one in sums)
-    return total
+    return InputMoments(sums) if all(one.rows.sum() for one in sums) else None
 
 
 def importance(statistics: Mapping[Need, Any], view: WeightView) -> npt.NDArray[np.float32] | None:
     """E[x^2] of the input of each weight, in the stored shape; None where it is unknown."""
-    every = moment(statistics, view)
-    if every is None:
+    known = of(statistics, view)
+    if known is None:
         return None
-    squares = np.diagonal(every, axis1=1, axis2=2).astype(np.float32)
-    rows = view.matrix.shape[0] // len(squares)
+    squares = np.diagonal(known.mean(), axis1=1, axis2=2).astype(np.float32)
+    rows = view.matrix.shape[0] // known.groups
     return view.from_matrix(np.repeat(squares, rows, axis=0))
 
 
@@ -85,15 +79,10 @@ def output_error(
 ) -> float | None:
     """Relative error of what a weight gives with other values, in the stored shape.
 
-    None where its inputs are unknown, or all zero.
+    None where its inputs are unknown.
     """
-    every = moment(statistics, view)
-    if every is None:
-        return None
-    exact = view.matrix.astype(np.float64).reshape(len(every), -1, every.shape[-1])
-    change = view.to_matrix(other).reshape(exact.shape) - exact
-    total, wrong = (float(np.vdot(part @ every, part)) for part in (exact, change))
-    return float(np.sqrt(max(wrong, 0.0) / total)) if total > 0 else None
+    known = of(statistics, view)
+    return None if known is None else known.output_error(view.matrix, view.to_matrix(other))
 
 
 def lookups(view: WeightView) -> Need | None:
@@ -123,15 +112,16 @@ def looked_up(
     return counts
 
 
-def fed_back(
+def fitted(
     statistics: Mapping[Need, Any],
     view: WeightView,
     scale: npt.NDArray[np.float32],
     zero: npt.NDArray[np.float32],
     codes: tuple[int, int],
+    method: Fit = "gptq",
     matrix: npt.NDArray[np.floating] | None = None,
 ) -> npt.NDArray[np.float32] | None:
-    """A weight's codes on an affine grid, rounded with error feedback (GPTQ).
+    """A weight's codes on an affine grid, chosen for what the weight is multiplied with.
 
     Args:
         statistics: What was collected.
@@ -139,98 +129,74 @@ def fed_back(
         scale: Scales, in the stored shape.
         zero: Zero points, in the stored shape.
         codes: Smallest and largest code.
-        matrix: What to round in the place of the weight's own matrix.
+        method: ``gptq`` rounds with error feedback; ``adaround`` rounds all up or down together.
+        matrix: What to round instead of the weight's own matrix.
 
     Returns:
         Codes as floats in the stored shape; None where no second moment was collected.
     """
-    shape = (-1, view.matrix.shape[1])
-    scales, zeros = (view.to_matrix(one).reshape(shape) for one in (scale, zero))
-    rounded = with_feedback(
-        statistics, view, lambda rows: obs.affine(scales[rows], zeros[rows], *codes), matrix
-    )
-    if rounded is None:
+    known = of(statistics, view)
+    if known is None:
         return None
-    found: npt.NDArray[np.float32] = np.rint(rounded / scales) + zeros
-    return view.from_matrix(found)
+    full = (view.matrix if matrix is None else matrix).astype(np.float32)
+    scales, zeros = (view.to_matrix(one).reshape(full.shape) for one in (scale, zero))
+
+    def grid(rows: npt.NDArray[np.int64]) -> obs.Grid:
+        return obs.affine(scales[rows], zeros[rows], *codes)
+
+    if method == "gptq":
+        rounded: npt.NDArray[np.float32] = np.rint(_fed_back(known, full, grid) / scales) + zeros
+        return view.from_matrix(rounded)
+    h = known.damped(_damping(known, full, grid))
+    weights, by_group, zero_by_group = (known.fold(one) for one in (full, scales, zeros))
+    found = [
+        adaround.quantize(part, moment, s, z, *codes)
+        for part, moment, s, z in zip(weights, h, by_group, zero_by_group, strict=True)
+    ]
+    return view.from_matrix(np.concatenate(found))
 
 
 def with_feedback(
     statistics: Mapping[Need, Any],
     view: WeightView,
     grid: Callable[[npt.NDArray[np.int64]], obs.Grid],
-    matrix: npt.NDArray[np.floating] | None = None,
 ) -> npt.NDArray[np.float32] | None:
     """A weight's matrix rounded with error feedback (GPTQ) to what can be stored.
-
-    The damping is the one whose rounding, fitted to the feeds with even numbers, is best on those
-    with odd ones.
 
     Args:
         statistics: What was collected.
         view: The weight.
         grid: How columns of some of the matrix's rows are rounded.
-        matrix: What to round in the place of the weight's own matrix.
 
     Returns:
         The rounded matrix; None where no second moment was collected.
     """
-    every = moment(statistics, view)
-    if every is None:
-        return None
-    full = (view.matrix if matrix is None else matrix).astype(np.float32)
-    groups = full.reshape(len(every), -1, every.shape[-1])
-    damping = _damping(statistics, view, groups[0], grid)
-    numbers = np.arange(len(full)).reshape(len(every), -1)
+    known = of(statistics, view)
+    return None if known is None else _fed_back(known, view.matrix.astype(np.float32), grid)
+
+
+def _fed_back(
+    known: InputMoments,
+    matrix: npt.NDArray[np.float32],
+    grid: Callable[[npt.NDArray[np.int64]], obs.Grid],
+) -> npt.NDArray[np.float32]:
+    damping = _damping(known, matrix, grid)
+    numbers = np.arange(len(matrix)).reshape(known.groups, -1)
     rounded = [
         obs.quantize(part, obs.factor(h, damping), grid(rows))
-        for part, h, rows in zip(groups, every, numbers, strict=True)
+        for part, h, rows in zip(known.fold(matrix), known.mean(), numbers, strict=True)
     ]
-    return np.concatenate(rounded).reshape(full.shape)
-
-
-def adarounded(
-    statistics: Mapping[Need, Any],
-    view: WeightView,
-    scale: npt.NDArray[np.float32],
-    zero: npt.NDArray[np.float32],
-    codes: tuple[int, int],
-) -> npt.NDArray[np.float32] | None:
-    """A weight's codes on an affine grid, all rounded up or down together (AdaRound).
-
-    Takes and gives what :func:`fed_back` does.
-    """
-    every = moment(statistics, view)
-    if every is None:
-        return None
-    groups, scales, zeros = (
-        view.to_matrix(one).astype(np.float32).reshape(len(every), -1, every.shape[-1])
-        for one in (view.array(), scale, zero)
-    )
-    damping = _damping(
-        statistics,
-        view,
-        groups[0],
-        lambda rows: obs.affine(scales[0, rows], zeros[0, rows], *codes),
-    )
-    found = [
-        adaround.quantize(part, h, s, z, *codes)
-        for part, h, s, z in zip(groups, damped(every, damping), scales, zeros, strict=True)
-    ]
-    return view.from_matrix(np.concatenate(found))
+    return np.concatenate(rounded).reshape(matrix.shape)
 
 
 def _damping(
-    statistics: Mapping[Need, Any],
-    view: WeightView,
-    rows: npt.NDArray[np.float32],
+    known: InputMoments,
+    matrix: npt.NDArray[np.float32],
     grid: Callable[[npt.NDArray[np.int64]], obs.Grid],
 ) -> float:
     """The damping that is best on the feeds that the roundings were not fitted to."""
-    seen, unseen = moment(statistics, view, 0), moment(statistics, view, 1)
-    assert seen is not None
-    assert unseen is not None
-    return obs.choose_damping(rows, seen[0], unseen[0], grid)
+    first = known.fold(matrix)[0]
+    return obs.choose_damping(first, known.mean(0)[0], known.mean(1)[0], grid)
 
 
 def _need(view: WeightView, use: Use) -> Need:

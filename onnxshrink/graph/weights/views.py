@@ -19,11 +19,11 @@ import onnx_ir as ir
 from onnxshrink.graph import operators, read
 from onnxshrink.graph.file import tensors
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.operators import Arithmetic, Axes, Choice, Lookup, Product, Quantized, Row
+from onnxshrink.graph.operators import Arithmetic, Axes, Choice, Lookup, Product, QuantizedRow, Row
 from onnxshrink.graph.read import constant
 
 #: Movements through which codes are followed.
-_CODES_FOLLOW = ("converts", "parts", "permutes", "reshapes")
+_CODES_FOLLOW = ("converts", "parts", "pads", "permutes", "reshapes")
 FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 
 
@@ -163,7 +163,7 @@ class WeightView:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the stored tensor."""
-        return tuple(int(dim) for dim in self.tensor.shape)  # type: ignore[arg-type]
+        return read.shape(self.tensor)
 
     @property
     def size(self) -> int:
@@ -303,7 +303,7 @@ class _Tracer:
                 self.quantized |= {node.op_type} if _takes_codes(node) else set()
 
     def _use(self, node: ir.Node, index: int, order: Order, direct: bool) -> Use | None:
-        row = operators.TABLE.get((node.domain, node.op_type))
+        row = operators.row(node)
         if row is None or index not in row.weights or not order:
             return None
         other = row.weights[index]
@@ -337,7 +337,8 @@ class _Tracer:
 
 def _scanned(node: ir.Node, index: int, order: Order) -> tuple[ir.Value, Order] | None:
     """What a Scan's body calls a value that is scanned, and the order of its axes there."""
-    if (node.domain, node.op_type) != ("", "Scan") or not order or read.obstacle(node):
+    control = operators.of(node, operators.Control)
+    if control is None or not control.slices or not order or read.obstacle(node):
         return None
     body, many = node.attributes["body"].as_graph(), read.integer(node, "num_scan_inputs", 0)
     states = len(node.inputs) - many
@@ -350,7 +351,7 @@ def _scanned(node: ir.Node, index: int, order: Order) -> tuple[ir.Value, Order] 
 
 def _takes_codes(node: ir.Node) -> bool:
     """Whether an operator marks its constants as quantized already."""
-    row = operators.of(node, Quantized)
+    row = operators.of(node, QuantizedRow)
     return row is not None and not row.floats
 
 
@@ -405,7 +406,7 @@ def _moved(node: ir.Node, index: int, order: Order) -> Order | None:
     how = operators.moves(node)
     if how == "joins":
         return order if all(map(_is_constant, node.inputs)) else None
-    if how == "copies" or (how == "parts" and index == 0):
+    if how == "copies" or (how in ("parts", "pads") and index == 0):
         return order
     if how == "converts":
         return order if read.integer(node, "to", 1) in FLOATS else None

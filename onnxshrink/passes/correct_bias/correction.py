@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxshrink.pipeline import Context
 from onnxshrink.report import Change
-from onnxshrink.trials import Feeds, Reference
+from onnxshrink.trials import Feeds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,7 +88,7 @@ class Correction:
         folded = self._original.clone()
         clean.fold_batch_norms(folded)  # where the model at hand has them folded, too
         readers = [
-            fitting.Reader(model, lambda proto, inputs: compute(proto, inputs, self._worker))
+            fitting.LayerReader(model, lambda proto, inputs: compute(proto, inputs, self._worker))
             for model in (folded, self._model)
         ]
         counterparts = {o.output: o for o in fitting.outlines(folded, self._original) if not o.norm}
@@ -136,7 +136,7 @@ class Correction:
     def _keep(self, trial: Model, rows: list[Change], judged: Sequence[Outline]) -> None:
         """Adopt the corrected model, where it is judged only if its outputs are closer."""
         if judged and rows:
-            wanted = Reference(self._original, self._ctx.feeds, self._worker)
+            wanted = self._ctx.reference(self._original)
             before, after = (wanted.distance(model) for model in (self._model, trial))
             if not after < before:
                 for outline in judged:

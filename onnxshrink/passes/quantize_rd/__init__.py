@@ -53,6 +53,9 @@ class QuantizeRd(Pass):
         help="what fidelity means; auto: agreement where outputs are probabilities, else likeness;"
         " cosine: the scale of outputs does not matter",
     )
+    requantize: bool = option(
+        False, help="weights that are integers already, too, which costs accuracy once more"
+    )
     weights: Select = select()
 
     @property
@@ -63,24 +66,31 @@ class QuantizeRd(Pass):
     def needs(self, model: Model) -> Iterator[Need]:
         """Second moments of what each selected weight is multiplied with; lookups of tables."""
         from onnxshrink.graph import weights
+        from onnxshrink.graph.forms import codes
         from onnxshrink.graph.weights import second_moments
-        from onnxshrink.passes.quantize_rd.rates import is_plain
+        from onnxshrink.passes.quantize_rd.rates import kept_at_eight
 
+        if self.requantize:
+            model = model.clone()
+            codes.take_out(model, codes.is_weight)
         for view in weights.find(model):
-            if not self.weights.why_not(view) and not is_plain(view):
+            if not self.weights.why_not(view) and not kept_at_eight(view):
                 yield from second_moments.needs(view)
                 if (lookups := second_moments.lookups(view)) is not None:
                     yield lookups
 
     def apply(self, model: Model, ctx: Context) -> None:
-        """Measure, allocate, round, and store codes in the place of weights."""
+        """Measure, allocate, round, and store codes in place of weights."""
         from onnxshrink.graph import weights
+        from onnxshrink.graph.forms import codes
         from onnxshrink.graph.rewrite import clean
-        from onnxshrink.passes.quantize_rd.rates import Search
+        from onnxshrink.passes.quantize_rd.rates import StepSearch
         from onnxshrink.passes.quantize_rd.storage import store, store_packed
 
         self._check_goals()
-        before, known = model.stored_bytes(), list(weights.find(model))
+        before = model.stored_bytes()
+        taken = codes.take_out(model, codes.is_weight) if self.requantize else {}
+        known = list(weights.find(model))
         names = {(use.node, use.index): v.name for v in known if v.uses for use in [v.main]}
         norms = 0
         if any(view.uses and not self.weights.why_not(view) for view in known):
@@ -97,8 +107,9 @@ class QuantizeRd(Pass):
                 ctx.skip(view, view.why_not)
         views = [view for view in views if _fits(view, ctx)]
         if not views:
+            codes.put_back(model, list(weights.find(model)), taken)
             return
-        search = Search(self, model, views, ctx)
+        search = StepSearch(self, model, views, ctx)
         spend = search.spend()
         if self.bits_per_weight is not None:
             budget = self.bits_per_weight * sum(view.size for view in views) / 8
@@ -107,11 +118,14 @@ class QuantizeRd(Pass):
             ctx.step.chosen["lam"] = spend
         # Folding a norm changes the weight's name, and not where it is used.
         called = {v: names.get((v.main.node, v.main.index), v.name) for v in views}
+        came = {name: (one.nbytes, search.nbytes(one.numbers)) for name, one in taken.items()}
         if self.target_ratio is None:
-            store(model, search.stored(spend), vectors, called, ctx)
+            store(model, search.stored(spend), vectors, called, came, ctx)
         else:
             goal = before / self.target_ratio
-            store_packed(model, search, spend, goal, vectors, called, ctx)
+            store_packed(model, search, spend, goal, vectors, called, came, ctx)
+        codes.put_back(model, list(weights.find(model)), taken)
+        ctx.step.may_grow = bool(came)  # codes of int8 that pack to fewer bits take as much here
         if folded := norms - _norms(model):
             ctx.changed("norms", 0, kind="graph", note=f"{folded} folded into convolutions")
 

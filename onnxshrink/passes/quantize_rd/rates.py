@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from onnxshrink.errors import DataError
 from onnxshrink.pipeline import Context
-from onnxshrink.trials import Answers
+from onnxshrink.trials import Answers, Exchange
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
     from onnxshrink.graph.weights.views import WeightView
     from onnxshrink.kernels.affine import Quantized
-    from onnxshrink.kernels.rate import Layer
+    from onnxshrink.kernels.rate import GridTensor
     from onnxshrink.passes.quantize_rd import QuantizeRd
-    from onnxshrink.runtime.trial import Trial
 
 _log = logging.getLogger(__name__)
 _PLAIN = 2048  # weights of fewer elements are not worth a search of their own
@@ -33,7 +32,7 @@ _COARSEST_PROBE = 3.0
 _LEAST = 1e-9  # squared output error below which nothing was measured but rounding
 _SPEND = 0.02  # squared output error that the search begins with
 _FIDELITY = 0.99
-_MOST_BITS = 9  # mean bits of a weight beyond which codes of 8 bits do as well
+FINEST = 9  # mean bits of a weight beyond which codes of 8 bits do as well
 _EXACT = 1e-9  # a fidelity of 1 is asked for: this much may be lost
 _NEAR = 1.01  # how closely a goal in bytes is met, in what is spent: 0.007 bits a weight
 _PROBES = 2, 4  # feeds on which the effect of each layer is measured, first and second time
@@ -56,7 +55,7 @@ class Stored(NamedTuple):
 
 
 @dataclass
-class Search:
+class StepSearch:
     """The weights of one model: what is known of them, and where their grids should be.
 
     Attributes:
@@ -65,15 +64,15 @@ class Search:
         views: The weights.
         ctx: Inputs, statistics, and where to run trials.
         layers: Weights that get a grid of their own.
-        plain: Those that are stored with 8 bits.
+        plain: Those that are stored with 8 bits, and why.
     """
 
     options: QuantizeRd
     model: Model
     views: Sequence[WeightView]
     ctx: Context
-    layers: list[Layer] = field(default_factory=list)
-    plain: list[tuple[WeightView, Quantized]] = field(default_factory=list)
+    layers: list[GridTensor] = field(default_factory=list)
+    plain: list[tuple[WeightView, Quantized, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         split = self.ctx.split
@@ -84,8 +83,11 @@ class Search:
         self._by_name: dict[str, WeightView] = {}  # those of the search
         names = Counter(view.name for view in self.views)
         for view in self.views:
-            if is_plain(view) or names[view.name] > 1:  # branches may use one name for two weights
-                self.plain.append((view, _eight_bits(view)))
+            reason = kept_at_eight(view)
+            if names[view.name] > 1:  # branches may use one name for two weights
+                reason = "its name is not unique"
+            if reason:
+                self.plain.append((view, _eight_bits(view), reason))
             else:
                 self._by_name[view.name] = view
 
@@ -98,32 +100,31 @@ class Search:
             DataError: Nothing short of 8 bits keeps the answers as they are asked for.
         """
         from onnxshrink.kernels import rate
-        from onnxshrink.runtime.trial import Trial
 
         key = (type(self).__module__, self.model.digest(), self.options.measure, *self._by_name)
         if self.options.lam is not None and key in self.ctx.findings:
             return self._known(self.options.lam, *self.ctx.findings[key])
-        names = [*self._by_name, *(view.name for view, _ in self.plain)]
-        with closing(Trial(self.model, names, self.ctx.worker)) as trial:
-            for name in [name for name in self._by_name if name in trial.refused]:
+        names = [*self._by_name, *(view.name for view, *_ in self.plain)]
+        with closing(Exchange(self.model, names, self.ctx.worker)) as exchange:
+            for name in [name for name in self._by_name if name in exchange.refused]:
                 view = self._by_name.pop(name)
-                self.plain.append((view, _eight_bits(view)))
+                self.plain.append((view, _eight_bits(view), exchange.refused[name]))
             if not self._by_name:
                 return 0.0
-            self.layers = self._measured(trial)
+            self.layers = self._measured(exchange)
             found = {layer.name: layer.sensitivity for layer in self.layers}
-            self.ctx.findings[key] = found, dict(self._dampings)
+            self.ctx.findings[key] = found, dict(self._dampings), dict(exchange.refused)
             options = self.options
             if options.lam is not None:
                 return options.lam
             if options.bits_per_weight is not None or options.target_ratio is not None:
                 self.layers, self._half = [self._refitted(layer) for layer in self.layers], None
                 return _SPEND
-            lost = self._losses(trial)
+            lost = self._losses(exchange)
 
             def cost(spend: float) -> float:
-                loss, bits = self._loss(spend, trial, lost)
-                if loss > 1 and bits > _MOST_BITS:
+                loss, bits = self._loss(spend, exchange, lost)
+                if loss > 1 and bits > FINEST:
                     raise DataError(
                         f"{options.name}: {bits:.1f} bits a weight lose {loss:.3g} times what may "
                         "be lost of the answers; lower --min-fidelity, give more inputs, or use "
@@ -134,36 +135,30 @@ class Search:
             return rate.largest(cost, _SPEND)
 
     def _known(
-        self, spend: float, sensitivities: Mapping[str, float], dampings: Mapping[str, float]
-    ) -> float:
+        self, spend: float, sensitivities: Mapping[str, float], dampings: Mapping[str, float],
+        refused: Mapping[str, str],
+    ) -> float:  # fmt: skip
         """What to spend, by what an earlier run on the same model and inputs has measured."""
         self._dampings.update(dampings)
         for name in [name for name in self._by_name if name not in sensitivities]:
             view = self._by_name.pop(name)
-            self.plain.append((view, _eight_bits(view)))
+            self.plain.append((view, _eight_bits(view), refused[name]))
         self.layers = [
             replace(self._fitted(view, 0), sensitivity=sensitivities[name])
             for name, view in self._by_name.items()
         ]
         return spend
 
-    def _losses(self, trial: Trial) -> Callable[[list[list[np.ndarray]]], float]:
+    def _losses(self, exchange: Exchange) -> Callable[[Answers], float]:
         """What tells how much of that which may be lost answers on the judging half lose."""
-        from onnxshrink.kernels.fidelity import Fidelity
-
-        options = self.options
-        before, others = trial.run(self._judge), trial.run(self._fit)
+        options, goal = self.options, self.ctx.goal
+        before, others = exchange.answers(self._judge), exchange.answers(self._fit).outputs
         if options.min_fidelity is None and options.measure == "auto":
-            return self.ctx.goal.strain(self._answers(before), others)
+            strain = goal.strain(before, others)
+            return lambda after: strain(after.outputs)
         least = _FIDELITY if options.min_fidelity is None else options.min_fidelity
-        kinds = [*self.ctx.goal.kinds(self._answers(before)).values()]
-        reference = Fidelity(before, options.measure, others, kinds)
-        return lambda outputs: (1 - reference.score(outputs)) / max(1 - least, _EXACT)
-
-    def _answers(self, outputs: list[list[np.ndarray]]) -> Answers:
-        from onnxshrink.graph.analysis.tails import tails
-
-        return Answers(tuple(tails(self.model)), outputs, tails=tails(self.model))
+        reference = goal.holder(before, others, options.measure)
+        return lambda after: (1 - reference.score(after.outputs)) / max(1 - least, _EXACT)
 
     def nbytes(self, codes: npt.NDArray[np.integer]) -> int:
         """Bytes that codes take in the result, entropy-coded as it will be stored."""
@@ -171,6 +166,11 @@ class Search:
 
         count = rate.coded_bytes if self.ctx.storage == "coded" else rate.packed_bytes
         return count(codes)
+
+    def finest(self) -> float:
+        """Bytes of all codes when finer ones would gain nothing."""
+        plain = sum(self.nbytes(stored.codes) for _, stored, _ in self.plain)
+        return plain + FINEST * sum(layer.size for layer in self.layers) / 8
 
     def spend_bytes(self, budget: float, start: float) -> float:
         """The least to spend such that the codes of all weights pack to a number of bytes.
@@ -184,7 +184,7 @@ class Search:
         """
         from onnxshrink.kernels import rate
 
-        room = budget - sum(self.nbytes(stored.codes) for _, stored in self.plain)
+        room = budget - sum(self.nbytes(stored.codes) for _, stored, _ in self.plain)
 
         def cost(inverse: float) -> float:
             steps = rate.steps(self.layers, 1 / inverse)
@@ -199,7 +199,7 @@ class Search:
             )
         return 1 / over
 
-    def _measured(self, trial: Trial) -> list[Layer]:
+    def _measured(self, exchange: Exchange) -> list[GridTensor]:
         """Layers fitted to the first half of the inputs, with what their noise does to outputs.
 
         Each is rounded alone, first at a middling step, then at the one that this suggests; its
@@ -209,7 +209,6 @@ class Search:
         import numpy as np
 
         from onnxshrink.kernels import rate
-        from onnxshrink.kernels.fidelity import Fidelity
 
         found = [self._fitted(view, 0) for view in self._by_name.values()]
         steps = {
@@ -218,48 +217,46 @@ class Search:
         }
         for turn, count in enumerate(_PROBES):
             probes = self._judge[:count]
-            before = trial.run(probes)
-            kinds = [*self.ctx.goal.kinds(self._answers(before)).values()]
-            reference = Fidelity(before, self.options.measure, kinds=kinds)
+            before = exchange.answers(probes)
+            reference = self.ctx.goal.holder(before, measure=self.options.measure)
             for number, layer in enumerate(found):
                 done, total = turn * len(found) + number, len(_PROBES) * len(found)
                 self.ctx.progress("measuring sensitivities", done, total)
                 view, step = self._by_name[layer.name], steps[layer.name]
                 noisy = _unfold(view, layer.values(layer.codes(step), step))
-                effect = reference.distortion(trial.run(probes, {layer.name: noisy}))
+                after = exchange.answers(probes, {layer.name: noisy})
+                effect = reference.distortion(after.outputs)
                 sensitivity = max(effect, _LEAST) / step**2
                 found[number] = replace(layer, sensitivity=sensitivity)
             # Of any goal, so that its outcome can be repeated.
             steps = rate.steps(found, _SPEND, _COARSEST_PROBE)
         return found
 
-    def _fitted(self, view: WeightView, half: int | None) -> Layer:
+    def _fitted(self, view: WeightView, half: int | None) -> GridTensor:
         """A layer whose roundings are fitted to one half of the inputs, or to all."""
         import numpy as np
 
         from onnxshrink.graph.weights import second_moments
         from onnxshrink.kernels import obs, rate
-        from onnxshrink.kernels.rate import Layer
+        from onnxshrink.kernels.rate import GridTensor
 
         matrix = np.array(view.matrix, np.float32)  # a copy: the file behind it is let go
         view.release()
-        moment = second_moments.moment(self.ctx.statistics, view, half)
-        if moment is None:
+        known = second_moments.of(self.ctx.statistics, view)
+        if known is None:
             lookups = second_moments.looked_up(self.ctx.statistics, view, half)
             relative = None if lookups is None else rate.relative_steps(lookups)
-            return Layer(view.name, matrix[None], None, 0.0, relative)
-        folded = matrix.reshape(len(moment), -1, matrix.shape[1])
+            return GridTensor(view.name, matrix[None], None, 0.0, relative)
+        folded, moments = known.fold(matrix), known.mean(half)
         if view.name not in self._dampings:
-            other = second_moments.moment(self.ctx.statistics, view, 1)
-            assert other is not None
             step = _MIDDLING * float(np.sqrt(np.square(matrix).mean())) or 1.0
             self._dampings[view.name] = obs.choose_damping(
-                folded[0], moment[0], other[0], lambda rows: obs.uniform(step)
+                folded[0], moments[0], known.mean(1)[0], lambda rows: obs.uniform(step)
             )
         damping = self._dampings[view.name]
-        return Layer(view.name, folded, tuple(obs.factor(h, damping) for h in moment), 0.0)
+        return GridTensor(view.name, folded, tuple(obs.factor(h, damping) for h in moments), 0.0)
 
-    def _refitted(self, layer: Layer) -> Layer:
+    def _refitted(self, layer: GridTensor) -> GridTensor:
         """A layer fitted to all inputs."""
         if self._half is None:
             return layer
@@ -267,7 +264,7 @@ class Search:
         return replace(fitted, sensitivity=layer.sensitivity)
 
     def _loss(
-        self, spend: float, trial: Trial, lost: Callable[[list[list[np.ndarray]]], float]
+        self, spend: float, exchange: Exchange, lost: Callable[[Answers], float]
     ) -> tuple[float, float]:
         """How much of what may be lost the half of the inputs that judges loses; bits a weight."""
         from onnxshrink.kernels import affine, rate
@@ -278,22 +275,23 @@ class Search:
             codes = layer.codes(step)
             weights[layer.name] = _unfold(self._by_name[layer.name], layer.values(codes, step))
             bits += rate.entropy_bits(codes)
-        for view, stored in self.plain:
-            if view.name not in trial.refused:
+        for view, stored, _ in self.plain:
+            if view.name not in exchange.refused:
                 weights[view.name] = affine.dequantize(stored).astype(view.dtype.numpy())
-        loss = lost(trial.run(self._judge, weights))
+        loss = lost(exchange.answers(self._judge, weights))
         bits /= sum(layer.size for layer in self.layers)
         _log.info("%.3f bits a weight: %.3f of what may be lost", bits, loss)
         return loss, bits
 
     def stored(self, spend: float) -> Iterator[Stored]:
         """Every weight as it will be stored, fitted to all inputs."""
+        from onnxshrink.graph.weights import second_moments
         from onnxshrink.kernels import rate
         from onnxshrink.kernels.affine import Quantized
 
         steps = rate.steps(self.layers, spend)
-        for view, quantized in self.plain:
-            yield Stored(view, quantized, self.nbytes(quantized.codes), "int8")
+        for view, quantized, reason in self.plain:
+            yield Stored(view, quantized, self.nbytes(quantized.codes), f"int8 ({reason})")
         for layer in self.layers:
             view, step = self._by_name[layer.name], steps[layer.name]
             fitted = self._refitted(layer)
@@ -304,21 +302,24 @@ class Search:
             packed = self.nbytes(codes)
             how = "coded" if self.ctx.storage == "coded" else "packed"
             note = f"{dtype}, {8 * packed / codes.size:.2f} bits {how}"
+            if fitted.factors is None and fitted.relative is None:
+                note += f", to nearest (no gptq: {second_moments.unknown(view)})"
             if scale.size > 1:
                 note += f", {len(set(scale.flat))} steps by how often rows are looked up"
             yield Stored(view, Quantized(codes, scale, None, dtype), packed, note)
 
 
-def is_plain(view: WeightView) -> bool:
-    """Whether a weight keeps 8 bits: small, depthwise, or behind a one-hot encoding."""
+def kept_at_eight(view: WeightView) -> str:
+    """Why a weight keeps 8 bits; empty when it need not."""
+    from onnxshrink.graph import operators
+
     if view.size < _PLAIN:
-        return True
+        return f"fewer than {_PLAIN} elements"
     product = view.main.product
     if product is not None and product.convolves and view.size // view.shape[view.axes.out[0]] < 32:
-        groups = view.main.node.attributes.get("group")
-        return groups is not None and groups.as_int() > 1
+        return "depthwise" if product.groups > 1 else ""
     source = view.activation.producer() if view.activation is not None else None
-    return source is not None and source.op_type == "OneHot"
+    return "reads a one-hot encoding" if operators.of(source, operators.OneHot) else ""
 
 
 def _eight_bits(view: WeightView) -> Quantized:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onnxshrink import files
 from onnxshrink.errors import BudgetMissed, DataError
 from onnxshrink.pipeline import Context
 from onnxshrink.report import Step
@@ -16,7 +15,7 @@ from onnxshrink.report import Step
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
     from onnxshrink.graph.weights.views import WeightView
-    from onnxshrink.passes.quantize_rd.rates import Search, Stored
+    from onnxshrink.passes.quantize_rd.rates import StepSearch, Stored
 
 _log = logging.getLogger(__name__)
 _LOOKED_UP = 2**20  # smaller tables are not worth the nodes that a lookup of integers takes
@@ -26,15 +25,17 @@ _CLOSE = 0.99  # of a size that was asked for
 
 def store(
     model: Model, stored: Iterable[Stored], vectors: Iterable[WeightView],
-    names: Mapping[WeightView, str], ctx: Context,
+    names: Mapping[WeightView, str], came: Mapping[str, tuple[int, int]], ctx: Context,
 ) -> int:  # fmt: skip
-    """Put codes in the place of weights, and float16 in that of vectors.
+    """Put codes in place of weights, and float16 in that of vectors.
 
     Args:
         model: The model, which is edited.
         stored: Weights and their codes.
         vectors: Biases and parameters of norms.
         names: What to call the weights in the report.
+        came: By those names, bytes of codes in which weights came, if they did: as they are, and
+            packed.
         ctx: Where to report.
 
     Returns:
@@ -47,13 +48,17 @@ def store(
 
     total = 0
     for view, quantized, packed, note in stored:
-        if quantized.nbytes + REBUILD_OVERHEAD >= view.nbytes:
+        kind, before = view.op_type, view.nbytes
+        gains = quantized.nbytes + REBUILD_OVERHEAD < before
+        if names[view] in came:
+            before, was = came[names[view]]
+            gains = packed < was
+        if not gains:
             ctx.skip(view, "would not be smaller as integer codes")
             continue
         total += packed
         sqnr = affine.sqnr_db(view.array(), quantized)
         looked_up = view.size >= _LOOKED_UP and dequantize.can_gather(model, view)
-        before, kind = view.nbytes, view.op_type
         after = dequantize.dequantized(
             model, view, quantized, "gather" if looked_up else "cast-mul"
         )
@@ -66,8 +71,8 @@ def store(
 
 
 def store_packed(
-    model: Model, search: Search, spend: float, goal: float, vectors: Sequence[WeightView],
-    names: Mapping[WeightView, str], ctx: Context,
+    model: Model, search: StepSearch, spend: float, goal: float, vectors: Sequence[WeightView],
+    names: Mapping[WeightView, str], came: Mapping[str, tuple[int, int]], ctx: Context,
 ) -> None:  # fmt: skip
     """Store codes for which the packed model, all of it, takes as many bytes as it may.
 
@@ -78,10 +83,13 @@ def store_packed(
         goal: The bytes.
         vectors: Biases and parameters of norms.
         names: What to call the weights in the report.
+        came: By those names, bytes of codes in which weights came, if they did: as they are, and
+            packed.
         ctx: Where to report.
 
     What a file takes beside the codes is only known once it has been packed. So a first guess at
-    it is put right by what came of it, which is nearly always all that it needs.
+    it is put right by what came of it, which is nearly always all that it needs. A goal that codes
+    of some nine bits meet as well is met by these.
 
     Raises:
         DataError: No grid is coarse enough.
@@ -90,8 +98,9 @@ def store_packed(
 
     rest = float(model.nbytes() - sum(view.nbytes for view in search.views))
     rest -= sum(view.nbytes // 2 for view in vectors)
+    finest = search.finest()
     for _ in range(_ATTEMPTS):
-        spend = search.spend_bytes(goal - rest, spend)
+        spend = search.spend_bytes(min(goal - rest, finest), spend)
         trial, step = model.clone(), Step(ctx.step.name)
         pairs = zip(weights.find(model), weights.find(trial), strict=True)
         twin = {ours.value: other for ours, other in pairs}
@@ -100,11 +109,15 @@ def store_packed(
             (one._replace(view=twin[one.view.value]) for one in search.stored(spend)),
             [twin[view.value] for view in vectors],
             {twin[view.value]: name for view, name in names.items()},
+            came,
             replace(ctx, step=step),
         )
         found = file_bytes(trial, ctx.storage)
         _log.info("packed to %d bytes, of which %d are codes; the goal is %d", found, codes, goal)
-        if _CLOSE * goal <= found <= goal:
+        easy = finest < goal - rest
+        if _CLOSE * goal * (not easy) <= found <= goal:
+            if easy:
+                ctx.warn("smaller than asked for: finer codes would gain nothing")
             model.adopt(trial)
             ctx.step.changes += step.changes
             ctx.step.skips += step.skips
@@ -121,8 +134,8 @@ def file_bytes(model: Model, storage: str) -> int:
         trial = model.clone()
         coded.code(trial)
         return min(trial.nbytes(), model.nbytes())
-    with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
+    with files.scratch() as folder:
         try:
-            return packed.save(model, Path(folder, "model.onnx"))
+            return packed.save(model, folder / "model.onnx")
         except BudgetMissed:  # it is smaller as it is, and will be written so
             return model.nbytes()

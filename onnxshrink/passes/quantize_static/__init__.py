@@ -120,7 +120,7 @@ class QuantizeStatic(Pass):
         placed = partial(qdq.place, riders=riders, fold=not self.symmetric_activations)
         ranges = grids.observe(placed(schemes), schemes, model, ctx)
         placement, chosen, refused = grids.choose(placed, ranges, schemes)
-        ranges.check(len(chosen), self.method)
+        ranges.check({value.name or "" for value in chosen}, self.method)
         for one, reason in refused.items():
             work.leave(one, reason)
         storing.store(work, placement, chosen, schemes, ranges.statistics)

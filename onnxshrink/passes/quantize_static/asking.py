@@ -19,14 +19,14 @@ def check_patterns(select: Select, work: Preparation) -> None:
         RecipeError: A pattern matches no node and no weight.
     """
     from onnxshrink.graph import weights
-    from onnxshrink.graph.forms.integer_kernels import KERNELS, Candidate
+    from onnxshrink.graph.forms.integer_kernels import Candidate, kernel
 
     nodes = [Candidate(node, "whole", ()) for node in work.model.nodes]
     named: list[Named] = [*nodes, *weights.find(work.model)]
     if missing := unmatched(select, named):
         raise RecipeError(f"quantize-static: nothing matches {', '.join(map(repr, missing))}")
     for one in nodes if select.only else ():
-        if one.op_type not in KERNELS and not select.left_out(one):
+        if kernel(one.node) is None and not select.left_out(one):
             work.ctx.skip(one.name, f"ONNX Runtime has no integer kernel for {one.op_type}")
 
 

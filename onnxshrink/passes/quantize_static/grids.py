@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -34,25 +35,26 @@ class Ranges:
     """
 
     statistics: Mapping[Need, Any]
-    refused: Mapping[str, str]
+    refused: dict[str, str]
     feeds: int
     short: dict[str, int] = field(default_factory=dict)
-    _grids: dict[tuple[Value, Scheme], tuple[Grid | None, str]] = field(default_factory=dict)
+    _grids: dict[tuple[str, Scheme], tuple[Grid | None, str]] = field(default_factory=dict)
 
     def grid(self, value: Value, scheme: Scheme) -> tuple[Grid | None, str]:
         """The grid of a value, or None and why it has none."""
-        if (value, scheme) not in self._grids:
-            self._grids[value, scheme] = self._grid(value, scheme)
-        return self._grids[value, scheme]
+        key = value.name or "", scheme
+        if key not in self._grids:
+            self._grids[key] = self._grid(value, scheme)
+        return self._grids[key]
 
-    def check(self, values: int, method: str) -> None:
-        """Refuse a method that has too few numbers of all of so many values.
+    def check(self, names: Collection[str], method: str) -> None:
+        """Refuse a method that has too few numbers of all of these values.
 
         Raises:
             DataError: It says how many inputs it takes.
         """
-        if values and len(self.short) >= values:
-            least = min(self.short.values())
+        if names and self.short.keys() >= set(names):
+            least = min(self.short[name] for name in names)
             raise DataError(
                 f"{method} needs at least {least} inputs like these, not {self.feeds}; "
                 "minmax takes any"
@@ -116,6 +118,8 @@ def observe(
 ) -> Ranges:
     """Run a model on the inputs and collect what grids and biases need.
 
+    What the same model showed before, on its way to more of its weights, is not collected again.
+
     Args:
         placement: The values that get grids.
         schemes: The nodes asked for, and how each is computed.
@@ -133,8 +137,12 @@ def observe(
         wanted = [means(one)] * scheme.correct_bias
         wanted += [some_rows(one)] * (scheme.cpu == "vnni" and not scheme.reduce_range)
         needs += [need for need in wanted if need is not None]
-    statistics = calibrate(model, needs, ctx.feeds, ctx.worker, ctx.progress)
-    return Ranges(statistics, statistics.refused, len(ctx.feeds))
+    known: Ranges = ctx.memo.setdefault("ranges", Ranges({}, {}, len(ctx.feeds)))
+    new = [n for n in needs if n not in known.statistics and n.value not in known.refused]
+    found = calibrate(model, new, ctx.feeds, ctx.worker, ctx.progress)
+    known.statistics = ChainMap(found, known.statistics)  # type: ignore[arg-type]
+    known.refused |= found.refused
+    return known
 
 
 def choose(

@@ -33,7 +33,7 @@ _EXACT = 1e-3  # relative output error that preparing a model may cause
 
 
 @dataclass(frozen=True)
-class Origin:
+class FormerNode:
     """What a node was called in the model that came in.
 
     Attributes:
@@ -118,24 +118,31 @@ class Preparation:
 
         inline.tell_apart(self.model)
         trial, origins, done = self._rewritten(_PREPARING)
-        if not done or not self.ctx.verify(trial, _EXACT):
+        if not done or not self._wrong(_PREPARING, trial):
             self._adopt(trial, origins)
             return done
         done = []
         for name in _PREPARING:  # one of them is wrong; the others may stand
             trial, origins, did = self._rewritten((name,))
-            if did and (reason := self.ctx.verify(trial, _EXACT)):
+            if did and (reason := self._wrong((name,), trial)):
                 self.ctx.skip(name, f"dropped: {reason}")
             elif did:
                 self._adopt(trial, origins)
                 done += did
         return done
 
-    def _adopt(self, trial: Model, origins: dict[Node, Origin]) -> None:
+    def _wrong(self, names: tuple[str, ...], trial: Model) -> str:
+        """Why a copy after some rewriters does not answer as before, found out once in a step."""
+        known: dict[tuple[str, ...], str] = self.ctx.memo.setdefault("preparing", {})
+        if names not in known:
+            known[names] = self.ctx.verify(trial, _EXACT)
+        return known[names]
+
+    def _adopt(self, trial: Model, origins: dict[Node, FormerNode]) -> None:
         self.model.adopt(trial)
         self.origins = origins
 
-    def _rewritten(self, names: Sequence[str]) -> tuple[Model, dict[Node, Origin], list[str]]:
+    def _rewritten(self, names: Sequence[str]) -> tuple[Model, dict[Node, FormerNode], list[str]]:
         """A copy after some rewriters, what its nodes were, and what was done."""
         from onnxshrink.graph.rewrite import clean, fold
 
@@ -202,7 +209,7 @@ class Preparation:
             self.ctx.skip(name, f"stays in the form in which it came{reason}")
 
 
-def _origin(node: Node) -> Origin:
+def _origin(node: Node) -> FormerNode:
     from onnxshrink.graph.read import constant
 
     constants = {}
@@ -212,4 +219,4 @@ def _origin(node: Node) -> Origin:
             constants[index] = value.name or "", tensor.nbytes
     outputs = [value.name or "" for value in node.outputs] or [""]
     names = (node.name or "", *outputs, *(name for name, _ in constants.values()))
-    return Origin(node.op_type, names, constants)
+    return FormerNode(node.op_type, names, constants)

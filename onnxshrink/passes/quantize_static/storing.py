@@ -54,7 +54,7 @@ class Products:
     def store(
         self, candidate: Candidate, scheme: Scheme, on: Grid
     ) -> tuple[int, Quantized, str] | None:
-        """Put codes in the place of a product's weight and bias.
+        """Put codes in place of a product's weight and bias.
 
         Args:
             candidate: The product; its weight may be in place already, for another product.
@@ -110,7 +110,7 @@ class Products:
         return (nbytes, stored, note) if first else None
 
     def store_constants(self, candidate: Candidate, scheme: Scheme) -> None:
-        """Put codes in the place of what a function such as Add takes beside activations."""
+        """Put codes in place of what a function such as Add takes beside activations."""
         import numpy as np
 
         from onnxshrink.graph.read import constant
@@ -251,7 +251,7 @@ def store(
     work: Preparation, placement: Placement, grids: Mapping[Value, Grid],
     schemes: Mapping[Candidate, Scheme], statistics: Mapping[Need, Any],
 ) -> None:  # fmt: skip
-    """Put codes in the place of weights, then the nodes around them, and report it.
+    """Put codes in place of weights, then the nodes around them, and report it.
 
     Args:
         work: The model, prepared.

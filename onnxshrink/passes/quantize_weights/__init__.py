@@ -84,6 +84,9 @@ class QuantizeWeights(Pass):
     vectors: Literal["float16", "keep"] = option(
         "float16", help="how to store long biases and norm parameters, which stay exact to 11 bits"
     )
+    requantize: bool = option(
+        False, help="weights that are integers already, too, which costs accuracy once more"
+    )
     weights: Select = select(min_size=64)
 
     retreats = True
@@ -110,10 +113,14 @@ class QuantizeWeights(Pass):
     def needs(self, model: Model) -> Iterator[Need]:
         """For ``gptq`` and ``adaround``: second moments of the selected weights' inputs."""
         from onnxshrink.graph import weights
+        from onnxshrink.graph.forms import codes
 
         if any(
             variant.rounding in _rounding.CALIBRATED for variant in variants(self, self.weights)
         ):
+            if self.requantize:
+                model = model.clone()
+                codes.take_out(model, codes.is_weight)
             views = [view for view in weights.find(model) if not self.weights.why_not(view)]
             parts = _rounding.groups(model, views) if self.sequential else [views]
             yield from _rounding.needs(parts[0] if parts else ())
@@ -121,9 +128,11 @@ class QuantizeWeights(Pass):
     def apply(self, model: Model, ctx: Context) -> None:
         """Quantize every selected weight, the largest first; then narrow the long vectors."""
         from onnxshrink.graph import weights
+        from onnxshrink.graph.forms import codes
         from onnxshrink.graph.rewrite import clean, opset
         from onnxshrink.passes.to_float16 import narrow_beside
 
+        taken = codes.take_out(model, codes.is_weight) if self.requantize else {}
         views, before = list(weights.find(model)), model.opset
         chosen = [view for view in views if not self.weights.why_not(view)]
         raised = opset.raise_opset(model, self._opset(model, chosen))
@@ -140,11 +149,13 @@ class QuantizeWeights(Pass):
             pairs = _rounding.recalibrated(pairs, parts, model, ctx)
         for view, options in pairs:
             if view.uses:
-                options.scheme.store(view, model, ctx)
+                came = taken[view.name].nbytes if view.name in taken else 0
+                options.scheme.store(view, model, ctx, came=came)
             elif options.vectors == "float16" and len(view.shape) == 1:
                 vectors.append(view)  # a bias, or a norm's parameters
             else:
                 ctx.skip(view, view.why_not)
+        codes.put_back(model, list(weights.find(model)), taken)
         if not ctx.step.changes:
             return  # in a model whose weights stay as they are, so do its vectors
         if raised:

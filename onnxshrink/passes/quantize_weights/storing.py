@@ -36,7 +36,9 @@ class Scheme:
     form: Asked
     accuracy_level: int
 
-    def store(self, view: WeightView, model: Model, ctx: Context, why: str = "") -> None:
+    def store(
+        self, view: WeightView, model: Model, ctx: Context, why: str = "", came: int = 0
+    ) -> None:
         """Quantize one weight, or say why it is left alone.
 
         Args:
@@ -44,6 +46,7 @@ class Scheme:
             model: The model, which is edited.
             ctx: The statistics, and where to report.
             why: Why it is stored so; to be noted.
+            came: Bytes of the codes in which it came, if it did.
         """
         from onnxshrink.graph.forms import dequantize, nbits
         from onnxshrink.graph.forms.rebuild import REBUILD_OVERHEAD
@@ -61,7 +64,7 @@ class Scheme:
         except ValueError as error:
             ctx.skip(view, str(error))
             return
-        if stored.nbytes + REBUILD_OVERHEAD >= view.nbytes:
+        if stored.nbytes + REBUILD_OVERHEAD * (not came) >= (came or view.nbytes):
             ctx.skip(view, f"would not be smaller as {self.dtype}")
             return
         sqnr = affine.sqnr_db(layout.values(), stored)
@@ -78,7 +81,7 @@ class Scheme:
             why = nbits.why_not(view, stored.bits)
         reasons = filter(None, (why, _rounding.lesser(view, self.dtype, self.rounding, method)))
         note += "".join(f" ({reason})" for reason in reasons)
-        ctx.changed(view, after, note=note, sqnr_db=sqnr)
+        ctx.changed(view, after, note=note, before=came, sqnr_db=sqnr)
 
     def opset(self, view: WeightView, model: Model) -> int:
         """The operator set that the nodes emitted for a weight need."""

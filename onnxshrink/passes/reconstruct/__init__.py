@@ -23,7 +23,7 @@ class Reconstruct(Pass):
     Put it behind any step that loses something. Each layer is given the inputs that it has by now,
     and asked for the outputs that it had in the model before the first step: of a pruned weight the
     values that are left are refitted (zeros stay zero), of integer weights their scales, of
-    palettes their tables, of split weights both factors, of norms their gains, and everywhere the
+    codebooks their tables, of split weights both factors, of norms their gains, and everywhere the
     biases. Layers are done in the order in which they run, the first ones first, and those behind
     them see what became of them.
 

@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from onnxshrink.report import Change
-from onnxshrink.trials import Reference
 
 if TYPE_CHECKING:
     import numpy as np
 
     from onnxshrink.graph.file.model import Model
-    from onnxshrink.graph.layers.fitting import Layer, Outline, Part
+    from onnxshrink.graph.layers.fitting import Fittable, Layer, Outline
     from onnxshrink.graph.weights.dependence import Origin
     from onnxshrink.kernels.leastsquares import Affine, Seen, Verdict
     from onnxshrink.passes.reconstruct import Reconstruct
@@ -37,7 +36,7 @@ class Reconstruction:
         options: The pass.
         model: The model, whose constants are changed.
         ctx: Inputs, where to run models, and where to report.
-        original: What the model's layers are held against.
+        original: What the model's layers are compared with.
     """
 
     options: Reconstruct
@@ -47,7 +46,7 @@ class Reconstruction:
 
     def run(self, outlines: Sequence[Outline]) -> None:
         """Refit these layers."""
-        wanted = Reference(self.original, self.ctx.feeds, self.ctx.worker)
+        wanted = self.ctx.reference(self.original)
         error = wanted.distance(self.model)
         groups = _groups(outlines, self.options.rounds)
         for number, names in enumerate(groups):
@@ -74,7 +73,7 @@ class Reconstruction:
         from onnxshrink.runtime.compare_values import compute, regress
 
         worker = self.ctx.worker
-        reader = fitting.Reader(self.model, lambda proto, feeds: compute(proto, feeds, worker))
+        reader = fitting.LayerReader(self.model, lambda proto, feeds: compute(proto, feeds, worker))
         found = []
         for outline in fitting.outlines(self.model, self.original):
             if outline.output in names:
@@ -92,11 +91,11 @@ class Reconstruction:
                 changes += self._layer(layer, *sums[layer.need].halves)
             else:
                 reason = sums.refused[layer.need.value]
-                self.ctx.skip(layer.name, f"cannot be held against the original: {reason}")
+                self.ctx.skip(layer.name, f"cannot be compared with the original: {reason}")
         return changes
 
     def _picked(self, layer: Layer) -> Layer:
-        """The layer, held against those of the original's channels that are left."""
+        """The layer, compared with those of the original's channels that are left."""
         import numpy as np
 
         from onnxshrink.kernels.pairs import Channels
@@ -123,7 +122,7 @@ class Reconstruction:
         if not held.loss(total) > _SAME * float(total.yy.sum()):
             self.ctx.skip(layer.name, "is as in the original")
             return []
-        parts = [part for part in layer.parts if self.options.allows(part.kind)]
+        parts = [part for part in layer.parts if self.options.allows(part.role)]
         changes: list[Change] = []
         reason = "has nothing that can be refitted"
         for part in parts:
@@ -144,7 +143,7 @@ class Reconstruction:
         return changes
 
     def _part(
-        self, layer: Layer, part: Part | None, held: Affine, halves: tuple[Seen, Seen]
+        self, layer: Layer, part: Fittable | None, held: Affine, halves: tuple[Seen, Seen]
     ) -> tuple[Affine, list[Change]] | str:
         """Refit some numbers of a layer (None: its bias alone), or say why not."""
         shift = layer.bias is not None and self.options.allows("biases")
@@ -169,12 +168,12 @@ class Reconstruction:
         if not made.loss(every) < held.loss(every):
             return "the types that its numbers are stored in are too coarse"
         return made, [
-            self._store(layer, origin, values, verdict, "" if part is None else part.kind)
+            self._store(layer, origin, values, verdict, "" if part is None else part.role)
             for origin, values in stored
         ]
 
     def _verdict(
-        self, part: Part | None, held: Affine, halves: tuple[Seen, Seen], shift: bool
+        self, part: Fittable | None, held: Affine, halves: tuple[Seen, Seen], shift: bool
     ) -> Verdict:
         """What each half of the samples says of a fit to the other one."""
         import numpy as np
@@ -182,7 +181,10 @@ class Reconstruction:
         from onnxshrink.kernels import leastsquares
 
         def judged(
-            part: Part | None, held: Affine, halves: tuple[Seen, Seen], dampings: Sequence[float]
+            part: Fittable | None,
+            held: Affine,
+            halves: tuple[Seen, Seen],
+            dampings: Sequence[float],
         ) -> Verdict:
             def fit(seen: Seen, damping: float) -> Affine:
                 if part is None:
@@ -208,14 +210,14 @@ class Reconstruction:
 
     def _store(
         self, layer: Layer, origin: Origin, values: np.ndarray, verdict: Verdict,
-        kind: str,
+        role: str,
     ) -> Change:  # fmt: skip
         from onnxshrink.graph import surgery
 
         surgery.set_constant(self.model, origin.value, origin.stored(values))
-        kind = "bias" if origin is layer.bias else kind
-        note = f"{kind} of {layer.name} refitted"
-        if kind != "bias":
+        role = "bias" if origin is layer.bias else role
+        note = f"{role} of {layer.name} refitted"
+        if role != "bias":
             note += f", damping {verdict.damping:g}"
         return Change(
             origin.value.name or "", layer.node.op_type, origin.tensor.nbytes,

@@ -13,7 +13,7 @@ from onnxshrink.select import Select, select, variants
 
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
-    from onnxshrink.graph.forms.sharing import Coding
+    from onnxshrink.graph.forms.sharing import Sharing
     from onnxshrink.graph.weights.views import WeightView
     from onnxshrink.kernels.observers import Need
     from onnxshrink.passes.share_codebook.codebooks import Tables
@@ -156,7 +156,7 @@ class ShareCodebook(Pass):
         import numpy as np
 
         from onnxshrink.graph import weights
-        from onnxshrink.graph.forms import palette, sharing
+        from onnxshrink.graph.forms import codebook, sharing
         from onnxshrink.graph.rewrite import opset
         from onnxshrink.passes.share_codebook import codebooks
         from onnxshrink.passes.to_float16 import narrow
@@ -169,12 +169,12 @@ class ShareCodebook(Pass):
         rng, common = np.random.default_rng(ctx.seed), None
         if self.table == "model":
             common = sharing.common_table(free, self._tables.coding(self.scale != "none"), rng)
-        planned: dict[WeightView, tuple[Coding, ...]] = {}
+        planned: dict[WeightView, tuple[Sharing, ...]] = {}
         if self.mean_bits is not None:
             planned = codebooks.share_out(
                 free, self._tables, self.mean_bits, ctx, may_narrow=self.vectors == "float16"
             )
-        palettes, vectors = palette.Palettes(model), []
+        writer, vectors = codebook.CodebookWriter(model), []
         for view, options in ctx.each(self, views, any_role=True):
             tables = options._tables
             try:
@@ -183,17 +183,18 @@ class ShareCodebook(Pass):
                 elif not view.uses or planned.get(view) == ():
                     vectors.append(view)
                 elif options.method == "hash":
-                    codebooks.hashed(view, tables.entries, palettes, ctx, rng)
+                    codebooks.hashed(view, tables.entries, writer, ctx, rng)
                 elif options.method == "bloom":
                     allowed = options.false_positives
-                    codebooks.filtered(view, tables, allowed, palettes, ctx, rng)
+                    codebooks.filtered(view, tables, allowed, writer, ctx, rng)
                 else:
                     codings = planned.get(view) or tables.codings(view)
                     found = tables.share(view, codings, rng, common, ctx.statistics)
                     may_narrow = options.vectors == "float16" and options.method != "unique"
                     codebooks.store(
-                        view, found, palettes, ctx, form=options.form,
+                        view, found, writer, ctx, form=options.form,
                         four_bit=options.packing == "uint4", may_narrow=may_narrow,
+                        lesser=tables.lesser(view, ctx.statistics),
                     )  # fmt: skip
             except ValueError as error:
                 ctx.skip(view, str(error))
@@ -213,9 +214,9 @@ class ShareCodebook(Pass):
 
     def _opset(self) -> int:
         """The operator set that the nodes need, those for overrides included."""
-        from onnxshrink.graph.forms import palette
+        from onnxshrink.graph.forms import codebook
 
         every = variants(self, self.weights)
         if any(step.packing == "uint4" for step in every):
             return _UINT4_OPSET
-        return palette.OPSET if any(step.method in ("hash", "bloom") for step in every) else 0
+        return codebook.OPSET if any(step.method in ("hash", "bloom") for step in every) else 0

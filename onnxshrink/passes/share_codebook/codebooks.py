@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import numpy as np
 
-    from onnxshrink.graph.forms.palette import Palettes
-    from onnxshrink.graph.forms.sharing import Coding, Shared
+    from onnxshrink.graph.forms.codebook import CodebookWriter
+    from onnxshrink.graph.forms.sharing import Shared, Sharing
     from onnxshrink.graph.weights.views import WeightView
     from onnxshrink.kernels.codebooks import Method
     from onnxshrink.kernels.observers import Need
@@ -46,18 +46,18 @@ class Tables:
     weighed: bool
     min_sqnr_db: float
 
-    def coding(self, scaled: bool, method: Any = None, entries: int = 0) -> Coding:
+    def coding(self, scaled: bool, method: Any = None, entries: int = 0) -> Sharing:
         """One way to share a weight's values, perhaps with another method or size."""
-        from onnxshrink.graph.forms.sharing import Coding
+        from onnxshrink.graph.forms.sharing import Sharing
 
         method = method or self.method
-        return Coding(
+        return Sharing(
             method=method, entries=entries or self.entries, width=self.width, rows=self.rows,
             scaled=scaled and method != "unique", balanced=self.rounding == "balanced",
             feedback=self.rounding == "gptq" and method != "unique", weighed=self.weighed,
         )  # fmt: skip
 
-    def codings(self, view: WeightView) -> Iterator[Coding]:
+    def codings(self, view: WeightView) -> Iterator[Sharing]:
         """What to try for one weight, the smallest first."""
         scaled = self.scale == "channel" or (self.scale == "auto" and self._scales_pay(view))
         if self.method != "adaptive":
@@ -66,6 +66,16 @@ class Tables:
         yield self.coding(False, "unique", 256)
         for entries in _SIZES:
             yield self.coding(scaled, "kmeans", entries)
+
+    def lesser(self, view: WeightView, statistics: Mapping[Need, Any]) -> str:
+        """What a weight does without, and why, where its inputs are not known; empty if nothing."""
+        from onnxshrink.graph.weights import second_moments
+
+        wanted = "gptq" if self.rounding == "gptq" else "importance" if self.weighed else ""
+        lookups = self.method in ("hash", "unique")  # whose codes follow from the values
+        if not wanted or lookups or second_moments.of(statistics, view) is not None:
+            return ""
+        return f" (no {wanted}: {second_moments.unknown(view)})"
 
     def _scales_pay(self, view: WeightView) -> bool:
         channel = math.prod(view.shape[axis] for axis in view.axes.contract)
@@ -76,7 +86,7 @@ class Tables:
         return not fed or 2 * view.size / channel + _SCALE_OVERHEAD <= codes * _FED_SHARE
 
     def share(
-        self, view: WeightView, tried: Iterable[Coding], rng: np.random.Generator,
+        self, view: WeightView, tried: Iterable[Sharing], rng: np.random.Generator,
         common: np.ndarray | None, statistics: Mapping[Need, Any],
     ) -> Shared:  # fmt: skip
         """A weight by the first coding that is good enough, or by the last.
@@ -101,19 +111,20 @@ class Tables:
 
 
 def store(
-    view: WeightView, found: Shared, palettes: Palettes, ctx: Context, *, form: Form,
-    four_bit: bool, may_narrow: bool,
+    view: WeightView, found: Shared, writer: CodebookWriter, ctx: Context, *, form: Form,
+    four_bit: bool, may_narrow: bool, lesser: str = "",
 ) -> None:  # fmt: skip
-    """Put codes and a table in the place of a weight, or float16 where that is about as small.
+    """Put codes and a table in place of a weight, or float16 where that is about as small.
 
     Args:
         view: The weight.
         found: Its codes and table.
-        palettes: Puts them in.
+        writer: Puts them in.
         ctx: Where to report.
         form: What rebuilds the weight.
         four_bit: Whether codes become tensors of uint4.
         may_narrow: Whether float16 will do.
+        lesser: See :meth:`Tables.lesser`.
     """
     from onnxshrink.graph import surgery
     from onnxshrink.graph.forms import dequantize
@@ -121,27 +132,27 @@ def store(
     from onnxshrink.passes.to_float16 import narrow
 
     if form == "dense":
-        surgery.set_constant(palettes.model, view.value, found.values)
-        note = f"{found.note}, as floats; smaller once packed"
+        surgery.set_constant(writer.model, view.value, found.values)
+        note = f"{found.note}{lesser}, as floats; smaller once packed"
         ctx.changed(view, view.nbytes, note=note, sqnr_db=found.sqnr_db)
         return
-    if found.nbytes + palettes.cost(view, found.stored.entries) >= view.nbytes:
+    if found.nbytes + writer.cost(view, found.stored.entries) >= view.nbytes:
         ctx.skip(view, f"would not be smaller with a table of {found.stored.entries}")
         return
     half = 2 * view.size + dequantize.CAST_OVERHEAD
     if may_narrow and found.nbytes > _WORTH * half:
-        narrow(view, palettes.model, ctx)
+        narrow(view, writer.model, ctx)
         return
     lost = second_moments.output_error(ctx.statistics, view, found.values)
     wanted = form == "gather" or (form == "auto" and view.size >= _LOOKED_UP)
-    if wanted and palettes.can_look_up(view, found):
-        after, how = palettes.replace_lookups(view, found), "smaller on disk and in memory"
+    if wanted and writer.can_look_up(view, found):
+        after, how = writer.replace_lookups(view, found), "smaller on disk and in memory"
     else:
-        after = palettes.replace(view, found, four_bit=four_bit)
+        after = writer.replace(view, found, four_bit=four_bit)
         how = "smaller on disk, folded at load"
     errors = {} if lost is None else {"output_error": lost}
     ctx.changed(
-        view, after, note=f"{found.note}; {how}", before=view.nbytes, kind=view.op_type,
+        view, after, note=f"{found.note}{lesser}; {how}", before=view.nbytes, kind=view.op_type,
         sqnr_db=found.sqnr_db, **errors,
     )  # fmt: skip
 
@@ -149,7 +160,7 @@ def store(
 def share_out(
     views: Iterable[WeightView], tables: Tables, mean_bits: float, ctx: Context, *,
     may_narrow: bool,
-) -> dict[WeightView, tuple[Coding, ...]]:  # fmt: skip
+) -> dict[WeightView, tuple[Sharing, ...]]:  # fmt: skip
     """For each weight the method and size with which all take ``mean_bits`` and lose least.
 
     No coding at all stands for float16. Sizes are tried without error feedback. What a weight loses
@@ -165,10 +176,10 @@ def share_out(
     from onnxshrink.kernels import allocation
 
     rng = np.random.default_rng(ctx.seed)
-    found: list[tuple[WeightView, list[tuple[Coding, ...]]]] = []
+    found: list[tuple[WeightView, list[tuple[Sharing, ...]]]] = []
     sizes, errors = [], []
     for view in views:
-        known: list[tuple[Coding, ...]] = []
+        known: list[tuple[Sharing, ...]] = []
         size, error = [], []
         if may_narrow:
             known, error = [()], [0.0]
@@ -198,32 +209,32 @@ def share_out(
 
 
 def hashed(
-    view: WeightView, most: int, palettes: Palettes, ctx: Context, rng: np.random.Generator
+    view: WeightView, most: int, writer: CodebookWriter, ctx: Context, rng: np.random.Generator
 ) -> None:
     """A table of as many bytes as the codes of a codebook would take, and no codes.
 
     Raises:
         ValueError: NaN or infinity.
     """
-    from onnxshrink.graph.forms import palette, sharing
+    from onnxshrink.graph.forms import codebook, sharing
     from onnxshrink.kernels import codebooks
 
     values = sharing.values_of(view)
     entries = max(2, values.size * math.ceil(math.log2(most)) // 32)
-    if entries * view.dtype.itemsize + palette.HASH_OVERHEAD >= view.nbytes:
+    if entries * view.dtype.itemsize + codebook.HASH_OVERHEAD >= view.nbytes:
         ctx.skip(view, "would not be smaller as a hashed table")
         return
     seed = codebooks.hash_parameters(rng)
     table = codebooks.hash_table(values, *seed, entries)
     places = codebooks.hash_positions(values.size, *seed, entries)
     error = codebooks.sqnr_db(values, table[places])
-    after = palettes.replace_hashed(view, table, *seed)
+    after = writer.replace_hashed(view, table, *seed)
     note = f"hashed to {entries} entries; smaller on disk, folded at load"
     ctx.changed(view, after, note=note, sqnr_db=error)
 
 
 def filtered(
-    view: WeightView, tables: Tables, false_positives: float, palettes: Palettes, ctx: Context,
+    view: WeightView, tables: Tables, false_positives: float, writer: CodebookWriter, ctx: Context,
     rng: np.random.Generator,
 ) -> None:  # fmt: skip
     """A filter of the codes of what is not zero, and a table that makes up for its mistakes.
@@ -233,7 +244,7 @@ def filtered(
     """
     import numpy as np
 
-    from onnxshrink.graph.forms import palette, sharing
+    from onnxshrink.graph.forms import codebook, sharing
     from onnxshrink.graph.weights import second_moments
     from onnxshrink.kernels import bloomier, codebooks
 
@@ -247,7 +258,7 @@ def filtered(
     coded = codebooks.encode(weights[None, places], "kmeans", most - 1, importance=kept)
     bits = bloomier.slot_bits(coded.entries, false_positives)
     slots, item = bloomier.slot_count(len(places)), int(view.dtype.itemsize)
-    taken = slots * bits // 8 + (coded.entries + 1) * item + palette.FILTER_OVERHEAD
+    taken = slots * bits // 8 + (coded.entries + 1) * item + codebook.FILTER_OVERHEAD
     several = codebooks.codes_per_byte(most)
     plain = values.size // several + most * item + sharing.OVERHEAD
     plain += sharing.PACKED_OVERHEAD * (several > 1)
@@ -264,10 +275,11 @@ def filtered(
     wrong = np.count_nonzero(decoded[values == 0])
     lost = second_moments.output_error(ctx.statistics, view, decoded)
     errors = {} if lost is None else {"output_error": lost}
-    after = palettes.replace_filtered(view, found, table)
+    after = writer.replace_filtered(view, found, table)
     note = (
         f"{len(places):,} non-zeros in {slots:,} slots of {bits} bits, {wrong:,} false positives"
         f" ({wrong / max(1, values.size - len(places)):.2%} of the zeros), seed {found.seed}"
+        f"{tables.lesser(view, ctx.statistics)}"
     )
     ctx.changed(
         view, after, note=f"{note}; smaller on disk, folded at load", before=view.nbytes,

@@ -129,7 +129,8 @@ class SplitLowrank(Pass):
             try:
                 if options.residual != "none":
                     moment, rule = options._moment(view, ctx), options._rule
-                    low_rank.correct(view, moment, rule, options.residual, model, ctx)
+                    lesser = options._lesser(view, ctx)
+                    low_rank.correct(view, moment, rule, options.residual, model, ctx, lesser)
                 else:
                     options._split(view, model, ctx, shared.get(view))
             except ValueError as error:
@@ -139,7 +140,7 @@ class SplitLowrank(Pass):
         """Why a weight cannot be factored; empty when it can."""
         from onnxshrink.graph.forms import split
 
-        return split.why_not(view) if self.residual == "none" else split.why_not_beside(view)
+        return split.why_not(view) if self.residual == "none" else split.why_no_residual(view)
 
     def _moment(self, view: WeightView, ctx: Context) -> np.ndarray | None:
         """The second moment to whiten with; None to count all inputs alike."""
@@ -148,6 +149,14 @@ class SplitLowrank(Pass):
         if self.whiten == "false" or (self.whiten == "auto" and ctx.generated):
             return None
         return low_rank.moment_of(view, ctx)
+
+    def _lesser(self, view: WeightView, ctx: Context) -> str:
+        """Why a weight is not whitened though it was asked for; empty when it is, or need not."""
+        from onnxshrink.passes.split_lowrank import low_rank
+
+        real = bool(ctx.feeds) and not ctx.generated
+        asked = self.whiten == "true" or (self.whiten == "auto" and real)
+        return low_rank.unwhitened(view, ctx) if asked else ""
 
     @property
     def _rule(self) -> RankRule:
@@ -184,6 +193,7 @@ class SplitLowrank(Pass):
         way, factors = best.way, best.factors(rank)
         errors = best.errors(*factors)
         after = split.apply(model, view, way, *factors)
-        note = f"rank {rank} of {min(way.shape)}, by {way.kind}; smaller on disk and in memory"
+        note = f"rank {rank} of {min(way.shape)}, by {way.kind}{self._lesser(view, ctx)}; "
+        note += "smaller on disk and in memory"
         work = rank * way.work / way.work_before if way.work_before else float("inf")
         ctx.changed(view, int(after), note=f"{note}, {work:.2f} of the work", **errors)

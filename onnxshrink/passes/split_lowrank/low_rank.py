@@ -20,8 +20,8 @@ Way = Literal["auto", "channel", "spatial"]
 Integers = Literal["int8", "int4"]
 
 _ERROR = 0.1
-_BESIDE = 1 / 32  # of the full rank: what factors beside integers have if nothing is said
-_SHORT = 2  # bytes of a factor's element beside integers
+_RESIDUAL_RANK = 1 / 32  # of the full rank: what factors next to integers have if nothing is said
+_SHORT = 2  # bytes of a factor's element next to integers
 
 
 class Errors(TypedDict, total=False):
@@ -32,7 +32,7 @@ class Errors(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Candidate:
+class SplitCandidate:
     """One way to split one weight.
 
     Attributes:
@@ -78,7 +78,7 @@ class Candidate:
         return _errors(self.view, split.matrix_of(self.view, self.way, left @ right), self.moment)
 
 
-def candidates(view: WeightView, kind: Way, moment: np.ndarray | None) -> Iterator[Candidate]:
+def candidates(view: WeightView, kind: Way, moment: np.ndarray | None) -> Iterator[SplitCandidate]:
     """The ways to split a weight that are asked for.
 
     Raises:
@@ -92,15 +92,28 @@ def candidates(view: WeightView, kind: Way, moment: np.ndarray | None) -> Iterat
             seen = moment
             if way.kind == "spatial" and moment is not None:
                 seen = lowrank.columns_moment(moment, view.shape[-1])
-            yield Candidate(view, way, lowrank.decompose(split.matrix(view, way), seen), moment)
+            yield SplitCandidate(
+                view, way, lowrank.decompose(split.matrix(view, way), seen), moment
+            )
 
 
 def moment_of(view: WeightView, ctx: Context) -> np.ndarray | None:
     """The second moment of a weight's inputs; None where it is unknown, or differs by group."""
     from onnxshrink.graph.weights import second_moments
 
-    found = second_moments.moment(ctx.statistics, view)
-    return found[0] if found is not None and len(found) == 1 else None
+    found = second_moments.of(ctx.statistics, view)
+    return found.mean()[0] if found is not None and found.groups == 1 else None
+
+
+def unwhitened(view: WeightView, ctx: Context) -> str:
+    """Why a weight's errors are not weighed by its inputs, for its row; empty where they are."""
+    from onnxshrink.graph.weights import second_moments
+
+    if moment_of(view, ctx) is not None:
+        return ""
+    known = second_moments.of(ctx.statistics, view)
+    reason = second_moments.unknown(view) if known is None else "its inputs differ by group"
+    return f" (not whitened: {reason})"
 
 
 @dataclass(frozen=True)
@@ -190,7 +203,7 @@ def share_out(
 
 def correct(
     view: WeightView, moment: np.ndarray | None, rule: RankRule, dtype: Integers, model: Model,
-    ctx: Context,
+    ctx: Context, lesser: str = "",
 ) -> None:  # fmt: skip
     """Replace a weight by factors, and by integers for what they leave of it.
 
@@ -204,6 +217,7 @@ def correct(
         dtype: The type of the integers.
         model: The model, which is edited.
         ctx: Where to report.
+        lesser: See :func:`unwhitened`.
 
     Raises:
         ValueError: NaN or infinity, or values too large for float16 factors.
@@ -216,17 +230,17 @@ def correct(
     sides = sum(matrix.shape)
     full = len(spectrum.values)
     most = view.nbytes / (_SHORT * sides)
-    rank = rule.of(spectrum, most) if rule.given else max(1, int(full * _BESIDE))
+    rank = rule.of(spectrum, most) if rule.given else max(1, int(full * _RESIDUAL_RANK))
     left, right = _short(spectrum.factors(rank))
     stored = _rounded(view, matrix - left @ right, dtype, moment is not None, ctx)
-    if _SHORT * rank * sides + stored.nbytes + split.BESIDE_OVERHEAD >= view.nbytes:
-        ctx.skip(view, f"would not be smaller at rank {rank} with {dtype} beside it")
+    if _SHORT * rank * sides + stored.nbytes + split.RESIDUAL_OVERHEAD >= view.nbytes:
+        ctx.skip(view, f"would not be smaller at rank {rank} with the rest as {dtype}")
         return
     rebuilt = view.to_matrix(affine.dequantize(stored))
     left, right = _short(lowrank.decompose(matrix - rebuilt, moment).factors(rank))
     errors = _errors(view, left @ right + rebuilt, moment)
-    after = split.beside(model, view, left, right, stored)
-    note = f"rank {rank} of {full} and {dtype}; smaller on disk, folded at load"
+    after = split.with_residual(model, view, left, right, stored)
+    note = f"rank {rank} of {full} and {dtype}{lesser}; smaller on disk, folded at load"
     ctx.changed(view, after, note=note, **errors)
 
 
@@ -248,7 +262,9 @@ def _rounded(
         return stored
     scale = np.broadcast_to(stored.scale, view.shape)
     zero = np.zeros_like(scale)
-    codes = second_moments.fed_back(ctx.statistics, view, scale, zero, affine.RANGES[dtype], matrix)
+    codes = second_moments.fitted(
+        ctx.statistics, view, scale, zero, affine.RANGES[dtype], matrix=matrix
+    )
     return stored if codes is None else replace(stored, codes=codes.astype(stored.codes.dtype))
 
 

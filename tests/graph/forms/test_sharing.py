@@ -18,7 +18,7 @@ def weight(array: np.ndarray) -> WeightView:
 
 
 def shared(view: WeightView, **plan: object) -> sharing.Shared:
-    how = sharing.Coding(method="kmeans", **plan)  # type: ignore[arg-type]
+    how = sharing.Sharing(method="kmeans", **plan)  # type: ignore[arg-type]
     return sharing.share(view, sharing.values_of(view), how, np.random.default_rng(0))
 
 
@@ -53,7 +53,7 @@ def test_why_not(array: np.ndarray, plan: dict[str, int], said: str) -> None:
 
 def test_one_table_for_several() -> None:
     views = [weight(normal(8, 6)), weight(10 * normal(8, 6, seed=1))]
-    plan = sharing.Coding(method="kmeans", entries=4)
+    plan = sharing.Sharing(method="kmeans", entries=4)
     table = sharing.common_table(views, plan, np.random.default_rng(0))
     assert table is not None
     assert table.shape == (4, 1)

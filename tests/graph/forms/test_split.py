@@ -50,10 +50,10 @@ def test_a_weight_beside_what_its_factors_leave() -> None:
     source = "g (float[2, 8] x) => (float[2, 6] y) { y = MatMul(x, w) }"
     model, x = Model.from_proto(text(source, w=normal(8, 6))), normal(2, 8, seed=1)
     view = view_of(model, "w")
-    assert split.why_not_beside(view) == ""
+    assert split.why_no_residual(view) == ""
     left, right = normal(6, 2, seed=2), normal(2, 8, seed=3)
     stored = affine.quantize(view.array() - (left @ right).T, "int8", (0,))
-    split.beside(model, view, left, right, stored)
+    split.with_residual(model, view, left, right, stored)
     expected = x @ ((left @ right).T + affine.dequantize(stored))
     np.testing.assert_allclose(answers(model, x=x)[0], expected, rtol=1e-5, atol=1e-5)
 

@@ -10,7 +10,7 @@ from onnxshrink.graph.inspect.findings import (
     FORMS,
     Inspection,
     NodeMacs,
-    Operator,
+    OperatorTotals,
     Weight,
     by,
     compare_models,
@@ -35,7 +35,7 @@ def weights(number: int) -> tuple[Weight, ...]:
 def inspection(name: str = "a/model.onnx", *, number: int = 3) -> Inspection:
     found = weights(number)
     stored = sum(weight.nbytes for weight in found)
-    operators = (Operator("MatMul", number, stored, 3000, 1), Operator("Relu", 2, 0, 0))
+    operators = (OperatorTotals("MatMul", number, stored, 3000, 1), OperatorTotals("Relu", 2, 0, 0))
     nodes = (NodeMacs("n0", "MatMul", 2000), NodeMacs("n1", "MatMul", None),
              NodeMacs("n2", "MatMul", 1000))  # fmt: skip
     return Inspection(
@@ -99,7 +99,7 @@ def test_one_weight_in_full() -> None:
 def test_models_side_by_side() -> None:
     first, second = inspection("runs/a/m.onnx"), inspection("runs/b/m.onnx", number=1)
     half = replace(
-        second, operators=(Operator("Gemm", 1, 160, 1500),), weights=second.weights, notes=()
+        second, operators=(OperatorTotals("Gemm", 1, 160, 1500),), weights=second.weights, notes=()
     )
     tables = compare_models([first, half])
     assert next(t for t in tables if t.title == "models").columns == (

@@ -18,7 +18,7 @@ from onnxshrink.runtime.worker import Worker
 
 def layers(proto: onnx.ModelProto, worker: Worker) -> dict[str, Layer]:
     model = plain.seen_through(Model.from_proto(proto))
-    reader = fitting.Reader(model, lambda part, feeds: compute(part, feeds, worker))
+    reader = fitting.LayerReader(model, lambda part, feeds: compute(part, feeds, worker))
     return {outline.name: reader.layer(outline) for outline in fitting.outlines(model, model)}
 
 
@@ -38,7 +38,7 @@ def test_products_in_every_spelling(name: str, worker: Worker) -> None:
             else:
                 np.testing.assert_allclose(other.held.matrix, matrix, rtol=1e-5, err_msg=spelling)
             np.testing.assert_allclose(other.held.shift, layer.held.shift, rtol=1e-6)
-            assert [part.kind for part in other.parts] == ["weights"]
+            assert [part.role for part in other.parts] == ["weights"]
             assert other.bias is not None
             assert other.bias.value.name == weight.replace("w", "b")
             np.testing.assert_allclose(other.shifts(other.held), layer.shifts(layer.held))
@@ -49,7 +49,7 @@ def test_norms_in_every_spelling(name: str, worker: Worker) -> None:
     for spelling, proto in NETS[name]().spellings.items():
         (gains,) = [layer for layer in layers(proto, worker).values() if layer.gain]
         assert gains.name == "gain", spelling
-        assert [part.kind for part in gains.parts] == ["gains"]
+        assert [part.role for part in gains.parts] == ["gains"]
         shifted = any(tensor.name == "shift" for tensor in proto.graph.initializer)
         assert (gains.bias is not None) == shifted
 
@@ -58,7 +58,7 @@ def test_what_stays_inside_of_an_operator_says_so(worker: Worker) -> None:
     model = Model.from_proto(HARD["untaken"]().proto)
     hidden = [each for each in fitting.outlines(model, model) if each.hidden]
     assert len(hidden) >= 2
-    reader = fitting.Reader(model, lambda part, feeds: compute(part, feeds, worker))
+    reader = fitting.LayerReader(model, lambda part, feeds: compute(part, feeds, worker))
     for outline in hidden:
         assert "stays inside of LSTM" in bias.why_not(outline)
         with pytest.raises(ValueError, match="stays inside of LSTM"):

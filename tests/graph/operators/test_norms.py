@@ -4,7 +4,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxshrink.graph import operators
-from onnxshrink.graph.operators import TABLE, Norm, Quantized
+from onnxshrink.graph.operators import TABLE, Norm, QuantizedRow
 
 
 def node_of(domain: str, op_type: str, **attributes: int) -> ir.Node:
@@ -45,7 +45,7 @@ def test_other_gains() -> None:
     codes = operators.gains(node_of("com.microsoft", "DynamicQuantizeMatMul"))
     row = TABLE["com.microsoft", "DynamicQuantizeMatMul"]
     assert codes is not None
-    assert isinstance(row, Quantized)
+    assert isinstance(row, QuantizedRow)
     assert (codes.index, codes.shift_index) == (row.gain, row.shift)
     assert operators.gains(node_of("", "Add")) is None
     assert operators.gains(node_of("", "Div")) is None

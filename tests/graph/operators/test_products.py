@@ -98,6 +98,16 @@ def test_what_makes_no_rows_says_why(text: str, shape: tuple[int, ...], why: str
         product.layout(shape)
 
 
+def test_states_with_the_batch_first_make_no_rows() -> None:
+    node = ir.Node("", "GRU", [None] * 3, ir.convenience.convert_attributes({"layout": 1}))
+    read_in, states = (operators.product(node, index) for index in (1, 2))
+    assert read_in is not None
+    assert states is not None
+    assert read_in.layout((1, 15, 4)) == Rows()
+    with pytest.raises(ValueError, match="batch first"):
+        states.layout((1, 15, 5))
+
+
 def test_a_parameter_of_a_function_is_no_default() -> None:
     _, node = node_of("Conv<group = 2>", 1, _KERNEL, _IMAGES)
     node.attributes["group"] = ir.RefAttr("group", "groups", ir.AttributeType.INT)

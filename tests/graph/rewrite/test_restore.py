@@ -4,17 +4,15 @@ import numpy as np
 import onnx
 from hard_models import tensor, text, weight
 
-from onnxshrink.graph.rewrite.restore import Comparison, fingerprint, is_dropped
+from onnxshrink.graph.rewrite.restore import Edits, fingerprint, is_dropped
 
 
-def compared(
-    edited: onnx.ModelProto, plain: onnx.ModelProto, original: onnx.ModelProto
-) -> Comparison:
+def compared(edited: onnx.ModelProto, plain: onnx.ModelProto, original: onnx.ModelProto) -> Edits:
     tensors = {each.name: each for each in original.graph.initializer}
     prints = {name: fingerprint(each) for name, each in tensors.items()}
-    comparison = Comparison(original, plain, edited, prints)
-    comparison.restore(tensors)
-    return comparison
+    edits = Edits(original, plain, edited, prints)
+    edits.restore(tensors)
+    return edits
 
 
 def copy(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -30,8 +28,8 @@ def test_what_both_copies_lost_comes_back() -> None:
     plain = copy(original)  # graphsurgeon drops texts
     plain.doc_string = plain.graph.node[0].doc_string = ""
     edited = copy(plain)
-    comparison = compared(edited, plain, original)
-    assert comparison.differences == []
+    edits = compared(edited, plain, original)
+    assert edits.differences == []
     assert edited.doc_string == edited.graph.node[0].doc_string == "what people wrote"
 
 
@@ -48,8 +46,8 @@ def test_what_one_copy_lost_was_the_user() -> None:
     edited = copy(plain)
     edited.graph.node[1].attribute[0].f = 3
     edited.graph.initializer[0].CopyFrom(tensor("w", np.zeros((4, 4), np.float32)))
-    comparison = compared(edited, plain, original)
-    told = {(one.what, one.note) for one in comparison.differences}
+    edits = compared(edited, plain, original)
+    told = {(one.what, one.note) for one in edits.differences}
     assert told == {("act", "changed"), ("w", "changed")}
     assert edited.graph.node[1].attribute[0].f == 3
     assert edited.graph.node[1].doc_string == "kept"

@@ -1,4 +1,4 @@
-"""How an operand hangs on its constants, for every form in which we store weights."""
+"""How an operand depends on its constants, for every form in which we store weights."""
 
 from pathlib import Path
 from typing import Any

@@ -186,6 +186,31 @@ def test_what_is_quantized_already(text: str, name: str, how: str) -> None:
     assert all(view.why_not for view in views.values())
 
 
+def test_the_number_that_a_pad_fills_in_is_no_part_of_what_it_makes() -> None:
+    text = "g (float[3, 62] x, int64[4] p) => (float y) { t = Pad(x, p, c) y = MatMul(t, W) }"
+    view = found(parsed(text, W=W, c=np.float32(2)))["c"]
+    assert (view.uses, view.others) == ((), ("Pad",))
+
+
+def test_one_kernel_of_convolutions_with_other_groups_says_so() -> None:
+    text = """g (float[1, 4, 6, 6] x) => (float y, float z) {
+        y = ConvTranspose(x, K)  z = ConvTranspose<group = GROUPS>(x, K) }"""
+    kernel = normal(4, 2, 3, 3)
+    assert "channel groups" in found(parsed(text.replace("GROUPS", "2"), K=kernel))["K"].why_not
+    assert found(parsed(text.replace("GROUPS", "1"), K=kernel))["K"].why_not == ""
+
+
+def test_a_scan_of_operator_set_8_is_not_looked_into() -> None:
+    """Its inputs begin with lengths, and all have a batch."""
+    text = """g (float[1, 9] s) => (float[1, 9] last, float[1, 5, 9] y) {
+        last, y = Scan <num_scan_inputs = 1, body = step
+            (float[9] a, float[9, 9] m) => (float[9] b, float[9] c) {
+                b = MatMul(a, m)  c = Identity(b)
+            }> ("", s, w) }"""
+    model = parsed(text, '<ir_version: 8, opset_import: ["": 8]>', w=normal(1, 5, 9, 9))
+    assert (found(model)["w"].uses, found(model)["w"].others) == ((), ("Scan",))
+
+
 def test_nothing_is_found_where_nothing_is() -> None:
     assert found(parsed("g (float[3] x) => (float[3] y) { y = Relu(x) }")) == {}
     assert (

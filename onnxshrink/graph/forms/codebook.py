@@ -1,4 +1,4 @@
-"""Weights looked up as the model is loaded: palettes, hashed tables, filters, sparse values.
+"""Weights looked up as the model is loaded: codebooks, hashed tables, filters, sparse values.
 
 Only operators of the standard, and codes in plain bytes: a byte holds as many codes as fit, written
 as digits (two of a 16-entry table, five of a ternary one). The table is first expanded to one row
@@ -36,8 +36,8 @@ _SHARED_BYTES = 2**16  # larger constants are not compared
 _SLICE_TAKES_INPUTS = 10
 
 
-class Palettes:
-    """Writes palettes into a model. Constants that several need are stored once for each graph.
+class CodebookWriter:
+    """Writes codebooks into a model. Constants that several need are stored once for each graph.
 
     Attributes:
         model: The model, whose journal is kept.
@@ -235,7 +235,7 @@ class Palettes:
         return rebuild.nbytes + HASH_OVERHEAD - REBUILD_OVERHEAD
 
     def replace_filtered(
-        self, view: WeightView, stored: bloomier.Filter, table: npt.NDArray[np.float32]
+        self, view: WeightView, stored: bloomier.BloomierFilter, table: npt.NDArray[np.float32]
     ) -> int:
         """Replace a weight by a filter of codes and their table; codes beyond it are zeros.
 
@@ -270,7 +270,7 @@ class Palettes:
         rebuild.finish(self._reshaped(rebuild, value, view.shape))
         return rebuild.nbytes + FILTER_OVERHEAD - REBUILD_OVERHEAD
 
-    def _slots(self, rebuild: Rebuild, stored: bloomier.Filter) -> ir.Value:
+    def _slots(self, rebuild: Rebuild, stored: bloomier.BloomierFilter) -> ir.Value:
         """Slots of a filter as int32; a byte holds two of 4 bits."""
         if stored.base > codebooks.BASES[-2]:
             return self._index(rebuild, stored.slots)

@@ -1,0 +1,353 @@
+"""What a result was made from and how it was measured, in a file beside it that can be checked.
+
+A certificate is JSON in one canonical form (sorted keys, one space of indentation), so that every
+changed byte of it is found; it names its model's files by SHA-256, so that every changed byte of
+these is found, too. It says who made it only if it is signed (Ed25519, RFC 8032).
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import math
+import os
+import platform
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnxshrink.errors import BudgetMissed, DataError, ModelError, RecipeError
+from onnxshrink.files import output
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    from onnxshrink.contract import Settings
+    from onnxshrink.recipe import Recipe
+    from onnxshrink.report import Report
+    from onnxshrink.runtime.compare import Comparison
+
+FORMAT = "onnxshrink certificate 1"
+SUFFIX = ".certificate.json"
+#: The metadata of a certified model: the recipe that made it, and what it was made from.
+KEY = "onnxshrink.origin"
+#: Options of a run that decide about the bytes, beside its recipe and inputs.
+OPTIONS = ("seed", "check", "keep_names", "max_opset")
+#: Figures are the same when they are measured again on the same CPU, and nearly so on another.
+_SAME_FIGURE = 0.05
+_OF_NO_WEIGHT = 1e-3
+_PACKAGES = ("onnxshrink", "onnx", "onnx_ir", "onnxruntime", "numpy", "scipy")
+
+StrPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A certificate that is intact.
+
+    Attributes:
+        path: Where it was read.
+        content: Its entries; ``docs/guide.md`` shows them.
+    """
+
+    path: str
+    content: Mapping[str, Any]
+
+    @property
+    def figures(self) -> Mapping[str, Any]:
+        """The measured outputs: name -> figures; empty where nothing was compared."""
+        found: Mapping[str, Any] = self.content["figures"]["outputs"]
+        return found
+
+
+def path_of(model: StrPath) -> Path:
+    """Where the certificate of a model stands."""
+    return Path(f"{os.fspath(model)}{SUFFIX}")
+
+
+def origin(recipe: Recipe, source: StrPath, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a certified model is made from.
+
+    Args:
+        recipe: The recipe, with the storage that was asked for.
+        source: The original.
+        options: The values of :data:`OPTIONS`.
+    """
+    return {
+        "onnxshrink": _version("onnxshrink"), "recipe": recipe.to_yaml(),
+        "original": stored(source), **options,
+    }  # fmt: skip
+
+
+def issue(
+    report: Report, settings: Settings, worker: Mapping[str, Any], key: StrPath | None = None
+) -> Path:
+    """Write the certificate of a model that has just been written.
+
+    Its figures are measured on the inputs that no step has seen, where there are some.
+
+    Args:
+        report: What was done.
+        settings: The inputs.
+        worker: What the :class:`~onnxshrink.runtime.worker.Worker` is made with.
+        key: A file with an Ed25519 private key in PEM, to sign with.
+
+    Returns:
+        Where it was written.
+
+    Raises:
+        RecipeError: The key is none, or the package for it is missing.
+        OutputError: It cannot be written.
+    """
+    feeds = settings.unseen or settings.feeds
+    found, digest = measure(report.source, report.result, feeds, worker)
+    content = {
+        "format": FORMAT,
+        "model": os.path.basename(report.result),
+        "files": stored(report.result),
+        "origin": report.origin,
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "data": {
+            "inputs": len(feeds), "sha256": digest, "generated": settings.generated,
+            "seen_by_steps": not settings.unseen,
+        },
+        "session": {"python": platform.python_version(), **(found.options_b if found else {})},
+        "figures": {
+            "bytes_before": report.bytes_before, "bytes_after": report.bytes_after,
+            "bytes_gzip": report.bytes_gzip, "promises": report.promises, "latency": report.bench,
+            "outputs": {o.name: o.to_dict() for o in found.outputs} if found else {},
+        },
+    }  # fmt: skip
+    path = path_of(report.result)
+    with output(path) as file:
+        file.write(seal(content, key))
+    return path
+
+
+def measure(
+    source: StrPath, result: StrPath, feeds: Sequence[Mapping[str, Any]], worker: Mapping[str, Any]
+) -> tuple[Comparison | None, str]:
+    """A result against its original, and the digest of the inputs; None without any."""
+    from onnxshrink.runtime.calibration_cache import data_digest
+    from onnxshrink.runtime.compare import compare
+    from onnxshrink.runtime.worker import Worker
+
+    if not feeds:
+        return None, ""
+    with Worker(**worker) as child, plain(source) as a, plain(result) as b:
+        return compare(a, b, feeds, worker=child), data_digest(feeds)
+
+
+@contextlib.contextmanager
+def plain(path: StrPath) -> Iterator[StrPath]:
+    """A model that runtimes open: a packed one is unpacked for this block."""
+    from onnxshrink.graph.forms import packed
+
+    if packed.pack_name(Path(path)) is None:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
+        plain = Path(folder) / "plain.onnx"
+        packed.unpack(path, plain)
+        yield plain
+
+
+def read(path: StrPath, key: StrPath | None = None) -> Certificate:
+    """Read a certificate, if it is intact.
+
+    Args:
+        path: Its file.
+        key: A file with the Ed25519 public key in PEM of the one who must have signed it.
+
+    Raises:
+        ModelError: It was changed, is none, or is not signed with this key.
+        RecipeError: The key is none, or the package for it is missing.
+    """
+    return Certificate(os.fspath(path), unseal(path, FORMAT, key))
+
+
+def seal(content: Mapping[str, Any], key: StrPath | None = None) -> bytes:
+    """A document in its one form, with its digest, and signed if there is a key.
+
+    Args:
+        content: What it says; ``format`` says what it is.
+        key: A file with an Ed25519 private key in PEM.
+
+    Raises:
+        RecipeError: The key is none, or the package for it is missing.
+    """
+    sealed = {**content, "digest": _digest(content)}
+    if key is not None:
+        sealed["signature"] = _sign(sealed["digest"], key)
+    return _canonical(sealed)
+
+
+def unseal(path: StrPath, format: str, key: StrPath | None = None) -> dict[str, Any]:
+    """Read what :func:`seal` made, if nothing of it was changed.
+
+    Args:
+        path: The file.
+        format: What it must be.
+        key: A file with the public key that must have signed it.
+
+    Raises:
+        ModelError: It was changed, is something else, or is not signed with this key.
+        RecipeError: The key is none, or the package for it is missing.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+    try:
+        content: dict[str, Any] = json.loads(data)
+        known = content["format"] == format and isinstance(content["digest"], str)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelError(f"{path}: not an {format.rpartition(' ')[0]}") from error
+    if not known:
+        raise ModelError(f"{path}: is no {format!r}, but {str(content['format'])[:60]!r}")
+    rest = {name: value for name, value in content.items() if name not in ("digest", "signature")}
+    if _canonical(content) != data or _digest(rest) != content["digest"]:
+        raise ModelError(f"{path}: was changed after it was written")
+    signature = content.get("signature")
+    if signature is not None:
+        _check_signature(str(path), content["digest"], signature, key)
+    elif key is not None:
+        raise ModelError(f"{path}: is not signed")
+    return content
+
+
+def check_files(certificate: Certificate, files: Mapping[str, str]) -> None:
+    """Hold the files of a model against its certificate.
+
+    Args:
+        certificate: The certificate.
+        files: SHA-256 of the model's files by name.
+
+    Raises:
+        ModelError: One is missing, new or changed.
+    """
+    known = certificate.content["files"]
+    for name in sorted({*known, *files}):
+        if name not in files:
+            raise ModelError(f"{certificate.path}: certifies {name}, which is not there")
+        if name not in known:
+            raise ModelError(f"{certificate.path}: does not certify {name}")
+        if known[name] != files[name]:
+            raise ModelError(f"{name}: was changed: its SHA-256 is not that of {certificate.path}")
+
+
+def check_figures(certificate: Certificate, comparison: Comparison, data: str) -> None:
+    """Hold figures that were measured again against the certificate's.
+
+    Raises:
+        DataError: They were measured on other inputs.
+        BudgetMissed: A figure is clearly worse than certified.
+    """
+    if certificate.content["data"]["sha256"] != data:
+        raise DataError(f"{certificate.path}: its figures are of other inputs than these")
+    worse = []
+    for output_ in comparison.outputs:
+        before = certificate.figures.get(output_.name, {}).get("relative_error")
+        limit = math.inf if before is None else before * (1 + _SAME_FIGURE) + _OF_NO_WEIGHT
+        if not output_.relative_error <= limit:
+            worse.append(f"{output_.name}: {output_.relative_error:.3g}, certified {before:.3g}")
+    if worse:
+        raise BudgetMissed(f"{certificate.path}: worse than certified: {'; '.join(worse)}")
+
+
+def stored(path: StrPath) -> dict[str, str]:
+    """SHA-256 of all files of a model, by name.
+
+    Raises:
+        ModelError: One cannot be read.
+    """
+    from onnxshrink.graph.file.data_files import data_files
+    from onnxshrink.runtime.run_inputs import digest
+
+    try:
+        files = [Path(path), *sorted(data_files(Path(path)))]
+        return {file.name: digest(str(file)) for file in files}
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # ONNX Runtime has several distributions
+        return "?"
+
+
+def _canonical(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, sort_keys=True, indent=1, default=str) + "\n").encode("ascii")
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_canonical(content)).hexdigest()
+
+
+def _keys() -> Any:
+    try:
+        from cryptography.hazmat.primitives import serialization
+    except ImportError as error:
+        raise RecipeError("signatures need a package: pip install 'onnxshrink[sign]'") from error
+    return serialization
+
+
+def _sign(digest: str, path: StrPath) -> dict[str, str]:
+    from_pem = _keys()
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    key = _load(path, lambda pem: from_pem.load_pem_private_key(pem, None))
+    if not isinstance(key, Ed25519PrivateKey):
+        raise RecipeError(f"--sign {path}: not an Ed25519 private key")
+    return {
+        "algorithm": "Ed25519",
+        "public_key": _text(key.public_key().public_bytes_raw()),
+        "value": _text(key.sign(digest.encode("ascii"))),
+    }
+
+
+def _check_signature(path: str, digest: str, signature: Any, wanted: StrPath | None) -> None:
+    from_pem = _keys()
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    try:
+        if set(signature) != {"algorithm", "public_key", "value"}:
+            raise ValueError
+        if signature["algorithm"] != "Ed25519":
+            raise ValueError
+        raw = base64.b64decode(signature["public_key"], validate=True)
+        key: Ed25519PublicKey = Ed25519PublicKey.from_public_bytes(raw)
+        value = base64.b64decode(signature["value"], validate=True)
+        if [_text(raw), _text(value)] != [signature["public_key"], signature["value"]]:
+            raise ValueError  # other text for the same bytes
+        key.verify(value, digest.encode("ascii"))
+    except (InvalidSignature, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{path}: its signature is not valid") from error
+    if wanted is None:
+        return
+    known = _load(wanted, from_pem.load_pem_public_key)
+    if not isinstance(known, Ed25519PublicKey):
+        raise RecipeError(f"--key {wanted}: not an Ed25519 public key")
+    if known.public_bytes_raw() != raw:
+        raise ModelError(f"{path}: was signed with another key than {wanted}")
+
+
+def _load(path: StrPath, parse: Any) -> Any:
+    try:
+        return parse(Path(path).read_bytes())
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, TypeError) as error:  # no PEM, or one with a password
+        raise RecipeError(f"{path}: not a key in PEM without a password") from error
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")

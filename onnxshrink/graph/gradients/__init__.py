@@ -1,0 +1,15 @@
+"""Derivatives of a graph, as a graph: reverse-mode differentiation in standard operators.
+
+The rule of each operator says in formulas (:mod:`.terms`) what the gradients of its operands are;
+rules stand by family in modules of their own. What the standard defines by other operators is
+differentiated by its definition.
+"""
+
+from onnxshrink.graph.gradients.backward import Derivative, Stop, differentiate
+from onnxshrink.graph.gradients.definitions import spelled_out
+from onnxshrink.graph.gradients.losses import Loss, Measured, Soft, Squares, measured
+
+__all__ = [
+    "Derivative", "Loss", "Measured", "Soft", "Squares", "Stop", "differentiate", "measured",
+    "spelled_out",
+]  # fmt: skip

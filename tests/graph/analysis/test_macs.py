@@ -1,0 +1,42 @@
+"""Multiply-accumulates of one node, worked out by hand."""
+
+import onnx_ir as ir
+import pytest
+
+from onnxshrink.graph.analysis.macs import count
+from onnxshrink.graph.analysis.shapes import Call
+
+SHAPES = [
+    # op_type, domain, attributes, inputs, outputs, multiply-accumulates
+    ("Conv", "", {}, [(1, 8, 6, 6), (16, 2, 3, 3)], [(1, 16, 4, 4)], 256 * 2 * 9),
+    ("ConvTranspose", "", {}, [(1, 8, 4, 4), (8, 2, 3, 3)], [(1, 8, 6, 6)], 128 * 2 * 9),
+    ("QLinearConv", "", {}, [(1, 2, 4, 4), (), (), (4, 2, 1, 1)], [(1, 4, 4, 4)], 64 * 2),
+    ("MatMul", "", {}, [(5, 3, 7), (7, 2)], [(5, 3, 2)], 5 * 3 * 7 * 2),
+    ("MatMul", "", {}, [(1, 3, 7), (5, 7, 2)], [(5, 3, 2)], 5 * 3 * 7 * 2),
+    ("MatMul", "", {}, [(7,), (7, 2)], [(2,)], 14),
+    ("MatMul", "", {}, [(3, 7), (7,)], [(3,)], 21),
+    ("Gemm", "", {"transA": 1, "transB": 1}, [(7, 3), (2, 7)], [(3, 2)], 42),
+    ("LSTM", "", {}, [(5, 2, 3), (1, 16, 3), (1, 16, 4)], [(5, 1, 2, 4)], 10 * 16 * 7),
+    ("Einsum", "", {"equation": "bij,bjk->bik"}, [(2, 3, 4), (2, 4, 5)], [(2, 3, 5)], 120),
+    ("Einsum", "", {"equation": b"...ij,jk"}, [(6, 1, 3, 4), (4, 5)], [(6, 1, 3, 5)], 360),
+    ("MatMulNBits", "com.microsoft", {"N": 5}, [(2, 7), None], [None], 70),
+    ("Attention", "com.microsoft", {}, [(2, 3, 4), (4, 12)], [(2, 3, 4)], 2 * (144 + 9 * 8)),
+    (
+        "MultiHeadAttention", "com.microsoft", {"num_heads": 2},
+        [(1, 3, 8), (1, 5, 8), (1, 5, 4)], [(1, 3, 4)], 3 * 5 * (8 + 4),
+    ),
+    ("Attention", "", {}, [(1, 2, 3, 4), (1, 2, 5, 4), (1, 2, 5, 6)], [None], 2 * 3 * 5 * 10),
+    ("LinearRegressor", "ai.onnx.ml", {"coefficients": [1.0] * 6}, [(4, 3)], [(4, 2)], 24),
+    ("Relu", "", {}, [(4, 4)], [(4, 4)], 0),
+    ("Conv", "", {}, [(1, 8, 6, 6), None], [(1, 16, 4, 4)], None),
+    ("Conv", "", {}, [(1, 8, 6, 6), (16, 2, 3, 3)], [(None, 16, 4, 4)], None),
+    ("MatMul", "", {}, [(None, 7), (7, 2)], [(None, 2)], None),
+    ("MatMul", "", {}, [(7, 2)], [None], None),
+    ("GroupQueryAttention", "com.microsoft", {}, [(1, 2, 3)], [None], None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("op_type", "domain", "attributes", "inputs", "outputs", "macs"), SHAPES)
+def test_one_node(op_type, domain, attributes, inputs, outputs, macs) -> None:
+    node = ir.node(op_type, [], domain=domain)
+    assert count(Call(node, attributes, tuple(inputs), tuple(outputs))) == macs
