@@ -18,11 +18,11 @@ from onnxshrink import budget, files
 from onnxshrink.contract import Judge, Level, Progress, Settings
 from onnxshrink.errors import BudgetMissed, RecipeError
 from onnxshrink.files import output
-from onnxshrink.options import build, dump
+from onnxshrink.options import dump
 from onnxshrink.pipeline import Pass, Result, run
 from onnxshrink.reading import Reading
 from onnxshrink.recipe import Recipe, Storage, find_pass, pass_names
-from onnxshrink.report import Report, size
+from onnxshrink.report import Report
 
 if TYPE_CHECKING:
     from onnxshrink.goal import Aim, Goal
@@ -126,14 +126,14 @@ def apply_recipe(
             source, out, options, worker, reads, storage=recipe.storage, held_back=recipe.held_back,
             goal=goal, steps=recipe.steps,
         )  # fmt: skip
-        result, missed = _best(recipe.steps, model, settings, worker)
+        result, missed = budget.best(recipe.steps, model, settings, worker)
         if goal is not None:
-            blind = not any(_sees(step, model) for step in recipe.steps)
+            blind = not any(budget.sees(step, model) for step in recipe.steps)
             budget.judge(result, model, settings, goal, worker, blind=blind)
         report = _write(result, recipe, out, options, recipe.storage)
     _certify(report, settings, options)
     report.missed += missed
-    return _held(report, out, max_size, target_ratio)
+    return budget.held(report, out, max_size, target_ratio)
 
 
 def shrink(
@@ -230,41 +230,7 @@ def shrink(
     if recipe_out is not None:
         with output(Path(recipe_out)) as file:
             file.write(replace(recipe, storage=storage).to_yaml().encode())
-    return _held(report, out, max_size, target_ratio)
-
-
-def _best(
-    steps: Sequence[Pass], model: Model, settings: Settings, worker: Worker
-) -> tuple[Result, list[str]]:
-    """The result of some steps, and what it misses.
-
-    Of a single step that cannot be as small as it is asked to be, it is what it finds by itself.
-    """
-    result = run(steps, model, settings, worker)
-    (only, row), *others = zip(steps, result.report.steps, strict=True)
-    wanted = dump(only).get("target_ratio")
-    if others or wanted is None or row.status != "rolled back":
-        return result, []
-    less = build(type(only), {**dump(only), "target_ratio": None}, only.name)
-    return run([less], model, settings, worker), [f"--target-ratio {wanted:g}: {row.reason}"]
-
-
-def _held(
-    report: Report, out: StrPath, max_size: int | None, target_ratio: float | None
-) -> Report:  # fmt: skip
-    """The report of a result that is written.
-
-    Raises:
-        BudgetMissed: It misses something.
-    """
-    report.missed += _too_big(report, max_size, target_ratio)
-    if report.missed:
-        raise BudgetMissed(
-            f"{out}: written, {report.ratio:.2f}x smaller, but the goal was missed: "
-            + "; ".join(report.missed),
-            report,
-        )
-    return report
+    return budget.held(report, out, max_size, target_ratio)
 
 
 def _tell(result: Result, found: Found, goal: Goal, settings: Settings, aim: Aim) -> None:
@@ -378,15 +344,6 @@ def _cleaning(model: Model) -> tuple[Pass, ...]:
     return tuple(steps)
 
 
-def _too_big(report: Report, max_size: int | None, target_ratio: float | None) -> list[str]:
-    lines = []
-    if max_size is not None and not report.bytes_after <= max_size:
-        lines.append(f"{size(report.bytes_after)} is more than {size(max_size)}")
-    if target_ratio is not None and not report.ratio >= target_ratio:
-        lines.append(f"{report.ratio:.2f}x is less than {target_ratio:g}x")
-    return lines
-
-
 def _selected(steps: Iterable[Pass]) -> Iterator[str]:
     """The names and patterns by which options of some passes select."""
     for values in map(dump, steps):
@@ -415,7 +372,7 @@ def prepare(
     model, _ = coded_read.load(source)
     model.max_opset = options.max_opset
     if goal is not None and goal.metric is None and options.calibration is not None:
-        held_back = held_back or any(_sees(step, model) for step in steps)
+        held_back = held_back or any(budget.sees(step, model) for step in steps)
     also = (file for file in (recipe_out, options.calibration_cache) if file is not None)
     inputs: set[StrPath] = {*model.own_files, *source_files(options.calibration)}
     files.check(
@@ -440,11 +397,6 @@ def prepare(
         notes=notes, folder=Path(out).absolute().parent, progress=options.progress,
         storage=options.storage or storage, goal=goal or Goal(),
     )  # fmt: skip
-
-
-def _sees(step: Pass, model: Model) -> bool:
-    """Whether a step asks for inputs: what comes of it must be judged by others."""
-    return step.runs_models or any(True for _ in step.needs(model))
 
 
 def _feeds(model: Model, options: Options, worker: Worker | None) -> list[dict[str, Any]]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from onnxshrink.errors import ModelError
+from onnxshrink.errors import BudgetMissed, ModelError
+from onnxshrink.options import build, dump
+from onnxshrink.pipeline import Pass, Result, run
+from onnxshrink.report import Report, size
 
 if TYPE_CHECKING:
     from onnxshrink.contract import Settings
     from onnxshrink.goal import Goal, Promise
     from onnxshrink.graph.file.model import Model
-    from onnxshrink.pipeline import Result
-    from onnxshrink.report import Report
     from onnxshrink.runtime.worker import Worker
 
 _LEAST = 4  # inputs of which one can be held back
@@ -101,3 +103,51 @@ def blind(goal: Goal, model: Model, settings: Settings, worker: Worker) -> str:
         f"the metric rates answers to other inputs as high ({others:.4g}) as the model's own "
         f"({own:.4g}): it cannot tell right from wrong, so outputs are held to what they are"
     )
+
+
+def sees(step: Pass, model: Model) -> bool:
+    """Whether a step asks for inputs: what comes of it must be judged by others."""
+    return step.runs_models or any(True for _ in step.needs(model))
+
+
+def best(
+    steps: Sequence[Pass], model: Model, settings: Settings, worker: Worker
+) -> tuple[Result, list[str]]:
+    """The result of some steps, and what it misses.
+
+    Of a single step that cannot be as small as it is asked to be, it is what it finds by itself.
+    """
+    result = run(steps, model, settings, worker)
+    (only, row), *others = zip(steps, result.report.steps, strict=True)
+    wanted = dump(only).get("target_ratio")
+    if others or wanted is None or row.status != "rolled back":
+        return result, []
+    less = build(type(only), {**dump(only), "target_ratio": None}, only.name)
+    return run([less], model, settings, worker), [f"--target-ratio {wanted:g}: {row.reason}"]
+
+
+def held(
+    report: Report, out: str | os.PathLike[str], max_size: int | None, target_ratio: float | None
+) -> Report:  # fmt: skip
+    """The report of a result that is written.
+
+    Raises:
+        BudgetMissed: It misses something.
+    """
+    report.missed += _too_big(report, max_size, target_ratio)
+    if report.missed:
+        raise BudgetMissed(
+            f"{out}: written, {report.ratio:.2f}x smaller, but the goal was missed: "
+            + "; ".join(report.missed),
+            report,
+        )
+    return report
+
+
+def _too_big(report: Report, max_size: int | None, target_ratio: float | None) -> list[str]:
+    lines = []
+    if max_size is not None and not report.bytes_after <= max_size:
+        lines.append(f"{size(report.bytes_after)} is more than {size(max_size)}")
+    if target_ratio is not None and not report.ratio >= target_ratio:
+        lines.append(f"{report.ratio:.2f}x is less than {target_ratio:g}x")
+    return lines
