@@ -62,6 +62,7 @@ class Settings:
         cache: Statistics of earlier runs.
         storage: How the result will be stored, for passes that steer by its bytes.
         goal: What the answers must keep in the end, for passes that steer by them.
+        findings: What steps found out about models on these inputs, for later runs on them.
     """
 
     check: Level = "full"
@@ -76,6 +77,7 @@ class Settings:
     cache: CalibrationCache | None = None
     storage: str = "auto"
     goal: Goal = field(default_factory=Goal)
+    findings: dict[Any, Any] = field(default_factory=dict)
 
 
 class Judge:

@@ -133,6 +133,8 @@ class Context:
         goal: What the answers must keep in the end.
         memo: What was found out of the model before the step, for when the pass is applied to it
             once more, on fewer of its weights.
+        findings: What steps found out about models on these inputs, by a key of their own; it is
+            theirs to make sure that the model is the same.
         verify: Why a model half-way through the step breaks the contract, or an empty text; for
             passes that try something and can do without. Takes a bound of its own, if wanted.
     """
@@ -148,6 +150,7 @@ class Context:
     storage: str = "auto"
     goal: Goal = field(default_factory=Goal)
     memo: dict[str, Any] = field(default_factory=dict)
+    findings: dict[Any, Any] = field(default_factory=dict)
     verify: Callable[..., str] = field(default=lambda model, bound=0.0: "")
 
     @property
@@ -341,7 +344,7 @@ def _step(
     ctx = Context(
         step, settings.feeds, settings.generated, original=original, worker=worker,
         seed=settings.seed, progress=settings.progress, storage=settings.storage,
-        goal=settings.goal,
+        goal=settings.goal, findings=settings.findings,
         verify=lambda half_way, limit=bound: judge.verify(half_way, limit),
     )  # fmt: skip
     try:

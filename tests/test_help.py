@@ -13,6 +13,7 @@ from command_line import Run
 
 from onnxshrink.cli import CALLED, FIRST, families, main
 from onnxshrink.cli._command import Command
+from onnxshrink.cli._inputs import READING
 from onnxshrink.cli._terminal import PlainFormatter
 from onnxshrink.recipe import pass_names
 
@@ -73,6 +74,8 @@ def test_the_first_help_shows_six_commands_first_and_every_step_once(cli: Run) -
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_options_common_to_all_come_last_and_defaults_are_shown(cli: Run, name: str) -> None:
     assert isinstance(COMMANDS[name], Command)
+    names = [param.name for param in COMMANDS[name].params]
+    assert len(set(names)) == len(names) or name in pass_names()  # a pass's option may have two
     flags = [flag for param in COMMANDS[name].params for flag in param.opts]
     assert len(set(flags)) == len(flags)
     assert all(param.opts for param in COMMANDS[name].params)
@@ -131,3 +134,11 @@ def test_loudness_before_and_behind_the_command(cli: Run, small: Path, where: st
     run("-v")
     (said,) = [PlainFormatter().format(record) for record in caplog.records]
     assert re.fullmatch(r"\[[\d.]+ s\] quantize-weights: done, .* -> .* in [\d.]+ s", said)
+
+
+@pytest.mark.parametrize(("name", "flag"), [("share-codebook", "--scale"), ("tune", "--rate")])
+def test_options_of_a_pass_go_before_those_of_inputs(name: str, flag: str) -> None:
+    inputs = {param.name for param in COMMANDS[name].params if param.name.startswith("reading_")}
+    owner = [param for param in COMMANDS[name].params if flag in param.opts]
+    assert [param.name for param in owner] == [flag.removeprefix("--")]
+    assert len(inputs) == len(READING)

@@ -26,7 +26,7 @@ LAYERS = (
     ("channels",),
     ("passes",),
     ("recipe",),
-    ("search", "certificate"),
+    ("search", "certificate", "budget"),
     ("api",),
     ("reproduce", "bundle"),
     ("commands", "one_step"),
@@ -67,6 +67,7 @@ OUTSIDE = {
     "openvino": {"runtime"},
     "cryptography": {"certificate"},
     "ml_dtypes": {"graph", "runtime"},  # numpy types of bfloat16; comes with onnx
+    "brotli": {"files"},
     "PIL": {"runtime"},
     "tokenizers": {"runtime"},
     "pyarrow": {"runtime"},
