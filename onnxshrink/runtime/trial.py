@@ -42,7 +42,11 @@ class Trial:
         self._folder = tempfile.TemporaryDirectory(prefix="onnxshrink-")
         path = Path(self._folder.name, "trial.onnx")
         self.refused = instrument(model, path, free=names).refused
-        worker.open(path, _EXACT)
+        try:
+            worker.open(path, _EXACT)
+        except BaseException:
+            self._folder.cleanup()
+            raise
 
     def run(
         self,
