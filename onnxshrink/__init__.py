@@ -7,10 +7,13 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+import os
+import pkgutil
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from onnxshrink.api import Options, apply_recipe, shrink
+    from onnxshrink.api import Options, apply_excluding, apply_recipe, shrink
+    from onnxshrink.commands import bench, compare, inspect, pack, sensitivity, unpack, verify
     from onnxshrink.errors import (
         BudgetMissed,
         DataError,
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
         SidecarError,
         UnsupportedModel,
     )  # fmt: skip
+    from onnxshrink.gate import check
     from onnxshrink.goal import Goal
     from onnxshrink.graph.file.model import Model
     from onnxshrink.pipeline import Context, Pass, run
@@ -28,16 +32,19 @@ if TYPE_CHECKING:
     from onnxshrink.recipe import Recipe
     from onnxshrink.report import Report
     from onnxshrink.runtime.packed import session
+    from onnxshrink.steps import *  # noqa: F403
 
 __version__ = "0.1.0"
 
 # Imported when they are used: a script that only catches an error need not load onnx.
 _HOMES = {
-    "api": ("Options", "apply_recipe", "shrink"),
+    "api": ("Options", "apply_excluding", "apply_recipe", "shrink"),
+    "commands": ("bench", "compare", "inspect", "pack", "sensitivity", "unpack", "verify"),
     "errors": (
         "BudgetMissed", "DataError", "ModelError", "OutputError", "RecipeError", "ShrinkError",
         "SidecarError", "UnsupportedModel",
     ),
+    "gate": ("check",),
     "graph.file.model": ("Model",),
     "pipeline": ("Context", "Pass", "run"),
     "reading": ("Reading",),
@@ -49,13 +56,29 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [  # noqa: RUF022  (by room)
-    "Options", "apply_recipe", "shrink", "BudgetMissed", "DataError", "ModelError", "OutputError",
-    "RecipeError", "ShrinkError", "SidecarError", "UnsupportedModel", "Model", "Context", "Pass",
-    "run", "Reading", "Recipe", "Report", "Goal", "session",
+    "Options", "apply_excluding", "apply_recipe", "shrink", "bench", "check", "compare", "inspect",
+    "pack", "sensitivity", "unpack", "verify", "BudgetMissed", "DataError", "ModelError",
+    "OutputError", "RecipeError", "ShrinkError", "SidecarError", "UnsupportedModel", "Model",
+    "Context", "Pass", "run", "Reading", "Recipe", "Report", "Goal", "session",
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_step_names()})
+
+
+def _step_names() -> set[str]:
+    """The functions of :mod:`onnxshrink.steps`: one for each module of a pass."""
+    found = pkgutil.iter_modules([os.path.join(os.path.dirname(__file__), "passes")])
+    return {module.name for module in found if not module.name.startswith("_")}
+
+
+if not TYPE_CHECKING:  # type checkers see the names above, and refuse all others
+
+    def __getattr__(name):
+        home = _HOME.get(name)
+        if home is None and not name.startswith("_") and name in _step_names():
+            home = "steps"
+        if home is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__name__}.{home}"), name)

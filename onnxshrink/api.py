@@ -6,14 +6,15 @@ Both load, run the passes under their contract, and write the result in one go.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxshrink import files
+from onnxshrink import budget, files
 from onnxshrink.contract import Judge, Level, Progress, Settings
 from onnxshrink.errors import BudgetMissed, RecipeError
 from onnxshrink.files import output
@@ -24,15 +25,17 @@ from onnxshrink.recipe import Recipe, Storage, find_pass, pass_names
 from onnxshrink.report import Report, size
 
 if TYPE_CHECKING:
-    from onnxshrink.goal import Goal
+    from onnxshrink.goal import Aim, Goal
     from onnxshrink.graph.file.model import Model
     from onnxshrink.runtime.inputs import Chosen
     from onnxshrink.runtime.worker import Worker
+    from onnxshrink.search.front import Point
     from onnxshrink.search.smallest import Found
 
 _GENERATED = 4
 _CALIBRATION = 64
 _WORTH_LOWERING = 256  # fewer coefficients take less room than the nodes in their place
+_WIDE = 0.03  # of a file: 16-bit codes that take more than this beyond 8 bits are better coded
 _HARDLY = 1.1  # times smaller
 
 StrPath = str | os.PathLike[str]
@@ -91,8 +94,9 @@ class Options:
 
 
 def apply_recipe(
-    recipe: Recipe, source: StrPath, out: StrPath, options: Options | None = None
-) -> Report:
+    recipe: Recipe, source: StrPath, out: StrPath, options: Options | None = None, *,
+    goal: Goal | None = None, max_size: int | None = None, target_ratio: float | None = None,
+) -> Report:  # fmt: skip
     """Apply a recipe to a model file and write the result.
 
     The result is written even when every step was rolled back: it then equals the input.
@@ -102,8 +106,14 @@ def apply_recipe(
         source: The model file; never modified.
         out: Where the result goes.
         options: How to run.
+        goal: What the answers must keep, on real inputs that no step sees: where one of them asks
+            for inputs, every fourth is held back. None holds the result to nothing but the
+            contracts of its steps.
+        max_size: Bytes that the result must not exceed.
+        target_ratio: How many times smaller it must be.
 
     Raises:
+        BudgetMissed: The result was written, but is too big or strays too far.
         ShrinkError: Whatever is wrong with the recipe, the model, the inputs or the output;
             nothing is written then.
     """
@@ -114,12 +124,17 @@ def apply_recipe(
         worker.start()  # it imports ONNX Runtime while this process reads the model
         reads: list[StrPath] = [*recipe.reads, *_files_of(recipe.steps)]
         model, settings = prepare(
-            source, out, options, worker, reads, storage=recipe.storage, held_back=recipe.held_back
-        )
-        result = run(recipe.steps, model, settings, worker)
+            source, out, options, worker, reads, storage=recipe.storage, held_back=recipe.held_back,
+            goal=goal, steps=recipe.steps,
+        )  # fmt: skip
+        result, missed = budget.best(recipe.steps, model, settings, worker)
+        if goal is not None:
+            blind = not any(budget.sees(step, model) for step in recipe.steps)
+            budget.judge(result, model, settings, goal, worker, blind=blind)
         report = _write(result, recipe, out, options, recipe.storage)
     _certify(report, settings, options)
-    return report
+    report.missed += missed
+    return budget.held(report, out, max_size, target_ratio)
 
 
 def shrink(
@@ -132,6 +147,9 @@ def shrink(
     target_ratio: float | None = None,
     recipe_out: StrPath | None = None,
     time_limit: float | None = None,
+    aim: Aim = "size",
+    target: str = "cpu",
+    pareto: StrPath | None = None,
 ) -> Report:
     """Find the smallest form of a model that keeps its answers and its speed, and write it.
 
@@ -148,6 +166,11 @@ def shrink(
         target_ratio: How many times smaller it must be.
         recipe_out: Where to write the recipe; ``apply_recipe`` of it gives the same bytes.
         time_limit: Seconds after which no further recipe is tried.
+        aim: ``size``; or ``latency`` or ``memory``, measured on this machine: the least of that
+            which keeps the answers, and of those the smallest file.
+        target: Where the result shall run: ``cpu``, ``web`` or ``mobile``. It says which operators
+            the result may have that the model did not.
+        pareto: A folder for models from near-lossless to smallest, with a table and a plot.
 
     Raises:
         BudgetMissed: The best result was written, but is too big or strays too far.
@@ -155,10 +178,15 @@ def shrink(
     """
     from onnxshrink.goal import Goal
     from onnxshrink.runtime.worker import Worker
+    from onnxshrink.search import front
+    from onnxshrink.search.evaluation import Evaluator
+    from onnxshrink.search.platform import PLATFORMS
     from onnxshrink.search.smallest import Search
 
     options = options or Options()
     goal = goal or Goal()
+    if target not in PLATFORMS:
+        raise RecipeError(f"target takes one of {', '.join(PLATFORMS)}, not {target!r}")
     storage = options.storage or "coded"
     deadline = None if time_limit is None else time.monotonic() + time_limit
     with Worker(**options.worker) as worker:
@@ -170,15 +198,32 @@ def shrink(
         )
         first = _cleaning(model)
         known = options.calibration is not None and options.check != "off"
+        warnings = []
+        if (
+            known
+            and goal.metric is not None
+            and (why := budget.blind(goal, model, settings, worker))
+        ):
+            goal, warnings = replace(goal, metric=None, max_drop=None), [why]
+        points: list[Point] = []
         if known and not Judge(model, settings, worker).proves_nothing:
-            found = Search(model, first, settings, goal, worker, storage, deadline).run()
-            recipe, result = found.best.recipe, found.best.result
-            _tell(result.report, found, goal, settings)
+            where = PLATFORMS[target]
+            ask = Evaluator(model, first, settings, goal, worker, storage, where)
+            found = Search(ask, aim, deadline).run()
+            recipe, result = found.best.recipe, found.result
+            _tell(result, found, goal, settings, aim)
+            if pareto is not None:
+                points = front.write(ask, found, Path(pareto))
         else:
             recipe = Recipe((*first, find_pass("quantize-weights")()))
             result = run(recipe.steps, model, settings, worker)
+            if pareto is not None:
+                raise RecipeError("--pareto takes --calibration inputs that the outputs answer to")
         report = _write(result, recipe, out, options, storage)
     _certify(report, settings, options)
+    report.warnings += warnings
+    if points:
+        report.front = front.table(points, report.bytes_before)
     if report.ratio < _HARDLY and storage not in ("packed", "coded"):
         report.warnings.append(
             "hardly any smaller; --storage packed codes what the weights are, without loss"
@@ -186,37 +231,24 @@ def shrink(
     if recipe_out is not None:
         with output(Path(recipe_out)) as file:
             file.write(replace(recipe, storage=storage).to_yaml().encode())
-    report.missed += _too_big(report, max_size, target_ratio)
-    if report.missed:
-        raise BudgetMissed(
-            f"{out}: written, {report.ratio:.2f}x smaller, but the goal was missed: "
-            + "; ".join(report.missed),
-            report,
-        )
-    return report
+    return budget.held(report, out, max_size, target_ratio)
 
 
-def _tell(report: Report, found: Found, goal: Goal, settings: Settings) -> None:
+def _tell(result: Result, found: Found, goal: Goal, settings: Settings, aim: Aim) -> None:
     """Put what a search has found out into the report."""
-    best = found.best
-    if best.result.answers is not None:
-        kinds = goal.kinds(best.result.answers[0])
-        report.measures = {name: f"{known.kind}: {known.why}" for name, known in kinds.items()}
+    best, report = found.best, result.report
+    budget.tell(report, result, goal, best.promises, settings)
     report.moved = best.moved
-    report.tried, report.missed = found.rows, list(best.misses)
-    report.promises = [str(promise) for promise in best.promises or ()]
-    report.missed += [str(promise) for promise in best.promises or () if promise.refuses]
-    if best.strain > 1:
+    report.tried, report.missed = found.rows, [*best.misses, *report.missed]
+    if best.strain > 1 and not report.missed:
         report.missed.append(f"{best.strain:.3g} times what may be lost is lost")
     if found.looks > 1:
         report.promises.append(
-            f"{found.looks} results were held against these inputs, which the intervals allow for"
+            f"{found.looks} kinds of results were held against these inputs, which the intervals "
+            "allow for"
         )
-    if not settings.unseen:
-        why = "--metric needs the answers to all inputs" if goal.metric else (
-            f"{len(settings.feeds)} inputs are too few to hold any back; give at least 4"
-        )  # fmt: skip
-        report.warnings.append(f"nothing is promised for unseen inputs: {why}")
+    if aim == "latency" and not (best.latency or math.inf) < 1:
+        report.warnings.append("nothing that keeps the answers is faster on this machine")
     if found.stopped:
         report.warnings.append(f"{found.stopped}: this is the best that had been found")
 
@@ -304,22 +336,15 @@ def bench_pair(source: StrPath, out: StrPath, options: Options) -> dict[str, Any
 
 
 def _cleaning(model: Model) -> tuple[Pass, ...]:
-    """The passes that change no answers: clean, and lower-ml where there is something to gain."""
+    """The passes that change no answers: clean, and those of ai.onnx.ml where that gains."""
     steps = [find_pass("clean")()]
+    if any(node.op_type.startswith("TreeEnsemble") for node in model.nodes):
+        steps.append(find_pass("merge-trees")())
     stored = [node.attributes.get("coefficients") for node in model.nodes]
     numbers = [found.as_floats() for found in stored if found is not None and not found.is_ref()]
     if any(len(each) >= _WORTH_LOWERING for each in numbers):
         steps.append(find_pass("lower-ml")())
     return tuple(steps)
-
-
-def _too_big(report: Report, max_size: int | None, target_ratio: float | None) -> list[str]:
-    lines = []
-    if max_size is not None and not report.bytes_after <= max_size:
-        lines.append(f"{size(report.bytes_after)} is more than {size(max_size)}")
-    if target_ratio is not None and not report.ratio >= target_ratio:
-        lines.append(f"{report.ratio:.2f}x is less than {target_ratio:g}x")
-    return lines
 
 
 def _selected(steps: Iterable[Pass]) -> Iterator[str]:
@@ -337,17 +362,20 @@ def _files_of(steps: Iterable[Pass]) -> list[str]:
 def prepare(
     source: StrPath, out: StrPath, options: Options, worker: Worker,
     reads: Iterable[StrPath] = (), recipe_out: StrPath | None = None, storage: Storage = "auto",
-    held_back: bool = False,
+    held_back: bool = False, goal: Goal | None = None, steps: Sequence[Pass] = (),
 ) -> tuple[Model, Settings]:  # fmt: skip
     """Load the model and its inputs; find out now whether the results could be written."""
+    from onnxshrink.goal import Goal
     from onnxshrink.graph.forms import coded_read
     from onnxshrink.kernels.split import Split, hold_back
-    from onnxshrink.runtime.calibration_cache import CalibrationCache
+    from onnxshrink.runtime.calibration_cache import CalibrationCache, data_digest
     from onnxshrink.runtime.inputs import source_files
     from onnxshrink.runtime.worker import blamed
 
     model, _ = coded_read.load(source)
     model.max_opset = options.max_opset
+    if goal is not None and goal.metric is None and options.calibration is not None:
+        held_back = held_back or any(budget.sees(step, model) for step in steps)
     also = (file for file in (recipe_out, options.calibration_cache) if file is not None)
     inputs: set[StrPath] = {*model.own_files, *source_files(options.calibration)}
     files.check(
@@ -361,12 +389,16 @@ def prepare(
     if options.calibration is not None or options.check != "off":
         with blamed(source, worker):
             feeds, left, notes = _chosen(model, options, worker, 2 if held_back else 1)
+        if held_back:  # what equals an input that a step has seen is not unseen
+            different = {data_digest([feed]): feed for feed in reversed(feeds)}
+            left += len(feeds) - len(different)
+            feeds = list(different.values())[::-1]
     seen, unseen = hold_back(len(feeds), _CALIBRATION) if held_back else (range(len(feeds)), ())
     return model, Settings(
         check=options.check, feeds=Split.of(feeds, seen), unseen=Split.of(feeds, unseen),
         generated=options.calibration is None, seed=options.seed, cache=cache, left=left,
         notes=notes, folder=Path(out).absolute().parent, progress=options.progress,
-        storage=options.storage or storage,
+        storage=options.storage or storage, goal=goal or Goal(),
     )  # fmt: skip
 
 
@@ -393,10 +425,13 @@ def _write(
 ) -> Report:
     from onnxshrink import certificate
     from onnxshrink.graph.file.data_files import data_files, superseded
-    from onnxshrink.graph.forms import coded, coded_read, packed
+    from onnxshrink.graph.forms import coded, coded_read, codes, packed
+    from onnxshrink.graph.rewrite.opset import first_runtime
 
     report = result.report
     report.result = str(out)
+    done = [step.name for step in report.steps if step.status == "done"]
+    packing = [n for n in done if n in pass_names() and find_pass(n).for_packing]
     names = None
     if report.changed and not options.keep_names:
         names = result.model.shorten_names(list(_selected(recipe.steps)))
@@ -404,6 +439,15 @@ def _write(
     if was := coded_read.names(report.source):
         storage = "coded" if storage == "auto" else storage
         report.warnings.append(f"the input's {len(was)} coded tensors were made plain to work on")
+    instead = ""
+    if packing and storage == "auto" and options.storage is None:
+        beyond, plain = codes.wide_bytes(result.model) // 2, result.model.nbytes()
+        if beyond > _WIDE * plain:  # as plain integers they are larger than int8 would be
+            storage = "coded"
+            instead = (
+                f"stored with coded weights: as 16-bit integers they would take {size(plain)}, "
+                f"where 8 bits take {size(plain - beyond)}; --storage single writes these"
+            )
     if options.certificate:
         decide = {name: getattr(options, name) for name in certificate.OPTIONS}
         note = certificate.origin(replace(recipe, storage=asked), report.source, decide)
@@ -415,19 +459,20 @@ def _write(
             report.bytes_after = packed.save(result.model, out)
         elif storage == "coded":
             report.bytes_after, coding = coded.save(result.model, out)
-            report.warnings += coding.warnings()
+            report.warnings += [*coding.warnings(), *filter(None, [instead])]
     except BudgetMissed as error:
         report.warnings.append(f"stored as one plain file: {error}")
         storage = "auto"
     if storage != "packed" and storage != "coded":
         report.bytes_after = result.model.save(out, storage)
-        done = (step.name for step in report.steps if step.status == "done")
         report.warnings += [
             f"{name}: its codes are small only where they are coded: --storage coded or packed"
-            for name in done if name in pass_names() and find_pass(name).for_packing
-        ]  # fmt: skip
+            for name in packing
+        ]
     report.renamed = {} if names is None else names.given
-    report.bytes_gzip = files.gzip_bytes({Path(out), *data_files(Path(out))})
+    written = {Path(out), *data_files(Path(out))}
+    report.bytes_gzip, report.bytes_brotli = files.gzip_bytes(written), files.brotli_bytes(written)
+    report.runtime, report.packed = first_runtime(result.model.opset), storage == "packed"
     if link:
         report.warnings.append(f"{out} was a link; it is a file now, and its target is as it was")
     report.warnings += superseded(old, Path(out))

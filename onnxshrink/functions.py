@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from onnxshrink.errors import DataError, ShrinkError
-from onnxshrink.options import nearest
+from onnxshrink.options import nearest, nearest_file
 
 T = TypeVar("T")
 
@@ -71,7 +71,7 @@ def load_function(text: str) -> Callable[..., Any]:
     if not colon or path.suffix != ".py" or not name:
         raise DataError(f"{text}: takes the form file.py:function")
     if not path.is_file():
-        raise DataError(f"{path}: no such file")
+        raise DataError(f"{path}: no such file{nearest_file(path)}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None

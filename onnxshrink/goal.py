@@ -11,19 +11,22 @@ from onnxshrink.errors import RecipeError
 if TYPE_CHECKING:
     import numpy as np
 
-    from onnxshrink.kernels.fidelity import Fidelity, Figure, Limits, Measure
+    from onnxshrink.kernels.fidelity import Estimate, Fidelity, Figure, Limits, Measure
     from onnxshrink.kernels.kinds import Kind, Known
     from onnxshrink.kernels.metrics import OutputComparison
     from onnxshrink.trials import Answers
 
 Metric = Callable[[list[list["np.ndarray"]]], float]
-Preset = Literal["near-lossless", "balanced", "smallest"]
+Preset = Literal["near-lossless", "balanced", "smallest", "fastest"]
+#: What is made the best of, inside what the answers must keep: bytes, time, or memory at its peak.
+Aim = Literal["size", "latency", "memory"]
 
 #: Agreement, likeness, error and divergence; see ``kernels.fidelity.Limits``.
 PRESETS: Mapping[str, tuple[float, float, float, float]] = {
     "near-lossless": (0.998, 0.9995, 0.01, 0.002),
     "balanced": (0.99, 0.99, 0.05, 0.05),
     "smallest": (0.97, 0.97, 0.1, 0.15),
+    "fastest": (0.99, 0.99, 0.05, 0.05),
 }
 _WORDS = {
     "agreement": "top-1 agreement", "likeness": "likeness", "error": "relative error",
@@ -37,61 +40,48 @@ class Promise:
 
     Attributes:
         output: The name.
-        figure: ``agreement``, ``likeness``, ``error`` or ``divergence``.
-        found: What it is on these inputs.
-        careful: What it will be at worst, with the confidence.
+        estimate: What it is on these inputs, and what it will be at worst, with the confidence.
         limit: What was asked for.
-        confidence: Of ``careful``.
-        units: Rows or inputs that it rests on.
-        wanted: Rows it takes to promise the limit; 0 where more do not help, or none are wanted.
+        confidence: Of the interval.
+        wanted: Rows of which a count alone would promise the limit; 0 where none are wanted.
     """
 
     output: str
-    figure: str
-    found: float
-    careful: float
+    estimate: Estimate
     limit: float
     confidence: float
-    units: int
     wanted: int = 0
 
     @property
-    def least(self) -> bool:
-        """Whether more is better."""
-        return self.figure in ("agreement", "likeness")
+    def strain(self) -> float:
+        """The share of what may be lost that is lost, with care; infinite for too few inputs."""
+        return self.estimate.strain(self.limit)
 
     @property
     def refuses(self) -> bool:
-        """Whether the figure is outside, or may be so that a finer grid mends it.
-
-        A share of few rows is never promised; how many it takes is told instead. That one of them
-        differs says nothing against it.
-        """
+        """Whether the limit is not kept, or may not be. Where too few inputs tell, it is not."""
         from math import isfinite
 
-        if self.figure == "agreement":
-            return self.found + 1 / max(self.units, 1) < self.limit
-        inside = self.found >= self.limit if self.least else self.found <= self.limit
-        return not inside or (isfinite(self.careful) and not self.proven)
-
-    @property
-    def proven(self) -> bool:
-        """Whether unseen inputs keep the limit, with the confidence."""
-        return self.careful >= self.limit if self.least else self.careful <= self.limit
+        return isfinite(self.estimate.careful) and not self.strain <= 1
 
     def __str__(self) -> str:
-        import math
+        from math import isfinite
 
-        line = f"{_WORDS[self.figure]} of {self.output!r} on {self.units} unseen "
-        line += "rows" if self.least and self.figure == "agreement" else "inputs or rows"
-        line += f": {self.found:.4g}"
-        if math.isfinite(self.careful):
-            side = "at least" if self.least else "at most"
-            line += f" ({side} {self.careful:.4g} with {100 * self.confidence:.0f} % confidence)"
-        if not self.proven and self.wanted:
-            line += f"; to promise {self.limit:g} takes {self.wanted} unseen rows"
-        elif not self.proven:
+        figure, found, careful, units, counted = self.estimate
+        line = f"{_WORDS[figure]} of {self.output!r} on {units} unseen "
+        line += "rows" if figure == "agreement" else "inputs or rows"
+        line += f": {found:.4g}"
+        least = figure in ("agreement", "likeness")
+        if isfinite(careful):
+            side = "at least" if least else "at most"
+            line += f" ({side} {careful:.4g} with {100 * self.confidence:.0f} % confidence"
+            if figure == "agreement" and counted < careful:
+                line += f", from how far they are from a tie; {counted:.4g} by the count alone"
+            line += ")"
+        if not isfinite(careful) or self.refuses:
             line += f"; {self.limit:g} is not promised"
+        elif self.wanted > units:
+            line += f"; to promise {self.limit:g} by the count takes {self.wanted} unseen rows"
         return line
 
 
@@ -111,6 +101,7 @@ class Goal:
         metric: Takes the outputs of every feed, gives a number; higher is better.
         measures: What outputs are, by name, where they should not be told by themselves.
         preset: How much may be lost where none of the above says.
+        confidence: That other inputs keep it, too.
     """
 
     min_agreement: float | None = None
@@ -120,6 +111,7 @@ class Goal:
     metric: Metric | None = None
     measures: Mapping[str, Kind] = field(default_factory=dict)
     preset: Preset = "balanced"
+    confidence: float = 0.9
 
     def __post_init__(self) -> None:
         if not self.measures:
@@ -143,6 +135,17 @@ class Goal:
         """Whether nothing is asked for but what the preset says."""
         asked = (self.min_agreement, self.max_error, self.max_kl, self.max_drop)
         return all(limit is None for limit in asked)
+
+    @property
+    def by_metric(self) -> bool:
+        """Whether a metric decides, and nothing else."""
+        return self.metric is not None and self.max_drop is not None
+
+    def metric_strain(self, before: Answers, after: Answers) -> float:
+        """The share of what the metric may drop that it drops."""
+        if self.metric is None or not self.max_drop:
+            return 0.0
+        return max(self.metric(before.outputs) - self.metric(after.outputs), 0.0) / self.max_drop
 
     def kinds(self, answers: Answers) -> dict[str, Known]:
         """What every output is, by name.
@@ -217,7 +220,7 @@ class Goal:
         """
         holder, asked = self.holder(before, others), self.asked(before)
         limits = [asked[name] for name in before.names]
-        return lambda outputs: holder.strain(outputs, limits)
+        return lambda outputs: holder.strain(outputs, limits, self.confidence)
 
     def misses(
         self, effect: Sequence[OutputComparison], before: Answers, after: Answers
@@ -236,27 +239,30 @@ class Goal:
             lines += _missed(rows[name], asked[name], _top1(rows[name], kinds[name], before, after))
         return lines
 
-    def promises(self, before: Answers, after: Answers, looks: int = 1) -> list[Promise]:
+    def promises(
+        self, before: Answers, after: Answers, looks: int = 1,
+        others: Sequence[Sequence[np.ndarray]] = (),
+    ) -> list[Promise]:  # fmt: skip
         """What inputs that nobody has seen say, one entry for each figure that is asked for.
 
         Args:
             before: What the original answers to them.
             after: What the result does.
-            looks: How many results have been held against these inputs, this one included: the
-                more, the less does the best of them say (Bonferroni's correction).
+            looks: How many kinds of results have been held against these inputs, this one included:
+                the more, the less does the best of them say (Bonferroni's correction). One kind
+                made coarser step by step, until it is refused, is one.
+            others: What the original answers to more inputs.
         """
-        from onnxshrink.kernels.promise import CONFIDENCE, rows_for
+        from onnxshrink.kernels.promise import rows_for
 
-        confidence = 1 - (1 - CONFIDENCE) / looks
-        holder, found = self.holder(before), []
+        confidence = 1 - (1 - self.confidence) / looks
+        holder, found = self.holder(before, others), []
         for place, (name, limits) in enumerate(self.asked(before).items()):
             for figure, limit in limits.items():
                 estimate = holder.estimate(after.outputs, place, figure, confidence)
                 lost = round((1 - estimate.figure) * estimate.units)
                 wanted = rows_for(limit, lost, confidence) if figure == "agreement" else 0
-                found.append(
-                    Promise(name, figure, *estimate[:2], limit, CONFIDENCE, estimate.units, wanted)
-                )
+                found.append(Promise(name, estimate, limit, self.confidence, wanted))
         return found
 
 

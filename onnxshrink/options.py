@@ -13,6 +13,7 @@ import dataclasses
 import difflib
 import math
 import operator
+import os
 import reprlib
 import types
 import typing
@@ -208,6 +209,17 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """A hint such as ``; did you mean 'dtype'?``, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def nearest_file(path: str | os.PathLike[str]) -> str:
+    """Why a file is not there: its folder is not, or another has nearly its name; or nothing."""
+    folder, name = os.path.split(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        return f", and no folder {os.path.dirname(path)}"
+    try:
+        return nearest(name, sorted(os.listdir(folder)))
+    except OSError:  # it may be entered, but not listed
+        return ""
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:

@@ -21,7 +21,7 @@ from onnxshrink.errors import (
 from onnxshrink.fewer_weights import retreat
 from onnxshrink.goal import Goal
 from onnxshrink.options import amended, check, dump, option
-from onnxshrink.report import Change, Report, Skip, Step
+from onnxshrink.report import Change, Report, Skip, Step, size
 from onnxshrink.select import SKIP, Select, unmatched
 from onnxshrink.trials import Answers, Feeds, Reference
 
@@ -53,17 +53,21 @@ class Pass:
         runs_models: Whether ``apply`` runs models on the context's worker.
         retreats: Whether a step that breaks the contract may stand on fewer of its ``weights``.
         saves: Whether fewer bytes are all that it is for.
+        speeds: Whether it is for speed: then the run measures the latency.
         for_packing: Whether what it leaves is small only when it is packed.
+        example: Options without which it does nothing, for the example in its help.
         inlines: Whether it sees functions inlined, where there are any, even if it asks for no
             statistics: no value of a function can be observed.
     """
 
     name: ClassVar[str] = ""
+    example: ClassVar[str] = ""
     may_grow: ClassVar[bool] = False
     runs_models: ClassVar[bool] = False
     retreats: ClassVar[bool] = False
     inlines: ClassVar[bool] = False
     saves: ClassVar[bool] = False
+    speeds: ClassVar[bool] = False
     for_packing: ClassVar[bool] = False
 
     max_error: float | None = option(
@@ -129,6 +133,8 @@ class Context:
         goal: What the answers must keep in the end.
         memo: What was found out of the model before the step, for when the pass is applied to it
             once more, on fewer of its weights.
+        findings: What steps found out about models on these inputs, by a key of their own; it is
+            theirs to make sure that the model is the same.
         verify: Why a model half-way through the step breaks the contract, or an empty text; for
             passes that try something and can do without. Takes a bound of its own, if wanted.
     """
@@ -144,6 +150,7 @@ class Context:
     storage: str = "auto"
     goal: Goal = field(default_factory=Goal)
     memo: dict[str, Any] = field(default_factory=dict)
+    findings: dict[Any, Any] = field(default_factory=dict)
     verify: Callable[..., str] = field(default=lambda model, bound=0.0: "")
 
     @property
@@ -303,6 +310,10 @@ def run(
             step.seconds = round(time.perf_counter() - started, 3)
             report.bytes_after = step.bytes_after
             report.warnings += [f"{step.name}: {warning}" for warning in step.warnings]
+            _log.info(
+                "%s: %s, %s -> %s in %.1f s", step.name, step.status, size(step.bytes_before),
+                size(step.bytes_after), step.seconds,
+            )  # fmt: skip
         effect = judge.total_effect()
         report.warnings += judge.silences
         report.unproven = judge.proves_nothing and not settings.generated
@@ -333,7 +344,7 @@ def _step(
     ctx = Context(
         step, settings.feeds, settings.generated, original=original, worker=worker,
         seed=settings.seed, progress=settings.progress, storage=settings.storage,
-        goal=settings.goal,
+        goal=settings.goal, findings=settings.findings,
         verify=lambda half_way, limit=bound: judge.verify(half_way, limit),
     )  # fmt: skip
     try:
@@ -358,11 +369,15 @@ def _step(
         saves = pass_.saves and not may_grow and pass_.max_error is None and not _asked(pass_)
         if step.changes:
             reason = judge.refusal(trial, bound, may_grow, step, saves=saves)
-        fewer = None
-        if pass_.retreats and judge.asks_too_much(reason):
+        faster = bool(getattr(pass_, "faster_only", False) and step.changes and not reason)
+        if faster or (pass_.retreats and judge.asks_too_much(reason)):
             fewer = retreat(pass_, before, ctx, judge, bound, saves=saves)
-        if fewer is not None:
-            trial, reason = fewer, ""
+            if fewer is not None:
+                trial, reason = fewer, ""
+            elif faster:
+                reason = "nothing that it does is faster on this machine"
+        if pass_.speeds and step.changes and not reason:
+            _time(judge, before, trial, step)
         if fits and step.changes and not ctx.generated:
             ctx.split  # noqa: B018  (says so if what was fitted is judged by itself)
     except (RecipeError, InputsMissing, OutputError):  # no fault of the step: what it was given
@@ -382,6 +397,19 @@ def _step(
         if not step.skips:
             ctx.skip("model", "holds nothing that this step works on")
     return model
+
+
+def _time(judge: Judge, before: Model, trial: Model, step: Step) -> None:
+    """Measure what a step that is for speed did to it."""
+    found = judge.latency(before, trial)
+    if found is None:
+        return
+    step.latency = {"ratio": found.median, "low": found.low, "high": found.high}
+    if not found.median < 1:
+        step.warnings.append(
+            f"not faster on this machine: {found.median:.2f} times the latency before "
+            f"({found.low:.2f} to {found.high:.2f}); --faster-only keeps in float what is slower"
+        )
 
 
 def _asked(pass_: Pass) -> bool:

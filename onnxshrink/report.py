@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+_SCHEMA = 1  # of the JSON form; it goes up when a name goes or changes its meaning
+_MOST_KEPT = 10
 _FIGURES = ("relative_error", "cosine", "top1", "worst_input")
 Status = Literal["done", "nothing to do", "rolled back"]
 
@@ -53,6 +55,8 @@ class Step:
         reason: Why a rolled back step was rolled back.
         chosen: Options that the step chose for itself, by name.
         warnings: What a reader of the report must know about the step.
+        latency: Of the model over that before the step, where the step is for speed: ``ratio``, and
+            the interval ``low`` to ``high``; None where it was not measured.
         may_grow: Whether the pass says that the file may become bigger this time: kernels for
             weights that were integers already take more constants.
     """
@@ -70,6 +74,7 @@ class Step:
     warnings: list[str] = field(default_factory=list)
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     max_error: float | None = None
+    latency: dict[str, float] | None = None
     may_grow: bool = False
 
 
@@ -82,6 +87,9 @@ class Report:
         outputs: Effect of the whole run on every output: name -> figures against the original.
         renamed: Short names of values and nodes in the result, by the names they had.
         bytes_gzip: Size of the result after gzip, as servers send it; None for very large ones.
+        bytes_brotli: The same after brotli, where that package is installed.
+        runtime: The first ONNX Runtime that loads the result; empty where that is not known.
+        packed: Whether the result needs a reader of packs.
         bench: Latency of the result against the input, where it was measured.
         moved: Weights that a search kept at a higher precision than the others, and at which.
         measures: What each output was taken for, and why.
@@ -89,6 +97,7 @@ class Report:
         promises: What inputs that no step has seen say of the result.
         missed: What a search could not keep or reach, one line each.
         origin: What a certified result was made from.
+        front: Models from near-lossless to smallest, where they were asked for.
         unproven: Whether the given inputs could not have shown a difference.
     """
 
@@ -105,10 +114,14 @@ class Report:
     promises: list[str] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
     origin: dict[str, Any] = field(default_factory=dict)
+    front: Table | None = None
     unproven: bool = False
     bytes_before: int = 0
     bytes_after: int = 0
     bytes_gzip: int | None = None
+    bytes_brotli: int | None = None
+    runtime: str = ""
+    packed: bool = False
     renamed: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -123,9 +136,16 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        from dataclasses import asdict
+        from dataclasses import asdict, replace
 
-        return {**asdict(self), "changed": self.changed, "ratio": round(self.ratio, 4)}
+        front = None if self.front is None else self.front.to_dicts()
+        return {
+            "schema": _SCHEMA,
+            **asdict(replace(self, front=None)),
+            "front": front,
+            "changed": self.changed,
+            "ratio": round(self.ratio, 4),
+        }
 
     def to_json(self) -> str:
         """The report for machines."""
@@ -178,6 +198,8 @@ class Report:
             for what, nbytes, strain, verdict in self.tried:
                 tried.add(what, size(nbytes), f"{100 * strain:.0f} %", verdict)
             tables.append(tried)
+        if self.front is not None:
+            tables.append(self.front)
         if reasons:
             left = Table("left alone", ("step", "reason", "count", "bytes"))
             for (name, reason), count in reasons.most_common():
@@ -195,6 +217,8 @@ class Report:
         )
         if self.bytes_gzip is not None:
             line += f", {size(self.bytes_gzip)} after gzip"
+        if self.bytes_brotli is not None:
+            line += f", {size(self.bytes_brotli)} after brotli"
         if self.promises:
             line += f", {self.promises[0]}"
         elif self.outputs:
@@ -203,6 +227,26 @@ class Report:
         if self.bench is not None:
             line += f", latency {self.bench['ratio']:.2f}x"
         return line
+
+    def next_step(self) -> str:
+        """What to do with the result, in one line."""
+        since = f"ONNX Runtime {self.runtime} or newer" if self.runtime else "ONNX Runtime"
+        if self.packed:
+            return (
+                f"{self.result} needs a reader of packs: onnxshrink.session() in Python, "
+                "'onnxshrink bundle' for other places"
+            )
+        return f"{self.result} opens as any ONNX model, in {since}"
+
+    def kept(self) -> list[str]:
+        """The weights that a search kept at a higher precision, ten of them in full."""
+        lines = [f"kept at {rung}: {name}" for name, rung in self.moved.items()]
+        if (more := len(lines) - _MOST_KEPT) > 0:
+            lines = [
+                *lines[:_MOST_KEPT],
+                f"and {more} more are kept: --report FILE has all of them",
+            ]
+        return lines
 
     def _errors(self) -> list[float]:
         rows = self.outputs.values()
@@ -214,28 +258,23 @@ class Report:
 
     def to_html(self) -> str:
         """A page of its own: the headline, the tables, the warnings."""
+        style = (
+            "body{font:15px system-ui;margin:2em}table{border-collapse:collapse;margin:1em 0}"
+            "caption{text-align:left;font-weight:600}td,th{border:1px solid #ccc;padding:.3em .6em}"
+        )
+        head = f"<!doctype html><meta charset=utf-8><title>onnxshrink</title><style>{style}</style>"
+        return f"{head}{self._repr_html_()}\n"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
         from html import escape
 
         def plain(text: str) -> str:
             return escape(printable(text))
 
-        def rows(table: Table) -> str:
-            head = "".join(f"<th>{plain(cell)}" for cell in table.columns)
-            body = ("".join(f"<td>{plain(cell)}" for cell in row) for row in table.rows)
-            return f"<table><caption>{plain(table.title)}<tr>{head}" + "".join(
-                f"<tr>{cells}" for cells in body
-            )
-
-        style = (
-            "body{font:15px system-ui;margin:2em}table{border-collapse:collapse;margin:1em 0}"
-            "caption{text-align:left;font-weight:600}td,th{border:1px solid #ccc;padding:.3em .6em}"
-        )
         notes = "".join(f"<p><strong>{plain(w)}</strong>" for w in self.warnings + self.missed)
-        tables = "".join(rows(table) + "</table>" for table in self.tables())
-        return (
-            f"<!doctype html><meta charset=utf-8><title>onnxshrink</title><style>{style}</style>"
-            f"<h1>{plain(self.headline())}</h1>{notes}{tables}\n"
-        )
+        tables = "".join(table.to_html() for table in self.tables())
+        return f"<h1>{plain(self.headline())}</h1>{notes}{tables}"
 
 
 class Table:
@@ -255,6 +294,17 @@ class Table:
     def to_dicts(self) -> list[dict[str, str]]:
         """Every row by heading, for JSON."""
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
+    def to_html(self) -> str:
+        """A table of a page."""
+        from html import escape
+
+        def cells(kind: str, row: Iterable[str]) -> str:
+            return "<tr>" + "".join(f"<{kind}>{escape(printable(cell))}" for cell in row)
+
+        body = "".join(cells("td", row) for row in self.rows)
+        title = escape(printable(self.title))
+        return f"<table><caption>{title}{cells('th', self.columns)}{body}</table>"
 
     def to_markdown(self) -> str:
         """A Markdown table."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxshrink.channels.facts import dims, nbytes_of
+from onnxshrink.channels.facts import nbytes_of
 from onnxshrink.channels.groups import Removed
 from onnxshrink.channels.labels import Walk
 from onnxshrink.channels.readers import Consumer, find
@@ -125,7 +125,7 @@ def _with_bias(walk: Walk, consumer: Consumer) -> ir.Value:
     node, tensor = consumer.node, read.constant(consumer.weight)
     assert tensor is not None
     axis = 1 - consumer.weight_axis
-    zeros = np.zeros(dims(tensor)[axis], tensor.dtype.numpy())
+    zeros = np.zeros(read.shape(tensor)[axis], tensor.dtype.numpy())
     cut = Cut(walk, np.zeros(walk.atoms.count, bool))
     bias = cut.constant(zeros, f"{consumer.weight.name}.bias", node)
     if len(node.inputs) < 3:

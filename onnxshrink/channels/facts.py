@@ -217,7 +217,7 @@ class Facts:
         """Length of every axis in both runs; None when the value was not seen."""
         tensor = read.constant(value)
         if tensor is not None:
-            return tuple((n, n) for n in dims(tensor))
+            return tuple((n, n) for n in read.shape(tensor))
         seen = self._seen(value)
         return None if seen is None else seen.sizes
 
@@ -253,11 +253,6 @@ class Facts:
             if value not in self._computed or not trusted:
                 return None
         return values[0] if np.array_equal(*values) else None
-
-
-def dims(tensor: ir.TensorProtocol) -> tuple[int, ...]:
-    """The shape of a tensor as plain integers."""
-    return tuple(tensor.shape.numpy())
 
 
 def nbytes_of(value: ir.Value) -> int:

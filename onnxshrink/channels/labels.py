@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxshrink.channels.atoms import Atoms, Labels
-from onnxshrink.channels.facts import Facts, Pair, Runs, dims
+from onnxshrink.channels.facts import Facts, Pair, Runs
 from onnxshrink.graph import read
 from onnxshrink.graph.file.model import Model
 
@@ -146,13 +146,15 @@ class Walk:
     def slot(self, value: ir.Value, node: ir.Node, index: int) -> Slot:
         """What labels are kept under for one use of a value."""
         tensor = read.constant(value)
-        return (value, node, index) if tensor is not None and len(dims(tensor)) == 1 else value
+        return (
+            (value, node, index) if tensor is not None and len(read.shape(tensor)) == 1 else value
+        )
 
     def _label_constant(self, slot: Slot, value: ir.Value) -> None:
         tensor = read.constant(value)
         assert tensor is not None
         axes: list[Axis] = []
-        for length in dims(tensor):
+        for length in read.shape(tensor):
             axes.append(self.atoms.fresh(length, "an axis of length 1" if length == 1 else ""))
         self.labels[slot] = axes
         self.zero[slot] = [True] * len(axes)

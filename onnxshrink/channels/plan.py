@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from onnxshrink.channels import groups as grouping
-from onnxshrink.channels.facts import dims
 from onnxshrink.channels.groups import Group, Removed
 from onnxshrink.channels.labels import Walk, describe
 from onnxshrink.errors import RecipeError
@@ -101,7 +100,7 @@ def parameters_per_unit(group: Group) -> float:
     for member in group.members:
         tensor = read.constant(member.value)
         if tensor is not None:
-            total += tensor.size / dims(tensor)[member.axis] * len(member.positions)
+            total += tensor.size / read.shape(tensor)[member.axis] * len(member.positions)
     return total / len(group)
 
 
@@ -111,13 +110,13 @@ def blocked(walk: Walk) -> Counter[str]:
     for slot, axis, labels in grouping.constant_axes(walk):
         value = slot[0] if isinstance(slot, tuple) else slot
         tensor = read.constant(value)
-        if tensor is None or len(dims(tensor)) < 2:
+        if tensor is None or len(read.shape(tensor)) < 2:
             continue
         frozen = walk.atoms.is_frozen(labels)
         for atom, times in Counter(walk.atoms.find(labels[frozen]).tolist()).items():
             reason = walk.atoms.reason(atom)
             if not reason.endswith(("a kernel axis", "of length 1")):
-                reasons[reason] += times * tensor.size // dims(tensor)[axis]
+                reasons[reason] += times * tensor.size // read.shape(tensor)[axis]
     return reasons
 
 

@@ -12,7 +12,6 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxshrink.channels.atoms import Labels
-from onnxshrink.channels.facts import dims
 from onnxshrink.channels.groups import Removed
 from onnxshrink.channels.labels import FLOATS, Walk
 from onnxshrink.graph import operators, read
@@ -106,7 +105,7 @@ class Consumer:
     def _shape(self) -> tuple[int, ...]:
         tensor = read.constant(self.weight)
         assert tensor is not None
-        return dims(tensor)
+        return read.shape(tensor)
 
     def _view(self, array: np.ndarray) -> np.ndarray:
         """A constant's part as [outputs, channels, *kernel], in the memory of the constant."""
@@ -148,7 +147,7 @@ def _read_labels(walk: Walk, product: Product) -> tuple[ir.Value, Labels | None]
     weight = product.node.inputs[product.index]
     assert weight is not None
     axes, tensor = walk.labels.get(weight), read.constant(weight)
-    roles = None if tensor is None else product.axes(len(dims(tensor)))
+    roles = None if tensor is None else product.axes(len(read.shape(tensor)))
     if axes is None or roles is None or not roles.contract or product.groups > 1:
         return weight, None
     return weight, axes[roles.contract[0]]
@@ -212,7 +211,7 @@ def _weight(walk: Walk, product: Product) -> tuple[ir.Value, tuple[int, ...], ir
         raise ValueError("what it reads is not followed")
     if len(value.uses()) != 1:
         raise ValueError("is used more than once")
-    return value, dims(tensor), x
+    return value, read.shape(tensor), x
 
 
 def _matrix(walk: Walk, product: Product) -> Iterator[Consumer]:
@@ -313,7 +312,7 @@ def _bias(product: Product, outputs: int) -> tuple[ir.Value | None, float]:
         candidates = [value for value in user.inputs if value is not output]
     for value in candidates if sign else ():
         tensor = read.constant(value)
-        if value is not None and tensor is not None and dims(tensor) == (outputs,):
+        if value is not None and tensor is not None and read.shape(tensor) == (outputs,):
             return (value, sign) if len(value.uses()) == 1 else (None, 1)
     return None, product.alpha / (product.beta or math.inf)
 

@@ -11,7 +11,6 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxshrink.channels.atoms import Labels
-from onnxshrink.channels.facts import dims
 from onnxshrink.errors import ModelError
 from onnxshrink.graph import read, surgery
 from onnxshrink.graph.file import tensors
@@ -127,7 +126,7 @@ class Cut:
         """Give a constant of one use other values, before its labelled axes are cut."""
         tensor = read.constant(value)
         assert tensor is not None
-        self._laid_out[value] = dims(tensor), tensor.nbytes
+        self._laid_out[value] = read.shape(tensor), tensor.nbytes
         surgery.set_constant(self.model, value, array)
 
     def add_behind(self, node: ir.Node, addend: np.ndarray | ir.Value) -> None:
@@ -329,7 +328,7 @@ class Cut:
         if not own:
             assert isinstance(slot, tuple)
             return self.constant(array, value.name or "", slot[1])
-        if array.shape == dims(tensor):
+        if array.shape == read.shape(tensor):
             return value
         surgery.set_constant(self.model, value, array)
         return value

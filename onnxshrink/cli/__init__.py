@@ -13,13 +13,15 @@ import functools
 import importlib
 import logging
 import sys
+import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from onnxshrink import __version__
-from onnxshrink.cli._terminal import PlainFormatter
+from onnxshrink.cli._command import loudness, set_level
 from onnxshrink.errors import INTERNAL, ShrinkError, internal
 
 _log = logging.getLogger(__name__)
@@ -37,6 +39,40 @@ def fixed_command(name: str) -> click.Command:
     command: click.Command = importlib.import_module(f"{__name__}.{name.replace('-', '_')}").command
     command.name = name
     return command
+
+
+#: The commands that most people need, and what for.
+FIRST = {
+    "shrink": "Find the smallest form of a model that keeps its answers.",
+    "compare": "Hold a model against the original on the same inputs.",
+    "bench": "Measure size, latency and memory, side by side.",
+    "inspect": "See what is in a model, and where its bytes are.",
+    "pack": "Code weights without loss, for devices and downloads.",
+    "unpack": "Make a packed model a plain one again, bit for bit.",
+}
+#: What other tools call what there is here.
+CALLED = {
+    "palettize": "called share-codebook here: weights that share a few values",
+    "quantize": "one of four here: quantize-weights (size only, needs no data), quantize-static "
+    "(integers at run time, fastest), quantize-dynamic (transformers), quantize-rd (smallest)",
+    "prune": "one of four here: prune-magnitude (needs no data), prune-wanda and prune-sparsegpt "
+    "(with data), prune-channels (removes channels: less work, too)",
+    "simplify": "called clean here; shrink and apply do it first",
+    "optimize": "called clean (fewer nodes, same answers) or shrink (smaller) here",
+}
+#: Passes by the verb of their name.
+_FAMILIES = {
+    "quantize": "Quantize", "to": "Quantize", "prune": "Prune", "share": "Share and split",
+    "split": "Share and split", "correct": "Repair", "reconstruct": "Repair", "tune": "Repair",
+}  # fmt: skip
+
+
+def families(names: Iterable[str]) -> dict[str, list[str]]:
+    """Passes by what they are for; those of other verbs prepare."""
+    found: dict[str, list[str]] = {name: [] for name in [*_FAMILIES.values(), "Prepare"]}
+    for name in names:
+        found[_FAMILIES.get(name.partition("-")[0], "Prepare")].append(name)
+    return found
 
 
 class Commands(click.Group):
@@ -64,26 +100,43 @@ class Commands(click.Group):
         from onnxshrink.options import nearest
 
         name = args[0]
+        if name in CALLED:
+            raise click.UsageError(f"{name} is {CALLED[name]}", ctx)
         if not name.startswith("-") and self.get_command(ctx, name) is None:
             hint = nearest(name, self.list_commands(ctx))
             raise click.UsageError(f"no such command {name!r}{hint}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Two sections, without importing the passes that they describe."""
-        from onnxshrink.recipe import pass_names, summary
+        """Three sections, without importing the passes that they name."""
+        from onnxshrink.recipe import pass_names
 
         with formatter.section("Commands"):
+            formatter.write_dl([*FIRST.items()])
+        with formatter.section("More commands"):
             formatter.write_dl(
-                [(name, fixed_command(name).get_short_help_str(80)) for name in command_names()]
+                [
+                    (name, fixed_command(name).get_short_help_str(160))
+                    for name in command_names()
+                    if name not in FIRST
+                ]
             )
-        with formatter.section("Passes (one step each; see also 'apply')"):
-            formatter.write_dl([(name, summary(name)) for name in pass_names()])
+        with formatter.section("Steps, for recipes or one at a time ('passes' says what they do)"):
+            for family, names in families(pass_names()).items():
+                width = formatter.width - 20
+                wrapped = textwrap.wrap(", ".join(names), width, break_on_hyphens=False)
+                for number, line in enumerate(wrapped):
+                    formatter.write(f"  {'' if number else family:<16}  {line}\n")
 
     def invoke(self, ctx: click.Context) -> Any:
         """Turn an error of ours into one line and its exit code."""
-        from onnxshrink.cli._terminal import say, stoppable
+        from onnxshrink.cli._terminal import PlainFormatter, say, stoppable
 
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(PlainFormatter())
+        logging.basicConfig(handlers=[handler])
+        set_level()
+        logging.getLogger("onnx_ir").setLevel(logging.ERROR)
         try:
             with stoppable():
                 return super().invoke(ctx)
@@ -97,24 +150,23 @@ class Commands(click.Group):
             raise  # click knows what to do
         except Exception as error:
             _log.debug("the traceback:", exc_info=True)
-            say(f"error: {internal(error)}; -vv before the command shows more", err=True)
+            say(f"error: {internal(error)}; -vv shows more", err=True)
             ctx.exit(INTERNAL)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__)
-@click.option(
-    "-v", "--verbose", count=True, help="Log what is done, to stderr; -vv also where bugs arose."
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+    epilog="'onnxshrink COMMAND --help' says more, 'onnxshrink explain STEP' what a step does.",
 )
-def main(verbose: int) -> None:
+@click.version_option(__version__)
+def main() -> None:
     """Make ONNX models several times smaller, and prove that they still give the same answers.
 
     \b
     onnxshrink shrink model.onnx small.onnx --calibration inputs.npz
     onnxshrink inspect model.onnx small.onnx
     """
-    level = (logging.ERROR, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(PlainFormatter())
-    logging.basicConfig(level=level, handlers=[handler])
-    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+
+
+main.params.extend(loudness())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from onnxshrink.cli._values import function_files, number
+from onnxshrink.cli._values import decorated, function_files, number
 from onnxshrink.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ _GOALS = ("min_agreement", "max_drop", "metric", "recipe_out")
 
 def exclude_options(command: F) -> F:
     """What the answers must keep, and where to write how."""
-    for decorate in reversed(
+    return decorated(
+        command,
         (
             click.option(
                 "--auto-exclude", is_flag=True,
@@ -46,10 +47,8 @@ def exclude_options(command: F) -> F:
                 "--recipe-out", metavar="FILE",
                 help="With --auto-exclude: write the step found, for 'apply'.",
             ),
-        )
-    ):  # fmt: skip
-        command = decorate(command)
-    return command
+        ),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

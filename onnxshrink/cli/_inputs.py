@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from onnxshrink.cli._command import input_option
 from onnxshrink.cli._values import data_limit_option, size_option
 from onnxshrink.options import Option, options_of
 from onnxshrink.reading import Reading
@@ -24,13 +25,20 @@ _METAVARS = {
     "max_length": "N", "rate": "HZ", "show_inputs": "FOLDER",
 }  # fmt: skip
 
+#: Names that hold where a pass has an option of the first one.
+_ALSO = {"scale": "--pixel-scale", "rate": "--sample-rate"}
+_PREFIX = "reading_"  # a pass may have an option of the same name
+
 
 def _reading_option(option: Option) -> Callable[[F], F]:
     kind: Any = click.Choice(option.choices) if option.choices else str
     if option.name in ("max_length", "rate"):
         kind = click.IntRange(min=1)
-    return click.option(
-        f"--{option.name.replace('_', '-')}", type=kind, metavar=_METAVARS.get(option.name),
+    flags = [f"--{option.name.replace('_', '-')}"]
+    if option.name in _ALSO:
+        flags.append(_ALSO[option.name])
+    return input_option(
+        *flags, _PREFIX + option.name, type=kind, metavar=_METAVARS.get(option.name),
         help=f"{option.help[0].upper()}{option.help[1:]}.",
     )  # fmt: skip
 
@@ -42,7 +50,7 @@ READING = tuple(option.name for option in options_of(Reading))
 
 def input_options(command: F) -> F:
     """Where real inputs are, and how they are read."""
-    calibration = click.option(
+    calibration = input_option(
         "--calibration", "--inputs", metavar="DATA", multiple=True,
         help="Real inputs: .npz or .npy; pictures, sentences, sounds or a table; a folder, a "
         "pattern, or module.py:function. Repeatable.",
@@ -74,7 +82,7 @@ class Inputs:
             RecipeError: One of them is not what its option takes.
         """
         given = list(values.pop("calibration"))
-        reading = {name: values.pop(name) for name in READING}
+        reading = {name: values.pop(_PREFIX + name) for name in READING}
         limit = values.pop("data_limit")
         return cls(
             given[0] if len(given) == 1 else given or None,

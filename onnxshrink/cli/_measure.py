@@ -2,51 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from onnxshrink.cli._command import common_option, input_option
 from onnxshrink.cli._inputs import Inputs, input_options
-from onnxshrink.cli._terminal import warn
 from onnxshrink.cli._values import (
     SEED,
+    decorated,
     shape_option,
+    worker_limits,
     worker_options,
 )
 
+if TYPE_CHECKING:
+    from onnxshrink.api import Options
+    from onnxshrink.runtime.session import SessionOptions
+
+CPU = "CPUExecutionProvider"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def measure_options(command: F) -> F:
     """Options of the commands that run models and write none."""
-    for decorate in reversed(
+    return decorated(
+        command,
         (
             input_options,
             *worker_options,
-            click.option(
+            input_option(
                 "--shape", multiple=True, metavar="NAME:DIMS", help="Shape of a generated input.",
             ),
-            click.option(
+            common_option(
                 "--seed", default=0, type=SEED, help="For generated inputs and the order of turns.",
             ),
-            click.option(
-                "--provider", default="CPUExecutionProvider",
+            common_option(
+                "--provider", default=CPU,
                 help="Where the models run; in 'compare', where OTHER does.",
             ),
-            click.option(
+            common_option(
                 "--threads", default=1, type=click.IntRange(0, 1024),
                 help="Threads inside one operator; 0: one for each core.",
             ),
-            click.option(
+            common_option(
                 "--accuracy-level", type=click.IntRange(0, 4),
                 help="ONNX Runtime's for MatMulNBits; 0 is exact.",
             ),
-            click.option("--json", "as_json", is_flag=True, help="Print JSON."),
-        )
-    ):  # fmt: skip
-        command = decorate(command)
-    return command
+            common_option("--json", "as_json", is_flag=True, help="Print JSON."),
+        ),
+    )  # fmt: skip
 
 
 def settings(options: Mapping[str, object]) -> str:
@@ -54,22 +61,52 @@ def settings(options: Mapping[str, object]) -> str:
     return ", ".join(f"{key}: {value}" for key, value in options.items())
 
 
-def feeds_for(
-    path: str, inputs: Inputs, shape: Sequence[str], count: int, seed: int, worker: Any
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Real inputs for a model where there are some, else generated ones with a warning."""
-    from onnxshrink.graph.forms import coded_read
-    from onnxshrink.runtime.generate import generated_inputs
-    from onnxshrink.runtime.worker import blamed
+@dataclass(frozen=True)
+class Measured:
+    """The values of these options.
 
-    worker.start()
-    model, _ = coded_read.load(path)
-    if inputs.source is not None:
-        chosen = inputs.choose(model, count)
-        for note in chosen.notes:
-            warn(note)
-        return chosen.feeds
-    warn("inputs are generated; pass --calibration")
-    shapes = dict(map(shape_option, shape))
-    with blamed(path, worker):
-        return generated_inputs(model, 4, seed, shapes=shapes, worker=worker)
+    Attributes:
+        inputs: Where inputs are, and how they are read.
+        provider: Where the models run.
+        as_json: Whether to print JSON.
+    """
+
+    inputs: Inputs
+    shapes: dict[str, tuple[int, ...]]
+    seed: int
+    limits: dict[str, Any]
+    provider: str
+    threads: int
+    accuracy_level: int | None
+    as_json: bool
+
+    @classmethod
+    def take(cls, values: dict[str, Any]) -> Measured:
+        """Take the values out of a command's.
+
+        Raises:
+            RecipeError: One of them is not what its option takes.
+        """
+        return cls(
+            Inputs.take(values), dict(map(shape_option, values.pop("shape"))), values.pop("seed"),
+            worker_limits(values.pop("timeout"), values.pop("memory_limit")),
+            values.pop("provider"), values.pop("threads"), values.pop("accuracy_level"),
+            values.pop("as_json"),
+        )  # fmt: skip
+
+    def options(self) -> Options:
+        """Them as :mod:`onnxshrink.commands` takes them."""
+        from onnxshrink.api import Options
+
+        return Options(
+            **self.inputs.options, shapes=self.shapes, seed=self.seed, worker=self.limits
+        )
+
+    @property
+    def session(self) -> SessionOptions:
+        """How the models run."""
+        from onnxshrink.runtime.session import SessionOptions
+
+        return SessionOptions(
+            provider=self.provider, threads=self.threads, accuracy_level=self.accuracy_level
+        )

@@ -6,10 +6,14 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from onnxshrink.cli._terminal import say, warn
+
+if TYPE_CHECKING:
+    from onnxshrink.commands import Stored
 
 base_option = click.option(
     "--base", metavar="OLD", help="The pack, or packed model, that this one updates."
@@ -30,12 +34,14 @@ def removal_said(out: str) -> Iterator[None]:
         warn(said)
 
 
-def say_sizes(out: str, before: int, after: int, as_json: bool) -> None:
+def say_sizes(done: Stored, as_json: bool) -> None:
     """Print what became of a model's bytes."""
     from onnxshrink.report import size, times
 
+    before, after = done.bytes_before, done.bytes_after
     if as_json:
-        click.echo(json.dumps({"result": out, "bytes_before": before, "bytes_after": after}))
+        found = {"result": done.result, "bytes_before": before, "bytes_after": after}
+        click.echo(json.dumps(found))
     else:
         ratio = f", {times(before, after)} smaller" if after < before else ""
-        say(f"{out}: {size(before)} -> {size(after)}{ratio}")
+        say(f"{done.result}: {size(before)} -> {size(after)}{ratio}")

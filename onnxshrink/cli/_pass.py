@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from onnxshrink.cli._budget import Budget, finish, step_budget_options
+from onnxshrink.cli._command import Command, InputOption
 from onnxshrink.cli._exclude import Exclusion, exclude_options
 from onnxshrink.cli._run import Run, run_options
 from onnxshrink.cli._terminal import progress_bar, show
 
 if TYPE_CHECKING:
+    from onnxshrink.goal import Goal
     from onnxshrink.options import Option
     from onnxshrink.pipeline import Pass
+    from onnxshrink.report import Report
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -91,6 +95,7 @@ def pass_command(name: str) -> click.Command:
     def command(**values: Any) -> None:
         asked = {look.name: values.pop(look.name) for look in looks}
         exclusion = Exclusion.take(values)
+        budget = Budget.take(values, sizes=False)
         run = Run(values, writes=not any(asked.values()))
         given = {key: value for key, value in values.items() if value not in (None, ())}
         step = _build(kind, given)
@@ -100,13 +105,16 @@ def pass_command(name: str) -> click.Command:
         from onnxshrink import api, files
         from onnxshrink.recipe import Recipe
 
-        with progress_bar() as progress:
-            options = run.options(progress, [*files.likely(values.values()), *exclusion.reads])
-            if exclusion.wanted:
-                report = exclusion.run(step, run.source, run.out, options)
-            else:
-                report = api.apply_recipe(Recipe((step,)), run.source, run.out, options)
-        run.finish(report)
+        def produce() -> Report:
+            with progress_bar() as progress:
+                options = run.options(progress, [*files.likely(values.values()), *exclusion.reads])
+                if exclusion.wanted:
+                    return exclusion.run(step, run.source, run.out, options)
+                return api.apply_recipe(
+                    Recipe((step,)), run.source, run.out, options, goal=_goal(step, budget)
+                )
+
+        finish(run, produce)
 
     for option in reversed(options_of(kind)):
         for decorate in reversed(_click_options(option)):
@@ -115,8 +123,21 @@ def pass_command(name: str) -> click.Command:
         command = look.option(command)
     if any(field.name == "weights" for field in fields(kind)):
         command = exclude_options(command)
-    command.__doc__ = f"{summary(name)}\n\n\b\nonnxshrink {name} model.onnx small.onnx"
-    return click.command(name)(run_options(command))
+    example = f"onnxshrink {name} model.onnx small.onnx --calibration inputs.npz {kind.example}"
+    command.__doc__ = f"{summary(name)}\n\n\b\n{example.rstrip()}"
+    made = click.command(name, cls=Command)(run_options(step_budget_options(command)))
+    own = {flag for param in made.params if type(param) is click.Option for flag in param.opts}
+    for param in made.params:
+        if isinstance(param, InputOption):
+            param.opts = [flag for flag in param.opts if flag not in own]
+    return made
+
+
+def _goal(step: Pass, budget: Budget) -> Goal | None:
+    """What the answers must keep, unless an option of the step says so already."""
+    if getattr(step, "min_fidelity", None) is not None:
+        return None
+    return budget.goal(max_error=step.max_error)
 
 
 def _look(step: Any, asked: dict[str, Any], run: Run) -> None:

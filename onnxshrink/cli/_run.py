@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from onnxshrink.cli._command import common_option, input_option
 from onnxshrink.cli._inputs import Inputs, input_options
 from onnxshrink.cli._terminal import say, show, warn
 from onnxshrink.cli._values import (
     SEED,
+    decorated,
     shape_option,
     worker_limits,
     worker_options,
@@ -34,61 +36,60 @@ _KEPT = (
 
 def run_options(command: F) -> F:
     """Options of every command that writes a model."""
-    for decorate in reversed(
+    return decorated(
+        command,
         (
             click.argument("source", metavar="IN"),
             click.argument("out", metavar="OUT", required=False),
             click.option("-o", "--output", "out_option", metavar="OUT", help="Same as OUT."),
             input_options,
             *worker_options,
-            click.option(
+            common_option(
                 "--calibration-cache", metavar="FILE",
                 help="Keep what calibration finds, for later runs on the same model and inputs.",
             ),
-            click.option(
+            common_option(
                 "--check", type=click.Choice(["full", "quick", "off"]), default="full",
                 help="Compare outputs on up to 64 inputs, on two, or not at all.",
             ),
-            click.option(
+            input_option(
                 "--shape", multiple=True, metavar="NAME:DIMS",
                 help="Shape of a generated input, as in x:1,3,224,224. Repeatable.",
             ),
-            click.option("--seed", default=0, type=SEED, help="For everything that is random."),
-            click.option(
+            common_option("--seed", default=0, type=SEED, help="For everything that is random."),
+            common_option(
                 "--storage", type=click.Choice(["auto", "single", "external", "packed", "coded"]),
                 help="One file, external data, external above 2 GB only (auto), a packed "
                 "sidecar, or one file whose weights are coded; by default what the recipe says, "
                 "or auto.",
             ),
-            click.option(
+            common_option(
                 "--max-opset", type=click.IntRange(min=1), metavar="N",
                 help="Roll back steps that would raise the operator set beyond this one.",
             ),
-            click.option(
+            common_option(
                 "--keep-names", is_flag=True,
                 help="Keep names of values and nodes, which else are shortened where it pays.",
             ),
-            click.option(
+            common_option(
                 "--report", "report_file", metavar="FILE",
                 help="Write the whole report as .json, .md or .html.",
             ),
-            click.option(
+            common_option(
                 "--certificate", is_flag=True,
                 help="Write OUT.certificate.json: what OUT was made from, and measured figures.",
             ),
-            click.option(
+            common_option(
                 "--sign", metavar="KEY",
                 help="Sign the certificate with this Ed25519 private key (PEM).",
             ),
-            click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
-            click.option(
+            common_option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
+            common_option(
                 "--strict", is_flag=True,
                 help="Exit 1 when nothing was changed, or no output shows a difference.",
             ),
-        )
-    ):  # fmt: skip
-        command = decorate(command)
-    return command
+        ),
+    )  # fmt: skip
 
 
 class Run:
@@ -147,13 +148,14 @@ class Run:
         else:
             for table in report.tables():
                 show(table)
-            for name, rung in report.moved.items():
-                say(f"kept at {rung}: {name}")
+            for line in report.kept():
+                say(line)
             for promise in report.promises:
                 say(promise)
             for warning in report.warnings:
                 warn(warning)
             say(report.headline())
+            say(report.next_step())
         if self.strict and not report.changed:
             click.echo("error: nothing was changed", err=True)
             sys.exit(1)

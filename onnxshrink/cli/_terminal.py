@@ -6,38 +6,83 @@ import logging
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
+
+from onnxshrink.cli._command import level
 
 if TYPE_CHECKING:
     from onnxshrink.report import Table
 
+_log = logging.getLogger(__name__)
+
+
+Update = Callable[[str, int, int], None]
+
+_PAUSE = 10.0  # seconds between two lines of progress where there is no terminal
+
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on stderr, on a terminal only, and only once a second has passed."""
-    if not sys.stderr.isatty():
+def progress_bar() -> Iterator[Update]:
+    """Progress on stderr: bars on a terminal once a second has passed, else lines with -v."""
+    if level() < 0:
         yield lambda what, done, total: None
-        return
-    import time
+    elif not sys.stderr.isatty():
+        yield _lines()
+    else:
+        with _bars() as update:
+            yield update
 
+
+def _lines() -> Update:
+    """A line now and then, to the log."""
+    last = time.monotonic()
+    begun: dict[str, float] = {}
+
+    def update(what: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        begun.setdefault(what, now)
+        if now - last < _PAUSE:
+            return
+        last = now
+        line = f"{what}: {done}"
+        if total:
+            line += f" of {total}"
+        if 0 < done < total:
+            line += f", {(now - begun[what]) / done * (total - done):.0f} s left"
+        _log.info("%s", line)
+
+    return update
+
+
+@contextmanager
+def _bars() -> Iterator[Update]:
+    """A bar for each thing that goes on: count, total and time left; one that is done goes."""
+    from rich import progress
     from rich.console import Console
-    from rich.progress import Progress
 
+    columns = (
+        progress.TextColumn("{task.description}"), progress.BarColumn(),
+        progress.MofNCompleteColumn(), progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+    )  # fmt: skip
     started = time.monotonic()
-    tasks: dict[str, Any] = {}
-    with Progress(console=Console(stderr=True), transient=True) as bars:
+    tasks: dict[str, progress.TaskID] = {}
+    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bars:
 
         def update(what: str, done: int, total: int) -> None:
             if time.monotonic() - started < 1:
                 return
-            task = tasks.get(what)
-            if task is None:
-                task = tasks[what] = bars.add_task(what, total=total or None)
-            bars.update(task, completed=done, total=total or None)
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total or None)
+            bars.update(tasks[what], completed=done, total=total or None)
+            if done >= total > 0:
+                bars.remove_task(tasks.pop(what))
 
         yield update
 
@@ -69,30 +114,33 @@ def say(text: str, *, err: bool = False) -> None:
     """Print one line; what names in it would do to a terminal is shown, not done."""
     from onnxshrink.report import printable
 
-    click.echo(printable(text), err=err)
+    if err or level() >= 0:
+        click.echo(printable(text), err=err)
 
 
 def warn(text: str) -> None:
     """Print a warning to stderr."""
     from onnxshrink.report import printable
 
-    click.secho(f"warning: {printable(text)}", err=True, fg="yellow", bold=True)
+    if level() >= 0:
+        click.secho(f"warning: {printable(text)}", err=True, fg="yellow", bold=True)
 
 
 class PlainFormatter(logging.Formatter):
-    """Log records as one line each."""
+    """Log records as one line each, with the seconds since the start."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The message; a traceback below it keeps its lines."""
         from onnxshrink.report import printable
 
-        message = printable(record.getMessage())
+        seconds = record.relativeCreated / 1e3
+        message = f"[{seconds:.1f} s] {printable(record.getMessage())}"
         return f"{message}\n{self.formatException(record.exc_info)}" if record.exc_info else message
 
 
 def show(table: Table) -> None:
     """Print a table: drawn for a terminal, in Markdown for a pipe."""
-    if not table.rows:
+    if not table.rows or level() < 0:
         return
     if not sys.stdout.isatty():
         click.echo(table.to_markdown() + "\n")

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import click
 
+from onnxshrink.cli._command import common_option, input_option
 from onnxshrink.errors import RecipeError
 
+F = TypeVar("F", bound=Callable[..., Any])
 _MOST_ELEMENTS = 2**31
 _DIGITS = 18
+
+
+def decorated(command: F, options: Sequence[Callable[[F], F]]) -> F:
+    """A command with these options, which its help shows in this order."""
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def number(text: str) -> float:
@@ -28,17 +38,17 @@ def number(text: str) -> float:
     return found
 
 
-data_limit_option = click.option(
+data_limit_option = input_option(
     "--data-limit", metavar="SIZE",
     help="Refuse an array of an .npz that unpacks to more  [default: 4GiB]",
 )  # fmt: skip
 #: Of the process that runs models.
 worker_options = (
-    click.option(
+    common_option(
         "--timeout", type=number, metavar="SECONDS",
         help="Let a load or a run take no longer; 0: for ever  [default: 1800]",
     ),
-    click.option(
+    common_option(
         "--memory-limit", metavar="SIZE",
         help="Address space for models that run  [default: the machine's memory and 16GiB]",
     ),

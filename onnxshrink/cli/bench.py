@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxshrink.cli._inputs import Inputs
-from onnxshrink.cli._measure import feeds_for, measure_options, settings
-from onnxshrink.cli._terminal import say, show
-from onnxshrink.cli._values import COUNT, worker_limits
+from onnxshrink.cli._command import Command
+from onnxshrink.cli._measure import Measured, measure_options, settings
+from onnxshrink.cli._terminal import say, show, warn
+from onnxshrink.cli._values import COUNT
 
 if TYPE_CHECKING:
     from onnxshrink.report import Table
     from onnxshrink.runtime.bench import ModelBench
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL [MODEL ...]")
 @measure_options
 @click.option("--rounds", default=25, type=COUNT, help="How often each is timed, taking turns.")
@@ -27,30 +27,22 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Also what each operator takes, by ONNX Runtime's profiler.",
 )
-def command(
-    models: tuple[str, ...], shape: tuple[str, ...], rounds: int, seed: int, as_json: bool,
-    operators: bool, timeout: float | None, memory_limit: str | None, **pinned: Any,
-) -> None:  # fmt: skip
+def command(models: tuple[str, ...], rounds: int, operators: bool, **values: Any) -> None:
     """Measure size, latency, load time and memory of models, side by side.
 
     \b
     onnxshrink bench model.onnx small.onnx --calibration inputs.npz
     onnxshrink bench model.onnx small.onnx --calibration inputs.npz --operators
     """
+    measured = Measured.take(values)
+    from onnxshrink import commands
     from onnxshrink.report import Table, size
-    from onnxshrink.runtime.bench import bench as run_bench
-    from onnxshrink.runtime.session import SessionOptions
-    from onnxshrink.runtime.worker import Worker
 
-    inputs = Inputs.take(pinned)
-    with Worker(**worker_limits(timeout, memory_limit)) as worker:
-        feeds = feeds_for(models[0], inputs, shape, 8, seed, worker)
-        worker.release()
-        found = run_bench(
-            models, feeds, SessionOptions(**pinned), rounds, seed=seed, worker=worker,
-            operators=operators,
-        )  # fmt: skip
-    if as_json:
+    found = commands.bench(
+        models, measured.options(), rounds=rounds, session=measured.session, operators=operators,
+        say=warn,
+    )  # fmt: skip
+    if measured.as_json:
         click.echo(json.dumps(found.to_dict(), indent=1, default=str))
         return
     columns = ("model", "file", "latency", "ratio", "95 % interval", "load", "steady", "peak")

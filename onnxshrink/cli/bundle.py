@@ -6,15 +6,15 @@ from typing import Any
 
 import click
 
+from onnxshrink.cli._command import Command, common_option, input_option
 from onnxshrink.cli._inputs import Inputs, input_options
-from onnxshrink.cli._measure import feeds_for
-from onnxshrink.cli._terminal import say
-from onnxshrink.cli._values import SEED, worker_limits, worker_options
+from onnxshrink.cli._terminal import say, warn
+from onnxshrink.cli._values import SEED, shape_option, worker_limits, worker_options
 
 _TARGETS = ("web", "mobile", "android", "ios", "linux-c", "python")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("source", metavar="IN")
 @click.argument("out", metavar="OUT")
 @click.option(
@@ -41,8 +41,8 @@ _TARGETS = ("web", "mobile", "android", "ios", "linux-c", "python")
 @input_options
 @worker_options[0]
 @worker_options[1]
-@click.option("--shape", multiple=True, metavar="NAME:DIMS", help="Shape of a generated sample.")
-@click.option("--seed", default=0, type=SEED, help="For a generated sample.")
+@input_option("--shape", multiple=True, metavar="NAME:DIMS", help="Shape of a generated sample.")
+@common_option("--seed", default=0, type=SEED, help="For a generated sample.")
 def command(
     source: str, out: str, target: str, web_runtime: str | None, licences: tuple[str, ...],
     sign: str | None, timeout: float | None, memory_limit: str | None, shape: tuple[str, ...],
@@ -57,11 +57,16 @@ def command(
     onnxshrink bundle small.onnx app --target web --calibration inputs.npz
     onnxshrink bundle small.onnx app.zip --target mobile --calibration inputs.npz
     """
+    from onnxshrink.api import Options
     from onnxshrink.bundle import Bundle
+    from onnxshrink.commands import inputs_for
     from onnxshrink.runtime.worker import Worker
 
     with Worker(**worker_limits(timeout, memory_limit)) as worker:
-        sample = feeds_for(source, Inputs.take(values), shape, 1, seed, worker)[0]
+        options = Options(
+            **Inputs.take(values).options, shapes=dict(map(shape_option, shape)), seed=seed
+        )
+        sample = inputs_for(source, options, 1, worker, warn)[0]
         wanted = Bundle(
             source=source, target=target, sample=sample, web_runtime=web_runtime,
             licences=licences, key=sign,

@@ -4,35 +4,35 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxshrink.cli._inputs import Inputs
-from onnxshrink.cli._measure import feeds_for, measure_options, settings
+from onnxshrink.cli._command import Command, input_option
+from onnxshrink.cli._measure import CPU, Measured, measure_options, settings
 from onnxshrink.cli._places import place_options, places, show_findings
-from onnxshrink.cli._terminal import say, show
-from onnxshrink.cli._values import COUNT, number, worker_limits
+from onnxshrink.cli._terminal import say, show, warn
+from onnxshrink.cli._values import COUNT, number
 from onnxshrink.errors import BudgetMissed
 
+if TYPE_CHECKING:
+    from onnxshrink.runtime.places import Place
 
-@click.command()
+
+@click.command(cls=Command)
 @click.argument("a", metavar="REFERENCE")
 @click.argument("b", metavar="OTHER")
 @place_options
 @measure_options
-@click.option("--count", default=64, type=COUNT, help="Use at most this many inputs.")
+@input_option("--count", default=64, type=COUNT, help="Use at most this many inputs.")
 @click.option("--atol", type=number, help="Absolute difference allowed for every value.")
 @click.option("--rtol", type=number, help="Relative difference allowed for every value.")
 @click.option("--min-agreement", type=number, help="Least top-1 agreement, 0 to 1.")
 @click.option("--max-error", type=number, help="Largest relative L2 error of an output.")
 @click.option("--max-kl", type=number, help="Largest mean divergence of rows of classes, in nats.")
 def command(
-    a: str, b: str, shape: tuple[str, ...], count: int, seed: int, provider: str, threads: int,
-    accuracy_level: int | None, as_json: bool, timeout: float | None, memory_limit: str | None,
-    providers: str | None, python: str | None, node: str | None, web: str | None,
-    results: tuple[str, ...], no_fallback: bool,
-    **thresholds: Any,
+    a: str, b: str, count: int, providers: str | None, python: str | None, node: str | None,
+    web: str | None, results: tuple[str, ...], no_fallback: bool, **values: Any,
 ) -> None:  # fmt: skip
     """Compare the outputs of two models on the same inputs.
 
@@ -43,31 +43,19 @@ def command(
     With places (--providers, --node, --web, --results), OTHER runs in each of them and is held
     against REFERENCE on ONNX Runtime's CPU provider. A place that does not run it counts as missed.
     """
-    from onnxshrink.report import Table
-    from onnxshrink.runtime.compare import compare as run_compare
-    from onnxshrink.runtime.places import compare_places
-    from onnxshrink.runtime.session import SessionOptions
-    from onnxshrink.runtime.worker import Worker
-
-    inputs = Inputs.take(thresholds)
+    measured = Measured.take(values)
     elsewhere = places(providers, python, node, web)
-    reference = SessionOptions(threads=threads, accuracy_level=accuracy_level)
-    with Worker(**worker_limits(timeout, memory_limit)) as worker:
-        feeds = feeds_for(a, inputs, shape, count, seed, worker)
-        if elsewhere or results:
-            findings = compare_places(
-                a, b, feeds, elsewhere, results, options_a=reference, fallback=not no_fallback,
-                worker=worker, timeout=timeout, **thresholds,
-            )  # fmt: skip
-            show_findings(f"{b} against {a}", findings, as_json)
-            if missed := [line for finding in findings for line in finding.missed]:
-                raise BudgetMissed("; ".join(missed))
-            return
-        found = run_compare(
-            a, b, feeds, worker=worker, options_a=reference,
-            options_b=replace(reference, provider=provider), **thresholds,
-        )  # fmt: skip
-    if as_json:
+    if elsewhere or results:
+        _elsewhere(a, b, count, measured, elsewhere, results, not no_fallback, values)
+        return
+    from onnxshrink import commands
+    from onnxshrink.report import Table
+
+    found = commands.compare(
+        a, b, measured.options(), count=count, provider=measured.provider,
+        session=replace(measured.session, provider=CPU), say=warn, **values,
+    )  # fmt: skip
+    if measured.as_json:
         click.echo(json.dumps(found.to_dict(), indent=1, default=str))
     else:
         columns = (
@@ -82,6 +70,31 @@ def command(
                 "-" if row.kl is None else f"{row.kl:.3g}",
             )  # fmt: skip
         show(table)
+        if found.random:
+            say(
+                "the model is random: two runs of it differ in "
+                f"{', '.join(found.random)}, of which distributions are compared"
+            )
         say(f"{found.feeds} inputs; {settings(found.options_b)}")
     if found.missed:
         raise BudgetMissed("; ".join(found.missed))
+
+
+def _elsewhere(
+    a: str, b: str, count: int, measured: Measured, elsewhere: list[Place],
+    results: tuple[str, ...], fallback: bool, thresholds: dict[str, Any],
+) -> None:  # fmt: skip
+    """Compare in other places than here, or with what was brought from them."""
+    from onnxshrink.commands import inputs_for
+    from onnxshrink.runtime.places import compare_places
+    from onnxshrink.runtime.worker import Worker
+
+    with Worker(**measured.limits) as worker:
+        feeds = inputs_for(a, measured.options(), count, worker, warn)
+        findings = compare_places(
+            a, b, feeds, elsewhere, results, options_a=replace(measured.session, provider=CPU),
+            fallback=fallback, worker=worker, timeout=measured.limits.get("timeout"), **thresholds,
+        )  # fmt: skip
+    show_findings(f"{b} against {a}", findings, measured.as_json)
+    if missed := [line for finding in findings for line in finding.missed]:
+        raise BudgetMissed("; ".join(missed))

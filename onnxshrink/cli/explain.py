@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import click
 
+from onnxshrink.cli._command import Command
 
-@click.command()
+
+@click.command(cls=Command)
 @click.argument("name", metavar="NAME")
 def command(name: str) -> None:
     """Say what a pass does and what its options are, or show a recipe of the package.

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import click
 
+from onnxshrink.cli._command import Command, common_option
 from onnxshrink.cli._terminal import show
 from onnxshrink.cli._values import shape_option
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL [MODEL ...]")
 @click.option("--layer", metavar="NAME", help="One weight in detail, with its distribution.")
 @click.option("--shape", multiple=True, metavar="NAME:DIMS", help="Shape of an input, for MACs.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@common_option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     models: tuple[str, ...], layer: str | None, shape: tuple[str, ...], as_json: bool
 ) -> None:
@@ -24,25 +24,21 @@ def command(
     \b
     onnxshrink inspect model.onnx small.onnx
     """
+    from onnxshrink import commands
     from onnxshrink.graph.forms import coded_read
-    from onnxshrink.graph.forms.packed import pack_name
     from onnxshrink.graph.inspect import statistics as look
-    from onnxshrink.graph.inspect.coded_file import inspect_file
-    from onnxshrink.graph.inspect.packs import PackInspection, inspect_pack
+    from onnxshrink.graph.inspect.packs import PackInspection
     from onnxshrink.runtime.worker import blamed
 
     shapes = dict(map(shape_option, shape))
     found: list[look.Inspection | PackInspection] = []
     for path in models:
-        # Nobody has checked what is walked here: a walk that fails asks the checker.
+        if layer is None:
+            found.append(commands.inspect(path, shapes=shapes))
+            continue
         with blamed(path):
-            if layer is not None:
-                for table in look.layer_table(coded_read.load(path)[0], layer):
-                    show(table)
-            elif pack_name(Path(path)) is None:
-                found.append(inspect_file(path, shapes))
-            else:
-                found.append(inspect_pack(path))
+            for table in look.layer_table(coded_read.load(path)[0], layer):
+                show(table)
     if layer is not None:
         return
     if as_json:

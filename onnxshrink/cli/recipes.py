@@ -6,11 +6,12 @@ import json
 
 import click
 
+from onnxshrink.cli._command import Command, common_option
 from onnxshrink.cli._terminal import show
 
 
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.command(cls=Command)
+@common_option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
     """List the recipes that come with the package; `explain NAME` shows one.
 

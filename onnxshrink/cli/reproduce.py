@@ -6,12 +6,13 @@ from typing import Any
 
 import click
 
+from onnxshrink.cli._command import Command
 from onnxshrink.cli._inputs import Inputs, input_options
 from onnxshrink.cli._terminal import progress_bar, say
 from onnxshrink.cli._values import worker_limits, worker_options
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("certificate", metavar="CERTIFICATE")
 @click.argument("source", metavar="IN")
 @click.argument("out", metavar="OUT")

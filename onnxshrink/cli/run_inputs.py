@@ -7,21 +7,21 @@ from typing import Any
 
 import click
 
+from onnxshrink.cli._command import Command, common_option, input_option
 from onnxshrink.cli._inputs import Inputs, input_options
-from onnxshrink.cli._measure import feeds_for
-from onnxshrink.cli._terminal import say
-from onnxshrink.cli._values import COUNT, SEED, worker_limits, worker_options
+from onnxshrink.cli._terminal import say, warn
+from onnxshrink.cli._values import COUNT, SEED, shape_option, worker_limits, worker_options
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("model", metavar="MODEL")
 @click.argument("folder", metavar="FOLDER")
 @input_options
 @worker_options[0]
 @worker_options[1]
-@click.option("--shape", multiple=True, metavar="NAME:DIMS", help="Shape of a generated input.")
-@click.option("--count", default=64, type=COUNT, help="Use at most this many inputs.")
-@click.option("--seed", default=0, type=SEED, help="For generated inputs.")
+@input_option("--shape", multiple=True, metavar="NAME:DIMS", help="Shape of a generated input.")
+@input_option("--count", default=64, type=COUNT, help="Use at most this many inputs.")
+@common_option("--seed", default=0, type=SEED, help="For generated inputs.")
 def command(
     model: str, folder: str, timeout: float | None, memory_limit: str | None,
     shape: tuple[str, ...], count: int, seed: int, **values: Any,
@@ -40,13 +40,16 @@ def command(
     onnxshrink run-inputs small.onnx there --calibration inputs.npz
     onnxshrink compare model.onnx small.onnx --calibration inputs.npz --results answers.json
     """
+    from onnxshrink.api import Options
+    from onnxshrink.commands import inputs_for
     from onnxshrink.files import output, writing
     from onnxshrink.runtime.places import SCRIPT, save_inputs
     from onnxshrink.runtime.worker import Worker
 
     inputs = Inputs.take(values)
     with Worker(**worker_limits(timeout, memory_limit)) as worker:
-        feeds = feeds_for(model, inputs, shape, count, seed, worker)
+        options = Options(**inputs.options, shapes=dict(map(shape_option, shape)), seed=seed)
+        feeds = inputs_for(model, options, count, worker, warn)
     with writing(folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
         save_inputs(Path(folder) / "inputs.json", feeds)

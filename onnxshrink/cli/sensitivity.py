@@ -8,14 +8,14 @@ from typing import Any
 
 import click
 
+from onnxshrink.cli._command import Command, common_option, input_option
 from onnxshrink.cli._inputs import Inputs, input_options
-from onnxshrink.cli._measure import feeds_for
-from onnxshrink.cli._terminal import progress_bar, say, show
-from onnxshrink.cli._values import COUNT, SEED, worker_limits, worker_options
+from onnxshrink.cli._terminal import progress_bar, say, show, warn
+from onnxshrink.cli._values import COUNT, SEED, shape_option, worker_limits, worker_options
 from onnxshrink.errors import RecipeError
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("model", metavar="MODEL")
 @click.option("--step", default="quantize-weights", metavar="PASS", show_default=True,
               help="What to do to each weight; any pass with --only.")  # fmt: skip
@@ -24,15 +24,15 @@ from onnxshrink.errors import RecipeError
 @input_options
 @worker_options[0]
 @worker_options[1]
-@click.option("--shape", multiple=True, metavar="NAME:DIMS", help="Shape of a generated input.")
-@click.option(
+@input_option("--shape", multiple=True, metavar="NAME:DIMS", help="Shape of a generated input.")
+@input_option(
     "--count", default=16, type=COUNT, show_default=True, help="Use at most this many inputs."
 )
-@click.option("--seed", default=0, type=SEED, help="For everything that is random.")
+@common_option("--seed", default=0, type=SEED, help="For everything that is random.")
 @click.option("--by", type=click.Choice(["weight", "node"]), default="weight",
               help="Measure every weight, or all of one operator as one.")  # fmt: skip
 @click.option("--plot", metavar="FILE.svg", help="Draw it.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@common_option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     model: str, step: str, given: tuple[str, ...], shape: tuple[str, ...], count: int, seed: int,
     by: Any, plot: str | None, as_json: bool, timeout: float | None, memory_limit: str | None,
@@ -45,28 +45,23 @@ def command(
     """
     if plot is not None and not plot.endswith(".svg"):
         raise RecipeError(f"--plot {plot}: takes an .svg file")
-    from onnxshrink import files
-    from onnxshrink.contract import Settings
-    from onnxshrink.graph.forms import coded_read
-    from onnxshrink.options import build
-    from onnxshrink.recipe import find_pass
-    from onnxshrink.runtime.inputs import source_files
-    from onnxshrink.runtime.worker import Worker
-    from onnxshrink.search import sensitivity
-    from onnxshrink.search.partial_step import PartialStep
-
     inputs = Inputs.take(values)
-    loaded, _ = coded_read.load(model)
+    from onnxshrink import commands, files
+    from onnxshrink.api import Options
+    from onnxshrink.graph.forms import coded_read
+    from onnxshrink.runtime.inputs import source_files
+
     if plot is not None:
-        files.check([*loaded.own_files, *source_files(inputs.source)], [plot])
-    pass_ = build(find_pass(step, "--step"), _options(given), step)
-    with Worker(**worker_limits(timeout, memory_limit)) as worker, progress_bar() as progress:
-        feeds = feeds_for(model, inputs, shape, count, seed, worker)
-        settings = Settings(
-            feeds=feeds, generated=inputs.source is None, seed=seed, progress=progress
+        own = coded_read.load(model)[0].own_files
+        files.check([*own, *source_files(inputs.source)], [plot])
+    with progress_bar() as progress:
+        options = Options(
+            **inputs.options, shapes=dict(map(shape_option, shape)), seed=seed, progress=progress,
+            worker=worker_limits(timeout, memory_limit),
+        )  # fmt: skip
+        found = commands.sensitivity(
+            model, step, options, settings=_options(given), count=count, by=by, say=warn
         )
-        parts = PartialStep(loaded, pass_, settings, worker)
-        found = sensitivity.measure(parts, by, progress)
     if plot is not None:
         with files.output(Path(plot)) as file:
             file.write(found.to_svg().encode())

@@ -2,54 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import click
 
+from onnxshrink.cli._budget import Budget, budget_options
+from onnxshrink.cli._command import Command
 from onnxshrink.cli._run import Run, run_options
 from onnxshrink.cli._terminal import progress_bar
-from onnxshrink.cli._values import function_files, number, size_option
-from onnxshrink.errors import BudgetMissed, RecipeError
-from onnxshrink.goal import PRESETS
+from onnxshrink.cli._values import number
+from onnxshrink.errors import BudgetMissed
+from onnxshrink.goal import Aim
 
 
-@click.command()
+@click.command(cls=Command)
 @run_options
+@budget_options
 @click.option(
-    "--min-agreement", type=number, metavar="SHARE", help="Least top-1 agreement, 0 to 1."
-)
-@click.option("--max-error", type=number, metavar="E", help="Largest relative error of an output.")
-@click.option(
-    "--max-kl",
-    type=number,
-    metavar="NATS",
-    help="Largest mean divergence of tokens or classes from the original's.",
+    "--goal",
+    "aim",
+    type=click.Choice(get_args(Aim)),
+    help="What to make the best of: size; or latency or memory, measured on this machine. "
+    "Default: size, latency for the preset fastest.",
 )
 @click.option(
-    "--max-drop", type=number, metavar="D", help="Largest drop of --metric, or of top-1 agreement."
-)
-@click.option(
-    "--metric", metavar="FILE.py:FUNCTION",
-    help="Called with the outputs of every calibration input; gives a number, higher is better.",
-)  # fmt: skip
-@click.option(
-    "--measure",
-    "measures",
-    multiple=True,
-    metavar="OUTPUT=KIND",
-    help="What an output is, where it is not told right: labels, classes, tokens, embeddings, "
-    "vectors or values. Repeatable.",
-)
-@click.option(
-    "--preset",
-    type=click.Choice(PRESETS),
-    default="balanced",
+    "--target",
+    type=click.Choice(["cpu", "web", "mobile"]),
+    default="cpu",
     show_default=True,
-    help="How much may be lost where nothing above says.",
+    help="Where the result shall run: it has no operators that are not there.",
+)
+@click.option(
+    "--pareto", metavar="DIR", help="Also write models from near-lossless to smallest, and a plot."
 )
 @click.option("--time-limit", type=number, metavar="S", help="Seconds to search.")
-@click.option("--max-size", metavar="SIZE", help="Largest result, as in 5MB or 800kB.")
-@click.option("--target-ratio", type=number, metavar="X", help="At least this many times smaller.")
 @click.option("--recipe-out", metavar="FILE", help="Write the recipe found, for 'apply'.")
 @click.option("--bench/--no-bench", "with_bench", default=True, help="Measure latency at the end.")
 def command(**values: Any) -> None:
@@ -59,25 +45,20 @@ def command(**values: Any) -> None:
     onnxshrink shrink model.onnx small.onnx --calibration inputs.npz --min-agreement 0.99
     """
     run = Run(values)
-    metric, max_size = values.pop("metric"), values.pop("max_size")
-    target_ratio, recipe_out = values.pop("target_ratio"), values.pop("recipe_out")
+    budget, recipe_out = Budget.take(values), values.pop("recipe_out")
     with_bench, time_limit = values.pop("with_bench"), values.pop("time_limit")
+    pareto, target = values.pop("pareto"), values.pop("target")
+    fastest = budget.values["preset"] == "fastest"
+    aim: Aim = values.pop("aim") or ("latency" if fastest else "size")
     from onnxshrink import api
-    from onnxshrink.functions import load_metric
-    from onnxshrink.goal import Goal
 
-    goal = Goal(
-        metric=load_metric(metric) if metric else None,
-        measures=dict(map(_measure, values.pop("measures"))), **values,
-    )  # fmt: skip
     missed: BudgetMissed | None = None
     with progress_bar() as progress:
-        options = run.options(progress, function_files(metric))
+        options = run.options(progress, budget.reads)
         try:
             report = api.shrink(
-                run.source, run.out, options, goal=goal, target_ratio=target_ratio,
-                max_size=size_option(max_size, "--max-size") if max_size else None,
-                recipe_out=recipe_out, time_limit=time_limit,
+                run.source, run.out, options, goal=budget.goal(), recipe_out=recipe_out,
+                time_limit=time_limit, aim=aim, target=target, pareto=pareto, **budget.sizes,
             )  # fmt: skip
         except BudgetMissed as error:
             missed, report = error, error.report  # type: ignore[assignment]
@@ -86,10 +67,3 @@ def command(**values: Any) -> None:
     run.finish(report)
     if missed is not None:
         raise missed
-
-
-def _measure(text: str) -> tuple[str, Any]:
-    output, equals, kind = text.rpartition("=")
-    if not equals:
-        raise RecipeError(f"--measure takes OUTPUT=KIND, not {text!r}")
-    return output, kind

@@ -6,11 +6,12 @@ from typing import Any
 
 import click
 
+from onnxshrink.cli._command import Command, common_option
 from onnxshrink.cli._packed import base_option, limit_option, removal_said, say_sizes
 from onnxshrink.cli._values import size_option
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("source", metavar="IN")
 @click.argument("out", metavar="OUT")
 @base_option
@@ -19,7 +20,7 @@ from onnxshrink.cli._values import size_option
     "--storage", type=click.Choice(["auto", "single", "external"]), default="auto",
     help="One file, external data beside it, or external above 2 GB only.",
 )  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@common_option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     source: str, out: str, base: str | None, limit: str | None, storage: Any, as_json: bool
 ) -> None:
@@ -28,14 +29,9 @@ def command(
     \b
     onnxshrink unpack packed.onnx plain.onnx
     """
-    from onnxshrink.graph.forms import coded_read, packed
+    from onnxshrink import commands
 
-    if coded_read.names(source):
-        model, _ = coded_read.load(source)
-        before = model.stored_bytes()
-        say_sizes(out, before, model.save(out, storage), as_json)
-        return
     most = size_option(limit, "--limit") if limit else None
     with removal_said(out):
-        after = packed.unpack(source, out, storage, base=base, limit=most)
-    say_sizes(out, packed.stored_bytes(source), after, as_json)
+        done = commands.unpack(source, out, base=base, limit=most, storage=storage)
+    say_sizes(done, as_json)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
+from onnxshrink.cli._command import Command
 from onnxshrink.cli._inputs import Inputs, input_options
 from onnxshrink.cli._packed import base_option, limit_option
 from onnxshrink.cli._terminal import say
 from onnxshrink.cli._values import size_option, worker_limits, worker_options
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("source", metavar="IN")
 @base_option
 @limit_option
@@ -43,37 +43,22 @@ def command(
     onnxshrink verify packed.onnx
     onnxshrink verify small.onnx --original model.onnx --calibration inputs.npz
     """
+    from onnxshrink import commands
     from onnxshrink.api import Options
-    from onnxshrink.certificate import check_files, path_of, read, stored
-    from onnxshrink.errors import RecipeError
-    from onnxshrink.graph.forms import coded_read, packed
-    from onnxshrink.reproduce import recheck
 
     inputs = Inputs.take(values)
-    if Path(source).is_dir():
-        from onnxshrink.bundle import verify
-
-        say(f"{source}: {verify(source, key)} files, all as in the manifest")
-        return
-    if (original is None) != (inputs.source is None):
-        raise RecipeError("--original and --calibration go together: figures need both")
-    certified = certificate is not None or path_of(source).exists()
-    if not certified and (key is not None or original is not None):
-        raise RecipeError(f"{path_of(source)}: is not there; name the --certificate")
-    if certified:
-        found = read(certificate or path_of(source), key)
-        check_files(found, stored(source))
-        signed = "signed" if found.content.get("signature") else "not signed"
-        signed = f"signed with {key}" if key else signed
-        say(f"{source}: the files are those of {found.path}, which is intact and {signed}")
-        if original is not None:
-            options = Options(**inputs.options, worker=worker_limits(timeout, memory_limit))
-            again = recheck(found, original, source, options)
-            say(f"measured again on {again.feeds} inputs: no worse than certified")
-    if coded_read.names(source):
-        click.echo(f"{source}: {coded_read.verify(source)} coded tensors, every checksum is right")
-    elif not certified or packed.pack_name(Path(source)) is not None:
-        most = size_option(limit, "--limit") if limit else None
-        with packed.open_pack(source, base=base, limit=most) as opened:
-            opened.verify()
-            say(f"{opened.path}: {len(opened)} tensors, every checksum is right")
+    done = commands.verify(
+        source, Options(**inputs.options, worker=worker_limits(timeout, memory_limit)), base=base,
+        limit=size_option(limit, "--limit") if limit else None, certificate=certificate, key=key,
+        original=original,
+    )  # fmt: skip
+    if done.files:
+        say(f"{source}: {done.files} files, all as in the manifest")
+    if done.certificate is not None:
+        signed = f"signed with {key}" if key else "signed" if done.signed else "not signed"
+        say(f"{source}: the files are those of {done.certificate}, which is intact and {signed}")
+    if done.feeds:
+        say(f"measured again on {done.feeds} inputs: no worse than certified")
+    if done.where:
+        kind = "coded tensors" if done.where == source else "tensors"
+        say(f"{done.where}: {done.tensors} {kind}, every checksum is right")

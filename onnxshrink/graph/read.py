@@ -8,7 +8,6 @@ alone and can give the text as the reason. :func:`obstacle` asks for it beforeha
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -209,10 +208,15 @@ def array(value: ir.Value | None) -> npt.NDArray[Any] | None:
     return None if tensor is None else np.asarray(tensor.numpy())
 
 
+def shape(tensor: ir.TensorProtocol) -> tuple[int, ...]:
+    """The shape of a stored tensor."""
+    return tuple(int(dim) for dim in tensor.shape)  # type: ignore[arg-type]
+
+
 def scalar(value: ir.Value | None) -> float | None:
     """The one number of a constant, whatever its rank; None when it has more, or is a text."""
     tensor = constant(value)
-    if tensor is None or math.prod(tensor.shape.numpy()) != 1 or tensor.dtype.is_string():
+    if tensor is None or tensor.size != 1 or tensor.dtype.is_string():
         return None
     return float(np.asarray(tensor.numpy()).reshape(-1)[0])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -9,13 +10,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from onnxshrink.kernels import ties
 from onnxshrink.kernels.kinds import Kind, Known, decide
 from onnxshrink.kernels.metrics import Agreement
-from onnxshrink.kernels.probabilities import (
-    are_logarithms,
-    are_probabilities,
-    as_log_probabilities,
-)
+from onnxshrink.kernels.probabilities import are_logarithms, are_probabilities
 from onnxshrink.kernels.promise import CONFIDENCE, ratio_at_most, share_at_least
 
 Figure = Literal["agreement", "likeness", "error", "divergence"]
@@ -23,24 +21,40 @@ Measure = Literal["auto", "agreement", "cosine"]
 Outputs = Sequence[Sequence[np.ndarray]]
 Floats = npt.NDArray[np.float64]
 
-_CONFIDENCE = 0.95
 _IN_DOUBT = 3.0  # times as many answers may change where it is not known that they are answers
+_FEW = 2.0  # times what two or three inputs show may be what others do
 _EXACT = 1e-9  # nothing may be lost: this much may
-_UNSEEN = 64  # places between a tie and the closest row at which the unseen one is tried
 
 
 class Estimate(NamedTuple):
     """A figure over some inputs.
 
     Attributes:
+        name: Which one.
         figure: What they show.
         careful: The end of its interval that is worse; unbounded where they are too few.
         units: How many rows or inputs it rests on.
+        counted: Of an agreement the same by nothing but the count, which knows of no noise.
     """
 
+    name: Figure
     figure: float
     careful: float
     units: int
+    counted: float = 1.0
+
+    def strain(self, limit: float) -> float:
+        """The share of what may be lost that is lost, with care."""
+        more = self.name in ("agreement", "likeness")
+        lost, may = (1 - self.careful, 1 - limit) if more else (self.careful, limit)
+        return max(lost, 0.0) / max(may, _EXACT) if lost == lost else math.inf
+
+    def told(self) -> Estimate:
+        """The same with a rule of thumb for a careful end, where so few inputs tell none."""
+        if math.isfinite(self.careful):
+            return self
+        lost = 1 - self.figure if self.name == "likeness" else self.figure
+        return self._replace(careful=1 - _FEW * lost if self.name == "likeness" else _FEW * lost)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,46 +152,54 @@ class Fidelity:
                 scores.append(agreement.cosine if self._free_scale else agreement.likeness)
         return min(scores)
 
-    def strain(self, outputs: Outputs, asked: Sequence[Mapping[Figure, float]]) -> float:
+    def strain(
+        self, outputs: Outputs, asked: Sequence[Mapping[Figure, float]],
+        confidence: float = CONFIDENCE,
+    ) -> float:  # fmt: skip
         """The largest share of what may be lost that is lost, over outputs: above 1 is too much.
 
-        Every figure is taken at the careful end of what the inputs say of it.
+        Every figure is taken at the end of its interval that is worse.
 
         Args:
             outputs: For each feed of the reference.
             asked: For each output, the limits of its figures.
+            confidence: Of the intervals.
         """
         found = 0.0
         for i, limits in enumerate(asked):
             for figure, limit in limits.items():
-                if figure == "agreement":
-                    # Of few rows one may be next to a tie, whatever is done.
-                    lost, may = 1 - self.agreement(outputs, i), max(1 - limit, self._one_row(i))
-                else:
-                    lost = self.estimate(outputs, i, figure).careful
-                    may = 1 - limit if figure == "likeness" else limit
-                    lost = 1 - lost if figure == "likeness" else lost
-                found = max(found, lost / max(may, _EXACT))
+                found = max(
+                    found, self.estimate(outputs, i, figure, confidence).told().strain(limit)
+                )
         return found
 
-    def agreement(self, outputs: Outputs, output: int) -> float:
-        """The share of rows, or labels, that is to be expected to keep their answer.
+    def agreement(
+        self, outputs: Outputs, output: int, confidence: float = CONFIDENCE
+    ) -> float:  # fmt: skip
+        """The share of rows that will keep their answer, with a confidence.
 
-        Few inputs have few near ties, and a count over them says little of the next. So the
-        agreement is what is to be expected: each row flips when noise of the size seen exceeds the
-        margin between its two likeliest classes. It is a careful expectation: the noise is taken
-        at the upper end of its 95 % confidence interval, and one row is added that has not been
-        seen, closer to a tie than any. A count that is lower by more than one row wins.
+        See :mod:`onnxshrink.kernels.ties`. What is counted wins where it is lower by more than one
+        row. Labels have no leads: of them what is counted is all there is.
         """
-        counted = self._agreement(outputs, output).top1
-        known = self.kinds[output]
+        known, counted = self.kinds[output], self._agreement(outputs, output).top1
         if counted is None or known.kind == "labels":
             return 1.0 if counted is None else counted
         pairs = [(known.rows(x), known.rows(y)) for x, y in self._pairs(outputs, output)]
+        if any(x.shape != y.shape for x, y in pairs):
+            return counted
         rows = sum(x.size // x.shape[-1] for x, _ in pairs)
-        every = (known.rows(x[output]) for x in (*self._reference, *self._others) if x[output].size)
-        expected = _expected_agreement(pairs, [_margins(x) for x in every])
-        return float(min(expected, counted + 1 / max(rows, 1)))
+        noisy = [unit for x, y in pairs if x.size for unit in self._noisy(x, y, output)]
+        others = [known.rows(feed[output]) for feed in self._others]
+        leads = [unit for x in others if x.size for unit, _ in self._noisy(x, x, output)]
+        turned = ties.turned([*(unit for unit, _ in noisy), *leads], noisy)
+        return float(min(1 - turned.at_most(confidence), counted + 1 / max(rows, 1)))
+
+    def _noisy(self, x: np.ndarray, y: np.ndarray, output: int) -> list[tuple[Floats, Floats]]:
+        """Leads and their changes, of each row of the batch, or of each input."""
+        before, top = ties.lead(x)
+        units = len(x) if x.ndim > 1 and output not in self._stacked else 1
+        pair = before, ties.moved(y, before, top)
+        return [*zip(*(np.array_split(part, units) for part in pair), strict=True)]
 
     def estimate(
         self, outputs: Outputs, output: int, figure: Figure, confidence: float = CONFIDENCE
@@ -188,23 +210,24 @@ class Fidelity:
         if figure == "agreement":
             counted = 1.0 if agreement.top1 is None else agreement.top1
             rows = _rows(self.kinds[output], pairs)
-            careful = share_at_least(round(counted * rows), rows, confidence) if rows else 1.0
-            return Estimate(counted, careful, rows)
+            least = share_at_least(round(counted * rows), rows, confidence) if rows else 1.0
+            likely = self.agreement(outputs, output, confidence)
+            return Estimate(figure, counted, likely, rows, least)
         if figure == "divergence":
             divergence = agreement.kl or 0.0
             known = self.kinds[output]
             each = [_pair_kl(known.rows(x), known.rows(y)) for x, y in pairs]
-            return Estimate(divergence, ratio_at_most(each, np.ones(len(each)), confidence),
-                            len(each))  # fmt: skip
+            most = ratio_at_most(each, np.ones(len(each)), confidence)
+            return Estimate(figure, divergence, most, len(each))
         errors, signals, powers = self._sums(pairs, output)
         if figure == "likeness":
             most = ratio_at_most(errors, signals + powers, confidence)
-            return Estimate(agreement.likeness, 1 - most, errors.size)
+            return Estimate(figure, agreement.likeness, 1 - most, errors.size)
         found = agreement.result("")
         most = ratio_at_most(errors, signals, confidence) ** 0.5
         whole = found.relative_error
         scale = found.worst / whole if 0 < whole < np.inf else 1.0
-        return Estimate(found.worst, max(most * scale, found.worst), errors.size)
+        return Estimate(figure, found.worst, max(most * scale, found.worst), errors.size)
 
     def _sums(
         self, pairs: Sequence[tuple[np.ndarray, np.ndarray]], output: int
@@ -225,14 +248,6 @@ class Fidelity:
             return np.zeros(0), np.zeros(0), np.zeros(0)
         errors, signals, powers = (np.concatenate(part) for part in zip(*found, strict=True))
         return errors, signals, powers
-
-    def _one_row(self, output: int) -> float:
-        """The share that one row is of all rows whose margins are known."""
-        if self.kinds[output].kind == "labels":
-            return 0.0
-        known = (feed[output] for feed in (*self._reference, *self._others))
-        rows = _rows(self.kinds[output], [(array, array) for array in known])
-        return 1 / max(rows, 1)
 
     def _given(self, output: int) -> bool:
         known = self.kinds[output]
@@ -270,52 +285,3 @@ def _pair_kl(x: np.ndarray, y: np.ndarray) -> float:
     agreement = Agreement()
     agreement.add(x, y)
     return agreement.kl or 0.0
-
-
-def _top_two(values: np.ndarray) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """Log-probabilities, [rows, classes], and the places of the two likeliest classes."""
-    logs = as_log_probabilities(values)
-    return logs, np.argpartition(logs, -2, axis=1)[:, -2:]
-
-
-def _gap(logs: Floats, top: npt.NDArray[np.int64]) -> Floats:
-    pair = np.take_along_axis(logs, top, 1)
-    gap: Floats = pair[:, 1] - pair[:, 0]
-    return gap
-
-
-def _margins(values: np.ndarray) -> Floats:
-    """By how much the likeliest class of each row leads."""
-    return np.abs(_gap(*_top_two(values)))
-
-
-def _expected_agreement(
-    pairs: Sequence[tuple[np.ndarray, np.ndarray]], margins: Sequence[Floats]
-) -> float:
-    """The share of rows that will keep their likeliest class.
-
-    Args:
-        pairs: Rows before and after, which tell the noise.
-        margins: Of these and more rows.
-    """
-    from scipy.special import ndtr
-    from scipy.stats import chi2
-
-    was, changes = [], []
-    for x, y in pairs:
-        if x.shape == y.shape and x.size:
-            before, top = _top_two(x)
-            was.append(_gap(before, top))
-            changes.append(_gap(as_log_probabilities(y), top) - was[-1])
-    if not was:
-        return 1.0
-    margin, change = np.abs(np.concatenate(was)), np.concatenate(changes)
-    # Rows far from a tie have larger noise of their own, which says nothing about the close ones.
-    close = np.square(change[margin <= np.median(margin)])
-    noise = float(np.sqrt(close.sum() / chi2.ppf(1 - _CONFIDENCE, close.size)))
-    if noise == 0:
-        return 1.0
-    every = np.concatenate(margins)
-    # The next row is closer than all n with probability 1 / (n + 1), anywhere below the closest.
-    unseen = ndtr(np.linspace(0, every.min(), _UNSEEN) / noise).mean()
-    return float((ndtr(every / noise).sum() + unseen) / (every.size + 1))

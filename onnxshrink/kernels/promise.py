@@ -75,5 +75,6 @@ def ratio_at_most(
     ratios = np.divide(part[drawn].sum(axis=1), sums, out=np.full(_DRAWS, math.inf), where=sums > 0)
     # Draws of few inputs vary too little: the correction of a variance, and Student's for the end.
     middle, free = float(part.sum() / whole.sum()), part.size - 1
-    wider = math.sqrt(part.size / free) * float(t.ppf(confidence, free) / norm.ppf(confidence))
+    end = float(norm.ppf(confidence)) or 1.0
+    wider = math.sqrt(part.size / free) * (float(t.ppf(confidence, free)) / end or 1.0)
     return middle + (float(np.quantile(ratios, confidence)) - middle) * wider

@@ -35,6 +35,8 @@ class Surgeon(Pass):
     kept. The weights are read into memory.
     """
 
+    example = "--function edit.py:edit"
+
     function: str = option("", help="the function to run, as path/to/file.py:name")
     allow_growth: bool = option(False, help="let the step make the file bigger")
 

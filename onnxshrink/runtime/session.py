@@ -48,7 +48,15 @@ _LACKS = (
     ),
     (r"No Op registered for (\S+) with domain_version of (\d+)", "no operator {} in opset {}"),
     (r"Type '(.+?)' of input parameter .*? of operator \((\w+)\)", "no kernel for {} {}"),
+    (
+        r"Opset (\d+) is under development.*?till opset (\d+)",
+        "no support for opset {} yet; the newest that it knows is {}",
+    ),
     (r"Opset (\d+) is under development", "no support for opset {} yet"),
+    (
+        r"Unsupported model IR version: (\d+), max supported IR version: (\d+)",
+        "no support for IR version {} yet; the newest that it knows is {}",
+    ),
     (r"Unsupported model IR version: (\d+)", "no support for IR version {} yet"),
 )
 _CODE_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")

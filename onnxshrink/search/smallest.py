@@ -1,100 +1,59 @@
 """The smallest recipe whose answers keep a goal, on inputs that the search has not seen.
 
-Every candidate is a whole recipe. It is run under the contract on the inputs that may be seen,
-measured as it will be stored, and its answers to the judging half are held against the goal, with
-care. The smallest that keeps it is then held against inputs that no step has seen. If these say
-no, it steps back to a finer one; what was held against them so often says less, which the interval
-takes into account.
+Integer codes whose steps one number sets (quantize-rd) are the backbone: the more is spent, the
+smaller the file and the larger the loss. The search follows that number until the inputs that no
+step has seen refuse. One path, taken in one direction until it is refused, is one test, however
+many its steps (Bates et al., Distribution-free, risk-controlling prediction sets, 2021). Other
+recipes are tried on what may be seen; one that is smaller there is another test, and the intervals
+of all of them allow for it.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
-from onnxshrink.contract import Judge, Settings
-from onnxshrink.errors import ModelError
-from onnxshrink.goal import Goal, Promise
-from onnxshrink.options import build, dump
-from onnxshrink.pipeline import Pass, Result, run
-from onnxshrink.recipe import Recipe, Storage, find_pass
+from onnxshrink.contract import Judge
+from onnxshrink.goal import Aim
+from onnxshrink.options import build
+from onnxshrink.pipeline import Pass, Result
+from onnxshrink.recipe import find_pass
 from onnxshrink.search import ladder
-
-if TYPE_CHECKING:
-    from onnxshrink.graph.file.model import Model
-    from onnxshrink.runtime.worker import Worker
-    from onnxshrink.trials import Answers
+from onnxshrink.search.evaluation import Evaluator, Tried, spending
+from onnxshrink.search.measured import bench_tried
 
 _log = logging.getLogger(__name__)
 
 _WORTH = 0.97  # of the bytes: what saves less is not worth any accuracy
-_LOOKS = 6  # at inputs that nobody had seen; they are few, and say less each time
-_TURNS = 4  # of the dial, where what a pass chose for itself does not keep the goal
-_ROOMY = 0.8  # of what may be lost: below this more is tried
-_BACK = 0.9  # of the room that a figure has, when an error is stepped back to it
-_HALF = 0.5  # of the squared error to spend, where it is not known how much is too much
-_TOLD = ("lam", "bits", "dtype", "ratio")  # options that tell one recipe from another
+_TURNS = 5  # of the number that says what to spend
+_ROOMY = 0.9  # of what may be lost: below this more is spent
+_AIM = 0.96
+_CLOSE = 1.15  # between what is kept and what is refused: a tenth of a bit
+_POWER = 0.5  # by which a loss grows with what is spent, before two of them tell
+_STEEPEST, _FLATTEST = 1.5, 0.25
+_LEAP = 8.0  # the factor by which what is spent changes at most
 _WHERE = "the search"
 
-#: Steps beside the backbone: name, steps, and the least bits a weight takes, which tells without a
-#: trial that there is nothing to gain.
-_OTHERS: tuple[tuple[tuple[tuple[str, dict[str, Any]], ...], float], ...] = (
-    ((("share-codebook", {"bits": 3, "rounding": "gptq"}),), 2.2),
-    ((("share-codebook", {"bits": 4, "rounding": "gptq"}),), 3.0),
-    ((("quantize-weights", {"dtype": "int4", "block_size": 32, "rounding": "gptq"}),), 3.3),
-    ((("quantize-weights", {"dtype": "int8"}),), 5.5),
-    ((("to-float16", {}),), 11.0),
+#: Where the backbone does not do. Where it does, none of these was ever smaller at an equal loss.
+_OTHERS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("share-codebook", {"bits": 4, "rounding": "gptq"}),
+    ("quantize-weights", {"dtype": "int4", "block_size": 32, "rounding": "gptq"}),
+    ("quantize-weights", {"dtype": "int8"}),
+    ("to-float16", {}),
 )
+_INTEGERS: tuple[tuple[tuple[str, dict[str, Any]], ...], ...] = (
+    (("quantize-static", {"only": ["Conv"], "others": "keep"}), ("quantize-dynamic", {})),
+    (("quantize-dynamic", {}),),
+    (("quantize-static", {"others": "keep"}),),
+)
+_HALF = 0.5  # of the squared error for weights, the other for what is multiplied with them
+_FEW_TURNS = 2
+_NEARLY = 1.05  # times the least cost: of those the smallest file
 _PRUNED = (("prune-sparsegpt", {"ratio": 0.4, "max_error": 1.0}),)
-
-
-@dataclass
-class Tried:
-    """A recipe, what came of it, and what it keeps.
-
-    Attributes:
-        recipe: The recipe, cleaning included; it has no options that a step chooses for itself.
-        result: The model and its report.
-        nbytes: Bytes of the file, stored as asked for.
-        strain: Share of what may be lost that is lost, with care; see :meth:`Goal.strain`.
-        misses: What it does not keep for certain: a metric, or running at all.
-        spend: What quantize-rd spends in it; None where it is not part of it.
-        promises: What unseen inputs say; None before they are asked.
-        moved: Weights that are kept at a higher precision than others, and at which.
-    """
-
-    recipe: Recipe
-    result: Result
-    nbytes: int
-    strain: float
-    misses: list[str]
-    spend: float | None = None
-    promises: list[Promise] | None = None
-    moved: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """The steps behind the cleaning, with what was chosen."""
-        steps = [step for step in self.recipe.steps if step.name not in ("clean", "lower-ml")]
-        names = []
-        for step in steps:
-            told = [f"{value:.2g}" if key == "lam" else str(value)
-                    for key, value in dump(step).items() if key in _TOLD]  # fmt: skip
-            names.append(" ".join([step.name, *told]))
-        return " + ".join(names) or "lossless coding"
-
-    @property
-    def keeps(self) -> bool:
-        """Whether the goal is kept as far as is known."""
-        return self.strain <= 1 and not self.misses and not self.refused
-
-    @property
-    def refused(self) -> bool:
-        """Whether unseen inputs say that it is not kept."""
-        return any(promise.refuses for promise in self.promises or ())
 
 
 @dataclass
@@ -103,12 +62,14 @@ class Found:
 
     Attributes:
         best: The smallest that keeps the goal; else the one that is nearest to it.
+        result: Its model and report.
         tried: All, in the order in which they were tried.
-        looks: How many were held against the unseen inputs.
+        looks: How many kinds of recipes were held against the unseen inputs.
         stopped: Why the search ended early; empty when it did not.
     """
 
     best: Tried
+    result: Result
     tried: list[Tried] = field(default_factory=list)
     looks: int = 0
     stopped: str = ""
@@ -135,25 +96,15 @@ class Search:
     """Tries recipes on a model.
 
     Args:
-        model: The model; it is left as it is.
-        first: Steps that change no answer, in front of every recipe.
-        settings: How to check; its ``feeds`` may be seen, its ``unseen`` not before the end.
-        goal: What the answers must keep.
-        worker: Where to run.
-        storage: How the result will be stored.
+        ask: Evaluates them.
+        aim: What the best is best at.
         deadline: When to stop, by ``time.monotonic``; None for never.
     """
 
-    def __init__(
-        self, model: Model, first: Sequence[Pass], settings: Settings, goal: Goal, worker: Worker,
-        storage: Storage, deadline: float | None = None,
-    ):  # fmt: skip
-        self._model, self._first, self._worker = model, tuple(first), worker
-        self._settings = replace(settings, goal=goal, storage=storage)
-        self._goal, self._storage, self._deadline = goal, storage, deadline
+    def __init__(self, ask: Evaluator, aim: Aim = "size", deadline: float | None = None):
+        self._ask, self._aim, self._deadline = ask, aim, deadline
         self._tried: list[Tried] = []
         self._looks = 0
-        self._unseen: Answers | None = None
 
     def run(self) -> Found:
         """The best that is found in time; Ctrl-C ends the search, too, once there is anything."""
@@ -166,122 +117,130 @@ class Search:
                     break
         except KeyboardInterrupt:
             stopped = "interrupted"
-        best = self._verified(stopped)
-        return Found(best, self._tried, self._looks, stopped)
+        best = self._confirmed(stopped)
+        if self._aim != "size" and not stopped:
+            best = self._cheapest(best)
+        return Found(best, self._ask.result(best), self._tried, self._looks, stopped)
 
     # ---- candidates
 
     def _explore(self) -> Iterator[None]:
-        backbone = [find_pass("quantize-rd")()]
-        yield from self._dial(backbone)
-        kept = min((one.nbytes for one in self._tried if one.keeps), default=0)
-        weights = self._weights()
-        for steps, bits in _OTHERS:
-            if kept < bits / 8 * weights and any(one.spend for one in self._tried if one.keeps):
-                continue  # not even its codes alone are smaller
-            self._try([build(find_pass(name), options, _WHERE) for name, options in steps])
-            yield
-        best = self._smallest()
-        if best.spend is None:
+        backbone = find_pass("quantize-rd")()
+        yield from self._path(self._try([backbone]))
+        if self._smallest().spend is None:
+            for name, options in _OTHERS:
+                self._try([build(find_pass(name), options, _WHERE)])
+                yield
             yield from self._ladder()
-        elif best.nbytes > 0.1 * weights / 8:
-            pruned = [build(find_pass(name), options, _WHERE) for name, options in _PRUNED]
-            self._try([*pruned, _spending(backbone[0], best.spend)])
-            yield
+            return
+        if self._aim != "size":
+            yield from self._integers(self._smallest())
+            return
+        best = self._smallest()
+        pruned = [build(find_pass(name), options, _WHERE) for name, options in _PRUNED]
+        one = self._try([*pruned, spending(backbone, best.spend or 0.0)])
+        yield
+        if one is not None and self._dominates(one, best):
+            yield from self._path(one)
+
+    def _integers(self, best: Tried) -> Iterator[None]:
+        """Kernels that compute with the integers of the best: they take less time and memory."""
+        backbone = best.recipe.steps[len(self._ask.first) :]
+        for steps in _INTEGERS:
+            built = [build(find_pass(name), options, _WHERE) for name, options in steps]
+            half = [spending(step, (best.spend or 0.0) * _HALF) for step in backbone]
+            yield from self._path(self._try([*half, *built]), _FEW_TURNS)
+
+    def _cheapest(self, smallest: Tried) -> Tried:
+        """The fastest, or smallest in memory, that keeps the goal; the smallest where none is."""
+        kinds: dict[tuple[str, ...], Tried] = {}
+        for one in sorted(self._tried, key=lambda one: -one.nbytes):
+            if one.keeps and (one.promises or not self._ask.settings.unseen):
+                kinds[tuple(step.name for step in one.recipe.steps)] = one
+        kinds[tuple(step.name for step in smallest.recipe.steps)] = smallest
+        bench_tried(self._ask, [*kinds.values()])
+        costs = {id(one): self._cost(one) for one in kinds.values()}
+        least = min(costs.values())
+        near = [one for one in kinds.values() if costs[id(one)] <= _NEARLY * least]
+        best = min(near, key=lambda one: one.nbytes)
+        self._ask.look(best, max(self._looks, 1))
+        return best if best.keeps else smallest
+
+    def _cost(self, one: Tried) -> float:
+        return float((one.latency if self._aim == "latency" else one.memory) or 0.0)
 
     def _ladder(self) -> Iterator[None]:
         """Where the backbone does not do: the weights that hurt at a higher precision."""
-        judge = Judge(self._model, self._settings, self._worker)
+        settings = self._ask.settings
+        judge = Judge(self._ask.model, settings, self._ask.worker)
         if judge.original is None or not judge.original.outputs:
             return
-        found = ladder.find_recipe(self._model, judge, self._goal, self._settings.progress)
+        found = ladder.find_recipe(self._ask.model, judge, self._ask.goal, settings.progress)
         yield
         one = None if found.misses else self._try(found.recipe.steps)
         if one is not None:
             one.moved = found.moved
         yield
 
-    def _weights(self) -> int:
-        from onnxshrink.graph import weights
+    def _path(self, one: Tried | None, turns: int = _TURNS) -> Iterator[None]:
+        """What quantize-rd spends in a recipe, more until it is too much, or less until it is not.
 
-        return sum(view.size for view in weights.find(self._model) if view.uses)
-
-    def _dial(self, steps: Sequence[Pass]) -> Iterator[None]:
-        """quantize-rd with what it chooses to spend; then less until that keeps the goal, or more.
-
-        It chooses by a fit to one half of the inputs. That to all of them is better: often there is
-        room for more.
+        It chooses by a fit to one half of the inputs; that to all of them is better, and those that
+        it has not seen have the last word.
         """
-        found = self._try(steps)
         yield
-        kept = found is not None and found.keeps
-        for _ in range(_TURNS):
-            if found is None or found.spend is None or found.keeps != kept:
+        if one is None or one.spend is None:
+            return
+        self._look(one)
+        looks, points = self._looks, [one]
+        for _ in range(turns):
+            spend = _next(points)
+            if spend is None:
                 return
-            if kept and found.strain > _ROOMY:
-                return
-            found = self._again(found, 1 / _HALF if kept else _HALF)
             yield
+            self._tell(f"trying {one.name}, spending {spend:.2g}")
+            found = self._ask.again(one, spend, looks)
+            if found is None or found.spend is None:
+                return
+            self._add(found)
+            points.append(found)
 
-    @property
-    def _by_metric(self) -> bool:
-        return self._goal.metric is not None and self._goal.max_drop is not None
-
-    def _again(self, one: Tried, factor: float) -> Tried | None:
-        """The same with another share to spend."""
-        assert one.spend is not None
-        lam = one.spend * factor
-        steps = one.recipe.steps[len(self._first) :]
-        return self._try(
-            [_spending(step, lam) if step.name == "quantize-rd" else step for step in steps]
-        )
+    def _dominates(self, one: Tried, best: Tried) -> bool:
+        """Whether a recipe is likely to be smaller at an equal loss, by what steps have seen."""
+        if one.nbytes >= best.nbytes or one.misses or not best.seen:
+            return False
+        path = [each for each in self._tried if each.spend and len(each.recipe.steps) ==
+                len(best.recipe.steps)]  # fmt: skip
+        slope = _slope([math.log(each.seen) for each in path if each.seen],
+                       [-math.log(each.nbytes) for each in path if each.seen])  # fmt: skip
+        worth = math.log(best.nbytes / one.nbytes) - slope * math.log(one.seen / best.seen)
+        return worth > -math.log(_WORTH)
 
     def _try(self, steps: Sequence[Pass]) -> Tried | None:
         """Run a recipe and measure it; None where one of its steps did not stand."""
-        from onnxshrink.search.stored import stored_bytes
-
-        recipe = Recipe((*self._first, *steps), held_back=bool(self._settings.unseen))
-        best = self._smallest() if self._tried else None
-        doing = " + ".join(step.name for step in steps) or "cleaning"
-        if best is not None:
-            doing += f"; best so far {best.nbytes:,} bytes"
-        self._settings.progress(f"trying {doing}", len(self._tried), 0)
-        result = run(recipe.steps, self._model, self._settings, self._worker)
-        rows = result.report.steps[len(self._first) :]
-        if any(row.status == "rolled back" for row in rows):
-            _log.info("%s: %s", doing, next(row.reason for row in rows if row.reason))
-            return None
-        chosen, spend = [], None
-        for step, row in zip(steps, rows, strict=True):
-            if "lam" in row.chosen:
-                spend = row.chosen["lam"]
-                step = _spending(step, spend)
-                row.options = dump(step)
-            chosen.append(step)
-        strain, misses = self._judged(result)
-        one = Tried(
-            replace(recipe, steps=(*self._first, *chosen)), result,
-            stored_bytes(result.model, self._storage), strain, misses, spend,
-        )  # fmt: skip
-        if not any(row.status == "done" for row in rows) and self._tried:
-            return None  # nothing to do for it
-        self._tried.append(one)
-        _log.info("%s: %d bytes, %.3f of what may be lost", one.name, one.nbytes, strain)
+        self._tell("trying " + (" + ".join(step.name for step in steps) or "cleaning"))
+        one = self._ask.evaluate(steps)
+        if one is not None:
+            self._add(one)
         return one
 
-    def _judged(self, result: Result) -> tuple[float, list[str]]:
-        """The share of what may be lost that is lost on the judging half, and what is missed."""
-        from onnxshrink.kernels.split import Split
+    def _tell(self, doing: str) -> None:
+        if self._tried:
+            doing += f"; best so far {self._smallest().nbytes:,} bytes"
+        self._ask.settings.progress(doing, len(self._tried), 0)
 
-        if result.answers is None or not result.answers[0].outputs:
-            return 0.0, []
-        before, after = result.answers
-        split = Split(len(before.outputs))
-        if self._by_metric:
-            return 0.0, self._goal.misses(result.effect, before, after)
-        seen, judged = before.part(split.judge), after.part(split.judge)
-        others = () if split.by_itself else before.part(split.fit).outputs
-        return self._goal.strain(seen, others)(judged.outputs), []
+    def _add(self, one: Tried) -> None:
+        """Remember it; of all models the newest and the best stay in memory."""
+        self._tried.append(one)
+        best = self._smallest()
+        for other in self._tried:
+            if other is not one and other is not best:
+                other.result = None
+
+    def _look(self, one: Tried) -> None:
+        if not one.promises:
+            self._looks += 1
+            self._ask.look(one, self._looks)
 
     # ---- the choice
 
@@ -294,44 +253,71 @@ class Search:
         near = [one for one in kept if _WORTH * one.nbytes <= least]
         return min(near, key=lambda one: (one.strain, one.nbytes))
 
-    def _verified(self, stopped: str) -> Tried:
-        """The smallest that unseen inputs accept, too."""
+    def _confirmed(self, stopped: str) -> Tried:
+        """The smallest that unseen inputs accept, with an interval for as often as they judged."""
         best = self._smallest()
-        while self._settings.unseen and best.promises is None:
-            self._look(best)
-            if not best.refused or self._looks == _LOOKS:
+        for _ in range(_TURNS):
+            if not best.promises:
+                self._look(best)
+            elif self._looks > 1:
+                self._ask.look(best, self._looks)
+            if best.keeps:
                 break
             if best.spend is not None and not stopped:
-                self._again(best, _finer(best.promises or ()))
-            best = self._smallest()
+                found = self._ask.again(
+                    best, best.spend * _factor(best.strain, _POWER), self._looks
+                )
+                if found is not None:
+                    self._add(found)
+            if (other := self._smallest()) is best:
+                break
+            best = other
         return best
 
-    def _look(self, one: Tried) -> None:
-        """Hold a candidate against the unseen inputs: once more than before."""
-        from onnxshrink.trials import answers
 
-        feeds, folder = self._settings.unseen, self._settings.folder
-        if self._unseen is None:
-            self._unseen = answers(self._model, feeds, self._worker, folder=folder)
-        self._looks += 1
-        self._settings.progress(f"{one.name}: asking unseen inputs", self._looks, 0)
-        try:
-            after = answers(one.result.model, feeds, self._worker, folder=folder)
-        except ModelError as error:
-            one.misses = [f"the result does not run on unseen inputs: {error}"]
-            one.promises = []
-            return
-        one.promises = self._goal.promises(self._unseen, after, self._looks)
+def _next(points: Sequence[Tried]) -> float | None:
+    """What to spend next, after what came of some; None where there is nothing more to find.
+
+    Losses are about powers of what is spent.
+    """
+    low = max((p.spend for p in points if p.keeps and p.spend), default=0.0)
+    high = min((p.spend for p in points if not p.keeps and p.spend), default=math.inf)
+    newest = points[-1]
+    if newest.spend is None or (high <= low * _CLOSE):
+        return None
+    if low and any(p.spend == low and p.strain > _ROOMY for p in points):
+        return None
+    known = [p for p in points if p.spend and 0 < p.strain < math.inf]
+    power = _POWER
+    if len(known) > 1:
+        power = _slope([math.log(p.spend) for p in known if p.spend],
+                       [math.log(p.strain) for p in known])  # fmt: skip
+    nearest = min(known, key=lambda p: abs(math.log(p.strain)), default=newest)
+    if nearest.spend is None:
+        return None
+    spend = nearest.spend * _factor(nearest.strain, power)
+    if not low and len(points) > 1:
+        spend = min(spend, high / 2)  # the first guess was no better: time to be sure
+    if low and high < math.inf:
+        edge = math.sqrt(_CLOSE)
+        spend = min(max(spend, low * edge), high / edge)
+    return spend
 
 
-def _spending(step: Pass, lam: float) -> Pass:
-    return build(type(step), {**dump(step), "lam": lam}, _WHERE)
+def _factor(strain: float, power: float) -> float:
+    """By how much more to spend, where a share of what may be lost is lost."""
+    if not strain:
+        return _LEAP
+    if math.isinf(strain):
+        return 1 / _LEAP
+    return min(max(math.exp(math.log(_AIM / strain) / power), 1 / _LEAP), _LEAP)
 
 
-def _finer(promises: Sequence[Promise]) -> float:
-    """By how much less to spend for what unseen inputs refuse."""
-    factor = _HALF
-    for promise in promises:
-        if promise.refuses and promise.figure == "error" and promise.careful > 0:
-            factor = min(factor, _BACK * (promise.limit / promise.careful) ** 2)
-    return max(factor, _HALF**4)
+def _slope(x: Sequence[float], y: Sequence[float]) -> float:
+    """The slope of the line through points, within what a loss can do."""
+    middle, height = sum(x) / max(len(x), 1), sum(y) / max(len(y), 1)
+    spread = sum((a - middle) ** 2 for a in x)
+    if not spread:
+        return _POWER
+    slope = sum((a - middle) * (b - height) for a, b in zip(x, y, strict=True)) / spread
+    return min(max(slope, _FLATTEST), _STEEPEST)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ from onnxshrink import api
 from onnxshrink.errors import RecipeError
 from onnxshrink.goal import Goal, Promise
 from onnxshrink.graph.file.model import Model
+from onnxshrink.kernels.fidelity import Estimate
 from onnxshrink.kernels.split import hold_back
 from onnxshrink.search.smallest import Search
-from onnxshrink.trials import Answers
 
 
 def model_of(largest: int) -> Model:
@@ -44,17 +45,19 @@ def test_a_look_that_refuses_makes_it_finer(
     model_of(1000).save(source)
     real = Goal.promises
 
-    def refusing(goal: Goal, before: Answers, after: Answers, number: int = 1) -> list[Promise]:
-        looks.append(number)
-        if number == 1:
-            return [Promise("y", "error", 1.0, 1.0, 0.05, 0.9, 8)]
-        return real(goal, before, after, number)
+    def refusing(goal: Goal, *asked: Any) -> list[Promise]:
+        looks.append(asked[2])
+        if len(looks) == 1:
+            return [Promise("y", Estimate("error", 1.0, 1.0, 8), 0.05, 0.9)]
+        return real(goal, *asked)
 
     monkeypatch.setattr(Goal, "promises", refusing)
     report = api.shrink(source, out, api.Options(calibration=feeds(8)))
-    assert looks[:2] == [1, 2]
-    assert any("not kept on unseen inputs" in verdict for *_, verdict in report.tried)
-    assert "results were held against these inputs" in report.promises[-1]
+    assert looks[:2] == [1, 1]  # the same path: one test
+    refused, *_ = (what for what, *_, how in report.tried if how == "not kept on unseen inputs")
+    taken, *_ = (what for what, *_, how in report.tried if how == "taken")
+    assert float(taken.split()[-1]) < float(refused.split()[-1])
+    assert " unseen inputs or rows: " in report.promises[0]
 
 
 def test_ctrl_c_keeps_the_best_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

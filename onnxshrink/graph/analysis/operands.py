@@ -8,7 +8,6 @@ than constants.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -49,12 +48,12 @@ class Constant:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the stored tensor."""
-        return tuple(int(dim) for dim in self.tensor.shape)  # type: ignore[arg-type]
+        return read.shape(self.tensor)
 
     @property
     def size(self) -> int:
         """Number of elements."""
-        return math.prod(self.shape)
+        return self.tensor.size
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,7 @@ class _Walker:
             self.visit(node, frame)
 
     def _constant(self, value: ir.Value, tensor: ir.TensorProtocol) -> None:
-        shape = tuple(int(size) for size in tensor.shape)  # type: ignore[arg-type]
+        shape = read.shape(tensor)
         self.types[value] = tensor_type(tensor.dtype.value, shape)
         if math.prod(shape) <= _KNOWN_ELEMENTS and tensor.dtype != ir.DataType.STRING:
             self.known[value] = np.array(tensor.numpy())  # a copy: the file is let go
@@ -250,9 +250,7 @@ class _Walker:
         if read.is_constant(node) and isinstance(attributes.get("value"), ir.TensorProtocol):
             self._constant(node.outputs[0], attributes["value"])
             return (self.types[node.outputs[0]],)
-        for graph in read.bodies(
-            node
-        ):  # SequenceMap and what is not known: shapes inside stay open
+        for graph in read.bodies(node):  # as SequenceMap has: shapes inside stay open
             self.scope(graph, frame)
         return self._infer(node, attributes)
 
@@ -269,7 +267,7 @@ class _Walker:
         if domain == "com.microsoft" and op_type in RULES:
             found = RULES[op_type](list(map(self._shape, inputs)), attributes)
             return [tensor_type(self._type(inputs[0]).tensor_type.elem_type, found)]
-        if domain and op_type in LIKE:
+        if (domain or op_type == "SimplifiedLayerNormalization") and op_type in LIKE:
             op_type, taken = LIKE[op_type]
             domain, inputs = "", inputs[taken]
         version = self.model.ir.opset_imports.get(domain, onnx.defs.onnx_opset_version())
@@ -290,12 +288,9 @@ class _Walker:
             inferred = onnx.shape_inference.infer_node_outputs(
                 schema, proto, kinds, data, opset_imports=opset, ir_version=self.model.ir.ir_version
             )
-        except (
-            onnx.shape_inference.InferenceError, onnx.checker.ValidationError, ValueError
-        ) as error:  # fmt: skip
-            # Not lost: the shape stays unknown, and whoever needs it says so. It is a ValueError
-            # where a tensor has the undefined type.
-            logger.debug("%s %r: %s", op_type, node.name, error)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as e:
+            # Not lost: the shape stays unknown, and whoever needs it says so.
+            logger.debug("%s %r: %s", op_type, node.name, e)
             return ()
         return [inferred.get(name, onnx.TypeProto()) for name in proto.output]
 

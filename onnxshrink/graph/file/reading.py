@@ -10,7 +10,16 @@ import onnx
 
 from onnxshrink.errors import ModelError
 from onnxshrink.graph.file import round_trip, wellformed, wire
+from onnxshrink.options import nearest_file
 
+#: By suffix, for those that begin in many ways.
+_FOREIGN = {
+    ".pt": "a PyTorch file, not an ONNX model", ".pth": "a PyTorch file, not an ONNX model",
+    ".safetensors": "a file of safetensors: weights without a model",
+    ".tflite": "a TensorFlow Lite model, not an ONNX model",
+    ".h5": "a Keras or HDF5 file, not an ONNX model", ".keras": "a Keras file, not an ONNX model",
+    ".mlmodel": "a Core ML model, not an ONNX model", ".gguf": "a GGUF file, not an ONNX model",
+}  # fmt: skip
 _RUNTIMES_OWN = "com.microsoft"
 
 
@@ -24,7 +33,7 @@ def read(path: Path) -> tuple[onnx.ModelProto, list[str]]:
         ModelError: No such file, or not an ONNX model.
     """
     if not os.path.exists(path):  # unlike Path.exists(), also False for impossible names
-        raise ModelError(f"{path}: no such file")
+        raise ModelError(f"{path}: no such file{nearest_file(path)}")
     if path.is_dir():
         raise ModelError(f"{path}: is a folder; name the .onnx file in it")
     try:
@@ -34,10 +43,30 @@ def read(path: Path) -> tuple[onnx.ModelProto, list[str]]:
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
+        if (made := foreign(path)) is not None:
+            raise ModelError(f"{path}: {made}") from error
         raise ModelError(f"{path}: not an ONNX file, or truncated: {error}") from error
     if not proto.HasField("graph") or proto.ir_version < 1:
         raise ModelError(f"{path}: not an ONNX model: it holds no graph")
     return proto, checked(proto, str(path))
+
+
+def foreign(path: Path) -> str | None:
+    """What a file is that is no ONNX model, as its first bytes or its name say; None: not known."""
+    with path.open("rb") as file:
+        head = file.read(16)
+    if head[:2] == b"PK" and path.suffix == ".npz":
+        return "holds arrays; name the model"
+    found = _FOREIGN.get(path.suffix.lower())
+    if head[:2] == b"PK":
+        found = "a PyTorch file (or another archive), not an ONNX model"
+    elif head[4:8] == b"TFL3":
+        found = _FOREIGN[".tflite"]
+    elif head[:8] == b"\x89HDF\r\n\x1a\n":
+        found = _FOREIGN[".h5"]
+    elif head[8:9] == b"{" and not any(head[5:8]):
+        found = _FOREIGN[".safetensors"]
+    return None if found is None else f"{found}; export it to ONNX first"
 
 
 def checked(proto: onnx.ModelProto, where: str) -> list[str]:

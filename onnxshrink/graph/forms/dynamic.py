@@ -8,8 +8,10 @@ MatMulIntegerToFloat. For that the order of the operands of each Mul matters.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxshrink.graph import operators, read, surgery
@@ -144,15 +146,12 @@ def integer_products(
     if stored.bits < 8:
         kind = ir.DataType[stored.codes.dtype.name.upper()]
         codes = rebuild.node("Cast", [codes], "c", to=kind.value)  # folded as the model is loaded
-    scale = factor(rebuild, trimmed(stored.scale, stored.scale.ndim), _WORKING)
-    zero = _zero_point(rebuild, stored)
-    rebuild.place()
+    integers = _Integers(rebuild, stored, codes, trimmed(stored.scale, stored.scale.ndim))
     for product in products.of(view):
         rows, step, middle = activations.of(product.activation, product.node, view.dtype)
         if product.turned_activation:
             rows = rebuild.node("Transpose", [rows], "x", perm=[1, 0])
-        summed = rebuild.node("MatMulInteger", [rows, codes, middle, *zero], "i")
-        result = _scaled(rebuild, summed, step, scale)
+        result = integers.times("MatMulInteger", rows, step, middle)
         if view.dtype != _WORKING:
             result = rebuild.node("Cast", [result], "t", to=view.dtype.value)
         rebuild.put_in_place(product.node, [product.completed(rebuild, result)])
@@ -177,14 +176,11 @@ def integer_conv(
     rebuild, node = Rebuild(model, view), view.main.node
     plane = [1] * (len(view.shape) - 2)
     codes = rebuild.constant(code_tensor(stored, view.shape), "q")
-    scale = factor(rebuild, stored.scale.reshape(-1, *plane), _WORKING)
-    zero = _zero_point(rebuild, stored)
-    rebuild.place()
+    integers = _Integers(rebuild, stored, codes, stored.scale.reshape(-1, *plane))
     data, step, middle = activations.of(node.inputs[0], node, _WORKING)  # type: ignore[arg-type]
     found = read.attributes(node)
     function = found.pop("activation", "")
-    summed = rebuild.node("ConvInteger", [data, codes, middle, *zero], "i", **found)
-    result = _scaled(rebuild, summed, step, scale)
+    result = integers.times("ConvInteger", data, step, middle, **found)
     bias = read.input(node, 2)
     if bias is not None:
         shape = rebuild.constant(np.array([1, -1, *plane], np.int64), "n")
@@ -197,11 +193,40 @@ def integer_conv(
     return rebuild.nbytes
 
 
-def _scaled(rebuild: Rebuild, summed: ir.Value, step: ir.Value, scale: ir.Value) -> ir.Value:
-    """An integer product in units of its operands."""
-    numbers = rebuild.node("Cast", [summed], "c", to=_WORKING.value)
-    unit = rebuild.node("Mul", [step, scale], "u")
-    return rebuild.node("Mul", [numbers, unit], "m")
+class _Integers:
+    """A weight as integers, and what integer operators make of it in float32.
+
+    Args:
+        rebuild: Where constants and nodes go.
+        stored: The weight's codes, scales and zero points.
+        codes: The codes as a value of the graph.
+        scale: The scales, in a shape that broadcasts to the outputs.
+    """
+
+    def __init__(
+        self, rebuild: Rebuild, stored: Quantized, codes: ir.Value, scale: npt.NDArray[np.floating]
+    ):
+        self._rebuild, self._codes = rebuild, codes
+        self._scale = factor(rebuild, scale, _WORKING)
+        self._zero = _zero_point(rebuild, stored)
+        rebuild.place()
+
+    def times(
+        self, op_type: str, data: ir.Value, step: ir.Value, middle: ir.Value, **attributes: Any
+    ) -> ir.Value:
+        """The sums of an integer operator, in units of its operands.
+
+        Args:
+            op_type: The operator.
+            data: Codes of the activation.
+            step: Their scale.
+            middle: Their zero point.
+            attributes: The operator's.
+        """
+        node, inputs = self._rebuild.node, [data, self._codes, middle, *self._zero]
+        summed = node(op_type, inputs, "i", **attributes)
+        numbers = node("Cast", [summed], "c", to=_WORKING.value)
+        return node("Mul", [numbers, node("Mul", [step, self._scale], "u")], "m")
 
 
 def _zero_point(rebuild: Rebuild, stored: Quantized) -> list[ir.Value]:

@@ -6,5 +6,10 @@ differentiated by its definition.
 """
 
 from onnxshrink.graph.gradients.backward import Derivative, Stop, differentiate
+from onnxshrink.graph.gradients.definitions import spelled_out
+from onnxshrink.graph.gradients.losses import Loss, Measured, Soft, Squares, measured
 
-__all__ = ["Derivative", "Stop", "differentiate"]
+__all__ = [
+    "Derivative", "Loss", "Measured", "Soft", "Squares", "Stop", "differentiate", "measured",
+    "spelled_out",
+]  # fmt: skip

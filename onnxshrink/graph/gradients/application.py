@@ -33,8 +33,11 @@ class Application:
     @classmethod
     def of(cls, node: ir.Node, tape: Tape) -> Application:
         """A node of the graph, whose results have no gradients yet."""
-        inputs, outputs = (tuple(map(tape.of, side)) for side in (node.inputs, node.outputs))
-        return cls(node, tape, inputs, outputs)
+        sides = (
+            tuple(None if value is None else tape.of(value) for value in side)
+            for side in (node.inputs, node.outputs)
+        )
+        return cls(node, tape, *sides)
 
     def reached(self, gradients: Sequence[Term | None]) -> Application:
         """The same with the gradients of its results."""

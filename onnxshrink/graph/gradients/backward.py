@@ -11,12 +11,10 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import onnx
 import onnx_ir as ir
 
 from onnxshrink.errors import DataError
 from onnxshrink.graph import operators, read
-from onnxshrink.graph.analysis import shapes
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.gradients.application import Application
 from onnxshrink.graph.gradients.definitions import spelled_out
@@ -75,34 +73,21 @@ def differentiate(model: Model, outputs: Sequence[str], wanted: Collection[str])
         DataError: It has no such value.
         UnsupportedModel: Its operator set cannot be raised, or a function not be inlined.
     """
-    trial = spelled_out(model)
-    graph, found = trial.ir.graph, shapes.walk(trial, open_batch=True)
-    _give_types(graph, found.elements)
-    named = {value.name or "": value for value in _values(graph)}
-    if missing := [name for name in (*outputs, *wanted) if name not in named]:
+    tape = Tape.over(spelled_out(model))
+    known = tape.values
+    if missing := [name for name in (*outputs, *wanted) if name not in known]:
         raise DataError(f"{model.label}: has no value {missing[0]!r} to differentiate")
-    tape = Tape(trial, graph, found.shapes)
-    seeds: dict[ir.Value, Term] = {}
-    for name in outputs:
-        output = named[name]
-        if output.shape is None and (shape := found.shapes.get(output)) is not None:
-            output.shape = ir.Shape(shape)
-        seed = ir.Value(
-            name=trial.unused_name(f"{name}.seed"), type=output.type, shape=output.shape
-        )
-        seeds[output] = Term(tape, seed).shaped(found.shapes.get(output))
-    made, stops = backward(tape, graph, seeds, {named[name] for name in wanted})
+    ends = [known[name] for name in outputs]
+    seeds = {end: tape.input(f"{name}.seed", end) for name, end in zip(outputs, ends, strict=True)}
+    made, stops = backward(tape, tape.scope, seeds, {known[name] for name in wanted})
     gradients = {}
     for name in wanted:
-        if (gradient := made.get(named[name])) is not None:
+        if (gradient := made.get(known[name])) is not None:
             gradients[name] = tape.named(gradient, f"{name}.gradient")
-    tape.put(graph, gradients.values())
-    ports = {name: term.value for name, term in gradients.items()}
-    proto = _with_ports(trial, [named[name] for name in outputs], seeds, [*ports.values()])
     return Derivative(
-        Model.from_proto(proto),
-        {output.name or "": seed.value.name or "" for output, seed in seeds.items()},
-        {name: value.name or "" for name, value in ports.items()},
+        tape.model([*seeds.values()], [*map(tape.of, ends), *gradients.values()]),
+        {end.name or "": seed.name for end, seed in seeds.items()},
+        {name: gradient.name for name, gradient in gradients.items()},
         tuple(stops),
     )
 
@@ -182,34 +167,3 @@ def _operands(node: ir.Node) -> Iterator[ir.Value | None]:
     for body in read.bodies(node):
         for inner in body.all_nodes():
             yield from inner.inputs
-
-
-def _give_types(graph: ir.Graph, elements: Mapping[ir.Value, int]) -> None:
-    """Let values say their types: what is not known of an operator's outputs is as its inputs."""
-    for value in _values(graph):
-        if value.dtype is None and (element := elements.get(value, 0)):
-            value.type = ir.TensorType(ir.DataType(element))
-        node = value.producer()
-        if value.dtype is None and node is not None:
-            kinds = (each.dtype for each in node.inputs if each is not None)
-            kind = next((kind for kind in kinds if kind and kind.is_floating_point()), None)
-            value.type = ir.TensorType(kind or ir.DataType.FLOAT)
-
-
-def _values(graph: ir.Graph) -> Iterator[ir.Value]:
-    yield from graph.inputs
-    yield from graph.initializers.values()
-    for node in graph:
-        yield from node.outputs
-
-
-def _with_ports(
-    trial: Model, outputs: Sequence[ir.Value], seeds: Mapping[ir.Value, Term],
-    gradients: Sequence[ir.Value],
-) -> onnx.ModelProto:  # fmt: skip
-    """The model with seeds among its inputs, and with these outputs."""
-    proto = trial.to_proto()
-    proto.graph.input.extend(ir.to_proto(seed.value) for seed in seeds.values())
-    del proto.graph.output[:]
-    proto.graph.output.extend(ir.to_proto(value) for value in (*outputs, *gradients))
-    return proto

@@ -15,8 +15,9 @@ import onnx_ir as ir
 
 from onnxshrink.graph import read
 from onnxshrink.graph.analysis.shape_rules import Shape, static
+from onnxshrink.graph.analysis.shapes import walk
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.surgery import Recorder, Scope
+from onnxshrink.graph.surgery import Recorder
 
 
 class Tape:
@@ -28,40 +29,76 @@ class Tape:
         shapes: What is known of the values that it has.
     """
 
-    def __init__(self, model: Model, scope: Scope, shapes: Mapping[ir.Value, Shape]):
-        self._model = model
+    def __init__(self, model: Model, scope: ir.Graph, shapes: Mapping[ir.Value, Shape]):
+        self.scope, self._model = scope, model
         self._recorder = Recorder(model, scope, prefix="gradient.", as_nodes=True)
         self._sizes: dict[ir.Value, Term] = {}
         self._vectors: dict[tuple[int, ...], Term] = {}
         self.shapes = dict(shapes)
+
+    @classmethod
+    def over(cls, model: Model) -> Tape:
+        """For the main graph of a model, whose values get the types that follow."""
+        found = walk(model, open_batch=True)
+        tape = cls(model, model.ir.graph, found.shapes)
+        for value in tape.values.values():
+            if value.dtype is None and (element := found.elements.get(value, 0)):
+                value.type = ir.TensorType(ir.DataType(element))
+            node = value.producer()
+            if value.dtype is None and node is not None:  # an operator that nobody describes
+                kinds = (each.dtype for each in node.inputs if each is not None)
+                kind = next((kind for kind in kinds if kind and kind.is_floating_point()), None)
+                value.type = ir.TensorType(kind or ir.DataType.FLOAT)
+        return tape
+
+    @property
+    def values(self) -> dict[str, ir.Value]:
+        """The values of the graph by name."""
+        inside = [value for node in self.scope for value in node.outputs]
+        stored = self.scope.initializers.values()
+        return {value.name: value for value in (*self.scope.inputs, *stored, *inside) if value.name}
+
+    def input(self, name: str, like: ir.Value) -> Term:
+        """A new input of the type and shape of a value, under a name that begins so."""
+        value = ir.Value(name=self._model.unused_name(name), type=like.type)
+        return Term(self, value).shaped(self.shapes.get(like))
 
     def named(self, term: Term, name: str) -> Term:
         """A term under a name that begins so."""
         copy = self.node("Identity", term).shaped(term.shape)
         copy.value.name = self._model.unused_name(name)
         self._model.touch(copy.value.name)
-        if term.shape is not None:
-            copy.value.shape = ir.Shape(term.shape)
         return copy
 
-    def put(self, scope: Scope, results: Iterable[Term]) -> None:
-        """Put behind the nodes of a graph what these are made of; all else is forgotten."""
-        needed = {term.value for term in results}
+    def model(self, inputs: Sequence[Term], outputs: Sequence[Term]) -> Model:
+        """The model that takes these inputs beside its own, and gives these outputs.
+
+        What is recorded and has no part in them is forgotten.
+        """
+        needed = {term.value for term in outputs}
         kept: list[ir.Node] = []
         for node in reversed(self._recorder.nodes):
             if any(value in needed for value in node.outputs):
                 needed.update(value for value in node.inputs if value is not None)
                 kept.append(node)
         self._recorder.nodes = kept[::-1]
-        nodes = list(scope)
+        nodes = list(self.scope)
         if nodes:
             self._recorder.put_after(nodes[-1])
         else:
-            self._recorder.put_first(scope)
+            self._recorder.put_first()
+        for term in (*inputs, *outputs):
+            if term.value.shape is None and term.shape is not None:
+                term.value.shape = ir.Shape(term.shape)
+        proto = self._model.to_proto()
+        proto.graph.input.extend(ir.to_proto(term.value) for term in inputs)
+        del proto.graph.output[:]
+        proto.graph.output.extend(ir.to_proto(term.value) for term in outputs)
+        return Model.from_proto(proto)
 
-    def of(self, value: ir.Value | None) -> Term | None:
-        """A value of the graph; None for an input that is left out."""
-        return None if value is None else Term(self, value)
+    def of(self, value: ir.Value) -> Term:
+        """A value of the graph."""
+        return Term(self, value)
 
     def constant(self, values: npt.NDArray[Any]) -> Term:
         """A new constant."""
@@ -123,6 +160,11 @@ class Term:
         self.tape, self.value = tape, value
 
     # ------------------------------------------------------------------ what is known of it
+
+    @property
+    def name(self) -> str:
+        """The name of the value."""
+        return self.value.name or ""
 
     @property
     def dtype(self) -> ir.DataType:

@@ -163,7 +163,7 @@ class WeightView:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the stored tensor."""
-        return tuple(int(dim) for dim in self.tensor.shape)  # type: ignore[arg-type]
+        return read.shape(self.tensor)
 
     @property
     def size(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -101,6 +101,9 @@ class StepSearch:
         """
         from onnxshrink.kernels import rate
 
+        key = (type(self).__module__, self.model.digest(), self.options.measure, *self._by_name)
+        if self.options.lam is not None and key in self.ctx.findings:
+            return self._known(self.options.lam, *self.ctx.findings[key])
         names = [*self._by_name, *(view.name for view, *_ in self.plain)]
         with closing(Exchange(self.model, names, self.ctx.worker)) as exchange:
             for name in [name for name in self._by_name if name in exchange.refused]:
@@ -109,6 +112,8 @@ class StepSearch:
             if not self._by_name:
                 return 0.0
             self.layers = self._measured(exchange)
+            found = {layer.name: layer.sensitivity for layer in self.layers}
+            self.ctx.findings[key] = found, dict(self._dampings), dict(exchange.refused)
             options = self.options
             if options.lam is not None:
                 return options.lam
@@ -128,6 +133,21 @@ class StepSearch:
                 return loss
 
             return rate.largest(cost, _SPEND)
+
+    def _known(
+        self, spend: float, sensitivities: Mapping[str, float], dampings: Mapping[str, float],
+        refused: Mapping[str, str],
+    ) -> float:  # fmt: skip
+        """What to spend, by what an earlier run on the same model and inputs has measured."""
+        self._dampings.update(dampings)
+        for name in [name for name in self._by_name if name not in sensitivities]:
+            view = self._by_name.pop(name)
+            self.plain.append((view, _eight_bits(view), refused[name]))
+        self.layers = [
+            replace(self._fitted(view, 0), sensitivity=sensitivities[name])
+            for name, view in self._by_name.items()
+        ]
+        return spend
 
     def _losses(self, exchange: Exchange) -> Callable[[Answers], float]:
         """What tells how much of that which may be lost answers on the judging half lose."""

@@ -1,0 +1,153 @@
+"""A result held to what its answers must keep, on inputs that no step has seen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from onnxshrink.errors import BudgetMissed, ModelError
+from onnxshrink.options import build, dump
+from onnxshrink.pipeline import Pass, Result, run
+from onnxshrink.report import Report, size
+
+if TYPE_CHECKING:
+    from onnxshrink.contract import Settings
+    from onnxshrink.goal import Goal, Promise
+    from onnxshrink.graph.file.model import Model
+    from onnxshrink.runtime.worker import Worker
+
+_LEAST = 4  # inputs of which one can be held back
+
+
+def judge(
+    result: Result, model: Model, settings: Settings, goal: Goal, worker: Worker, *, blind: bool
+) -> None:  # fmt: skip
+    """Put into the report what a result promises, and what it misses.
+
+    Nothing is judged on inputs that are made up, or without a difference to see.
+
+    Args:
+        result: What came of some steps.
+        model: The model before them.
+        settings: How they were checked; its ``unseen`` are what no step has seen.
+        goal: What the answers must keep.
+        worker: Where to run models.
+        blind: Whether no step has asked for inputs, so that all are unseen.
+    """
+    from onnxshrink.trials import answers
+
+    report = result.report
+    if settings.generated or report.unproven or not result.answers or not result.answers[0].outputs:
+        return
+    seen, after = result.answers
+    if goal.by_metric:
+        tell(report, result, goal, [], settings)
+        report.missed += goal.misses(result.effect, seen, after)
+        return
+    before, others = seen, []
+    if not settings.unseen and not blind:
+        tell(report, result, goal, [], settings)
+        if (strain := goal.strain(seen)(after.outputs)) > 1:
+            report.missed.append(f"{strain:.3g} times what may be lost is lost")
+        return
+    if settings.unseen:
+        before = answers(model, settings.unseen, worker, folder=settings.folder)
+        others = seen.outputs
+        try:
+            after = answers(result.model, settings.unseen, worker, folder=settings.folder)
+        except ModelError as error:
+            report.missed.append(f"the result does not run on unseen inputs: {error}")
+            return
+    tell(report, result, goal, goal.promises(before, after, 1, others), settings)
+
+
+def tell(
+    report: Report, result: Result, goal: Goal, promises: Sequence[Promise], settings: Settings
+) -> None:
+    """Put into the report what outputs are held to, and what is promised of them, or not."""
+    if result.answers is not None:
+        kinds = goal.kinds(result.answers[0])
+        report.measures = {name: f"{known.kind}: {known.why}" for name, known in kinds.items()}
+    report.promises = [str(promise) for promise in promises]
+    report.missed += [str(promise) for promise in promises if promise.refuses]
+    if settings.unseen or promises:
+        return
+    why = f"{len(settings.feeds)} inputs are too few to hold any back; give at least {_LEAST}"
+    if goal.metric is not None:
+        why = "--metric needs the answers to all inputs"
+    report.warnings.append(f"nothing is promised for unseen inputs: {why}")
+
+
+def blind(goal: Goal, model: Model, settings: Settings, worker: Worker) -> str:
+    """Why a metric cannot judge a model; empty where it may.
+
+    It must rate the answers of the original higher than the same answers dealt to other inputs.
+    """
+    from onnxshrink.trials import answers
+
+    if goal.metric is None or len(settings.feeds) < 2:
+        return ""
+    outputs = answers(model, settings.feeds, worker, folder=settings.folder).outputs
+    dealt = [*outputs[1:], outputs[0]]
+    if any(
+        x.shape != y.shape
+        for a, b in zip(outputs, dealt, strict=True)
+        for x, y in zip(a, b, strict=True)
+    ):
+        return ""
+    own, others = goal.metric(outputs), goal.metric(dealt)
+    if own > others:
+        return ""
+    return (
+        f"the metric rates answers to other inputs as high ({others:.4g}) as the model's own "
+        f"({own:.4g}): it cannot tell right from wrong, so outputs are held to what they are"
+    )
+
+
+def sees(step: Pass, model: Model) -> bool:
+    """Whether a step asks for inputs: what comes of it must be judged by others."""
+    return step.runs_models or any(True for _ in step.needs(model))
+
+
+def best(
+    steps: Sequence[Pass], model: Model, settings: Settings, worker: Worker
+) -> tuple[Result, list[str]]:
+    """The result of some steps, and what it misses.
+
+    Of a single step that cannot be as small as it is asked to be, it is what it finds by itself.
+    """
+    result = run(steps, model, settings, worker)
+    (only, row), *others = zip(steps, result.report.steps, strict=True)
+    wanted = dump(only).get("target_ratio")
+    if others or wanted is None or row.status != "rolled back":
+        return result, []
+    less = build(type(only), {**dump(only), "target_ratio": None}, only.name)
+    return run([less], model, settings, worker), [f"--target-ratio {wanted:g}: {row.reason}"]
+
+
+def held(
+    report: Report, out: str | os.PathLike[str], max_size: int | None, target_ratio: float | None
+) -> Report:  # fmt: skip
+    """The report of a result that is written.
+
+    Raises:
+        BudgetMissed: It misses something.
+    """
+    report.missed += _too_big(report, max_size, target_ratio)
+    if report.missed:
+        raise BudgetMissed(
+            f"{out}: written, {report.ratio:.2f}x smaller, but the goal was missed: "
+            + "; ".join(report.missed),
+            report,
+        )
+    return report
+
+
+def _too_big(report: Report, max_size: int | None, target_ratio: float | None) -> list[str]:
+    lines = []
+    if max_size is not None and not report.bytes_after <= max_size:
+        lines.append(f"{size(report.bytes_after)} is more than {size(max_size)}")
+    if target_ratio is not None and not report.ratio >= target_ratio:
+        lines.append(f"{report.ratio:.2f}x is less than {target_ratio:g}x")
+    return lines

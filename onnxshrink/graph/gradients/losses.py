@@ -1,0 +1,96 @@
+"""How far values are from what is wanted of them, as outputs of the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.gradients.definitions import spelled_out
+from onnxshrink.graph.gradients.terms import Tape, Term
+
+_LEAST = 1e-12  # probability
+
+
+@dataclass(frozen=True)
+class Squares:
+    """The sum of squared differences from what is wanted."""
+
+    def term(self, value: Term, target: Term) -> Term:
+        """The loss."""
+        off = value - target
+        return _total(off * off)
+
+
+@dataclass(frozen=True)
+class Soft:
+    """Cross-entropy with the classes' shares that are wanted, both softened (Hinton et al. 2015).
+
+    It is multiplied with the temperature's square, so that its gradients keep their size, and is
+    summed over rows. What can be gained is its difference to the entropy of what is wanted, which
+    is taken away.
+
+    Attributes:
+        temperature: What scores are divided by.
+        probabilities: Whether they are probabilities, whose logarithms are scores.
+        axis: Of the classes.
+    """
+
+    temperature: float = 1.0
+    probabilities: bool = False
+    axis: int = -1
+
+    def term(self, value: Term, target: Term) -> Term:
+        """The loss."""
+        ours, wanted = (self._logarithms(each) for each in (value, target))
+        share = wanted.apply("Exp")
+        return _total(share * (wanted - ours)) * self.temperature**2
+
+    def _logarithms(self, scores: Term) -> Term:
+        if self.probabilities:
+            scores = scores.apply("Max", scores.number(_LEAST)).apply("Log")
+        return (scores / self.temperature).apply("LogSoftmax", axis=self.axis)
+
+
+Loss = Squares | Soft
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model that also says how far it is off.
+
+    Attributes:
+        model: It takes targets beside its inputs, and gives the losses.
+        targets: By value the input for what is wanted of it.
+        losses: By value the output that is its loss, one number.
+    """
+
+    model: Model
+    targets: Mapping[str, str]
+    losses: Mapping[str, str]
+
+
+def measured(model: Model, losses: Mapping[str, Loss]) -> Measured:
+    """Let a model compute losses of its values.
+
+    Args:
+        model: The model; it is left as it is.
+        losses: By name of a value of its main graph how it is held against its target.
+    """
+    tape = Tape.over(spelled_out(model))
+    known = tape.values
+    targets = {name: tape.input(f"{name}.target", known[name]) for name in losses}
+    made = {
+        name: tape.named(loss.term(tape.of(known[name]), targets[name]), f"{name}.loss")
+        for name, loss in losses.items()
+    }
+    return Measured(
+        tape.model([*targets.values()], [*made.values()]),
+        {name: target.name for name, target in targets.items()},
+        {name: loss.name for name, loss in made.items()},
+    )
+
+
+def _total(term: Term) -> Term:
+    """The sum of all elements, as a number without axes."""
+    return term.tape.node("ReduceSum", term, keepdims=0).shaped(())

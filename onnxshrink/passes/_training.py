@@ -1,0 +1,260 @@
+"""Numbers of a model moved against the gradients of a loss, on inputs of which half only judge."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from onnxshrink.contract import Progress
+    from onnxshrink.graph.file.model import Model
+    from onnxshrink.graph.gradients import Derivative, Loss
+    from onnxshrink.graph.layers.parameters import Parameter
+    from onnxshrink.runtime.worker import Worker
+    from onnxshrink.trials import Feeds
+
+    Arrays = Mapping[str, np.ndarray]
+
+_log = logging.getLogger(__name__)
+
+_CHECKS = 10  # steps from one look at the inputs that judge to the next
+_PATIENCE = 4  # looks that may bring nothing before it ends
+_SHARE = 0.05  # of an error: what a step changes where nobody says
+_LESS = 0.5  # of the rate, when a step went wrong
+_FALLS = 4  # how often it may
+_SMALL = 1e-2  # the unit of numbers that are all zero
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long to train, and how fast.
+
+    Attributes:
+        rate: What a step changes, in share of the size of the numbers; it falls to 0 (cosine).
+            None: so much less than the root of the loss to begin with.
+        steps: How many at most.
+        batch: Inputs of a step.
+        seconds: After which it ends; None: when the steps are done.
+        seed: For the order of the inputs.
+    """
+
+    rate: float | None
+    steps: int
+    batch: int
+    seconds: float | None = None
+    seed: int = 0
+
+
+@dataclass
+class Outcome:
+    """What came of it.
+
+    Attributes:
+        before: Loss on the inputs that judge, before.
+        after: And of the best numbers.
+        steps: Steps that were taken.
+        numbers: The best numbers by name of the parameter.
+        notes: What a reader should know.
+    """
+
+    before: float
+    after: float
+    numbers: dict[str, np.ndarray]
+    steps: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+class Student:
+    """A model with losses, whose parameters can be exchanged from run to run.
+
+    Args:
+        model: The model; it is left as it is.
+        losses: By name of a value how it is held against what is wanted of it.
+        parameters: What may change.
+        worker: Where to run it.
+
+    Attributes:
+        parameters: Those that a gradient reaches.
+        unreached: The others, and why.
+    """
+
+    def __init__(
+        self, model: Model, losses: Mapping[str, Loss], parameters: Sequence[Parameter],
+        worker: Worker,
+    ):  # fmt: skip
+        from onnxshrink.graph.gradients import differentiate, measured
+        from onnxshrink.trials import Exchange
+
+        self._measured = measured(model, losses)
+        wanted = [each.differentiated for each in parameters]
+        ends = list(self._measured.losses.values())
+        made: Derivative = differentiate(self._measured.model, ends, wanted)
+        self._gradients, self._seeds = made.gradients, made.seeds
+        self._outputs = [value.name or "" for value in made.model.ir.graph.outputs]
+        reached = [each for each in parameters if each.differentiated in made.gradients]
+        self._exchange = Exchange(made.model, [each.name for each in reached], worker)
+        refused = self._exchange.refused
+        self.parameters = [each for each in reached if each.name not in refused]
+        why = f"no gradient reaches it: {made.stops[0]}" if made.stops else "nothing depends on it"
+        self.unreached = {each.name: why for each in parameters if each not in reached} | refused
+
+    def run(
+        self, feed: Arrays, targets: Arrays, weights: Mapping[str, float], numbers: Arrays
+    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """The loss of each value for one input, and the gradients of their weighted sum.
+
+        Args:
+            feed: The input.
+            targets: By value what is wanted of it.
+            weights: By value the weight of its loss.
+            numbers: Of the parameters.
+        """
+        import numpy as np
+
+        known = self._measured
+        held = {known.targets[name]: target for name, target in targets.items()}
+        for name, loss in known.losses.items():
+            held[self._seeds[loss]] = np.asarray(weights[name], np.float32)
+        (answers,) = self._exchange.answers(
+            [{**feed, **held}], stored(self.parameters, numbers)
+        ).outputs
+        found = dict(zip(self._outputs, answers, strict=True))
+        gradients = {
+            each.name: found[self._gradients[each.differentiated]].astype(np.float64)
+            for each in self.parameters
+        }
+        return {name: float(found[loss]) for name, loss in known.losses.items()}, gradients
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._exchange.close()
+
+
+def stored(parameters: Sequence[Parameter], numbers: Arrays) -> dict[str, np.ndarray]:
+    """Numbers in the types that the file holds them in."""
+    return {each.name: numbers[each.name].astype(each.tensor.dtype.numpy()) for each in parameters}
+
+
+@dataclass
+class Training:
+    """One training.
+
+    Attributes:
+        student: What is trained.
+        feeds: Inputs.
+        targets: For each input what is wanted of each value.
+        weights: By value the weight of its loss.
+        progress: Told how far it is.
+        name: What it is called there.
+    """
+
+    student: Student
+    feeds: Feeds
+    targets: Sequence[Arrays]
+    weights: Mapping[str, float]
+    progress: Progress
+    name: str
+
+    def run(self, schedule: Schedule, fit: Sequence[int], judge: Sequence[int]) -> Outcome:
+        """Train on some inputs for as long as that helps on others.
+
+        Args:
+            schedule: How long, how fast.
+            fit: Numbers of the inputs that it is fitted to.
+            judge: Of those that judge.
+        """
+        import numpy as np
+
+        from onnxshrink.kernels.adam import Adam
+
+        start, falls, idle = time.monotonic(), 0, 0
+        numbers = {each.name: each.numbers() for each in self.student.parameters}
+        kept = {each.name: _kept(each, numbers[each.name]) for each in self.student.parameters}
+        adam = Adam(numbers, {name: _unit(numbers[name]) * kept[name] for name in numbers})
+        before = self._judged(judge, numbers)
+        rate = schedule.rate or _SHARE * math.sqrt(before)
+        best = Outcome(before, before, {name: each.copy() for name, each in numbers.items()})
+        batches = _batches(fit, schedule)
+        for step in range(schedule.steps):
+            share = step / schedule.steps
+            if schedule.seconds is not None:
+                share = max(share, (time.monotonic() - start) / schedule.seconds)
+            if share >= 1:
+                best.notes.append(f"ended by its time limit after {step} steps")
+                break
+            self.progress(self.name, round(share * schedule.steps), schedule.steps)
+            gradients = self._gradients(next(batches), numbers)
+            if all(np.isfinite(each).all() for each in gradients.values()):
+                adam.step(gradients, rate * (1 + math.cos(math.pi * share)) / 2)
+                best.steps = step + 1
+                if best.steps % _CHECKS and best.steps < schedule.steps:
+                    continue
+            error = self._judged(judge, numbers)
+            if error < best.after:
+                best.after, idle = error, 0
+                best.numbers = {name: each.copy() for name, each in numbers.items()}
+            elif math.isfinite(error) and error < 2 * before:
+                idle += 1
+            else:  # it left the ground
+                falls, rate = falls + 1, rate * _LESS
+                for name, each in best.numbers.items():
+                    numbers[name][...] = each
+                adam.forget()
+            if idle > _PATIENCE or falls > _FALLS:
+                break
+        if falls:
+            best.notes.append(f"{falls} times steps led astray and were taken back")
+        self.progress(self.name, schedule.steps, schedule.steps)
+        return best
+
+    def _gradients(self, inputs: Sequence[int], numbers: Arrays) -> dict[str, np.ndarray]:
+        total: dict[str, np.ndarray] = {}
+        for number in inputs:
+            for name, gradient in self._one(number, numbers)[1].items():
+                total[name] = total[name] + gradient if name in total else gradient
+        return total
+
+    def _judged(self, inputs: Sequence[int], numbers: Arrays) -> float:
+        """The weighted loss of some inputs, in share of all."""
+        found = (self._one(number, numbers)[0] for number in inputs)
+        each = [sum(self.weights[name] * loss for name, loss in one.items()) for one in found]
+        return math.fsum(each) / len(each)
+
+    def _one(self, number: int, numbers: Arrays) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        feed, targets = self.feeds[number], self.targets[number]
+        return self.student.run(feed, targets, self.weights, numbers)
+
+
+def _kept(parameter: Parameter, numbers: np.ndarray) -> np.ndarray:
+    """1 where a number may move: zeros of weights and tables stay, they are pruned ones."""
+    import numpy as np
+
+    stay = numbers == 0 if parameter.kind in ("weights", "tables") else False
+    return np.where(stay, 0.0, 1.0)
+
+
+def _unit(numbers: np.ndarray) -> np.ndarray:
+    """The size of the numbers, all together."""
+    import numpy as np
+
+    size = float(np.sqrt(np.mean(np.square(numbers))))
+    return np.full(numbers.shape, size or _SMALL)
+
+
+def _batches(fit: Sequence[int], schedule: Schedule) -> Iterator[list[int]]:
+    """All inputs in random order, again and again."""
+    import numpy as np
+
+    rng = np.random.default_rng(schedule.seed)
+    left: list[int] = []
+    while True:
+        while len(left) < min(schedule.batch, len(fit)):
+            left += [fit[place] for place in rng.permutation(len(fit))]
+        yield left[: schedule.batch]
+        left = left[schedule.batch :]
