@@ -11,7 +11,7 @@ import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +23,7 @@ from onnxshrink.trials import Answers, Feeds, answers, told
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
     from onnxshrink.kernels.metrics import OutputComparison
+    from onnxshrink.runtime.bench import Ratio
     from onnxshrink.runtime.calibration_cache import CalibrationCache
     from onnxshrink.runtime.session import SessionOptions
     from onnxshrink.runtime.worker import Worker
@@ -37,9 +38,10 @@ _ONE_INPUT = 2.0  # times the bound of all: what a single input may be off
 _SWAPPED = " (the model ranks: rows whose scores are close swap places, which counts as an error)"
 _FULL_FEEDS = 64
 _RANDOM = (
-    "this model is random: two runs of it on the same input differ, so that errors hold its own "
-    "noise too"
+    "this model is random: two runs of it on the same input differ in {}, of which distributions "
+    "are compared, not values"
 )
+_NOISE = 2.0  # times the distance of two runs of the original: what may be added to a bound
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,7 @@ class Judge:
         self._worker = worker
         self._signature = _signature(model)
         self._kernels = _own_kernels(model)
-        self._random, self._noisy = is_random(model), False
+        self._random = is_random(model)
         self._ranks = any(operators.of(node, operators.Ranking) is not None for node in model.nodes)
         limit = _QUICK_FEEDS if settings.check == "quick" else _FULL_FEEDS
         self._feeds = () if settings.check == "off" else settings.feeds[:limit]
@@ -129,8 +131,7 @@ class Judge:
         try:
             answers = self._observe(model)
             if self._random and answers is not None and answers.outputs:
-                again = self._observe(model, 1)
-                self._noisy = any(row.max_abs > 0 for row in self._compare(answers, again))
+                answers = _with_noise(answers, self._observe(model))
             self._first.set_result(answers)
         except BaseException as error:  # whoever asks for the answers gets it
             self._first.set_exception(error)
@@ -147,7 +148,10 @@ class Judge:
             return [*self._settings.notes, "the outputs were not checked (--check off)"]
         if not self._feeds:
             return ["the outputs were not compared: there were no inputs"]
-        noisy = [*self._settings.notes, *([_RANDOM] if self._noisy else [])]
+        original = self.original if self._random else None  # else it may not be known yet
+        random = () if original is None else original.random
+        noisy = [*self._settings.notes]
+        noisy += [_RANDOM.format(", ".join(map(repr, random)))] if random else []
         if self._settings.generated:
             return [
                 *noisy,
@@ -201,7 +205,7 @@ class Judge:
             figures = self._compare(before, self._observe(trial))
         except (ModelError, DataError) as error:
             return f"the result does not run: {error}"
-        return self._excess(figures, bound)
+        return self._excess(figures, bound, before)
 
     def refusal(
         self, trial: Model, bound: float, may_grow: bool, step: Step, *, saves: bool = False
@@ -230,16 +234,28 @@ class Judge:
         figures = self._compare(before, answers)
         step.outputs = {row.name: row.to_dict() for row in figures}
         step.max_error = max((row.worst for row in figures), default=None)
-        reason = self._excess(figures, bound) or self._unoptimized(trial, answers, bound)
+        reason = self._excess(figures, bound, before) or self._unoptimized(trial, answers, bound)
         if saves and not reason:
             reason = _in_vain(step)
-        if not reason:
-            self._newest = answers
+        if not reason and answers is not None:
+            self._newest = replace(answers, random=before.random) if before else answers
         return reason
 
     def least_saving(self, step: Step) -> float:
         """Bytes that a step which changes answers, and is there to save, must save."""
         return _LEAST_SAVING * step.bytes_before
+
+    def latency(self, model: Model, trial: Model) -> Ratio | None:
+        """The latency of a model after a step over that before it; None where nothing is run."""
+        from onnxshrink.runtime.bench import ratio
+        from onnxshrink.trials import on_disk
+
+        if self._settings.check == "off" or not self._feeds:
+            return None
+        self.settle()
+        folder = self._settings.folder
+        with on_disk(model, folder) as before, on_disk(trial, folder) as after:
+            return ratio(before, after, self._feeds[0], self._worker)
 
     def asks_too_much(self, reason: str) -> bool:
         """Whether a refusal is for what the outputs tolerate, of which fewer weights ask less."""
@@ -259,11 +275,15 @@ class Judge:
             plain = self._observe(trial, _QUICK_FEEDS, SessionOptions(optimization="disable"))
         except (ModelError, DataError) as error:
             return f"the result does not run without optimizations: {error}"
-        reason = self._excess(self._compare(answers, plain), bound)
+        reason = self._excess(self._compare(answers, plain), bound, answers)
         return reason and f"without ONNX Runtime's optimizations, {reason}"
 
-    def _excess(self, figures: tuple[OutputComparison, ...], bound: float) -> str:
+    def _excess(
+        self, figures: tuple[OutputComparison, ...], usual: float, before: Answers | None
+    ) -> str:
         for row in figures:
+            noise = 0.0 if before is None else before.random.get(row.name, 0.0)
+            bound = usual + _NOISE * noise
             # An output that is zero throughout has no relative error; its rounding is no harm.
             if math.isinf(row.relative_error) and not told(row):
                 continue
@@ -328,6 +348,16 @@ class Judge:
         if known is None or known[0] is not reference or known[1] is not other:
             self._compared = known = reference, other, reference.figures(other)
         return known[2]
+
+
+def _with_noise(answers: Answers, again: Answers | None) -> Answers:
+    """The answers of a model, and how far those of another run of it are from them, if they are."""
+    if again is None:
+        return answers
+    from onnxshrink.kernels.metrics import differing
+
+    found = differing(answers.names, answers.outputs, again.outputs)
+    return replace(answers, random=found)
 
 
 def _in_vain(step: Step) -> str:

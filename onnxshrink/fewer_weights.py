@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from onnxshrink.pipeline import Context
 
 _TRIES = 16  # models that are tried
+_SLOW = "what it would do there is not faster on this machine"
 
 
 def retreat(
@@ -38,9 +39,9 @@ def retreat(
     """
     step, selection = ctx.step, pass_.weights
     savings = _savings(step, model)
-    order = list(savings)
-
+    order, faster = list(savings), bool(getattr(pass_, "faster_only", False))
     last: tuple[Model, Step] | None = None
+    reasons: dict[str, str] = {}
 
     def tolerated(chosen: Sequence[str]) -> bool:
         nonlocal last
@@ -52,6 +53,11 @@ def retreat(
             return False
         if not row.changes or judge.verify(trial, bound):
             return False
+        if faster:
+            latency = judge.latency(last[0] if last else model, trial)
+            if latency is not None and not latency.median < 1:
+                reasons.update(dict.fromkeys(chosen, _SLOW))
+                return False
         last = trial, row
         return True
 
@@ -61,17 +67,25 @@ def retreat(
     def worth(left: Sequence[str]) -> bool:
         return not saves or sum(savings[name] for name in left) >= judge.least_saving(step)
 
-    taken = most_tolerated(order, tolerated, _TRIES, tell, worth)
+    if faster and len(order) == 1:  # it is not too much: only its time is to be seen
+        taken = order if tolerated(order) else []
+    else:
+        taken = most_tolerated(order, tolerated, _TRIES, tell, worth)
     if last is None:
         return None
     trial, row = last  # of all that were taken
     if judge.refusal(trial, bound, pass_.may_grow or row.may_grow, row, saves=saves):
         return None
-    _explain(row, set(order) - set(taken), selection, bound)
-    row.warnings.append(
-        f"{len(order) - len(taken)} of {len(order)} weights are left alone: the outputs tolerate a "
-        f"relative error of {bound:g}; --max-error allows more"
-    )
+    left = set(order) - set(taken)
+    _explain(row, left, selection, reasons, bound)
+    slow = sum(reasons.get(name) == _SLOW for name in left)
+    if slow:
+        row.warnings.append(f"{slow} of {len(order)} weights are left alone: {_SLOW}")
+    if len(left) > slow:
+        row.warnings.append(
+            f"{len(left) - slow} of {len(order)} weights are left alone: the outputs tolerate a "
+            f"relative error of {bound:g}; --max-error allows more"
+        )
     vars(step).update(vars(row))
     return trial
 
@@ -132,12 +146,16 @@ def _without(pass_: Any, order: Sequence[str], chosen: Sequence[str]) -> Any:
     return replace(pass_, weights=replace(pass_.weights, keep=keep))
 
 
-def _explain(row: Step, left: set[str], selection: Select, bound: float) -> None:
+def _explain(
+    row: Step, left: set[str], selection: Select, reasons: Mapping[str, str], bound: float
+) -> None:
     """Say of weights that were left alone for this that nobody asked for it."""
-    reason = f"beyond what the outputs tolerate (relative error {bound:g}; --max-error allows more)"
+    usual = f"beyond what the outputs tolerate (relative error {bound:g}; --max-error allows more)"
+    if left and all(reasons.get(name) == _SLOW for name in left):
+        usual = _SLOW
     asked = selection.keep or SKIP in selection.layers.values()
     row.skips = [
-        replace(skip, reason=reason)
+        replace(skip, reason=reasons.get(skip.what, usual))
         if skip.reason == KEPT and (skip.what in left or not asked)
         else skip
         for skip in row.skips

@@ -53,6 +53,7 @@ class Pass:
         runs_models: Whether ``apply`` runs models on the context's worker.
         retreats: Whether a step that breaks the contract may stand on fewer of its ``weights``.
         saves: Whether fewer bytes are all that it is for.
+        speeds: Whether it is for speed: then the run measures the latency.
         for_packing: Whether what it leaves is small only when it is packed.
         example: Options without which it does nothing, for the example in its help.
         inlines: Whether it sees functions inlined, where there are any, even if it asks for no
@@ -66,6 +67,7 @@ class Pass:
     retreats: ClassVar[bool] = False
     inlines: ClassVar[bool] = False
     saves: ClassVar[bool] = False
+    speeds: ClassVar[bool] = False
     for_packing: ClassVar[bool] = False
 
     max_error: float | None = option(
@@ -129,10 +131,10 @@ class Context:
         progress: To be told what is done, how much of it, and out of how much.
         storage: How the result will be stored.
         goal: What the answers must keep in the end.
-        findings: What steps found out about models on these inputs, by a key of their own; it is
-            theirs to make sure that the model is the same.
         memo: What was found out of the model before the step, for when the pass is applied to it
             once more, on fewer of its weights.
+        findings: What steps found out about models on these inputs, by a key of their own; it is
+            theirs to make sure that the model is the same.
         verify: Why a model half-way through the step breaks the contract, or an empty text; for
             passes that try something and can do without. Takes a bound of its own, if wanted.
     """
@@ -147,8 +149,8 @@ class Context:
     progress: Progress = field(default=lambda what, done, total: None)
     storage: str = "auto"
     goal: Goal = field(default_factory=Goal)
-    findings: dict[Any, Any] = field(default_factory=dict)
     memo: dict[str, Any] = field(default_factory=dict)
+    findings: dict[Any, Any] = field(default_factory=dict)
     verify: Callable[..., str] = field(default=lambda model, bound=0.0: "")
 
     @property
@@ -367,11 +369,15 @@ def _step(
         saves = pass_.saves and not may_grow and pass_.max_error is None and not _asked(pass_)
         if step.changes:
             reason = judge.refusal(trial, bound, may_grow, step, saves=saves)
-        fewer = None
-        if pass_.retreats and judge.asks_too_much(reason):
+        faster = bool(getattr(pass_, "faster_only", False) and step.changes and not reason)
+        if faster or (pass_.retreats and judge.asks_too_much(reason)):
             fewer = retreat(pass_, before, ctx, judge, bound, saves=saves)
-        if fewer is not None:
-            trial, reason = fewer, ""
+            if fewer is not None:
+                trial, reason = fewer, ""
+            elif faster:
+                reason = "nothing that it does is faster on this machine"
+        if pass_.speeds and step.changes and not reason:
+            _time(judge, before, trial, step)
         if fits and step.changes and not ctx.generated:
             ctx.split  # noqa: B018  (says so if what was fitted is judged by itself)
     except (RecipeError, InputsMissing, OutputError):  # no fault of the step: what it was given
@@ -391,6 +397,19 @@ def _step(
         if not step.skips:
             ctx.skip("model", "holds nothing that this step works on")
     return model
+
+
+def _time(judge: Judge, before: Model, trial: Model, step: Step) -> None:
+    """Measure what a step that is for speed did to it."""
+    found = judge.latency(before, trial)
+    if found is None:
+        return
+    step.latency = {"ratio": found.median, "low": found.low, "high": found.high}
+    if not found.median < 1:
+        step.warnings.append(
+            f"not faster on this machine: {found.median:.2f} times the latency before "
+            f"({found.low:.2f} to {found.high:.2f}); --faster-only keeps in float what is slower"
+        )
 
 
 def _asked(pass_: Pass) -> bool:

@@ -53,6 +53,8 @@ class Step:
         reason: Why a rolled back step was rolled back.
         chosen: Options that the step chose for itself, by name.
         warnings: What a reader of the report must know about the step.
+        latency: Of the model over that before the step, where the step is for speed: ``ratio``, and
+            the interval ``low`` to ``high``; None where it was not measured.
         may_grow: Whether the pass says that the file may become bigger this time: kernels for
             weights that were integers already take more constants.
     """
@@ -70,6 +72,7 @@ class Step:
     warnings: list[str] = field(default_factory=list)
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     max_error: float | None = None
+    latency: dict[str, float] | None = None
     may_grow: bool = False
 
 
@@ -88,8 +91,8 @@ class Report:
         tried: What a search tried: what, bytes, share of the budget that was used, verdict.
         promises: What inputs that no step has seen say of the result.
         missed: What a search could not keep or reach, one line each.
-        front: Models from near-lossless to smallest, where they were asked for.
         origin: What a certified result was made from.
+        front: Models from near-lossless to smallest, where they were asked for.
         unproven: Whether the given inputs could not have shown a difference.
     """
 
@@ -105,8 +108,8 @@ class Report:
     tried: list[tuple[str, int, float, str]] = field(default_factory=list)
     promises: list[str] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
-    front: Table | None = None
     origin: dict[str, Any] = field(default_factory=dict)
+    front: Table | None = None
     unproven: bool = False
     bytes_before: int = 0
     bytes_after: int = 0

@@ -45,7 +45,7 @@ def recheck(found: Certificate, source: StrPath, result: StrPath, options: Optio
     feeds = settings.unseen or settings.feeds
     comparison, digest = certificate.measure(source, result, feeds, options.worker)
     if comparison is None or not found.figures:
-        raise DataError(f"{found.path}: certifies no figures, for want of inputs")
+        raise DataError(f"{found.path}: certifies no figures: there were no inputs")
     certificate.check_figures(found, comparison, digest)
     return comparison
 

@@ -42,12 +42,15 @@ class Answers:
         outputs: For every feed, the outputs in that order.
         stacked: Outputs whose first axis is declared to be of fixed length.
         tails: What the graph says of outputs, by name.
+        random: Outputs that differ from run to run of one model, and how far apart their
+            distributions are then (relative L2 of quantiles): these are compared, not values.
     """
 
     names: tuple[str, ...]
     outputs: list[list[np.ndarray]]
     stacked: frozenset[str] = frozenset()
     tails: Mapping[str, Tail] = field(default_factory=dict)
+    random: Mapping[str, float] = field(default_factory=dict)
 
     def part(self, numbers: Iterable[int]) -> Answers:
         """Those to some of the feeds."""
@@ -88,7 +91,7 @@ class Answers:
             read([outputs[i] for i in places] for outputs in answers)
             for answers in (self.outputs[: len(other.outputs)], other.outputs)
         )
-        return compare_outputs(self.judged, mine, its, stacked=self.stacked)
+        return compare_outputs(self.judged, mine, its, stacked=self.stacked, random=self.random)
 
 
 def answers(
@@ -116,11 +119,7 @@ def answers(
 
     if noise.is_random(model):
         model = noise.seeded(model)
-    with contextlib.ExitStack() as stack:
-        path = model.path
-        if path is None or not model.untouched:
-            path = stack.enter_context(_scratch(folder)) / "model.onnx"
-            model.save(path, durable=False)
+    with on_disk(model, folder) as path:
         try:
             if check:
                 worker.check(path)
@@ -138,6 +137,21 @@ def _stacked(model: Model) -> frozenset[str]:
         for value in model.ir.graph.outputs
         if value.shape is not None and len(value.shape) and isinstance(value.shape[0], int)
     )
+
+
+@contextlib.contextmanager
+def on_disk(model: Model, folder: Path | None) -> Iterator[Path]:
+    """The file of a model; one in a scratch folder where it has none, or was changed.
+
+    Raises:
+        OutputError: There is no room for it.
+    """
+    if model.path is not None and model.untouched:
+        yield model.path
+        return
+    with _scratch(folder) as place:
+        model.save(place / "model.onnx", durable=False)
+        yield place / "model.onnx"
 
 
 @contextlib.contextmanager

@@ -17,6 +17,8 @@ from hard_models import text, weight
 from onnxshrink.cli import main
 from onnxshrink.runtime.worker import Worker
 
+TESTS = Path(__file__).parent
+
 #: The machine may be busy, and a failure of CI must be one that anybody can repeat.
 hypothesis.settings.register_profile(
     "onnxshrink", deadline=None, derandomize="CI" in os.environ, print_blob=True
@@ -65,6 +67,13 @@ def one_worker(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
             lent = False
 
     monkeypatch.setattr("onnxshrink.runtime.worker.Worker", lend)
+
+
+@pytest.fixture(autouse=True)
+def _warm(request: pytest.FixtureRequest) -> None:
+    """Where processes are not what is tested, nobody waits for another to import ONNX Runtime."""
+    if request.path.relative_to(TESTS).parts[0] in ("channels", "graph", "passes", "search"):
+        request.getfixturevalue("one_worker")
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The runner refuses a step that breaks the contract, says why, and hides nothing else."""
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -622,3 +623,37 @@ def test_one_input_cannot_hide_among_others(worker: Worker) -> None:
     assert step(0.12).reason.startswith("output 'y' changed by 0.3 (relative) on one input")
     assert (done := step(0.16)).status == "done"
     assert done.max_error == pytest.approx(0.3 / np.sqrt(8), rel=1e-5)
+
+
+NOISE = text(
+    "g (float[n, 64] x) => (float[n, 64] y, float[n, 64] z) "
+    "{ z = MatMul(x, w)  r = RandomNormalLike(z)  s = Mul(r, w0)  y = Add(z, s) }",
+    w=weight(1, 64, 64), w0=np.full(64, 0.5, np.float32),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("factor", "stands"), [(1.02, True), (1.5, False)])
+def test_of_a_model_that_no_seed_tames_distributions_are_held(
+    factor: float, stands: bool, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its values differ by half of their size from run to run."""
+    seeds = itertools.count(1)
+
+    def untamed(model: Model) -> Model:
+        copy = model.clone()
+        (node,) = (node for node in copy.nodes if node.op_type == "RandomNormalLike")
+        node.attributes["seed"] = ir.AttrFloat32("seed", float(next(seeds)))
+        copy.touch_node(node)
+        return copy
+
+    monkeypatch.setattr("onnxshrink.graph.analysis.noise.seeded", untamed)
+    feeds = [{"x": weight(seed, 64, 64)} for seed in range(4)]
+    step = Edit(edit=scale(factor), max_error=0.05)
+    report = run([step], Model.from_proto(NOISE), Settings(feeds=feeds), worker).report
+    assert (
+        "this model is random: two runs of it on the same input differ in 'y'" in report.warnings[0]
+    )
+    assert (report.steps[0].status == "done") == stands
+    if stands:
+        assert report.outputs["z"]["relative_error"] == pytest.approx(0.02, rel=1e-3)
+        assert report.outputs["y"]["relative_error"] < 0.1

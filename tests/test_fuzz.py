@@ -26,6 +26,9 @@ from onnxshrink.recipe import Recipe, find_pass
 from onnxshrink.runtime.worker import Worker, blamed
 from onnxshrink.select import Select
 
+#: One process makes the cases of the wheel, for all tests that try them.
+pytestmark = [pytest.mark.fuzz, pytest.mark.xdist_group("oracle")]
+
 CASES = int(os.environ.get("ONNXSHRINK_FUZZ", "2000"))
 FIRST = int(os.environ.get("ONNXSHRINK_FUZZ_FIRST", "0"))
 LARGEST = 20_000
@@ -109,7 +112,6 @@ def applied(name: str, path: Path, out: Path) -> None:
     api.apply_recipe(Recipe((find_pass(name)(**options),)), path, out, api.Options(check="quick"))
 
 
-@pytest.mark.fuzz
 @pytest.mark.filterwarnings("ignore")  # of numpy, of values that no model means
 def test_mutants(one_worker: None, worker: Worker, tmp_path: Path) -> None:
     path, out = tmp_path / "in.onnx", tmp_path / "out.onnx"
@@ -158,6 +160,5 @@ def runs(worker: Worker, path: Path) -> bool:
     return True
 
 
-@pytest.mark.fuzz
 def test_mutants_are_the_same_every_time() -> None:
     assert [mutant(number) for number in range(3)] == [mutant(number) for number in range(3)]

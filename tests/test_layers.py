@@ -26,7 +26,7 @@ LAYERS = (
     ("channels",),
     ("passes",),
     ("recipe",),
-    ("search", "budget", "certificate"),
+    ("search", "certificate", "budget"),
     ("api",),
     ("reproduce", "bundle"),
     ("commands", "one_step"),

@@ -14,7 +14,7 @@ Units = Literal["channels", "heads", "head-dimensions", "width"]
 
 
 @dataclass(frozen=True)
-class Reduction:
+class ChannelGoal:
     """How much is to be left.
 
     Attributes:
@@ -50,7 +50,7 @@ class Request:
         damping: How closely they stay to what they were; None: tried out on held-out inputs.
     """
 
-    goal: Reduction
+    goal: ChannelGoal
     ratios: Mapping[str, float] = field(default_factory=dict)
     importance: Importance = "auto"
     scope: Scope = "auto"

@@ -46,6 +46,10 @@ def budget_options(command: F) -> F:
                 help="Largest relative error of an output.",
             ),
             click.option(
+                "--max-kl", type=number, metavar="NATS",
+                help="Largest mean divergence of tokens or classes from the original's.",
+            ),
+            click.option(
                 "--max-drop", type=number, metavar="D",
                 help="Largest drop of --metric, or of top-1 agreement.",
             ),
@@ -99,7 +103,7 @@ class Budget:
             sizes: Whether size goals are among them, and not options of a pass.
         """
         lifted = values.pop("no_budget", False)
-        names = ("min_agreement", "max_error", "max_drop", "metric") if sizes else ()
+        names = ("min_agreement", "max_error", "max_kl", "max_drop", "metric") if sizes else ()
         goal = {name: values.pop(name) for name in names}
         goal["preset"] = values.pop("preset")
         if not sizes:

@@ -70,6 +70,11 @@ def command(
                 "-" if row.kl is None else f"{row.kl:.3g}",
             )  # fmt: skip
         show(table)
+        if found.random:
+            say(
+                "the model is random: two runs of it differ in "
+                f"{', '.join(found.random)}, of which distributions are compared"
+            )
         say(f"{found.feeds} inputs; {settings(found.options_b)}")
     if found.missed:
         raise BudgetMissed("; ".join(found.missed))

@@ -71,13 +71,15 @@ class Coded:
         book: How.
         size: How many codes.
         streams: The numbers of rows of every level, written as its book says.
-        rest: Codes of the last level's escapes, and one byte that is never read as such.
+        escapes: How many every level has.
+        rest: Codes of the last level's escapes.
         low: Lowest bits of the codes, the first code in the lowest bits of a byte.
     """
 
     book: Book
     size: int
     streams: tuple[Bytes | Coded, ...]
+    escapes: tuple[int, ...]
     rest: Bytes
     low: Bytes
 
@@ -85,6 +87,16 @@ class Coded:
     def nbytes(self) -> int:
         """Bytes of the streams; the tables, which others may use too, are the book's."""
         return sum(stream.nbytes for stream in (*self.streams, self.rest, self.low))
+
+    @property
+    def longest(self) -> int:
+        """Codes of its longest level, those that fill up its last row among them."""
+        inner = [stream.longest for stream in self.streams if isinstance(stream, Coded)]
+        own = [
+            (stream.size if isinstance(stream, Coded) else len(stream)) * level.width
+            for level, stream in zip(self.book.levels, self.streams, strict=True)
+        ]
+        return max([0, *inner, *own])
 
 
 def encode(codes: Bytes, book: Book) -> Coded:
@@ -101,13 +113,15 @@ def encode(codes: Bytes, book: Book) -> Coded:
         # As many codes as fill the rows of both: then neither has to be cut.
         unit = math.lcm(8 // book.low_bits, book.levels[0].width if book.levels else 1)
         left = np.append(left, np.zeros(-size % unit, np.uint8))
-        low = _pack(left & np.uint8(mask), book.low_bits)
+        low = pack(left, book.low_bits)
         left = left & np.uint8(255 - mask)
     streams: list[Bytes | Coded] = []
+    escapes: list[int] = []
     for level in book.levels:
         rows, left = encode_level(left, level)
         streams.append(rows if level.rows is None else encode(rows, level.rows))
-    return Coded(book, size, tuple(streams), left, low)
+        escapes.append(left.size)
+    return Coded(book, size, tuple(streams), tuple(escapes), left, low)
 
 
 def decode(coded: Coded) -> Bytes:
@@ -132,10 +146,12 @@ def low_table(bits: int) -> Bytes:
     return table
 
 
-def _pack(values: Bytes, bits: int) -> Bytes:
+def pack(values: Bytes, bits: int) -> Bytes:
+    """The lowest bits of values, in bytes; see :func:`low_table`."""
     width = 8 // bits
     padded = np.zeros((-(-values.size // width), width), np.uint8)
     padded.reshape(-1)[: values.size] = values
+    padded &= np.uint8((1 << bits) - 1)
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     packed: Bytes = np.bitwise_or.reduce(padded << shifts, axis=1).astype(np.uint8)
     return packed
@@ -145,8 +161,7 @@ def encode_level(codes: Bytes, level: Level) -> tuple[Bytes, Bytes]:
     """Write codes as numbers of rows.
 
     Returns:
-        The numbers, and the codes of the next level with one more at the end: what a place behind
-        the last escape looks up, and drops.
+        The numbers, and the codes of the next level: one for every escape in the rows.
     """
     table, width = level.table, level.width
     filler = codes[-1] if codes.size else table[0, 0]
@@ -162,5 +177,4 @@ def encode_level(codes: Bytes, level: Level) -> tuple[Bytes, Bytes]:
         # A code that is spelled like an escape can only be written as one.
         node, prefix = step[node, padded[:, place]], child
     rows = np.argsort(prefix).astype(np.uint8)[node]
-    escaped = padded[table[rows] == level.escape]
-    return rows, np.append(escaped, filler).astype(np.uint8)
+    return rows, padded[table[rows] == level.escape]

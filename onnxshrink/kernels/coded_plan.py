@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,15 +25,29 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 _LEAVES = 256
-_DEEPEST = 16
-_BRANCHES = 64  # beyond the first place; more never paid
+_FEWEST_LEAVES = 32
+_CODES_OF_A_ROW = 24  # a table with more rows would take too much of what it saves
+_DEEPEST = 8
+_BRANCHES = (*range(9), 10, 12, 14, 16, 20, 24, 32, 48, 63)  # tried beyond the first place
 _ALPHABETS = ((2, 1.0), (3, 1.6), (4, 2.0), (6, 8 / 3), (16, 4.0))
-_ROUNDS = 2
+_EFFORT = 0.033  # of the entropy: what one code less to rebuild, in any level, is worth at load
 _TRIED = 3  # depths that are worked out
 _MOST_LEVELS = 8
 _WIDE = 2.6  # bits of entropy from which low bits may be kept apart; below, vectors may do
 _LEFT = (1.3, 3.8)  # bits of entropy, about, that are left for levels beside lowest bits
 _VECTOR_BITS = (2.0, 6.5)  # of entropy, in the rows of a level of vectors
+
+
+class _Price(NamedTuple):
+    """What levels take beside their codes and tables.
+
+    Attributes:
+        nodes: Bytes of the nodes of one.
+        effort: Bits that one code less to rebuild is worth: memory and time of loading.
+    """
+
+    nodes: int
+    effort: float
 
 
 def entropy_bytes(counts: Ints) -> float:
@@ -41,24 +56,22 @@ def entropy_bytes(counts: Ints) -> float:
     return float(-(found * np.log2(found / found.sum())).sum() / 8) if found.size else 0.0
 
 
-def plan(codes: Bytes, overhead: int) -> tuple[Book, float]:
-    """The book for codes like these.
+def plan(codes: Bytes, overhead: int) -> Book:
+    """The book for codes like these: few bytes, and little to do when they are read.
 
     Args:
         codes: Flat; independent draws, as far as the estimates go.
         overhead: Bytes that the nodes of one level take.
-
-    Returns:
-        The book, and about how many bytes it takes with codes, tables and nodes.
     """
     counts = _counted(codes)
     if not codes.size:
-        return Book(()), 0.0
+        return Book(())
     bits = 8 * entropy_bytes(counts) / codes.size
-    books = [_plan_levels(counts, low, overhead) for low in _low_bits(bits)]
+    price = _Price(overhead, _EFFORT * bits)
+    books = [_plan_levels(counts, low, price) for low in _low_bits(bits)]
     if 0 < bits < _WIDE:
-        books += _plan_vectors(codes, counts, bits, overhead)
-    return min(books, key=lambda found: found[1])
+        books += _plan_vectors(codes, counts, bits, price)
+    return min(books, key=lambda found: found[1])[0]
 
 
 def _low_bits(bits: float) -> tuple[int, ...]:
@@ -73,7 +86,7 @@ def _counted(codes: Bytes) -> Ints:
     return counts
 
 
-def _plan_levels(counts: Ints, low_bits: int, overhead: int) -> tuple[Book, float]:
+def _plan_levels(counts: Ints, low_bits: int, beside: _Price) -> tuple[Book, float]:
     """Levels whose rows are written as they are."""
     left = counts.astype(np.float64)
     total, price = left.sum(), 0.0
@@ -82,27 +95,29 @@ def _plan_levels(counts: Ints, low_bits: int, overhead: int) -> tuple[Book, floa
         joined = left.reshape(-1, step).sum(1)
         left = np.zeros(256)
         left[::step] = joined
-        price = total * low_bits / 8 + 256 * 8 // low_bits + overhead
+        price = total * (low_bits + beside.effort / 2) / 8
+        price += 256 * 8 // low_bits + beside.nodes
     levels: list[Level] = []
     while len(levels) < _MOST_LEVELS and left.sum() > 0:
-        found = _best_level(left, overhead)
+        found = _best_level(left, beside)
         if found is None:
             break
-        price += left.sum() / found[0].width + found[0].table.size + overhead
+        price += left.sum() * (1 / found[0].width + beside.effort / 8)
+        price += found[0].table.size + beside.nodes
         levels.append(found[0])
         left = found[1]
     return Book(tuple(levels), low_bits), price + float(left.sum())
 
 
 def _plan_vectors(
-    codes: Bytes, counts: Ints, bits: float, overhead: int
+    codes: Bytes, counts: Ints, bits: float, beside: _Price
 ) -> list[tuple[Book, float]]:
     """A first level of vectors, and the numbers of its rows coded in turn."""
     order = np.argsort(-counts, kind="stable")
     order = order[counts[order] > 0][:255]
     share = counts[order] / codes.size
     rest = max(1.0 - float(share.sum()), 0.0)
-    trees = _Trees(share, 1 - np.log2(share), rest)
+    trees = _Trees(share, 1 - np.log2(share), rest, codes.size)
     found = []
     for depth in range(2, trees.deepest + 1):
         if not _VECTOR_BITS[0] <= depth * bits <= _VECTOR_BITS[1] and depth > 2:
@@ -122,11 +137,12 @@ def _plan_vectors(
     books = []
     for _, _, level, rows, left in sorted(found, key=lambda each: each[0])[:_TRIED]:
         spread = 8 * entropy_bytes(_counted(rows)) / max(rows.size, 1)
-        choices = [_plan_levels(_counted(rows), low, overhead) for low in _low_bits(spread)]
+        choices = [_plan_levels(_counted(rows), low, beside) for low in _low_bits(spread)]
         inner, price = min(choices, key=lambda choice: choice[1])
-        following, more = _plan_levels(_counted(left), 0, overhead)
+        following, more = _plan_levels(_counted(left), 0, beside)
         book = Book((replace(level, rows=inner), *following.levels))
-        books.append((book, price + more + level.table.size + overhead))
+        first = level.table.size + beside.nodes + codes.size * beside.effort / 8
+        books.append((book, price + more + first))
     return books
 
 
@@ -140,7 +156,7 @@ def _level(order: Ints, rows: list[tuple[int, ...]]) -> Level | None:
     return Level(names[np.array(rows, np.int64)].astype(np.uint8), escape)
 
 
-def _best_level(left: Floats, overhead: int) -> tuple[Level, Floats] | None:
+def _best_level(left: Floats, beside: _Price) -> tuple[Level, Floats] | None:
     """The next level and the counts of what it leaves, or None where plain bytes do as well."""
     order = np.argsort(-left, kind="stable")
     order = order[left[order] > 0]
@@ -149,16 +165,16 @@ def _best_level(left: Floats, overhead: int) -> tuple[Level, Floats] | None:
     total = left.sum()
     share = left[order] / total
     rest = float(left.sum() - left[order].sum()) / total
-    extra = overhead * 8 / total
+    extra, effort = beside.nodes * 8 / total, beside.effort
     best: tuple[float, int, Floats, list[tuple[int, ...]]] | None = None
-    cost = _chain_costs(share, extra) - 1
+    cost = _chain_costs(share, extra, effort) - 1
 
     def consider(depth: int, rows: list[tuple[int, ...]], escapes: Floats) -> None:
         nonlocal best, cost
         again = np.argsort(-escapes, kind="stable")
         costs = np.empty_like(escapes)
-        costs[again] = _chain_costs(escapes[again], extra)
-        price = 8 / depth + float(escapes @ costs) + 8 * rest
+        costs[again] = _chain_costs(escapes[again], extra, effort)
+        price = 8 / depth + effort + float(escapes @ costs) + 8 * rest
         price += extra + 8 * depth * len(rows) / total
         if best is None or price < best[0]:
             best, cost = (price, depth, escapes, rows), costs
@@ -169,11 +185,9 @@ def _best_level(left: Floats, overhead: int) -> tuple[Level, Floats] | None:
         alphabet = (*range(own), -1)
         rows = list(product(alphabet, repeat=depth))
         consider(depth, rows, np.where(np.arange(share.size) < own, 0.0, share))
-    for _ in range(_ROUNDS):
-        trees = _Trees(share, np.maximum(cost, 0.5), rest)
-        bits = trees.bits()
-        for depth in (np.argsort(bits)[:_TRIED] + 1).tolist():
-            consider(depth, *trees.rows(depth))
+    trees = _Trees(share, np.maximum(cost, 0.5), rest, float(total))
+    for depth in (np.argsort(trees.bits())[:_TRIED] + 1).tolist():
+        consider(depth, *trees.rows(depth))
     if best is None or best[0] >= 8:
         return None
     _, _, escapes, rows = best
@@ -187,12 +201,13 @@ def _best_level(left: Floats, overhead: int) -> tuple[Level, Floats] | None:
     return level, following
 
 
-def _chain_costs(share: Floats, extra: float) -> Floats:
+def _chain_costs(share: Floats, extra: float, effort: float) -> Floats:
     """Bits of each symbol on the best chain of alphabets.
 
     Args:
         share: Of the symbols, the most frequent first; need not add up to 1.
         extra: What a level costs besides.
+        effort: What a code of a level costs besides.
     """
     size = share.size
     tail = np.append(np.cumsum(share[::-1])[::-1], 0.0)
@@ -201,9 +216,9 @@ def _chain_costs(share: Floats, extra: float) -> Floats:
         cost[at], step[at], bits[at] = 8 * tail[at], size - at, 8.0
         for symbols, width in _ALPHABETS:
             taken = size - at if size - at <= symbols else symbols - 1
-            price = width * tail[at] + extra + cost[at + taken]
+            price = (width + effort) * tail[at] + extra + cost[at + taken]
             if price < cost[at]:
-                cost[at], step[at], bits[at] = price, taken, width
+                cost[at], step[at], bits[at] = price, taken, width + effort
     found, at, so_far = np.zeros(size), 0, 0.0
     while at < size:
         so_far += bits[at]
@@ -218,14 +233,16 @@ class _Trees:
     ``gain[depth][leaves]`` is what the branches of a tree save of the costs of escapes.
     """
 
-    def __init__(self, share: Floats, cost: Floats, rest: float):
+    def __init__(self, share: Floats, cost: Floats, rest: float, size: float):
         self.share, self.cost, self.rest = share, cost, rest
+        self.leaves = int(np.clip(size / _CODES_OF_A_ROW, _FEWEST_LEAVES, _LEAVES))
         entropy = float(-(share * np.log2(share)).sum())
         self.deepest = int(np.clip(np.ceil(18 / max(entropy, 0.1)), 2, _DEEPEST))
         saved = np.append(0.0, np.cumsum(share * cost))
-        first = saved[np.minimum(np.maximum(np.arange(_LEAVES + 1) - 1, 0), share.size)]
-        self.gain = [np.zeros(_LEAVES + 1), first]
-        self.branches = min(share.size + 1, _BRANCHES)
+        first = saved[np.minimum(np.maximum(np.arange(self.leaves + 1) - 1, 0), share.size)]
+        self.gain = [np.zeros(self.leaves + 1), first]
+        most = min(share.size, self.leaves - 1)
+        self.tried = np.array([each for each in _BRANCHES if each <= most])
         self._chosen: list[tuple[Ints, Ints]] = []
         for _ in range(2, self.deepest + 1):
             self._deepen(saved)
@@ -234,52 +251,34 @@ class _Trees:
         """Bits a code, by depth from 1, as the costs of escapes have it."""
         whole = float(self.share @ self.cost)
         depths = np.arange(1, self.deepest + 1)
-        saved = np.array([self.gain[depth][_LEAVES] for depth in depths])
+        saved = np.array([self.gain[depth][self.leaves] for depth in depths])
         found: Floats = 8 / depths + whole - saved / depths
         return found
 
     def _deepen(self, saved: Floats) -> None:
-        """The trees of one place more.
-
-        Line n is the tree with n branches of codes and, as branch n, that of escapes. Its leaves
-        go one by one to the branch that gains most. What a branch gains by its next leaf never
-        grows (``slope``), so these are simply the largest gains of all its branches; codes are in
-        the order of their shares, so branch i has its k-th leaf beside the first not before
-        (i + 1) * k others are given away.
-        """
-        most, lines = _LEAVES - 1, np.arange(self.branches)
-        delta = np.append(np.diff(self.gain[-1]), 0.0)
+        tried = self.tried  # how many branches beside that of escapes
+        count, lines = int(tried[-1]) + 1, np.arange(tried.size)
+        before = self.gain[-1]
+        delta = np.append(np.diff(before), 0.0)
         slope = np.maximum.accumulate(delta[::-1])[::-1]
-        turns = most // (lines[:-1] + 1)
-        owner = np.repeat(lines[:-1], turns)
-        had = np.arange(owner.size) - np.repeat(np.cumsum(turns) - turns, turns) + 1
-        loss = -self.share[owner] * slope[had]
-        order = np.argsort(loss, kind="stable")  # of equal gains the first branch has the first
-        owner, had, loss = owner[order], had[order], loss[order]
-
-        line, place = np.nonzero(owner < lines[:, None])
-        turn = np.arange(line.size) - np.searchsorted(line, lines)[line]
-        line, place, turn = line[turn < most], place[turn < most], turn[turn < most]
-        escapes = np.array([self.share[own:].sum() + self.rest for own in lines])
-        # In each line first the gains of its branches of codes, then those of escapes.
-        losses = np.full((lines.size, 2 * most), np.inf)
-        losses[line, turn] = loss[place]
-        losses[:, most:] = -escapes[:, None] * slope[1:_LEAVES]
-        branch = np.tile(lines[:, None], 2 * most)
-        branch[line, turn] = owner[place]
-        leaf = np.tile(np.append(np.zeros(most, np.int64), np.arange(1, _LEAVES)), (lines.size, 1))
-        leaf[line, turn] = had[place]
-        given = np.argsort(losses, axis=1, kind="stable")[:, :most]
-        branch, leaf = (np.take_along_axis(each, given, 1) for each in (branch, leaf))
-        weight = np.append(self.share[lines[:-1]], 0.0)[branch]
-        weight = np.where(branch == lines[:, None], escapes[:, None], weight)
-        gain = np.cumsum(np.hstack([saved[lines, None], weight * delta[leaf]]), axis=1)
-
-        reached = np.full((_LEAVES + 1, lines.size), -1.0)
-        picks = np.zeros((_LEAVES + 1, lines.size), np.int64)
-        for own in lines.tolist():
-            reached[own + 1 :, own] = gain[own, : _LEAVES - own]
-            picks[own + 2 :, own] = branch[own, : most - own]
+        weight = np.zeros((tried.size, count))
+        for line, branches in enumerate(tried.tolist()):
+            weight[line, :branches] = self.share[:branches]
+            weight[line, branches] = self.share[branches:].sum() + self.rest
+        leaves = np.ones((tried.size, count), np.int64)
+        gain, margin = saved[tried], weight * slope[1]
+        reached = np.full((self.leaves + 1, tried.size), -1.0)
+        picks = np.zeros((self.leaves + 1, tried.size), np.int64)
+        reached[tried + 1, lines] = gain
+        for more in range(1, self.leaves):
+            at = margin.argmax(1)
+            had, heavy = leaves[lines, at], weight[lines, at]
+            gain = gain + heavy * delta[had]
+            leaves[lines, at] = had + 1
+            margin[lines, at] = heavy * slope[np.minimum(had + 1, self.leaves)]
+            fits = lines[: np.searchsorted(tried, self.leaves - more)]
+            reached[tried[fits] + 1 + more, fits] = gain[fits]
+            picks[tried[fits] + 1 + more, fits] = at[fits]
         best = reached.max(1)
         best[0] = 0.0
         self.gain.append(best)
@@ -291,8 +290,9 @@ class _Trees:
             return [1] * min(leaves, self.share.size + 1)
         chosen, picks = self._chosen[depth - 2]
         line = int(chosen[leaves])
-        found = [1] * (line + 1)
-        for at in picks[line + 2 : leaves + 1, line].tolist():
+        branches = int(self.tried[line])
+        found = [1] * (branches + 1)
+        for at in picks[branches + 2 : leaves + 1, line].tolist():
             found[at] += 1
         return found
 
@@ -316,5 +316,5 @@ class _Trees:
                 escapes = escapes + mass * inner
             return rows, escapes
 
-        rows, escapes = below(depth, _LEAVES)
+        rows, escapes = below(depth, self.leaves)
         return rows, escapes / depth

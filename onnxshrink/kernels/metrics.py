@@ -383,6 +383,34 @@ def kl(reference: ArrayLike, other: ArrayLike) -> float:
     return 0.0 if divergence is None else divergence
 
 
+def quantiles(arrays: Iterable[np.ndarray], many: int = 1024) -> Floats:
+    """The distribution of all values of some arrays: quantiles in even steps, ascending.
+
+    The L2 distance of those of two samples is the Wasserstein distance of their distributions.
+    """
+    values = np.concatenate([np.zeros(0), *(np.asarray(a, float).reshape(-1) for a in arrays)])
+    if not values.size:
+        return values
+    found: Floats = np.quantile(values, (np.arange(many) + 0.5) / many)
+    return found
+
+
+def differing(
+    names: Sequence[str],
+    once: Sequence[Sequence[np.ndarray]],
+    again: Sequence[Sequence[np.ndarray]],
+) -> dict[str, float]:
+    """Outputs that two runs of one model on the same feeds disagree on, and by how much.
+
+    Returns:
+        The distance of the distributions of their values, relative to their size (L2).
+    """
+    rows = compare_outputs(names, once, again)
+    loose = [row.name for row in rows if row.worst > 0]
+    rows = compare_outputs(names, once, again, random=loose)
+    return {row.name: row.relative_error for row in rows if row.name in loose}
+
+
 def compare_outputs(
     names: Sequence[str],
     reference_runs: Iterable[Sequence[np.ndarray]],
@@ -391,6 +419,7 @@ def compare_outputs(
     atol: float = 0.0,
     rtol: float = 0.0,
     stacked: Collection[str] = (),
+    random: Collection[str] = (),
 ) -> tuple[OutputComparison, ...]:
     """Compare the outputs of two models, each output over all feeds.
 
@@ -401,9 +430,18 @@ def compare_outputs(
         atol: Absolute tolerance of ``OutputComparison.outside``.
         rtol: Its relative tolerance.
         stacked: Names of outputs whose first axis is of fixed length, and not the batch.
+        random: Names of outputs of which distributions are compared, over all feeds, not values.
     """
     agreements = [Agreement(atol=atol, rtol=rtol, stacked=name in stacked) for name in names]
+    pooled: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {}
     for reference, other in zip(reference_runs, other_runs, strict=True):
-        for agreement, x, y in zip(agreements, reference, other, strict=True):
-            agreement.add(x, y)
+        for name, agreement, x, y in zip(names, agreements, reference, other, strict=True):
+            if name in random:
+                pooled.setdefault(name, ([], []))[0].append(x)
+                pooled[name][1].append(y)
+            else:
+                agreement.add(x, y)
+    for name, agreement in zip(names, agreements, strict=True):
+        if name in pooled:
+            agreement.add(*map(quantiles, pooled[name]))
     return tuple(a.result(name) for a, name in zip(agreements, names, strict=True))

@@ -23,7 +23,7 @@ Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Channels:
+class ChannelPairs:
     """Each channel of x beside the same channel of y, and no other.
 
     Attributes:
@@ -53,7 +53,7 @@ class Regression:
     groups: int
     width: int
     outputs: int
-    layout: Rows | Window | Channels
+    layout: Rows | Window | ChannelPairs
     axis: int = -1
     picked: tuple[int, ...] = ()
 
@@ -127,9 +127,9 @@ def _parts(statistic: Regression, x: Array, y: Array, feed: int) -> Iterator[tup
     most = max(ROWS_PER_WIDTH * statistic.width, LEAST_ROWS)
     if statistic.picked:
         y = y.take(
-            statistic.picked, layout.axis if isinstance(layout, Channels) else statistic.axis
+            statistic.picked, layout.axis if isinstance(layout, ChannelPairs) else statistic.axis
         )
-    if isinstance(layout, Channels):
+    if isinstance(layout, ChannelPairs):
         if x.shape != y.shape:
             raise ValueError(f"values of shapes {x.shape} and {y.shape} do not fit together")
         both = (np.moveaxis(v, layout.axis, -1).reshape(-1, v.shape[layout.axis]) for v in (x, y))

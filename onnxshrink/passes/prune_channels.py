@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from onnxshrink.channels.request import Importance, Reduction, Request, Scope, Units
+from onnxshrink.channels.request import ChannelGoal, Importance, Request, Scope, Units
 from onnxshrink.errors import RecipeError
 from onnxshrink.options import option
 from onnxshrink.pipeline import Context, Pass
@@ -182,13 +182,13 @@ class PruneChannels(Pass):
 
     def _request(self) -> Request:
         """What is asked of the channels' house."""
-        goal = Reduction("units", 1 - self.ratio)
+        goal = ChannelGoal("units", 1 - self.ratio)
         if self.flops is not None:
-            goal = Reduction("macs", self.flops)
+            goal = ChannelGoal("macs", self.flops)
         elif self.bytes is not None:
-            goal = Reduction("bytes", self.bytes)
+            goal = ChannelGoal("bytes", self.bytes)
         elif self.latency is not None:
-            goal = Reduction("latency", self.latency)
+            goal = ChannelGoal("latency", self.latency)
         return Request(
             goal=goal, ratios=self.layers, importance=self.importance, scope=self.scope,
             units=self.units, keep=self.keep, round_to=self.round_to, minimum=self.minimum,

@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,7 @@ FEWEST_ROUNDS = 6
 _LOADS = 5
 _CONFIDENCE = 0.95
 _BURST_SECONDS = 0.02
+_TURN_SECONDS = 0.005
 _PROFILED_SECONDS = 0.5
 _PATIENCE = 8  # times the rounds asked for, to wait for narrow intervals
 
@@ -151,6 +153,37 @@ def bench(
         )
         models.append(model)
     return BenchResult(tuple(models), len(times[0]), options.describe())
+
+
+class Ratio(NamedTuple):
+    """The latency of a model over that of another: median of several turns, and its interval."""
+
+    median: float
+    low: float
+    high: float
+
+
+def ratio(
+    first: str | os.PathLike[str], second: str | os.PathLike[str], feed: Mapping[str, np.ndarray],
+    worker: Worker,
+) -> Ratio:  # fmt: skip
+    """The latency of the second model over that of the first, in a moment and in one process.
+
+    They take turns of some milliseconds, so that a disturbance from outside meets both.
+
+    Raises:
+        DataError: The feed does not fit.
+        ModelError: A model does not load or run.
+    """
+    times: dict[str | os.PathLike[str], list[float]] = {first: [], second: []}
+    for turn in range(FEWEST_ROUNDS):
+        for path in (first, second) if turn % 2 else (second, first):
+            worker.open(path)
+            worker.step(feed)  # the first run is another thing
+            times[path].append(worker.time(feed, _TURN_SECONDS))
+    worker.release()
+    ratios = [two / one for one, two in zip(times[first], times[second], strict=True)]
+    return Ratio(statistics.median(ratios), *median_interval(ratios))
 
 
 def _to_first(seconds: Sequence[float], times: Sequence[Sequence[float]]) -> list[float]:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
+from onnxshrink import files
 from onnxshrink.errors import DataError, ModelError, RecipeError
-from onnxshrink.kernels.metrics import OutputComparison, compare_outputs
+from onnxshrink.graph.analysis import noise
+from onnxshrink.graph.file.model import Model
+from onnxshrink.kernels.metrics import OutputComparison, compare_outputs, differing
 from onnxshrink.runtime import shelf
 from onnxshrink.runtime.decoding import steps
 from onnxshrink.runtime.session import DEFAULT_OPTIONS, SessionOptions
 from onnxshrink.runtime.worker import Signature, Worker
 
 PathLike = str | os.PathLike[str]
+_NOISE = 2.0  # times the distance of two runs of the reference: what may be added to a limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +43,8 @@ class Comparison:
         max_kl: Largest mean divergence allowed, in nats, of an output with classes.
         followed: Outputs that the next run goes on from: the others tell of them, so that no
             threshold is held against them.
+        random: Outputs that differ from run to run of the reference, and how far apart their
+            distributions are then: these are compared, and the distance of two runs is allowed.
     """
 
     a: str
@@ -57,6 +64,8 @@ class Comparison:
     def judged(self) -> tuple[OutputComparison, ...]:
         """Outputs that thresholds are held against."""
         return tuple(output for output in self.outputs if output.name not in self.followed)
+
+    random: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def relative_error(self) -> float:
@@ -79,7 +88,8 @@ class Comparison:
             name = f"output {output.name!r}"
             if asked and not output.elements:
                 lines.append(f"{name}: is empty on every input: there is nothing to compare")
-            if self.max_error is not None and not output.worst <= self.max_error:
+            noise = _NOISE * self.random.get(output.name, 0.0)
+            if self.max_error is not None and not output.worst <= self.max_error + noise:
                 of_slice = f" of {output.slice}" if output.slice else ""
                 error = f"relative error{of_slice} {output.worst:.3g}"
                 lines.append(f"{name}: {error} is above {self.max_error:g}")
@@ -107,6 +117,7 @@ class Comparison:
             "outputs": [output.to_dict() for output in self.outputs],
             "options_a": dict(self.options_a),
             "options_b": dict(self.options_b),
+            "random": dict(self.random),
             "missed": self.missed,
         }
 
@@ -126,6 +137,9 @@ def compare(
     worker: Worker | None = None,
 ) -> Comparison:
     """Run two models on the same feeds and compare their outputs, by name.
+
+    Random numbers that they draw are the same in both. Where the reference differs from run to run
+    all the same, distributions are compared.
 
     Args:
         a: The reference.
@@ -158,10 +172,20 @@ def compare(
         kept = stack.enter_context(shelf.Shelf())
         worker = worker or stack.enter_context(Worker())
         stack.callback(worker.release)
-        signature = worker.open(a, options_a)
-        asked = steps.answered(worker, tuple(signature.outputs), feeds)
-        references = [kept.keep(outputs) for outputs, _ in asked]
-        other = worker.open(b, options_b)
+        draws = noise.draws(a) or noise.draws(b)
+        first, second = (stack.enter_context(_seeded(path)) if draws else path for path in (a, b))
+
+        def ask() -> tuple[Signature, list[list[np.ndarray]]]:
+            signature = worker.open(first, options_a)
+            asked = steps.answered(worker, tuple(signature.outputs), feeds)
+            return signature, [kept.keep(outputs) for outputs, _ in asked]
+
+        signature, references = ask()
+        random: dict[str, float] = {}
+        if draws:
+            worker.release()
+            random = differing(tuple(signature.outputs), references, ask()[1])
+        other = worker.open(second, options_b)
         known = tails(coded_read.load(a)[0]) if len(signature.outputs) > 1 else {}
         followed = frozenset(name for name, tail in known.items() if tail.followed)
         _check_signatures(os.fspath(a), signature, os.fspath(b), other)
@@ -173,6 +197,7 @@ def compare(
             ([result[place] for place in order] for result in results),
             atol=atol or 0.0,
             rtol=rtol or 0.0,
+            random=random,
         )
     if not any(output.elements for output in outputs):
         raise DataError(f"{os.fspath(a)}: every output is empty: there is nothing to compare")
@@ -180,8 +205,19 @@ def compare(
         a=os.fspath(a), b=os.fspath(b), feeds=len(references), outputs=outputs,
         options_a=options_a.describe(), options_b=options_b.describe(),
         atol=atol, rtol=rtol, min_agreement=min_agreement, max_error=max_error, max_kl=max_kl,
-        followed=followed,
+        followed=followed, random=random,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _seeded(path: PathLike) -> Iterator[Path]:
+    """A copy of a model whose draws have seeds by their order; errors name the model."""
+    with files.scratch() as folder:
+        noise.seeded(Model.load(path), by_number=True).save(copy := folder / "model.onnx")
+        try:
+            yield copy
+        except ModelError as error:
+            raise type(error)(str(error).replace(str(copy), os.fspath(path))) from error
 
 
 def check_thresholds(asked: Mapping[str, float | None]) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from onnxshrink.channels.iteration import Iteration
-from onnxshrink.channels.request import Reduction, Request
+from onnxshrink.channels.request import ChannelGoal, Request
 from onnxshrink.channels.shares import Start
 from onnxshrink.channels.survey import survey
 from onnxshrink.graph.file.model import Model
@@ -35,7 +35,7 @@ def _context(worker: Worker) -> Context:
 def test_a_plan_is_carried_out_whatever_was_planned_since(worker: Worker) -> None:
     def digest(between: Model | None) -> str:
         model, ctx = _model(), _context(worker)
-        request = Request(goal=Reduction("units", 0.5), scope="local")
+        request = Request(goal=ChannelGoal("units", 0.5), scope="local")
         found = survey(model, request, ctx)
         iteration = Iteration(request, found, Start.of(found.plan), 1.0, ctx)
         plan = iteration.choose()
@@ -51,7 +51,7 @@ def test_a_plan_is_carried_out_whatever_was_planned_since(worker: Worker) -> Non
 
 @pytest.mark.parametrize(("of", "left"), [("units", 0.8), ("macs", 0.6), ("bytes", 0.5)])
 def test_the_parts_of_the_way_leave_equal_shares(of: str, left: float) -> None:
-    goal = Reduction(of, left)  # type: ignore[arg-type]
+    goal = ChannelGoal(of, left)  # type: ignore[arg-type]
     ways = [goal.after(part) for part in (0.0, 0.25, 0.5, 0.75, 1.0)]
     assert ways[0] == 1.0
     assert ways[-1] == left

@@ -5,7 +5,7 @@ import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 
 from onnxshrink.kernels.observers import Rows
-from onnxshrink.kernels.pairs import Channels, Regression, RegressionSums
+from onnxshrink.kernels.pairs import ChannelPairs, Regression, RegressionSums
 from onnxshrink.kernels.patches import Window
 
 
@@ -49,7 +49,7 @@ def test_some_outputs_of_the_other_model() -> None:
     rows = x.reshape(1, -1, 6), y[..., picked].reshape(1, -1, 3)
     check(collected(Regression(1, 6, 3, Rows(), picked=picked), (x, y)), 0, *rows)
     images, others = normal(2, 3, 4, 4), normal(2, 7, 4, 4, seed=1)
-    sums = collected(Regression(3, 1, 1, Channels(1), picked=picked), (images, others))
+    sums = collected(Regression(3, 1, 1, ChannelPairs(1), picked=picked), (images, others))
     flat = (v.transpose(1, 0, 2, 3).reshape(3, -1, 1) for v in (images, others[:, picked]))
     check(sums, 0, *flat)
 
@@ -78,7 +78,7 @@ def test_places_are_the_same_where_there_are_too_many() -> None:
 @pytest.mark.parametrize("axis", [1, -1])
 def test_channels(axis: int) -> None:
     x, y = normal(4, 3, 5), normal(4, 3, 5, seed=1)
-    sums = collected(Regression(x.shape[axis], 1, 1, Channels(axis)), (x, y))
+    sums = collected(Regression(x.shape[axis], 1, 1, ChannelPairs(axis)), (x, y))
     a, b = (np.moveaxis(v, axis, 0).reshape(v.shape[axis], -1, 1) for v in (x, y))
     check(sums, 0, a, b)
 
@@ -99,8 +99,8 @@ def test_halves_and_rows_that_are_not_finite() -> None:
         (Regression(1, 4, 2, Rows()), (6, 4), (6, 3)),
         (Regression(1, 4, 2, Rows()), (6, 5), (6, 2)),
         (Regression(1, 4, 2, Rows()), (6, 4), (5, 2)),
-        (Regression(3, 1, 1, Channels(-1)), (6, 3), (6, 4)),
-        (Regression(3, 1, 1, Channels(-1)), (6, 4), (6, 4)),
+        (Regression(3, 1, 1, ChannelPairs(-1)), (6, 3), (6, 4)),
+        (Regression(3, 1, 1, ChannelPairs(-1)), (6, 4), (6, 4)),
         (Regression(1, 2, 3, Window((1,), (1,), (1,), (0, 0)), axis=1), (1, 2, 9), (1, 3, 8)),
     ],
 )

@@ -1,16 +1,12 @@
-"""Weight passes eat what the others leave: every ordered pair keeps the contract."""
+"""Weight passes keep what the one before them made: zeros, factors, codes and their tables."""
 
 import functools
-import itertools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime as ort
 import pytest
-from weight_passes import MIXED_FEEDS
+from weight_passes import MIXED_FEEDS, MIXED_WEIGHTS, computed
 from weight_passes import mixed as model
 
 from onnxshrink.contract import Settings
@@ -32,8 +28,6 @@ PASSES: dict[str, dict[str, Any]] = {
     "split-lowrank": {"ratio": 0.9},
     "to-float16": {},
 }
-WEIGHTS = ("conv", "table", "gemm", "last")
-FEEDS = MIXED_FEEDS
 
 
 def steps(*names: str) -> list[Pass]:
@@ -41,21 +35,7 @@ def steps(*names: str) -> list[Pass]:
 
 
 def compress(worker: Worker, *names: str) -> Result:
-    return run(steps(*names), Model.from_proto(model()), Settings(feeds=FEEDS), worker)
-
-
-def computed(result: Result) -> dict[str, np.ndarray]:
-    """The weights that ONNX Runtime computes with, under their names."""
-    proto = result.model.to_proto()
-    found = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
-    made = {name for node in proto.graph.node for name in node.output}
-    wanted = [name for name in WEIGHTS if name not in found and name in made]
-    for name in wanted:
-        proto.graph.output.append(onnx.helper.make_tensor_value_info(name, 1, None))
-    del proto.graph.value_info[:]
-    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    rebuilt = session.run(wanted, FEEDS[0]) if wanted else []
-    return {n: found[n] for n in WEIGHTS if n in found} | dict(zip(wanted, rebuilt, strict=True))
+    return run(steps(*names), Model.from_proto(model()), Settings(feeds=MIXED_FEEDS), worker)
 
 
 Alone = Callable[[str], dict[str, np.ndarray]]
@@ -70,31 +50,6 @@ def alone(worker: Worker) -> Alone:
         return computed(compress(worker, name))
 
     return after
-
-
-@pytest.mark.parametrize(("first", "second"), list(itertools.permutations(PASSES, 2)))
-def test_every_ordered_pair_keeps_the_contract(
-    first: str, second: str, alone: Alone, worker: Worker, tmp_path: Path
-) -> None:
-    result = compress(worker, first, second)
-    one, two = result.report.steps
-    # Nothing to clean here, and nothing to repair yet; no other is ever undone, and none is silent.
-    idle = first in ("clean", "reconstruct")
-    assert one.status == ("nothing to do" if idle else "done")
-    assert two.status in ("done", "nothing to do"), two.reason
-    assert two.changes or two.skips
-    assert all(skip.reason for skip in two.skips)
-    assert two.bytes_after <= one.bytes_after <= one.bytes_before
-    result.model.save(tmp_path / "result.onnx")
-    assert (tmp_path / "result.onnx").stat().st_size == result.report.bytes_after
-    worker.check(tmp_path / "result.onnx")
-    (row,) = result.effect
-    assert row.relative_error < 0.7
-    coded = first in ("quantize-weights", "share-codebook")
-    if coded and second != "reconstruct":  # codes are the last word on a weight
-        before, after = alone(first), computed(result)
-        for name in {change.what for change in one.changes} & set(WEIGHTS) & set(after):
-            np.testing.assert_array_equal(after[name], before[name])
 
 
 @pytest.mark.parametrize(
@@ -113,13 +68,13 @@ def test_every_ordered_pair_keeps_the_contract(
 def test_what_was_pruned_stays_zero(
     first: str, then: str, options: dict[str, Any], alone: Alone, worker: Worker
 ) -> None:
-    pruned = WEIGHTS if first == "prune-magnitude" else ("conv", "gemm", "last")
+    pruned = MIXED_WEIGHTS if first == "prune-magnitude" else ("conv", "gemm", "last")
     before = alone(first)
     passes = [*steps(first), find_pass(then)(**options, max_error=2.0)]
-    result = run(passes, Model.from_proto(model()), Settings(feeds=FEEDS), worker)
+    result = run(passes, Model.from_proto(model()), Settings(feeds=MIXED_FEEDS), worker)
     assert result.report.steps[1].status == ("nothing to do" if then == "clean" else "done")
     after = computed(result)
-    assert set(after) == set(WEIGHTS)
+    assert set(after) == set(MIXED_WEIGHTS)
     for name in pruned:
         assert np.mean(before[name] == 0) == pytest.approx(0.4, abs=6e-3)
         assert (after[name][before[name] == 0] == 0).all()
@@ -156,7 +111,7 @@ def test_codebooks_after_sparse_values_are_no_codebooks(worker: Worker) -> None:
     prune = find_pass("prune-magnitude")(ratio=0.8, store="sparse", max_error=2.0)  # type: ignore[call-arg]
     share = find_pass("share-codebook")(max_error=2.0)
     source = Model.from_proto(model())
-    result = run([prune, share], source, Settings(feeds=FEEDS), worker)
+    result = run([prune, share], source, Settings(feeds=MIXED_FEEDS), worker)
     one, two = result.report.steps
     assert one.status == "done"
     assert two.status == "nothing to do"

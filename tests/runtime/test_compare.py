@@ -88,3 +88,31 @@ def test_bad_requests(onnx_file):
         compare(path, path, [])
     with pytest.raises(RecipeError, match="not installed"):
         compare(path, path, FEEDS, options_b=SessionOptions(provider="NoProvider"))
+
+
+NOISY = """(float[N, 2] x) => (float[N, 2] y, float[N, 2] z) {
+    r = RandomNormalLike(x) y = Add(x, r) z = Neg(x)
+}"""
+
+
+def test_random_numbers_are_the_same_in_both_models(worker, onnx_file):
+    a = onnx_file(NOISY, "a.onnx")
+    b = onnx_file(NOISY.replace("r =", "short =").replace("r)", "short)"), "b.onnx")
+    found = compare(a, b, FEEDS, max_error=0.0, atol=0.0, worker=worker)
+    assert (found.missed, found.random) == ([], {})
+    assert found.a == str(a)
+
+
+def test_where_no_seed_helps_distributions_are_compared(worker, onnx_file, monkeypatch):
+    """Reversing all rows changes values, and no distribution."""
+    monkeypatch.setattr("onnxshrink.runtime.compare.differing", lambda *runs: {"y": 0.1})
+    feeds = [{"x": np.arange(20, dtype=np.float32).reshape(10, 2)}]
+    a = onnx_file("(float[N, 2] x) => (float[N, 2] y) { n = RandomUniformLike(x) z = Mul(n, n) "
+                  "i = Identity(x) y = Identity(i) }", "a.onnx")  # fmt: skip
+    b = onnx_file("(float[N, 2] x) => (float[N, 2] y) <int64[1] f = {-1}, int64[1] e = {-99}, "
+                  "int64[1] k = {0}> { n = RandomUniformLike(x) y = Slice(x, f, e, k, f) }",
+                  "b.onnx")  # fmt: skip
+    found = compare(a, b, feeds, max_error=0.0, worker=worker)
+    assert found.outputs[0].relative_error == 0
+    assert found.missed == []
+    assert found.to_dict()["random"] == {"y": 0.1}

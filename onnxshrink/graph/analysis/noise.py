@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import zlib
+from typing import Any
 
 import onnx_ir as ir
 
 from onnxshrink.graph import operators, read
+from onnxshrink.graph.file import wire
 from onnxshrink.graph.file.model import Model
 
+_RANDOM = {name for (_, name), row in operators.TABLE.items() if isinstance(row, operators.Random)}
 _SEEDS = 2**20  # a float holds them exactly
 
 
@@ -17,15 +22,35 @@ def is_random(model: Model) -> bool:
     return any(map(_draws, model.nodes))
 
 
-def seeded(model: Model) -> Model:
+def draws(path: str | os.PathLike[str]) -> bool:
+    """Whether a model file draws numbers; of one that cannot be read it is not known."""
+    try:
+        proto = wire.read(os.fspath(path))
+    except (OSError, ValueError):  # whoever loads it says so
+        return False
+    bodies: list[Any] = [proto.graph, *proto.functions]
+    while bodies:
+        for node in bodies.pop().node:
+            if not node.domain and (node.op_type == "Dropout" or node.op_type in _RANDOM):
+                return is_random(Model.load(path))
+            bodies += [graph for a in node.attribute for graph in (a.g, *a.graphs) if graph.node]
+    return False
+
+
+def seeded(model: Model, *, by_number: bool = False) -> Model:
     """A copy whose every draw has a seed, which follows from its name: so has that of other copies.
 
     It is for comparing answers only; what is written keeps its draws as they are.
+
+    Args:
+        model: Left as it is.
+        by_number: Seeds follow from the order of draws, as names may not be the same.
     """
-    copy = model.clone()
+    copy, numbers = model.clone(), itertools.count(1)
     for node in copy.nodes:
         if _draws(node):
-            seed = zlib.crc32((node.outputs[0].name or node.op_type).encode()) % _SEEDS
+            name = str(next(numbers)) if by_number else node.outputs[0].name or node.op_type
+            seed = zlib.crc32(name.encode()) % _SEEDS
             random = operators.of(node, operators.Random) is not None  # else a Dropout
             node.attributes["seed"] = (
                 ir.AttrFloat32("seed", float(seed)) if random else ir.AttrInt64("seed", seed)

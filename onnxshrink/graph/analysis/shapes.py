@@ -290,12 +290,9 @@ class _Walker:
             inferred = onnx.shape_inference.infer_node_outputs(
                 schema, proto, kinds, data, opset_imports=opset, ir_version=self.model.ir.ir_version
             )
-        except (
-            onnx.shape_inference.InferenceError, onnx.checker.ValidationError, ValueError
-        ) as error:  # fmt: skip
-            # Not lost: the shape stays unknown, and whoever needs it says so. It is a ValueError
-            # where a tensor has the undefined type.
-            logger.debug("%s %r: %s", op_type, node.name, error)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as e:
+            # Not lost: the shape stays unknown, and whoever needs it says so.
+            logger.debug("%s %r: %s", op_type, node.name, e)
             return ()
         return [inferred.get(name, onnx.TypeProto()) for name in proto.output]
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -30,7 +30,8 @@ from onnxshrink.kernels import coded, coded_plan
 KEY = "onnxshrink.coded"
 VERSION = 1
 _FEWEST = 512  # elements; nodes and names of less take more than is saved
-_MOST = 2**27  # codes of one chain: its largest output has four bytes a code, and may have 2**30
+_MOST = 2**28  # codes of a tensor: as float32, which they nearly always become, it has 2**30 bytes
+_PIECE = 840 * 1248  # codes that are written together: whole rows of tables 1 to 8 codes wide
 _SAMPLE = 2**22  # codes that tables are chosen for
 _WORTH = 0.97  # of its bytes that a tensor must go below
 _MOST_VALUES = 256
@@ -43,7 +44,30 @@ _NOT_SMALLER = "would not get smaller"
 
 _BYTES = {"INT8", "UINT8", "INT4", "UINT4", "INT2", "UINT2", "BOOL"}
 _SIGNED_NARROW = {"INT4", "INT2"}
+_SIGNED = {"INT8", "INT16", *_SIGNED_NARROW}
+_SHIFTS = (0, 4, 8)  # of 16-bit integers: how many of their bits may be kept apart
 _LOOKED_UP = {"FLOAT", "FLOAT16", "DOUBLE", "INT16", "UINT16", "INT32", "UINT32", "INT64", "UINT64"}
+
+
+class Wide(NamedTuple):
+    """What bytes leave of 16-bit integers.
+
+    Attributes:
+        shift: How many lowest bits are kept apart, as they are: 0, 4 or 8.
+        low: These bits, packed.
+        places: Flat positions of integers that are still wider.
+        values: These integers.
+    """
+
+    shift: int
+    low: np.ndarray
+    places: np.ndarray
+    values: np.ndarray
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that they take."""
+        return self.low.nbytes + self.places.nbytes + self.values.nbytes
 
 
 @dataclass
@@ -55,19 +79,46 @@ class Candidate:
         tensor: Its contents.
         codes: Flat bytes: its values in two's complement, or numbers of entries.
         entries: What numbers stand for; None: for themselves.
+        wide: What its bytes leave of integers that need more of them.
         counts: [256], how often each byte occurs.
+        ideal: Bytes that an ideal order-0 coder takes for its values.
     """
 
     value: ir.Value
     tensor: ir.TensorProtocol
     codes: np.ndarray
     entries: np.ndarray | None
+    wide: Wide | None
     counts: np.ndarray
+    ideal: float
 
     @property
     def bits(self) -> float:
         """Order-0 entropy of a code."""
         return 8 * coded_plan.entropy_bytes(self.counts) / max(self.codes.size, 1)
+
+    @property
+    def beside(self) -> int:
+        """Bytes that it takes beside its codes."""
+        more = 0 if self.wide is None else self.wide.nbytes
+        return TENSOR_BYTES + more + (0 if self.entries is None else self.entries.nbytes)
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether its codes are signed bytes."""
+        return self.entries is None and self.tensor.dtype.name in _SIGNED
+
+
+class Part(NamedTuple):
+    """Tensors whose codes are written one after the other.
+
+    Attributes:
+        tensors: Which.
+        pieces: Their codes, cut: all that works on one piece stays in memory until all is done.
+    """
+
+    tensors: list[Candidate]
+    pieces: list[coded.Coded]
 
 
 @dataclass
@@ -153,9 +204,11 @@ def code(model: Model) -> Coding:
         separate_inputs(model)
     found = _candidates(model, coding)
     notes: dict[str, list[Any]] = {}
-    chains, order = Chains(model), list(model.ir.graph.initializers)
-    for group in _groups(found):
-        _code_group(model, chains, group, coding, notes)
+    parts = [part for group in _groups(found) for part in _write(group, coding)]
+    longest = max((piece.longest for part in parts for piece in part.pieces), default=0)
+    chains, order = Chains(model, longest), list(model.ir.graph.initializers)
+    for part in parts:
+        _put(model, chains, part, coding, notes)
     chains.place()
     if notes:
         coding.coded = [name for name in order if name in notes]
@@ -201,24 +254,33 @@ def _candidate(name: str, value: ir.Value, coding: Coding) -> Candidate | None:
     if isinstance(codes, str):
         coding.plain[name] = codes
         return None
-    numbers, entries = codes
-    one = Candidate(value, tensor, numbers, entries, np.bincount(numbers, minlength=256))
-    table = 0 if entries is None else entries.nbytes
-    if one.codes.size * one.bits / 8 * 1.03 + TENSOR_BYTES + table < _WORTH * tensor.nbytes:
+    numbers, entries, wide = codes
+    counts = np.bincount(numbers, minlength=256)
+    ideal = coded_plan.entropy_bytes(counts)
+    if wide is not None:
+        ideal = coded_plan.entropy_bytes(np.unique(tensor.numpy(), return_counts=True)[1])
+    one = Candidate(value, tensor, numbers, entries, wide, counts, ideal)
+    if one.codes.size * one.bits / 8 * 1.03 + one.beside < _WORTH * tensor.nbytes:
         return one
     coding.plain[name] = _NOT_SMALLER
     return None
 
 
-def _codes(tensor: ir.TensorProtocol) -> tuple[np.ndarray, np.ndarray | None] | str:
+def _codes(
+    tensor: ir.TensorProtocol,
+) -> tuple[np.ndarray, np.ndarray | None, Wide | None] | str:
     """Bytes for the elements of a tensor, and what they stand for; or why there are none."""
     kind = tensor.dtype.name
     if kind in _BYTES:
         array = np.ascontiguousarray(tensor.numpy()).reshape(-1)
-        return array.astype(np.int8 if kind in _SIGNED_NARROW else array.dtype).view(np.uint8), None
+        array = array.astype(np.int8 if kind in _SIGNED_NARROW else array.dtype)
+        return array.view(np.uint8), None, None
     if kind not in _LOOKED_UP:
         return f"tensors of {kind.lower()} are not coded"
     array = np.ascontiguousarray(tensor.numpy()).reshape(-1)
+    if kind == "INT16":
+        codes, wide = min((_narrowed(array, shift) for shift in _SHIFTS), key=_bytes_of)
+        return codes, None, wide
     bits = array.view(f"u{array.itemsize}")
     if np.unique(bits[: 16 * _MOST_VALUES]).size > _MOST_VALUES:  # most tensors need no more
         return _MANY_VALUES
@@ -228,7 +290,22 @@ def _codes(tensor: ir.TensorProtocol) -> tuple[np.ndarray, np.ndarray | None] | 
     order = np.argsort(-counts, kind="stable")
     rank = np.empty_like(order)
     rank[order] = np.arange(order.size)
-    return rank[numbers].astype(np.uint8).reshape(-1), entries[order].view(array.dtype)
+    return rank[numbers].astype(np.uint8).reshape(-1), entries[order].view(array.dtype), None
+
+
+def _narrowed(values: np.ndarray, shift: int) -> tuple[np.ndarray, Wide]:
+    """16-bit integers as bytes, their lowest bits, and those that are wider still."""
+    wide = values.astype(np.int32)
+    high = (wide + (128 if shift == 8 else 0)) >> shift  # a byte of low bits is signed, a half not
+    low, codes = wide - (high << shift), high.astype(np.int8)
+    places = np.flatnonzero(codes != high).astype(np.int32)
+    packed = coded.pack(low.astype(np.uint8), shift) if shift else np.zeros(0, np.uint8)
+    return codes.view(np.uint8), Wide(shift, packed, places, values[places])
+
+
+def _bytes_of(narrowed: tuple[np.ndarray, Wide]) -> float:
+    codes, wide = narrowed
+    return coded_plan.entropy_bytes(np.bincount(codes, minlength=256)) + wide.nbytes
 
 
 def _groups(found: Sequence[Candidate]) -> list[list[Candidate]]:
@@ -255,35 +332,26 @@ def _groups(found: Sequence[Candidate]) -> list[list[Candidate]]:
     return groups
 
 
-def _code_group(
-    model: Model, chains: Chains, group: list[Candidate], coding: Coding,
-    notes: dict[str, list[Any]],
-) -> None:  # fmt: skip
+def _write(group: list[Candidate], coding: Coding) -> list[Part]:
+    """The codes of tensors that share tables; none where that would not be smaller."""
     sizes = sum(one.codes.size for one in group)
     step = -(-sizes // _SAMPLE)
     sample = np.concatenate([one.codes[: -(-one.codes.size // step)] for one in group])
-    book, _ = coded_plan.plan(sample, LEVEL_BYTES // step)
-    written = [(part, coded.encode(_joined(part), book)) for part in _parts(group)]
-    price = book.nbytes + LEVEL_BYTES * _levels(book) + sum(each.nbytes for _, each in written)
-    price += TENSOR_BYTES * len(group)
-    if price >= _WORTH * sum(one.tensor.nbytes for one in group):
-        for one in group:
-            coding.plain[one.value.name or ""] = _NOT_SMALLER
-        return
-    for part, each in written:
-        values = chains.tensors(each, [tuple(one.tensor.shape.numpy()) for one in part])
-        results = [_typed(chains, one, value) for one, value in zip(part, values, strict=True)]
-        for one, result in zip(part, results, strict=True):
-            name = one.value.name or ""
-            shape = list(one.tensor.shape.numpy())
-            notes[name] = [one.tensor.dtype.name, shape, checksum(one.tensor)]
-            coding.ideal += one.codes.size * one.bits / 8
-            coding.weights += one.codes.size
-            coding.nbytes += one.tensor.nbytes
-            model.touch(name)
-            one.value.replace_all_uses_with(result)
-            model.ir.graph.initializers.pop(name)
-            result.name = name
+    book = coded_plan.plan(sample, LEVEL_BYTES // step)
+    parts = [Part(part, _pieces(part, book)) for part in _parts(group)]
+    pieces = [piece for part in parts for piece in part.pieces]
+    price = book.nbytes + sum(piece.nbytes for piece in pieces) + sum(one.beside for one in group)
+    price += LEVEL_BYTES * _levels(book) * len(pieces)
+    if price < _WORTH * sum(one.tensor.nbytes for one in group):
+        return parts
+    for one in group:
+        coding.plain[one.value.name or ""] = _NOT_SMALLER
+    return []
+
+
+def _pieces(part: Sequence[Candidate], book: coded.Book) -> list[coded.Coded]:
+    codes = part[0].codes if len(part) == 1 else np.concatenate([one.codes for one in part])
+    return [coded.encode(codes[at : at + _PIECE], book) for at in range(0, codes.size, _PIECE)]
 
 
 def _levels(book: coded.Book) -> int:
@@ -292,16 +360,12 @@ def _levels(book: coded.Book) -> int:
     )
 
 
-def _joined(part: Sequence[Candidate]) -> np.ndarray:
-    return part[0].codes if len(part) == 1 else np.concatenate([one.codes for one in part])
-
-
 def _parts(group: list[Candidate]) -> list[list[Candidate]]:
-    """Tensors in chains of bounded length; ONNX Runtime folds no node with a larger output."""
+    """Tensors that are written one after the other: small ones together, large ones alone."""
     parts: list[list[Candidate]] = [[]]
     size = 0
     for one in group:
-        if size and size + one.codes.size > _MOST:
+        if size and size + one.codes.size > _PIECE:
             parts.append([])
             size = 0
         parts[-1].append(one)
@@ -309,15 +373,40 @@ def _parts(group: list[Candidate]) -> list[list[Candidate]]:
     return parts
 
 
-def _typed(chains: Chains, one: Candidate, value: ir.Value) -> ir.Value:
+def _put(
+    model: Model, chains: Chains, part: Part, coding: Coding, notes: dict[str, list[Any]]
+) -> None:
+    """Put chains in the place of tensors."""
+    shapes = [tuple(one.tensor.shape.numpy()) for one in part.tensors]
+    kind = np.dtype(np.int8 if all(one.is_signed for one in part.tensors) else np.uint8)
+    values = chains.tensors(part.pieces, [one.codes.size for one in part.tensors], kind)
+    for one, shape, value in zip(part.tensors, shapes, values, strict=True):
+        name = one.value.name or ""
+        result = _typed(chains, one, value, kind, shape)
+        notes[name] = [one.tensor.dtype.name, list(shape), checksum(one.tensor)]
+        coding.ideal += one.ideal
+        coding.weights += one.codes.size
+        coding.nbytes += one.tensor.nbytes
+        model.touch(name)
+        one.value.replace_all_uses_with(result)
+        model.ir.graph.initializers.pop(name)
+        result.name = name
+
+
+def _typed(
+    chains: Chains, one: Candidate, value: ir.Value, came: np.dtype[Any], shape: tuple[int, ...]
+) -> ir.Value:
     """Bytes as what they stand for, in the tensor's type."""
     kind = one.tensor.dtype
     if one.entries is not None:
-        number = chains.node("Cast", value, to=ir.DataType.INT32.value)
+        number = chains.node("Cast", chains.shaped(value, shape), to=ir.DataType.INT32.value)
         return chains.node("Gather", chains.constant(one.entries), number)
-    if kind.name in _SIGNED_NARROW:
-        value = chains.node("Cast", value, to=ir.DataType.INT8.value)
-    return value if kind == ir.DataType.UINT8 else chains.node("Cast", value, to=kind.value)
+    if came == np.uint8 and one.is_signed:
+        value, came = chains.node("Cast", value, to=ir.DataType.INT8.value), np.dtype(np.int8)
+    if one.wide is not None:
+        return chains.shaped(chains.widened(value, one.codes.size, *one.wide), shape)
+    value = chains.shaped(value, shape)
+    return value if kind.name.lower() == came.name else chains.node("Cast", value, to=kind.value)
 
 
 def checksum(tensor: ir.TensorProtocol) -> str:

@@ -1,7 +1,7 @@
 """The standard operators that rebuild coded weights: ONNX Runtime folds them when it loads a model.
 
-``docs/coded.md`` says what they compute. Nothing here depends on values that only a run knows, so
-every output's size is known beforehand, which is what ONNX Runtime asks of what it folds.
+``docs/coded.md`` says what they compute. Every output's size is known beforehand, which is what
+ONNX Runtime asks of what it folds; where it cannot be inferred, the file says it.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ import onnx_ir as ir
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.surgery import Recorder
 from onnxshrink.kernels import coded
-from onnxshrink.kernels.coded import Book, Coded, Level
+from onnxshrink.kernels.coded import Coded
 
-#: The operator set that has all that is needed (CumSum).
+#: The operator set that has all that is needed (Range, Compress, ScatterElements).
 LEAST_OPSET = 11
 _SPLIT_BY_INPUT = 13
+_ADDS_BYTES = 14
 _NAME = "w"  # every name begins so: there are many, and they are bytes
 _INT32 = ir.DataType.INT32.value
 _SHARED_BYTES = 4096  # of constants that may be the same as others: tables, shapes, numbers
 #: Bytes that nodes, names and constants take, about: of a level, of a tensor (and its note).
-LEVEL_BYTES = 650
+LEVEL_BYTES = 400
 TENSOR_BYTES = 230
 
 
@@ -33,14 +34,15 @@ class Chains:
 
     Args:
         model: The model, whose journal is kept; of IR version 4 or later.
+        longest: Codes of the longest level that will be written.
     """
 
-    def __init__(self, model: Model):
+    def __init__(self, model: Model, longest: int):
         self.model = model
         self._recorder = Recorder(model, model.ir.graph)
-        self._tables: dict[int, tuple[ir.Value, ...]] = {}
         self._constants: dict[tuple[str, bytes, tuple[int, ...]], ir.Value] = {}
-        self._books: list[Book] = []  # whose levels are the keys of tables: they must live on
+        self._longest = longest
+        self._counted: ir.Value | None = None
 
     # --------------------------------------------------------------- records
 
@@ -57,122 +59,141 @@ class Chains:
         """A node with one output."""
         return self._recorder.node(op_type, inputs, _NAME, **attributes)
 
-    def nodes(
-        self, op_type: str, inputs: Sequence[ir.Value], outputs: int, **attributes: Any
-    ) -> Sequence[ir.Value]:
-        """A node with several outputs."""
-        return self._recorder.several(op_type, inputs, [_NAME] * outputs, **attributes)
-
     def place(self) -> None:
         """Put the nodes at the beginning of the graph, once all are there: chains share some."""
         self._recorder.put_first()
 
     # ---------------------------------------------------------------- codes
 
-    def tensors(self, written: Coded, shapes: Sequence[tuple[int, ...]]) -> list[ir.Value]:
-        """The uint8 codes of tensors that were written one after the other.
+    def tensors(
+        self, pieces: Sequence[Coded], sizes: Sequence[int], kind: np.dtype[Any]
+    ) -> Sequence[ir.Value]:
+        """The codes of tensors that were written one after the other, each in one row.
 
         Args:
-            written: The codes of all.
-            shapes: Of the tensors, in order.
+            pieces: The codes of all, in one piece or more.
+            sizes: Elements of the tensors, in order.
+            kind: Type of the results, int8 or uint8.
         """
-        self._books.append(written.book)
-        flat, length = self._all_codes(written)
-        sizes = [int(np.prod(shape, dtype=np.int64)) for shape in shapes]
-        if length > sum(sizes):
-            sizes.append(length - sum(sizes))
-        parts: Sequence[ir.Value] = [flat]
-        if len(sizes) > 1:
-            axis = 1 if written.book.low_bits else 0
-            if not axis:
-                flat = self._flat(flat)
-            if self.model.opset < _SPLIT_BY_INPUT:
-                parts = self.nodes("Split", [flat], len(sizes), axis=axis, split=sizes)
-            else:
-                split = self.constant(np.array(sizes, np.int64))
-                parts = self.nodes("Split", [flat, split], len(sizes), axis=axis)
-        return [
-            self.node("Reshape", part, self.constant(np.array(shape, np.int64)))
-            for part, shape in zip(parts, shapes, strict=False)
-        ]
+        rows = [self._all_codes(piece, kind) for piece in pieces]
+        if len(rows) > 1:
+            whole = [self._cut(*row, piece.size) for row, piece in zip(rows, pieces, strict=True)]
+            rows = [(self.node("Concat", *whole, axis=-1), sum(sizes))]
+        ((value, length),) = rows
+        if len(sizes) == 1:
+            return [self._cut(value, length, sizes[0])]
+        more = [length - sum(sizes)] if length > sum(sizes) else []
+        return self._split(value, [*sizes, *more])[: len(sizes)]
 
-    def _all_codes(self, written: Coded) -> tuple[ir.Value, int]:
-        """Codes in their order, and how many there are with those that only fill rows up."""
-        value, length = self._levels(written)
+    def shaped(self, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
+        """The same elements in another shape."""
+        return self.node("Reshape", value, self.constant(np.array(shape, np.int64)))
+
+    def widened(
+        self, value: ir.Value, size: int, shift: int, low: np.ndarray, places: np.ndarray,
+        wide: np.ndarray,
+    ) -> ir.Value:  # fmt: skip
+        """16-bit integers of their highest bits, in one row.
+
+        Args:
+            value: The highest bits, int8.
+            size: How many there are.
+            shift: How many lowest bits are kept apart: 0, 4 or 8.
+            low: These, packed; whole bytes are signed.
+            places: Positions of integers that are wider still.
+            wide: These integers.
+        """
+        if shift:
+            parts = [value] if shift == 4 else [value, value]  # there is no int8 of 256
+            if shift == 4:
+                table = self.constant(coded.low_table(4).view(np.int8))
+                apart = self.node("Gather", table, self._numbers(low))
+            else:
+                apart = self.constant(low.view(np.int8))
+            rows = [self.shaped(part, (1, -1)) for part in (*parts, apart)]
+            factors = np.array([[*[(1 << shift) // len(parts)] * len(parts), 1]], np.uint8)
+            rows[-1] = self._cut(rows[-1], low.size * 8 // shift, size)
+            pair = self.node("Concat", *rows, axis=0)
+            value = self.node("MatMulInteger", self.constant(factors), pair)
+        value = self.node("Cast", value, to=ir.DataType.INT16.value)
+        if not places.size:
+            return value
+        if shift == 0 and self.model.opset < _ADDS_BYTES:  # whose sums are rows of two axes
+            value = self._flat(value)
+        found = [places, wide] if shift == 0 else [places[None], wide[None]]
+        return self.node("ScatterElements", value, *map(self.constant, found), axis=-1)
+
+    def _split(self, value: ir.Value, sizes: list[int]) -> Sequence[ir.Value]:
+        names = [_NAME] * len(sizes)
+        if self.model.opset < _SPLIT_BY_INPUT:
+            return self._recorder.several("Split", [value], names, axis=-1, split=sizes)
+        split = self.constant(np.array(sizes, np.int64))
+        return self._recorder.several("Split", [value, split], names, axis=-1)
+
+    def _all_codes(self, written: Coded, kind: np.dtype[Any]) -> tuple[ir.Value, int]:
+        """Codes in one row, and how many with those that only fill rows of tables up."""
+        value, length = self._levels(written, kind)
         bits = written.book.low_bits
         if not bits:
             return value, length
-        table = self.constant(coded.low_table(bits))
-        low = self.node("Gather", table, self._numbers(written.low))
         count = written.low.size * 8 // bits
-        if length > count:  # plain bytes, with the one at the end
-            value = self._cut(value, length, count)
-        # A sum of bytes: there are no kernels for Add of uint8, nor BitwiseOr in older sets.
-        row = self.constant(np.array([1, -1], np.int64))
-        pair = self.node(
-            "Concat", self.node("Reshape", value, row), self.node("Reshape", low, row), axis=0
+        value = self._cut(value, length, count)  # longer where they are plain bytes
+        low = self.node(
+            "Gather", self.constant(coded.low_table(bits).view(kind)), self._numbers(written.low)
         )
-        ones = self.constant(np.ones((1, 2), np.uint8))
-        scale, zero = self.constant(np.array(1, np.float32)), self.constant(np.array(0, np.uint8))
-        summed = self.node("QLinearMatMul", ones, scale, zero, pair, scale, zero, scale, zero)
-        return summed, count
+        return self._sum(value, low, kind), count
 
-    def _levels(self, written: Coded) -> tuple[ir.Value, int]:
-        following: ir.Value | None
+    def _sum(self, one: ir.Value, other: ir.Value, kind: np.dtype[Any]) -> ir.Value:
+        """Bytes added: older operator sets have no sum of them but that of quantized products."""
+        if self.model.opset >= _ADDS_BYTES:
+            return self.node("Add", one, self._flat(other))
+        pair = self.node("Concat", self.shaped(one, (1, -1)), self.shaped(other, (1, -1)), axis=0)
+        ones = self.constant(np.ones((1, 2), kind))
+        scale, zero = self.constant(np.array(1, np.float32)), self.constant(np.array(0, kind))
+        return self.node("QLinearMatMul", ones, scale, zero, pair, scale, zero, scale, zero)
+
+    def _levels(self, written: Coded, kind: np.dtype[Any]) -> tuple[ir.Value, int]:
         levels = list(zip(written.book.levels, written.streams, strict=True))
-        if not levels or written.rest.size > 1:
-            following, length = self.constant(written.rest), written.rest.size
-        else:
-            following, length = None, 0  # the last level has no escapes
-        for level, stream in reversed(levels):
+        following, length = None, written.rest.size
+        if length or not levels:
+            following = self.constant(written.rest.view(kind))
+        for (level, stream), escapes in zip(levels[::-1], written.escapes[::-1], strict=True):
             if isinstance(stream, Coded):
-                value, size = self._all_codes(stream)
+                value, size = self._all_codes(stream, np.dtype(np.uint8))
                 numbers = self.node("Cast", self._cut(value, size, stream.size), to=_INT32)
                 rows = stream.size
             else:
                 numbers, rows = self._numbers(stream), stream.size
-            found = self.node("Gather", self.constant(level.table), numbers)
+            table = level.table.view(kind)
+            found = self._flat(self.node("Gather", self.constant(table), numbers))
             if following is not None:
-                flags, ranks, count = self._escapes(level)
-                start = self.node(
-                    "CumSum", self.node("Gather", count, numbers),
-                    self.constant(np.array(0, np.int32)), exclusive=1,
-                )  # fmt: skip
-                place = self.node("Add", self.node("Gather", ranks, numbers), start)
-                escapes = self.node("Gather", self._flat(following), place)
-                here = self.node("Gather", flags, numbers)
-                found = self.node("Where", here, escapes, found)
+                escape = self.constant(np.array(level.escape, np.uint8).view(kind))
+                places = self._true(self.node("Equal", found, escape), escapes)
+                found = self.node(
+                    "ScatterElements", found, places, self._cut(following, length, escapes), axis=-1
+                )
             following, length = found, rows * level.width
         assert following is not None
         return following, length
+
+    def _true(self, flags: ir.Value, count: int) -> ir.Value:
+        """Where flags are set, of which there are so many: no rule could infer that."""
+        if self._counted is None:
+            ends = [self.constant(np.array(end, np.int32)) for end in (0, self._longest, 1)]
+            self._counted = self.node("Range", *ends)
+        places = self.node("Compress", self._counted, flags)
+        places.type, places.shape = ir.TensorType(ir.DataType.INT32), ir.Shape([count])
+        return places
 
     def _numbers(self, stream: np.ndarray) -> ir.Value:
         return self.node("Cast", self.constant(stream), to=_INT32)
 
     def _flat(self, value: ir.Value) -> ir.Value:
-        if value.producer() is None:  # the last bytes are flat as they are
-            return value
-        return self.node("Reshape", value, self.constant(np.array([-1], np.int64)))
+        return self.shaped(value, (-1,))
 
     def _cut(self, value: ir.Value, length: int, size: int) -> ir.Value:
-        """The first codes, flat."""
-        value = self._flat(value)
+        """The first codes of a row."""
         if length == size:
             return value
-        ends = [self.constant(np.array([end], np.int64)) for end in (0, size)]
+        ends = [self.constant(np.array([end], np.int64)) for end in (0, size, -1)]
         return self.node("Slice", value, *ends)
-
-    def _escapes(self, level: Level) -> tuple[ir.Value, ...]:
-        """By row: which codes are escapes; escapes before each; escapes in all."""
-        found = self._tables.get(id(level))
-        if found is not None:
-            return found
-        wide = self.node("Cast", self.constant(level.table), to=_INT32)
-        flags = self.node("Equal", wide, self.constant(np.array(level.escape, np.int32)))
-        ones = self.node("Cast", flags, to=_INT32)
-        axis = self.constant(np.array(1, np.int32))
-        ranks = self.node("CumSum", ones, axis, exclusive=1)
-        last = self.constant(np.array([level.width - 1], np.int32))
-        count = self.node("Gather", self.node("CumSum", ones, axis), last, axis=1)
-        self._tables[id(level)] = (flags, ranks, count)
-        return self._tables[id(level)]

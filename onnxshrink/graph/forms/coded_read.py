@@ -220,17 +220,35 @@ def _gather(node: ir.Node, table: np.ndarray, numbers: np.ndarray) -> list[np.nd
     return [np.asarray(np.take(table, numbers, axis))]
 
 
-def _cumsum(node: ir.Node, values: np.ndarray, axis: np.ndarray) -> list[np.ndarray]:
-    total = np.cumsum(values, int(axis), dtype=values.dtype)
-    return [total - values if read.integer(node, "exclusive", 0) else total]
+def _range(node: ir.Node, start: np.ndarray, end: np.ndarray, step: np.ndarray) -> list[Any]:
+    if not 0 <= int(end) - int(start) <= _LARGEST // end.itemsize or step != 1:
+        raise ValueError("is too large")
+    return [np.arange(int(start), int(end), dtype=end.dtype)]
+
+
+def _compress(node: ir.Node, values: np.ndarray, flags: np.ndarray) -> list[np.ndarray]:
+    return [values[: flags.size][flags]]
+
+
+def _scatter(
+    node: ir.Node, values: np.ndarray, places: np.ndarray, updates: np.ndarray
+) -> list[np.ndarray]:
+    if places.shape != updates.shape or values.shape[:-1] != places.shape[:-1]:
+        raise ValueError("its escapes do not add up")
+    result = values.copy()
+    np.put_along_axis(result, places, updates, -1)
+    return [result]
 
 
 def _reshape(node: ir.Node, values: np.ndarray, shape: np.ndarray) -> list[np.ndarray]:
     return [values.reshape(shape.tolist())]
 
 
-def _slice(node: ir.Node, values: np.ndarray, start: np.ndarray, end: np.ndarray) -> list[Any]:
-    return [values[int(start.item()) : int(end.item())]]
+def _slice(node: ir.Node, values: np.ndarray, *ends: np.ndarray) -> list[np.ndarray]:
+    start, end, axis = (int(each.item()) for each in ends)
+    if axis != -1:
+        raise ValueError("is cut along an axis that is not the last")
+    return [values[..., start:end]]
 
 
 def _split(node: ir.Node, values: np.ndarray, *sizes: np.ndarray) -> list[np.ndarray]:
@@ -241,23 +259,29 @@ def _split(node: ir.Node, values: np.ndarray, *sizes: np.ndarray) -> list[np.nda
     return np.split(values, np.cumsum(parts)[:-1].tolist(), axis)
 
 
+def _integers(node: ir.Node, factors: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
+    return [factors.astype(np.int32) @ rows.astype(np.int32)]
+
+
 def _byte_sum(node: ir.Node, *inputs: np.ndarray) -> list[np.ndarray]:
     ones, pair = inputs[0], inputs[3]
     if len(inputs) != 8 or ones.shape != (1, 2) or pair.ndim != 2 or not (ones == 1).all():
         raise ValueError("QLinearMatMul is not the sum of two rows")
-    return [(pair[:1] + pair[1:]).astype(np.uint8)]
+    return [pair[:1] + pair[1:]]
 
 
 _OPERATORS: dict[str, Callable[..., list[np.ndarray]]] = {
     "Cast": _cast,
     "Gather": _gather,
     "Equal": lambda node, a, b: [np.asarray(a == b)],
-    "CumSum": _cumsum,
+    "Range": _range,
+    "Compress": _compress,
+    "ScatterElements": _scatter,
     "Add": lambda node, a, b: [a + b],
-    "Where": lambda node, condition, a, b: [np.asarray(np.where(condition, a, b))],
     "Reshape": _reshape,
     "Slice": _slice,
     "Split": _split,
     "Concat": lambda node, *parts: [np.concatenate(parts, read.integer(node, "axis", 0))],
     "QLinearMatMul": _byte_sum,
+    "MatMulInteger": _integers,
 }

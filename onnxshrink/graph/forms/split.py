@@ -29,7 +29,7 @@ RESIDUAL_OVERHEAD = 420
 
 
 @dataclass(frozen=True)
-class Split:
+class SplitWay:
     """One way to split an operator in two.
 
     Attributes:
@@ -83,30 +83,30 @@ def _is_matmul(product: Product) -> bool:
     return not product.node.domain and isinstance(product.row, Matrices) and not product.takes_bias
 
 
-def ways(view: WeightView) -> Iterator[Split]:
+def ways(view: WeightView) -> Iterator[SplitWay]:
     """How the operator of a weight can be split."""
     product = view.main.product
     if product is not None and product.convolves:
         outputs, inputs, *kernel = view.shape
         before = math.prod(view.shape)
         across = inputs * math.prod(kernel)
-        yield Split("channel", (outputs, across), outputs + across, outputs + across, before)
+        yield SplitWay("channel", (outputs, across), outputs + across, outputs + across, before)
         if len(kernel) == 2 and min(kernel) > 1:
             height, width = kernel
             tall, flat = outputs * width, inputs * height
             # The first of the two computes every column that the second one skips.
             stride = (read.integers(view.main.node, "strides") or (1, 1))[1]
-            yield Split("spatial", (tall, flat), tall + flat, tall + flat * stride, before)
+            yield SplitWay("spatial", (tall, flat), tall + flat, tall + flat * stride, before)
         return
     rows, columns = view.matrix.shape
     kind = "lookup" if view.main.is_lookup else "product"
     work = columns if kind == "lookup" else rows + columns
-    yield Split(
+    yield SplitWay(
         kind, (rows, columns), rows + columns, work, 0 if kind == "lookup" else rows * columns
     )
 
 
-def matrix(view: WeightView, way: Split) -> Array:
+def matrix(view: WeightView, way: SplitWay) -> Array:
     """The weight as the matrix whose rank decides: its columns are what comes in."""
     if way.kind != "spatial":
         return view.matrix
@@ -114,7 +114,7 @@ def matrix(view: WeightView, way: Split) -> Array:
     return values.reshape(way.shape)
 
 
-def matrix_of(view: WeightView, way: Split, product: Array) -> Array:
+def matrix_of(view: WeightView, way: SplitWay, product: Array) -> Array:
     """The weight's own matrix, [outputs, inputs], from that of a way."""
     if way.kind != "spatial":
         return product
@@ -123,7 +123,7 @@ def matrix_of(view: WeightView, way: Split, product: Array) -> Array:
     return values.reshape(outputs, -1)
 
 
-def apply(model: Model, view: WeightView, way: Split, left: Array, right: Array) -> int:
+def apply(model: Model, view: WeightView, way: SplitWay, left: Array, right: Array) -> int:
     """Put two operators in place of one.
 
     The second has its name, its output and its bias.
@@ -222,7 +222,7 @@ def with_residual(
     return rebuild.nbytes
 
 
-def _kernels(view: WeightView, way: Split, left: Array, right: Array) -> tuple[Array, Array]:
+def _kernels(view: WeightView, way: SplitWay, left: Array, right: Array) -> tuple[Array, Array]:
     """Weights of the two convolutions."""
     outputs, inputs, *kernel = view.shape
     rank = left.shape[1]
@@ -234,7 +234,7 @@ def _kernels(view: WeightView, way: Split, left: Array, right: Array) -> tuple[A
 
 
 def _convolutions(
-    rebuild: Rebuild, node: ir.Node, other: ir.Value, way: Split, first: Array, second: Array
+    rebuild: Rebuild, node: ir.Node, other: ir.Value, way: SplitWay, first: Array, second: Array
 ) -> ir.Value:
     spatial = len(first.shape) - 2
     strides = read.integers(node, "strides") or (1,) * spatial

@@ -98,7 +98,7 @@ def _chain(end: ir.Value, tensor: ir.TensorProtocol) -> _Chain:
         node = value.producer()
         if node is None:
             found.constants.add(value)
-        elif node not in found.nodes:
+        elif node not in found.nodes and node.op_type != "Range":  # one for all chains
             found.nodes.add(node)
             waiting += [each for each in node.inputs if each is not None]
     return found

@@ -24,7 +24,7 @@ from onnxshrink.graph.weights.dependence import Chain, Origin, RunModel
 from onnxshrink.graph.weights.views import FLOATS
 from onnxshrink.kernels import leastsquares
 from onnxshrink.kernels.leastsquares import Affine, Linear, Seen
-from onnxshrink.kernels.pairs import Channels, PairNeed, Regression
+from onnxshrink.kernels.pairs import ChannelPairs, PairNeed, Regression
 
 Array = npt.NDArray[np.float64]
 N = TypeVar("N", np.float64, np.int64)
@@ -408,7 +408,7 @@ class LayerReader:
         held = Affine(np.ones((count, 1, 1)), np.zeros((count, 1)))
         part = Fittable("gains", (Origin(gains.value, gains.tensor, linear, ""),))
         need = PairNeed(
-            outline.output, outline.output, Regression(count, 1, 1, Channels(found.axis))
+            outline.output, outline.output, Regression(count, 1, 1, ChannelPairs(found.axis))
         )
         return Layer(outline.name, node, need, held, (part,), shifts, gain=True)
 

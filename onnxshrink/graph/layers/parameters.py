@@ -30,7 +30,7 @@ class Parameter:
     Attributes:
         value: The constant.
         tensor: Its contents, possibly still on disk.
-        kind: ``scales`` of codes, ``tables`` of palettes, ``gains`` of norms and other products
+        kind: ``scales`` of codes, ``tables`` of codebooks, ``gains`` of norms and other products
             with a number for each channel, ``biases``, ``weights`` that are floating-point.
         owner: The name of the operand that it is part of, which people know.
         node: The operator that uses it.

@@ -59,9 +59,13 @@ class QuantizeDynamic(Pass):
     vectors: Literal["float16", "keep"] = option(
         "float16", help="how to store long biases and norm parameters, which stay exact to 11 bits"
     )
+    faster_only: bool = option(
+        False, help="leave in float what is not measured to be faster: fits the machine at hand"
+    )
     weights: Select = select(min_size=64)
 
     retreats = True
+    speeds = True
 
     @property
     def bound(self) -> float:

@@ -74,10 +74,14 @@ class QuantizeStatic(Pass):
     others: Literal["int8", "keep"] = option(
         "int8", help="weights that no integer kernel takes: stored as int8, or kept"
     )
+    faster_only: bool = option(
+        False, help="leave in float what is not measured to be faster: fits the machine at hand"
+    )
     weights: Select = select(min_size=64)
 
     runs_models = True
     retreats = True
+    speeds = True
 
     @property
     def bound(self) -> float:

@@ -98,13 +98,13 @@ class Reconstruction:
         """The layer, compared with those of the original's channels that are left."""
         import numpy as np
 
-        from onnxshrink.kernels.pairs import Channels
+        from onnxshrink.kernels.pairs import ChannelPairs
 
         need, axes = layer.need, self.model.kept.get(layer.need.value)
         if axes is None:
             return layer
         layout = need.statistic.layout
-        axis = layout.axis if isinstance(layout, Channels) else need.statistic.axis
+        axis = layout.axis if isinstance(layout, ChannelPairs) else need.statistic.axis
         left, before = axes[axis], self.original.kept.get(need.value)
         if left is None:
             return layer

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from onnxshrink.graph.file.model import Model
-    from onnxshrink.graph.forms.split import Split
+    from onnxshrink.graph.forms.split import SplitWay
     from onnxshrink.graph.weights.views import WeightView
     from onnxshrink.kernels.affine import Quantized
     from onnxshrink.kernels.lowrank import Spectrum
@@ -43,7 +43,7 @@ class SplitCandidate:
     """
 
     view: WeightView
-    way: Split
+    way: SplitWay
     spectrum: Spectrum
     moment: np.ndarray | None
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Tune(Pass):
     """Tune the floating-point numbers of a compressed model until it answers as the original does.
 
-    Put it behind any step that loses something. Scales of quantized weights, tables of palettes,
+    Put it behind any step that loses something. Scales of quantized weights, tables of codebooks,
     gains of norms and biases are moved against the gradients of the outputs' error, all of them at
     once and through the whole model, which ONNX Runtime computes (no labels, no other framework).
     Codes, zeros and the form of the model stay, and so do its size and speed.

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import numpy as np
+import pytest
 from answers import answers, kinds, normal
 from hard_models import text
 
@@ -53,6 +54,22 @@ def test_a_relu_becomes_the_end_of_the_range() -> None:
     assert model.ir.graph.outputs[0].name == "y"
     kept, _ = emitted(source, fold=False, w=one)
     assert "Relu" in kinds(kept)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "cut"),
+    [("y, float[1, 1, 2, 4] a", "Relu(a)"), ("y", "Clip(a, one, six)"), ("y", "Clip(a, six)")],
+    ids=["seen before it", "above zero", "below nothing"],
+)
+def test_a_cut_that_codes_cannot_stand_for_stays(outputs: str, cut: str) -> None:
+    """Its input is an output too, or the grid, which has a zero, would reach beyond its ends."""
+    source = f"""g (float[1, 1, 2, 4] x) => (float[1, 1, 2, 4] {outputs}) {{
+        a = Conv(x, w)  r = {cut}  y = Conv(r, w)
+    }}"""
+    ends = {"one": np.float32(1), "six": np.float32(6)}
+    used = {name: value for name, value in ends.items() if name in cut}
+    model, _ = emitted(source, w=np.ones((1, 1, 1, 1), np.float32), **used)
+    assert cut[:4] in {kind[:4] for kind in kinds(model)}
 
 
 def test_a_body_has_a_pair_of_its_own_and_constants_of_the_main_graph() -> None:

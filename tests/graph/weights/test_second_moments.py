@@ -49,9 +49,40 @@ def test_the_fused_attention_reads_rows_too() -> None:
         ("i = Cast<to = 7>(x)  y = Gather(w, i)", "its rows are looked up"),
         ('y = Einsum<equation = "ab,ab->a">(x, w)', "Einsum: its equation is no product"),
         ("y = com.microsoft.FusedMatMul<transBatchA = 1>(x, w)", "the batches of its input"),
+        (
+            "c = Unsqueeze(w, k)  i = Unsqueeze(x, k)  z = Conv(i, c)  y = MatMul(x, w)",
+            "different numbers of inputs",
+        ),
     ],
 )
 def test_what_has_none_says_why(text: str, why: str) -> None:
-    found = views(f"g (float[6, 6] x) => (float y) {{ {text} }}", w=normal(6, 6))
+    found = views(
+        f"g (float[6, 6] x) => (float y) {{ {text} }}", w=normal(6, 6), k=np.array([0, 1])
+    )
     assert second_moments.needs(found["w"]) == ()
     assert why in second_moments.why_not(found["w"])
+
+
+def test_a_table_that_is_looked_up_twice_has_no_counts_of_its_own() -> None:
+    once = "g (int64[2] i) => (float y) { y = Gather(w, i) }"
+    twice = "g (int64[2] i) => (float y, float z) { y = Gather(w, i)  z = Gather(w, i) }"
+    need = second_moments.lookups(views(once, w=normal(9, 4))["w"])
+    assert need is not None
+    assert need.value == "i"
+    assert second_moments.lookups(views(twice, w=normal(9, 4))["w"]) is None
+
+
+def test_where_one_product_saw_no_rows_nothing_is_known() -> None:
+    """The mean over no rows is no second moment; with rows of both they add up."""
+    view = views(
+        "g (float[3, 6] x, float[3, 6] z) => (float a, float b) {"
+        " a = MatMul(x, w)  b = MatMul(z, w) }", w=normal(6, 6),
+    )["w"]  # fmt: skip
+    x, z = normal(3, 6), normal(3, 6, seed=1)
+    statistics = {need: need.statistic.start() for need in second_moments.needs(view)}
+    first, second = statistics
+    statistics[first].add(first.statistic, x, 0)
+    assert second_moments.moment(statistics, view) is None
+    statistics[second].add(second.statistic, z, 0)
+    found = second_moments.moment(statistics, view)
+    np.testing.assert_allclose(found, [(x.T @ x + z.T @ z) / 3], rtol=1e-5)
