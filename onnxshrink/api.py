@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _GENERATED = 4
 _CALIBRATION = 64
 _WORTH_LOWERING = 256  # fewer coefficients take less room than the nodes in their place
+_WIDE = 0.03  # of a file: 16-bit codes that take more than this beyond 8 bits are better coded
 _HARDLY = 1.1  # times smaller
 
 StrPath = str | os.PathLike[str]
@@ -422,10 +423,13 @@ def _write(
 ) -> Report:
     from onnxshrink import certificate
     from onnxshrink.graph.file.data_files import data_files, superseded
-    from onnxshrink.graph.forms import coded, coded_read, packed
+    from onnxshrink.graph.forms import coded, coded_read, codes, packed
+    from onnxshrink.graph.rewrite.opset import first_runtime
 
     report = result.report
     report.result = str(out)
+    done = [step.name for step in report.steps if step.status == "done"]
+    packing = [n for n in done if n in pass_names() and find_pass(n).for_packing]
     names = None
     if report.changed and not options.keep_names:
         names = result.model.shorten_names(list(_selected(recipe.steps)))
@@ -433,6 +437,15 @@ def _write(
     if was := coded_read.names(report.source):
         storage = "coded" if storage == "auto" else storage
         report.warnings.append(f"the input's {len(was)} coded tensors were made plain to work on")
+    instead = ""
+    if packing and storage == "auto" and options.storage is None:
+        beyond, plain = codes.wide_bytes(result.model) // 2, result.model.nbytes()
+        if beyond > _WIDE * plain:  # as plain integers they are larger than int8 would be
+            storage = "coded"
+            instead = (
+                f"stored with coded weights: as 16-bit integers they would take {size(plain)}, "
+                f"where 8 bits take {size(plain - beyond)}; --storage single writes these"
+            )
     if options.certificate:
         decide = {name: getattr(options, name) for name in certificate.OPTIONS}
         note = certificate.origin(replace(recipe, storage=asked), report.source, decide)
@@ -444,19 +457,20 @@ def _write(
             report.bytes_after = packed.save(result.model, out)
         elif storage == "coded":
             report.bytes_after, coding = coded.save(result.model, out)
-            report.warnings += coding.warnings()
+            report.warnings += [*coding.warnings(), *filter(None, [instead])]
     except BudgetMissed as error:
         report.warnings.append(f"stored as one plain file: {error}")
         storage = "auto"
     if storage != "packed" and storage != "coded":
         report.bytes_after = result.model.save(out, storage)
-        done = (step.name for step in report.steps if step.status == "done")
         report.warnings += [
             f"{name}: its codes are small only where they are coded: --storage coded or packed"
-            for name in done if name in pass_names() and find_pass(name).for_packing
-        ]  # fmt: skip
+            for name in packing
+        ]
     report.renamed = {} if names is None else names.given
-    report.bytes_gzip = files.gzip_bytes({Path(out), *data_files(Path(out))})
+    written = {Path(out), *data_files(Path(out))}
+    report.bytes_gzip, report.bytes_brotli = files.gzip_bytes(written), files.brotli_bytes(written)
+    report.runtime, report.packed = first_runtime(result.model.opset), storage == "packed"
     if link:
         report.warnings.append(f"{out} was a link; it is a file now, and its target is as it was")
     report.warnings += superseded(old, Path(out))

@@ -28,6 +28,7 @@ _PREFIX = ".onnxshrink-"
 _OWNER = "owner"  # the file in a scratch folder that its owner holds locked
 _DAY = 86_400.0
 _DIGITS = 16
+_MOST_BROTLI = 2**22  # it takes two seconds for every megabyte
 _MOST_GZIP = 2**28  # bytes: more is hardly sent as one response, and takes long to try
 
 
@@ -99,6 +100,18 @@ def gzip_bytes(paths: Iterable[Path]) -> int | None:
                 total += len(coder.compress(block))
         total += len(coder.flush())
     return total
+
+
+def brotli_bytes(paths: Iterable[Path]) -> int | None:
+    """Bytes of some files as servers send them to browsers; None for large ones, or no brotli."""
+    paths = list(paths)
+    try:
+        import brotli
+    except ImportError:
+        return None
+    if sum(path.stat().st_size for path in paths) > _MOST_BROTLI:
+        return None
+    return sum(len(brotli.compress(path.read_bytes())) for path in paths)
 
 
 # ------------------------------------------------------------------------ one file

@@ -141,11 +141,11 @@ def check(
             raise RecipeError(f"--{name.replace('_', '-')} needs a --baseline to hold against")
     if max_drop is not None and metric is None:
         raise RecipeError("--max-drop needs a --metric")
-    held = [_below("size", float(stored_bytes(model)), max_size, "bytes")]
     with Worker(**options.worker) as worker:
         feeds = inputs_for(baseline or model, options, count, worker, say)
         gate = _Gate(model, baseline, feeds, how, worker)
-        held += gate.runs()
+        runs = gate.runs()  # it is a model, then: its size can be told
+        held = [_below("size", float(stored_bytes(model)), max_size, "bytes"), *runs]
         if baseline is not None:
             held += gate.against(min_agreement, max_error)
         if metric is not None:

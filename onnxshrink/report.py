@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+_SCHEMA = 1  # of the JSON form; it goes up when a name goes or changes its meaning
+_MOST_KEPT = 10
 _FIGURES = ("relative_error", "cosine", "top1", "worst_input")
 Status = Literal["done", "nothing to do", "rolled back"]
 
@@ -85,6 +87,9 @@ class Report:
         outputs: Effect of the whole run on every output: name -> figures against the original.
         renamed: Short names of values and nodes in the result, by the names they had.
         bytes_gzip: Size of the result after gzip, as servers send it; None for very large ones.
+        bytes_brotli: The same after brotli, where that package is installed.
+        runtime: The first ONNX Runtime that loads the result; empty where that is not known.
+        packed: Whether the result needs a reader of packs.
         bench: Latency of the result against the input, where it was measured.
         moved: Weights that a search kept at a higher precision than the others, and at which.
         measures: What each output was taken for, and why.
@@ -114,6 +119,9 @@ class Report:
     bytes_before: int = 0
     bytes_after: int = 0
     bytes_gzip: int | None = None
+    bytes_brotli: int | None = None
+    runtime: str = ""
+    packed: bool = False
     renamed: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -131,8 +139,13 @@ class Report:
         from dataclasses import asdict, replace
 
         front = None if self.front is None else self.front.to_dicts()
-        plain = asdict(replace(self, front=None))
-        return {**plain, "front": front, "changed": self.changed, "ratio": round(self.ratio, 4)}
+        return {
+            "schema": _SCHEMA,
+            **asdict(replace(self, front=None)),
+            "front": front,
+            "changed": self.changed,
+            "ratio": round(self.ratio, 4),
+        }
 
     def to_json(self) -> str:
         """The report for machines."""
@@ -204,6 +217,8 @@ class Report:
         )
         if self.bytes_gzip is not None:
             line += f", {size(self.bytes_gzip)} after gzip"
+        if self.bytes_brotli is not None:
+            line += f", {size(self.bytes_brotli)} after brotli"
         if self.promises:
             line += f", {self.promises[0]}"
         elif self.outputs:
@@ -212,6 +227,26 @@ class Report:
         if self.bench is not None:
             line += f", latency {self.bench['ratio']:.2f}x"
         return line
+
+    def next_step(self) -> str:
+        """What to do with the result, in one line."""
+        since = f"ONNX Runtime {self.runtime} or newer" if self.runtime else "ONNX Runtime"
+        if self.packed:
+            return (
+                f"{self.result} needs a reader of packs: onnxshrink.session() in Python, "
+                "'onnxshrink bundle' for other places"
+            )
+        return f"{self.result} opens as any ONNX model, in {since}"
+
+    def kept(self) -> list[str]:
+        """The weights that a search kept at a higher precision, ten of them in full."""
+        lines = [f"kept at {rung}: {name}" for name, rung in self.moved.items()]
+        if (more := len(lines) - _MOST_KEPT) > 0:
+            lines = [
+                *lines[:_MOST_KEPT],
+                f"and {more} more are kept: --report FILE has all of them",
+            ]
+        return lines
 
     def _errors(self) -> list[float]:
         rows = self.outputs.values()

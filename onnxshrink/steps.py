@@ -20,6 +20,7 @@ from onnxshrink.passes.specialize import Specialize
 from onnxshrink.passes.split_lowrank import SplitLowrank
 from onnxshrink.passes.surgeon import Surgeon
 from onnxshrink.passes.to_float16 import ToFloat16
+from onnxshrink.passes.tune import Tune
 
 clean = OneStep(Clean)
 correct_bias = OneStep(CorrectBias)
@@ -40,3 +41,4 @@ specialize = OneStep(Specialize)
 split_lowrank = OneStep(SplitLowrank)
 surgeon = OneStep(Surgeon)
 to_float16 = OneStep(ToFloat16)
+tune = OneStep(Tune)

@@ -138,7 +138,7 @@ def test_a_bad_model(
 
 
 def wrong_name(feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {"X": feed["x"]}
+    return {"X": feed["x"], "Y": feed["x"]}  # one alone would be taken
 
 
 def wrong_shape(feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -161,7 +161,7 @@ def nothing(feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (wrong_name, "input 'x' is missing; given: 'X'"),
+        (wrong_name, "input 'x' is missing; given: 'X', 'Y'"),
         (wrong_shape, "input 'x' has shape [1, 63], but the model takes [n, 64]"),
         (wrong_dtype, "input 'x' is <U"),
         (with_nan, "input 'x' holds NaN"),

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from command_line import Run
+from hard_models import text, weight
 from onnx import numpy_helper
 
 from onnxshrink.cli import main
@@ -154,3 +156,18 @@ def test_a_coded_model_is_updated_by_a_patch(
     onnxshrink("unpack", device / "patch.onnx", device / "plain.onnx", *base)
     onnxshrink("pack", device / "plain.onnx", device / "new.onnx", "--form", "graph")
     assert (device / "new.onnx").read_bytes() == (here / "new.onnx").read_bytes()
+
+
+def test_codes_beyond_8_bits_are_coded_unless_another_storage_is_asked_for(cli: Run) -> None:
+    proto = text(
+        "g (float[n, 128] x) => (float[n, 256] y) { y = MatMul(x, w) }", w=weight(1, 128, 256)
+    )
+    Path("in.onnx").write_bytes(proto.SerializeToString())
+    np.savez("in.npz", x=weight(2, 64, 128))
+    words = ("quantize-rd", "in.onnx", "--calibration", "in.npz", "--lam", "1e-4", "-o")
+    done = cli(*words, "coded.onnx")
+    assert "stored with coded weights: as 16-bit integers they would take 65.7 kB" in done.err
+    done = cli(*words, "plain.onnx", "--storage", "single")
+    assert "--storage coded or packed" in done.err
+    assert Path("coded.onnx").stat().st_size < 0.75 * Path("plain.onnx").stat().st_size
+    assert cli("compare", "plain.onnx", "coded.onnx", "--atol", "0").code == 0

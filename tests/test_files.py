@@ -322,3 +322,20 @@ def test_errors_name_the_output(tmp_path: Path) -> None:
 def _packed(folder: Path) -> Path:
     packed.save(model(1), folder / "packed.onnx")
     return folder / "packed.onnx"
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("m.onnx.data", True),
+        ("m.onnx.0123456789abcdef.data", True),
+        ("m.onnx.0123456789abcdef.pack", True),
+        ("m.onnx.0123456789abcde.data", False),  # a digit short: of another program
+        ("m.onnx.0123456789abcdeg.data", False),
+        ("m.onnx.0123456789abcdef.onnx", False),
+        ("m.onnx2.0123456789abcdef.data", False),
+        ("n.onnx.0123456789abcdef.data", False),
+    ],
+)
+def test_names_of_the_data_of_a_model(name: str, own: bool) -> None:
+    assert files.is_data_of(name, "m.onnx") == own

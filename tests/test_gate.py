@@ -85,6 +85,7 @@ def test_a_model_alone(cli: Run, old: Path) -> None:
         (["--max-latency", "fast"], 2, "--max-latency takes 12ms or 1.1x, not 'fast'"),
         (["--baseline", "none.onnx", "--max-drop", "1"], 2, "--max-drop needs a --metric"),
         (["--baseline", "none.onnx"], 3, "none.onnx: no such file"),
+        (["--baseline", "data.npz"], 3, "data.npz: holds arrays; name the model"),
         (["--max-size", "big"], 2, "--max-size takes a size such as 5MB"),
     ],
 )

@@ -13,6 +13,7 @@ from command_line import Run
 
 from onnxshrink.cli import CALLED, FIRST, families, main
 from onnxshrink.cli._command import Command
+from onnxshrink.cli._inputs import READING
 from onnxshrink.cli._terminal import PlainFormatter
 from onnxshrink.recipe import pass_names
 
@@ -25,8 +26,6 @@ def commands() -> dict[str, click.Command]:
 
 
 COMMANDS = commands()
-#: Where examples begin with what others of them have made.
-FIRST_OF_ALL = ("shrink", "pack", "apply", "run-inputs")
 
 
 def examples(command: click.Command) -> list[list[str]]:
@@ -50,8 +49,9 @@ def test_every_example_of_every_help_runs(cli: Run, tmp_path: Path) -> None:
         assert cli(*words).code == 0
     script = [sys.executable, "there/run_inputs.py", "small.onnx", "there/inputs.json"]
     subprocess.run([*script, "answers.json"], check=True, timeout=120)
-    # Those that prove something about small.onnx go first, before steps write over it.
-    order = sorted(COMMANDS, key=lambda name: (name in pass_names(), name == "shrink", name))
+    # Those that look at small.onnx go first, before others write over it.
+    writers = {*pass_names(), "apply", "shrink"}
+    order = sorted(COMMANDS, key=lambda name: (name in writers, name))
     for name in order:
         found = examples(COMMANDS[name])
         assert found, f"{name} --help has no example"
@@ -73,6 +73,8 @@ def test_the_first_help_shows_six_commands_first_and_every_step_once(cli: Run) -
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_options_common_to_all_come_last_and_defaults_are_shown(cli: Run, name: str) -> None:
     assert isinstance(COMMANDS[name], Command)
+    names = [param.name for param in COMMANDS[name].params]
+    assert len(set(names)) == len(names) or name in pass_names()  # a pass's option may have two
     flags = [flag for param in COMMANDS[name].params for flag in param.opts]
     assert len(set(flags)) == len(flags)
     assert all(param.opts for param in COMMANDS[name].params)
@@ -131,3 +133,11 @@ def test_loudness_before_and_behind_the_command(cli: Run, small: Path, where: st
     run("-v")
     (said,) = [PlainFormatter().format(record) for record in caplog.records]
     assert re.fullmatch(r"\[[\d.]+ s\] quantize-weights: done, .* -> .* in [\d.]+ s", said)
+
+
+@pytest.mark.parametrize(("name", "flag"), [("share-codebook", "--scale"), ("tune", "--rate")])
+def test_options_of_a_pass_go_before_those_of_inputs(name: str, flag: str) -> None:
+    inputs = {param.name for param in COMMANDS[name].params if param.name.startswith("reading_")}
+    owner = [param for param in COMMANDS[name].params if flag in param.opts]
+    assert [param.name for param in owner] == [flag.removeprefix("--")]
+    assert len(inputs) == len(READING)

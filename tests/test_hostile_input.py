@@ -127,9 +127,14 @@ def test_counts_and_seeds(cli: Run, words: list[str]) -> None:
     assert cli(*words).code == 2
 
 
-def test_inputs_of_any_size_are_not_made_up(refused: Run) -> None:
-    path = write("wide.onnx", text("g (float[40000000, 64] x) => (float[m, 64] y) { y = Neg(x) }"))
-    assert "generated inputs would hold 2,560,000,000 numbers" in refused(3, "clean", path, "o").err
+@pytest.mark.parametrize(
+    ("shape", "numbers"),
+    [("40000000, 64", "2,560,000,000"), ("0, 3000000000, 3000000000", "9,000,000,000,000,000,000")],
+)
+def test_inputs_of_any_size_are_not_made_up(refused: Run, shape: str, numbers: str) -> None:
+    path = write("wide.onnx", text(f"g (float[{shape}] x) => (float[m, 64] y) {{ y = Neg(x) }}"))
+    done = refused(3, "clean", path, "o")
+    assert f"generated inputs would hold {numbers} numbers" in done.err
 
 
 # ------------------------------------------------------------------- code of the user

@@ -51,11 +51,13 @@ EXAMPLES: dict[str, dict[str, Any] | Callable[[Hard], dict[str, Any]]] = {
     "specialize": shapes_of_a_feed,
     "split-lowrank": {"ratio": 0.9},
     "surgeon": {"function": "{surgery}:tidy"},
+    "tune": {"steps": 10},
 }
 #: What a pass repairs: steps that run before it.
 BEFORE: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
     "correct-bias": (("prune-magnitude", {"scope": "weight", "max_error": 1.0}),),
     "reconstruct": (("prune-magnitude", {"scope": "weight", "max_error": 1.0}),),
+    "tune": (("prune-magnitude", {"scope": "weight", "max_error": 1.0}),),
 }
 #: Options with which a pass must change nothing. None: it has no such setting.
 IDENTITY: dict[str, dict[str, Any] | None] = {
@@ -66,6 +68,7 @@ IDENTITY: dict[str, dict[str, Any] | None] = {
     "specialize": {},
     "reconstruct": {"keep": ["*"]},
     "surgeon": {"function": "{surgery}:nothing"},
+    "tune": {"keep": ["*"]},
 }
 NOTHING_IS_LARGE_ENOUGH = {"min_size": 2**40}
 #: Models on which a pass runs twice: every home of a weight, and every kind of layer. What would

@@ -67,6 +67,7 @@ OUTSIDE = {
     "openvino": {"runtime"},
     "cryptography": {"certificate"},
     "ml_dtypes": {"graph", "runtime"},  # numpy types of bfloat16; comes with onnx
+    "brotli": {"files"},
     "PIL": {"runtime"},
     "tokenizers": {"runtime"},
     "pyarrow": {"runtime"},

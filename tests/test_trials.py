@@ -62,6 +62,16 @@ def test_an_output_that_is_lost_is_far_but_not_beyond_comparison(worker: Worker)
     assert 1e3 < near <= far < math.inf
 
 
+def test_rounding_in_an_output_of_zeros_is_no_error(worker: Worker) -> None:
+    """Relative to nothing it would be without end; what is more than rounding is told."""
+    found = answers(model(), FEEDS, worker)
+    for size, alike in ((1e-7, True), (1e-3, False)):
+        outputs = [[y, z, none + np.float32(size)] for y, z, none in found.outputs]
+        figures = found.figures(type(found)(found.names, outputs))
+        assert (distance(figures) == 0) == alike
+        assert (Figures.of(figures) == Figures(0.0, 1.0, 1.0)) == alike
+
+
 def test_figures_are_the_worst_of_any_output(worker: Worker) -> None:
     found, other = (answers(model(factor), FEEDS, worker) for factor in (1.0, 1.25))
     figures = Figures.of(found.figures(other))

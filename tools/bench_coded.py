@@ -5,7 +5,8 @@
 Bytes: of the model as it is, as a packed sidecar and coded, and the coded bits a weight beside the
 order-0 entropy. Price: CPU seconds to make a session, the peak and what stays of resident memory,
 and the latency ratio, each measured in fresh processes. Outputs are compared bit for bit. Give it
-what ``quantize-weights``, ``quantize-rd`` and others wrote; floats of many values are not coded.
+what ``quantize-weights``, ``quantize-rd`` and others wrote; floats of many values are not coded,
+and the price of loading them is shown to compare with.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def measure(source: Path, folder: Path) -> list[str]:
     try:
         nbytes, coding = coded.save(model, small)
     except BudgetMissed:
-        return [source.name, f"{plain:,}", beside, *["-"] * (len(_COLUMNS) - 3)]
+        seconds, peak, steady = price(source)
+        costs = [f"{seconds:.3f}", "-", f"{peak / 1e6:.1f}", "-", f"{steady / 1e6:.1f}", "-", "-"]
+        return [source.name, f"{plain:,}", beside, "-", "-", "-", "-", *costs]
     feeds = generated_inputs(model, 2, 0)
     first, second = open_session(source), open_session(small)
     equal = all(

@@ -26,16 +26,19 @@ _METAVARS = {
 }  # fmt: skip
 
 #: Names that hold where a pass has an option of the first one.
-_ALSO = {"scale": ("--pixel-scale",)}
+_ALSO = {"scale": "--pixel-scale", "rate": "--sample-rate"}
+_PREFIX = "reading_"  # a pass may have an option of the same name
 
 
 def _reading_option(option: Option) -> Callable[[F], F]:
     kind: Any = click.Choice(option.choices) if option.choices else str
     if option.name in ("max_length", "rate"):
         kind = click.IntRange(min=1)
-    flags = [f"--{option.name.replace('_', '-')}", *_ALSO.get(option.name, ())]
+    flags = [f"--{option.name.replace('_', '-')}"]
+    if option.name in _ALSO:
+        flags.append(_ALSO[option.name])
     return input_option(
-        *flags, option.name, type=kind, metavar=_METAVARS.get(option.name),
+        *flags, _PREFIX + option.name, type=kind, metavar=_METAVARS.get(option.name),
         help=f"{option.help[0].upper()}{option.help[1:]}.",
     )  # fmt: skip
 
@@ -79,7 +82,7 @@ class Inputs:
             RecipeError: One of them is not what its option takes.
         """
         given = list(values.pop("calibration"))
-        reading = {name: values.pop(name) for name in READING}
+        reading = {name: values.pop(_PREFIX + name) for name in READING}
         limit = values.pop("data_limit")
         return cls(
             given[0] if len(given) == 1 else given or None,

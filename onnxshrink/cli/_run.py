@@ -148,13 +148,14 @@ class Run:
         else:
             for table in report.tables():
                 show(table)
-            for name, rung in report.moved.items():
-                say(f"kept at {rung}: {name}")
+            for line in report.kept():
+                say(line)
             for promise in report.promises:
                 say(promise)
             for warning in report.warnings:
                 warn(warning)
             say(report.headline())
+            say(report.next_step())
         if self.strict and not report.changed:
             click.echo("error: nothing was changed", err=True)
             sys.exit(1)

@@ -13,10 +13,7 @@ import numpy.typing as npt
 from onnxshrink.kernels import ties
 from onnxshrink.kernels.kinds import Kind, Known, decide
 from onnxshrink.kernels.metrics import Agreement
-from onnxshrink.kernels.probabilities import (
-    are_logarithms,
-    are_probabilities,
-)
+from onnxshrink.kernels.probabilities import are_logarithms, are_probabilities
 from onnxshrink.kernels.promise import CONFIDENCE, ratio_at_most, share_at_least
 
 Figure = Literal["agreement", "likeness", "error", "divergence"]

@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 
 _CHECKS = 10  # steps from one look at the inputs that judge to the next
 _PATIENCE = 4  # looks that may bring nothing before it ends
+_SHARE = 0.05  # of an error: what a step changes where nobody says
 _LESS = 0.5  # of the rate, when a step went wrong
 _FALLS = 4  # how often it may
 _SMALL = 1e-2  # the unit of numbers that are all zero
@@ -36,13 +37,14 @@ class Schedule:
 
     Attributes:
         rate: What a step changes, in share of the size of the numbers; it falls to 0 (cosine).
+            None: so much less than the root of the loss to begin with.
         steps: How many at most.
         batch: Inputs of a step.
         seconds: After which it ends; None: when the steps are done.
         seed: For the order of the inputs.
     """
 
-    rate: float
+    rate: float | None
     steps: int
     batch: int
     seconds: float | None = None
@@ -72,7 +74,7 @@ class Student:
     """A model with losses, whose parameters can be exchanged from run to run.
 
     Args:
-        model: The model, spelled out; it is left as it is.
+        model: The model; it is left as it is.
         losses: By name of a value how it is held against what is wanted of it.
         parameters: What may change.
         worker: Where to run it.
@@ -171,11 +173,12 @@ class Training:
 
         from onnxshrink.kernels.adam import Adam
 
-        start, rate, falls, idle = time.monotonic(), schedule.rate, 0, 0
+        start, falls, idle = time.monotonic(), 0, 0
         numbers = {each.name: each.numbers() for each in self.student.parameters}
         kept = {each.name: _kept(each, numbers[each.name]) for each in self.student.parameters}
         adam = Adam(numbers, {name: _unit(numbers[name]) * kept[name] for name in numbers})
         before = self._judged(judge, numbers)
+        rate = schedule.rate or _SHARE * math.sqrt(before)
         best = Outcome(before, before, {name: each.copy() for name, each in numbers.items()})
         batches = _batches(fit, schedule)
         for step in range(schedule.steps):
@@ -232,9 +235,8 @@ def _kept(parameter: Parameter, numbers: np.ndarray) -> np.ndarray:
     """1 where a number may move: zeros of weights and tables stay, they are pruned ones."""
     import numpy as np
 
-    return (
-        np.where(numbers == 0, 0.0, 1.0) if parameter.kind in ("weights", "tables") else np.ones(1)
-    )
+    stay = numbers == 0 if parameter.kind in ("weights", "tables") else False
+    return np.where(stay, 0.0, 1.0)
 
 
 def _unit(numbers: np.ndarray) -> np.ndarray:

@@ -33,7 +33,7 @@ class Specialize(Pass):
     )
 
     inlines = True
-    example = "--shapes '{image: [1, 1, 28, 28]}'"
+    example = "--shapes '{image: [8, 1, 28, 28]}'"
 
     def __post_init__(self) -> None:
         super().__post_init__()

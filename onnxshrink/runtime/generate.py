@@ -18,6 +18,7 @@ import numpy as np
 from onnxshrink import files
 from onnxshrink.errors import DataError
 from onnxshrink.options import nearest
+from onnxshrink.report import printable
 from onnxshrink.runtime.inputs import Feed, Port, ports
 from onnxshrink.runtime.worker import Worker
 
@@ -124,7 +125,7 @@ def generated_inputs(
         worker = worker or stack.enter_context(Worker(timeout=_TIMEOUT))
         refusals = worker.refusals(path, (make(guess, 0) for guess in candidates))
     if refusals[-1] is not None:
-        example = " ".join(f"--shape {n}:{_commas(s)}" for n, s in candidates[0].items())
+        example = " ".join(f"--shape {printable(n)}:{_commas(s)}" for n, s in candidates[0].items())
         raise DataError(
             f"{model.label}: takes none of {len(candidates)} generated inputs. The first was "
             f"refused: {refusals[0]}. Give real data, or the right sizes in place of: {example}"
@@ -145,7 +146,8 @@ def on_disk(model: Model) -> Iterator[Path]:
 
 
 def _elements(shapes: Shapes) -> int:
-    return sum(math.prod(shape) for shape in shapes.values())
+    # Also of an empty array: numpy makes none whose other axes are too long.
+    return sum(math.prod(max(size, 1) for size in shape) for shape in shapes.values())
 
 
 def _commas(shape: tuple[int, ...]) -> str:

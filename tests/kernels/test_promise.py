@@ -39,3 +39,9 @@ def test_what_a_few_inputs_do_not_say() -> None:
     assert promise.ratio_at_most([1] * 5, [2] * 5) == pytest.approx(0.5)
     assert promise.ratio_at_most([math.inf] * 5, [2] * 5) == math.inf
     assert promise.ratio_at_most([1] * 5, [0] * 5) == math.inf
+
+
+def test_of_four_inputs_something_can_be_said_and_of_three_nothing() -> None:
+    parts, wholes = [1.0, 2.0, 3.0, 4.0], [10.0] * 4
+    assert promise.ratio_at_most(parts[:3], wholes[:3]) == math.inf
+    assert 0.25 < promise.ratio_at_most(parts, wholes) < math.inf

@@ -83,3 +83,10 @@ def test_this_cpu_is_one_of_two_kinds() -> None:
         here = saturation.products(x, w) if integer_kernels.saturates() else exact
         np.testing.assert_array_equal(integer_kernels.products(x, w), here)
         assert (saturation.products(x, w) != exact).any()
+
+
+def test_pairs_below_zero_are_tamed_like_those_above() -> None:
+    codes = np.array([[65, 65, 3], [-65, -65, 3], [60, -127, 3]], np.int8)
+    found = saturation.tamed(codes)
+    assert not saturation.can_saturate(found).any()
+    np.testing.assert_array_equal(found, [[63, 65, 3], [-63, -65, 3], [60, -127, 3]])

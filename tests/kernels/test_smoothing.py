@@ -39,8 +39,8 @@ def problem(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return x, rng.standard_normal((5, 6))
 
 
-def product(x: np.ndarray, w: np.ndarray) -> smooth.Product:
-    return smooth.Product(w[None], (x.T @ x / len(x))[None], np.arange(6).reshape(1, 1, 6))
+def product(x: np.ndarray, w: np.ndarray) -> smooth.ReadingWeight:
+    return smooth.ReadingWeight(w[None], (x.T @ x / len(x))[None], np.arange(6).reshape(1, 1, 6))
 
 
 def test_the_error_is_that_of_rounded_weights_on_the_rows() -> None:

@@ -275,6 +275,45 @@ def test_batches_of_a_loader(batch):
     same(found[2], {"ids": [[7]], "x": ROWS[2:3]})
 
 
+class Frame:
+    """As a DataFrame of pandas: columns, each with to_numpy()."""
+
+    columns = ("ids_0", "ids_1", "x_0", "x_1", "x_2", "label")
+
+    def to_numpy(self):
+        return self
+
+    def __getitem__(self, name):
+        return Column(self.columns.index(name))
+
+
+class Column:
+    def __init__(self, number):
+        self.number = number
+
+    def to_numpy(self):
+        return np.arange(3) + self.number
+
+
+class Stored:
+    """As a data set of torch: a length and rows by number, nothing to iterate on."""
+
+    def __len__(self):
+        return len(ROWS)
+
+    def __getitem__(self, number):
+        return {"ids": [number], "x": ROWS[number]}
+
+
+def test_frames_and_data_sets_by_number():
+    found = choose_inputs(Frame(), PAIR)
+    same(found.feeds[1], {"ids": [[1, 2]], "x": [[3.0, 4.0, 5.0]]})
+    assert found.notes[0].endswith("no input takes the columns label; ignored")
+    found = load_inputs(Stored(), PAIR)
+    assert len(found) == 4
+    same(found[3], {"ids": [[3]], "x": ROWS[3:]})
+
+
 def test_one_key_and_one_input_need_not_agree():
     found = choose_inputs([{"pixels": ROWS[:1]}, {"pixels": ROWS[1:2]}], model("float[N, 3] x"))
     same(found.feeds[1], {"x": ROWS[1:2]})

@@ -94,7 +94,7 @@ def instrument(
             output = _hand_out(places[0], name, element, names)
             proto.graph.output.append(onnx.ValueInfoProto(name=output))
             done.outputs[name] = output
-            if loops := sum(map(_repeats, (node for node, _ in places[0].holders))):
+            if loops := sum(not operators.branches(node) for node, _ in places[0].holders):
                 done.stacked[output] = loops
     onnx.save(proto, path)
     return done
@@ -121,12 +121,6 @@ def _constant_nodes(name: str, made: dict[str, list[_Place]]) -> list[_Place]:
 
 def _holds(node: onnx.NodeProto, name: str) -> bool:
     return read.is_constant(node) and name in node.output
-
-
-def _repeats(node: onnx.NodeProto) -> bool:
-    """Whether the graphs inside run again and again, and what they hand out is stacked."""
-    row = operators.of(node, operators.Control)
-    return row is None or row.repeats
 
 
 def _free(main: onnx.GraphProto, place: _Place, name: str, given: set[str]) -> None:
@@ -158,7 +152,7 @@ def _hand_out(place: _Place, name: str, element: int, names: Counter[str]) -> st
             copy = _unused(value, names)
             inner.node.append(onnx.helper.make_node("Identity", [value], [copy]))
             value = copy
-        if not _repeats(node):
+        if operators.branches(node):
             for attribute in node.attribute:
                 out = value
                 if attribute.name != branch:

@@ -250,9 +250,7 @@ class _Walker:
         if read.is_constant(node) and isinstance(attributes.get("value"), ir.TensorProtocol):
             self._constant(node.outputs[0], attributes["value"])
             return (self.types[node.outputs[0]],)
-        for graph in read.bodies(
-            node
-        ):  # SequenceMap and what is not known: shapes inside stay open
+        for graph in read.bodies(node):  # as SequenceMap has: shapes inside stay open
             self.scope(graph, frame)
         return self._infer(node, attributes)
 
@@ -269,7 +267,7 @@ class _Walker:
         if domain == "com.microsoft" and op_type in RULES:
             found = RULES[op_type](list(map(self._shape, inputs)), attributes)
             return [tensor_type(self._type(inputs[0]).tensor_type.elem_type, found)]
-        if domain and op_type in LIKE:
+        if (domain or op_type == "SimplifiedLayerNormalization") and op_type in LIKE:
             op_type, taken = LIKE[op_type]
             domain, inputs = "", inputs[taken]
         version = self.model.ir.opset_imports.get(domain, onnx.defs.onnx_opset_version())

@@ -31,7 +31,7 @@ _KEEPERS: Mapping[str, Mapping[int, int]] = {
 }
 #: ``Attention`` is two operators.
 _ATTENTION: Mapping[str, Mapping[int, int]] = {"": {1: 4, 2: 5}, "com.microsoft": {1: 4}}
-_REPLACES = {"ScatterND", "ScatterElements", "TensorScatter", "Where"}
+_REPLACES = {"ScatterND", "ScatterElements", "TensorScatter"}
 _BRANCHES = ("then_branch", "else_branch")
 _FARTHEST = 256
 #: What exporters add to the name of a state to tell the next one from the last.
@@ -157,14 +157,15 @@ def _behind(value: ir.Value) -> Iterator[_Way]:
         if place in keeps:
             axis, kept = (2 if "Attention" in node.op_type else axis), True
             parts = (read.input(node, keeps[place]),)
-        elif node.op_type == "If":
+        elif operators.branches(node):
             branches = (node.attributes[name].as_graph() for name in _BRANCHES)
             parts = tuple(branch.outputs[place] for branch in branches)
-        elif node.op_type == "Concat":  # what is new comes last
+        elif operators.moves(node) == "joins":  # what is new comes last
             axis, kept = read.integer(node, "axis", 0), True
+        elif operators.of(node, operators.Choice) is not None:
+            kept, parts = True, node.inputs[1:]
         elif node.op_type in _REPLACES:
             kept = True
-            parts = node.inputs[1:] if node.op_type == "Where" else parts
-        elif operators.moves(node) in ("", "joins"):
+        elif not operators.moves(node):
             continue
         ahead += [_Way(part, axis, kept) for part in parts if part is not None]

@@ -44,7 +44,7 @@ def read(path: Path) -> tuple[onnx.ModelProto, list[str]]:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         if (made := foreign(path)) is not None:
-            raise ModelError(f"{path}: {made}; export it to ONNX first") from error
+            raise ModelError(f"{path}: {made}") from error
         raise ModelError(f"{path}: not an ONNX file, or truncated: {error}") from error
     if not proto.HasField("graph") or proto.ir_version < 1:
         raise ModelError(f"{path}: not an ONNX model: it holds no graph")
@@ -55,15 +55,18 @@ def foreign(path: Path) -> str | None:
     """What a file is that is no ONNX model, as its first bytes or its name say; None: not known."""
     with path.open("rb") as file:
         head = file.read(16)
-    if head[:2] == b"PK" and path.suffix != ".npz":
-        return "a PyTorch file (or another archive), not an ONNX model"
-    if head[4:8] == b"TFL3":
-        return "a TensorFlow Lite model, not an ONNX model"
-    if head[:8] == b"\x89HDF\r\n\x1a\n":
-        return "a Keras or HDF5 file, not an ONNX model"
-    if head[8:9] == b"{" and not any(head[5:8]):
-        return "a file of safetensors: weights without a model"
-    return _FOREIGN.get(path.suffix.lower())
+    if head[:2] == b"PK" and path.suffix == ".npz":
+        return "holds arrays; name the model"
+    found = _FOREIGN.get(path.suffix.lower())
+    if head[:2] == b"PK":
+        found = "a PyTorch file (or another archive), not an ONNX model"
+    elif head[4:8] == b"TFL3":
+        found = _FOREIGN[".tflite"]
+    elif head[:8] == b"\x89HDF\r\n\x1a\n":
+        found = _FOREIGN[".h5"]
+    elif head[8:9] == b"{" and not any(head[5:8]):
+        found = _FOREIGN[".safetensors"]
+    return None if found is None else f"{found}; export it to ONNX first"
 
 
 def checked(proto: onnx.ModelProto, where: str) -> list[str]:

@@ -46,7 +46,10 @@ _BYTES = {"INT8", "UINT8", "INT4", "UINT4", "INT2", "UINT2", "BOOL"}
 _SIGNED_NARROW = {"INT4", "INT2"}
 _SIGNED = {"INT8", "INT16", *_SIGNED_NARROW}
 _SHIFTS = (0, 4, 8)  # of 16-bit integers: how many of their bits may be kept apart
-_LOOKED_UP = {"FLOAT", "FLOAT16", "DOUBLE", "INT16", "UINT16", "INT32", "UINT32", "INT64", "UINT64"}
+_LOOKED_UP = {
+    "FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE",
+    "INT16", "UINT16", "INT32", "UINT32", "INT64", "UINT64",
+}  # fmt: skip
 
 
 class Wide(NamedTuple):

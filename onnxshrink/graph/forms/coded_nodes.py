@@ -50,7 +50,7 @@ class Chains:
         """An initializer; small ones of the same contents are shared."""
         if values.nbytes > _SHARED_BYTES:
             return self._recorder.constant(values, _NAME)
-        key = (values.dtype.str, values.tobytes(), values.shape)
+        key = (values.dtype.name, values.tobytes(), values.shape)
         if key not in self._constants:
             self._constants[key] = self._recorder.constant(values, _NAME)
         return self._constants[key]

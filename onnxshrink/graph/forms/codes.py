@@ -179,6 +179,16 @@ def of(value: ir.Value | None) -> Codes | None:
     return found
 
 
+def wide_bytes(model: Model) -> int:
+    """Bytes of constants of 16 bits, such as codes that 8 bits do not hold."""
+    stored = (value.const_value for scope in model.scopes for value in _constants(scope))
+    return sum(t.nbytes for t in stored if t is not None and t.dtype == ir.DataType.INT16)
+
+
+def _constants(scope: ir.Graph | ir.Function) -> Iterable[ir.Value]:
+    return scope.initializers.values() if isinstance(scope, ir.Graph) else ()
+
+
 def names(model: Model, among: Collection[str]) -> set[str]:
     """Those of some names that are weights stored as codes times scale."""
     read_ = {value for node in model.nodes for value in node.inputs if value is not None}

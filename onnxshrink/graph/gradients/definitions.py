@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.gradients.rules import RULES, STOPS
+from onnxshrink.graph.gradients.terms import Tape
 from onnxshrink.graph.operators import contrib
 from onnxshrink.graph.rewrite import inline, opset, plain
 
@@ -32,6 +33,7 @@ def spelled_out(model: Model) -> Model:
         composed = {node.op_type for node in copy.nodes if _is_composed(node, copy.opset)}
         if not composed:
             break
+        Tape.over(copy)  # definitions depend on types
         copy.rewrite_proto(partial(_inlined, composed, copy.opset))
     return copy
 
@@ -50,9 +52,13 @@ def _inlined(composed: set[str], version: int, proto: onnx.ModelProto) -> onnx.M
     for node in proto.graph.node:
         if not node.domain and node.op_type in composed:
             _say_defaults(node, version)
-    typed = onnx.shape_inference.infer_shapes(proto)  # definitions depend on types
+    for tensor in proto.graph.initializer:  # whose types it does not see
+        known = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        proto.graph.value_info.append(known)
     return onnx.inliner.inline_selected_functions(
-        typed, [("", name) for name in sorted(composed)], inline_schema_functions=True
+        onnx.shape_inference.infer_shapes(proto),
+        [("", name) for name in sorted(composed)],
+        inline_schema_functions=True,
     )
 
 

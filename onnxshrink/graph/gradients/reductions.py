@@ -27,7 +27,7 @@ def _kept(op: Application, term: Term) -> Term:
     none = axes is None or (isinstance(axes, Term) and axes.shape == (0,))
     if op.integer("keepdims", 1) or (none and op.integer("noop_with_empty_axes", 0)):
         return term
-    return term.reshape([1] * op.x.rank) if axes is None or none else term.unsqueeze(axes)
+    return term if axes is None or none else term.unsqueeze(axes)  # a number suits any shape
 
 
 def _places(op: Application) -> list[int]:

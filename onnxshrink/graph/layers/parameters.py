@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -87,7 +86,7 @@ def _kind(operand: ConstantOperand, part: Constant) -> Kind | None:
         return "tables" if part.path[:1] == ("Gather",) else "scales"
     if part is not operand.main:
         return None
-    row = operators.TABLE.get((node.domain, node.op_type))
+    row = operators.row(node)
     if isinstance(row, QuantizedRow):
         return "scales" if _scales(node, row, index) else None
     if isinstance(row, Norm):
@@ -120,6 +119,8 @@ def _fixed(model: Model, operand: ConstantOperand, part: Constant) -> str:
         return "may be overridden by the caller"
     if not bool(np.isfinite(np.asarray(part.tensor.numpy(), np.float64)).all()):
         return "holds NaN or infinity"
+    if node is not None and operators.of(node, Quantized) is not None:
+        return f"ONNX Runtime computes {node.op_type} right only while its scales are constant"
     if node is not None and _has_integer_bias(node):
         return "is the unit of a bias that is stored in integers"
     return ""
@@ -127,7 +128,7 @@ def _fixed(model: Model, operand: ConstantOperand, part: Constant) -> str:
 
 def _has_integer_bias(node: ir.Node) -> bool:
     """Whether the bias of a product is codes, whose unit is the product of the scales."""
-    row = operators.TABLE.get((node.domain, node.op_type))
+    row = operators.row(node)
     bias = (
         read.input(node, row.bias) if isinstance(row, Matrices | Convolution) and row.bias else None
     )
@@ -135,8 +136,3 @@ def _has_integer_bias(node: ir.Node) -> bool:
     codes = operators.of(maker, QuantizedRow)
     tensor = None if maker is None or codes is None else read.constant(read.input(maker, 0))
     return tensor is not None and tensor.dtype not in FLOATS
-
-
-def size(parameters: list[Parameter]) -> int:
-    """How many numbers they are."""
-    return sum(math.prod(each.tensor.shape.numpy()) for each in parameters)

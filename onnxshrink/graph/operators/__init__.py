@@ -3,6 +3,7 @@
 from onnxshrink.graph.operators.norms import Gains, gains
 from onnxshrink.graph.operators.predicates import (
     adds,
+    branches,
     carries,
     dequantizes,
     looks_up,
@@ -41,7 +42,8 @@ from onnxshrink.graph.operators.table import (
 __all__ = [
     "TABLE", "Arithmetic", "Axes", "Choice", "Control", "Convolution", "Deformed", "Elementwise",
     "Equation", "Gains", "Limit", "Lookup", "Matrices", "Movement", "Norm", "OneHot", "Product",
-    "QuantizedRow", "Random", "Ranking", "Recurrent", "Reduction", "Row", "adds", "carries",
+    "QuantizedRow", "Random", "Ranking", "Recurrent", "Reduction", "Row", "adds",
+    "branches", "carries",
     "dequantizes", "gains", "looks_up", "moves", "multiplies", "of", "picks", "product", "role",
     "row", "sides",
 ]  # fmt: skip

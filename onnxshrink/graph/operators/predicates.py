@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnxshrink.graph.operators.table import (
     Arithmetic,
     Choice,
+    Control,
     Limit,
     Lookup,
     Movement,
@@ -51,6 +52,12 @@ def adds(node: ir.Node) -> bool:
     """Whether a node adds number to number."""
     row = of(node, Arithmetic)
     return row is not None and not row.scales and not row.inverse
+
+
+def branches(node: ir.Node | onnx.NodeProto) -> bool:
+    """Whether a node runs one of the graphs inside it, once."""
+    control = of(node, Control)
+    return control is not None and not control.repeats
 
 
 def dequantizes(node: ir.Node | None) -> bool:

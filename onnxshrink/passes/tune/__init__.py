@@ -39,8 +39,12 @@ class Tune(Pass):
         ("scales", "tables", "gains", "biases"), help="what may change"
     )
     steps: int = option(200, help="steps at most", ge=1)
-    rate: float = option(
-        0.01, help="what the first steps change, in share of the numbers' size", ge=1e-6, le=1
+    rate: float | None = option(
+        None,
+        help="what the first steps change, in share of the numbers' size; unset: a twentieth of "
+        "the outputs' relative error",
+        ge=1e-6,
+        le=1,
     )
     batch: int = option(16, help="inputs of a step", ge=1)
     time_limit: float | None = option(None, help="seconds after which it ends", ge=0)
@@ -60,15 +64,13 @@ class Tune(Pass):
     def apply(self, model: Model, ctx: Context) -> None:
         """Train, and keep what answers better on the inputs that judge."""
         from onnxshrink.graph.forms import coded_read
-        from onnxshrink.graph.gradients import spelled_out
         from onnxshrink.graph.layers import parameters
         from onnxshrink.passes.tune.tuning import Schedule, tune
 
         original = coded_read.load(self.reference)[0] if self.reference else ctx.original
         if original is None:
             raise DataError(f"{self.name} needs the original model: name it with 'reference'")
-        seen = spelled_out(model)
-        found = list(parameters.find(seen))
+        found = list(parameters.find(model))
         self._check_patterns(found)
         chosen = []
         for parameter in found:
@@ -84,7 +86,7 @@ class Tune(Pass):
                 "--calibration DATA with two or more"
             )
         schedule = Schedule(self.rate, self.steps, self.batch, self.time_limit, ctx.seed)
-        tune(model, seen, original, chosen, schedule, ctx)
+        tune(model, original, chosen, schedule, ctx)
 
     def _why_not(self, parameter: Parameter) -> str:
         if parameter.kind not in self.free:

@@ -254,11 +254,13 @@ def _says(name: str, word: str) -> bool:
 
 def _branch(model: Model, values: Mapping[str, ir.Value], kept: set[str]) -> tuple[str, bool]:
     """The input that an If asks for whether there is a past, and what it says if there is."""
+    from onnxshrink.graph import operators
+
     for name, value in values.items():
         ahead = [value]
         while ahead:
             for node, _ in ahead.pop().uses():
-                if node.op_type == "If":
+                if operators.branches(node):
                     inside = node.attributes["then_branch"].as_graph()
                     uses = {v.name for n in inside.all_nodes() for v in n.inputs if v is not None}
                     return name, bool(uses & kept)

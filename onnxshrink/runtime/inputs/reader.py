@@ -95,6 +95,11 @@ class Reader:
             yield from self._read_items(iter(source.get_next, None), where)
         elif isinstance(source, np.ndarray):
             yield from self._cut({self._only_name(where): source}, where)
+        elif hasattr(source, "columns") and hasattr(source, "to_numpy"):  # a frame of pandas
+            yield from self._table({str(c): source[c].to_numpy() for c in source.columns}, where)
+        elif hasattr(source, "__getitem__") and not isinstance(source, Iterable):
+            # A data set of torch: it ends with its length, not by iteration.
+            yield from self._read_items((source[i] for i in range(len(source))), where)
         elif isinstance(source, Iterable):
             self.streams = self.streams or isinstance(source, Iterator)
             yield from self._read_items(source, where)
@@ -104,8 +109,8 @@ class Reader:
     def _read_items(self, items: Iterable[Any], where: str) -> Iterator[Found]:
         self._stacks.least = 1  # there are others
         if isinstance(items, list) and (files := _all_pictures(items)):
-            self.maker = self._pictures
-            yield from self._pictures.read(files, self._limit)
+            found = self._pictures.read(files, self._limit)
+            yield from self._made(self._pictures, found, files[0])
             return
         for index, item in enumerate(items):
             place = f"{where}, item {index}"
@@ -154,6 +159,9 @@ class Reader:
     def _cut(self, arrays: Mapping[str, Any], where: str) -> Iterator[Found]:
         yield from self._stacks.cut(renamed(arrays, self._wanted, self.note), where)
 
+    def _table(self, columns: Mapping[str, np.ndarray], where: str) -> Iterator[Found]:
+        yield from self._cut(tables.gathered(columns, where, self._wanted, self.note), where)
+
     def _only_name(self, where: str) -> str:
         if len(self._wanted) != 1:
             names = ", ".join(self._wanted)
@@ -188,18 +196,26 @@ class Reader:
         elif suffix == ".pb":
             yield from self._cut({self._only_name(str(path)): stored.load_pb(path)}, str(path))
         elif suffix in pictures.SUFFIXES:
-            self.maker = self._pictures
-            yield from self._pictures.read([path], self._limit)
+            found = self._pictures.read([path], self._limit)
+            yield from self._made(self._pictures, found, path)
         elif suffix in sounds.SUFFIXES:
-            self.maker = self._sounds
-            yield from self._sounds.read(path)
+            yield from self._made(self._sounds, self._sounds.read(path), path)
         elif suffix in sentences.SUFFIXES:
-            self.maker = self._sentences
-            yield from self._sentences.read(path)
+            yield from self._made(self._sentences, self._sentences.read(path), path)
         elif suffix in tables.SUFFIXES:
-            yield from self._cut(tables.read(path, self._wanted, self.note), str(path))
+            yield from self._table(tables.read(path), str(path))
         else:
             raise DataError(f"{path}: not {_KNOWN}")
+
+    def _made(self, maker: Maker, found: Iterator[Found], path: Path) -> Iterator[Found]:
+        """What somebody makes of a file; whatever is wrong is said of that file."""
+        self.maker = maker
+        try:
+            yield from found
+        except DataError as error:
+            if str(path) in str(error):
+                raise
+            raise DataError(f"{path}: {error}") from error
 
     def _read_numpy(self, path: Path, split: str | None) -> Iterator[Found]:
         with stored.opened(path) as archive:

@@ -18,7 +18,22 @@ from onnxshrink.runtime.inputs.ports import Port, lacking
 SUFFIXES = (".csv", ".tsv", ".parquet")
 
 
-def read(file: Path, wanted: Mapping[str, Port], note: Note) -> dict[str, np.ndarray]:
+def read(file: Path) -> dict[str, np.ndarray]:
+    """The columns of a table by name; cells of a .csv are text.
+
+    Args:
+        file: A .csv with the names in its first line (parted by commas, semicolons, tabs or
+            bars), or a .parquet.
+
+    Raises:
+        DataError: It cannot be read, or has empty cells.
+    """
+    return _parquet(file) if file.suffix == ".parquet" else _csv(file)
+
+
+def gathered(
+    columns: Mapping[str, np.ndarray], where: str, wanted: Mapping[str, Port], note: Note
+) -> dict[str, np.ndarray]:
     """Stacked arrays for the inputs of a model, from the columns of a table.
 
     An input takes the column of its name, or those of its name and a number (``x_0``, ``x.1``,
@@ -26,35 +41,34 @@ def read(file: Path, wanted: Mapping[str, Port], note: Note) -> dict[str, np.nda
     features.
 
     Args:
-        file: A .csv with the names in its first line (parted by commas, semicolons, tabs or
-            bars), or a .parquet.
+        columns: By name.
+        where: Where they come from, for messages.
         wanted: The model's inputs.
         note: Told which columns are left out.
 
     Raises:
-        DataError: It cannot be read, has no columns for an input, or an empty cell.
+        DataError: There are no columns for an input, or a cell is empty.
     """
-    columns = _parquet(file) if file.suffix == ".parquet" else _csv(file)
     taken: dict[str, list[str]] = {name: _columns_of(name, columns) for name in wanted}
     if len(wanted) == 1 and not any(taken.values()):
         (port,) = wanted.values()
         features = port.fixed(1) or 1
         if len(columns) != features:
             raise DataError(
-                f"{file}: has {len(columns)} columns, and {port.name!r} takes {port.shown_dims}: "
+                f"{where}: has {len(columns)} columns, and {port.name!r} takes {port.shown_dims}: "
                 f"keep its {features}, or name them {port.name}_0, {port.name}_1 and so on"
             )
         taken = {port.name: list(columns)}
     for name, found in taken.items():
         if not found:
             raise DataError(
-                f"{file}: has no column for input {name!r}; it has {', '.join(columns)}"
+                f"{where}: has no column for input {name!r}; it has {', '.join(columns)}"
                 f"{nearest(name, columns)}"
             )
     if left := sorted(set(columns) - {column for found in taken.values() for column in found}):
-        note(f"{file}: no input takes the columns {', '.join(left)}; ignored")
+        note(f"{where}: no input takes the columns {', '.join(left)}; ignored")
     return {
-        name: _stacked([_typed(columns[c], c, wanted[name], file) for c in found], wanted[name])
+        name: _stacked([_typed(columns[c], c, wanted[name], where) for c in found], wanted[name])
         for name, found in taken.items()
     }
 
@@ -116,10 +130,12 @@ def _parquet(file: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def _typed(column: np.ndarray, name: str, port: Port, file: Path) -> np.ndarray:
+def _typed(column: np.ndarray, name: str, port: Port, where: str) -> np.ndarray:
     """A column as numbers, where the input takes numbers."""
     if port.dtype.kind == "O":
         return column.astype(object)
+    if column.dtype.kind in "iu" and port.dtype.kind in "fV":
+        return column.astype(np.float64)  # whole numbers of a measure are no other type
     if column.dtype.kind != "U":
         return column
     kind = np.int64 if port.dtype.kind in "iub" else np.float64
@@ -130,7 +146,7 @@ def _typed(column: np.ndarray, name: str, port: Port, file: Path) -> np.ndarray:
             if not _is_number(cell) or (kind is np.int64 and not float(cell).is_integer()):
                 said = f"holds {cell!r}" if cell.strip() else "is empty"
                 raise DataError(
-                    f"{file}: row {row}, column {name!r} {said}, and input {port.name!r} takes "
+                    f"{where}: row {row}, column {name!r} {said}, and input {port.name!r} takes "
                     f"{port.dtype}"
                 ) from None
         return column.astype(np.float64).astype(np.int64)  # 3.0 for 3

@@ -72,6 +72,13 @@ def test_other_paddings_stay(more: str, pads: np.ndarray, zero: float, tmp_path:
     assert folded(proto, tmp_path) == (["Pad", "Conv"], 0.0)
 
 
+def test_a_padding_of_axes_in_another_order_stays(tmp_path: Path) -> None:
+    source = '<ir_version: 10, opset_import: ["": 21]> ' + padded([], "", "(x, pads, zero, axes)")
+    zero, axes = np.array(0, np.float32), np.array([0, 1, 3, 2])
+    proto = text(source, w=W, pads=PADS, zero=zero, axes=axes)
+    assert folded(proto, tmp_path) == (["Pad", "Conv"], 0.0)
+
+
 def test_a_padding_with_other_users_stays(tmp_path: Path) -> None:
     proto = text(
         """g (float[n, 4, 9, 8] x) => (float[n, c, h, k] y, float[n, 4, a, b] p) {

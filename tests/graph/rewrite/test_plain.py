@@ -53,6 +53,15 @@ def spelled_out(proto: onnx.ModelProto, x: np.ndarray) -> Model:
     return after
 
 
+def test_a_turned_matrix_behind_a_batch_of_rows_is_no_gemm() -> None:
+    """Which takes two axes and no more."""
+    source = """g (float[2, 3, 8] x) => (float[2, 3, 5] y) {
+        y = com.microsoft.FusedMatMul<transB = 1>(x, w)
+    }"""
+    model = spelled_out(parsed(source, _HEADER, w=normal(5, 8)), normal(2, 3, 8, seed=1))
+    assert [node.op_type for node in model.ir.graph] == ["Transpose", "MatMul"]
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_every_spelling_becomes_plain(name: str) -> None:
     net = NETS[MODELS[name][0]]()

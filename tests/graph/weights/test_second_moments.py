@@ -82,7 +82,8 @@ def test_where_one_product_saw_no_rows_nothing_is_known() -> None:
     statistics = {need: need.statistic.start() for need in second_moments.needs(view)}
     first, second = statistics
     statistics[first].add(first.statistic, x, 0)
-    assert second_moments.moment(statistics, view) is None
+    assert second_moments.of(statistics, view) is None
     statistics[second].add(second.statistic, z, 0)
-    found = second_moments.moment(statistics, view)
-    np.testing.assert_allclose(found, [(x.T @ x + z.T @ z) / 3], rtol=1e-5)
+    found = second_moments.of(statistics, view)
+    assert found is not None
+    np.testing.assert_allclose(found.mean(), [(x.T @ x + z.T @ z) / 3], rtol=1e-5)
