@@ -22,7 +22,7 @@ from onnxshrink.options import dump
 from onnxshrink.pipeline import Pass, Result, run
 from onnxshrink.reading import Reading
 from onnxshrink.recipe import Recipe, Storage, find_pass, pass_names
-from onnxshrink.report import Report
+from onnxshrink.report import Report, size
 
 if TYPE_CHECKING:
     from onnxshrink.goal import Aim, Goal
