@@ -22,7 +22,7 @@ from onnxshrink.options import dump
 from onnxshrink.pipeline import Pass, Result, run
 from onnxshrink.reading import Reading
 from onnxshrink.recipe import Recipe, Storage, find_pass, pass_names
-from onnxshrink.report import Report
+from onnxshrink.report import Report, size
 
 if TYPE_CHECKING:
     from onnxshrink.goal import Aim, Goal
@@ -336,8 +336,10 @@ def bench_pair(source: StrPath, out: StrPath, options: Options) -> dict[str, Any
 
 
 def _cleaning(model: Model) -> tuple[Pass, ...]:
-    """The passes that change no answers: clean, and lower-ml where there is something to gain."""
+    """The passes that change no answers: clean, and those of ai.onnx.ml where that gains."""
     steps = [find_pass("clean")()]
+    if any(node.op_type.startswith("TreeEnsemble") for node in model.nodes):
+        steps.append(find_pass("merge-trees")())
     stored = [node.attributes.get("coefficients") for node in model.nodes]
     numbers = [found.as_floats() for found in stored if found is not None and not found.is_ref()]
     if any(len(each) >= _WORTH_LOWERING for each in numbers):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import forests
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper, parser
@@ -462,6 +463,14 @@ def duplicates() -> Hard:
         first=weight(34, 64, 64), second=weight(34, 64, 64), unused=weight(35, 64, 64),
     )  # fmt: skip
     return Hard(proto, rows(3, 64))
+
+
+@hard
+def forest() -> Hard:
+    """Trees, all of whose numbers are attributes."""
+    voted = forests.trees("class", 5, 7, (0, 1, 2), low=0.0)
+    proto = forests.ensemble("Classifier", **voted, classlabels_int64s=[3, 1, 4])
+    return Hard(proto, rows(6, forests.FEATURES))
 
 
 @hard

@@ -64,6 +64,7 @@ IDENTITY: dict[str, dict[str, Any] | None] = {
     "clean": {"keep": clean.REWRITERS},
     "correct-bias": {"keep": ["*"]},
     "lower-ml": None,
+    "merge-trees": None,
     "prune-channels": {"ratio": 0.0},
     "specialize": {},
     "reconstruct": {"keep": ["*"]},

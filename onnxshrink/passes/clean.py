@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -44,19 +45,28 @@ class Clean(Pass):
     fix_defaults: bool = option(
         False, help="make constants of inputs that have a default, so that passes can change them"
     )
+    keep_metadata: bool = option(
+        False, help="keep stack traces, source paths and module names that exporters note at nodes"
+    )
     strip_docs: bool = option(
-        False, help="drop doc strings, and stack traces and paths that exporters note at nodes"
+        False, help="drop doc strings, and all that is noted at nodes and values"
     )
 
     def apply(self, model: Model, ctx: Context) -> None:
         """Run every rewriter on a copy and adopt what stands."""
+        from onnxshrink.graph.file import notes
         from onnxshrink.graph.rewrite import clean
 
         names: list[str] = ["fix_defaults"] * self.fix_defaults + list(REWRITERS)
+        traces = model.note_bytes(notes.of_exporters)
+        if traces and self.keep_metadata:
+            ctx.skip("metadata", f"kept as asked: {_listed(traces)}")
+        names += ["strip_traces"] * bool(traces and not self.keep_metadata)
         names += ["strip_docs"] * self.strip_docs
-        docs = 0 if self.strip_docs else model.docs_bytes()
-        if docs and docs > _MANY_DOCS * model.nbytes():
-            ctx.skip("docs", f"doc strings and traces take {size(docs)}; strip_docs drops them")
+        docs = 0 if self.strip_docs else model.note_bytes(notes.all_of_them).total()
+        docs -= traces.total()
+        if docs > _MANY_DOCS * model.nbytes():
+            ctx.skip("docs", f"doc strings and notes take {size(docs)}; strip_docs drops them")
         for done, name in enumerate(names):
             ctx.progress(self.name, done, len(names))
             if name in self.keep:
@@ -84,4 +94,11 @@ class Clean(Pass):
             else:
                 model.adopt(trial)
                 note = f"{abs(removed)} nodes {'less' if removed >= 0 else 'more'}"
+                note = _listed(traces) if name == "strip_traces" else note
                 ctx.changed(name, after, before=before, kind="graph", note=note)
+
+
+def _listed(traces: Mapping[str, int]) -> str:
+    """What exporters noted, by key, the longest first."""
+    ranked = sorted(traces.items(), key=lambda entry: -entry[1])
+    return ", ".join(f"{key} {size(nbytes)}" for key, nbytes in ranked)

@@ -437,8 +437,8 @@ def test_docs_go_where_asked_and_are_told_of(worker: Worker) -> None:
     proto.doc_string = proto.graph.doc_string = "secret"
     proto.metadata_props.add(key="labels", value="cat,dog")
     for node in proto.graph.node:
-        node.doc_string = "File /home/secret/model.py, line 7"
-        node.metadata_props.add(key="pkg.torch.onnx.stack_trace", value="secret" * 50)
+        node.doc_string = "A secret, written down by its maker. " * 9
+        node.metadata_props.add(key="layer", value="secret" * 50)
     proto.graph.initializer[0].doc_string = "secret"
     proto.graph.input[0].doc_string = "secret"
     settings = Settings(feeds=[{"x": weight(2, 2, 8)}])
@@ -449,3 +449,32 @@ def test_docs_go_where_asked_and_are_told_of(worker: Worker) -> None:
     assert b"secret" not in data
     assert b"cat,dog" in data
     assert result.report.bytes_after < 0.5 * result.report.bytes_before
+
+
+def test_what_exporters_note_for_debugging_goes(worker: Worker) -> None:
+    proto = text("g (float[2, 8] x) => (float[2, 8] y) { a = MatMul(x, w) y = Relu(a) }",
+                 w=weight(1, 8, 8))  # fmt: skip
+    proto.metadata_props.add(key="labels", value="cat,dog")
+    proto.graph.metadata_props.add(key="pkg.torch.export.signature", value="secret")
+    trace = 'File "/home/secret/model.py", line 7, in forward\n    return secret(x)'
+    for node in proto.graph.node:
+        node.metadata_props.add(key="pkg.torch.onnx.stack_trace", value=trace)
+        node.metadata_props.add(key="layer", value="kept")
+        node.doc_string = "/home/secret/model.py(7): forward\n"
+    proto.graph.value_info.add(name="a").metadata_props.add(key="namespace", value="secret")
+    proto.graph.initializer[0].doc_string = "The first weight of model.py, by hand"
+    settings = Settings(feeds=[{"x": weight(2, 2, 8)}])
+    result = run([Clean()], Model.from_proto(proto), settings, worker)
+    data = result.model.to_proto().SerializeToString()
+    assert b"secret" not in data
+    assert data.count(b"kept") == 2
+    assert b"cat,dog" in data
+    assert b"by hand" in data
+    (change,) = (c for c in result.report.steps[0].changes if c.what == "strip_traces")
+    assert change.before - change.after >= 2 * len(trace)
+    keys = [part.split()[0] for part in change.note.split(", ")]
+    assert keys == ["pkg.torch.onnx.stack_trace", "doc_string", "pkg.torch.export.signature",
+                    "namespace"]  # fmt: skip
+    kept = run([Clean(keep_metadata=True)], Model.from_proto(proto), settings, worker)
+    assert "pkg.torch.onnx.stack_trace" in skipped(kept)["metadata"]
+    assert kept.model.to_proto() == proto

@@ -126,6 +126,29 @@ def test_lookups(
     assert operators_of(tmp_path) - {"Cast"} == {"GatherBlockQuantized"}
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(
+    "head", ["t = Transpose<perm = [1, 0]>(W)  y = MatMul(h, t)", "y = Gemm<transB = 1>(h, W, b)"]
+)
+def test_a_table_and_a_head_share_their_bytes(
+    head: str, bits: int, symmetric: bool, stored: dict[str, np.ndarray], worker: Worker,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    text = f"g (int64[5] x) => (float y) {{ e = Gather(W, x)  h = Tanh(e)  {head} }}"
+    arrays = {"W": normal(50, 64), "b": normal(50, seed=2)}
+    feed = {"x": np.random.default_rng(1).integers(0, 50, 5)}
+    used = arrays if "Gemm" in head else {"W": arrays["W"]}
+    case = Case("tied", parsed(text, **used), ("W",), feed)
+    quantized(case.model, tmp_path, bits=bits, symmetric=symmetric, block_size=32)
+    holds(case, stored, worker, tmp_path)
+    kinds = operators_of(tmp_path) - {"Add", "Cast"}
+    assert kinds == {"Reshape", "GatherBlockQuantized", "Tanh", "MatMulNBits"}
+    codes = [t for t in onnx.load(tmp_path / "after.onnx").graph.initializer if t.data_type == 2]
+    assert max(len(t.raw_data) for t in codes) == 50 * 64 * bits // 8
+    assert sum(len(t.raw_data) for t in codes) <= 50 * (64 * bits // 8 + 2)
+
+
 @pytest.mark.parametrize(
     "case", [c for c in operators() if c.name.startswith(("Gemm", "MatMul"))] + homes(), ids=str
 )
@@ -173,7 +196,7 @@ def test_float16_products(stored: dict[str, np.ndarray], worker: Worker, tmp_pat
         ("MatMul left", "is the left operand of its product"),
         ("MatMul vector", "is a vector"),
         ("MatMul N-D weight", r"takes matrices, not \(4, 32, 20\)"),
-        ("tied, turned", "is used"),
+        ("tied, turned", "is looked up, too, and 40 is no multiple of 32"),
         ("Gather axis 1 (32, 40)", "is used by Gather"),
         ("LSTM", "is used by LSTM"),
     ],

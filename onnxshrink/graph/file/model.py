@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,7 +21,7 @@ import onnx_ir as ir
 
 from onnxshrink import files
 from onnxshrink.errors import ModelError, OutputError
-from onnxshrink.graph.file import reading, round_trip, tensors, wire
+from onnxshrink.graph.file import notes, reading, round_trip, tensors, wire
 from onnxshrink.graph.file.data_files import superseding
 from onnxshrink.graph.file.names import ShortNames
 
@@ -201,23 +202,21 @@ class Model:
         self.short_names = ShortNames(tuple(patterns), came)
         return self.short_names
 
-    def strip_docs(self) -> None:
-        """Forget doc strings, and metadata of nodes, values and graphs; the model's own stays."""
-        self._original = round_trip.stripped(self._original)
+    def strip_notes(self, drops: notes.Drops) -> None:
+        """Forget those notes of the graph and its parts that a function picks."""
+        self._original = notes.stripped(self._original, drops)
         self._rewritten = True
-        self.ir.doc_string = None
         for scope in self.scopes:
             values = [v for node in scope for v in node.outputs] + list(scope.inputs)
             values += scope.initializers.values() if isinstance(scope, ir.Graph) else []
             for part in (scope, *scope, *values):
-                part.doc_string = None
-                part.metadata_props.clear()
+                notes.strip_part(part, drops)
+        if self.ir.doc_string and drops("", self.ir.doc_string):
+            self.ir.doc_string = None
 
-    def docs_bytes(self) -> int:
-        """Bytes of doc strings and metadata of nodes, about."""
-        every = [node for nodes in round_trip.node_lists(self._original) for node in nodes]
-        notes = (entry for node in every for entry in node.metadata_props)
-        return sum(len(n.doc_string) for n in every) + sum(len(e.key + e.value) for e in notes)
+    def note_bytes(self, drops: notes.Drops) -> Counter[str]:
+        """Bytes of the notes that a function picks, by key."""
+        return notes.counted(self._original, drops)
 
     def adopt(self, other: Model) -> None:
         """Become what a clone of this model was turned into."""

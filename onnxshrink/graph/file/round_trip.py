@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 
 import onnx
-from google.protobuf.message import Message
 
 from onnxshrink.errors import ModelError
 
 _ABOUT_MODEL = ("producer_name", "producer_version", "domain", "doc_string", "model_version")
-_OUR_KEYS = "onnxshrink."
+OUR_KEYS = "onnxshrink."
 _UNTYPED = onnx.TensorProto.UNDEFINED
 _SPARSE = {onnx.AttributeProto.SPARSE_TENSOR, onnx.AttributeProto.SPARSE_TENSORS}
 
@@ -137,28 +136,6 @@ def merge(
     if before and not rewritten:
         raise _unjournaled(f"function {next(iter(before))[1]!r}")
     _merge_graph(new.graph, original.graph, touched, rewritten)
-
-
-def stripped(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy without doc strings, and without metadata but the model's and our own."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    _strip(copy)
-    return copy
-
-
-def _strip(message: Message) -> None:
-    for field, value in message.ListFields():
-        if field.name == "doc_string":
-            message.ClearField(field.name)
-        elif field.name == "metadata_props" and not isinstance(message, onnx.ModelProto):
-            kept = [entry for entry in value if entry.key.startswith(_OUR_KEYS)]
-            kept = [onnx.StringStringEntryProto(key=e.key, value=e.value) for e in kept]
-            message.ClearField(field.name)
-            getattr(message, field.name).extend(kept)
-        elif field.type == field.TYPE_MESSAGE:
-            for inner in [value] if isinstance(value, Message) else value:
-                _strip(inner)
 
 
 def _keep_opsets(

@@ -36,6 +36,8 @@ _NESTED: dict[str, dict[int, str]] = {
 }
 _LISTS = {7, 8, 9}  # of an attribute that has floats, ints or strings, and so no tensor or graph
 _MODEL_GRAPH, _GRAPH_INITIALIZER = 7, 5
+_GRAPH_NODE, _NODE_ATTRIBUTE, _INTS = 1, 5, 8
+_LONG = 64  # numbers of a list that is written without a tag for each
 
 
 def _varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
@@ -128,6 +130,36 @@ def read(path: str) -> onnx.ModelProto:
         raise ValueError(str(error)) from error
 
 
+def _serialized(graph: onnx.GraphProto) -> bytes:
+    """The bytes of a graph; long lists of its nodes' attributes go without a tag for each number.
+
+    Every reader of protobuf takes both forms of a list (protobuf.dev, packed repeated fields).
+    """
+    if not any(len(each.ints) >= _LONG for node in graph.node for each in node.attribute):
+        return graph.SerializeToString(deterministic=True)
+    rest = onnx.GraphProto()
+    rest.CopyFrom(graph)
+    del rest.node[:]
+    nodes = (_field(_GRAPH_NODE, _node(node)) for node in graph.node)
+    return b"".join([*nodes, rest.SerializeToString(deterministic=True)])
+
+
+def _node(node: onnx.NodeProto) -> bytes:
+    rest = onnx.NodeProto()
+    rest.CopyFrom(node)
+    del rest.attribute[:]
+    out = rest.SerializeToString(deterministic=True)
+    for attribute in node.attribute:
+        numbers = list(attribute.ints) if len(attribute.ints) >= _LONG else []
+        if numbers:
+            del attribute.ints[:]
+        packed = b"".join(_encode(number % 2**64) for number in numbers)
+        body = attribute.SerializeToString(deterministic=True)
+        out += _field(_NODE_ATTRIBUTE, body + (_field(_INTS, packed) if numbers else b""))
+        attribute.ints.extend(numbers)
+    return out
+
+
 class FileLayout:
     """A model laid out as one file: its exact size is known before a byte is written.
 
@@ -153,7 +185,7 @@ class FileLayout:
             self._entries.append((prefix + head, write))
             body += len(prefix) + len(head) + length
         del proto.graph.initializer[:]
-        graph = proto.graph.SerializeToString(deterministic=True)
+        graph = _serialized(proto.graph)
         proto.ClearField("graph")
         self._head = (
             proto.SerializeToString(deterministic=True)

@@ -5,39 +5,46 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from onnxshrink.graph import surgery
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.forms import products
 from onnxshrink.graph.forms.rebuild import Rebuild
 from onnxshrink.graph.rewrite import opset
-from onnxshrink.graph.weights.views import WeightView
+from onnxshrink.graph.weights.views import Use, WeightView
 from onnxshrink.kernels import bits
 from onnxshrink.kernels.affine import Quantized
 
 _DOMAIN = "com.microsoft"
 
 
-def why_not(view: WeightView, nbits: int) -> str:
+def why_not(view: WeightView, nbits: int, block_size: int = 32) -> str:
     """Why a weight cannot be one of these operators'; empty when it can.
 
     Args:
         view: The weight.
         nbits: Bits of a code.
+        block_size: Weights of a row that share a scale.
     """
     if view.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
         return f"MatMulNBits takes float and float16, not {view.dtype.name.lower()}"
-    if _looked_up(view):
+    lookups = _lookups(view)
+    if len(lookups) == len(view.uses) and not view.others:
         whole = view.shape[1] * nbits % 8 == 0
         return "" if whole else f"a row of {view.shape[1]} codes does not fill its last byte"
     try:
-        products.of(view)
+        products.of(view, but=lookups, turned=True)
     except ValueError as error:
         return str(error)
-    return "" if len(view.shape) == 2 else f"MatMulNBits takes matrices, not {view.shape}"
+    if len(view.shape) != 2:
+        return f"MatMulNBits takes matrices, not {view.shape}"
+    if lookups and view.shape[1] % block_size:
+        return f"is looked up, too, and {view.shape[1]} is no multiple of {block_size}"
+    return ""
 
 
-def _looked_up(view: WeightView) -> bool:
-    """Whether lookups of rows of a matrix are all that happens to the weight."""
-    return len(view.shape) == 2 and not view.others and all(use.picks_rows for use in view.uses)
+def _lookups(view: WeightView) -> list[Use]:
+    """The uses that look up rows of a matrix."""
+    return [use for use in view.uses if len(view.shape) == 2 and use.picks_rows]
 
 
 def stored(model: Model, view: WeightView, codes: Quantized, accuracy_level: int) -> int:
@@ -58,14 +65,13 @@ def stored(model: Model, view: WeightView, codes: Quantized, accuracy_level: int
     # The operators' codes are unsigned, with the zero point in the middle unless one is given.
     middle = 0 if codes.dtype.startswith("u") else 1 << (codes.bits - 1)
     numbers = codes.codes.astype(np.uint8) + np.uint8(middle)
-    looked_up = _looked_up(view)
+    lookups = _lookups(view)
+    multiplied = products.of(view, but=lookups, turned=True)
     width = view.size // rows
-    if looked_up:
-        packed = bits.pack(numbers.reshape(rows, -1)[:, :width], codes.bits)
-    else:  # every block whole
-        packed = bits.pack(numbers, codes.bits)
-    form = (rows, -1) if looked_up else (rows, count, -1)
-    data = rebuild.constant(packed.reshape(form), "q")
+    if not multiplied:  # products take every block whole
+        numbers = numbers.reshape(rows, -1)[:, :width]
+    form = (rows, count, -1) if multiplied else (rows, -1)
+    data = rebuild.constant(bits.pack(numbers, codes.bits).reshape(form), "q")
     # Never as float16 behind a Cast: MatMulNBits repacks its scales when it loads, finds none there
     # with optimizations off, and answers zeros.
     scales = codes.scale.reshape(rows, count).astype(view.dtype.numpy())
@@ -75,23 +81,31 @@ def stored(model: Model, view: WeightView, codes: Quantized, accuracy_level: int
         if (zeros != 1 << (codes.bits - 1)).any():
             whole = np.pad(zeros, ((0, 0), (0, -count % (8 // codes.bits))))
             inputs.append(rebuild.constant(bits.pack(whole, codes.bits).reshape(rows, -1), "z"))
+    table = data
+    if lookups and multiplied:  # the same bytes, as rows; folded at load
+        shape = rebuild.constant(np.array([rows, -1], np.int64), "n")
+        table = rebuild.node("Reshape", [data, shape], "r")
     rebuild.place()
-    for use in view.uses if looked_up else ():
+    for use in lookups:
         indices = use.node.inputs[1]
         assert indices is not None
         opset.import_domain(model, use.node, _DOMAIN)
         result = rebuild.node(
-            "GatherBlockQuantized", [data, indices, *inputs], "w", _DOMAIN,
+            "GatherBlockQuantized", [table, indices, *inputs], "w", _DOMAIN,
             bits=codes.bits, block_size=block_size, gather_axis=0, quantize_axis=1,
         )  # fmt: skip
         rebuild.put_in_place(use.node, [result])
-    for product in () if looked_up else products.of(view):
+    for product in multiplied:
         opset.import_domain(model, product.node, _DOMAIN)
         level = {"accuracy_level": accuracy_level} if accuracy_level else {}
         result = rebuild.node(
             "MatMulNBits", [product.rows(rebuild), data, *inputs], "m", _DOMAIN,
             K=width, N=rows, bits=codes.bits, block_size=block_size, **level,
         )  # fmt: skip
+        turned = product.node.inputs[product.way.index]
         rebuild.put_in_place(product.node, [product.completed(rebuild, result)])
+        between = None if turned is None or turned is view.value else turned.producer()
+        if turned is not None and between is not None and not turned.uses():
+            surgery.remove(model, between)
     rebuild.drop()
     return rebuild.nbytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,8 +78,13 @@ def _number(rebuild: Rebuild, value: float) -> ir.Value:
     return rebuild.constant(np.asarray(value, rebuild.view.dtype.numpy()), "b")
 
 
-def of(view: WeightView) -> list[RebuiltProduct]:
+def of(view: WeightView, *, but: Sequence[Use] = (), turned: bool = False) -> list[RebuiltProduct]:
     """What a weight is used for, when that is nothing but products from the right.
+
+    Args:
+        view: The weight.
+        but: Uses that are something else.
+        turned: Whether a Transpose may lie between the weight and a product.
 
     Raises:
         ValueError: Says what else it is used for.
@@ -87,22 +93,35 @@ def of(view: WeightView) -> list[RebuiltProduct]:
         raise ValueError(f"is also used by {', '.join(sorted(set(view.others)))}")
     if len({use.axes for use in view.uses}) > 1:
         raise ValueError("is used transposed and as it is")
-    return [_product(view, use) for use in view.uses]
+    return [_product(view, use, turned) for use in view.uses if use not in but]
 
 
-def _product(view: WeightView, use: Use) -> RebuiltProduct:
+def _product(view: WeightView, use: Use, turned: bool) -> RebuiltProduct:
     way = use.product
     if way is None or way.convolves or way.inside:
         raise ValueError(f"is used by {use.op_type}")
-    if not use.direct:
+    if not use.direct and not (turned and _only_turned(view, use)):
         raise ValueError("something lies between it and its product")
     if way.out_axis != -1:
         raise ValueError("is the left operand of its product")
     if len(view.shape) < 2:
         raise ValueError("is a vector")
-    way.layout(view.shape)  # refuses what is not known or no product of rows
+    # Refuses what is not known or no product of rows.
+    way.layout(view.shape if use.direct else view.shape[::-1])
     if way.in_axis != -1 and not way.takes_bias:
         raise ValueError(f"is used by {use.op_type} with its input transposed")
     if way.function not in FUNCTIONS:
         raise ValueError(f"is used by {use.op_type}, of which {way.hidden}")
     return RebuiltProduct(way, way.alpha, way.beta, way.function)
+
+
+def _only_turned(view: WeightView, use: Use) -> bool:
+    """Whether one Transpose of a matrix is all that lies between a weight and a use of it."""
+    value = use.node.inputs[use.index]
+    between = None if value is None else value.producer()
+    return (
+        len(view.shape) == 2
+        and between is not None
+        and operators.moves(between) == "permutes"
+        and between.inputs[0] is view.value
+    )

@@ -33,6 +33,7 @@ from onnxshrink.graph.inspect.findings import (
     weight_table,
 )
 from onnxshrink.graph.operators import QuantizedRow, of
+from onnxshrink.graph.rewrite import trees
 from onnxshrink.graph.weights.views import FLOATS, WeightView
 from onnxshrink.graph.weights.views import find as find_views
 from onnxshrink.kernels import affine, distribution
@@ -184,7 +185,8 @@ def _weights(
         if operand.is_weight:
             yield _weight(operand, walked, views, read=read)
     for node, name, values in _attribute_arrays(model):
-        lowered = "; lower-ml makes it a tensor" if node.op_type in _LOWERED else ""
+        advice = "; lower-ml makes it a tensor" if node.op_type in _LOWERED else ""
+        advice = "; merge-trees writes it shorter" if node.op_type in trees.KINDS else advice
         measured = _measure(values, (), zero=0, others=0) if read else (None, None, {})
         yield Weight(
             name=f"{_node_name(node)}.{name}",
@@ -194,7 +196,7 @@ def _weights(
             dtype="float32",
             parameters=values.size,
             nbytes=values.nbytes,
-            left_alone=f"lies in an attribute{lowered}",
+            left_alone=f"lies in an attribute{advice}",
             values=measured[0],
             entropy_bits=measured[1],
             estimates=measured[2],

@@ -119,7 +119,7 @@ def _fixed(model: Model, operand: ConstantOperand, part: Constant) -> str:
         return "may be overridden by the caller"
     if not bool(np.isfinite(np.asarray(part.tensor.numpy(), np.float64)).all()):
         return "holds NaN or infinity"
-    if node is not None and operators.of(node, Quantized) is not None:
+    if node is not None and operators.of(node, QuantizedRow) is not None:
         return f"ONNX Runtime computes {node.op_type} right only while its scales are constant"
     if node is not None and _has_integer_bias(node):
         return "is the unit of a bias that is stored in integers"

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnxshrink.graph import operators, read, surgery
 from onnxshrink.graph.analysis.folding import affordable
-from onnxshrink.graph.file import tensors
+from onnxshrink.graph.file import notes, tensors
 from onnxshrink.graph.file.model import Model
 
 #: Larger constants are not folded into one: it saves no time worth the bytes.
@@ -85,8 +85,13 @@ def fix_defaults(model: Model) -> None:
 
 
 def strip_docs(model: Model) -> None:
-    """Forget doc strings, and what exporters note at nodes and values: stack traces, paths."""
-    model.strip_docs()
+    """Forget doc strings, and all that is noted at nodes and values."""
+    model.strip_notes(notes.all_of_them)
+
+
+def strip_traces(model: Model) -> None:
+    """Forget what exporters note for whoever debugs an export: stack traces, source paths."""
+    model.strip_notes(notes.of_exporters)
 
 
 def _is_affordable(node: ir.Node) -> bool:

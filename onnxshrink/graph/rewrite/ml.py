@@ -7,7 +7,7 @@ answers that the model's users get.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,13 +57,14 @@ class MlOperator:
         return np.array(read.numbers(self.node, name) or (), np.float32)
 
 
-def find(model: Model) -> Iterator[MlOperator]:
-    """Every node that :func:`lower` knows, in the order of execution, wherever it is."""
+def find(model: Model, kinds: Collection[str] = ()) -> Iterator[MlOperator]:
+    """Every node that :func:`lower` knows, or of some kinds, in the order of execution."""
+    kinds = kinds or _RULES
     typed = model.clone()
     typed.rewrite_proto(onnx.shape_inference.infer_shapes)
     for root, twin in zip(_roots(model), _roots(typed), strict=True):
         for node, known in zip(list(_nodes(root)), list(_nodes(twin)), strict=True):
-            if node.domain == DOMAIN and node.op_type in _RULES:
+            if node.domain == DOMAIN and node.op_type in kinds:
                 value = known.inputs[0]
                 assert value is not None
                 shape = [] if value.shape is None else [*value.shape]
@@ -101,7 +102,7 @@ def lower(model: Model, operator: MlOperator) -> tuple[int, int]:
     if opset < _OLDEST_OPSET:
         raise ValueError(f"needs opset {_OLDEST_OPSET} or later, the model has {opset}")
     before = len(ir.to_proto(node).SerializeToString())
-    standard = _Standard(model, operator, opset)
+    standard = Standard(model, operator, opset)
     results = _RULES[node.op_type](standard)
     operator.root.opset_imports.setdefault("", opset)
     return before, standard.finish(results)
@@ -114,7 +115,7 @@ def drop_import(model: Model) -> None:
             root.opset_imports.pop(DOMAIN, None)
 
 
-class _Standard:
+class Standard:
     """Collects the standard nodes and constants that take the place of one operator."""
 
     def __init__(self, model: Model, operator: MlOperator, opset: int):
@@ -178,7 +179,7 @@ def _transform(operator: MlOperator) -> str:
     return transform
 
 
-def _product(standard: _Standard, targets: int, intercepts: np.ndarray) -> ir.Value:
+def _product(standard: Standard, targets: int, intercepts: np.ndarray) -> ir.Value:
     """Scores [rows, targets], before any transform."""
     coefficients = standard.operator.numbers("coefficients")
     if not targets or not coefficients.size or coefficients.size % targets:
@@ -197,7 +198,7 @@ def _product(standard: _Standard, targets: int, intercepts: np.ndarray) -> ir.Va
     return standard.node("Gemm", rows, stored, standard.constant(intercepts, "bias"))
 
 
-def _softmax_zero(standard: _Standard, scores: ir.Value) -> ir.Value:
+def _softmax_zero(standard: Standard, scores: ir.Value) -> ir.Value:
     """Softmax in which scores of zero stay near zero: they weigh ``score * exp(-max)``."""
     largest = standard.reduced("ReduceMax", scores)
     powers = standard.node("Exp", standard.node("Sub", scores, largest))
@@ -209,7 +210,7 @@ def _softmax_zero(standard: _Standard, scores: ir.Value) -> ir.Value:
     return standard.node("Div", standard.node("Where", counts, powers, scaled), total)
 
 
-def _probit(standard: _Standard, scores: ir.Value, targets: int) -> ir.Value:
+def _probit(standard: Standard, scores: ir.Value, targets: int) -> ir.Value:
     """ONNX Runtime's own kernel, applied to finished scores.
 
     Its approximation (a formula of Winitzki's for the inverse error function, in float32) cancels
@@ -225,7 +226,7 @@ def _probit(standard: _Standard, scores: ir.Value, targets: int) -> ir.Value:
     return standard.node("Reshape", single, back)
 
 
-def _finished(standard: _Standard, scores: ir.Value, transform: str, targets: int) -> ir.Value:
+def _finished(standard: Standard, scores: ir.Value, transform: str, targets: int) -> ir.Value:
     """Scores after the transform; of a single target only PROBIT changes any."""
     if transform == "PROBIT":
         return _probit(standard, scores, targets)
@@ -238,7 +239,7 @@ def _finished(standard: _Standard, scores: ir.Value, transform: str, targets: in
     return _softmax_zero(standard, scores)
 
 
-def _regressor(standard: _Standard) -> list[ir.Value]:
+def _regressor(standard: Standard) -> list[ir.Value]:
     operator = standard.operator
     targets = read.integer(operator.node, "targets", 1)
     transform = _transform(operator)
@@ -251,14 +252,14 @@ def _regressor(standard: _Standard) -> list[ir.Value]:
     return [_finished(standard, scores, transform, targets)]
 
 
-def _classifier(standard: _Standard) -> list[ir.Value]:
+def _classifier(standard: Standard) -> list[ir.Value]:
     """Labels and scores. ``multi_class`` changes nothing in ONNX Runtime."""
     operator, transform = standard.operator, _transform(standard.operator)
     intercepts = operator.numbers("intercepts")
     classes = intercepts.size
     if not classes:
         raise ValueError("has no intercepts, by which ONNX Runtime counts the classes")
-    labels = _labels(operator)
+    labels = labels_of(operator)
     if classes == 1 and len(labels) == 0:  # labels are 0 and 1, and there is one score
         labels = np.array([0, 1], np.int64)
         score = _product(standard, 1, intercepts)
@@ -280,22 +281,22 @@ def _classifier(standard: _Standard) -> list[ir.Value]:
             raise ValueError(f"has {classes} classes and {len(labels)} labels")
         picked = _product(standard, classes, intercepts)
         scores = _finished(standard, picked, transform, classes)
-    return [_label(standard, picked, labels), scores]
+    return [label_of(standard, picked, labels), scores]
 
 
-def _signed(standard: _Standard, score: ir.Value) -> ir.Value:
+def _signed(standard: Standard, score: ir.Value) -> ir.Value:
     """[-score, score]: the second is the largest where the score is above zero."""
     return standard.node("Concat", standard.node("Neg", score), score, axis=1)
 
 
-def _labels(operator: MlOperator) -> np.ndarray | list[bytes]:
+def labels_of(operator: MlOperator) -> np.ndarray | list[bytes]:
     """The labels: texts, when there are any, or whole numbers."""
     if texts := read.texts(operator.node, "classlabels_strings"):
         return [text.encode() for text in texts]
     return np.array(read.integers(operator.node, "classlabels_ints") or (), np.int64)
 
 
-def _label(standard: _Standard, scores: ir.Value, labels: np.ndarray | list[bytes]) -> ir.Value:
+def label_of(standard: Standard, scores: ir.Value, labels: np.ndarray | list[bytes]) -> ir.Value:
     """The label of the largest score, the first of equals."""
     index = standard.node("ArgMax", scores, axis=1, keepdims=0)
     if isinstance(labels, np.ndarray) and np.array_equal(labels, np.arange(len(labels))):
@@ -303,7 +304,7 @@ def _label(standard: _Standard, scores: ir.Value, labels: np.ndarray | list[byte
     return standard.node("Gather", standard.constant(labels, "labels"), index)
 
 
-def _scaler(standard: _Standard) -> list[ir.Value]:
+def _scaler(standard: Standard) -> list[ir.Value]:
     operator = standard.operator
     offset, scale = operator.numbers("offset"), operator.numbers("scale")
     if not scale.size or scale.size != offset.size:
@@ -330,7 +331,7 @@ def _known_type(operator: MlOperator) -> ir.DataType:
     return operator.dtype
 
 
-def _normalizer(standard: _Standard) -> list[ir.Value]:
+def _normalizer(standard: Standard) -> list[ir.Value]:
     operator = standard.operator
     norm = read.text(operator.node, "norm", "MAX")
     _known_type(operator)
@@ -355,7 +356,7 @@ def _normalizer(standard: _Standard) -> list[ir.Value]:
     return [standard.node("Where", divided, result, value)]
 
 
-_RULES: dict[str, Callable[[_Standard], list[ir.Value]]] = {
+_RULES: dict[str, Callable[[Standard], list[ir.Value]]] = {
     "LinearClassifier": _classifier,
     "LinearRegressor": _regressor,
     "Normalizer": _normalizer,

@@ -68,6 +68,9 @@ class Scheme:
             ctx.skip(view, f"would not be smaller as {self.dtype}")
             return
         sqnr = affine.sqnr_db(layout.values(), stored)
+        if self.form == "nbits" and form != "nbits":
+            why = nbits.why_not(view, stored.bits, self.block_size or _BLOCK)
+            ctx.warn(f"stored as {form}, not small in memory as nbits would be: {view.name} {why}")
         if form == "nbits":
             after = nbits.stored(model, view, stored, self.accuracy_level)
         elif layout.order == "turned":
@@ -77,8 +80,6 @@ class Scheme:
         note = f"{self.dtype}, {stored.scale.size} scales, {form}"
         note += ", zero points" * (self.symmetric is None and not stored.centred)
         note += f", {method}" * (method not in ("rtn", "balanced"))
-        if self.form == "nbits" and form != "nbits":
-            why = nbits.why_not(view, stored.bits)
         reasons = filter(None, (why, _rounding.lesser(view, self.dtype, self.rounding, method)))
         note += "".join(f" ({reason})" for reason in reasons)
         ctx.changed(view, after, note=note, before=came, sqnr_db=sqnr)
@@ -117,6 +118,6 @@ class Scheme:
             return "gather" if plain and dequantize.can_gather(model, view) else "cast-mul"
         if self.form == "dq" and not dequantize.can_dequantize(self.layout(view, "cast-mul"), bits):
             return "cast-mul"
-        if self.form == "nbits" and nbits.why_not(view, bits):
+        if self.form == "nbits" and nbits.why_not(view, bits, self.block_size or _BLOCK):
             return "cast-mul"
         return self.form
