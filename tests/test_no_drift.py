@@ -63,7 +63,7 @@ class Parsed(BaseException):  # the command line takes an Exception for a bug
 def from_command_line(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> Pass:
     """Let the real command parse, and stop it where it would start to work."""
 
-    def stop(recipe: Recipe, *_: object) -> None:
+    def stop(recipe: Recipe, *_: object, **__: object) -> None:
         raise Parsed(recipe.steps[0])
 
     monkeypatch.setattr("onnxshrink.api.apply_recipe", stop)
