@@ -38,7 +38,7 @@ def examples(command: click.Command) -> list[list[str]]:
 def test_every_example_of_every_help_runs(cli: Run, tmp_path: Path) -> None:
     example_files.make(tmp_path)
     Path("edit.py").write_text("def edit(graph):\n    return graph\n")
-    Path("recipe.yaml").write_text("version: 1\nsteps: [clean]\n")
+    Path("recipe.yaml").write_text("version: 1\nsteps: [clean, quantize-weights]\n")
     for words in (
         ["apply", "recipe.yaml", "model.onnx", "small.onnx", "--calibration", "inputs.npz",
          "--certificate"],
