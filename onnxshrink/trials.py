@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,12 +41,26 @@ class Answers:
         outputs: For every feed, the outputs in that order.
         stacked: Outputs whose first axis is declared to be of fixed length.
         tails: What the graph says of outputs, by name.
+        entering: How many of the last names are no outputs, but values that enter a tail that
+            ranks: see :mod:`onnxshrink.graph.analysis.ranked`.
     """
 
     names: tuple[str, ...]
     outputs: list[list[np.ndarray]]
     stacked: frozenset[str] = frozenset()
     tails: Mapping[str, Tail] = field(default_factory=dict)
+    entering: int = 0
+
+    @property
+    def plain(self) -> Answers:
+        """Those of the outputs alone."""
+        if not self.entering:
+            return self
+        names = self.names[: -self.entering]
+        tails = {name: replace(tail, followed=tail.followed and bool(tail.fed_back))
+                 for name, tail in self.tails.items() if name in names}  # fmt: skip
+        outputs = [outputs[: len(names)] for outputs in self.outputs]
+        return replace(self, names=names, outputs=outputs, tails=tails, entering=0)
 
     def part(self, numbers: Iterable[int]) -> Answers:
         """Those to some of the feeds."""
@@ -80,6 +94,8 @@ class Answers:
         from onnxshrink.kernels.metrics import compare_outputs
         from onnxshrink.runtime.shelf import read
 
+        if self.names != other.names and (self.entering or other.entering):
+            return self.plain.figures(other.plain)
         if not self.outputs:
             return ()
         places = [self.names.index(name) for name in self.judged]
@@ -92,7 +108,7 @@ class Answers:
 
 def answers(
     model: Model, feeds: Feeds, worker: Worker, *, check: bool = False, folder: Path | None = None,
-    options: SessionOptions | None = None,
+    options: SessionOptions | None = None, at: Collection[str] = (),
 ) -> Answers:  # fmt: skip
     """What a model answers; one that draws random numbers draws the same ones in every copy.
 
@@ -103,6 +119,7 @@ def answers(
         check: Whether it must pass the checker, too.
         folder: Where it may be written; None is the system's temporary folder.
         options: How to run it, if not as usual.
+        at: Names of values to compare at; empty: what the graph says.
 
     Raises:
         ModelError: It is invalid, or does not load or run.
@@ -110,11 +127,13 @@ def answers(
         OutputError: There is no room for it.
     """
     from onnxshrink.graph.analysis import noise
+    from onnxshrink.graph.analysis.ranked import entering, exposed
     from onnxshrink.graph.analysis.tails import tails
     from onnxshrink.runtime.session import DEFAULT_OPTIONS
 
     if noise.is_random(model):
         model = noise.seeded(model)
+    before = entering(model, at)
     with contextlib.ExitStack() as stack:
         path = model.path
         if path is None or not model.untouched:
@@ -123,6 +142,9 @@ def answers(
         try:
             if check:
                 worker.check(path)
+            if before.values:
+                path = stack.enter_context(_scratch(folder)) / "model.onnx"
+                exposed(model, before.values).save(path, durable=False)
             run = worker.run(path, feeds, options or DEFAULT_OPTIONS)
         except ModelError as error:
             # The temporary file means nothing to the reader; the model does.
@@ -132,7 +154,12 @@ def answers(
         for value in model.ir.graph.outputs
         if value.shape is not None and len(value.shape) and isinstance(value.shape[0], int)
     )
-    return Answers(run.output_names, run.outputs, stacked, tails(model))
+    known = tails(model)
+    more = len(run.output_names) - len(known)
+    for name in before.outputs & known.keys() if before.values else ():
+        known[name] = replace(known[name], followed=True)
+    names = (*run.output_names[: len(known)], *(f"value {i} before the tail" for i in range(more)))
+    return Answers(names, run.outputs, stacked, known, more)
 
 
 @contextlib.contextmanager

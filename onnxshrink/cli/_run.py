@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-_KEPT = ("check", "seed", "storage", "calibration_cache", "max_opset", "keep_names")
+_KEPT = ("check", "seed", "storage", "calibration_cache", "max_opset", "keep_names",
+         "compare_at")  # fmt: skip
 
 
 def run_options(command: F) -> F:
@@ -54,6 +55,10 @@ def run_options(command: F) -> F:
             click.option(
                 "--shape", multiple=True, metavar="NAME:DIMS",
                 help="Shape of a generated input, as in x:1,3,224,224. Repeatable.",
+            ),
+            click.option(
+                "--compare-at", multiple=True, metavar="VALUE",
+                help="Compare this value in place of the outputs behind it. Repeatable.",
             ),
             click.option("--seed", default=0, type=SEED, help="For everything that is random."),
             click.option(

@@ -243,7 +243,7 @@ def exchange(parts: Parts) -> Iterator[Anew | Exchanged]:
     """The fastest way to measure that gives what the step gives."""
     from onnxshrink.runtime.trial import Trial
 
-    wanted = parts.effect(parts.whole)[1].outputs
+    wanted = parts.effect(parts.whole)[1].plain.outputs
     arrays = _rebuilt(parts)
     if arrays is None:
         yield Anew(parts)
