@@ -56,7 +56,7 @@ def options(draw: st.DrawFn, kind: type[Pass]) -> dict[str, Any]:
     return {opt.name: draw(values(opt)) for opt in known if opt.name in chosen}
 
 
-class Parsed(Exception):
+class Parsed(BaseException):
     """What the command line made of its words."""
 
 
