@@ -56,7 +56,8 @@ class Distill(Tuning):
     def goal(self, model: Model, original: Model, ctx: Context) -> Goal:
         """The outputs of the original, and what is asked for beside them."""
         from onnxshrink.graph.gradients import Aim, Soft
-        from onnxshrink.kernels import kinds, metrics
+        from onnxshrink.kernels import kinds
+        from onnxshrink.kernels.probabilities import are_probabilities
 
         wanted, judge = answers(original, ctx.feeds, ctx.worker), ctx.split.judge
         values = _columns(wanted)
@@ -71,7 +72,7 @@ class Distill(Tuning):
         for name in wanted.names:
             known = kinds.decide(name, values[name], wanted.tails.get(name))
             if known.kind in ("classes", "tokens") and name in aims:
-                shares = all(metrics.are_probabilities(known.rows(each)) for each in values[name])
+                shares = all(are_probabilities(known.rows(each)) for each in values[name])
                 aims[name] = Aim(name, Soft(self.temperature, shares, known.axis))
                 weights[name] = 1 / max(known.rows(values[name][0])[..., 0].size, 1)
                 scores[name] = known
