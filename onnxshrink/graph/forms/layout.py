@@ -44,8 +44,9 @@ class Layout:
         if self.order == "turned":
             values = values.T
         elif self.order == "matrix":
-            rows = self.view.to_matrix(values)
-            values = np.pad(rows, ((0, 0), (0, math.prod(self.shape[1:]) - rows.shape[1])))
+            values = self.view.to_matrix(values)
+            if missing := math.prod(self.shape[1:]) - values.shape[1]:  # else it is no copy
+                values = np.pad(values, ((0, 0), (0, missing)))
         return values.reshape(self.shape)
 
     def arranged(self, stored: Quantized) -> Quantized | None:
