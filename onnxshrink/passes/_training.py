@@ -152,7 +152,15 @@ class Student:
 
 def stored(parameters: Sequence[Parameter], numbers: Arrays) -> dict[str, np.ndarray]:
     """Numbers in the types that the file holds them in."""
-    return {each.name: numbers[each.name].astype(each.tensor.dtype.numpy()) for each in parameters}
+    import numpy as np
+
+    found = {}
+    for each in parameters:
+        exact = numbers[each.name]
+        found[each.name] = (np.rint(exact) if each.rounded else exact).astype(
+            each.tensor.dtype.numpy()
+        )
+    return found
 
 
 @dataclass

@@ -17,6 +17,7 @@ from onnxshrink.graph.analysis import operands
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.read import array
 from onnxshrink.passes.prune_magnitude import PruneMagnitude
+from onnxshrink.passes.quantize_static import QuantizeStatic
 from onnxshrink.passes.quantize_weights import QuantizeWeights
 from onnxshrink.passes.share_codebook import ShareCodebook
 from onnxshrink.passes.to_float16 import ToFloat16
@@ -59,6 +60,8 @@ def off(model: Model, original: Model, worker: Worker) -> float:
 class Detune(Pass):
     """Multiplies floating-point numbers of vectors and matrices with others between .8 and 1.2."""
 
+    integers: bool = False
+
     @property
     def bound(self) -> float:
         return 9.0
@@ -66,7 +69,8 @@ class Detune(Pass):
     def apply(self, model: Model, ctx: Context) -> None:
         rng = np.random.default_rng(0)
         for value, tensor in list(operands.constants(model)):
-            if tensor.dtype.is_floating_point():
+            wide = tensor.dtype.name == "INT32"
+            if wide if self.integers else tensor.dtype.is_floating_point():
                 off = rng.uniform(0.8, 1.2, tuple(tensor.shape.numpy()))
                 surgery.set_constant(model, value, tensor.numpy() * off)
                 ctx.changed(value.name or "", tensor.nbytes)
@@ -213,3 +217,25 @@ def test_float16_is_tuned_or_left_alone(worker: Worker) -> None:
     done = steps([half, Detune(), Tune(steps=20)], net(), worker).report.steps[2]
     errors = done.chosen or {"error_before": 1, "error_after": 0}
     assert errors["error_after"] < errors["error_before"]
+
+
+def test_biases_in_integers_are_tuned_through_quantized_activations(worker: Worker) -> None:
+    """Rounding lets gradients through; codes of weights and all scales stay."""
+    original = Model.from_proto(parsed(
+        """g (float[N, 3, 6, 6] x) => (float[N, 16] y) {
+            a = Conv<pads = [1, 1, 1, 1]>(x, w, b)  h = Relu(a)  p = GlobalAveragePool(h)
+            f = Flatten(p)  y = Gemm(f, w2, b2)
+        }""",
+        w=normal(64, 3, 3, 3) / 4, b=normal(64, seed=1) / 4, w2=normal(64, 16, seed=2),
+        b2=normal(16, seed=3) / 4,
+    ))  # fmt: skip
+    feeds = [{"x": normal(2, 3, 6, 6, seed=100 + number)} for number in range(16)]
+    static = QuantizeStatic(weights=_ALL, max_error=9)
+    before = run([static, Detune(integers=True)], original, Settings(feeds=feeds), worker)
+    passes = [static, Detune(integers=True), Tune(steps=60, batch=8)]
+    done = run(passes, original, Settings(feeds=feeds), worker)
+    step = done.report.steps[2]
+    assert step.chosen["error_after"] < 0.7 * step.chosen["error_before"]
+    now, old = constants(done.model), constants(before.model)
+    moved = {name for name in old if not np.array_equal(now[name], old[name])}
+    assert {old[name].dtype.name for name in moved} == {"int32"}
