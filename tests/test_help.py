@@ -95,8 +95,8 @@ def test_words_of_other_tools_lead_to_ours(cli: Run, name: str) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["compare", "a", "b", "--target-ratio", "3"], "; shrink, quantize-rd have it"),
-        (["inspect", "a", "--max-error", "3"], "--max-error; check, compare, shrink and "),
+        (["compare", "a", "b", "--target-ratio", "3"], "; apply, shrink, quantize-rd have it"),
+        (["inspect", "a", "--max-error", "3"], "--max-error; apply, check, compare and "),
         (["pack", "a", "b", "--plot", "3"], "pack has no option --plot; sensitivity has it"),
         (["shrink", "a", "b", "--tagret-ratio", "3"], "No such option"),
         (["bench", "a", "--seed", "1", "--seed", "2"], "--seed is given 2 times; it takes one"),
