@@ -64,6 +64,8 @@ class Options:
         data_limit: Bytes that one array of a compressed file of inputs may unpack to; 4 GiB by
             default.
         worker: What ``runtime.worker.Worker`` is made with: ``timeout``, ``memory_limit``.
+        compare_at: Names of values that are compared in place of the outputs behind them, where a
+            model ranks or picks; what the graph itself says of that needs no names.
         reads: Other files that the caller reads for this run: its recipe, say. None is written to.
         writes: Other files that the caller will write: its report, say.
         certificate: Whether to write a certificate beside the result; see
@@ -79,6 +81,7 @@ class Options:
     calibration_cache: StrPath | None = None
     max_opset: int | None = None
     keep_names: bool = False
+    compare_at: tuple[str, ...] = ()
     progress: Progress = field(default=lambda what, done, total: None)
     data_limit: int | None = None
     reading: Reading = field(default_factory=Reading)
@@ -405,7 +408,7 @@ def prepare(
         check=options.check, feeds=Split.of(feeds, seen), unseen=Split.of(feeds, unseen),
         generated=options.calibration is None, seed=options.seed, cache=cache, left=left,
         notes=notes, folder=Path(out).absolute().parent, progress=options.progress,
-        storage=options.storage or storage, goal=goal or Goal(),
+        storage=options.storage or storage, goal=goal or Goal(), compare_at=options.compare_at,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from onnxshrink.cli._terminal import progress_bar
 from onnxshrink.cli._values import number
 from onnxshrink.errors import BudgetMissed
 from onnxshrink.goal import Aim
+from onnxshrink.search.platform import Name
 
 
 @click.command(cls=Command)
@@ -27,7 +28,7 @@ from onnxshrink.goal import Aim
 )
 @click.option(
     "--target",
-    type=click.Choice(["cpu", "web", "mobile"]),
+    type=click.Choice(get_args(Name)),
     default="cpu",
     show_default=True,
     help="Where the result shall run: it has no operators that are not there.",

@@ -57,4 +57,6 @@ def against_original(ask: Evaluator, paths: Sequence[Path]) -> Sequence[ModelBen
         if source is None or not ask.model.untouched:
             source = Path(folder, "original.onnx")
             ask.model.save(source)
-        return bench([source, *paths], ask.settings.feeds[:_FEEDS], rounds=_ROUNDS).models[1:]
+        feeds = ask.settings.feeds[:_FEEDS]
+        found = bench([source, *paths], feeds, rounds=_ROUNDS, worker=ask.worker)
+        return found.models[1:]

@@ -29,14 +29,18 @@ from onnxshrink.search.measured import bench_tried
 _log = logging.getLogger(__name__)
 
 _WORTH = 0.97  # of the bytes: what saves less is not worth any accuracy
+_CLEARLY = 0.9  # of the bytes, by what is fitted to the inputs that say so
 _TURNS = 5  # of the number that says what to spend
 _ROOMY = 0.9  # of what may be lost: below this more is spent
 _AIM = 0.96
+_FIRST = 1e-3  # to spend, where quantize-rd finds nothing on half of the inputs
 _CLOSE = 1.15  # between what is kept and what is refused: a tenth of a bit
 _POWER = 0.5  # by which a loss grows with what is spent, before two of them tell
 _STEEPEST, _FLATTEST = 1.5, 0.25
+_SURELY = 0.7  # times what was spent, where more is refused once more
 _LEAP = 8.0  # the factor by which what is spent changes at most
 _WHERE = "the search"
+_INTERRUPTED = "interrupted"
 
 #: Where the backbone does not do. Where it does, none of these was ever smaller at an equal loss.
 _OTHERS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -116,7 +120,7 @@ class Search:
                     stopped = "the time was up"
                     break
         except KeyboardInterrupt:
-            stopped = "interrupted"
+            stopped = _INTERRUPTED
         best = self._confirmed(stopped)
         if self._aim != "size" and not stopped:
             best = self._cheapest(best)
@@ -126,7 +130,8 @@ class Search:
 
     def _explore(self) -> Iterator[None]:
         backbone = find_pass("quantize-rd")()
-        yield from self._path(self._try([backbone]))
+        found = self._try([backbone]) or self._try([spending(backbone, _FIRST)])
+        yield from self._path(found)
         if self._smallest().spend is None:
             for name, options in _OTHERS:
                 self._try([build(find_pass(name), options, _WHERE)])
@@ -214,7 +219,7 @@ class Search:
         slope = _slope([math.log(each.seen) for each in path if each.seen],
                        [-math.log(each.nbytes) for each in path if each.seen])  # fmt: skip
         worth = math.log(best.nbytes / one.nbytes) - slope * math.log(one.seen / best.seen)
-        return worth > -math.log(_WORTH)
+        return worth > -math.log(_CLEARLY)
 
     def _try(self, steps: Sequence[Pass]) -> Tried | None:
         """Run a recipe and measure it; None where one of its steps did not stand."""
@@ -262,17 +267,15 @@ class Search:
             elif self._looks > 1:
                 self._ask.look(best, self._looks)
             if best.keeps:
-                break
-            if best.spend is not None and not stopped:
-                found = self._ask.again(
-                    best, best.spend * _factor(best.strain, _POWER), self._looks
-                )
-                if found is not None:
-                    self._add(found)
-            if (other := self._smallest()) is best:
-                break
-            best = other
-        return best
+                return best
+            finer = None
+            if best.spend is not None and stopped != _INTERRUPTED:
+                spend = best.spend * min(_factor(best.strain, _POWER), _SURELY)
+                finer = self._ask.again(best, spend, self._looks)
+            if finer is not None:
+                self._add(finer)
+            best = finer or self._smallest()
+        return self._smallest()
 
 
 def _next(points: Sequence[Tried]) -> float | None:

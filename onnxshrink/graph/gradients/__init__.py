@@ -7,9 +7,9 @@ differentiated by its definition.
 
 from onnxshrink.graph.gradients.backward import Derivative, Stop, differentiate
 from onnxshrink.graph.gradients.definitions import spelled_out
-from onnxshrink.graph.gradients.losses import Loss, Measured, Soft, Squares, measured
+from onnxshrink.graph.gradients.losses import Aim, Measured, Soft, Squares, measured
 
 __all__ = [
-    "Derivative", "Loss", "Measured", "Soft", "Squares", "Stop", "differentiate", "measured",
+    "Aim", "Derivative", "Measured", "Soft", "Squares", "Stop", "differentiate", "measured",
     "spelled_out",
 ]  # fmt: skip
