@@ -153,6 +153,7 @@ def shrink(
     aim: Aim = "size",
     target: str = "cpu",
     pareto: StrPath | None = None,
+    keep_best: bool = False,
 ) -> Report:
     """Find the smallest form of a model that keeps its answers and its speed, and write it.
 
@@ -174,12 +175,16 @@ def shrink(
         target: Where the result shall run: ``cpu``, ``web`` or ``mobile``. It says which operators
             the result may have that the model did not.
         pareto: A folder for models from near-lossless to smallest, with a table and a plot.
+        keep_best: Whether a result that misses something takes the place of an older one, too.
 
     Raises:
-        BudgetMissed: The best result was written, but is too big or strays too far.
+        BudgetMissed: The best result is too big or strays too far. It was written where nothing
+            stood at ``out``, or where ``keep_best`` says so.
         ShrinkError: As for :func:`apply_recipe`.
     """
+    from onnxshrink import certificate
     from onnxshrink.goal import Goal
+    from onnxshrink.graph.file.data_files import kept
     from onnxshrink.runtime.worker import Worker
     from onnxshrink.search import front
     from onnxshrink.search.evaluation import Evaluator
@@ -222,19 +227,21 @@ def shrink(
             result = run(recipe.steps, model, settings, worker)
             if pareto is not None:
                 raise RecipeError("--pareto takes --calibration inputs that the outputs answer to")
+    with kept(Path(out), [certificate.path_of(out)]) as put_back:
         report = _write(result, recipe, out, options, storage)
-    _certify(report, settings, options)
-    report.warnings += warnings
-    if points:
-        report.front = front.table(points, report.bytes_before)
-    if report.ratio < _HARDLY and storage not in ("packed", "coded"):
-        report.warnings.append(
-            "hardly any smaller; --storage packed codes what the weights are, without loss"
-        )
-    if recipe_out is not None:
-        with output(Path(recipe_out)) as file:
-            file.write(replace(recipe, storage=storage).to_yaml().encode())
-    return budget.held(report, out, max_size, target_ratio)
+        _certify(report, settings, options)
+        report.warnings += warnings
+        if points:
+            report.front = front.table(points, report.bytes_before)
+        if report.ratio < _HARDLY and storage not in ("packed", "coded"):
+            report.warnings.append(
+                "hardly any smaller; --storage packed codes what the weights are, without loss"
+            )
+        if recipe_out is not None:
+            with output(Path(recipe_out)) as file:
+                file.write(replace(recipe, storage=storage).to_yaml().encode())
+        older = None if keep_best else put_back
+        return budget.held(report, out, max_size, target_ratio, older)
 
 
 def _tell(result: Result, found: Found, goal: Goal, settings: Settings, aim: Aim) -> None:

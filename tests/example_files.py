@@ -37,7 +37,7 @@ def make(folder: Path) -> None:
     shutil.copy(MODELS / "vision_cnn" / "model.onnx", folder / "model.onnx")
     shutil.copy(MODELS / "recommender" / "model.onnx", folder / "tabular.onnx")
     with np.load(MODELS / "vision_cnn" / "calibration.npz") as inputs:
-        images = inputs["image"][:64]
+        images = inputs["image"]
     np.savez(folder / "inputs.npz", image=images)
     _photos(folder / "photos", images)
     _tables(folder)

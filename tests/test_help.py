@@ -57,7 +57,9 @@ def test_every_example_of_every_help_runs(cli: Run, tmp_path: Path) -> None:
         assert found, f"{name} --help has no example"
         for words in found:
             done = cli(*words)
-            assert done.code == 0, f"{shlex.join(words)}: {done.err}"
+            # Whether a step keeps the goal is the model's affair, not the example's.
+            missed = done.code == 1 and "the goal was missed" in done.err and name in writers
+            assert done.code == 0 or missed, f"{shlex.join(words)}: {done.err}"
 
 
 def test_the_first_help_shows_six_commands_first_and_every_step_once(cli: Run) -> None:
@@ -95,8 +97,8 @@ def test_words_of_other_tools_lead_to_ours(cli: Run, name: str) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["compare", "a", "b", "--target-ratio", "3"], "; shrink, quantize-rd have it"),
-        (["inspect", "a", "--max-error", "3"], "--max-error; check, compare, shrink and "),
+        (["compare", "a", "b", "--target-ratio", "3"], "; apply, shrink, quantize-rd have it"),
+        (["inspect", "a", "--max-error", "3"], "--max-error; apply, check, compare and "),
         (["pack", "a", "b", "--plot", "3"], "pack has no option --plot; sensitivity has it"),
         (["shrink", "a", "b", "--tagret-ratio", "3"], "No such option"),
         (["bench", "a", "--seed", "1", "--seed", "2"], "--seed is given 2 times; it takes one"),
