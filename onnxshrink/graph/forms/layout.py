@@ -16,7 +16,8 @@ from onnxshrink.kernels.affine import Quantized
 #: ``stored``: as it is. ``turned``: its transpose. ``matrix``: [outputs, inputs], filled up with
 #: zeros to whole blocks.
 Order = Literal["stored", "turned", "matrix"]
-_SHORT_ROW = 32  # a scale for every row of a lookup that is shorter would cost more than it gains
+#: Shorter rows of a lookup have no scale each.
+SHORT_ROW = 32  # a scale for every row of a lookup that is shorter would cost more than it gains
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def of(
         if last - first == len(contract) and inner % block_size == 0:
             split = (inner // block_size, block_size)
             return Layout(view, shape[:first] + split + shape[last:], (first + 1,), order)
-    if view.main.is_lookup and view.size // shape[view.axes.out[0]] < _SHORT_ROW:
+    if view.main.is_lookup and view.size // shape[view.axes.out[0]] < SHORT_ROW:
         return Layout(view, shape, view.axes.out, order)
     return Layout(view, shape, contract, order)
 
