@@ -5,6 +5,7 @@ from onnxshrink.passes.clean import Clean
 from onnxshrink.passes.correct_bias import CorrectBias
 from onnxshrink.passes.equalize import Equalize
 from onnxshrink.passes.lower_ml import LowerMl
+from onnxshrink.passes.merge_trees import MergeTrees
 from onnxshrink.passes.prune_channels import PruneChannels
 from onnxshrink.passes.prune_magnitude import PruneMagnitude
 from onnxshrink.passes.prune_sparsegpt import PruneSparsegpt
@@ -26,6 +27,7 @@ clean = OneStep(Clean)
 correct_bias = OneStep(CorrectBias)
 equalize = OneStep(Equalize)
 lower_ml = OneStep(LowerMl)
+merge_trees = OneStep(MergeTrees)
 prune_channels = OneStep(PruneChannels)
 prune_magnitude = OneStep(PruneMagnitude)
 prune_sparsegpt = OneStep(PruneSparsegpt)
