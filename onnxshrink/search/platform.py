@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
     from onnxshrink.graph.file.model import Model
 
 Name = Literal["cpu", "web", "mobile", "openvino"]
@@ -39,25 +37,18 @@ class Platform:
 
     def why_not(self, model: Model, original: Model) -> str:
         """What a model has that does not run here; empty where there is nothing new of it."""
+        from onnxshrink.graph import operators
+
         known = {(node.domain, node.op_type) for node in original.nodes}
         new = {(node.domain, node.op_type) for node in model.nodes} - known
         for domain, kind in sorted(new):
             if (domain and not self.own) or kind in self.refused:
                 return f"{kind} is not for {self.name}"
-        if not self.blocked_tables and any(map(_is_blocked_table, model.nodes)):
+        if not self.blocked_tables and any(map(operators.looked_up_in_blocks, model.nodes)):
             return f"rows of a table with scales in blocks are wrong on {self.name}"
         if self.max_opset is not None and model.opset > max(self.max_opset, original.opset):
             return f"operator set {model.opset} is too new for {self.name}"
         return ""
-
-
-def _is_blocked_table(node: ir.Node) -> bool:
-    """Whether a node rebuilds a table of which rows are looked up, with a scale for each block."""
-    from onnxshrink.graph import operators, read
-
-    block = read.integer(node, "block_size", 0) if node.op_type == "DequantizeLinear" else 0
-    readers = (reader for output in node.outputs for reader in output.consumers())
-    return block > 0 and any(operators.of(each, operators.Lookup) is not None for each in readers)
 
 
 #: Browsers run what ONNX defines. Accelerators of phones want ranges that are known beforehand.
