@@ -491,7 +491,7 @@ def _proto(
     proto = onnx.NodeProto(op_type=op_type, domain=domain, input=names)
     proto.output.extend(f"o{index}" for index in range(len(outputs)))
     for name, value in attributes.items():
-        if name in schema.attributes and value != []:  # an empty list has no type
+        if name in schema.attributes and value not in ([], ()):  # an empty list has no type
             if isinstance(value, ir.TensorProtocol):
                 value = ir.serde.serialize_tensor(value)
             proto.attribute.append(onnx.helper.make_attribute(name, value))
