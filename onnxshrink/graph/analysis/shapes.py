@@ -306,7 +306,7 @@ class _Walker:
             if node.op_type == "Shape" and shape is not None:
                 shape = shape[attributes.get("start", 0) : attributes.get("end")]
             sizes = static(shape)
-            if sizes is not None:
+            if sizes is not None and math.prod(sizes) < 2**63:  # else no int64 holds it
                 result = sizes if node.op_type == "Shape" else math.prod(sizes)
                 self.known[node.outputs[0]] = np.array(result, np.int64)
             return
