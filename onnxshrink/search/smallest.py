@@ -245,7 +245,10 @@ class Search:
 
     def _smallest(self) -> Tried:
         """The smallest that keeps the goal; of those nearly as small the one that loses least."""
-        kept = [one for one in self._tried if one.keeps] or [
+        kept = [one for one in self._tried if one.keeps]
+        # What unseen inputs have accepted is not given up for what they have not been asked about.
+        kept = [one for one in kept if one.promises] or kept
+        kept = kept or [
             min(self._tried, key=lambda one: (one.refused, len(one.misses), one.strain))
         ]
         least = min(one.nbytes for one in kept)
