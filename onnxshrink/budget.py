@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from onnxshrink.errors import BudgetMissed, ModelError
+from onnxshrink.errors import BudgetMissed, ModelError, ShrinkError
 from onnxshrink.options import build, dump
 from onnxshrink.pipeline import Pass, Result, run
 from onnxshrink.report import Report, size
@@ -107,7 +107,10 @@ def blind(goal: Goal, model: Model, settings: Settings, worker: Worker) -> str:
 
 def sees(step: Pass, model: Model) -> bool:
     """Whether a step asks for inputs: what comes of it must be judged by others."""
-    return step.runs_models or any(True for _ in step.needs(model))
+    try:
+        return step.runs_models or any(True for _ in step.needs(model))
+    except ShrinkError:  # the run will say why it cannot stand
+        return True
 
 
 def best(
@@ -118,9 +121,11 @@ def best(
     Of a single step that cannot be as small as it is asked to be, it is what it finds by itself.
     """
     result = run(steps, model, settings, worker)
-    (only, row), *others = zip(steps, result.report.steps, strict=True)
+    if len(steps) != 1:
+        return result, []
+    only, row = steps[-1], result.report.steps[-1]
     wanted = dump(only).get("target_ratio")
-    if others or wanted is None or row.status != "rolled back":
+    if wanted is None or row.status != "rolled back":
         return result, []
     less = build(type(only), {**dump(only), "target_ratio": None}, only.name)
     return run([less], model, settings, worker), [f"--target-ratio {wanted:g}: {row.reason}"]

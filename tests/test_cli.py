@@ -308,6 +308,7 @@ def test_calibration_is_kept_for_the_next_run(
     words = [
         "quantize-weights", model_of("recommender"), "small.onnx", "--rounding", "gptq",
         "--dtype", "int4", "--calibration", data_of("recommender"), "--calibration-cache", "cache",
+        "--no-budget",
     ]  # fmt: skip
     assert cli(*words).code == 0
     first, kept = (tmp_path / "small.onnx").read_bytes(), (tmp_path / "cache").read_bytes()

@@ -29,7 +29,7 @@ from onnxshrink.search.measured import bench_tried
 _log = logging.getLogger(__name__)
 
 _WORTH = 0.97  # of the bytes: what saves less is not worth any accuracy
-_CLEARLY = 0.9  # of the bytes, by what is fitted to the inputs that say so
+_CLEARLY = 0.95  # of the bytes: another kind of recipe is another test
 _TURNS = 5  # of the number that says what to spend
 _ROOMY = 0.9  # of what may be lost: below this more is spent
 _AIM = 0.96
@@ -212,14 +212,8 @@ class Search:
 
     def _dominates(self, one: Tried, best: Tried) -> bool:
         """Whether a recipe is likely to be smaller at an equal loss, by what steps have seen."""
-        if one.nbytes >= best.nbytes or one.misses or not best.seen:
-            return False
-        path = [each for each in self._tried if each.spend and len(each.recipe.steps) ==
-                len(best.recipe.steps)]  # fmt: skip
-        slope = _slope([math.log(each.seen) for each in path if each.seen],
-                       [-math.log(each.nbytes) for each in path if each.seen])  # fmt: skip
-        worth = math.log(best.nbytes / one.nbytes) - slope * math.log(one.seen / best.seen)
-        return worth > -math.log(_CLEARLY)
+        # What is fitted to the inputs that say so must be clearly smaller, and lose no more.
+        return one.nbytes <= _CLEARLY * best.nbytes and one.seen <= best.seen
 
     def _try(self, steps: Sequence[Pass]) -> Tried | None:
         """Run a recipe and measure it; None where one of its steps did not stand."""
@@ -251,7 +245,10 @@ class Search:
 
     def _smallest(self) -> Tried:
         """The smallest that keeps the goal; of those nearly as small the one that loses least."""
-        kept = [one for one in self._tried if one.keeps] or [
+        kept = [one for one in self._tried if one.keeps]
+        # What unseen inputs have accepted is not given up for what they have not been asked about.
+        kept = [one for one in kept if one.promises] or kept
+        kept = kept or [
             min(self._tried, key=lambda one: (one.refused, len(one.misses), one.strain))
         ]
         least = min(one.nbytes for one in kept)
