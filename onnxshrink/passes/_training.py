@@ -206,7 +206,8 @@ class Training:
         for step in range(schedule.steps):
             share = step / schedule.steps
             if schedule.seconds is not None:
-                share = max(share, (time.monotonic() - start) / schedule.seconds)
+                passed = time.monotonic() - start
+                share = max(share, passed / schedule.seconds) if schedule.seconds else 1.0
             if share >= 1:
                 best.notes.append(f"ended by its time limit after {step} steps")
                 break

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -239,3 +240,18 @@ def test_biases_in_integers_are_tuned_through_quantized_activations(worker: Work
     now, old = constants(done.model), constants(before.model)
     moved = {name for name in old if not np.array_equal(now[name], old[name])}
     assert {old[name].dtype.name for name in moved} == {"int32"}
+
+
+def test_the_original_may_be_a_file_and_time_may_be_short(worker: Worker, tmp_path: Path) -> None:
+    net().save(tmp_path / "original.onnx")
+    quantized = QuantizeWeights(form="dq", weights=_ALL)
+    small = steps([quantized, Detune()], net(), worker).model
+    small.save(tmp_path / "small.onnx")
+    given = Model.load(tmp_path / "small.onnx")
+    tune = Tune(reference=str(tmp_path / "original.onnx"), steps=30, batch=8)
+    done = steps([tune], given, worker)
+    assert off(done.model, net(), worker) < off(given, net(), worker)
+    late = Tune(reference=str(tmp_path / "original.onnx"), time_limit=0)
+    step = steps([late], given, worker).report.steps[0]
+    assert step.status == "nothing to do"
+    assert step.warnings == ["ended by its time limit after 0 steps"]
