@@ -3,6 +3,7 @@
 from onnxshrink.one_step import OneStep
 from onnxshrink.passes.clean import Clean
 from onnxshrink.passes.correct_bias import CorrectBias
+from onnxshrink.passes.distill import Distill
 from onnxshrink.passes.equalize import Equalize
 from onnxshrink.passes.lower_ml import LowerMl
 from onnxshrink.passes.merge_trees import MergeTrees
@@ -25,6 +26,7 @@ from onnxshrink.passes.tune import Tune
 
 clean = OneStep(Clean)
 correct_bias = OneStep(CorrectBias)
+distill = OneStep(Distill)
 equalize = OneStep(Equalize)
 lower_ml = OneStep(LowerMl)
 merge_trees = OneStep(MergeTrees)
