@@ -56,7 +56,7 @@ def _photos(folder: Path, images: np.ndarray) -> None:
 
 def _tables(folder: Path) -> None:
     with np.load(MODELS / "recommender" / "calibration.npz") as inputs:
-        columns = {name: inputs[name][:64] for name in inputs.files}
+        columns = {name: inputs[name] for name in inputs.files}
     history = columns.pop("history")
     flat = {name: column.tolist() for name, column in columns.items()}
     flat |= {f"history_{place}": history[:, place].tolist() for place in range(history.shape[1])}
