@@ -154,7 +154,15 @@ class Student:
 
 def stored(parameters: Sequence[Parameter], numbers: Arrays) -> dict[str, np.ndarray]:
     """Numbers in the types that the file holds them in."""
-    return {each.name: numbers[each.name].astype(each.tensor.dtype.numpy()) for each in parameters}
+    import numpy as np
+
+    found = {}
+    for each in parameters:
+        exact = numbers[each.name]
+        found[each.name] = (np.rint(exact) if each.rounded else exact).astype(
+            each.tensor.dtype.numpy()
+        )
+    return found
 
 
 @dataclass
@@ -204,12 +212,13 @@ class Training:
                 break
             self.progress(self.name, round(share * schedule.steps), schedule.steps)
             gradients = self._gradients(next(batches), numbers)
-            if all(np.isfinite(each).all() for each in gradients.values()):
+            sound = all(np.isfinite(each).all() for each in gradients.values())
+            if sound:
                 adam.step(gradients, rate * (1 + math.cos(math.pi * share)) / 2)
                 best.steps = step + 1
                 if best.steps % _CHECKS and best.steps < schedule.steps:
                     continue
-            error = self._judged(judge, numbers)
+            error = self._judged(judge, numbers) if sound else math.inf
             if error < best.after:
                 best.after, idle = error, 0
                 best.numbers = {name: each.copy() for name, each in numbers.items()}
