@@ -64,6 +64,8 @@ class Options:
         data_limit: Bytes that one array of a compressed file of inputs may unpack to; 4 GiB by
             default.
         worker: What ``runtime.worker.Worker`` is made with: ``timeout``, ``memory_limit``.
+        compare_at: Names of values that are compared in place of the outputs behind them, where a
+            model ranks or picks; what the graph itself says of that needs no names.
         reads: Other files that the caller reads for this run: its recipe, say. None is written to.
         writes: Other files that the caller will write: its report, say.
         certificate: Whether to write a certificate beside the result; see
@@ -79,6 +81,7 @@ class Options:
     calibration_cache: StrPath | None = None
     max_opset: int | None = None
     keep_names: bool = False
+    compare_at: tuple[str, ...] = ()
     progress: Progress = field(default=lambda what, done, total: None)
     data_limit: int | None = None
     reading: Reading = field(default_factory=Reading)
@@ -150,6 +153,7 @@ def shrink(
     aim: Aim = "size",
     target: str = "cpu",
     pareto: StrPath | None = None,
+    keep_best: bool = False,
 ) -> Report:
     """Find the smallest form of a model that keeps its answers and its speed, and write it.
 
@@ -171,12 +175,16 @@ def shrink(
         target: Where the result shall run: ``cpu``, ``web`` or ``mobile``. It says which operators
             the result may have that the model did not.
         pareto: A folder for models from near-lossless to smallest, with a table and a plot.
+        keep_best: Whether a result that misses something takes the place of an older one, too.
 
     Raises:
-        BudgetMissed: The best result was written, but is too big or strays too far.
+        BudgetMissed: The best result is too big or strays too far. It was written where nothing
+            stood at ``out``, or where ``keep_best`` says so.
         ShrinkError: As for :func:`apply_recipe`.
     """
+    from onnxshrink import certificate
     from onnxshrink.goal import Goal
+    from onnxshrink.graph.file.data_files import kept
     from onnxshrink.runtime.worker import Worker
     from onnxshrink.search import front
     from onnxshrink.search.evaluation import Evaluator
@@ -219,19 +227,21 @@ def shrink(
             result = run(recipe.steps, model, settings, worker)
             if pareto is not None:
                 raise RecipeError("--pareto takes --calibration inputs that the outputs answer to")
+    with kept(Path(out), [certificate.path_of(out)]) as put_back:
         report = _write(result, recipe, out, options, storage)
-    _certify(report, settings, options)
-    report.warnings += warnings
-    if points:
-        report.front = front.table(points, report.bytes_before)
-    if report.ratio < _HARDLY and storage not in ("packed", "coded"):
-        report.warnings.append(
-            "hardly any smaller; --storage packed codes what the weights are, without loss"
-        )
-    if recipe_out is not None:
-        with output(Path(recipe_out)) as file:
-            file.write(replace(recipe, storage=storage).to_yaml().encode())
-    return budget.held(report, out, max_size, target_ratio)
+        _certify(report, settings, options)
+        report.warnings += warnings
+        if points:
+            report.front = front.table(points, report.bytes_before)
+        if report.ratio < _HARDLY and storage not in ("packed", "coded"):
+            report.warnings.append(
+                "hardly any smaller; --storage packed codes what the weights are, without loss"
+            )
+        if recipe_out is not None:
+            with output(Path(recipe_out)) as file:
+                file.write(replace(recipe, storage=storage).to_yaml().encode())
+        older = None if keep_best else put_back
+        return budget.held(report, out, max_size, target_ratio, older)
 
 
 def _tell(result: Result, found: Found, goal: Goal, settings: Settings, aim: Aim) -> None:
@@ -398,7 +408,7 @@ def prepare(
         check=options.check, feeds=Split.of(feeds, seen), unseen=Split.of(feeds, unseen),
         generated=options.calibration is None, seed=options.seed, cache=cache, left=left,
         notes=notes, folder=Path(out).absolute().parent, progress=options.progress,
-        storage=options.storage or storage, goal=goal or Goal(),
+        storage=options.storage or storage, goal=goal or Goal(), compare_at=options.compare_at,
     )  # fmt: skip
 
 

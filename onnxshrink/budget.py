@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from onnxshrink.errors import BudgetMissed, ModelError, ShrinkError
@@ -132,21 +132,29 @@ def best(
 
 
 def held(
-    report: Report, out: str | os.PathLike[str], max_size: int | None, target_ratio: float | None
+    report: Report, out: str | os.PathLike[str], max_size: int | None, target_ratio: float | None,
+    put_back: Callable[[], bool] | None = None,
 ) -> Report:  # fmt: skip
     """The report of a result that is written.
+
+    Args:
+        report: Of the run.
+        out: Where the result is.
+        max_size: Bytes that it must not exceed.
+        target_ratio: How many times smaller it must be.
+        put_back: Puts what stood there back, where the result misses something.
 
     Raises:
         BudgetMissed: It misses something.
     """
     report.missed += _too_big(report, max_size, target_ratio)
-    if report.missed:
-        raise BudgetMissed(
-            f"{out}: written, {report.ratio:.2f}x smaller, but the goal was missed: "
-            + "; ".join(report.missed),
-            report,
-        )
-    return report
+    if not report.missed:
+        return report
+    report.written = put_back is None or not put_back()
+    done = f"written, {report.ratio:.2f}x smaller" if report.written else "left as it was"
+    way_out = "" if report.written else "; --keep-best writes the best result over it"
+    missed = "; ".join(report.missed)
+    raise BudgetMissed(f"{out}: {done}, but the goal was missed: {missed}{way_out}", report)
 
 
 def _too_big(report: Report, max_size: int | None, target_ratio: float | None) -> list[str]:

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from onnxshrink.errors import DataError, ModelError
+from onnxshrink.errors import DataError, ModelError, RecipeError
 from onnxshrink.goal import Goal
+from onnxshrink.options import nearest
 from onnxshrink.report import Step, size
 from onnxshrink.trials import Answers, Feeds, answers, told
 
@@ -63,6 +64,7 @@ class Settings:
         storage: How the result will be stored, for passes that steer by its bytes.
         goal: What the answers must keep in the end, for passes that steer by them.
         findings: What steps found out about models on these inputs, for later runs on them.
+        compare_at: Names of values that are compared in place of the outputs behind them.
     """
 
     check: Level = "full"
@@ -78,6 +80,7 @@ class Settings:
     storage: str = "auto"
     goal: Goal = field(default_factory=Goal)
     findings: dict[Any, Any] = field(default_factory=dict)
+    compare_at: tuple[str, ...] = ()
 
 
 class Judge:
@@ -92,13 +95,19 @@ class Judge:
     def __init__(self, model: Model, settings: Settings, worker: Worker):
         from onnxshrink.graph import operators
         from onnxshrink.graph.analysis.noise import is_random
+        from onnxshrink.graph.analysis.ranked import entering
 
         self._settings = settings
         self._worker = worker
+        made = {value.name or "" for node in model.ir.graph for value in node.outputs}
+        if unknown := [name for name in settings.compare_at if name not in made]:
+            hint = nearest(unknown[0], made)
+            raise RecipeError(f"--compare-at {unknown[0]}: the model has no such value{hint}")
         self._signature = _signature(model)
         self._kernels = _own_kernels(model)
         self._random = is_random(model)
-        self._ranks = any(operators.of(node, operators.Ranking) is not None for node in model.nodes)
+        ranks = any(operators.of(node, operators.Ranking) is not None for node in model.nodes)
+        self._ranks = ranks and not entering(model, settings.compare_at).values
         limit = _QUICK_FEEDS if settings.check == "quick" else _FULL_FEEDS
         self._feeds = () if settings.check == "off" else settings.feeds[:limit]
         self._first: Future[Answers | None] = Future()
@@ -324,7 +333,9 @@ class Judge:
     def answers(self) -> tuple[Answers, Answers] | None:
         """What the original and the present model answer; None when nothing is checked."""
         before, after = self.original, self._last
-        return None if before is None or after is None else (before, after)
+        if before is None or after is None:
+            return None
+        return (before, after) if before.names == after.names else (before.plain, after.plain)
 
     def total_effect(self) -> tuple[OutputComparison, ...]:
         """Figures for every output of the present model against the original."""
@@ -337,7 +348,10 @@ class Judge:
         if self._settings.check == "off":
             return None
         chosen, folder = self._feeds[:feeds], self._settings.folder
-        return answers(model, chosen, self._worker, check=True, folder=folder, options=options)
+        return answers(
+            model, chosen, self._worker, check=True, folder=folder, options=options,
+            at=self._settings.compare_at,
+        )  # fmt: skip
 
     def _compare(
         self, reference: Answers | None, other: Answers | None

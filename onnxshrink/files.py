@@ -29,7 +29,7 @@ _OWNER = "owner"  # the file in a scratch folder that its owner holds locked
 _DAY = 86_400.0
 _DIGITS = 16
 _MOST_BROTLI = 2**22  # it takes two seconds for every megabyte
-_MOST_GZIP = 2**28  # bytes: more is hardly sent as one response, and takes long to try
+_MOST_GZIP = 2**26  # bytes: more is hardly sent as one response, and takes long to try
 
 
 def check(reads: Iterable[StrPath], writes: Iterable[StrPath]) -> None:

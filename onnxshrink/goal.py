@@ -228,7 +228,7 @@ class Goal:
         """What is not kept on the inputs at hand, one line each; empty when all is."""
         lines = []
         if self.max_drop is not None and self.metric is not None:
-            drop = self.metric(before.outputs) - self.metric(after.outputs)
+            drop = self.metric(before.plain.outputs) - self.metric(after.plain.outputs)
             if not drop <= self.max_drop:
                 lines.append(f"the metric drops by {drop:.4g}, more than {self.max_drop:g}")
             if self.max_error is None and self.min_agreement is None and self.max_kl is None:
@@ -255,6 +255,9 @@ class Goal:
         """
         from onnxshrink.kernels.promise import rows_for
 
+        if before.names != after.names:  # a tail that is not in both
+            before, after = before.plain, after.plain
+            others = [outputs[: len(before.names)] for outputs in others]
         confidence = 1 - (1 - self.confidence) / looks
         holder, found = self.holder(before, others), []
         for place, (name, limits) in enumerate(self.asked(before).items()):

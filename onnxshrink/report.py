@@ -89,6 +89,7 @@ class Report:
         bytes_gzip: Size of the result after gzip, as servers send it; None for very large ones.
         bytes_brotli: The same after brotli, where that package is installed.
         runtime: The first ONNX Runtime that loads the result; empty where that is not known.
+        written: Whether the result stands there: one that misses takes no older one's place.
         packed: Whether the result needs a reader of packs.
         bench: Latency of the result against the input, where it was measured.
         moved: Weights that a search kept at a higher precision than the others, and at which.
@@ -122,6 +123,7 @@ class Report:
     bytes_brotli: int | None = None
     runtime: str = ""
     packed: bool = False
+    written: bool = True
     renamed: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -230,6 +232,8 @@ class Report:
 
     def next_step(self) -> str:
         """What to do with the result, in one line."""
+        if not self.written:
+            return f"{self.result} is as it was; --keep-best writes the best result over it"
         since = f"ONNX Runtime {self.runtime} or newer" if self.runtime else "ONNX Runtime"
         if self.packed:
             return (

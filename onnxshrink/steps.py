@@ -3,8 +3,10 @@
 from onnxshrink.one_step import OneStep
 from onnxshrink.passes.clean import Clean
 from onnxshrink.passes.correct_bias import CorrectBias
+from onnxshrink.passes.distill import Distill
 from onnxshrink.passes.equalize import Equalize
 from onnxshrink.passes.lower_ml import LowerMl
+from onnxshrink.passes.merge_trees import MergeTrees
 from onnxshrink.passes.prune_channels import PruneChannels
 from onnxshrink.passes.prune_magnitude import PruneMagnitude
 from onnxshrink.passes.prune_sparsegpt import PruneSparsegpt
@@ -24,8 +26,10 @@ from onnxshrink.passes.tune import Tune
 
 clean = OneStep(Clean)
 correct_bias = OneStep(CorrectBias)
+distill = OneStep(Distill)
 equalize = OneStep(Equalize)
 lower_ml = OneStep(LowerMl)
+merge_trees = OneStep(MergeTrees)
 prune_channels = OneStep(PruneChannels)
 prune_magnitude = OneStep(PruneMagnitude)
 prune_sparsegpt = OneStep(PruneSparsegpt)

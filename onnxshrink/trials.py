@@ -10,7 +10,7 @@ import contextlib
 import math
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +44,8 @@ class Answers:
         tails: What the graph says of outputs, by name.
         random: Outputs that differ from run to run of one model, and how far apart their
             distributions are then (relative L2 of quantiles): these are compared, not values.
+        entering: How many of the last names are no outputs, but values that enter a tail that
+            ranks: see :mod:`onnxshrink.graph.analysis.ranked`.
     """
 
     names: tuple[str, ...]
@@ -51,6 +53,18 @@ class Answers:
     stacked: frozenset[str] = frozenset()
     tails: Mapping[str, Tail] = field(default_factory=dict)
     random: Mapping[str, float] = field(default_factory=dict)
+    entering: int = 0
+
+    @property
+    def plain(self) -> Answers:
+        """Those of the outputs alone."""
+        if not self.entering:
+            return self
+        names = self.names[: -self.entering]
+        tails = {name: replace(tail, followed=tail.followed and bool(tail.fed_back))
+                 for name, tail in self.tails.items() if name in names}  # fmt: skip
+        outputs = [outputs[: len(names)] for outputs in self.outputs]
+        return replace(self, names=names, outputs=outputs, tails=tails, entering=0)
 
     def part(self, numbers: Iterable[int]) -> Answers:
         """Those to some of the feeds."""
@@ -84,6 +98,8 @@ class Answers:
         from onnxshrink.kernels.metrics import compare_outputs
         from onnxshrink.runtime.shelf import read
 
+        if self.names != other.names and (self.entering or other.entering):
+            return self.plain.figures(other.plain)
         if not self.outputs:
             return ()
         places = [self.names.index(name) for name in self.judged]
@@ -96,7 +112,7 @@ class Answers:
 
 def answers(
     model: Model, feeds: Feeds, worker: Worker, *, check: bool = False, folder: Path | None = None,
-    options: SessionOptions | None = None,
+    options: SessionOptions | None = None, at: Collection[str] = (),
 ) -> Answers:  # fmt: skip
     """What a model answers; one that draws random numbers draws the same ones in every copy.
 
@@ -107,6 +123,7 @@ def answers(
         check: Whether it must pass the checker, too.
         folder: Where it may be written; None is the system's temporary folder.
         options: How to run it, if not as usual.
+        at: Names of values to compare at; empty: what the graph says.
 
     Raises:
         ModelError: It is invalid, or does not load or run.
@@ -114,20 +131,31 @@ def answers(
         OutputError: There is no room for it.
     """
     from onnxshrink.graph.analysis import noise
+    from onnxshrink.graph.analysis.ranked import entering, exposed
     from onnxshrink.graph.analysis.tails import tails
     from onnxshrink.runtime.session import DEFAULT_OPTIONS
 
     if noise.is_random(model):
         model = noise.seeded(model)
-    with on_disk(model, folder) as path:
+    before = entering(model, at)
+    with contextlib.ExitStack() as stack:
+        path = stack.enter_context(on_disk(model, folder))
         try:
             if check:
                 worker.check(path)
+            if before.values:
+                path = stack.enter_context(_scratch(folder)) / "model.onnx"
+                exposed(model, before.values).save(path, durable=False)
             run = worker.run(path, feeds, options or DEFAULT_OPTIONS)
         except ModelError as error:
             # The temporary file means nothing to the reader; the model does.
             raise type(error)(str(error).replace(str(path), model.label)) from error
-    return Answers(run.output_names, run.outputs, _stacked(model), tails(model))
+    known = tails(model)
+    more = len(run.output_names) - len(known)
+    for name in before.outputs & known.keys() if before.values else ():
+        known[name] = replace(known[name], followed=True)
+    names = (*run.output_names[: len(known)], *(f"value {i} before the tail" for i in range(more)))
+    return Answers(names, run.outputs, _stacked(model), known, entering=more)
 
 
 def _stacked(model: Model) -> frozenset[str]:

@@ -37,7 +37,7 @@ def make(folder: Path) -> None:
     shutil.copy(MODELS / "vision_cnn" / "model.onnx", folder / "model.onnx")
     shutil.copy(MODELS / "recommender" / "model.onnx", folder / "tabular.onnx")
     with np.load(MODELS / "vision_cnn" / "calibration.npz") as inputs:
-        images = inputs["image"][:64]
+        images = inputs["image"]
     np.savez(folder / "inputs.npz", image=images)
     _photos(folder / "photos", images)
     _tables(folder)
@@ -56,7 +56,7 @@ def _photos(folder: Path, images: np.ndarray) -> None:
 
 def _tables(folder: Path) -> None:
     with np.load(MODELS / "recommender" / "calibration.npz") as inputs:
-        columns = {name: inputs[name][:64] for name in inputs.files}
+        columns = {name: inputs[name] for name in inputs.files}
     history = columns.pop("history")
     flat = {name: column.tolist() for name, column in columns.items()}
     flat |= {f"history_{place}": history[:, place].tolist() for place in range(history.shape[1])}

@@ -299,7 +299,21 @@ _CODES = [
           s=spread(3, 2, low=0.1, high=1), b=spread(3), fixed=True, known="sb"),
 ]  # fmt: skip
 
+_RECURRENT = [
+    _case("y_, y = LSTM<hidden_size = 2>(x, w, r, b)", x=spread(3, 2, 3), w=spread(1, 8, 3),
+          r=spread(1, 8, 2), b=spread(1, 16), known="xwrb", single=True),
+    _case('y, y1, y2 = LSTM<hidden_size = 2, direction = "bidirectional">(x, w, r, , , h, c)',
+          x=spread(2, 2, 3), w=spread(2, 8, 3), r=spread(2, 8, 2), h=spread(2, 2, 2),
+          c=spread(2, 2, 2), known="xwr", single=True),
+    *(_case(f'y = GRU<hidden_size = 2, direction = "reverse", linear_before_reset = {before}>'
+            "(x, w, r, b)", x=spread(3, 2, 3), w=spread(1, 6, 3), r=spread(1, 6, 2),
+            b=spread(1, 12), known="xwrb", single=True) for before in (0, 1)),
+    _case("y, y1 = RNN<hidden_size = 2>(x, w, r, b)", x=spread(3, 2, 3), w=spread(1, 2, 3),
+          r=spread(1, 2, 2), b=spread(1, 4), known="xwrb"),
+]  # fmt: skip
+
 CASES = [
+    *_RECURRENT,
     *_ELEMENTWISE,
     *_SEVERAL,
     *_WINDOWS,

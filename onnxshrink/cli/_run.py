@@ -29,8 +29,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 _KEPT = (
-    "check", "seed", "storage", "calibration_cache", "max_opset", "keep_names", "certificate",
-    "sign",
+    "check", "seed", "storage", "calibration_cache", "max_opset", "keep_names", "compare_at",
+    "certificate", "sign",
 )  # fmt: skip
 
 
@@ -55,6 +55,10 @@ def run_options(command: F) -> F:
             input_option(
                 "--shape", multiple=True, metavar="NAME:DIMS",
                 help="Shape of a generated input, as in x:1,3,224,224. Repeatable.",
+            ),
+            common_option(
+                "--compare-at", multiple=True, metavar="VALUE",
+                help="Compare this value in place of the outputs behind it. Repeatable.",
             ),
             common_option("--seed", default=0, type=SEED, help="For everything that is random."),
             common_option(

@@ -13,6 +13,7 @@ from onnxshrink.cli._terminal import progress_bar
 from onnxshrink.cli._values import number
 from onnxshrink.errors import BudgetMissed
 from onnxshrink.goal import Aim
+from onnxshrink.search.platform import Name
 
 
 @click.command(cls=Command)
@@ -27,7 +28,7 @@ from onnxshrink.goal import Aim
 )
 @click.option(
     "--target",
-    type=click.Choice(["cpu", "web", "mobile"]),
+    type=click.Choice(get_args(Name)),
     default="cpu",
     show_default=True,
     help="Where the result shall run: it has no operators that are not there.",
@@ -37,6 +38,11 @@ from onnxshrink.goal import Aim
 )
 @click.option("--time-limit", type=number, metavar="S", help="Seconds to search.")
 @click.option("--recipe-out", metavar="FILE", help="Write the recipe found, for 'apply'.")
+@click.option(
+    "--keep-best",
+    is_flag=True,
+    help="Write the best result over an older OUT even where it misses the goal.",
+)
 @click.option("--bench/--no-bench", "with_bench", default=True, help="Measure latency at the end.")
 def command(**values: Any) -> None:
     """Make a model smaller and prove that it still gives the same answers.
@@ -48,6 +54,7 @@ def command(**values: Any) -> None:
     budget, recipe_out = Budget.take(values), values.pop("recipe_out")
     with_bench, time_limit = values.pop("with_bench"), values.pop("time_limit")
     pareto, target = values.pop("pareto"), values.pop("target")
+    keep_best: bool = values.pop("keep_best")
     fastest = budget.values["preset"] == "fastest"
     aim: Aim = values.pop("aim") or ("latency" if fastest else "size")
     from onnxshrink import api
@@ -58,11 +65,12 @@ def command(**values: Any) -> None:
         try:
             report = api.shrink(
                 run.source, run.out, options, goal=budget.goal(), recipe_out=recipe_out,
-                time_limit=time_limit, aim=aim, target=target, pareto=pareto, **budget.sizes,
+                time_limit=time_limit, aim=aim, target=target, pareto=pareto,
+                keep_best=keep_best, **budget.sizes,
             )  # fmt: skip
         except BudgetMissed as error:
             missed, report = error, error.report  # type: ignore[assignment]
-        if with_bench and options.check != "off":
+        if with_bench and options.check != "off" and report.written:
             report.bench = api.bench_pair(run.source, run.out, options)
     run.finish(report)
     if missed is not None:

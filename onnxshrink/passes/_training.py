@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from onnxshrink.contract import Progress
     from onnxshrink.graph.file.model import Model
-    from onnxshrink.graph.gradients import Derivative, Loss
+    from onnxshrink.graph.gradients import Aim, Derivative
     from onnxshrink.graph.layers.parameters import Parameter
     from onnxshrink.runtime.worker import Worker
     from onnxshrink.trials import Feeds
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _CHECKS = 10  # steps from one look at the inputs that judge to the next
-_PATIENCE = 4  # looks that may bring nothing before it ends
+_PATIENCE = 2  # looks that may bring nothing before it goes back to the best
+_WILD = 2.0  # times the loss to begin with: so far no training should lead
 _SHARE = 0.05  # of an error: what a step changes where nobody says
-_LESS = 0.5  # of the rate, when a step went wrong
-_FALLS = 4  # how often it may
+_LESS = 0.3  # of the rate, from then on
+_FALLS = 3  # how often it may
 _SMALL = 1e-2  # the unit of numbers that are all zero
 
 
@@ -49,6 +50,21 @@ class Schedule:
     batch: int
     seconds: float | None = None
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a model is held to.
+
+    Attributes:
+        aims: Losses by name.
+        weights: Of each loss.
+        targets: For every input, by name of the loss what is wanted.
+    """
+
+    aims: Mapping[str, Aim]
+    weights: Mapping[str, float]
+    targets: Sequence[Mapping[str, np.ndarray]]
 
 
 @dataclass
@@ -75,7 +91,7 @@ class Student:
 
     Args:
         model: The model; it is left as it is.
-        losses: By name of a value how it is held against what is wanted of it.
+        aims: Its losses by name.
         parameters: What may change.
         worker: Where to run it.
 
@@ -85,13 +101,13 @@ class Student:
     """
 
     def __init__(
-        self, model: Model, losses: Mapping[str, Loss], parameters: Sequence[Parameter],
+        self, model: Model, aims: Mapping[str, Aim], parameters: Sequence[Parameter],
         worker: Worker,
     ):  # fmt: skip
         from onnxshrink.graph.gradients import differentiate, measured
         from onnxshrink.trials import Exchange
 
-        self._measured = measured(model, losses)
+        self._measured = measured(model, aims)
         wanted = [each.differentiated for each in parameters]
         ends = list(self._measured.losses.values())
         made: Derivative = differentiate(self._measured.model, ends, wanted)
@@ -107,12 +123,12 @@ class Student:
     def run(
         self, feed: Arrays, targets: Arrays, weights: Mapping[str, float], numbers: Arrays
     ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """The loss of each value for one input, and the gradients of their weighted sum.
+        """Each loss for one input, and the gradients of their weighted sum.
 
         Args:
             feed: The input.
-            targets: By value what is wanted of it.
-            weights: By value the weight of its loss.
+            targets: By loss what is wanted.
+            weights: Of each loss.
             numbers: Of the parameters.
         """
         import numpy as np
@@ -138,7 +154,15 @@ class Student:
 
 def stored(parameters: Sequence[Parameter], numbers: Arrays) -> dict[str, np.ndarray]:
     """Numbers in the types that the file holds them in."""
-    return {each.name: numbers[each.name].astype(each.tensor.dtype.numpy()) for each in parameters}
+    import numpy as np
+
+    found = {}
+    for each in parameters:
+        exact = numbers[each.name]
+        found[each.name] = (np.rint(exact) if each.rounded else exact).astype(
+            each.tensor.dtype.numpy()
+        )
+    return found
 
 
 @dataclass
@@ -148,16 +172,14 @@ class Training:
     Attributes:
         student: What is trained.
         feeds: Inputs.
-        targets: For each input what is wanted of each value.
-        weights: By value the weight of its loss.
+        goal: What it is held to.
         progress: Told how far it is.
         name: What it is called there.
     """
 
     student: Student
     feeds: Feeds
-    targets: Sequence[Arrays]
-    weights: Mapping[str, float]
+    goal: Goal
     progress: Progress
     name: str
 
@@ -173,7 +195,7 @@ class Training:
 
         from onnxshrink.kernels.adam import Adam
 
-        start, falls, idle = time.monotonic(), 0, 0
+        start, falls, astray, idle = time.monotonic(), 0, 0, 0
         numbers = {each.name: each.numbers() for each in self.student.parameters}
         kept = {each.name: _kept(each, numbers[each.name]) for each in self.student.parameters}
         adam = Adam(numbers, {name: _unit(numbers[name]) * kept[name] for name in numbers})
@@ -184,32 +206,35 @@ class Training:
         for step in range(schedule.steps):
             share = step / schedule.steps
             if schedule.seconds is not None:
-                share = max(share, (time.monotonic() - start) / schedule.seconds)
+                passed = time.monotonic() - start
+                share = max(share, passed / schedule.seconds) if schedule.seconds else 1.0
             if share >= 1:
                 best.notes.append(f"ended by its time limit after {step} steps")
                 break
             self.progress(self.name, round(share * schedule.steps), schedule.steps)
             gradients = self._gradients(next(batches), numbers)
-            if all(np.isfinite(each).all() for each in gradients.values()):
+            sound = all(np.isfinite(each).all() for each in gradients.values())
+            if sound:
                 adam.step(gradients, rate * (1 + math.cos(math.pi * share)) / 2)
                 best.steps = step + 1
                 if best.steps % _CHECKS and best.steps < schedule.steps:
                     continue
-            error = self._judged(judge, numbers)
+            error = self._judged(judge, numbers) if sound else math.inf
             if error < best.after:
                 best.after, idle = error, 0
                 best.numbers = {name: each.copy() for name, each in numbers.items()}
-            elif math.isfinite(error) and error < 2 * before:
-                idle += 1
-            else:  # it left the ground
-                falls, rate = falls + 1, rate * _LESS
+                continue
+            wild = not error < _WILD * before
+            idle += 1
+            if wild or idle > _PATIENCE:  # from the best on, in smaller steps
+                falls, astray, idle, rate = falls + 1, astray + wild, 0, rate * _LESS
                 for name, each in best.numbers.items():
                     numbers[name][...] = each
                 adam.forget()
-            if idle > _PATIENCE or falls > _FALLS:
+            if falls > _FALLS:
                 break
-        if falls:
-            best.notes.append(f"{falls} times steps led astray and were taken back")
+        if astray:
+            best.notes.append(f"{astray} times steps led astray and were taken back")
         self.progress(self.name, schedule.steps, schedule.steps)
         return best
 
@@ -223,12 +248,13 @@ class Training:
     def _judged(self, inputs: Sequence[int], numbers: Arrays) -> float:
         """The weighted loss of some inputs, in share of all."""
         found = (self._one(number, numbers)[0] for number in inputs)
-        each = [sum(self.weights[name] * loss for name, loss in one.items()) for one in found]
+        weights = self.goal.weights
+        each = [sum(weights[name] * loss for name, loss in one.items()) for one in found]
         return math.fsum(each) / len(each)
 
     def _one(self, number: int, numbers: Arrays) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        feed, targets = self.feeds[number], self.targets[number]
-        return self.student.run(feed, targets, self.weights, numbers)
+        feed, targets = self.feeds[number], self.goal.targets[number]
+        return self.student.run(feed, targets, self.goal.weights, numbers)
 
 
 def _kept(parameter: Parameter, numbers: np.ndarray) -> np.ndarray:

@@ -272,7 +272,8 @@ def _uses(value: ir.Value, model: Model) -> _Use:
                 found.choices.extend(constant.ravel().tolist())
             elif one_hot is not None and position == 0:
                 depth = _constant(node.inputs[one_hot.depth])
-                found.index(column, 0 if depth is None else int(depth.item()) - offset)
+                known = [] if depth is None else depth.ravel()[:1].tolist()
+                found.index(column, int(known[0]) - offset if known else 0)
             elif operators.looks_up(node) and position == 0:
                 last = value.shape is not None and _axis(node) in (-1, len(value.shape) - 1)
                 picked = int(constant.item()) if intact and last and constant.size == 1 else column
@@ -310,7 +311,7 @@ def _table_size(node: ir.Node, position: int, any_axis: bool) -> int:
     dims = _dims(table) if table is not None else None
     if not dims:
         return 0
-    sizes = dims if any_axis else [dims[_axis(node)]]
+    sizes = dims if any_axis else dims[_axis(node) :][:1]  # none where the graph is wrong
     return min((size for size in sizes if isinstance(size, int)), default=0)
 
 

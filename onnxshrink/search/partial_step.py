@@ -46,7 +46,7 @@ class PartialStep:
             raise RecipeError(f"{step.name}: does not work weight by weight")
         self.model, self.step, self.settings, self.worker = model, step, settings, worker
         self._judge = Judge(model, settings, worker)
-        self.original = self._judge.original or Answers((), [])
+        self.original = (self._judge.original or Answers((), [])).plain
         self.feeds = settings.feeds[: len(self.original.outputs)]
         needs = tuple(step.needs(model))
         self._statistics: Any = {}
@@ -76,7 +76,11 @@ class PartialStep:
         Raises:
             ModelError: The model does not run.
         """
-        return self._judge.effect(model)
+        figures, answers = self._judge.effect(model)
+        if answers.entering:
+            answers = answers.plain
+            figures = self.original.figures(answers)
+        return figures, answers
 
     def _select(self, **options: Any) -> Pass:
         selection = replace(self.step.weights, **options)

@@ -238,7 +238,7 @@ class Exchanged:
 @contextlib.contextmanager
 def exchange(parts: PartialStep) -> Iterator[Anew | Exchanged]:
     """The fastest way to measure that gives what the step gives."""
-    wanted = parts.effect(parts.whole)[1]
+    wanted = parts.effect(parts.whole)[1].plain
     arrays = _rebuilt(parts)
     if arrays is None:
         yield Anew(parts)

@@ -214,6 +214,32 @@ def test_float16_products(stored: dict[str, np.ndarray], worker: Worker, tmp_pat
     holds(Case("chain", chain, ("V", "W"), case.feed), stored, worker, tmp_path, 3e-2)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"per_channel": False}, {"dtype": "uint8", "symmetric": False}], ids=str
+)
+def test_a_table_that_is_looked_up_too(
+    options: dict[str, Any], stored: dict[str, np.ndarray], worker: Worker, tmp_path: Path
+) -> None:
+    model = parsed(
+        """g (float[3, 64] x, int64[2, 2] i) => (float y, float e) {
+            t = Transpose <perm = [1, 0]> (W)  y = MatMul(x, t)  e = Gather(W, i) }""",
+        W=normal(80, 64),
+    )
+    case = Case(
+        "tied", model, ("W",), {"x": normal(3, 64, seed=1), "i": np.array([[0, 79], [7, 7]])}
+    )
+    quantized(model, tmp_path, **options)
+    assert counted(tmp_path)["MatMulInteger"] == 1
+    codes = [t for t in onnx.load(tmp_path / "after.onnx").graph.initializer if len(t.dims) == 2]
+    assert [(len(t.raw_data), tuple(t.dims)) for t in codes] == [(80 * 64, (80, 64))]
+    feed = {**case.feed, "x": rounded(case.feed["x"])}
+    wanted = worker.run(reference(case, stored, tmp_path), [feed], LEVELS[0]).outputs[0]
+    if not integer_kernels.saturates():
+        for level in LEVELS:
+            found = worker.run(tmp_path / "after.onnx", [case.feed], level).outputs[0]
+            equal(found, wanted, 2e-6)
+
+
 def test_float_weights_where_products_are_left(tmp_path: Path) -> None:
     for kind, name in ((np.float64, "double"), (ml_dtypes.bfloat16, "bfloat16")):
         model = parsed(

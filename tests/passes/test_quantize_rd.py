@@ -183,6 +183,13 @@ def test_near_ties_that_no_grid_keeps_are_told(worker: Worker) -> None:
     assert step.status == "rolled back"
     assert "times what may be lost of the answers" in step.reason
     assert "lower --min-fidelity" in step.reason
+    goal: dict[str, Any] = {"feeds": feeds, "min_fidelity": 1.0, "measure": "agreement"}
+    result, step = quantized(worker, model, beside_integers=True, **goal)
+    assert step.status == "done"
+    assert (
+        np.mean([rate.entropy_bits(array) / array.size for array in codes(result.model).values()])
+        < 9
+    )
 
 
 def test_nothing_to_do_is_said(worker: Worker) -> None:

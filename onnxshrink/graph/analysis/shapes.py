@@ -304,7 +304,7 @@ class _Walker:
             if node.op_type == "Shape" and shape is not None:
                 shape = shape[attributes.get("start", 0) : attributes.get("end")]
             sizes = static(shape)
-            if sizes is not None:
+            if sizes is not None and math.prod(sizes) < 2**63:  # else no int64 holds it
                 result = sizes if node.op_type == "Shape" else math.prod(sizes)
                 self.known[node.outputs[0]] = np.array(result, np.int64)
             return
@@ -489,7 +489,7 @@ def _proto(
     proto = onnx.NodeProto(op_type=op_type, domain=domain, input=names)
     proto.output.extend(f"o{index}" for index in range(len(outputs)))
     for name, value in attributes.items():
-        if name in schema.attributes and value != []:  # an empty list has no type
+        if name in schema.attributes and value not in ([], ()):  # an empty list has no type
             if isinstance(value, ir.TensorProtocol):
                 value = ir.serde.serialize_tensor(value)
             proto.attribute.append(onnx.helper.make_attribute(name, value))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Collection, Iterator
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from onnxshrink import files, sidecar
@@ -47,6 +49,46 @@ def superseding(path: Path, spare: Collection[Path] = ()) -> Iterator[None]:
         if not spared and not sidecar.updates(file):
             with contextlib.suppress(OSError):  # it stays, and nobody is told that it went
                 file.unlink()
+
+
+@contextlib.contextmanager
+def kept(path: Path, beside: Collection[Path] = ()) -> Iterator[Callable[[], bool]]:
+    """Hold on to the model at a path while another is written there.
+
+    Args:
+        path: Where the model is, if there is one.
+        beside: Files that belong to it, whether or not they are there.
+
+    Yields:
+        A function that puts it back, with its data, in place of the other; False where there was
+        none.
+    """
+    if not path.is_file():
+        yield lambda: False
+        return
+    old = [file for file in (path, *data_files(path), *beside) if file.is_file()]
+    with files.scratch(path.absolute().parent) as folder:
+        held = [folder / str(number) for number in range(len(old))]
+        with files.writing(path):
+            for file, link in zip(old, held, strict=True):
+                _link(file, link)
+
+        def put_back() -> bool:
+            for file in {*data_files(path), *beside} - set(old):
+                file.unlink(missing_ok=True)
+            for file, link in zip(old, held, strict=True):
+                os.replace(link, file)
+            return True
+
+        yield put_back
+
+
+def _link(file: Path, link: Path) -> None:
+    """Another name for a file, or a copy where the file system has no such names."""
+    try:
+        os.link(file, link, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(file, link, follow_symlinks=False)
 
 
 def superseded(old: Collection[Path], path: Path) -> list[str]:

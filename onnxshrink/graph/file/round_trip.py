@@ -173,8 +173,11 @@ def _merge_function(
     new: onnx.FunctionProto, original: onnx.FunctionProto, touched: Collection[str], rewritten: bool
 ) -> None:
     what = f"function {original.name!r}"
-    if list(new.input) != list(original.input) or list(new.output) != list(original.output):
+    kept, more = new.input[: len(original.input)], new.input[len(original.input) :]
+    if list(kept) != list(original.input) or list(new.output) != list(original.output):
         raise _unjournaled(f"the inputs or outputs of {what}")
+    if not rewritten and not set(more) <= set(touched):
+        raise _unjournaled(f"the inputs of {what}")
     _keep_opsets(new, original)
     _keep_texts(new, original, ("doc_string",), what)
     for name in ("attribute", "attribute_proto"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +23,7 @@ from onnxshrink.errors import BudgetMissed, UnsupportedModel
 from onnxshrink.graph import read
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.forms.coded_nodes import LEAST_OPSET, LEVEL_BYTES, TENSOR_BYTES, Chains
-from onnxshrink.graph.rewrite.hoist import hoist_constants, separate_inputs
+from onnxshrink.graph.rewrite.hoist import hoist_constants, lift_constants, separate_inputs
 from onnxshrink.graph.rewrite.opset import raise_opset
 from onnxshrink.kernels import coded, coded_plan
 
@@ -37,7 +37,6 @@ _WORTH = 0.97  # of its bytes that a tensor must go below
 _MOST_VALUES = 256
 _SET_OF_TABLES = 3000  # bytes that one more set of tables takes, with its nodes
 _TOO_LARGE = "as ONNX Runtime would not fold nodes with outputs so large"
-_IN_FUNCTION = "as the body of a function sees nothing of the graph; inlined it would be coded"
 _OUTSIDE = "as an input or an output of the model"
 _MANY_VALUES = f"has more than {_MOST_VALUES} different values"
 _NOT_SMALLER = "would not get smaller"
@@ -152,7 +151,7 @@ class Coding:
         ]
         if self.raised:
             lines.append(f"operator set raised from {self.raised} to {LEAST_OPSET} for CumSum")
-        for reason in (_TOO_LARGE, _IN_FUNCTION, _OUTSIDE):
+        for reason in (_TOO_LARGE, _OUTSIDE):
             names = [name for name, why in self.plain.items() if why == reason]
             if names:
                 lines.append(f"left plain, {reason}: {', '.join(names)}")
@@ -188,7 +187,7 @@ def save(model: Model, path: str | os.PathLike[str], *, durable: bool = True) ->
 def code(model: Model) -> Coding:
     """Replace tensors by chains of nodes that rebuild them, where that takes fewer bytes.
 
-    Large constants of nodes and bodies become initializers of the main graph, as when packed.
+    Large constants of nodes, bodies and functions become initializers of the main graph.
 
     Args:
         model: Changed in place.
@@ -202,6 +201,10 @@ def code(model: Model) -> Coding:
             coding.raised = 0
             coding.plain["all"] = str(error)
             return coding
+    lift_constants(
+        model,
+        lambda inside, value: _candidate(f"{inside.name}/{value.name}", value, coding) is not None,
+    )
     hoist_constants(model, _FEWEST)
     if model.ir.ir_version < 4:
         separate_inputs(model)
@@ -230,19 +233,11 @@ def _candidates(model: Model, coding: Coding) -> list[Candidate]:
             coding.plain[name] = _OUTSIDE
         else:
             found.append(one)
-    for function in model.ir.functions.values():
-        for value in _constants(function):
-            name = f"{function.name}/{value.name}"
-            if _candidate(name, value, coding) is not None:
-                coding.plain[name] = _IN_FUNCTION
     return found
 
 
-def _constants(function: ir.Function) -> Iterator[ir.Value]:
-    for scope in (function, *function.subgraphs()):
-        if isinstance(scope, ir.Graph):
-            yield from scope.initializers.values()
-        yield from (node.outputs[0] for node in scope if read.is_constant(node))
+def _is_worth_it(function: ir.Function, value: ir.Value, coding: Coding) -> bool:
+    return _candidate(f"{function.name}/{value.name}", value, coding) is not None
 
 
 def _candidate(name: str, value: ir.Value, coding: Coding) -> Candidate | None:

@@ -8,6 +8,7 @@ MatMulIntegerToFloat. For that the order of the operands of each Mul matters.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from onnxshrink.graph import operators, read, surgery
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.forms import products
 from onnxshrink.graph.forms.dequantize import code_tensor, factor, trimmed
-from onnxshrink.graph.forms.layout import Layout
+from onnxshrink.graph.forms.layout import SHORT_ROW, Layout
 from onnxshrink.graph.forms.layout import of as layout_of
 from onnxshrink.graph.forms.rebuild import Rebuild
 from onnxshrink.graph.rewrite import opset
@@ -40,10 +41,15 @@ def why_not(view: WeightView) -> str:
     """Why a weight's products cannot be integer ones; empty when they can."""
     if view.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
         return f"DynamicQuantizeLinear takes float, not {view.dtype.name.lower()}"
+    lookups = products.lookups(view)
     try:
-        products.of(view)
+        multiplied = products.of(view, but=lookups, turned=bool(lookups))
     except ValueError as error:
         return str(error)
+    if not multiplied:
+        return f"is used by {view.op_type}"
+    if lookups and view.shape[1] < SHORT_ROW:
+        return f"is looked up, too, in rows of {view.shape[1]}, which are not worth a scale each"
     return ""
 
 
@@ -142,21 +148,65 @@ def integer_products(
         Bytes that it takes now, about.
     """
     rebuild = Rebuild(model, view)
+    lookups = products.lookups(view)
+    if lookups:  # as rows; products read the transpose, which is folded as the model is loaded
+        stored = replace(stored, codes=np.ascontiguousarray(stored.codes.T))
     codes = rebuild.constant(code_tensor(stored, stored.codes.shape), "q")
     if stored.bits < 8:
         kind = ir.DataType[stored.codes.dtype.name.upper()]
         codes = rebuild.node("Cast", [codes], "c", to=kind.value)  # folded as the model is loaded
+    table = codes
+    if lookups:
+        codes = rebuild.node("Transpose", [codes], "t", perm=[1, 0])
     integers = _Integers(rebuild, stored, codes, trimmed(stored.scale, stored.scale.ndim))
-    for product in products.of(view):
+    for use in lookups:
+        rows = _looked_up(rebuild, use.node, table, integers.parameters, stored)
+        rebuild.put_in_place(use.node, [rows])
+    for product in products.of(view, but=lookups, turned=bool(lookups)):
         rows, step, middle = activations.of(product.activation, product.node, view.dtype)
         if product.turned_activation:
             rows = rebuild.node("Transpose", [rows], "x", perm=[1, 0])
         result = integers.times("MatMulInteger", rows, step, middle)
         if view.dtype != _WORKING:
             result = rebuild.node("Cast", [result], "t", to=view.dtype.value)
-        rebuild.put_in_place(product.node, [product.completed(rebuild, result)])
+        products.replace(rebuild, product, result)
     rebuild.drop()
     return rebuild.nbytes
+
+
+def _looked_up(
+    rebuild: Rebuild, node: ir.Node, table: ir.Value, parameters: Sequence[ir.Value],
+    stored: Quantized,
+) -> ir.Value:  # fmt: skip
+    """Rows of a table of codes, rebuilt behind the lookup.
+
+    Args:
+        rebuild: Where the nodes go.
+        node: The lookup.
+        table: The codes, a row for each number.
+        parameters: Their scale, and their zero point where there is one.
+        stored: What these hold.
+    """
+    indices = node.inputs[1]
+    assert indices is not None
+    zero = stored.zero_point
+    each = [stored.scale.size > 1, zero is not None and len(np.unique(zero)) > 1]
+    own = []
+    for value, of_rows in zip(parameters, each, strict=False):
+        if of_rows:
+            value = rebuild.node("Gather", [value, indices], "g", axis=0)
+            last = rebuild.constant(np.array([-1], np.int64), "l")
+            value = rebuild.node("Unsqueeze", [value, last], "e")
+        own.append(value)
+    rows = rebuild.node("Gather", [table, indices], "q", axis=0)
+    rows = rebuild.node("Cast", [rows], "c", to=_WORKING.value)
+    for middle in own[1:]:
+        taken = rebuild.node("Cast", [middle], "d", to=_WORKING.value)
+        rows = rebuild.node("Sub", [rows, taken], "o")
+    rows = rebuild.node("Mul", [rows, own[0]], "w")
+    if rebuild.view.dtype == _WORKING:
+        return rows
+    return rebuild.node("Cast", [rows], "t", to=rebuild.view.dtype.value)
 
 
 def integer_conv(
@@ -210,6 +260,11 @@ class _Integers:
         self._scale = factor(rebuild, scale, _WORKING)
         self._zero = _zero_point(rebuild, stored)
         rebuild.place()
+
+    @property
+    def parameters(self) -> list[ir.Value]:
+        """The scales, and the zero points where there are some."""
+        return [self._scale, *self._zero]
 
     def times(
         self, op_type: str, data: ir.Value, step: ir.Value, middle: ir.Value, **attributes: Any

@@ -16,7 +16,8 @@ from onnxshrink.kernels.affine import Quantized
 #: ``stored``: as it is. ``turned``: its transpose. ``matrix``: [outputs, inputs], filled up with
 #: zeros to whole blocks.
 Order = Literal["stored", "turned", "matrix"]
-_SHORT_ROW = 32  # a scale for every row of a lookup that is shorter would cost more than it gains
+#: Shorter rows of a lookup have no scale each.
+SHORT_ROW = 32  # a scale for every row of a lookup that is shorter would cost more than it gains
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ class Layout:
         if self.order == "turned":
             values = values.T
         elif self.order == "matrix":
-            rows = self.view.to_matrix(values)
-            values = np.pad(rows, ((0, 0), (0, math.prod(self.shape[1:]) - rows.shape[1])))
+            values = self.view.to_matrix(values)
+            if missing := math.prod(self.shape[1:]) - values.shape[1]:  # else it is no copy
+                values = np.pad(values, ((0, 0), (0, missing)))
         return values.reshape(self.shape)
 
     def arranged(self, stored: Quantized) -> Quantized | None:
@@ -100,7 +102,7 @@ def of(
         if last - first == len(contract) and inner % block_size == 0:
             split = (inner // block_size, block_size)
             return Layout(view, shape[:first] + split + shape[last:], (first + 1,), order)
-    if view.main.is_lookup and view.size // shape[view.axes.out[0]] < _SHORT_ROW:
+    if view.main.is_lookup and view.size // shape[view.axes.out[0]] < SHORT_ROW:
         return Layout(view, shape, view.axes.out, order)
     return Layout(view, shape, contract, order)
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxshrink.graph import surgery
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.forms import products
 from onnxshrink.graph.forms.rebuild import Rebuild
 from onnxshrink.graph.rewrite import opset
-from onnxshrink.graph.weights.views import Use, WeightView
+from onnxshrink.graph.weights.views import WeightView
 from onnxshrink.kernels import bits
 from onnxshrink.kernels.affine import Quantized
 
@@ -27,7 +26,7 @@ def why_not(view: WeightView, nbits: int, block_size: int = 32) -> str:
     """
     if view.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
         return f"MatMulNBits takes float and float16, not {view.dtype.name.lower()}"
-    lookups = _lookups(view)
+    lookups = products.lookups(view)
     if len(lookups) == len(view.uses) and not view.others:
         whole = view.shape[1] * nbits % 8 == 0
         return "" if whole else f"a row of {view.shape[1]} codes does not fill its last byte"
@@ -40,11 +39,6 @@ def why_not(view: WeightView, nbits: int, block_size: int = 32) -> str:
     if lookups and view.shape[1] % block_size:
         return f"is looked up, too, and {view.shape[1]} is no multiple of {block_size}"
     return ""
-
-
-def _lookups(view: WeightView) -> list[Use]:
-    """The uses that look up rows of a matrix."""
-    return [use for use in view.uses if len(view.shape) == 2 and use.picks_rows]
 
 
 def stored(model: Model, view: WeightView, codes: Quantized, accuracy_level: int) -> int:
@@ -65,7 +59,7 @@ def stored(model: Model, view: WeightView, codes: Quantized, accuracy_level: int
     # The operators' codes are unsigned, with the zero point in the middle unless one is given.
     middle = 0 if codes.dtype.startswith("u") else 1 << (codes.bits - 1)
     numbers = codes.codes.astype(np.uint8) + np.uint8(middle)
-    lookups = _lookups(view)
+    lookups = products.lookups(view)
     multiplied = products.of(view, but=lookups, turned=True)
     width = view.size // rows
     if not multiplied:  # products take every block whole
@@ -102,10 +96,6 @@ def stored(model: Model, view: WeightView, codes: Quantized, accuracy_level: int
             "MatMulNBits", [product.rows(rebuild), data, *inputs], "m", _DOMAIN,
             K=width, N=rows, bits=codes.bits, block_size=block_size, **level,
         )  # fmt: skip
-        turned = product.node.inputs[product.way.index]
-        rebuild.put_in_place(product.node, [product.completed(rebuild, result)])
-        between = None if turned is None or turned is view.value else turned.producer()
-        if turned is not None and between is not None and not turned.uses():
-            surgery.remove(model, between)
+        products.replace(rebuild, product, result)
     rebuild.drop()
     return rebuild.nbytes

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxshrink.graph import operators
+from onnxshrink.graph import operators, surgery
 from onnxshrink.graph.forms.rebuild import Rebuild
 from onnxshrink.graph.weights.views import Use, WeightView
 
@@ -113,6 +113,20 @@ def _product(view: WeightView, use: Use, turned: bool) -> RebuiltProduct:
     if way.function not in FUNCTIONS:
         raise ValueError(f"is used by {use.op_type}, of which {way.hidden}")
     return RebuiltProduct(way, way.alpha, way.beta, way.function)
+
+
+def lookups(view: WeightView) -> list[Use]:
+    """The uses that look up rows of a matrix."""
+    return [use for use in view.uses if len(view.shape) == 2 and use.picks_rows]
+
+
+def replace(rebuild: Rebuild, product: RebuiltProduct, result: ir.Value) -> None:
+    """Put a value in the place of a product, and a Transpose of its weight out of the graph."""
+    weight = product.node.inputs[product.way.index]
+    rebuild.put_in_place(product.node, [product.completed(rebuild, result)])
+    between = None if weight is None or weight is rebuild.view.value else weight.producer()
+    if weight is not None and between is not None and not weight.uses():
+        surgery.remove(rebuild.model, between)
 
 
 def _only_turned(view: WeightView, use: Use) -> bool:

@@ -6,10 +6,8 @@ differentiated by its definition.
 """
 
 from onnxshrink.graph.gradients.backward import Derivative, Stop, differentiate
-from onnxshrink.graph.gradients.definitions import spelled_out
-from onnxshrink.graph.gradients.losses import Loss, Measured, Soft, Squares, measured
+from onnxshrink.graph.gradients.losses import Aim, Measured, Soft, Squares, measured
 
 __all__ = [
-    "Derivative", "Loss", "Measured", "Soft", "Squares", "Stop", "differentiate", "measured",
-    "spelled_out",
+    "Aim", "Derivative", "Measured", "Soft", "Squares", "Stop", "differentiate", "measured",
 ]  # fmt: skip

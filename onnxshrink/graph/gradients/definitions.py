@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import Any
 
@@ -9,11 +10,16 @@ import onnx
 import onnx.inliner
 import onnx_ir as ir
 
+from onnxshrink.graph import operators, read
 from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.gradients.application import Application
+from onnxshrink.graph.gradients.recurrent import unrolled
 from onnxshrink.graph.gradients.rules import RULES, STOPS
 from onnxshrink.graph.gradients.terms import Tape
-from onnxshrink.graph.operators import contrib
+from onnxshrink.graph.operators import Recurrent, contrib
 from onnxshrink.graph.rewrite import inline, opset, plain
+
+logger = logging.getLogger(__name__)
 
 _OPSET = 17  # all that rules record means the same from here on
 _DEPTH = 4  # definitions are written in operators that may have definitions themselves
@@ -35,7 +41,19 @@ def spelled_out(model: Model) -> Model:
             break
         Tape.over(copy)  # definitions depend on types
         copy.rewrite_proto(partial(_inlined, composed, copy.opset))
+    _unroll(copy)
     return copy
+
+
+def _unroll(model: Model) -> None:
+    """Write out recurrent layers; those that cannot be stay, and stop gradients."""
+    found = [node for node in model.ir.graph if operators.of(node, Recurrent) is not None]
+    for node in found:
+        tape = Tape.over(model)
+        try:
+            tape.put_in_place(node, unrolled(Application.of(node, tape)))
+        except read.Unknown as reason:
+            logger.debug("%s %r: %s", node.op_type, node.name, reason)
 
 
 def _is_composed(node: ir.Node, version: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.gradients.definitions import spelled_out
@@ -34,16 +35,22 @@ class Soft:
         temperature: What scores are divided by.
         probabilities: Whether they are probabilities, whose logarithms are scores.
         axis: Of the classes.
+        shares: Whether what is wanted is shares themselves, 1 for a label, rather than scores.
     """
 
     temperature: float = 1.0
     probabilities: bool = False
     axis: int = -1
+    shares: bool = False
 
     def term(self, value: Term, target: Term) -> Term:
         """The loss."""
-        ours, wanted = (self._logarithms(each) for each in (value, target))
-        share = wanted.apply("Exp")
+        ours = self._logarithms(value)
+        if self.shares:
+            share, wanted = target, target.apply("Max", target.number(_LEAST)).apply("Log")
+        else:
+            wanted = self._logarithms(target)
+            share = wanted.apply("Exp")
         return _total(share * (wanted - ours)) * self.temperature**2
 
     def _logarithms(self, scores: Term) -> Term:
@@ -52,7 +59,11 @@ class Soft:
         return (scores / self.temperature).apply("LogSoftmax", axis=self.axis)
 
 
-Loss = Squares | Soft
+class Aim(NamedTuple):
+    """A value, and how it is held against what is wanted of it."""
+
+    value: str
+    loss: Squares | Soft
 
 
 @dataclass(frozen=True)
@@ -61,8 +72,8 @@ class Measured:
 
     Attributes:
         model: It takes targets beside its inputs, and gives the losses.
-        targets: By value the input for what is wanted of it.
-        losses: By value the output that is its loss, one number.
+        targets: By loss the input for what is wanted.
+        losses: By loss the output that it is, one number.
     """
 
     model: Model
@@ -70,19 +81,19 @@ class Measured:
     losses: Mapping[str, str]
 
 
-def measured(model: Model, losses: Mapping[str, Loss]) -> Measured:
-    """Let a model compute losses of its values.
+def measured(model: Model, aims: Mapping[str, Aim]) -> Measured:
+    """Let a model compute losses of values of its main graph.
 
     Args:
         model: The model; it is left as it is.
-        losses: By name of a value of its main graph how it is held against its target.
+        aims: The losses by name.
     """
     tape = Tape.over(spelled_out(model))
     known = tape.values
-    targets = {name: tape.input(f"{name}.target", known[name]) for name in losses}
+    targets = {name: tape.input(f"{name}.target", known[aim.value]) for name, aim in aims.items()}
     made = {
-        name: tape.named(loss.term(tape.of(known[name]), targets[name]), f"{name}.loss")
-        for name, loss in losses.items()
+        name: tape.named(aim.loss.term(tape.of(known[aim.value]), targets[name]), f"{name}.loss")
+        for name, aim in aims.items()
     }
     return Measured(
         tape.model([*targets.values()], [*made.values()]),

@@ -31,7 +31,7 @@ RULES: Mapping[tuple[str, str], Rule] = {
 _STEPS = "is a function of steps, whose slope is 0"
 _DRAWS = "draws random numbers"
 _BODY = "runs a graph of its own"
-_STATES = "hands on states from step to step"
+_STATES = "takes steps that are too many to write out, or computed otherwise than usual"
 _UNMET = "is met in hardly any model, and has no rule"
 
 #: Operators that make floating-point numbers of others and have no rule on purpose, and why.

@@ -70,6 +70,10 @@ class Tape:
         self._model.touch(copy.value.name)
         return copy
 
+    def put_in_place(self, node: ir.Node, results: Sequence[Term]) -> None:
+        """Put what is recorded in the place of a node, whose names the results take."""
+        self._recorder.put_in_place(node, [term.value for term in results])
+
     def model(self, inputs: Sequence[Term], outputs: Sequence[Term]) -> Model:
         """The model that takes these inputs beside its own, and gives these outputs.
 

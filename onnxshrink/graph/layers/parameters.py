@@ -1,4 +1,4 @@
-"""The floating-point numbers of a model that can be tuned while it keeps its form and size."""
+"""The numbers of a model that can be tuned while it keeps its form and size."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class Parameter:
         value: The constant.
         tensor: Its contents, possibly still on disk.
         kind: ``scales`` of codes, ``tables`` of codebooks, ``gains`` of norms and other products
-            with a number for each channel, ``biases``, ``weights`` that are floating-point.
+            with a number for each channel, ``biases`` (in integers, too), ``weights`` that are
+            floating-point.
         owner: The name of the operand that it is part of, which people know.
         node: The operator that uses it.
         fixed: Why it must stay as it is; empty where it may change.
@@ -50,11 +51,15 @@ class Parameter:
 
     @property
     def differentiated(self) -> str:
-        """The value that its gradient is asked of: what it is cast to, where it is only cast."""
+        """The value that its gradient is asked of: what floats it becomes, where it only does."""
         users = [node for node, _ in self.value.uses()]
-        if len(users) == 1 and operators.moves(users[0]) == "converts":
-            return users[0].outputs[0].name or ""
-        return self.name
+        becomes = len(users) == 1 and (operators.moves(users[0]) == "converts" or self.rounded)
+        return (users[0].outputs[0].name or "") if becomes else self.name
+
+    @property
+    def rounded(self) -> bool:
+        """Whether it is stored in integers."""
+        return self.tensor.dtype not in FLOATS
 
     def numbers(self) -> npt.NDArray[np.float64]:
         """A copy of its contents; the file is let go of."""
@@ -78,8 +83,10 @@ def find(model: Model) -> Iterator[Parameter]:
 def _kind(operand: ConstantOperand, part: Constant) -> Kind | None:
     """What a constant is; None where it is nothing to tune."""
     node, index = operand.node, operand.index
-    if node is None or part.tensor.dtype not in FLOATS or not part.size:
+    if node is None or not part.size:
         return None
+    if part.tensor.dtype not in FLOATS:
+        return "biases" if _is_integer_bias(operand, part) else None
     if operand.main.tensor.dtype not in FLOATS:
         if part.path[:1] == ("Sub",):  # a zero point
             return None
@@ -121,9 +128,17 @@ def _fixed(model: Model, operand: ConstantOperand, part: Constant) -> str:
         return "holds NaN or infinity"
     if node is not None and operators.of(node, QuantizedRow) is not None:
         return f"ONNX Runtime computes {node.op_type} right only while its scales are constant"
-    if node is not None and _has_integer_bias(node):
+    if node is not None and part.tensor.dtype in FLOATS and _has_integer_bias(node):
         return "is the unit of a bias that is stored in integers"
     return ""
+
+
+def _is_integer_bias(operand: ConstantOperand, part: Constant) -> bool:
+    """Whether it holds the codes of a product's bias, which one DequantizeLinear makes floats."""
+    row = None if operand.node is None else operators.row(operand.node)
+    added = isinstance(row, Matrices | Convolution) and operand.index == row.bias
+    wide = part.tensor.dtype == ir.DataType.INT32
+    return added and wide and part is operand.main and part.path == ("DequantizeLinear",)
 
 
 def _has_integer_bias(node: ir.Node) -> bool:

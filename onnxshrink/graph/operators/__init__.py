@@ -6,6 +6,7 @@ from onnxshrink.graph.operators.predicates import (
     branches,
     carries,
     dequantizes,
+    looked_up_in_blocks,
     looks_up,
     moves,
     multiplies,
@@ -44,6 +45,7 @@ __all__ = [
     "Equation", "Gains", "Limit", "Lookup", "Matrices", "Movement", "Norm", "OneHot", "Product",
     "QuantizedRow", "Random", "Ranking", "Recurrent", "Reduction", "Row", "adds",
     "branches", "carries",
-    "dequantizes", "gains", "looks_up", "moves", "multiplies", "of", "picks", "product", "role",
+    "dequantizes", "gains", "looked_up_in_blocks",
+    "looks_up", "moves", "multiplies", "of", "picks", "product", "role",
     "row", "sides",
 ]  # fmt: skip

@@ -1,12 +1,13 @@
 """Constants move out of nodes and subgraphs into the main graph's initializers.
 
-There they can be stored outside the model file. Values in functions stay: a function sees nothing
-of the graph that calls it.
+There they can be stored outside the model file. Functions see nothing of the graph that calls them:
+their constants become inputs that it gives.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterator
 
 import onnx_ir as ir
 
@@ -49,6 +50,71 @@ def hoist_constants(model: Model, at_least: int) -> int:
     return moved
 
 
+def lift_constants(model: Model, wanted: Callable[[ir.Function, ir.Value], bool]) -> None:
+    """Turn constants of functions into inputs, which all callers give from the main graph.
+
+    Args:
+        model: Changed in place.
+        wanted: Which constants; those of functions that nothing calls stay.
+    """
+    given: dict[ir.TensorProtocol, ir.Value] = {}
+    sources: dict[ir.TensorProtocol, ir.TensorProtocol] = {}
+    waiting = True
+    while waiting:  # what a function gives to another is a constant of its own at first
+        waiting = False
+        for function in model.ir.functions.values():
+            calls = list(_calls(model, function))
+            own = _constants_of(function) if calls else ()
+            free = [each for each in own if not each.is_graph_output()]
+            for old in [each for each in free if wanted(function, each)]:
+                _lift(model, function, old, calls, given, sources)
+                waiting = True
+
+
+def _calls(model: Model, function: ir.Function) -> Iterator[tuple[ir.Graph | ir.Function, ir.Node]]:
+    """Every call of a function, and the function or the main graph that it is in."""
+    homes: list[ir.Graph | ir.Function] = [model.ir.graph, *model.ir.functions.values()]
+    for home in homes:
+        for scope in (home, *home.subgraphs()):
+            for node in scope:
+                if node.op_identifier() == function.identifier():
+                    yield home, node
+
+
+def _constants_of(function: ir.Function) -> Iterator[ir.Value]:
+    """The constants in the body of a function, and in bodies inside it."""
+    for scope in (function, *function.subgraphs()):
+        if isinstance(scope, ir.Graph):
+            yield from scope.initializers.values()
+        yield from (node.outputs[0] for node in scope if read.is_constant(node))
+
+
+def _lift(
+    model: Model, function: ir.Function, old: ir.Value,
+    calls: list[tuple[ir.Graph | ir.Function, ir.Node]],
+    given: dict[ir.TensorProtocol, ir.Value], sources: dict[ir.TensorProtocol, ir.TensorProtocol],
+) -> None:  # fmt: skip
+    tensor = read.constant(old)
+    assert tensor is not None
+    first = sources.get(tensor, tensor)
+    inner = ir.Value(name=model.unused_name(old.name or "constant"), type=old.type, shape=old.shape)
+    surgery.redirect(model, old, inner)
+    surgery.forget(model, old)
+    model.touch(inner.name)
+    function.inputs.append(inner)
+    for home, call in calls:
+        value = None if isinstance(home, ir.Function) else given.get(first)
+        if value is None:
+            recorder = surgery.Recorder(model, home)
+            value = recorder.constant(_shared(tensor), old.name or "constant")
+            recorder.put_first()
+        if not isinstance(home, ir.Function):
+            given[first] = value
+        elif (copy := read.constant(value)) is not None:
+            sources[copy] = first
+        surgery.set_input(model, call, len(function.inputs) - 1, value)
+
+
 def _move(
     model: Model, old: ir.Value, tensor: ir.TensorProtocol, uses: Counter[str | None]
 ) -> None:
@@ -56,14 +122,21 @@ def _move(
     if not name or uses[name] > 1:
         name = model.unused_name(name or "constant")
     model.touch(name)
-    # A tensor takes the name of the initializer that holds it; other clones of the model share this
-    # one, and must not see it change.
-    shape = ir.Shape(tensor.shape.numpy())
-    named = ir.LazyTensor(lambda: tensor, tensor.dtype, shape, name=name)
+    shape, named = ir.Shape(tensor.shape.numpy()), _shared(tensor)
+    named.name = name
     value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=named)
     surgery.redirect(model, old, value)
     surgery.forget(model, old)
     model.ir.graph.register_initializer(value)
+
+
+def _shared(tensor: ir.TensorProtocol) -> ir.LazyTensor:
+    """The same tensor, with a name of its own.
+
+    A tensor takes the name of the initializer that holds it; other clones of the model share this
+    one, and must not see it change.
+    """
+    return ir.LazyTensor(lambda: tensor, tensor.dtype, ir.Shape(tensor.shape.numpy()))
 
 
 def separate_inputs(model: Model) -> None:

@@ -56,6 +56,11 @@ class QuantizeRd(Pass):
     requantize: bool = option(
         False, help="weights that are integers already, too, which costs accuracy once more"
     )
+    beside_integers: bool = option(
+        False,
+        help="for integer kernels: where weights of 8 bits lose more than half of what may be lost,"
+        " lose twice as much as they do",
+    )
     weights: Select = select()
 
     @property

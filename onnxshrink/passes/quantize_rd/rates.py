@@ -33,6 +33,7 @@ _LEAST = 1e-9  # squared output error below which nothing was measured but round
 _SPEND = 0.02  # squared output error that the search begins with
 _FIDELITY = 0.99
 FINEST = 9  # mean bits of a weight beyond which codes of 8 bits do as well
+_BESIDE_INTEGERS = 2  # times what weights of 8 bits lose that may be lost beside integer kernels
 _EXACT = 1e-9  # a fidelity of 1 is asked for: this much may be lost
 _NEAR = 1.01  # how closely a goal in bytes is met, in what is spent: 0.007 bits a weight
 _PROBES = 2, 4  # feeds on which the effect of each layer is measured, first and second time
@@ -121,16 +122,17 @@ class StepSearch:
                 self.layers, self._half = [self._refitted(layer) for layer in self.layers], None
                 return _SPEND
             lost = self._losses(exchange)
+            most = self._may_lose(exchange, lost)
 
             def cost(spend: float) -> float:
                 loss, bits = self._loss(spend, exchange, lost)
-                if loss > 1 and bits > FINEST:
+                if loss > most and bits > FINEST:
                     raise DataError(
                         f"{options.name}: {bits:.1f} bits a weight lose {loss:.3g} times what may "
                         "be lost of the answers; lower --min-fidelity, give more inputs, or use "
                         "quantize-weights"
                     )
-                return loss
+                return loss / most
 
             return rate.largest(cost, _SPEND)
 
@@ -148,6 +150,20 @@ class StepSearch:
             for name, view in self._by_name.items()
         ]
         return spend
+
+    def _may_lose(self, exchange: Exchange, lost: Callable[[Answers], float]) -> float:
+        """How many times what may be lost of the answers may be: more only beside integers."""
+        from onnxshrink.kernels import affine
+
+        if not self.options.beside_integers:
+            return 1.0
+        weights = {}
+        for view in self.views:
+            if view.name not in exchange.refused:
+                weights[view.name] = affine.dequantize(_eight_bits(view)).astype(view.dtype.numpy())
+        loss = lost(exchange.answers(self._judge, weights))
+        _log.info("8 bits lose %.3f of what may be lost", loss)
+        return max(1.0, _BESIDE_INTEGERS * loss)
 
     def _losses(self, exchange: Exchange) -> Callable[[Answers], float]:
         """What tells how much of that which may be lost answers on the judging half lose."""

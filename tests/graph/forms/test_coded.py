@@ -289,18 +289,53 @@ def test_every_hard_model_answers_with_the_same_bits(tmp_path: Path) -> None:
             for a, b in zip(first.run(None, feed), second.run(None, feed), strict=True):
                 assert np.array_equal(a, b, equal_nan=True), case
     assert "input" in left["overridable"]["w"]
-    assert "function" in left["function"]["Block/own"]
+    assert not left["function"]
     reasons = {case: set(why.values()) for case, why in left.items() if why}
     assert reasons["quantized"] == {"would not get smaller"}
     assert reasons["bfloat16"] == {"has more than 256 different values"}
 
 
-def test_a_report_says_what_stays_plain_in_functions_and_inputs(tmp_path: Path) -> None:
-    for case, word in (("function", "Block/own"), ("overridable", "w")):
-        model = Model.from_proto(hard_models.coarse(hard_models.HARD[case]()).proto)
-        _, coding = coded.save(model, tmp_path / "small.onnx")
-        (line,) = [line for line in coding.warnings() if line.startswith("left plain")]
-        assert line.endswith(f": {word}")
+def test_a_report_says_what_stays_plain_in_inputs(tmp_path: Path) -> None:
+    model = Model.from_proto(hard_models.coarse(hard_models.HARD["overridable"]()).proto)
+    _, coding = coded.save(model, tmp_path / "small.onnx")
+    (line,) = [line for line in coding.warnings() if line.startswith("left plain")]
+    assert line.endswith(": w")
+
+
+def test_constants_of_functions_that_call_each_other_are_coded(tmp_path: Path) -> None:
+    """They become inputs, given from the main graph, once for all callers."""
+    own = numpy_helper.from_array(codes(WIDTH, WIDTH).astype(np.float32), "w")
+    inner = helper.make_function(
+        "local", "Inner", ["a"], ["b"],
+        [
+            helper.make_node("Constant", [], ["w"], value=own),
+            helper.make_node("MatMul", ["a", "w"], ["b"]),
+        ],
+        [helper.make_opsetid("", 17)],
+    )  # fmt: skip
+    outer = helper.make_function(
+        "local", "Outer", ["a"], ["c"],
+        [
+            helper.make_node("Inner", ["a"], ["b"], domain="local"),
+            helper.make_node("Relu", ["b"], ["c"]),
+        ],
+        [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)],
+    )  # fmt: skip
+    calls = [("Outer", "x", "h"), ("Inner", "h", "i"), ("Outer", "i", "y")]
+    model = model_of([helper.make_node(op, [a], [b], domain="local") for op, a, b in calls], {})
+    model.functions.extend([inner, outer])
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    onnx.save(model, tmp_path / "plain.onnx")
+    nbytes, coding = coded.save(Model.load(tmp_path / "plain.onnx"), tmp_path / "small.onnx")
+    assert coding.coded
+    assert nbytes < (tmp_path / "plain.onnx").stat().st_size / 4
+    onnx.checker.check_model(str(tmp_path / "small.onnx"), full_check=True)
+    feed = {"x": RNG.uniform(0, 9, (3, WIDTH)).astype(np.float32)}
+    (expected,) = session(tmp_path / "plain.onnx").run(None, feed)
+    (found,) = session(tmp_path / "small.onnx", tmp_path / "opt.onnx").run(None, feed)
+    assert np.array_equal(expected, found)
+    assert not {"Compress", "Gather"} & set(operators(tmp_path / "opt.onnx"))
+    assert coded_read.verify(tmp_path / "small.onnx") == len(coding.coded)
 
 
 def test_tensors_of_one_chain_are_written_together(tmp_path: Path) -> None:

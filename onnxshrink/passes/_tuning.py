@@ -1,0 +1,237 @@
+"""What tune and distill share: which numbers move, on which inputs, and what was won."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, ClassVar
+
+from onnxshrink.errors import DataError, InputsMissing, RecipeError
+from onnxshrink.options import option
+from onnxshrink.passes._training import Goal, Outcome, Schedule, Student, Training, stored
+from onnxshrink.pipeline import Context, Pass
+from onnxshrink.trials import answers
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from onnxshrink.graph.file.model import Model
+    from onnxshrink.graph.gradients import Aim
+    from onnxshrink.graph.layers.parameters import Kind, Parameter
+
+_ALIKE = 0.2  # losses of the model as it is tuned and as it will run
+_SAME = 1e-10  # a loss below this is rounding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning(Pass):
+    """A pass that moves numbers against gradients. Those that inherit say towards what."""
+
+    runs_models: ClassVar[bool] = True
+
+    steps: int = option(200, help="steps at most", ge=1)
+    rate: float | None = option(
+        None,
+        help="what the first steps change, in share of the numbers' size; unset: a twentieth of "
+        "the outputs' relative error",
+        ge=1e-6,
+        le=1,
+    )
+    batch: int = option(16, help="inputs of a step", ge=1)
+    time_limit: float | None = option(None, help="seconds after which it ends", ge=0)
+    reference: str = option(
+        "", help="file of the original model; empty: the model before the first step"
+    )
+    only: tuple[str, ...] = option(
+        (), help="move numbers of these only: operator types, names of weights, or patterns"
+    )
+    keep: tuple[str, ...] = option((), help="leave the numbers of these alone")
+
+    @property
+    def bound(self) -> float:
+        """Any: outputs may go as far as they had strayed. They are held to the original's here."""
+        return math.inf
+
+    def kinds(self) -> Sequence[Kind]:
+        """What may change."""
+        raise NotImplementedError
+
+    def goal(self, model: Model, original: Model, ctx: Context) -> Goal:
+        """What the model is held to.
+
+        Args:
+            model: The model.
+            original: The one that it is to be like.
+            ctx: Inputs, and where to run models.
+        """
+        raise NotImplementedError
+
+    def apply(self, model: Model, ctx: Context) -> None:
+        """Train, and keep what is closer to its goal on the inputs that judge."""
+        from onnxshrink.graph.forms import coded_read
+        from onnxshrink.graph.layers import parameters
+
+        original = coded_read.load(self.reference)[0] if self.reference else ctx.original
+        if original is None:
+            raise DataError(f"{self.name} needs the original model: name it with 'reference'")
+        found = list(parameters.find(model))
+        self._check_patterns(found)
+        chosen = []
+        for parameter in found:
+            if reason := self._why_not(parameter):
+                ctx.skip(parameter.owner or parameter.name, reason)
+            else:
+                chosen.append(parameter)
+        if not chosen:
+            return
+        if len(ctx.feeds) < 2 or ctx.generated:
+            raise InputsMissing(
+                f"{self.name} fits to one half of real inputs and judges by the other: give "
+                "--calibration DATA with two or more"
+            )
+        goal = self.goal(model, original, ctx)
+        if not goal.aims:
+            ctx.skip("model", "has no output of floating-point numbers that are not all zero")
+            return
+        schedule = Schedule(self.rate, self.steps, self.batch, self.time_limit, ctx.seed)
+        train(model, goal, chosen, schedule, ctx)
+
+    def _why_not(self, parameter: Parameter) -> str:
+        if parameter.kind not in self.kinds():
+            return f"{parameter.kind} are not among what may change"
+        if self.only and not any(_matches(pattern, parameter) for pattern in self.only):
+            return "not among those asked for"
+        if any(_matches(pattern, parameter) for pattern in self.keep):
+            return "kept as asked"
+        return parameter.fixed
+
+    def _check_patterns(self, found: list[Parameter]) -> None:
+        patterns = (*self.only, *self.keep)
+        lost = [p for p in patterns if not any(_matches(p, parameter) for parameter in found)]
+        if lost and found:
+            raise RecipeError(f"{self.name}: nothing to tune matches {', '.join(map(repr, lost))}")
+
+
+def _matches(pattern: str, parameter: Parameter) -> bool:
+    names = (parameter.node.op_type, parameter.owner, parameter.name, parameter.node.name or "")
+    return pattern in names or any(fnmatchcase(name, pattern) for name in names)
+
+
+def train(
+    model: Model, goal: Goal, parameters: Sequence[Parameter], schedule: Schedule, ctx: Context
+) -> None:
+    """Move numbers of a model towards a goal, where others inputs than those of the fit agree.
+
+    Args:
+        model: The model, whose constants are changed if that helps.
+        goal: What it is held to.
+        parameters: The numbers that may change.
+        schedule: How long, how fast.
+        ctx: Inputs, where to run models, and where to report.
+    """
+    split = ctx.split
+    before = loss(model, goal, split.judge, ctx)
+    if before < _SAME:
+        ctx.skip("model", "answers as it should")
+        return
+    student = Student(model, goal.aims, parameters, ctx.worker)
+    owners = {each.name: each.owner or each.name for each in parameters}
+    for name, reason in student.unreached.items():
+        ctx.skip(owners[name], reason)
+    if not student.parameters:
+        return
+    try:
+        training = Training(student, ctx.feeds, goal, ctx.progress, ctx.step.name)
+        outcome = training.run(schedule, split.fit, split.judge)
+    finally:
+        student.close()
+    if not math.isclose(outcome.before, before, rel_tol=_ALIKE):
+        reason = "ONNX Runtime answers otherwise when the numbers can be exchanged: the loss is "
+        ctx.skip("model", f"{reason}{outcome.before:.3g} then, not {before:.3g}")
+        return
+    for note in outcome.notes:
+        ctx.warn(note)
+    trial = model.clone()
+    _put(trial, student.parameters, outcome)
+    after = loss(trial, goal, split.judge, ctx)
+    errors = {"error_before": math.sqrt(before), "error_after": math.sqrt(max(after, 0.0))}
+    if not after < before:
+        moved = f"from {errors['error_before']:.3g} to {errors['error_after']:.3g}"
+        ctx.skip("model", f"would take the error on inputs that were not fitted to {moved}")
+        return
+    model.adopt(trial)
+    ctx.step.chosen |= {"steps": outcome.steps, **errors}
+    _report(student.parameters, outcome, ctx)
+
+
+def loss(model: Model, goal: Goal, inputs: Sequence[int], ctx: Context) -> float:
+    """The weighted loss of a model as it runs, for some of the inputs, in share of all."""
+    from onnxshrink.graph.gradients import measured
+
+    made = measured(model, goal.aims)
+    feeds = [
+        {**ctx.feeds[number], **{made.targets[n]: t for n, t in goal.targets[number].items()}}
+        for number in inputs
+    ]
+    found = answers(made.model, feeds, ctx.worker)
+    called = {output: name for name, output in made.losses.items()}
+    weights = [goal.weights[called[output]] for output in found.names]
+    total = math.fsum(
+        weight * float(value)
+        for outputs in found.outputs
+        for weight, value in zip(weights, outputs, strict=True)
+    )
+    return total / len(inputs)
+
+
+def _put(model: Model, parameters: Sequence[Parameter], outcome: Outcome) -> None:
+    """Give the constants of a model the numbers that were found."""
+    from onnxshrink.graph import surgery
+    from onnxshrink.graph.analysis.operands import constants_of
+
+    found = stored(parameters, outcome.numbers)
+    for value, _ in list(constants_of(model.ir.graph)):
+        if (numbers := found.get(value.name or "")) is not None:
+            surgery.set_constant(model, value, numbers)
+
+
+def _report(parameters: Sequence[Parameter], outcome: Outcome, ctx: Context) -> None:
+    """A row for every parameter that changed."""
+    import numpy as np
+
+    for each in parameters:
+        old, new = each.numbers(), outcome.numbers[each.name]
+        size = float(np.sqrt(np.mean(np.square(old)))) or 1.0
+        moved = float(np.sqrt(np.mean(np.square(new - old)))) / size
+        if moved:
+            ctx.changed(
+                each.owner or each.name, each.tensor.nbytes, before=each.tensor.nbytes,
+                kind=each.node.op_type, note=f"{each.kind} tuned", moved=moved,
+            )  # fmt: skip
+
+
+def squares(
+    values: Mapping[str, Sequence[np.ndarray]], judge: Sequence[int]
+) -> tuple[dict[str, Aim], dict[str, float]]:
+    """Relative errors of values as a loss: what has none is left out.
+
+    Args:
+        values: By name what is wanted of each value, for every input.
+        judge: Numbers of the inputs whose errors they are relative to.
+
+    Returns:
+        The losses and their weights.
+    """
+    import numpy as np
+
+    from onnxshrink.graph.gradients import Aim, Squares
+
+    weights = {}
+    for name, arrays in values.items():
+        if all(np.issubdtype(array.dtype, np.floating) for array in arrays):
+            sums = [np.sum(np.square(arrays[at], dtype=np.float64)) for at in judge]
+            if 0 < (power := float(np.mean(sums))) < math.inf:
+                weights[name] = 1 / power
+    return {name: Aim(name, Squares()) for name in weights}, weights

@@ -1,0 +1,100 @@
+"""Models that rank or pick are compared at what enters there; all others at their outputs."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from command_line import Run
+from hard_models import text, weight
+
+from onnxshrink.graph.analysis.ranked import entering
+from onnxshrink.graph.file.model import Model
+from onnxshrink.pipeline import Settings, run
+from onnxshrink.recipe import find_pass
+from onnxshrink.runtime.worker import Worker
+from onnxshrink.trials import answers
+
+DETECTOR = """g (float[1, 60, 16] x) => (float[n, 4] kept, int64[n, 3] which) {
+    hidden = MatMul(x, w)  active = Relu(hidden)
+    moved = MatMul(active, boxes_w)  sized = Sigmoid(moved)  boxes = Add(sized, anchors)
+    seen = MatMul(active, scores_w)  share = Sigmoid(seen)
+    scores = Transpose <perm = [0, 2, 1]> (share)
+    which = NonMaxSuppression(boxes, scores, most, overlap, least)
+    number = Gather <axis = 1> (which, last)  rows = Squeeze(boxes, first)
+    kept = Gather(rows, number)
+}"""
+
+
+def detector() -> onnx.ModelProto:
+    corners = np.random.default_rng(3).random((60, 2)) * 20
+    return text(
+        DETECTOR, w=weight(1, 64, 16).T, boxes_w=weight(2, 4, 64).T, scores_w=weight(3, 2, 64).T,
+        anchors=np.hstack([corners, corners + 2]).astype(np.float32), most=np.array([60]),
+        overlap=np.array([0.4], np.float32), least=np.array([0.5], np.float32),
+        last=np.array(2), first=np.array([0]),
+    )  # fmt: skip
+
+
+def _feeds(seed: int, count: int = 12) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    return [{"x": rng.standard_normal((1, 60, 16)).astype(np.float32)} for _ in range(count)]
+
+
+def test_a_detector_is_compared_before_its_boxes_are_picked(worker: Worker) -> None:
+    found = entering(Model.from_proto(detector()))
+    assert found.outputs == {"kept", "which"}
+    assert found.values == ("boxes", "scores", "rows")
+    step = find_pass("quantize-weights")(dtype="int4", block_size=16)
+    settings = Settings(feeds=_feeds(0))
+    result = run((step,), Model.from_proto(detector()), settings, worker)
+    (row,) = result.report.steps
+    assert row.status == "done", row.reason
+    names = [f"value {place} before the tail" for place in range(3)]
+    assert list(row.outputs) == names
+    # What is compared there is what numpy says of these values.
+    models = (Model.from_proto(detector()), result.model)
+    before, after = (answers(each, settings.feeds, worker) for each in models)
+    for place, name in enumerate(names, 2):
+        x, y = (np.stack([o[place] for o in each.outputs]) for each in (before, after))
+        error = np.linalg.norm(y - x) / np.linalg.norm(x)
+        assert row.outputs[name]["relative_error"] == pytest.approx(error, rel=1e-6)
+    assert [a[0].shape for a in before.outputs] != [a[0].shape for a in after.outputs]
+    # The signature is the model's own, and what users' metrics get are its outputs.
+    assert [v.name for v in result.model.ir.graph.outputs] == ["kept", "which"]
+    assert before.plain.names == ("kept", "which")
+    assert all(len(outputs) == 2 for outputs in before.plain.outputs)
+
+
+def test_what_is_computed_behind_a_choice_is_compared_as_ever() -> None:
+    """Experts that are picked by their scores are no tail."""
+    proto = text(
+        """g (float[6, 16] x) => (float[6, 8] y) {
+            scores = MatMul(x, w)  best, which = TopK(scores, k)
+            picked = Softmax(best)  y = MatMul(picked, head)
+        }""",
+        w=weight(1, 5, 16).T, k=np.array([3]), head=weight(2, 8, 3).T,
+    )  # fmt: skip
+    assert not entering(Model.from_proto(proto)).outputs
+    plain = text("g (float[6, 16] x) => (float[6, 5] y) { y = MatMul(x, w) }", w=weight(1, 5, 16).T)
+    assert not entering(Model.from_proto(plain)).values
+
+
+def test_a_value_can_be_named(cli: Run, tmp_path: Path) -> None:
+    proto = text(
+        """g (float[6, 16] x) => (float[6, 5] y) {
+            scores = MatMul(x, w)  coarse = Round(scores)  y = Mul(coarse, large)
+        }""",
+        w=weight(1, 5, 16).T, large=np.array(100, np.float32),
+    )  # fmt: skip
+    (tmp_path / "in.onnx").write_bytes(proto.SerializeToString())
+    np.savez("x.npz", x=np.random.default_rng(0).standard_normal((12, 6, 16), np.float32))
+    words = ["quantize-weights", "in.onnx", "out.onnx", "--calibration", "x.npz", "--json"]
+    refused = cli(*words, "--max-error", "0.03")
+    assert '"status": "rolled back"' in refused.out
+    taken = cli(*words, "--max-error", "0.03", "--compare-at", "scores")
+    assert '"status": "done"' in taken.out
+    assert "value 0 before the tail" in taken.out
+    wrong = cli(*words, "--compare-at", "score")
+    assert wrong.code == 2
+    assert "the model has no such value; did you mean 'scores'?" in wrong.err
