@@ -140,9 +140,9 @@ def train(
     owners = {each.name: each.owner or each.name for each in parameters}
     for name, reason in student.unreached.items():
         ctx.skip(owners[name], reason)
-    if not student.parameters:
-        return
     try:
+        if not student.parameters:
+            return
         training = Training(student, ctx.feeds, goal, ctx.progress, ctx.step.name)
         outcome = training.run(schedule, split.fit, split.judge)
     finally:
