@@ -9,7 +9,7 @@ the squared output error to spend, sets the steps of all.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -151,6 +151,27 @@ def relative_steps(lookups: npt.NDArray[np.integer]) -> Floats | None:
     halves = np.rint(2 * (octaves - octaves.mean())).clip(-_MOST_HALVES, _MOST_HALVES)
     steps: Floats = np.exp2(halves / 2).astype(np.float32)
     return None if (steps == steps[0]).all() else steps
+
+
+def doubted(layers: Sequence[GridTensor], rows: int) -> list[GridTensor]:
+    """Layers to which the outputs are at least a little sensitive, as most layers are.
+
+    A layer that did not matter on any of a few inputs may decide on the next one (attention to what
+    was always masked, a branch): the chance is about one in ``rows + 2`` (Laplace's rule of
+    succession), and then it matters as much as the median layer.
+
+    Args:
+        layers: Tensors with their sensitivities.
+        rows: On how many inputs these were measured.
+    """
+    powers = [float(np.square(layer.weights, dtype=np.float64).mean()) for layer in layers]
+    pairs = [(layer, power) for layer, power in zip(layers, powers, strict=True)]
+    effects = [layer.sensitivity * power for layer, power in pairs if power]
+    least = float(np.median(effects)) / (rows + 2) if effects else 0.0
+    return [
+        replace(layer, sensitivity=max(layer.sensitivity, least / power)) if power else layer
+        for layer, power in pairs
+    ]
 
 
 def steps(

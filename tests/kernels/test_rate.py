@@ -42,6 +42,22 @@ def test_steps_are_optimal_among_their_neighbours() -> None:
         assert distortion((2.0**a, 2.0**b, 2.0**c)) >= best * (1 - 1e-12)
 
 
+def test_a_layer_that_never_mattered_may_yet_matter() -> None:
+    """It is taken to matter as the median layer does, once in so many inputs and two more."""
+    layers = [layer("a", 4.0, 8, 8), layer("b", 0.0, 8, 8), layer("c", 6.0, 8, 8)]
+    power = float(np.square(layers[0].weights, dtype=np.float64).mean())
+    told = {each.name: each.sensitivity for each in rate.doubted(layers, 6)}
+    assert told == {"a": 4.0, "b": pytest.approx(4.0 / 8), "c": 6.0}
+    sure = {each.name: each.sensitivity for each in rate.doubted(layers, 10**9)}
+    assert sure["b"] == pytest.approx(4.0 / 10**9, rel=1e-6)
+    small = rate.GridTensor("d", layers[1].weights / 2, None, 0.0)
+    assert rate.doubted([layers[0], layers[0], small], 6)[2].sensitivity * power / 4 == (
+        pytest.approx(4.0 * power / 8)
+    )
+    nothing = rate.GridTensor("e", np.zeros((1, 4, 4), np.float32), None, 0.0)
+    assert rate.doubted([nothing], 3)[0].sensitivity == 0.0
+
+
 def test_steps_have_limits() -> None:
     nothing, everything = layer("a", 1e-30, 8, 8), layer("b", 1e30, 8, 8)
     steps = rate.steps([nothing, everything], 0.01)

@@ -36,7 +36,7 @@ FINEST = 9  # mean bits of a weight beyond which codes of 8 bits do as well
 _BESIDE_INTEGERS = 2  # times what weights of 8 bits lose that may be lost beside integer kernels
 _EXACT = 1e-9  # a fidelity of 1 is asked for: this much may be lost
 _NEAR = 1.01  # how closely a goal in bytes is met, in what is spent: 0.007 bits a weight
-_PROBES = 2, 4  # feeds on which the effect of each layer is measured, first and second time
+_PROBES = 2, 8  # feeds on which the effect of each layer is measured, first and second time
 
 
 class Stored(NamedTuple):
@@ -246,7 +246,7 @@ class StepSearch:
                 found[number] = replace(layer, sensitivity=sensitivity)
             # Of any goal, so that its outcome can be repeated.
             steps = rate.steps(found, _SPEND, _COARSEST_PROBE)
-        return found
+        return rate.doubted(found, _rows(before))
 
     def _fitted(self, view: WeightView, half: int | None) -> GridTensor:
         """A layer whose roundings are fitted to one half of the inputs, or to all."""
@@ -346,6 +346,12 @@ def _eight_bits(view: WeightView) -> Quantized:
     quantized = affine.quantize(view.array(), "int8", axes, rounding="balanced", short_scale=True)
     view.release()
     return quantized
+
+
+def _rows(answers: Answers) -> int:
+    """How many inputs answers are to: rows of the first axis, where all outputs have as many."""
+    counts = [{output.shape[0] if output.ndim else 1 for output in row} for row in answers.outputs]
+    return sum(count.pop() if len(count) == 1 else 1 for count in counts)
 
 
 def _unfold(view: WeightView, values: np.ndarray) -> np.ndarray:
