@@ -156,12 +156,7 @@ def test_a_metric_that_is_none(refused: Run, small: Path, body: str, said: str) 
     np.savez("data.npz", **rows(3, 64)[0])
     before = set(Path().iterdir())
     words = ["shrink", small, "o.onnx", "--calibration", "data.npz", "--no-bench"]
-    # Bytecode of the user's module is no output of ours.
-    sys.dont_write_bytecode, kept = True, sys.dont_write_bytecode
-    try:
-        done = refused(3, *words, "--metric", "mine.py:metric", "--max-drop", "0.1")
-    finally:
-        sys.dont_write_bytecode = kept
+    done = refused(3, *words, "--metric", "mine.py:metric", "--max-drop", "0.1")
     assert said in done.err
     assert set(Path().iterdir()) == before
     Path("mine.py").write_text("def metric():\n    return 1\n")

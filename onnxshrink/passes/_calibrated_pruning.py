@@ -132,10 +132,8 @@ def inputs_of(view: WeightView, ctx: Context) -> InputMoments:
 
     found = second_moments.of(ctx.statistics, view)
     if found is None:
-        raise ValueError(
-            f"its inputs cannot be observed ({second_moments.unknown(view)}); prune-magnitude does "
-            "without"
-        )
+        reason = second_moments.why_not(view) or "no input reached it"
+        raise ValueError(f"its inputs cannot be observed ({reason}); prune-magnitude does without")
     return found
 
 

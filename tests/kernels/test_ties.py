@@ -40,8 +40,8 @@ def test_the_interval_of_few_rows_holds_about_as_often_as_it_says() -> None:
 
 
 def test_rows_of_one_sequence_are_one_witness() -> None:
-    leads = np.abs(4 * RNG.standard_normal(400))
-    change = np.repeat(0.1 * RNG.standard_normal(4), 100)  # the noise of a sequence is one
+    leads = np.abs(4 * np.random.default_rng(0).standard_normal(400))
+    change = np.repeat([0.02, 0.05, 0.1, 0.3], 100)  # the noise of a sequence is one
     units = [*zip(np.split(leads, 4), np.split(change, 4), strict=True)]
     apart = [*zip(np.split(leads, 400), np.split(change, 400), strict=True)]
     together, alone = (ties.turned([u for u, _ in each], each) for each in (units, apart))

@@ -480,7 +480,8 @@ def test_codes_are_right_on_every_cpu(quantized: Callable[..., Result]) -> None:
     assert np.abs(v.astype(int)).max() > 90
     full = quantized(proto, feeds, cpu="vnni")
     assert np.abs(codes_of(full.model)[0].astype(int)).max() == 127
-    (warned,) = full.report.steps[0].warnings
+    said = full.report.steps[0].warnings  # and perhaps that so small a model is not faster
+    (warned,) = (each for each in said if "not faster on this machine" not in each)
     assert warned.startswith("the file is for CPUs with VNNI: others would get ")
     narrow = codes_of(quantized(proto, feeds, reduce_range=True).model)
     assert all(np.abs(c.astype(int)).max() <= 63 for c in narrow)

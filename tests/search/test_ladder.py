@@ -212,7 +212,8 @@ def test_a_missed_budget_raises_with_the_best_result_written(source: Path, tmp_p
     assert e.value.exit_code == 1
     assert e.value.report.missed
     assert e.value.report.bytes_after == out.stat().st_size
-    assert e.value.report.ratio > 5
+    assert e.value.report.ratio > 2  # the smallest that keeps what the answers must keep
+    assert all(row["relative_error"] <= 1e-3 for row in e.value.report.outputs.values())
 
 
 def test_a_rung_on_which_the_model_does_not_run(

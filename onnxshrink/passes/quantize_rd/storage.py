@@ -99,8 +99,10 @@ def store_packed(
     rest = float(model.nbytes() - sum(view.nbytes for view in search.views))
     rest -= sum(view.nbytes // 2 for view in vectors)
     finest = search.finest()
+    best: tuple[int, Model, Step] | None = None  # of those that are small enough the largest
     for _ in range(_ATTEMPTS):
-        spend = search.spend_bytes(min(goal - rest, finest), spend)
+        # Between what is close enough and the goal: the guess may err in both directions.
+        spend = search.spend_bytes(min(goal * (1 + _CLOSE) / 2 - rest, finest), spend)
         trial, step = model.clone(), Step(ctx.step.name)
         pairs = zip(weights.find(model), weights.find(trial), strict=True)
         twin = {ours.value: other for ours, other in pairs}
@@ -114,16 +116,20 @@ def store_packed(
         )
         found = file_bytes(trial, ctx.storage)
         _log.info("packed to %d bytes, of which %d are codes; the goal is %d", found, codes, goal)
+        if found <= goal and (best is None or found > best[0]):
+            best = found, trial, step
         easy = finest < goal - rest
-        if _CLOSE * goal * (not easy) <= found <= goal:
+        if best is not None and (easy or best[0] >= _CLOSE * goal):
             if easy:
                 ctx.warn("smaller than asked for: finer codes would gain nothing")
-            model.adopt(trial)
-            ctx.step.changes += step.changes
-            ctx.step.skips += step.skips
-            return
+            break
         rest = found - codes
-    raise DataError(f"{ctx.step.name}: found no grids that pack to {goal:,.0f} bytes")
+    if best is None:
+        raise DataError(f"{ctx.step.name}: found no grids that pack to {goal:,.0f} bytes")
+    _, trial, step = best
+    model.adopt(trial)
+    ctx.step.changes += step.changes
+    ctx.step.skips += step.skips
 
 
 def file_bytes(model: Model, storage: str) -> int:
