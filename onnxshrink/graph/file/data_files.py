@@ -19,9 +19,9 @@ def data_files(path: Path) -> set[Path]:
     Args:
         path: A model file, plain or packed; whatever else it is has no such files.
     """
-    if not path.is_file():  # to open a pipe would be to wait for somebody
-        return set()
     try:
+        if not path.is_file():  # to open a pipe would be to wait for somebody
+            return set()
         proto = wire.read(str(path))
         notes = {entry.key: entry.value for entry in proto.metadata_props}
         note = json.loads(notes.get(tensors.PACK_KEY, "{}"))
