@@ -188,6 +188,18 @@ class Context:
                 Change(what.name, what.op_type, before or what.nbytes, after, note, error)
             )
 
+    def check_halves(self) -> None:
+        """Refuse to fit without real inputs of which one half can be fitted to and one can judge.
+
+        Raises:
+            InputsMissing: There are fewer than two.
+        """
+        if len(self.feeds) < 2 or self.generated:
+            raise InputsMissing(
+                f"{self.step.name} fits to one half of real inputs and judges by the other: give "
+                "--calibration DATA with two or more"
+            )
+
     def skip(self, what: WeightView | str, reason: str) -> None:
         """Report something that was left alone, and why."""
         if isinstance(what, str):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar
 
-from onnxshrink.errors import DataError, InputsMissing, RecipeError
+from onnxshrink.errors import DataError, RecipeError
 from onnxshrink.options import option
 from onnxshrink.passes._training import Goal, Outcome, Schedule, Student, Training, stored
 from onnxshrink.pipeline import Context, Pass
@@ -86,11 +86,7 @@ class Tuning(Pass):
                 chosen.append(parameter)
         if not chosen:
             return
-        if len(ctx.feeds) < 2 or ctx.generated:
-            raise InputsMissing(
-                f"{self.name} fits to one half of real inputs and judges by the other: give "
-                "--calibration DATA with two or more"
-            )
+        ctx.check_halves()
         goal = self.goal(model, original, ctx)
         if not goal.aims:
             ctx.skip("model", "has no output of floating-point numbers that are not all zero")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from onnxshrink.errors import DataError, InputsMissing, RecipeError
+from onnxshrink.errors import DataError, RecipeError
 from onnxshrink.options import option
 from onnxshrink.pipeline import Context, Pass
 
@@ -81,11 +81,7 @@ class Reconstruct(Pass):
                 chosen.append(outline)
         if not chosen:
             return
-        if len(ctx.feeds) < 2 or ctx.generated:
-            raise InputsMissing(
-                f"{self.name} fits to one half of real inputs and judges by the other: give "
-                "--calibration DATA with two or more"
-            )
+        ctx.check_halves()
         Reconstruction(self, seen, ctx, original).run(chosen)
         if seen is not model:
             plain.take_over(model, seen, {change.what for change in ctx.step.changes})
