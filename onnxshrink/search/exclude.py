@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from onnxshrink.errors import ModelError
 from onnxshrink.goal import Goal
+from onnxshrink.kernels.bisection import fewest
 from onnxshrink.recipe import Recipe
 from onnxshrink.search import sensitivity
 from onnxshrink.search.ladder import Found
@@ -42,11 +43,7 @@ def find_exclusions(parts: PartialStep, goal: Goal, progress: Progress) -> Found
     if search.keeps(()):
         return search.found(())
     order = search.by_harm()
-    low, high = 0, len(order)  # leaving `low` alone is not enough, leaving `high` is
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if search.keeps(order[:middle]) else (middle, high)
-    kept = order[:high]
+    kept = order[: fewest(len(order), lambda count: search.keeps(order[:count]))]
     largest = sorted(kept[:-1], key=lambda name: -parts.changes[name].before)
     for name in largest[:_GIVEN_BACK]:
         fewer = [other for other in kept if other != name]

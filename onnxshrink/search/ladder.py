@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from onnxshrink.contract import Judge, Progress
 from onnxshrink.errors import ModelError
 from onnxshrink.goal import Goal
+from onnxshrink.kernels.bisection import fewest
 from onnxshrink.options import build
 from onnxshrink.pipeline import Context, Pass
 from onnxshrink.recipe import Recipe, find_pass
@@ -173,12 +174,12 @@ class _Search:
                 return {**rungs, **dict.fromkeys(names, target)}, misses
             target = top
         order = self._by_harm(names, rung)
-        low, high = 0, len(order)  # moving `low` is not enough, moving `high` is
-        while high - low > 1:
-            middle = (low + high) // 2
-            found = self.misses({**rungs, **dict.fromkeys(order[:middle], target)})
-            low, high = (middle, high) if found else (low, middle)
-        moved = {**rungs, **dict.fromkeys(order[:high], rung + 1)}
+
+        def moved_up(count: int, to: int) -> dict[str, int]:
+            return {**rungs, **dict.fromkeys(order[:count], to)}
+
+        count = fewest(len(order), lambda count: not self.misses(moved_up(count, target)))
+        moved = moved_up(count, rung + 1)
         return moved, self.misses(moved) if misses else []
 
     def _by_harm(self, names: Sequence[str], rung: int) -> list[str]:
