@@ -46,7 +46,7 @@ class Observed:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ShapeOnly:
     """A value of which only the shape is looked at.
 
     Attributes:
@@ -143,7 +143,7 @@ def watched(model: Model) -> list[ir.Value]:
     return [value for node in model.ir.graph for value in node.outputs if value.name]
 
 
-def measured(model: Model, values: Sequence[ir.Value]) -> tuple[Model, dict[str, Measured]]:
+def measured(model: Model, values: Sequence[ir.Value]) -> tuple[Model, dict[str, ShapeOnly]]:
     """A copy of a model that returns values, but of floats the shapes only: they are large.
 
     Args:
@@ -168,7 +168,7 @@ def measured(model: Model, values: Sequence[ir.Value]) -> tuple[Model, dict[str,
             copy.ir.graph.append(node)
             copy.ir.graph.outputs.append(size)
             copy.touch_node(node)
-            found[size.name] = Measured(value.name or "", ir.DataType(kinds[value]).numpy())
+            found[size.name] = ShapeOnly(value.name or "", ir.DataType(kinds[value]).numpy())
     return copy, found
 
 

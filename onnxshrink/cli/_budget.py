@@ -13,7 +13,7 @@ from onnxshrink.errors import BudgetMissed, RecipeError
 from onnxshrink.goal import PRESETS
 
 if TYPE_CHECKING:
-    from onnxshrink.cli._run import Run
+    from onnxshrink.cli._run import RunOptions
     from onnxshrink.goal import Goal
     from onnxshrink.report import Report
 
@@ -135,7 +135,7 @@ class Budget:
         return Goal(**{**self.values, **more, "metric": load_metric(metric) if metric else None})
 
 
-def finish(run: Run, produce: Callable[[], Report]) -> None:
+def finish(run: RunOptions, produce: Callable[[], Report]) -> None:
     """Print the report of a run whose result is written even where it misses its budget."""
     missed: BudgetMissed | None = None
     try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from onnxshrink.errors import DataError, RecipeError
 from onnxshrink.options import option
-from onnxshrink.passes._training import Goal, Outcome, Schedule, Student, Training, stored
+from onnxshrink.passes._training import Objective, Outcome, Schedule, Student, Training, stored
 from onnxshrink.pipeline import Context, Pass
 from onnxshrink.trials import answers
 
@@ -58,7 +58,7 @@ class Tuning(Pass):
         """What may change."""
         raise NotImplementedError
 
-    def goal(self, model: Model, original: Model, ctx: Context) -> Goal:
+    def goal(self, model: Model, original: Model, ctx: Context) -> Objective:
         """What the model is held to.
 
         Args:
@@ -116,7 +116,7 @@ def _matches(pattern: str, parameter: Parameter) -> bool:
 
 
 def train(
-    model: Model, goal: Goal, parameters: Sequence[Parameter], schedule: Schedule, ctx: Context
+    model: Model, goal: Objective, parameters: Sequence[Parameter], schedule: Schedule, ctx: Context
 ) -> None:
     """Move numbers of a model towards a goal, where others inputs than those of the fit agree.
 
@@ -162,11 +162,11 @@ def train(
     _report(student.parameters, outcome, ctx)
 
 
-def loss(model: Model, goal: Goal, inputs: Sequence[int], ctx: Context) -> float:
+def loss(model: Model, goal: Objective, inputs: Sequence[int], ctx: Context) -> float:
     """The weighted loss of a model as it runs, for some of the inputs, in share of all."""
-    from onnxshrink.graph.gradients import measured
+    from onnxshrink.graph.gradients import with_losses
 
-    made = measured(model, goal.aims)
+    made = with_losses(model, goal.aims)
     feeds = [
         {**ctx.feeds[number], **{made.targets[n]: t for n, t in goal.targets[number].items()}}
         for number in inputs

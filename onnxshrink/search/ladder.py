@@ -44,7 +44,7 @@ _WHERE = "the search"
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundRecipe:
     """The outcome of a search.
 
     Attributes:
@@ -58,7 +58,7 @@ class Found:
     misses: list[str]
 
 
-def find_recipe(model: Model, judge: Judge, goal: Goal, progress: Progress) -> Found:
+def find_recipe(model: Model, judge: Judge, goal: Goal, progress: Progress) -> FoundRecipe:
     """Search the ladder.
 
     Args:
@@ -70,7 +70,7 @@ def find_recipe(model: Model, judge: Judge, goal: Goal, progress: Progress) -> F
     Returns:
         The recipe without the cleaning.
     """
-    search = _Search(model, judge, goal, progress)
+    search = _LadderSearch(model, judge, goal, progress)
     rungs = dict.fromkeys(search.names, 0)
     misses = search.misses(rungs)
     for rung in range(len(_RUNGS)):
@@ -79,7 +79,7 @@ def find_recipe(model: Model, judge: Judge, goal: Goal, progress: Progress) -> F
         rungs, misses = search.move_up(rungs, rung)
     lowest = min(rungs.values(), default=0)
     moved = {name: _rung_name(rung) for name, rung in rungs.items() if rung > lowest}
-    return Found(Recipe(search.allowed(rungs)), moved, misses)
+    return FoundRecipe(Recipe(search.allowed(rungs)), moved, misses)
 
 
 def _rung_name(rung: int) -> str:
@@ -89,7 +89,7 @@ def _rung_name(rung: int) -> str:
     return f"{_RUNGS[rung]['dtype']}" + (f" in blocks of {blocks}" if blocks else "")
 
 
-class _Search:
+class _LadderSearch:
     def __init__(self, model: Model, judge: Judge, goal: Goal, progress: Progress):
         from onnxshrink.graph import weights
 

@@ -20,7 +20,7 @@ from onnxshrink.graph.analysis.operands import constants, fixed_values
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.operators import Convolution, Gains, Matrices, Product, QuantizedRow
 from onnxshrink.graph.read import constant
-from onnxshrink.graph.weights.dependence import Chain, Origin, RunModel
+from onnxshrink.graph.weights.dependence import Dependence, Origin, RunModel
 from onnxshrink.graph.weights.views import FLOATS
 from onnxshrink.kernels import leastsquares
 from onnxshrink.kernels.leastsquares import Affine, Linear, Seen
@@ -338,7 +338,7 @@ class LayerReader:
         product = outline.product
         if product is None or product.out_axis == -2:
             raise ValueError("what is added to its outputs is not one number for each")
-        chain = Chain(self._model, value, self._run)
+        chain = Dependence(self._model, value, self._run)
         if not chain.constant:
             raise ValueError("what is added to its outputs is not constant")
         scale = product.beta
@@ -380,10 +380,10 @@ class LayerReader:
         matrix = factors.matrix([origin.numbers for origin in origins])
         return self._with_bias(outline, before, matrix, (factors,))
 
-    def _chain(self, node: ir.Node, index: int) -> tuple[Chain, tuple[int, ...]]:
+    def _chain(self, node: ir.Node, index: int) -> tuple[Dependence, tuple[int, ...]]:
         value = node.inputs[index]
         assert value is not None
-        chain = Chain(self._model, value, self._run)
+        chain = Dependence(self._model, value, self._run)
         if not chain.constant:
             raise ValueError("its weight may be overridden by the caller, or comes from a function")
         return chain, chain.array.shape
@@ -416,7 +416,7 @@ class LayerReader:
         """The constant that a vector is, stored as it is or in another type."""
         if value is None:
             return None
-        chain = Chain(self._model, value, self._run)
+        chain = Dependence(self._model, value, self._run)
         if not chain.constant or chain.array.size != max(chain.array.shape, default=0):
             return None
         for origin in chain.origins(user):

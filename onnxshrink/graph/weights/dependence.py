@@ -84,7 +84,7 @@ class Origin:
         return replace(self, linear=linear, table=table)
 
 
-class Chain:
+class Dependence:
     """The nodes and constants that one operand is computed from.
 
     Args:
