@@ -26,7 +26,6 @@ Pair = tuple[int, int]
 #: The sizes of an axis in a body that are not known, or change from iteration to iteration.
 _UNKNOWN: Pair = (0, 1)
 
-_SHAPES = {"Shape", "Size"}
 _LARGEST_PARAMETER = 2**16
 
 
@@ -188,10 +187,11 @@ class Facts:
         for node in model.ir.graph.all_nodes():
             inputs = [value for value in node.inputs if value is not None]
             known = all(self._is_known(value) for value in inputs) and not any(read.bodies(node))
-            if node.op_type in _SHAPES or (known and operators.of(node, operators.Random) is None):
+            measures = operators.of(node, operators.ShapeOf) is not None
+            if measures or (known and operators.of(node, operators.Random) is None):
                 self._computed.update(node.outputs)
                 shaped = any(value in self._from_shapes for value in inputs)
-                if node.op_type in _SHAPES or shaped:
+                if measures or shaped:
                     self._from_shapes.update(node.outputs)
 
     def _is_known(self, value: ir.Value) -> bool:

@@ -270,7 +270,7 @@ def _uses(value: ir.Value, model: Model) -> _InputUse:
             function = model.ir.functions.get(node.op_identifier())
             if function is not None:
                 ahead.append((function.inputs[position], offset, column, intact))
-            elif node.op_type == "Equal":
+            elif (asks := operators.of(node, operators.Relation)) and not asks.orders:
                 found.choices.extend(constant.ravel().tolist())
             elif one_hot is not None and position == 0:
                 depth = _constant(node.inputs[one_hot.depth])

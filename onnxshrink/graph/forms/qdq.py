@@ -304,19 +304,20 @@ def grid_of(value: ir.Value) -> Grid | None:
     It comes from DequantizeLinear behind QuantizeLinear, or nothing but QuantizeLinear reads it.
     """
     maker = value.producer()
-    if maker is not None and _is(maker, "DequantizeLinear"):
+    if maker is not None and not maker.domain and operators.dequantizes(maker):
         before = None if maker.inputs[0] is None else maker.inputs[0].producer()
-        paired = before is not None and _is(before, "QuantizeLinear")
+        paired = before is not None and _quantizes(before)
         return _grid(before) if paired and before and codes.same_grid(before, maker) else None
     readers = dict.fromkeys(node for node, _ in value.uses())
-    if value.is_graph_output() or not all(_is(node, "QuantizeLinear") for node in readers):
+    if value.is_graph_output() or not all(map(_quantizes, readers)):
         return None
     found = {_grid(node) for node in readers}
     return found.pop() if len(found) == 1 else None
 
 
-def _is(node: ir.Node, op_type: str) -> bool:
-    return (node.domain, node.op_type) == ("", op_type)
+def _quantizes(node: ir.Node) -> bool:
+    row = operators.of(node, operators.QuantizedRow)
+    return row is not None and row.floats and not node.domain
 
 
 def _grid(node: ir.Node) -> Grid | None:

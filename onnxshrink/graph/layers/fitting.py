@@ -406,7 +406,7 @@ class LayerReader:
         inverse = np.divide(1.0, numbers, out=np.zeros(count), where=numbers != 0)
         linear = Linear(inverse.reshape(-1, 1, 1), np.arange(count).reshape(-1, 1, 1))
         held = Affine(np.ones((count, 1, 1)), np.zeros((count, 1)))
-        part = Fittable("gains", (Origin(gains.value, gains.tensor, linear, ""),))
+        part = Fittable("gains", (Origin(gains.value, gains.tensor, linear, None),))
         need = PairNeed(
             outline.output, outline.output, Regression(count, 1, 1, ChannelPairs(found.axis))
         )
@@ -470,7 +470,7 @@ def _role(origin: Origin) -> Role:
     used = origin.linear.index.ravel()[np.flatnonzero(origin.linear.coefficient)]
     if np.bincount(used).max(initial=0) <= 1:
         return "weights"
-    return "tables" if origin.table is not None or origin.op_type == "Gather" else "scales"
+    return "tables" if origin.table is not None or operators.looks_up(origin.reader) else "scales"
 
 
 def _finite(origin: Origin) -> bool:
