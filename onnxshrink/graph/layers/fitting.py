@@ -167,6 +167,11 @@ class Outline:
         return self.node.op_type
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """What patterns may name it by."""
+        return self.op_type, self.name, self.node.name or ""
+
+    @property
     def product(self) -> Product | None:
         """How it multiplies with its weight; None for a norm."""
         return operators.product(self.node, self.index)

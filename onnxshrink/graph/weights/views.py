@@ -91,7 +91,7 @@ _INTEGERS = {
 
 
 @dataclass(frozen=True, eq=False)
-class WeightView:
+class WeightView(read.HasTensor):
     """One constant and all its uses.
 
     Attributes:
@@ -161,16 +161,6 @@ class WeightView:
     def activation(self) -> ir.Value | None:
         """The value to observe for statistics of this weight's inputs."""
         return self.main.activation
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the stored tensor."""
-        return read.shape(self.tensor)
-
-    @property
-    def size(self) -> int:
-        """Number of weights."""
-        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
