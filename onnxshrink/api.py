@@ -347,8 +347,10 @@ def bench_pair(source: StrPath, out: StrPath, options: Options) -> dict[str, Any
 
 def _cleaning(model: Model) -> tuple[Pass, ...]:
     """The passes that change no answers: clean, and those of ai.onnx.ml where that gains."""
+    from onnxshrink.graph.rewrite import trees
+
     steps = [find_pass("clean")()]
-    if any(node.op_type.startswith("TreeEnsemble") for node in model.nodes):
+    if any(map(trees.merges, model.nodes)):
         steps.append(find_pass("merge-trees")())
     stored = [node.attributes.get("coefficients") for node in model.nodes]
     numbers = [found.as_floats() for found in stored if found is not None and not found.is_ref()]

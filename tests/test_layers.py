@@ -255,6 +255,17 @@ def test_files_are_short_and_well_named():
     assert wrong == []
 
 
+def test_one_name_is_one_thing():
+    """Who reads of a ``Step`` need not ask which: no two classes share a name."""
+    places: dict[str, list[str]] = {}
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ClassDef):
+                name = node.name.lstrip("_")
+                places.setdefault(name, []).append(str(file.relative_to(PACKAGE)))
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
 def modules_after(code: str) -> set[str]:
     """Top-level modules that a fresh process has loaded after running some code."""
     script = f"import sys\n{code}\nsys.stderr.write(' '.join(sys.modules))"

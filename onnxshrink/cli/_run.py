@@ -96,7 +96,7 @@ def run_options(command: F) -> F:
     )  # fmt: skip
 
 
-class Run:
+class RunOptions:
     """The values of the shared options, taken out of a command's.
 
     Args:

@@ -53,7 +53,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Goal:
+class Objective:
     """What a model is held to.
 
     Attributes:
@@ -104,10 +104,10 @@ class Student:
         self, model: Model, aims: Mapping[str, Aim], parameters: Sequence[Parameter],
         worker: Worker,
     ):  # fmt: skip
-        from onnxshrink.graph.gradients import differentiate, measured
+        from onnxshrink.graph.gradients import differentiate, with_losses
         from onnxshrink.trials import Exchange
 
-        self._measured = measured(model, aims)
+        self._measured = with_losses(model, aims)
         wanted = [each.differentiated for each in parameters]
         ends = list(self._measured.losses.values())
         made: Derivative = differentiate(self._measured.model, ends, wanted)
@@ -179,7 +179,7 @@ class Training:
 
     student: Student
     feeds: Feeds
-    goal: Goal
+    goal: Objective
     progress: Progress
     name: str
 

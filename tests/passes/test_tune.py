@@ -85,7 +85,7 @@ class Detune(Pass):
         QuantizeWeights(form="cast-mul", weights=_ALL),
         ShareCodebook(bits=6, weights=_ALL, max_error=9),
     ],
-    ids=["dequantize", "blocks", "cast and mul", "palette"],
+    ids=["dequantize", "blocks", "cast and mul", "codebook"],
 )
 def test_what_went_astray_comes_back(compress: Pass, worker: Worker) -> None:
     """Scales, tables, gains and biases that were moved are found again; codes stay."""

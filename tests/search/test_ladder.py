@@ -18,7 +18,7 @@ from onnxshrink.graph.file.model import Model
 from onnxshrink.kernels.metrics import compare_outputs
 from onnxshrink.recipe import Recipe
 from onnxshrink.runtime.worker import Worker
-from onnxshrink.search.ladder import Found, find_recipe
+from onnxshrink.search.ladder import FoundRecipe, find_recipe
 
 WIDTH = 64
 OUTLIERS = [0, 32]  # one row of every block; the inputs are zero there
@@ -76,7 +76,7 @@ def feeds(count: int = 4) -> list[dict[str, np.ndarray]]:
     return found
 
 
-def search(model: Model, goal: Goal, worker: Worker) -> tuple[Found, list[int]]:
+def search(model: Model, goal: Goal, worker: Worker) -> tuple[FoundRecipe, list[int]]:
     tried: list[int] = []
     judge = Judge(model, Settings(feeds=feeds()), worker)
     return find_recipe(model, judge, goal, lambda what, done, total: tried.append(done)), tried

@@ -22,7 +22,7 @@ _SLOW = "ConvInteger is slow: on most CPUs slower than the float convolution"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scheme:
+class DynamicScheme:
     """The options of one weight; the pass's options of the same names say what they mean."""
 
     dtype: Literal["int8", "uint8"]

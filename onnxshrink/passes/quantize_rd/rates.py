@@ -39,7 +39,7 @@ _NEAR = 1.01  # how closely a goal in bytes is met, in what is spent: 0.007 bits
 _PROBES = 2, 8  # feeds on which the effect of each layer is measured, first and second time
 
 
-class Stored(NamedTuple):
+class StoredWeight(NamedTuple):
     """A weight as it will be stored.
 
     Attributes:
@@ -299,7 +299,7 @@ class StepSearch:
         _log.info("%.3f bits a weight: %.3f of what may be lost", bits, loss)
         return loss, bits
 
-    def stored(self, spend: float) -> Iterator[Stored]:
+    def stored(self, spend: float) -> Iterator[StoredWeight]:
         """Every weight as it will be stored, fitted to all inputs."""
         from onnxshrink.graph.weights import second_moments
         from onnxshrink.kernels import rate
@@ -307,7 +307,7 @@ class StepSearch:
 
         steps = rate.steps(self.layers, spend)
         for view, quantized, reason in self.plain:
-            yield Stored(view, quantized, self.nbytes(quantized.codes), f"int8 ({reason})")
+            yield StoredWeight(view, quantized, self.nbytes(quantized.codes), f"int8 ({reason})")
         for layer in self.layers:
             view, step = self._by_name[layer.name], steps[layer.name]
             fitted = self._refitted(layer)
@@ -322,7 +322,7 @@ class StepSearch:
                 note += f", to nearest (no gptq: {second_moments.unknown(view)})"
             if scale.size > 1:
                 note += f", {len(set(scale.flat))} steps by how often rows are looked up"
-            yield Stored(view, Quantized(codes, scale, None, dtype), packed, note)
+            yield StoredWeight(view, Quantized(codes, scale, None, dtype), packed, note)
 
 
 def kept_at_eight(view: WeightView) -> str:
