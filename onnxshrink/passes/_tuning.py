@@ -41,7 +41,9 @@ class Tuning(Pass, ABC):
         le=1,
     )
     batch: int = option(16, help="inputs of a step", ge=1)
-    time_limit: float | None = option(None, help="seconds after which it ends", ge=0)
+    time_limit: float | None = option(
+        None, help="seconds that it may take: as many steps as fit into them", ge=0
+    )
     reference: str = option(
         "", help="file of the original model; empty: the model before the first step"
     )
@@ -145,7 +147,7 @@ def train(
         ctx.skip("model", f"would take the error on inputs that were not fitted to {moved}")
         return
     model.adopt(trial)
-    ctx.step.chosen |= {"steps": outcome.steps, **errors}
+    ctx.step.chosen |= {"steps": outcome.planned, "taken": outcome.steps, **errors}
     _report(student.parameters, outcome, ctx)
 
 

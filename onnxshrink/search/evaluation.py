@@ -16,12 +16,14 @@ from onnxshrink.contract import Settings
 from onnxshrink.errors import ModelError
 from onnxshrink.goal import Goal, Promise
 from onnxshrink.options import build, dump
+from onnxshrink.passes._training import OUT_OF_TIME
 from onnxshrink.pipeline import Pass, Result, run
 from onnxshrink.recipe import Recipe, Storage
 from onnxshrink.search.platform import PLATFORMS, Platform
 
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
+    from onnxshrink.report import Step
     from onnxshrink.runtime.worker import Worker
     from onnxshrink.trials import Answers
 
@@ -29,6 +31,7 @@ _log = logging.getLogger(__name__)
 
 _TOLD = ("lam", "bits", "dtype", "ratio")  # options that tell one recipe from another
 _WHERE = "the search"
+TUNING = "tune"
 
 
 @dataclass
@@ -72,6 +75,15 @@ class Tried:
                     for key, value in dump(step).items() if key in _TOLD]  # fmt: skip
             names.append(" ".join([step.name, *told]))
         return " + ".join(names) or "lossless coding"
+
+    @property
+    def eased(self) -> float:
+        """What tuning has left of the error that it found; 1 without it."""
+        rows = [] if self.result is None else self.result.report.steps
+        for row in rows:
+            if row.name == TUNING:
+                return row.chosen["error_after"] / row.chosen["error_before"]
+        return 1.0
 
     @property
     def strain(self) -> float:
@@ -140,7 +152,15 @@ class Evaluator:
             if "lam" in row.chosen:
                 spend = row.chosen["lam"]
                 step = spending(step, spend)
-                row.options = dump(step)
+            if step.name == TUNING:
+                if row.status != "done":  # it had nothing to give, and takes time
+                    result.report.steps.remove(row)
+                    continue
+                if any(OUT_OF_TIME in note for note in row.warnings):  # no run repeats that
+                    _log.info("%s: takes too long", step.name)
+                    return None
+                step = build(type(step), {**dump(step), "time_limit": None} | _taken(row), _WHERE)
+            row.options = dump(step)
             chosen.append(step)
         seen, misses = self._seen(result)
         one = Tried(
@@ -155,9 +175,11 @@ class Evaluator:
 
     def again(self, one: Tried, spend: float, looks: int = 0) -> Tried | None:
         """The same recipe, with another squared error to spend."""
-        steps = one.recipe.steps[len(self.first) :]
-        changed = [spending(step, spend) if "lam" in dump(step) else step for step in steps]
-        return self.evaluate(changed, looks=looks)
+        return self.evaluate([spending(step, spend) for step in self.behind(one)], looks=looks)
+
+    def behind(self, one: Tried) -> tuple[Pass, ...]:
+        """The steps of a recipe behind the first ones."""
+        return one.recipe.steps[len(self.first) :]
 
     def result(self, one: Tried) -> Result:
         """The model and the report of a recipe, made again where they were let go."""
@@ -203,5 +225,10 @@ class Evaluator:
 
 
 def spending(step: Pass, lam: float) -> Pass:
-    """A step of quantize-rd with another squared error to spend."""
-    return build(type(step), {**dump(step), "lam": lam}, _WHERE)
+    """A step of quantize-rd with another squared error to spend; other steps as they are."""
+    return build(type(step), {**dump(step), "lam": lam}, _WHERE) if hasattr(step, "lam") else step
+
+
+def _taken(row: Step) -> dict[str, int]:
+    """The steps that a tuning had planned in the time it had."""
+    return {"steps": round(row.chosen["steps"])}
