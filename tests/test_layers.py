@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 #: A room may import those on its own line and above.
 LAYERS = (
-    ("errors", "report", "kernels"),
+    ("errors", "report", "page", "kernels"),
     ("files",),
     ("options", "functions", "plain_yaml", "graph", "sidecar"),
     ("reading",),
@@ -26,7 +26,7 @@ LAYERS = (
     ("channels",),
     ("passes",),
     ("recipe",),
-    ("search", "certificate", "budget"),
+    ("search", "certificate", "provenance", "budget"),
     ("api",),
     ("reproduce", "bundle"),
     ("commands", "one_step"),

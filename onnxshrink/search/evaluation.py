@@ -19,6 +19,7 @@ from onnxshrink.options import build, dump
 from onnxshrink.passes._training import OUT_OF_TIME
 from onnxshrink.pipeline import Pass, Result, run
 from onnxshrink.recipe import Recipe, Storage
+from onnxshrink.report import Attempt
 from onnxshrink.search.platform import PLATFORMS, Platform
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Tried:
         misses: What it does not keep for certain: a metric, or running at all.
         spend: What quantize-rd spends in it; None where it is not part of it.
         promises: What unseen inputs say; empty before they are asked, and where there are none.
+        errors: The errors on each of the unseen inputs; see :meth:`Answers.errors`.
         latency: Time of the model over that of the original; None where it was not measured.
         memory: Bytes at its peak, while it was loaded and first run; None likewise.
         moved: Weights that are kept at a higher precision than others, and at which.
@@ -60,6 +62,7 @@ class Tried:
     misses: list[str]
     spend: float | None = None
     promises: list[Promise] = field(default_factory=list)
+    errors: list[list[float]] = field(default_factory=list)
     latency: float | None = None
     memory: int | None = None
     moved: dict[str, str] = field(default_factory=dict)
@@ -97,6 +100,18 @@ class Tried:
     def keeps(self) -> bool:
         """Whether the goal is kept as far as is known."""
         return self.strain <= 1
+
+    def attempt(self, verdict: str, *, taken: bool) -> Attempt:
+        """The same for a report.
+
+        Args:
+            verdict: What became of it.
+            taken: Whether it is the result.
+        """
+        return Attempt(
+            self.name, self.nbytes, self.strain, verdict, self.error, self.latency,
+            self.keeps and not self.refused, taken,
+        )  # fmt: skip
 
     @property
     def refused(self) -> bool:
@@ -204,6 +219,7 @@ class Evaluator:
             return
         one.error = max((row.worst for row in self._unseen.figures(after)), default=0.0)
         others = result.answers[0].outputs if result.answers else []
+        one.errors = self._unseen.errors(after)
         one.promises = self.goal.promises(self._unseen, after, looks, others)
         for promise in one.promises:
             _log.info("%s: %s", one.name, promise)

@@ -23,6 +23,7 @@ from onnxshrink.goal import Aim
 from onnxshrink.options import build, dump
 from onnxshrink.pipeline import Pass, Result
 from onnxshrink.recipe import find_pass
+from onnxshrink.report import Attempt
 from onnxshrink.search import ladder
 from onnxshrink.search.evaluation import TUNING, Evaluator, Tried, spending
 from onnxshrink.search.measured import bench_tried
@@ -85,10 +86,10 @@ class Found:
     stopped: str = ""
 
     @property
-    def rows(self) -> list[tuple[str, int, float, str]]:
+    def rows(self) -> list[Attempt]:
         """What was tried, for the report."""
         return [
-            (one.name, one.nbytes, one.strain, self._verdict(one))
+            one.attempt(self._verdict(one), taken=one is self.best)
             for one in sorted(self.tried, key=lambda one: -one.nbytes)
         ]
 

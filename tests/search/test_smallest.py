@@ -64,8 +64,8 @@ def test_a_look_that_refuses_makes_it_finer(
     monkeypatch.setattr(Goal, "promises", refusing)
     report = api.shrink(source, out, api.Options(calibration=feeds(8)))
     assert looks[:2] == [1, 1]  # the same path: one test
-    refused, *_ = (what for what, *_, how in report.tried if how == "not kept on unseen inputs")
-    taken, *_ = (what for what, *_, how in report.tried if how == "taken")
+    refused, *_ = (one.recipe for one in report.tried if one.verdict == "not kept on unseen inputs")
+    taken, *_ = (one.recipe for one in report.tried if one.taken)
     assert float(taken.split()[-1]) < float(refused.split()[-1])
     assert " unseen inputs or rows: " in report.promises[0]
 

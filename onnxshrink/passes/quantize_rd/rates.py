@@ -47,12 +47,15 @@ class StoredWeight(NamedTuple):
         quantized: Its codes.
         packed: Bytes that they pack to.
         note: For the report.
+        figures: For the report: ``sensitivity``, the squared error of the outputs for each squared
+            relative error of the weight, where it was measured.
     """
 
     view: WeightView
     quantized: Quantized
     packed: int
     note: str
+    figures: Mapping[str, float]
 
 
 @dataclass
@@ -301,13 +304,17 @@ class StepSearch:
 
     def stored(self, spend: float) -> Iterator[StoredWeight]:
         """Every weight as it will be stored, fitted to all inputs."""
+        import numpy as np
+
         from onnxshrink.graph.weights import second_moments
         from onnxshrink.kernels import rate
         from onnxshrink.kernels.affine import Quantized
 
         steps = rate.steps(self.layers, spend)
         for view, quantized, reason in self.plain:
-            yield StoredWeight(view, quantized, self.nbytes(quantized.codes), f"int8 ({reason})")
+            yield StoredWeight(
+                view, quantized, self.nbytes(quantized.codes), f"int8 ({reason})", {}
+            )
         for layer in self.layers:
             view, step = self._by_name[layer.name], steps[layer.name]
             fitted = self._refitted(layer)
@@ -322,7 +329,10 @@ class StepSearch:
                 note += f", to nearest (no gptq: {second_moments.unknown(view)})"
             if scale.size > 1:
                 note += f", {len(set(scale.flat))} steps by how often rows are looked up"
-            yield StoredWeight(view, Quantized(codes, scale, None, dtype), packed, note)
+            size = float(np.square(layer.weights, dtype=np.float64).mean())
+            # A step makes noise of a twelfth of its square.
+            figures = {"sensitivity": 12 * size * layer.sensitivity}
+            yield StoredWeight(view, Quantized(codes, scale, None, dtype), packed, note, figures)
 
 
 def kept_at_eight(view: WeightView) -> str:
