@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Layer:
+class WeightRow:
     """What all steps together did to one weight.
 
     Attributes:
@@ -40,14 +40,14 @@ class Layer:
         return 8 * self.after / self.elements if self.elements else None
 
 
-def layers(steps: Iterable[Step], *, coded: bool) -> list[Layer]:
+def layers(steps: Iterable[Step], *, coded: bool) -> list[WeightRow]:
     """Every weight that a step named, the largest first.
 
     Args:
         steps: Of a run.
         coded: Whether the result is stored entropy-coded.
     """
-    found: dict[str, Layer] = {}
+    found: dict[str, WeightRow] = {}
     for step in steps:
         for row in step.changes:
             if not (row.elements or row.error):  # of the graph
@@ -55,7 +55,7 @@ def layers(steps: Iterable[Step], *, coded: bool) -> list[Layer]:
             last = found.get(row.what)
             text = row.note or step.name
             known = last is not None and last.changed
-            found[row.what] = Layer(
+            found[row.what] = WeightRow(
                 row.what, row.kind, row.elements or (last.elements if last else 0),
                 last.before if last else row.before, (coded and row.coded) or row.after,
                 f"{last.treatment}; {text}" if last and known else text, True,
@@ -63,7 +63,7 @@ def layers(steps: Iterable[Step], *, coded: bool) -> list[Layer]:
             )  # fmt: skip
         for skip in step.skips:
             if skip.nbytes and skip.what not in found:
-                found[skip.what] = Layer(
+                found[skip.what] = WeightRow(
                     skip.what, skip.kind, skip.elements, skip.nbytes, skip.nbytes, skip.reason,
                     False, {},
                 )  # fmt: skip

@@ -13,7 +13,7 @@ from onnxshrink.page.tables import Cell, bar, cell, name, number, table, two_bar
 from onnxshrink.report import share, size, times
 
 if TYPE_CHECKING:
-    from onnxshrink.page.layers import Layer
+    from onnxshrink.page.layers import WeightRow
     from onnxshrink.report import Report, Table
 
 _SHOWN = 20  # weights, before the rest is folded away
@@ -250,7 +250,7 @@ def _plain_table(found: Table, *, figures: int = 0, after: int = 1) -> str:
     return table(found.title, found.columns, rows, figures=figures, numbers_from=after)
 
 
-def _bits(layer: Layer, most: float) -> Cell:
+def _bits(layer: WeightRow, most: float) -> Cell:
     if layer.bits is None:
         return cell("")
     return bar(f"{layer.bits:.2f}", layer.bits / most)
