@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from onnxshrink.page.layers import Layer
+    from onnxshrink.page.layers import WeightRow
 
 _SCHEMA = 2  # of the JSON form; it goes up when a name goes or changes its meaning
 _MOST_KEPT = 10
@@ -316,7 +316,7 @@ class Report:
         return [float("inf") if row["worst"] is None else row["worst"] for row in rows]
 
     @property
-    def layers(self) -> list[Layer]:
+    def layers(self) -> list[WeightRow]:
         """Every weight that a step named, the largest first."""
         from onnxshrink.page.layers import layers
 
