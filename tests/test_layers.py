@@ -266,6 +266,33 @@ def test_one_name_is_one_thing():
     assert {name: found for name, found in places.items() if len(found) > 1} == {}
 
 
+#: Modules of ``graph`` without a test beside them, and the test that holds them.
+HELD_ELSEWHERE = {
+    "file/round_trip": "graph/file/test_model.py",
+    "forms/coded_nodes": "graph/forms/test_coded.py",
+    "forms/coded_read": "graph/forms/test_coded.py",
+    "inspect/coded_file": "test_coded_commands.py",
+    "operators/memory": "graph/analysis/test_states.py",
+    "operators/rows": "graph/weights/test_views.py",
+    "operators/table": "graph/weights/test_views.py",
+    "rewrite/surgeon": "passes/test_surgeon.py",
+    "rewrite/trees": "passes/test_merge_trees.py",
+}
+
+
+def test_every_module_of_graph_has_a_test():
+    tests, graph = Path(__file__).parent, PACKAGE / "graph"
+    assert all((tests / place).exists() for place in HELD_ELSEWHERE.values())
+    untested = set()
+    for file in graph.rglob("[!_]*.py"):
+        name = file.relative_to(graph).with_suffix("")
+        # Every rule of derivatives is held against differences by one test.
+        rule = name.parts[0] == "gradients"
+        if not rule and not (tests / "graph" / name.parent / f"test_{name.name}.py").exists():
+            untested.add(name.as_posix())
+    assert untested == set(HELD_ELSEWHERE)
+
+
 def modules_after(code: str) -> set[str]:
     """Top-level modules that a fresh process has loaded after running some code."""
     script = f"import sys\n{code}\nsys.stderr.write(' '.join(sys.modules))"
