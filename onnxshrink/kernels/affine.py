@@ -327,9 +327,11 @@ def _squared_error(
         first, last = RANGES[dtype]
         error = np.rint(exact)
         if zero.min() == zero.max():  # bounds that are numbers are far quicker
-            zero = zero.reshape(-1)[:1]
-        np.maximum(error, first - zero, out=error)
-        np.minimum(error, last - zero, out=error)
+            middle = float(zero.flat[0])
+            np.clip(error, first - middle, last - middle, out=error)
+        else:
+            np.maximum(error, first - zero, out=error)
+            np.minimum(error, last - zero, out=error)
     error -= exact
     letters = "".join(map(chr, range(97, 97 + error.ndim)))
     kept = "".join(letter for axis, letter in enumerate(letters) if axis not in axes)
