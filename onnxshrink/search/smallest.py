@@ -59,7 +59,7 @@ _FEW_TURNS = 2
 _NEARLY = 1.05  # times the least cost: of those the smallest file
 _PRUNED = (("prune-sparsegpt", {"ratio": 0.4, "max_error": 1.0}),)
 #: Steps of a tuning, and what it must leave of the error at most: first to see, then for good.
-_TUNED = ((10, 0.98), (40, 0.96))
+_TUNED = ((10, 0.98), (20, 0.96))
 _FEWEST_STEPS = 0.5  # of those
 _ASTRAY = 1.1  # times what may be lost is lost: what tuning serves is not what is asked for
 _SECONDS = 30.0  # of a tuning at most
