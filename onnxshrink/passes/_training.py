@@ -117,6 +117,11 @@ class Student:
         ends = list(self._measured.losses.values())
         made: Derivative = differentiate(self._measured.model, ends, wanted)
         self._gradients, self._seeds = made.gradients, made.seeds
+        self._kinds = {
+            value.name: value.dtype.numpy()
+            for value in made.model.inputs
+            if value.dtype is not None
+        }
         self._outputs = [value.name or "" for value in made.model.ir.graph.outputs]
         reached = [each for each in parameters if each.differentiated in made.gradients]
         self._exchange = Exchange(made.model, [each.name for each in reached], worker)
@@ -141,7 +146,8 @@ class Student:
         known = self._measured
         held = {known.targets[name]: target for name, target in targets.items()}
         for name, loss in known.losses.items():
-            held[self._seeds[loss]] = np.asarray(weights[name], np.float32)
+            seed = self._seeds[loss]
+            held[seed] = np.asarray(weights[name], self._kinds[seed])
         (answers,) = self._exchange.answers(
             [{**feed, **held}], stored(self.parameters, numbers)
         ).outputs

@@ -34,7 +34,8 @@ _CLEARLY = 0.95  # of the bytes: another kind of recipe is another test
 _TURNS = 6  # of the number that says what to spend
 _AIM = 0.96  # of what may be lost
 _FIRST = 1e-3  # to spend, where quantize-rd finds nothing on half of the inputs
-_CLOSE = 1.3  # between what is kept and what is refused: a fifth of a bit, some 5 % of the bytes
+_CLOSE = 1.15  # between what is kept and what is refused: a tenth of a bit
+_STRIDE = 1.3  # times what was kept, at least, while nothing is refused: some 5 % of the bytes
 _POWER = 0.5  # by which a loss grows with what is spent, before two of them tell
 _STEEPEST, _FLATTEST = 1.5, 0.25
 _SURELY = 0.7  # times what was spent, where more is refused once more
@@ -332,7 +333,7 @@ def _next(points: Sequence[Tried]) -> float | None:
     edge = math.sqrt(_CLOSE)
     if high < math.inf:
         spend = min(spend, high / edge)
-    return max(spend, low * (edge if high < math.inf else _CLOSE))
+    return max(spend, low * (edge if high < math.inf else _STRIDE))
 
 
 def _factor(strain: float, power: float) -> float:
