@@ -113,9 +113,11 @@ class Search:
     """
 
     def __init__(self, ask: Evaluator, aim: Aim = "size", deadline: float | None = None):
-        self._ask, self._aim, self._deadline = ask, aim, deadline
+        self._ask, self._aim = ask, aim
+        self._deadline = math.inf if deadline is None else deadline
         self._tried: list[Tried] = []
         self._looks = 0
+        self._times: list[float] = []  # of evaluations
 
     def run(self) -> Found:
         """The best that is found in time; Ctrl-C ends the search, too, once there is anything."""
@@ -123,7 +125,7 @@ class Search:
         self._try(())  # at worst, and where there is nothing to gain, the model as it is
         try:
             for _ in self._explore():
-                if self._deadline is not None and time.monotonic() > self._deadline:
+                if time.monotonic() + self._takes() > self._deadline:
                     stopped = "the time was up"
                     break
         except KeyboardInterrupt:
@@ -187,8 +189,12 @@ class Search:
 
     def _seconds(self) -> float:
         """What a tuning may take."""
-        left = math.inf if self._deadline is None else self._deadline - time.monotonic()
-        return max(min(_SECONDS, _SHARE * left), 0.0)
+        return max(min(_SECONDS, _SHARE * (self._deadline - time.monotonic())), 0.0)
+
+    def _takes(self) -> float:
+        """What one more evaluation takes at least, once there is a result to be content with."""
+        content = any(one.promises and one.keeps for one in self._tried)
+        return min(self._times, default=0.0) if content else 0.0
 
     def _cheapest(self, smallest: Tried) -> Tried:
         """The fastest, or smallest in memory, that keeps the goal; the smallest where none is."""
@@ -238,7 +244,9 @@ class Search:
                 return
             yield
             self._tell(f"trying {one.name}, spending {spend:.2g}")
+            start = time.monotonic()
             found = self._ask.again(one, spend, looks)
+            self._times.append(time.monotonic() - start)
             if found is None or found.spend is None:
                 return
             self._add(found)
