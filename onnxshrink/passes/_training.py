@@ -44,14 +44,14 @@ class Schedule:
             None: so much less than the root of the loss to begin with.
         steps: How many at most.
         batch: Inputs of a step.
-        seconds: It plans as many steps as fit into these, and ends when they are over; None: all.
+        end: When it is over, by ``time.monotonic``: it plans as many steps as fit in; None: all.
         seed: For the order of the inputs.
     """
 
     rate: float | None
     steps: int
     batch: int
-    seconds: float | None = None
+    end: float | None = None
     seed: int = 0
 
 
@@ -117,6 +117,11 @@ class Student:
         ends = list(self._measured.losses.values())
         made: Derivative = differentiate(self._measured.model, ends, wanted)
         self._gradients, self._seeds = made.gradients, made.seeds
+        self._kinds = {
+            value.name: value.dtype.numpy()
+            for value in made.model.inputs
+            if value.dtype is not None
+        }
         self._outputs = [value.name or "" for value in made.model.ir.graph.outputs]
         reached = [each for each in parameters if each.differentiated in made.gradients]
         self._exchange = Exchange(made.model, [each.name for each in reached], worker)
@@ -141,7 +146,8 @@ class Student:
         known = self._measured
         held = {known.targets[name]: target for name, target in targets.items()}
         for name, loss in known.losses.items():
-            held[self._seeds[loss]] = np.asarray(weights[name], np.float32)
+            seed = self._seeds[loss]
+            held[seed] = np.asarray(weights[name], self._kinds[seed])
         (answers,) = self._exchange.answers(
             [{**feed, **held}], stored(self.parameters, numbers)
         ).outputs
@@ -200,11 +206,12 @@ class Training:
 
         from onnxshrink.kernels.adam import Adam
 
-        start, falls, astray, idle = time.monotonic(), 0, 0, 0
+        falls, astray, idle = 0, 0, 0
         numbers = {each.name: each.numbers() for each in self.student.parameters}
         kept = {each.name: _kept(each, numbers[each.name]) for each in self.student.parameters}
         tied = {each.name: _tied(each, numbers[each.name]) for each in self.student.parameters}
         adam = Adam(numbers, {name: _unit(numbers[name]) * kept[name] for name in numbers})
+        start = time.monotonic()
         before = self._judged(judge, numbers)
         planned = _planned(schedule, fit, judge, time.monotonic() - start)
         rate = schedule.rate or _SHARE * math.sqrt(before)
@@ -214,7 +221,7 @@ class Training:
         if not planned:
             best.notes.append(f"{OUT_OF_TIME} after 0 steps")
         for step in range(planned):
-            if schedule.seconds is not None and time.monotonic() - start >= schedule.seconds:
+            if schedule.end is not None and time.monotonic() >= schedule.end:
                 best.notes.append(f"{OUT_OF_TIME} after {step} steps")
                 break
             self.progress(self.name, step, planned)
@@ -267,11 +274,12 @@ def _planned(
     schedule: Schedule, fit: Sequence[int], judge: Sequence[int], seconds: float
 ) -> int:  # fmt: skip
     """How many steps there is time for, where one look at the inputs that judge took so long."""
-    if schedule.seconds is None:
+    if schedule.end is None:
         return schedule.steps
     each = seconds / len(judge)  # a look computes gradients, too
     step = each * (min(schedule.batch, len(fit)) + len(judge) / _CHECKS)
-    return min(schedule.steps, int(max(schedule.seconds - seconds, 0) / step))
+    left = schedule.end - time.monotonic() - seconds  # what came of it is looked at once more
+    return min(schedule.steps, int(max(left, 0) / step))
 
 
 def _tied(parameter: Parameter, numbers: np.ndarray) -> np.ndarray | None:

@@ -35,7 +35,8 @@ _CLEARLY = 0.95  # of the bytes: another kind of recipe is another test
 _TURNS = 6  # of the number that says what to spend
 _AIM = 0.96  # of what may be lost
 _FIRST = 1e-3  # to spend, where quantize-rd finds nothing on half of the inputs
-_CLOSE = 1.3  # between what is kept and what is refused: a fifth of a bit, some 5 % of the bytes
+_CLOSE = 1.15  # between what is kept and what is refused: a tenth of a bit
+_STRIDE = 1.3  # times what was kept, at least, while nothing is refused: some 5 % of the bytes
 _POWER = 0.5  # by which a loss grows with what is spent, before two of them tell
 _STEEPEST, _FLATTEST = 1.5, 0.25
 _SURELY = 0.7  # times what was spent, where more is refused once more
@@ -60,7 +61,7 @@ _FEW_TURNS = 2
 _NEARLY = 1.05  # times the least cost: of those the smallest file
 _PRUNED = (("prune-sparsegpt", {"ratio": 0.4, "max_error": 1.0}),)
 #: Steps of a tuning, and what it must leave of the error at most: first to see, then for good.
-_TUNED = ((10, 0.98), (40, 0.96))
+_TUNED = ((10, 0.98), (20, 0.96))
 _FEWEST_STEPS = 0.5  # of those
 _ASTRAY = 1.1  # times what may be lost is lost: what tuning serves is not what is asked for
 _SECONDS = 30.0  # of a tuning at most
@@ -113,9 +114,11 @@ class Search:
     """
 
     def __init__(self, ask: Evaluator, aim: Aim = "size", deadline: float | None = None):
-        self._ask, self._aim, self._deadline = ask, aim, deadline
+        self._ask, self._aim = ask, aim
+        self._deadline = math.inf if deadline is None else deadline
         self._tried: list[Tried] = []
         self._looks = 0
+        self._times: list[float] = []  # of evaluations
 
     def run(self) -> Found:
         """The best that is found in time; Ctrl-C ends the search, too, once there is anything."""
@@ -123,7 +126,7 @@ class Search:
         self._try(())  # at worst, and where there is nothing to gain, the model as it is
         try:
             for _ in self._explore():
-                if self._deadline is not None and time.monotonic() > self._deadline:
+                if time.monotonic() + self._takes() > self._deadline:
                     stopped = "the time was up"
                     break
         except KeyboardInterrupt:
@@ -187,8 +190,12 @@ class Search:
 
     def _seconds(self) -> float:
         """What a tuning may take."""
-        left = math.inf if self._deadline is None else self._deadline - time.monotonic()
-        return max(min(_SECONDS, _SHARE * left), 0.0)
+        return max(min(_SECONDS, _SHARE * (self._deadline - time.monotonic())), 0.0)
+
+    def _takes(self) -> float:
+        """What one more evaluation takes at least, once there is a result to be content with."""
+        content = any(one.promises and one.keeps for one in self._tried)
+        return min(self._times, default=0.0) if content else 0.0
 
     def _cheapest(self, smallest: Tried) -> Tried:
         """The fastest, or smallest in memory, that keeps the goal; the smallest where none is."""
@@ -238,7 +245,9 @@ class Search:
                 return
             yield
             self._tell(f"trying {one.name}, spending {spend:.2g}")
+            start = time.monotonic()
             found = self._ask.again(one, spend, looks)
+            self._times.append(time.monotonic() - start)
             if found is None or found.spend is None:
                 return
             self._add(found)
@@ -333,7 +342,7 @@ def _next(points: Sequence[Tried]) -> float | None:
     edge = math.sqrt(_CLOSE)
     if high < math.inf:
         spend = min(spend, high / edge)
-    return max(spend, low * (edge if high < math.inf else _CLOSE))
+    return max(spend, low * (edge if high < math.inf else _STRIDE))
 
 
 def _factor(strain: float, power: float) -> float:

@@ -221,6 +221,18 @@ def test_float16_is_tuned_or_left_alone(worker: Worker) -> None:
     assert errors["error_after"] < errors["error_before"]
 
 
+def test_a_model_of_float16_throughout_is_tuned(worker: Worker) -> None:
+    """Its losses are float16, too, and so are what their gradients begin with."""
+    w, b = (normal(*shape, seed=6).astype(np.float16) / 4 for shape in ((16, 8), (8,)))
+    model = Model.from_proto(
+        parsed("g (float16[N, 16] x) => (float16[N, 8] y) { y = Gemm(x, w, b) }", w=w, b=b)
+    )
+    feeds = [{"x": feed["x"].astype(np.float16)} for feed in FEEDS]
+    tune = Tune(free=("weights", "biases"), steps=60)
+    step = steps([Detune(), tune], model, worker, feeds).report.steps[1]
+    assert step.chosen["error_after"] < 0.9 * step.chosen["error_before"]
+
+
 def test_biases_in_integers_are_tuned_through_quantized_activations(worker: Worker) -> None:
     """Rounding lets gradients through; codes of weights and all scales stay."""
     original = Model.from_proto(parsed(

@@ -173,12 +173,12 @@ def test_more_is_spent_until_it_is_refused_and_then_less() -> None:
         return Tried(Recipe(()), 1, strain, 0.0, [], spend=spend)
 
     points = [tried(1.0, 0.95)]
-    assert smallest._next(points) == pytest.approx(smallest._CLOSE)
+    assert smallest._next(points) == pytest.approx(smallest._STRIDE)
     points.append(tried(2.0, 0.99))
-    assert smallest._next(points) == pytest.approx(2 * smallest._CLOSE)
+    assert smallest._next(points) == pytest.approx(2 * smallest._STRIDE)
     points.append(tried(4.0, 1.5))
     between = smallest._next(points)
     assert between is not None
     assert 2 < between < 4
-    points.append(tried(2.5, 1.1))
+    points.append(tried(2.2, 1.1))
     assert smallest._next(points) is None
