@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
 
 _FARTHEST = 16  # operators that only move values
-_MEANS = ("Div", "ReduceMean", "ReduceSum", "Mul")
 
 
 def tails(model: Model) -> dict[str, Tail]:
@@ -67,10 +66,16 @@ def _normed(value: ir.Value | None) -> int:
         if norm is not None:
             gain = read.constant(read.input(producer, norm.gain))
             return gain.size if gain is not None and norm.channels == -1 else 0
-        if not (_keeps(producer) or producer.op_type in _MEANS):
+        if not (_keeps(producer) or _averages(producer)):
             return 0
         value = read.input(producer, 0)
     return 0
+
+
+def _averages(node: ir.Node) -> bool:
+    """Whether a node may be part of a mean: a sum, or what is multiplied or divided."""
+    scales = operators.of(node, operators.Arithmetic)
+    return (scales is not None and scales.scales) or bool(operators.of(node, operators.Reduction))
 
 
 def _keeps(node: ir.Node) -> bool:
