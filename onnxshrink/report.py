@@ -151,6 +151,8 @@ class Report:
         missed: What a search could not keep or reach, one line each.
         origin: What a certified result was made from.
         front: Models from near-lossless to smallest, where they were asked for.
+        signal: The exit code that tells of Ctrl-C or SIGTERM, where one of them ended the search
+            and this is the best that it had found; else 0.
         unproven: Whether the given inputs could not have shown a difference.
     """
 
@@ -172,6 +174,7 @@ class Report:
     missed: list[str] = field(default_factory=list)
     origin: dict[str, Any] = field(default_factory=dict)
     front: Table | None = None
+    signal: int = 0
     unproven: bool = False
     bytes_before: int = 0
     bytes_after: int = 0

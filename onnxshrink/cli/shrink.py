@@ -75,3 +75,5 @@ def command(**values: Any) -> None:
     run.finish(report)
     if missed is not None:
         raise missed
+    if report.signal:
+        click.get_current_context().exit(report.signal)

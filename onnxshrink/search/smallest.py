@@ -78,6 +78,7 @@ class Found:
         tried: All, in the order in which they were tried.
         looks: How many kinds of recipes were held against the unseen inputs.
         stopped: Why the search ended early; empty when it did not.
+        signal: The exit code that tells of Ctrl-C or SIGTERM, where one of them ended it.
     """
 
     best: Tried
@@ -85,6 +86,7 @@ class Found:
     tried: list[Tried] = field(default_factory=list)
     looks: int = 0
     stopped: str = ""
+    signal: int = 0
 
     @property
     def rows(self) -> list[Attempt]:
@@ -122,19 +124,19 @@ class Search:
 
     def run(self) -> Found:
         """The best that is found in time; Ctrl-C ends the search, too, once there is anything."""
-        stopped = ""
+        stopped, signal = "", 0
         self._try(())  # at worst, and where there is nothing to gain, the model as it is
         try:
             for _ in self._explore():
                 if time.monotonic() + self._takes() > self._deadline:
                     stopped = "the time was up"
                     break
-        except KeyboardInterrupt:
-            stopped = _INTERRUPTED
+        except KeyboardInterrupt as error:
+            stopped, signal = _INTERRUPTED, getattr(error, "exit_code", 130)
         best = self._confirmed(stopped)
         if self._aim != "size" and not stopped:
             best = self._cheapest(best)
-        return Found(best, self._ask.result(best), self._tried, self._looks, stopped)
+        return Found(best, self._ask.result(best), self._tried, self._looks, stopped, signal)
 
     # ---- candidates
 

@@ -37,5 +37,6 @@ def tell(result: Result, found: Found, goal: Goal, settings: Settings, aim: Aim)
         )
     if aim == "latency" and not (best.latency or math.inf) < 1:
         report.warnings.append("nothing that keeps the answers is faster on this machine")
+    report.signal = found.signal
     if found.stopped:
         report.warnings.append(f"{found.stopped}: this is the best that had been found")

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Run
 from hard_models import text
 
 from onnxshrink import api
+from onnxshrink.cli._terminal import Terminated
 from onnxshrink.contract import Settings
 from onnxshrink.errors import RecipeError
 from onnxshrink.goal import Goal, Promise
@@ -70,10 +72,13 @@ def test_a_look_that_refuses_makes_it_finer(
     assert " unseen inputs or rows: " in report.promises[0]
 
 
-def test_ctrl_c_keeps_the_best_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_ctrl_c_keeps_the_best_so_far_and_says_so(
+    stop: type[BaseException], code: int, tmp_path: Path, cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(search: Search) -> Iterator[None]:
         yield from ()
-        raise KeyboardInterrupt
+        raise stop
 
     monkeypatch.setattr(Search, "_explore", interrupted)
     source, out = tmp_path / "in.onnx", tmp_path / "out.onnx"
@@ -81,6 +86,11 @@ def test_ctrl_c_keeps_the_best_so_far(tmp_path: Path, monkeypatch: pytest.Monkey
     report = api.shrink(source, out, api.Options(calibration=feeds(4)))
     assert out.exists()
     assert any(line.startswith("interrupted: ") for line in report.warnings)
+    assert report.signal == code
+    out.unlink()
+    np.savez("data.npz", x=np.concatenate([feed["x"] for feed in feeds(4)]))
+    assert cli("shrink", source, out, "--calibration", "data.npz").code == code
+    assert out.exists()
 
 
 def test_what_few_inputs_cannot_promise_is_said(tmp_path: Path) -> None:
