@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 #: A room may import those on its own line and above.
 LAYERS = (
-    ("errors", "report", "kernels"),
+    ("errors", "report", "page", "kernels"),
     ("files",),
     ("options", "functions", "plain_yaml", "graph", "sidecar"),
     ("reading",),
@@ -26,7 +26,7 @@ LAYERS = (
     ("channels",),
     ("passes",),
     ("recipe",),
-    ("search", "certificate", "budget"),
+    ("search", "certificate", "provenance", "budget"),
     ("api",),
     ("reproduce", "bundle"),
     ("commands", "one_step"),
@@ -271,6 +271,7 @@ HELD_ELSEWHERE = {
     "file/round_trip": "graph/file/test_model.py",
     "forms/coded_nodes": "graph/forms/test_coded.py",
     "forms/coded_read": "graph/forms/test_coded.py",
+    "forms/integer_codes": "passes/test_requantize.py",
     "inspect/coded_file": "test_coded_commands.py",
     "operators/memory": "graph/analysis/test_states.py",
     "operators/rows": "graph/weights/test_views.py",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +42,9 @@ class Tuning(Pass, ABC):
         le=1,
     )
     batch: int = option(16, help="inputs of a step", ge=1)
-    time_limit: float | None = option(None, help="seconds after which it ends", ge=0)
+    time_limit: float | None = option(
+        None, help="seconds that it may take: as many steps as fit into them", ge=0
+    )
     reference: str = option(
         "", help="file of the original model; empty: the model before the first step"
     )
@@ -74,6 +77,7 @@ class Tuning(Pass, ABC):
         from onnxshrink.graph.forms import coded_read
         from onnxshrink.graph.layers import parameters
 
+        start = time.monotonic()
         original = coded_read.load(self.reference)[0] if self.reference else ctx.original
         if original is None:
             raise DataError(f"{self.name} needs the original model: name it with 'reference'")
@@ -93,7 +97,8 @@ class Tuning(Pass, ABC):
         if not goal.aims:
             ctx.skip("model", "has no output of floating-point numbers that are not all zero")
             return
-        schedule = Schedule(self.rate, self.steps, self.batch, self.time_limit, ctx.seed)
+        end = None if self.time_limit is None else start + self.time_limit
+        schedule = Schedule(self.rate, self.steps, self.batch, end, ctx.seed)
         train(model, goal, chosen, schedule, ctx)
 
     def _why_not(self, parameter: Parameter) -> str:
@@ -145,7 +150,7 @@ def train(
         ctx.skip("model", f"would take the error on inputs that were not fitted to {moved}")
         return
     model.adopt(trial)
-    ctx.step.chosen |= {"steps": outcome.steps, **errors}
+    ctx.step.chosen |= {"steps": outcome.planned, "taken": outcome.steps, **errors}
     _report(student.parameters, outcome, ctx)
 
 

@@ -7,7 +7,6 @@ outputs, and drops it when they differ.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
@@ -35,20 +34,19 @@ def fold_constants(model: Model) -> None:
     from onnxshrink.graph.rewrite.computed import fold_weights  # which needs shapes
 
     fold_weights(model)
-
-    def change(graph: ir.Model) -> ir.Model:
-        fold(graph)
-        return graph
-
-    model.rewrite(change)
+    if fold(model.ir):
+        model.rewrite(lambda folded: folded)
 
 
-def fold(graph: ir.Model, *, shapes: bool = False) -> None:
+def fold(graph: ir.Model, *, shapes: bool = False) -> bool:
     """One round of folding; branches of conditions that are constant are inlined.
 
     Args:
         graph: What is changed.
         shapes: Whether to infer shapes first, and to fold what follows from them.
+
+    Returns:
+        Whether there was anything to fold.
     """
     from onnxscript.optimizer import fold_constants as fold
 
@@ -68,9 +66,11 @@ def fold(graph: ir.Model, *, shapes: bool = False) -> None:
             return False
         return None if _is_affordable(node) else False
 
-    fold(
-        graph, onnx_shape_inference=shapes, input_size_limit=_FOLDED_ELEMENTS,
-        output_size_limit=_FOLDED_ELEMENTS, should_fold=should_fold,
+    return bool(
+        fold(
+            graph, onnx_shape_inference=shapes, input_size_limit=_FOLDED_ELEMENTS,
+            output_size_limit=_FOLDED_ELEMENTS, should_fold=should_fold,
+        )
     )  # fmt: skip
 
 
@@ -145,7 +145,8 @@ def share_subexpressions(model: Model) -> None:
     """Compute equal expressions once."""
     from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 
-    _run(model, CommonSubexpressionEliminationPass())
+    if CommonSubexpressionEliminationPass()(model.ir).modified:
+        model.rewrite(lambda shared: shared)
 
 
 def drop_identities(model: Model) -> None:
@@ -206,13 +207,9 @@ def drop_unused(model: Model) -> None:
     """Remove nodes, initializers and functions that no output depends on."""
     from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
 
-    _run(model, RemoveUnusedNodesPass())
-    _run(model, RemoveUnusedFunctionsPass())  # type: ignore[no-untyped-call]
-
-
-def _run(model: Model, pass_: Callable[[ir.Model], object]) -> None:
     def change(graph: ir.Model) -> ir.Model:
-        pass_(graph)
+        RemoveUnusedNodesPass()(graph)  # what it drops of a node's outputs it does not count
+        RemoveUnusedFunctionsPass()(graph)  # type: ignore[no-untyped-call]
         return graph
 
     model.rewrite(change)

@@ -47,8 +47,8 @@ def store(
     from onnxshrink.passes.to_float16 import narrow
 
     total = 0
-    for view, quantized, packed, note in stored:
-        kind, before = view.op_type, view.nbytes
+    for view, quantized, packed, note, figures in stored:
+        kind, before, elements = view.op_type, view.nbytes, view.size
         gains = quantized.nbytes + REBUILD_OVERHEAD < before
         if names[view] in came:
             before, was = came[names[view]]
@@ -62,7 +62,10 @@ def store(
         after = dequantize.dequantized(
             model, view, quantized, "gather" if looked_up else "cast-mul"
         )
-        ctx.changed(names[view], after, note=note, before=before, kind=kind, sqnr_db=sqnr)
+        ctx.changed(
+            names[view], after, note=note, before=before, kind=kind, elements=elements,
+            coded=packed, sqnr_db=sqnr, **figures,
+        )  # fmt: skip
         view.release()
     for view in vectors:
         narrow(view, model, ctx)

@@ -286,7 +286,10 @@ def store(
             nbytes, codes, note = stored
             sqnr = affine.sqnr_db(view.array(), codes)
             error = {"sqnr_db": sqnr} if np.isfinite(sqnr) else {}
-            ctx.changed(known[0], nbytes, before=known[1], kind=one.op_type, note=note, **error)
+            ctx.changed(
+                known[0], nbytes, before=known[1], kind=one.op_type, note=note,
+                elements=view.size, **error,
+            )  # fmt: skip
         view.release()
     for one, nbytes, error in products.biases:
         name, before = work.original(one.node, 2) or (f"{one.name}.bias", 0)
@@ -343,4 +346,7 @@ def store_others(work: Preparation, select: Select, others: Literal["int8", "kee
     for row in quiet.step.changes:
         name, nbytes = known[row.what] or (row.what, row.before)
         note = row.note + f" ({reasons[row.what]})" * bool(reasons.get(row.what))
-        ctx.changed(name, row.after, before=nbytes, kind=row.kind, note=note, **row.error)
+        ctx.changed(
+            name, row.after, before=nbytes, kind=row.kind, note=note, elements=row.elements,
+            **row.error,
+        )  # fmt: skip

@@ -84,6 +84,29 @@ class WeightScheme:
         note += "".join(f" ({reason})" for reason in reasons)
         ctx.changed(view, after, note=note, before=came, sqnr_db=sqnr)
 
+    def narrow(self, view: WeightView, model: Model, ctx: Context) -> None:
+        """Store the codes that an integer kernel takes in fewer bits, or say why not."""
+        from onnxshrink.graph.forms import integer_codes
+        from onnxshrink.graph.forms.rebuild import REBUILD_OVERHEAD
+        from onnxshrink.kernels import affine
+
+        if affine.is_float(self.dtype) or affine.BITS[self.dtype] >= 8:
+            reason = f"its kernel ({view.op_type}) takes 8 bits, and {self.dtype} has no fewer"
+            ctx.skip(view, reason)
+            return
+        nearest = self.rounding in ("rtn", "mse")
+        found = integer_codes.coarser(
+            view, self.dtype, symmetric=self.symmetric is not False,
+            clip="minmax" if self.clip == "minmax" else "mse",
+            rounding="rtn" if nearest else "balanced",
+        )  # fmt: skip
+        if found.stored.nbytes + REBUILD_OVERHEAD >= view.nbytes:
+            ctx.skip(view, f"would not be smaller as {self.dtype}")
+            return
+        after = integer_codes.put_in_place(model, view, found)
+        note = f"{self.dtype}, {found.stored.scale.size} steps of the codes of {view.op_type}"
+        ctx.changed(view, after, note=note, sqnr_db=found.sqnr)
+
     def opset(self, view: WeightView, model: Model) -> int:
         """The operator set that the nodes emitted for a weight need."""
         from onnxshrink.kernels import affine

@@ -22,6 +22,7 @@ MAY_ASK = {
     "channels/rules": "the same: these are the rules",
     "graph/forms/codes.py": "a reader for each form that a weight is stored in",
     "graph/forms/coded_read.py": "an interpreter of the nodes that this package writes",
+    "graph/forms/integer_codes.py": "which kernels ONNX Runtime has, and their zero points",
     "graph/forms/integer_kernels.py": "which kernels ONNX Runtime has",
     "graph/rewrite/ml.py": "a rule for each operator of ai.onnx.ml: what it is in others",
     "graph/rewrite/trees.py": "the same, for trees",
