@@ -44,6 +44,21 @@ def test_of_several_patterns_the_later_one_counts(plan: Plan) -> None:
     assert gone(plan, {"ab": 0.0, "bb": 0.75}) == {64: 0, 32: 24}
 
 
+@pytest.mark.parametrize("before", [1.0, 1.25])
+def test_units_of_all_groups_compete_for_a_share_of_what_they_cost(
+    before: float, plan: Plan
+) -> None:
+    """What is gone from earlier steps counts: the ratio is that of the groups' first sizes."""
+    sizes = {group.name: int(before * len(group)) for group in plan.groups}
+    costs = {group.name: float(place + 1) for place, group in enumerate(plan.groups)}
+    shares = Allocation({}, True, round_to=1, minimum=1, sizes=sizes, costs=costs)
+    chosen = shares.choose(plan, 0.4)
+    pairs = list(zip(plan.groups, chosen.choice, strict=True))
+    whole = sum(costs[group.name] * sizes[group.name] for group, _ in pairs)
+    left = sum(costs[group.name] * (len(group) - len(gone)) for group, gone in pairs)
+    assert abs(left / whole - 0.6) <= max(costs.values()) / whole
+
+
 def test_the_least_important_units_go(plan: Plan) -> None:
     chosen = Allocation({}, everywhere=False, round_to=1, minimum=1).choose(plan, 0.25)
     for scores, units in zip(chosen.scores, chosen.choice, strict=True):

@@ -59,6 +59,19 @@ def test_sizes_are_computed_and_large_constants_are_not() -> None:
     assert "z" not in known
 
 
+@pytest.mark.parametrize("domain", ["", "com.example."])
+def test_only_operators_of_the_standard_are_computed(domain: str) -> None:
+    """Another domain's Add may do anything."""
+    header = '<ir_version: 8, opset_import: ["": 17, "com.example": 1]>'
+    source = f"""{header} g (float[2, 3] x) => (int64[2] y) <int64[2] a> {{
+        s = Shape (x)  a = {domain}Add (s, s)  y = Identity (a) }}"""
+    known = {
+        value.name: array.tolist()
+        for value, array in walk(Model.from_proto(text(source))).known.items()
+    }
+    assert known.get("a") == (None if domain else [4, 6])
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
