@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         SidecarError,
         UnsupportedModel,
     )  # fmt: skip
-    from onnxshrink.evolve import evolve
+    from onnxshrink.evolving import evolve
     from onnxshrink.gate import check
     from onnxshrink.goal import Goal
     from onnxshrink.graph.file.model import Model
@@ -45,7 +45,7 @@ _HOMES = {
         "BudgetMissed", "DataError", "ModelError", "OutputError", "RecipeError", "ShrinkError",
         "SidecarError", "UnsupportedModel",
     ),
-    "evolve": ("evolve",),
+    "evolving": ("evolve",),
     "gate": ("check",),
     "graph.file.model": ("Model",),
     "pipeline": ("Context", "Pass", "run"),

@@ -107,7 +107,7 @@ def test_words_of_other_tools_lead_to_ours(cli: Run, name: str) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["compare", "a", "b", "--target-ratio", "3"], "; apply, shrink, quantize-rd have it"),
+        (["compare", "a", "b", "--target-ratio", "3"], "; apply, search, shrink and "),
         (["inspect", "a", "--max-error", "3"], "--max-error; apply, check, compare and "),
         (["pack", "a", "b", "--plot", "3"], "pack has no option --plot; sensitivity has it"),
         (["shrink", "a", "b", "--tagret-ratio", "3"], "No such option"),

@@ -28,7 +28,7 @@ LAYERS = (
     ("recipe",),
     ("search", "certificate", "provenance", "budget"),
     ("api",),
-    ("reproduce", "bundle", "evolve"),
+    ("reproduce", "bundle", "evolving"),
     ("commands", "one_step"),
     ("gate", "steps"),
     ("cli",),

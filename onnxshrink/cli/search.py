@@ -51,7 +51,7 @@ def command(**values: Any) -> None:
     """
     run = Run(values)
     budget = Budget.take(values)
-    from onnxshrink.evolve import evolve
+    from onnxshrink.evolving import evolve
 
     missed: BudgetMissed | None = None
     with progress_bar() as progress:

@@ -18,7 +18,7 @@ from hard_models import text
 
 from onnxshrink import api
 from onnxshrink.errors import ModelError, RecipeError
-from onnxshrink.evolve import evolve
+from onnxshrink.evolving import evolve
 from onnxshrink.graph.file.model import Model
 from onnxshrink.recipe import Recipe, find_pass
 from onnxshrink.search.evaluation import Evaluator
