@@ -69,6 +69,7 @@ class Options:
         certificate: Whether to write a certificate beside the result; see
             :mod:`onnxshrink.certificate`.
         sign: A file with an Ed25519 private key in PEM to sign the certificate with.
+        command: What was typed for this run, for its report.
     """
 
     calibration: Any = None
@@ -88,6 +89,7 @@ class Options:
     writes: tuple[StrPath, ...] = ()
     certificate: bool = False
     sign: StrPath | None = None
+    command: str = ""
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -133,8 +135,8 @@ def apply_recipe(
             blind = not any(budget.sees(step, model) for step in recipe.steps)
             budget.judge(result, model, settings, goal, worker, blind=blind)
             result.report.asked = {**goal.asks, **budget.sizes_asked(max_size, target_ratio)}
-        report = _write(result, recipe, out, options, recipe.storage)
-    provenance.trace(report, settings)
+        report = write(result, recipe, out, options, recipe.storage)
+    provenance.trace(report, settings, options.command)
     _certify(report, settings, options)
     report.missed += missed
     return budget.held(report, out, max_size, target_ratio)
@@ -204,7 +206,7 @@ def shrink(
         model, settings = prepare(
             source, out, options, worker, (), recipe_out, storage, held_back=parts
         )
-        first = _cleaning(model)
+        first = cleaning(model)
         known = options.calibration is not None and options.check != "off"
         warnings = []
         if (
@@ -228,12 +230,12 @@ def shrink(
             if pareto is not None:
                 raise RecipeError("--pareto takes --calibration inputs that the outputs answer to")
     with kept(Path(out), [certificate.path_of(out)]) as put_back:
-        report = _write(result, recipe, out, options, storage)
+        report = write(result, recipe, out, options, storage)
         report.asked = {
             "goal": aim, "target": target, **goal.asks,
             **budget.sizes_asked(max_size, target_ratio, time_limit),
         }  # fmt: skip
-        provenance.trace(report, settings)
+        provenance.trace(report, settings, options.command)
         _certify(report, settings, options)
         report.warnings += warnings
         if points:
@@ -288,8 +290,8 @@ def apply_excluding(
         found = exclude.find_exclusions(parts, goal or Goal(), options.progress)
         result = run(found.recipe.steps, model, settings, worker)
         result.report.moved = found.moved
-        report = _write(result, found.recipe, out, options)
-    provenance.trace(report, settings)
+        report = write(result, found.recipe, out, options)
+    provenance.trace(report, settings, options.command)
     _certify(report, settings, options)
     if recipe_out is not None:
         with output(Path(recipe_out)) as file:
@@ -333,7 +335,7 @@ def bench_pair(source: StrPath, out: StrPath, options: Options) -> dict[str, Any
     }  # fmt: skip
 
 
-def _cleaning(model: Model) -> tuple[Pass, ...]:
+def cleaning(model: Model) -> tuple[Pass, ...]:
     """The passes that change no answers: clean, and those of ai.onnx.ml where that gains."""
     from onnxshrink.graph.rewrite import trees
 
@@ -423,9 +425,10 @@ def _chosen(model: Model, options: Options, worker: Worker | None, times: int = 
     return Chosen(made, 0)
 
 
-def _write(
+def write(
     result: Result, recipe: Recipe, out: StrPath, options: Options, storage: Storage = "auto"
 ) -> Report:
+    """Write a result in the storage that is asked for; its report, with what came of it."""
     from onnxshrink import certificate
     from onnxshrink.graph.file.data_files import data_files, superseded
     from onnxshrink.graph.forms import coded, coded_read, codes, packed

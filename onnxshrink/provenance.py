@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from onnxshrink.report import Report
 
 
-def trace(report: Report, settings: Settings) -> None:
+def trace(report: Report, settings: Settings, command: str = "") -> None:
     """Put into a report what its result was made from, by what and on which machine.
 
     Args:
         report: Of a run whose result is written.
         settings: The inputs and the seed.
+        command: What was typed for it, if anything was.
     """
     from onnxshrink.runtime.calibration_cache import data_digest
 
@@ -28,6 +29,7 @@ def trace(report: Report, settings: Settings) -> None:
     kind = "generated" if settings.generated else "given"
     counts = f"{len(settings.feeds)} seen by steps, {len(settings.unseen)} by none ({kind})"
     report.provenance = {
+        **({"command": command} if command else {}),
         "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "original": report.source,
         "result": report.result,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from onnxshrink.api import Options
     from onnxshrink.report import Report
 
+_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@\s]+@")  # of a URL
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -140,13 +142,12 @@ class RunOptions:
 
         return Options(
             **self.inputs.options, worker=self.worker,
-            shapes=self.shapes, progress=progress, reads=tuple(reads),
+            shapes=self.shapes, progress=progress, reads=tuple(reads), command=_typed(),
             writes=() if self.report_file is None else (self.report_file,), **self.rest,
         )  # fmt: skip
 
     def finish(self, report: Report) -> None:
         """Print and write the report; exit 1 under --strict when nothing was done."""
-        report.provenance["command"] = shlex.join(["onnxshrink", *sys.argv[1:]])
         if self.report_file:
             _write_report(report, self.report_file)
         if self.as_json:
@@ -168,6 +169,11 @@ class RunOptions:
         if self.strict and report.unproven:
             click.echo("error: the inputs could not have shown a difference", err=True)
             sys.exit(1)
+
+
+def _typed() -> str:
+    """The command as it was typed, without the passwords of URLs."""
+    return _PASSWORD.sub(r"\1***@", shlex.join(["onnxshrink", *sys.argv[1:]]))
 
 
 _VIEWS = {".json": "to_json", ".md": "to_markdown", ".html": "to_html"}

@@ -71,13 +71,7 @@ class Tried:
     @property
     def name(self) -> str:
         """The steps behind the cleaning, with what was chosen."""
-        steps = [step for step in self.recipe.steps if step.name not in ("clean", "lower-ml")]
-        names = []
-        for step in steps:
-            told = [f"{value:.2g}" if key == "lam" else str(value)
-                    for key, value in dump(step).items() if key in _TOLD]  # fmt: skip
-            names.append(" ".join([step.name, *told]))
-        return " + ".join(names) or "lossless coding"
+        return named(self.recipe.steps)
 
     @property
     def eased(self) -> float:
@@ -130,6 +124,9 @@ class Evaluator:
         worker: Where to run.
         storage: How the result will be stored.
         platform: Where the result shall run.
+
+    Attributes:
+        why_not: Why the last recipe that did not stand did not.
     """
 
     def __init__(
@@ -139,6 +136,7 @@ class Evaluator:
         self.model, self.first, self.worker = model, tuple(first), worker
         self.settings = replace(settings, goal=goal, storage=storage)
         self.goal, self.storage, self.platform = goal, storage, platform
+        self.why_not = ""
         self._unseen: Answers | None = None
 
     def evaluate(self, steps: Sequence[Pass], *, looks: int = 0) -> Tried | None:
@@ -154,12 +152,15 @@ class Evaluator:
         recipe = Recipe((*self.first, *steps), held_back=bool(self.settings.unseen))
         result = run(recipe.steps, self.model, self.settings, self.worker)
         rows = result.report.steps[len(self.first) :]
+        self.why_not = "nothing was changed"
         if any(row.status == "rolled back" for row in rows):
-            _log.info("%s", next(row.reason for row in rows if row.reason))
+            self.why_not = next(f"{row.name}: {row.reason}" for row in rows if row.reason)
+            _log.info("%s", self.why_not)
             return None
         if steps and not any(row.status == "done" for row in rows):
             return None
         if why_not := self.platform.why_not(result.model, self.model):
+            self.why_not = why_not
             _log.info("%s: %s", " + ".join(step.name for step in steps), why_not)
             return None
         chosen, spend = [], None
@@ -248,3 +249,14 @@ def spending(step: Pass, lam: float) -> Pass:
 def _taken(row: Step) -> dict[str, int]:
     """The steps that a tuning had planned in the time it had."""
     return {"steps": round(row.chosen["steps"])}
+
+
+def named(steps: Sequence[Pass]) -> str:
+    """Steps in one line: those behind the cleaning, with what was chosen."""
+    names = []
+    for step in steps:
+        told = [f"{value:.2g}" if key == "lam" else str(value)
+                for key, value in dump(step).items() if key in _TOLD]  # fmt: skip
+        if step.name not in ("clean", "lower-ml"):
+            names.append(" ".join([step.name, *told]))
+    return " + ".join(names) or "lossless coding"

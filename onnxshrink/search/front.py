@@ -62,10 +62,24 @@ def write(ask: Evaluator, found: Found, folder: Path) -> list[Point]:
     Raises:
         OutputError: It cannot be written.
     """
+    return write_models(ask, candidates(ask, found.tried, found.best), found.best, folder)
+
+
+def write_models(ask: Evaluator, chosen: Sequence[Tried], best: Tried, folder: Path) -> list[Point]:
+    """Write models, ``front.md`` and ``front.svg``.
+
+    Args:
+        ask: Makes the models.
+        chosen: Their recipes, the largest first.
+        best: The one that is taken; its model is kept in memory.
+        folder: Where to; it is made where it is not there.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
     from onnxshrink import files
     from onnxshrink.search import measured
 
-    chosen = candidates(ask, found.tried, found.best)
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     before = ask.model.stored_bytes()
@@ -73,11 +87,11 @@ def write(ask: Evaluator, found: Found, folder: Path) -> list[Point]:
     for number, one in enumerate(chosen):
         paths.append(folder / f"{number}-{times(before, one.nbytes)}.onnx")
         sizes.append(measured.save(ask, one, paths[-1]))
-        if one is not found.best:
+        if one is not best:
             one.result = None
     costs = measured.against_original(ask, paths)
     points = [
-        Point(path, one.name, nbytes, one.error, one.strain, cost.ratio, one is found.best)
+        Point(path, one.name, nbytes, one.error, one.strain, cost.ratio, one is best)
         for path, one, nbytes, cost in zip(paths, chosen, sizes, costs, strict=True)
     ]
     with files.output(folder / "front.md") as file:
