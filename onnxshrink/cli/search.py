@@ -8,7 +8,7 @@ import click
 
 from onnxshrink.cli._budget import Budget, budget_options
 from onnxshrink.cli._command import Command
-from onnxshrink.cli._run import Run, run_options
+from onnxshrink.cli._run import RunOptions, run_options
 from onnxshrink.cli._terminal import progress_bar
 from onnxshrink.cli._values import COUNT, number
 from onnxshrink.errors import BudgetMissed
@@ -49,7 +49,7 @@ def command(**values: Any) -> None:
     \b
     onnxshrink search model.onnx results --calibration inputs.npz --jobs 2
     """
-    run = Run(values)
+    run = RunOptions(values)
     budget = Budget.take(values)
     from onnxshrink.evolving import evolve
 
