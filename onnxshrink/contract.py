@@ -54,6 +54,7 @@ class Settings:
             report warns of it.
         feeds: Inputs to check on, and for passes that calibrate.
         unseen: Inputs that no step sees, for the last word on the result.
+        unseen_places: Where each of these was found.
         generated: Whether ``feeds`` are made up rather than real.
         seed: For passes that draw random numbers.
         folder: Where intermediate models are written; None is the system's temporary folder.
@@ -70,6 +71,7 @@ class Settings:
     check: Level = "full"
     feeds: Feeds = ()
     unseen: Feeds = ()
+    unseen_places: tuple[str, ...] = ()
     generated: bool = False
     seed: int = 0
     folder: Path | None = None

@@ -169,7 +169,7 @@ class Context:
 
     def changed(
         self, what: WeightView | str, after: int, *, note: str = "", before: int = 0,
-        kind: str = "", **error: float,
+        kind: str = "", elements: float = 0, coded: float = 0, **error: float,
     ) -> None:  # fmt: skip
         """Report something that became ``after`` bytes, with error figures by name.
 
@@ -179,14 +179,15 @@ class Context:
             note: How.
             before: Bytes that it took; of a weight only if these are not those of its values.
             kind: What it is; of a weight the operator that uses it.
+            elements: How many numbers it holds; of a weight that is given as such it is known.
+            coded: Bytes that it takes entropy-coded, where that is known.
             error: Figures by name.
         """
-        if isinstance(what, str):
-            self.step.changes.append(Change(what, kind, before, after, note, error))
-        else:
-            self.step.changes.append(
-                Change(what.name, what.op_type, before or what.nbytes, after, note, error)
-            )
+        if not isinstance(what, str):
+            kind, before, elements = what.op_type, before or what.nbytes, what.size
+            what = what.name
+        row = Change(what, kind, before, after, note, error, int(elements), int(coded))
+        self.step.changes.append(row)
 
     def check_halves(self) -> None:
         """Refuse to fit without real inputs of which one half can be fitted to and one can judge.
@@ -205,7 +206,8 @@ class Context:
         if isinstance(what, str):
             self.step.skips.append(Skip(what, reason))
         else:
-            self.step.skips.append(Skip(what.name, reason, what.op_type, what.nbytes))
+            row = Skip(what.name, reason, what.op_type, what.nbytes, what.size)
+            self.step.skips.append(row)
 
     def warn(self, what: str) -> None:
         """Say something that a reader of the report must know, once."""

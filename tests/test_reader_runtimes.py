@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from browser import needs_browser, value_when_there
 from onnx import numpy_helper
 
 from onnxshrink.graph.file.model import Model
@@ -28,11 +29,6 @@ HERE = Path(__file__).parent
 JS = HERE / "readers" / "js"
 READER = HERE.parent / "onnxshrink" / "readers" / "onnxshrink_pack.mjs"
 MODELS = HERE.parent / "models"
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 PATIENCE = 120  # seconds
 
 pytestmark = pytest.mark.e2e
@@ -145,15 +141,14 @@ def test_in_node(runtime, jobs):
 
 
 class _Handler(SimpleHTTPRequestHandler):
-    """Serves the page, the runtime, the reader and the jobs; keeps what the page posts."""
+    """Serves the page, the runtime, the reader and the jobs."""
 
-    def __init__(self, *args, files, results, **kwargs):
+    def __init__(self, *args, files, **kwargs):
         self.roots = {
             "ort": JS / "node_modules" / "onnxruntime-web" / "dist",
             "reader": READER.parent,
             "files": files,
         }
-        self.results = results
         super().__init__(*args, directory=str(JS), **kwargs)
 
     def translate_path(self, path):
@@ -163,49 +158,28 @@ class _Handler(SimpleHTTPRequestHandler):
     def guess_type(self, path):
         return "text/javascript" if str(path).endswith(".mjs") else super().guess_type(path)
 
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(204)
-        self.end_headers()
-        self.results.append(json.loads(body))
-        self.server.answered.set()
-
     def log_message(self, *args):
         pass
 
 
 @contextmanager
 def _server(files):
-    results = []
-    handler = partial(_Handler, files=files, results=results)
+    handler = partial(_Handler, files=files)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.answered = threading.Event()
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            yield server, results
+            yield f"http://127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
             thread.join()
 
 
 @_needs("onnxruntime-web")
-@pytest.mark.skipif(BROWSER is None, reason="chromium is not installed")
+@needs_browser
 def test_in_a_browser(jobs, tmp_path):
-    with _server(jobs[1]) as (server, results):
-        page = f"http://127.0.0.1:{server.server_port}/page.html"
-        command = [BROWSER, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}"]
-        # Chromium runs on once it has shown the page; it is stopped when the page has answered.
-        with open(tmp_path / "log", "wb") as log:
-            browser = subprocess.Popen(
-                [*command, "--remote-debugging-port=0", page], stdout=log, stderr=log
-            )
-        try:
-            server.answered.wait(PATIENCE)
-        finally:
-            browser.terminate()
-            browser.wait()
-    assert results, (tmp_path / "log").read_text(errors="replace")[-2000:]
-    assert "error" not in results[0], results[0]["error"]
-    assert "Chrome/" in results[0]["agent"]
-    _check(jobs, results[0]["outputs"])
+    with _server(jobs[1]) as address:
+        found = value_when_there(f"{address}/page.html", "window.found", tmp_path)
+    assert "error" not in found, found["error"]
+    assert "Chrome/" in found["agent"]
+    _check(jobs, found["outputs"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -96,7 +97,7 @@ def run_options(command: F) -> F:
     )  # fmt: skip
 
 
-class Run:
+class RunOptions:
     """The values of the shared options, taken out of a command's.
 
     Args:
@@ -145,6 +146,7 @@ class Run:
 
     def finish(self, report: Report) -> None:
         """Print and write the report; exit 1 under --strict when nothing was done."""
+        report.provenance["command"] = shlex.join(["onnxshrink", *sys.argv[1:]])
         if self.report_file:
             _write_report(report, self.report_file)
         if self.as_json:

@@ -25,9 +25,9 @@ def share_at_least(kept: int, count: int, confidence: float = CONFIDENCE) -> flo
         count: How many rows there are.
         confidence: Of the one end.
     """
-    from scipy.stats import beta
+    from scipy.special import betaincinv
 
-    return float(beta.ppf(1 - confidence, kept, count - kept + 1)) if kept else 0.0
+    return float(betaincinv(kept, count - kept + 1, 1 - confidence)) if kept else 0.0
 
 
 def rows_for(least: float, lost: int = 0, confidence: float = CONFIDENCE) -> int:
@@ -38,12 +38,12 @@ def rows_for(least: float, lost: int = 0, confidence: float = CONFIDENCE) -> int
         lost: How many differ.
         confidence: Of the promise.
     """
-    from scipy.stats import chi2
+    from scipy.special import gammaincinv
 
     if least >= 1:
         return 0
     # The interval of a count (Garwood, 1936) is next to that of a share so close to 1.
-    rows = math.ceil(chi2.ppf(confidence, 2 * (lost + 1)) / 2 / (1 - least))
+    rows = math.ceil(gammaincinv(lost + 1, confidence) / (1 - least))
     while rows > lost + 1 and share_at_least(rows - 1 - lost, rows - 1, confidence) >= least:
         rows -= 1
     return rows
@@ -61,7 +61,7 @@ def ratio_at_most(
         wholes: For each input, for instance the squared signal.
         confidence: Of the one end.
     """
-    from scipy.stats import norm, t
+    from scipy.special import ndtri, stdtrit
 
     part, whole = np.asarray(parts, np.float64), np.asarray(wholes, np.float64)
     if part.size < _FEWEST:
@@ -75,6 +75,6 @@ def ratio_at_most(
     ratios = np.divide(part[drawn].sum(axis=1), sums, out=np.full(_DRAWS, math.inf), where=sums > 0)
     # Draws of few inputs vary too little: the correction of a variance, and Student's for the end.
     middle, free = float(part.sum() / whole.sum()), part.size - 1
-    end = float(norm.ppf(confidence)) or 1.0
-    wider = math.sqrt(part.size / free) * (float(t.ppf(confidence, free)) / end or 1.0)
+    end = float(ndtri(confidence)) or 1.0
+    wider = math.sqrt(part.size / free) * (float(stdtrit(free, confidence)) / end or 1.0)
     return middle + (float(np.quantile(ratios, confidence)) - middle) * wider

@@ -42,9 +42,9 @@ class Turned:
 
     def at_most(self, confidence: float) -> float:
         """The end of the one-sided interval."""
-        from scipy.stats import norm
+        from scipy.special import ndtri
 
-        return min(self.share * math.exp(float(norm.ppf(confidence)) * self.spread), 1.0)
+        return min(self.share * math.exp(float(ndtri(confidence)) * self.spread), 1.0)
 
 
 def lead(scores: np.ndarray) -> tuple[Floats, npt.NDArray[np.int64]]:

@@ -16,12 +16,15 @@ from onnxshrink.contract import Settings
 from onnxshrink.errors import ModelError
 from onnxshrink.goal import Goal, Promise
 from onnxshrink.options import build, dump
+from onnxshrink.passes._training import OUT_OF_TIME
 from onnxshrink.pipeline import Pass, Result, run
 from onnxshrink.recipe import Recipe, Storage
+from onnxshrink.report import Attempt
 from onnxshrink.search.platform import PLATFORMS, Platform
 
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
+    from onnxshrink.report import Step
     from onnxshrink.runtime.worker import Worker
     from onnxshrink.trials import Answers
 
@@ -29,6 +32,7 @@ _log = logging.getLogger(__name__)
 
 _TOLD = ("lam", "bits", "dtype", "ratio")  # options that tell one recipe from another
 _WHERE = "the search"
+TUNING = "tune"
 
 
 @dataclass
@@ -44,6 +48,7 @@ class Tried:
         misses: What it does not keep for certain: a metric, or running at all.
         spend: What quantize-rd spends in it; None where it is not part of it.
         promises: What unseen inputs say; empty before they are asked, and where there are none.
+        errors: The errors on each of the unseen inputs; see :meth:`Answers.errors`.
         latency: Time of the model over that of the original; None where it was not measured.
         memory: Bytes at its peak, while it was loaded and first run; None likewise.
         moved: Weights that are kept at a higher precision than others, and at which.
@@ -57,6 +62,7 @@ class Tried:
     misses: list[str]
     spend: float | None = None
     promises: list[Promise] = field(default_factory=list)
+    errors: list[list[float]] = field(default_factory=list)
     latency: float | None = None
     memory: int | None = None
     moved: dict[str, str] = field(default_factory=dict)
@@ -74,6 +80,15 @@ class Tried:
         return " + ".join(names) or "lossless coding"
 
     @property
+    def eased(self) -> float:
+        """What tuning has left of the error that it found; 1 without it."""
+        rows = [] if self.result is None else self.result.report.steps
+        for row in rows:
+            if row.name == TUNING:
+                return row.chosen["error_after"] / row.chosen["error_before"]
+        return 1.0
+
+    @property
     def strain(self) -> float:
         """The share of what may be lost that is lost: unseen inputs decide where they can tell."""
         told = [promise.strain for promise in self.promises]
@@ -85,6 +100,18 @@ class Tried:
     def keeps(self) -> bool:
         """Whether the goal is kept as far as is known."""
         return self.strain <= 1
+
+    def attempt(self, verdict: str, *, taken: bool) -> Attempt:
+        """The same for a report.
+
+        Args:
+            verdict: What became of it.
+            taken: Whether it is the result.
+        """
+        return Attempt(
+            self.name, self.nbytes, self.strain, verdict, self.error, self.latency,
+            self.keeps and not self.refused, taken,
+        )  # fmt: skip
 
     @property
     def refused(self) -> bool:
@@ -140,7 +167,15 @@ class Evaluator:
             if "lam" in row.chosen:
                 spend = row.chosen["lam"]
                 step = spending(step, spend)
-                row.options = dump(step)
+            if step.name == TUNING:
+                if row.status != "done":  # it had nothing to give, and takes time
+                    result.report.steps.remove(row)
+                    continue
+                if any(OUT_OF_TIME in note for note in row.warnings):  # no run repeats that
+                    _log.info("%s: takes too long", step.name)
+                    return None
+                step = build(type(step), {**dump(step), "time_limit": None} | _taken(row), _WHERE)
+            row.options = dump(step)
             chosen.append(step)
         seen, misses = self._seen(result)
         one = Tried(
@@ -155,9 +190,11 @@ class Evaluator:
 
     def again(self, one: Tried, spend: float, looks: int = 0) -> Tried | None:
         """The same recipe, with another squared error to spend."""
-        steps = one.recipe.steps[len(self.first) :]
-        changed = [spending(step, spend) if "lam" in dump(step) else step for step in steps]
-        return self.evaluate(changed, looks=looks)
+        return self.evaluate([spending(step, spend) for step in self.behind(one)], looks=looks)
+
+    def behind(self, one: Tried) -> tuple[Pass, ...]:
+        """The steps of a recipe behind the first ones."""
+        return one.recipe.steps[len(self.first) :]
 
     def result(self, one: Tried) -> Result:
         """The model and the report of a recipe, made again where they were let go."""
@@ -182,6 +219,7 @@ class Evaluator:
             return
         one.error = max((row.worst for row in self._unseen.figures(after)), default=0.0)
         others = result.answers[0].outputs if result.answers else []
+        one.errors = self._unseen.errors(after)
         one.promises = self.goal.promises(self._unseen, after, looks, others)
         for promise in one.promises:
             _log.info("%s: %s", one.name, promise)
@@ -203,5 +241,10 @@ class Evaluator:
 
 
 def spending(step: Pass, lam: float) -> Pass:
-    """A step of quantize-rd with another squared error to spend."""
-    return build(type(step), {**dump(step), "lam": lam}, _WHERE)
+    """A step of quantize-rd with another squared error to spend; other steps as they are."""
+    return build(type(step), {**dump(step), "lam": lam}, _WHERE) if hasattr(step, "lam") else step
+
+
+def _taken(row: Step) -> dict[str, int]:
+    """The steps that a tuning had planned in the time it had."""
+    return {"steps": round(row.chosen["steps"])}

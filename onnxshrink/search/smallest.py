@@ -1,8 +1,9 @@
 """The smallest recipe whose answers keep a goal, on inputs that the search has not seen.
 
 Integer codes whose steps one number sets (quantize-rd) are the backbone: the more is spent, the
-smaller the file and the larger the loss. The search follows that number until the inputs that no
-step has seen refuse. One path, taken in one direction until it is refused, is one test, however
+smaller the file and the larger the loss. Where tuning what is left wins enough, by what may be
+seen, every one of them is tuned. The search follows that number until the inputs that no step has
+seen refuse. One path, taken in one direction until it is refused, is one test, however
 many its steps (Bates et al., Distribution-free, risk-controlling prediction sets, 2021). Other
 recipes are tried on what may be seen; one that is smaller there is another test, and the intervals
 of all of them allow for it.
@@ -19,22 +20,23 @@ from typing import Any
 
 from onnxshrink.contract import Judge
 from onnxshrink.goal import Aim
-from onnxshrink.options import build
+from onnxshrink.options import build, dump
 from onnxshrink.pipeline import Pass, Result
 from onnxshrink.recipe import find_pass
+from onnxshrink.report import Attempt
 from onnxshrink.search import ladder
-from onnxshrink.search.evaluation import Evaluator, Tried, spending
+from onnxshrink.search.evaluation import TUNING, Evaluator, Tried, spending
 from onnxshrink.search.measured import bench_tried
 
 _log = logging.getLogger(__name__)
 
 _WORTH = 0.97  # of the bytes: what saves less is not worth any accuracy
 _CLEARLY = 0.95  # of the bytes: another kind of recipe is another test
-_TURNS = 5  # of the number that says what to spend
-_ROOMY = 0.9  # of what may be lost: below this more is spent
-_AIM = 0.96
+_TURNS = 6  # of the number that says what to spend
+_AIM = 0.96  # of what may be lost
 _FIRST = 1e-3  # to spend, where quantize-rd finds nothing on half of the inputs
 _CLOSE = 1.15  # between what is kept and what is refused: a tenth of a bit
+_STRIDE = 1.3  # times what was kept, at least, while nothing is refused: some 5 % of the bytes
 _POWER = 0.5  # by which a loss grows with what is spent, before two of them tell
 _STEEPEST, _FLATTEST = 1.5, 0.25
 _SURELY = 0.7  # times what was spent, where more is refused once more
@@ -58,6 +60,12 @@ _HALF = 0.5  # of the squared error for weights, the other for what is multiplie
 _FEW_TURNS = 2
 _NEARLY = 1.05  # times the least cost: of those the smallest file
 _PRUNED = (("prune-sparsegpt", {"ratio": 0.4, "max_error": 1.0}),)
+#: Steps of a tuning, and what it must leave of the error at most: first to see, then for good.
+_TUNED = ((10, 0.98), (20, 0.96))
+_FEWEST_STEPS = 0.5  # of those
+_ASTRAY = 1.1  # times what may be lost is lost: what tuning serves is not what is asked for
+_SECONDS = 30.0  # of a tuning at most
+_SHARE = 0.1  # of the time that is left
 
 
 @dataclass
@@ -79,10 +87,10 @@ class Found:
     stopped: str = ""
 
     @property
-    def rows(self) -> list[tuple[str, int, float, str]]:
+    def rows(self) -> list[Attempt]:
         """What was tried, for the report."""
         return [
-            (one.name, one.nbytes, one.strain, self._verdict(one))
+            one.attempt(self._verdict(one), taken=one is self.best)
             for one in sorted(self.tried, key=lambda one: -one.nbytes)
         ]
 
@@ -106,9 +114,11 @@ class Search:
     """
 
     def __init__(self, ask: Evaluator, aim: Aim = "size", deadline: float | None = None):
-        self._ask, self._aim, self._deadline = ask, aim, deadline
+        self._ask, self._aim = ask, aim
+        self._deadline = math.inf if deadline is None else deadline
         self._tried: list[Tried] = []
         self._looks = 0
+        self._times: list[float] = []  # of evaluations
 
     def run(self) -> Found:
         """The best that is found in time; Ctrl-C ends the search, too, once there is anything."""
@@ -116,7 +126,7 @@ class Search:
         self._try(())  # at worst, and where there is nothing to gain, the model as it is
         try:
             for _ in self._explore():
-                if self._deadline is not None and time.monotonic() > self._deadline:
+                if time.monotonic() + self._takes() > self._deadline:
                     stopped = "the time was up"
                     break
         except KeyboardInterrupt:
@@ -131,7 +141,8 @@ class Search:
     def _explore(self) -> Iterator[None]:
         backbone = find_pass("quantize-rd")()
         found = self._try([backbone]) or self._try([spending(backbone, _FIRST)])
-        yield from self._path(found)
+        yield
+        yield from self._path(self._tuned(found))
         if self._smallest().spend is None:
             for name, options in _OTHERS:
                 self._try([build(find_pass(name), options, _WHERE)])
@@ -143,18 +154,48 @@ class Search:
             return
         best = self._smallest()
         pruned = [build(find_pass(name), options, _WHERE) for name, options in _PRUNED]
-        one = self._try([*pruned, spending(backbone, best.spend or 0.0)])
+        one = self._try([*pruned, *self._ask.behind(best)])
         yield
         if one is not None and self._dominates(one, best):
             yield from self._path(one)
 
     def _integers(self, best: Tried) -> Iterator[None]:
         """Kernels that compute with the integers of the best: they take less time and memory."""
-        backbone = best.recipe.steps[len(self._ask.first) :]
+        half = [spending(step, (best.spend or 0.0) * _HALF) for step in self._ask.behind(best)]
         for steps in _INTEGERS:
             built = [build(find_pass(name), options, _WHERE) for name, options in steps]
-            half = [spending(step, (best.spend or 0.0) * _HALF) for step in backbone]
             yield from self._path(self._try([*half, *built]), _FEW_TURNS)
+
+    def _tuned(self, one: Tried | None) -> Tried | None:
+        """The same, tuned, where that wins enough by what may be seen, and soon enough.
+
+        Unseen inputs are not asked: whichever goes on is the one path that they judge.
+        """
+        if one is None or one.spend is None:
+            return one
+        found = None
+        for steps, most in _TUNED:
+            options = {"steps": steps, "time_limit": self._seconds()}
+            tune = build(find_pass(TUNING), options, _WHERE)
+            found = self._ask.evaluate([*self._ask.behind(one), tune])
+            if found is None or found.eased > most:
+                return one
+            taken = dump(found.recipe.steps[-1])["steps"]
+            if taken < _FEWEST_STEPS * steps:
+                return one
+        if found is None or found.seen > _ASTRAY * one.seen:
+            return one
+        self._add(found)
+        return found
+
+    def _seconds(self) -> float:
+        """What a tuning may take."""
+        return max(min(_SECONDS, _SHARE * (self._deadline - time.monotonic())), 0.0)
+
+    def _takes(self) -> float:
+        """What one more evaluation takes at least, once there is a result to be content with."""
+        content = any(one.promises and one.keeps for one in self._tried)
+        return min(self._times, default=0.0) if content else 0.0
 
     def _cheapest(self, smallest: Tried) -> Tried:
         """The fastest, or smallest in memory, that keeps the goal; the smallest where none is."""
@@ -204,7 +245,9 @@ class Search:
                 return
             yield
             self._tell(f"trying {one.name}, spending {spend:.2g}")
+            start = time.monotonic()
             found = self._ask.again(one, spend, looks)
+            self._times.append(time.monotonic() - start)
             if found is None or found.spend is None:
                 return
             self._add(found)
@@ -285,8 +328,6 @@ def _next(points: Sequence[Tried]) -> float | None:
     newest = points[-1]
     if newest.spend is None or (high <= low * _CLOSE):
         return None
-    if low and any(p.spend == low and p.strain > _ROOMY for p in points):
-        return None
     known = [p for p in points if p.spend and 0 < p.strain < math.inf]
     power = _POWER
     if len(known) > 1:
@@ -298,10 +339,10 @@ def _next(points: Sequence[Tried]) -> float | None:
     spend = nearest.spend * _factor(nearest.strain, power)
     if not low and len(points) > 1:
         spend = min(spend, high / 2)  # the first guess was no better: time to be sure
-    if low and high < math.inf:
-        edge = math.sqrt(_CLOSE)
-        spend = min(max(spend, low * edge), high / edge)
-    return spend
+    edge = math.sqrt(_CLOSE)
+    if high < math.inf:
+        spend = min(spend, high / edge)
+    return max(spend, low * (edge if high < math.inf else _STRIDE))
 
 
 def _factor(strain: float, power: float) -> float:

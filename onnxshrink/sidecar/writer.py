@@ -44,7 +44,7 @@ from onnxshrink.sidecar.reader import Sidecar
 _REFERENCE = 96  # bytes that a reference to a base costs in the header: shorter chunks are copied
 
 
-class _Coded(NamedTuple):
+class _CodedChunk(NamedTuple):
     """A chunk that is not yet in the file."""
 
     sha256: bytes
@@ -54,12 +54,12 @@ class _Coded(NamedTuple):
     method: int
 
 
-class _CodedTensor(NamedTuple):
+class _ChunkedTensor(NamedTuple):
     """A tensor's chunks, block by block."""
 
     choice: entropy.Filtering
     block: int
-    chunks: list[_Coded]
+    chunks: list[_CodedChunk]
 
     @property
     def size(self) -> int:
@@ -193,19 +193,19 @@ class Writer:
             shutil.copyfileobj(self._spool, file, 1 << 20)
         return header
 
-    def _code(self, raw: Bytes, choice: entropy.Filtering) -> _CodedTensor:
+    def _code(self, raw: Bytes, choice: entropy.Filtering) -> _ChunkedTensor:
         """The chunks of every block."""
         how, table = choice
         block = entropy.block_symbols(raw, choice)
         step = block * how.unit // 8
 
-        def code(start: int) -> list[_Coded]:
+        def code(start: int) -> list[_CodedChunk]:
             return [_code_chunk(s) for s in filters.encode(raw[start : start + step], how, table)]
 
         blocks = ordered(self._pool, code, range(0, raw.size, step), self._ahead)
-        return _CodedTensor(choice, block, [chunk for part in blocks for chunk in part])
+        return _ChunkedTensor(choice, block, [chunk for part in blocks for chunk in part])
 
-    def _place(self, chunk: _Coded) -> int:
+    def _place(self, chunk: _CodedChunk) -> int:
         """The number of a chunk with these bytes: one that exists, or a new one at the end."""
         number = self._ids.get(chunk.sha256)
         if number is not None:
@@ -259,11 +259,11 @@ def pack(
             old.close()
 
 
-def _code_chunk(raw: Bytes) -> _Coded:
+def _code_chunk(raw: Bytes) -> _CodedChunk:
     """Code one stream of one block."""
     payload = entropy.deflate(raw)
     method = STORED if payload is None else DEFLATE
-    return _Coded(
+    return _CodedChunk(
         hashlib.sha256(raw.data).digest(),
         zlib.crc32(raw.data),
         raw.size,

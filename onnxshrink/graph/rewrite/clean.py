@@ -20,8 +20,6 @@ from onnxshrink.graph.file.model import Model
 _FOLDED_ELEMENTS = 4096
 #: Nor are those of narrow types: they are codes of a compressed weight, or as good as that.
 _FOLDED_CODES = 32
-#: Folding these would undo a compression: they rebuild a weight from its small form.
-_REBUILDING = {"DequantizeLinear", "Cast", "Mul", "Sub", "Gather", "Reshape", "Expand", "Tile"}
 
 
 def inline_functions(model: Model) -> None:
@@ -60,10 +58,11 @@ def fold(graph: ir.Model, *, shapes: bool = False) -> bool:
         return tensor.size > (_FOLDED_CODES if narrow else _FOLDED_ELEMENTS)
 
     def should_fold(node: ir.Node) -> bool | None:
-        if node.op_type == "ConstantOfShape":  # which the folder leaves alone, and all behind it
+        if operators.of(node, operators.Fill) is not None:
+            # The folder leaves it alone, and all behind it.
             shape = node.inputs[0].const_value if node.inputs[0] is not None else None
             return shape is not None and shape.numpy().prod() <= _FOLDED_ELEMENTS
-        if node.op_type in _REBUILDING and any(map(rebuilds, node.inputs)):
+        if _rebuilds(node) and any(map(rebuilds, node.inputs)):
             return False
         return None if _is_affordable(node) else False
 
@@ -92,6 +91,14 @@ def strip_docs(model: Model) -> None:
 def strip_traces(model: Model) -> None:
     """Forget what exporters note for whoever debugs an export: stack traces, source paths."""
     model.strip_notes(notes.of_exporters)
+
+
+def _rebuilds(node: ir.Node) -> bool:
+    """Whether folding a node may undo a compression: it makes a weight of its small form."""
+    row = operators.row(node)
+    scales = isinstance(row, operators.Arithmetic) and row.scales != row.inverse
+    repeats = isinstance(row, operators.Repetition) or operators.moves(node) == "reshapes"
+    return scales or repeats or operators.unpacks(node)
 
 
 def _is_affordable(node: ir.Node) -> bool:

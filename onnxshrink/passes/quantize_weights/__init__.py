@@ -11,7 +11,7 @@ from onnxshrink.errors import RecipeError
 from onnxshrink.options import amended, option, picked
 from onnxshrink.passes import _rounding
 from onnxshrink.passes._rounding import Clip, Rounding
-from onnxshrink.passes.quantize_weights.storing import Asked, Dtype, Scheme
+from onnxshrink.passes.quantize_weights.storing import Asked, Dtype, WeightScheme
 from onnxshrink.pipeline import Context, Pass
 from onnxshrink.select import SKIP, Select, select, variants
 
@@ -175,9 +175,9 @@ class QuantizeWeights(Pass):
         narrow_beside(vectors, model, ctx)
 
     @property
-    def scheme(self) -> Scheme:
+    def scheme(self) -> WeightScheme:
         """How one weight is stored."""
-        return picked(Scheme, self)
+        return picked(WeightScheme, self)
 
     def _opset(self, model: Model, views: Iterable[WeightView]) -> int:
         """The operator set that the nodes emitted for these weights need."""

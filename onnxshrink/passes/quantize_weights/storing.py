@@ -24,7 +24,7 @@ _TYPES_SINCE = {2: 25, 4: 21}  # the operator sets that brought types of so many
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scheme:
+class WeightScheme:
     """The options of one weight; the pass's options of the same names say what they mean."""
 
     dtype: Dtype
