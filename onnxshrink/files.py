@@ -28,7 +28,7 @@ _PREFIX = ".onnxshrink-"
 _OWNER = "owner"  # the file in a scratch folder that its owner holds locked
 _DAY = 86_400.0
 _DIGITS = 16
-_BROTLI = 9  # of 11: those above take fifty times as long, for one byte in a hundred
+_BROTLI = 9  # of 11: those above take many times as long, for one byte in a hundred, of codes ten
 _MOST_SENT = 2**26  # bytes: more is hardly sent as one response, and takes long to try
 
 
