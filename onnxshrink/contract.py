@@ -147,6 +147,10 @@ class Judge:
         except BaseException as error:  # whoever asks for the answers gets it
             self._first.set_exception(error)
 
+    def go_on(self, answers: tuple[Answers, Answers] | None) -> None:
+        """Judge from what an earlier run on the same model ended with."""
+        self._newest = None if answers is None else answers[1]
+
     @property
     def _last(self) -> Answers | None:
         """What the model answered after the last step that stood."""

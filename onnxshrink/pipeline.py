@@ -268,6 +268,8 @@ def run(
     model: Model,
     settings: Settings | None = None,
     worker: Worker | None = None,
+    *,
+    begun: Result | None = None,
 ) -> Result:
     """Apply passes in order; each stands only if it keeps the contract.
 
@@ -279,6 +281,8 @@ def run(
         model: Left as it is; the result is another model.
         settings: How to check.
         worker: The process to check in, when the caller has one already.
+        begun: What came of earlier passes on the same model with the same settings: these go on
+            from there, as if all had been given.
 
     Raises:
         ModelError: The input model itself is invalid or does not run.
@@ -291,6 +295,7 @@ def run(
     from onnxshrink.runtime.worker import Worker
 
     settings, steps = settings or Settings(), tuple(steps)
+    alone = len(steps) == 1 and begun is None
     for pass_ in steps:
         settings = replace(settings, feeds=pass_.inputs(model, settings.feeds))
     report = Report(source=model.label if model.path else "")
@@ -300,6 +305,13 @@ def run(
         original, judge = model, Judge(model, settings, worker)
         report.checks = judge.describe()
         report.warnings = [*model.repairs, *judge.warnings]
+        if begun is not None:
+            model, report.bytes_after = begun.model, begun.report.bytes_after
+            report.steps += [replace(step) for step in begun.report.steps]
+            report.warnings += [
+                f"{s.name}: {warning}" for s in report.steps for warning in s.warnings
+            ]
+            judge.go_on(begun.answers)
         for pass_ in steps:
             now = report.bytes_after
             step = Step(pass_.name, dump(pass_), bytes_before=now, bytes_after=now)
@@ -308,14 +320,14 @@ def run(
             try:
                 model = _step(pass_, model, original, step, settings, judge, worker)
             except InputsMissing as error:
-                if len(steps) == 1:
+                if alone:
                     raise
                 _undo(step, str(error))
                 step.warnings.append("left out: it needs real inputs")
             except ShrinkError:
                 raise
             except Exception as error:
-                if len(steps) == 1:
+                if alone:
                     raise
                 _log.debug("%s:", step.name, exc_info=True)
                 _undo(step, reason := internal(error))

@@ -138,6 +138,7 @@ class Evaluator:
         self.goal, self.storage, self.platform = goal, storage, platform
         self.why_not = ""
         self._unseen: Answers | None = None
+        self._begun: Result | None = None
 
     def evaluate(self, steps: Sequence[Pass], *, looks: int = 0) -> Tried | None:
         """Run a recipe and measure it; None where a step did not stand, or nothing changed.
@@ -150,7 +151,7 @@ class Evaluator:
         from onnxshrink.search.stored import stored_bytes
 
         recipe = Recipe((*self.first, *steps), held_back=bool(self.settings.unseen))
-        result = run(recipe.steps, self.model, self.settings, self.worker)
+        result = self._run(steps)
         rows = result.report.steps[len(self.first) :]
         self.why_not = "nothing was changed"
         if any(row.status == "rolled back" for row in rows):
@@ -200,8 +201,14 @@ class Evaluator:
     def result(self, one: Tried) -> Result:
         """The model and the report of a recipe, made again where they were let go."""
         if one.result is None:
-            one.result = run(one.recipe.steps, self.model, self.settings, self.worker)
+            one.result = self._run(self.behind(one))
         return one.result
+
+    def _run(self, steps: Sequence[Pass]) -> Result:
+        """Run steps behind the first ones, which are run once for all."""
+        if self._begun is None:
+            self._begun = run(self.first, self.model, self.settings, self.worker)
+        return run(steps, self.model, self.settings, self.worker, begun=self._begun)
 
     def look(self, one: Tried, looks: int) -> None:
         """Hold a recipe against the inputs that no step has seen."""

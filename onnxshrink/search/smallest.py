@@ -120,15 +120,15 @@ class Search:
         self._deadline = math.inf if deadline is None else deadline
         self._tried: list[Tried] = []
         self._looks = 0
-        self._times: list[float] = []  # of evaluations
 
     def run(self) -> Found:
         """The best that is found in time; Ctrl-C ends the search, too, once there is anything."""
         stopped, signal = "", 0
         self._try(())  # at worst, and where there is nothing to gain, the model as it is
         try:
-            for _ in self._explore():
-                if time.monotonic() + self._takes() > self._deadline:
+            for takes in self._explore():
+                content = any(one.promises and one.keeps for one in self._tried)
+                if time.monotonic() + takes * content > self._deadline:
                     stopped = "the time was up"
                     break
         except KeyboardInterrupt as error:
@@ -140,28 +140,32 @@ class Search:
 
     # ---- candidates
 
-    def _explore(self) -> Iterator[None]:
+    def _explore(self) -> Iterator[float]:
+        """Try recipes; before each, the seconds that it is likely to take, where that is known."""
+        start = time.monotonic()
         backbone = find_pass("quantize-rd")()
         found = self._try([backbone]) or self._try([spending(backbone, _FIRST)])
-        yield
+        whole = time.monotonic() - start
+        yield 0.0
         yield from self._path(self._tuned(found))
         if self._smallest().spend is None:
             for name, options in _OTHERS:
                 self._try([build(find_pass(name), options, _WHERE)])
-                yield
+                yield 0.0
             yield from self._ladder()
             return
         if self._aim != "size":
             yield from self._integers(self._smallest())
             return
+        yield whole
         best = self._smallest()
         pruned = [build(find_pass(name), options, _WHERE) for name, options in _PRUNED]
         one = self._try([*pruned, *self._ask.behind(best)])
-        yield
+        yield 0.0
         if one is not None and self._dominates(one, best):
             yield from self._path(one)
 
-    def _integers(self, best: Tried) -> Iterator[None]:
+    def _integers(self, best: Tried) -> Iterator[float]:
         """Kernels that compute with the integers of the best: they take less time and memory."""
         half = [spending(step, (best.spend or 0.0) * _HALF) for step in self._ask.behind(best)]
         for steps in _INTEGERS:
@@ -194,11 +198,6 @@ class Search:
         """What a tuning may take."""
         return max(min(_SECONDS, _SHARE * (self._deadline - time.monotonic())), 0.0)
 
-    def _takes(self) -> float:
-        """What one more evaluation takes at least, once there is a result to be content with."""
-        content = any(one.promises and one.keeps for one in self._tried)
-        return min(self._times, default=0.0) if content else 0.0
-
     def _cheapest(self, smallest: Tried) -> Tried:
         """The fastest, or smallest in memory, that keeps the goal; the smallest where none is."""
         kinds: dict[tuple[str, ...], Tried] = {}
@@ -217,39 +216,39 @@ class Search:
     def _cost(self, one: Tried) -> float:
         return float((one.latency if self._aim == "latency" else one.memory) or 0.0)
 
-    def _ladder(self) -> Iterator[None]:
+    def _ladder(self) -> Iterator[float]:
         """Where the backbone does not do: the weights that hurt at a higher precision."""
         settings = self._ask.settings
         judge = Judge(self._ask.model, settings, self._ask.worker)
         if judge.original is None or not judge.original.outputs:
             return
         found = ladder.find_recipe(self._ask.model, judge, self._ask.goal, settings.progress)
-        yield
+        yield 0.0
         one = None if found.misses else self._try(found.recipe.steps)
         if one is not None:
             one.moved = found.moved
-        yield
+        yield 0.0
 
-    def _path(self, one: Tried | None, turns: int = _TURNS) -> Iterator[None]:
+    def _path(self, one: Tried | None, turns: int = _TURNS) -> Iterator[float]:
         """What quantize-rd spends in a recipe, more until it is too much, or less until it is not.
 
         It chooses by a fit to one half of the inputs; that to all of them is better, and those that
         it has not seen have the last word.
         """
-        yield
+        yield 0.0
         if one is None or one.spend is None:
             return
         self._look(one)
-        looks, points = self._looks, [one]
+        looks, points, takes = self._looks, [one], 0.0
         for _ in range(turns):
             spend = _next(points)
             if spend is None:
                 return
-            yield
+            yield takes
             self._tell(f"trying {one.name}, spending {spend:.2g}")
             start = time.monotonic()
             found = self._ask.again(one, spend, looks)
-            self._times.append(time.monotonic() - start)
+            takes = time.monotonic() - start
             if found is None or found.spend is None:
                 return
             self._add(found)

@@ -236,12 +236,9 @@ def test_a_rung_on_which_the_model_does_not_run(
     assert step.dtype == "int8"  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(
-    ("features", "steps"),
-    [(4, ["clean"]), (200, ["clean", "lower-ml", "quantize-rd", "tune"])],
-)
+@pytest.mark.parametrize(("features", "lowered"), [(4, False), (200, True)])
 def test_classifiers_with_few_coefficients_stay_as_they_are(
-    features: int, steps: list[str], tmp_path: Path
+    features: int, lowered: bool, tmp_path: Path
 ) -> None:
     """Lowered they would be bigger, and nothing could make up for that."""
     rng = np.random.default_rng(0)
@@ -260,7 +257,7 @@ def test_classifiers_with_few_coefficients_stay_as_they_are(
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), source)
     inputs = [{"x": rng.standard_normal((8, features)).astype(np.float32)} for _ in range(4)]
     report = api.shrink(source, out, api.Options(calibration=inputs))
-    assert [step.name for step in report.steps] == steps
+    assert ("lower-ml" in [step.name for step in report.steps]) == lowered
     assert out.stat().st_size <= source.stat().st_size
 
 

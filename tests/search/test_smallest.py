@@ -19,6 +19,7 @@ from onnxshrink.graph.file.model import Model
 from onnxshrink.kernels.fidelity import Estimate
 from onnxshrink.kernels.split import hold_back
 from onnxshrink.options import dump
+from onnxshrink.passes.clean import Clean
 from onnxshrink.passes.quantize_rd import QuantizeRd
 from onnxshrink.passes.tune import Tune
 from onnxshrink.pipeline import run
@@ -76,7 +77,7 @@ def test_a_look_that_refuses_makes_it_finer(
 def test_ctrl_c_keeps_the_best_so_far_and_says_so(
     stop: type[BaseException], code: int, tmp_path: Path, cli: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(search: Search) -> Iterator[None]:
+    def interrupted(search: Search) -> Iterator[float]:
         yield from ()
         raise stop
 
@@ -125,19 +126,22 @@ def deep_net() -> Model:
 
 def test_a_tuned_recipe_holds_the_steps_it_had_time_for(worker: Worker) -> None:
     model, settings = deep_net(), Settings(feeds=feeds(8))
-    ask = Evaluator(model, (), settings, Goal(), worker, "coded")
+    ask = Evaluator(model, [Clean()], settings, Goal(), worker, "coded")
     one = ask.evaluate([QuantizeRd(lam=0.02), Tune(steps=20, time_limit=60)])
     assert one is not None
     assert one.eased < 1
-    tune = dump(one.recipe.steps[1])
+    tune = dump(one.recipe.steps[2])
     assert 0 < tune["steps"] <= 20
     assert tune.get("time_limit") is None
     again = run(one.recipe.steps, model, settings, worker)
-    assert again.model.digest() == ask.result(one).model.digest()
+    held = ask.result(one)  # cleaning was run once for all
+    assert again.model.digest() == held.model.digest()
+    assert [step.name for step in held.report.steps] == ["clean", "quantize-rd", "tune"]
+    assert held.report.bytes_before == again.report.bytes_before
     finer = ask.again(one, 0.001)
     assert finer is not None
-    assert [step.name for step in finer.recipe.steps] == ["quantize-rd", "tune"]
-    assert dump(finer.recipe.steps[1]) == tune
+    assert [step.name for step in finer.recipe.steps] == ["clean", "quantize-rd", "tune"]
+    assert dump(finer.recipe.steps[2]) == tune
 
 
 def test_a_tuning_that_gives_nothing_is_not_in_the_recipe(worker: Worker) -> None:
