@@ -192,6 +192,16 @@ def test_a_search_goes_on_where_it_was(
     assert any(line.endswith("of 3 trials failed, the last one because: it broke")
                for line in more.warnings), more.warnings  # fmt: skip
     assert more.bytes_after == report.bytes_after
+
+    def stops(self: Evaluator, steps: Any, *, looks: int = 0) -> None:
+        if looks:
+            return evaluate(self, steps, looks=looks)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Evaluator, "evaluate", stops)
+    kept = evolve(model, folder, options, trials=9)
+    assert any(line.startswith("interrupted: this is the best") for line in kept.warnings)
+    assert kept.bytes_after == report.bytes_after
     np.savez(data, x=np.ones((128, 64), np.float32) * np.arange(128, dtype=np.float32)[:, None])
     with pytest.raises(RecipeError, match="of other inputs"):
         evolve(model, folder, options, trials=3)
@@ -234,7 +244,7 @@ def test_a_search_that_is_killed_goes_on(tmp_path: Path, files: tuple[Path, Path
 def test_a_cluster_may_lose_a_worker(tmp_path: Path, files: tuple[Path, Path]) -> None:
     killed: list[int] = []
     with LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1"
+        n_workers=2, threads_per_worker=1, dashboard_address=":0", host="127.0.0.1"
     ) as cluster:
 
         def watch(what: str, done: int, total: int) -> None:
