@@ -17,16 +17,15 @@ import numpy as np
 from onnxshrink.errors import SidecarError
 from onnxshrink.files import replacing
 from onnxshrink.kernels import entropy, filters
-from onnxshrink.kernels.filters import Bytes
+from onnxshrink.kernels.filters import CHUNK, Bytes
 from onnxshrink.sidecar.files import THREADS, ordered
+from onnxshrink.sidecar.head import preamble
 from onnxshrink.sidecar.header import (
     ALIGN,
-    ALIGN_CODED,
     BASE,
     BITS,
     DEFLATE,
     FLOATING,
-    MAX_HEADER,
     MAX_INTEGER,
     STORED,
     Chunk,
@@ -37,7 +36,6 @@ from onnxshrink.sidecar.header import (
     check_name,
     nbytes,
     parse,
-    preamble,
 )
 from onnxshrink.sidecar.reader import Sidecar
 
@@ -78,7 +76,7 @@ class Writer:
 
     Args:
         path: The pack to write.
-        data_name: Base name of the data file that it unpacks to.
+        data_name: Base name of the data file that it unpacks to, as the graph calls it.
         base: A pack; chunks that it holds are referred to instead of stored.
         threads: Threads that filter and code.
 
@@ -159,19 +157,11 @@ class Writer:
         """Bytes of all chunks so far."""
         return self._end
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 of what was added so far, hexadecimal, without how it is coded."""
-        hasher = hashlib.sha256((self._base.id if self._base else "").encode())
-        for sha256 in self._ids:
-            hasher.update(sha256)
-        return hasher.hexdigest()
-
-    def finish(self, *, model_sha256: str | None = None) -> Header:
+    def finish(self, graph: bytes = b"") -> Header:
         """Write the header, make the file durable and put it in place of the old one.
 
         Args:
-            model_sha256: Hexadecimal sha256 of the .onnx file that the pack belongs to.
+            graph: The ONNX model whose external data the tensors are; none for weights alone.
 
         Returns:
             What was written.
@@ -179,16 +169,18 @@ class Writer:
         Raises:
             SidecarError: The header breaks a rule that readers hold it to, its size for one.
         """
+        raw = np.frombuffer(graph, np.uint8)
+        parts = [raw[start : start + CHUNK] for start in range(0, raw.size, CHUNK)]
+        numbers = tuple(map(self._place, ordered(self._pool, _code_chunk, parts, self._ahead)))
         header = Header(
-            model_sha256, self._data_name, self._length, self._base.id if self._base else None,
+            None, numbers, self._data_name, self._length, self._base.id if self._base else None,
             tuple(self._chunks), tuple(self._entries.values()),
         )  # fmt: skip
         text = header.dump()
-        if len(text) > MAX_HEADER:
-            raise SidecarError("too many tensors for one pack: leave the small ones in the .onnx")
-        parse(text, zlib.crc32(text), self._end, MAX_INTEGER)
+        before = preamble(text, self._end)
+        parse(text, 2, self._end, MAX_INTEGER)
         with replacing(self.path) as file:
-            file.write(preamble(text))
+            file.write(before)
             self._spool.seek(0)
             shutil.copyfileobj(self._spool, file, 1 << 20)
         return header
@@ -214,10 +206,9 @@ class Writer:
         if at is not None and len(chunk.payload) > _REFERENCE:
             row = Chunk(BASE, at, 0, chunk.raw, chunk.crc, chunk.sha256.hex())
         else:
-            offset = align(self._end, ALIGN if chunk.method == STORED else ALIGN_CODED)
-            self._spool.write(bytes(offset - self._end) + chunk.payload)
-            self._end = offset + len(chunk.payload)
-            row = Chunk(chunk.method, offset, len(chunk.payload), chunk.raw, chunk.crc)
+            self._spool.write(chunk.payload)
+            row = Chunk(chunk.method, self._end, len(chunk.payload), chunk.raw, chunk.crc)
+            self._end += len(chunk.payload)
         self._chunks.append(row)
         self._ids[chunk.sha256] = len(self._chunks) - 1
         return len(self._chunks) - 1
@@ -228,7 +219,7 @@ def pack(
     tensors: Iterable[tuple[str, str, Iterable[int], Any]],
     *,
     data_name: str,
-    model_sha256: str | None = None,
+    graph: bytes = b"",
     base: str | os.PathLike[str] | None = None,
     threads: int = THREADS,
 ) -> Header:
@@ -237,8 +228,8 @@ def pack(
     Args:
         path: The pack to write.
         tensors: (name, dtype, shape, bytes), as ``Writer.add`` takes them.
-        data_name: Base name of the data file that it unpacks to.
-        model_sha256: Hexadecimal sha256 of the .onnx file that the pack belongs to.
+        data_name: Base name of the data file that it unpacks to, as the graph calls it.
+        graph: The ONNX model whose external data the tensors are; none for weights alone.
         base: A pack that every reader of this one will have: what it holds is not stored again.
         threads: Threads that filter and code.
 
@@ -253,7 +244,7 @@ def pack(
         with Writer(path, data_name=data_name, base=old, threads=threads) as writer:
             for name, dtype, shape, data in tensors:
                 writer.add(name, dtype, shape, data)
-            return writer.finish(model_sha256=model_sha256)
+            return writer.finish(graph)
     finally:
         if old is not None:
             old.close()
