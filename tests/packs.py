@@ -69,7 +69,28 @@ def second(pack, graph=GRAPH):
         rows.append([method, len(payload), len(part), zlib.crc32(part)])
         packed += payload
     del document["model"]
+    for tensor in document["tensors"]:
+        tensor["parts"] = []
     return put_together(document | {"chunks": rows, "graph": numbers}, packed)
+
+
+def dealt(pack, rows=b"\1\0\1\1", parts=(b"abc", b"defghijkl"), **fields):
+    """A pack of version 2 with one more tensor, of 4 x 3 bytes whose rows are dealt to parts."""
+    document, area = take_apart(pack)
+
+    def coding(data):
+        document["chunks"].append([0, len(data), len(data), zlib.crc32(data)])
+        return {
+            "unit": 8, "bits": 8, "gaps": "none", "rotate": False, "table": None, "block": 64,
+            "chunks": [len(document["chunks"]) - 1],
+        }  # fmt: skip
+
+    document["tensors"].append(
+        {"name": "dealt", "dtype": "INT8", "shape": [4, 3], "offset": 960, **coding(rows)}
+        | {"parts": [{"length": len(part), **coding(part)} for part in parts]} | fields
+    )  # fmt: skip
+    document["data"]["length"] = 972
+    return put_together(document, area + rows + b"".join(parts))
 
 
 def raw_deflate(data, strategy=zlib.Z_DEFAULT_STRATEGY):
@@ -112,7 +133,7 @@ def by_hand(streams, *, table=None, **fields):
 
 def sound(version=1):
     """A small pack of three tensors, stored, deflated and with a table, in twelve chunks."""
-    return _sound() if version == 1 else second(_sound())
+    return _sound() if version == 1 else dealt(second(_sound()))
 
 
 def _sound():
@@ -210,6 +231,28 @@ def _edits_of_second():
     yield "2: graph of lists", ("graph",), [[0]]
     yield "2: graph over the limit", ("graph",), [0] * 100_000
     yield "2: a model", ("model",), None
+    table, part = ("tensors", 3), ("tensors", 3, "parts", 0)
+    yield "2: no list of parts", (*table, "parts"), None
+    yield "2: parts in an object", (*table, "parts"), {}
+    yield "2: no parts after all", (*table, "parts"), []
+    yield "2: parts of what has no rows", ("tensors", 0, "parts"), [{}]
+    yield "2: a part that is a number", part, 0
+    yield "2: a part that is empty", part, {}
+    yield "2: a part too short", (*part, "length"), 2
+    yield "2: a part that is half a row longer", (*part, "length"), 4
+    yield "2: a part of the largest length", (*part, "length"), BIG
+    yield "2: a part of a negative length", (*part, "length"), -3
+    yield "2: a part of too many chunks", (*part, "chunks"), [0, 0]
+    yield "2: a part of a chunk that is not there", (*part, "chunks"), [99]
+    yield "2: a part with a name", (*part, "name"), "part"
+    yield "2: a part of parts", (*part, "parts"), []
+    yield "2: a part of an unknown unit", (*part, "unit"), 12
+    yield "2: a part without blocks", (*part, "block"), 0
+    yield "2: a part with a table that is not there", (*part, "table"), 99
+    yield "2: parts of a scalar", (*table, "shape"), []
+    yield "2: parts of no rows", (*table, "shape"), [0, 3]
+    yield "2: parts of other rows", (*table, "shape"), [3, 4]
+    yield "2: parts of half a byte a row", (*table, "shape"), [24]
 
 
 def _edits():
@@ -387,6 +430,15 @@ def attacks():
     for name, data in _chunks():
         yield f"2: {name}", second(data)
     yield from _heads(later)
+    alone, one, other = second(_sound()), b"abc", b"defghijkl"
+    yield "2: a row of no part", dealt(alone, rows=b"\1\0\1\2")
+    yield "2: a part with a row too many", dealt(alone, rows=b"\1\1\1\1")
+    yield "2: a part with a row too few", dealt(alone, rows=b"\1\0\0\1")
+    yield "2: a byte too few for the rows", dealt(alone, rows=b"\1\0\1")
+    yield "2: one part", dealt(alone, rows=bytes(4), parts=[one + other])
+    yield "2: more parts than a byte can tell", dealt(alone, parts=[one, other] + [b""] * 255)
+    yield "2: parts for too few rows", dealt(alone, parts=[one, other[:6]])
+    yield "2: parts for too many rows", dealt(alone, parts=[one, other, one])
 
 
 def _heads(pack):

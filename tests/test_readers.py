@@ -148,6 +148,9 @@ def test_golden_packs_hold_every_filter_and_type(version):
         assert {how.bits for how in filters if how.rotate} == {16, 32, 64}
     with Sidecar.open(GOLDEN / version / "types.pack") as opened:
         assert {entry.dtype for entry in opened.entries.values()} == set(BITS)
+    if version:
+        with Sidecar.open(GOLDEN / version / "table.pack") as opened:
+            assert len(opened.entries["table"].parts) >= 2
     new, base = (GOLDEN / version / f"{name}.pack" for name in ("update", "base"))
     with Sidecar.open(new, base=base) as opened:
         assert 2 in {chunk.method for chunk in opened.header.chunks}

@@ -23,6 +23,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 from onnxshrink import sidecar
 from onnxshrink.errors import SidecarError
+from onnxshrink.kernels import entropy
 from onnxshrink.sidecar import Sidecar, Writer, pack
 from onnxshrink.sidecar.header import ALIGN, BASE, BITS, DEFLATE, STORED, nbytes
 
@@ -246,6 +247,31 @@ def test_a_graph_of_several_chunks(tmp_path):
         assert opened.graph() == graph
     with pytest.raises(SidecarError, match="over the limit"):
         Sidecar.open(tmp_path / "m", limit=len(graph))
+
+
+@pytest.mark.parametrize("dtype", ["INT8", "INT16"])
+def test_rows_that_are_alike_are_coded_together(tmp_path, monkeypatch, dtype):
+    """Rows with small and with large steps, mixed: half a bit a weight less."""
+    rng = np.random.default_rng(12)
+    steps = rng.choice([0.6, 4, 20], 3000)
+    codes = (
+        np.rint(rng.laplace(size=(3000, 70)) * steps[:, None]).clip(-90, 90).astype(dtype.lower())
+    )
+    table = [("w", dtype, codes.shape, codes)]
+    header = pack(tmp_path / "dealt", table, data_name=DATA)
+    (entry,) = header.tensors
+    assert 2 <= len(entry.parts) <= 8
+    assert _unpacked(tmp_path / "dealt") == {"w": codes.tobytes()}
+    with Sidecar.open(tmp_path / "dealt") as opened:
+        opened.unpack(tmp_path / DATA)
+        assert entry == opened.entries["w"]
+    assert (tmp_path / DATA).read_bytes() == codes.tobytes()
+    again = pack(tmp_path / "again", table, data_name=DATA, base=tmp_path / "dealt")
+    assert _unpacked(tmp_path / "again", base=tmp_path / "dealt") == {"w": codes.tobytes()}
+    assert again.tensors[0].packed < 0.1 * entry.packed
+    monkeypatch.setattr(entropy, "deal", lambda *_: None)
+    (plain,) = pack(tmp_path / "plain", table, data_name=DATA).tensors
+    assert entry.packed < 0.92 * plain.packed
 
 
 def test_many_alike_tensors_keep_the_ratio_of_the_header(tmp_path):

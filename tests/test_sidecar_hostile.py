@@ -52,6 +52,7 @@ def test_the_packs_that_all_attacks_start_from_are_sound(path, sound):
     assert found["f"] == np.random.default_rng(11).normal(size=200).astype("<f4").tobytes()
     assert found["runs/../é"] == bytes([0, 0, 7, 0, 0, 0, 0, 0, 8, 9, 0, 0])
     assert found["table"] == b"abbc"
+    assert found.get("dealt") in (None, b"defabcghijkl")
     with Sidecar.open(path) as opened:
         assert opened.graph() == (b"" if opened.version == 1 else b"".join(packs.GRAPH))
 
@@ -86,7 +87,7 @@ def test_every_flipped_bit_of_stub_head_and_header(path, sound):
                 Sidecar.open(path, limit=LIMIT, threads=1)
             file.seek(bit // 8)
             file.write(data[bit // 8 : bit // 8 + 1])
-    assert len(_verify(path)) == 3
+    assert len(_verify(path)) >= 3
 
 
 def test_every_flipped_bit_of_the_chunks_gives_an_error_or_the_same_bytes(path, sound):

@@ -20,7 +20,8 @@
  * A pack of version 1 (model.onnx.pack) has no graph: it lies beside it, in model.onnx.
  *
  * A pack may come from anywhere: whatever it holds, these functions return an error or the right
- * bytes, never read or write out of bounds, and allocate no more than 3 MiB and a small
+ * bytes, never read or write out of bounds, and allocate no more than 3 MiB, a table whose rows are
+ * dealt to parts once more while it is decoded, and a small
  * multiple of its header, which is at most 16 MiB when inflated. Nothing is written to disk. A pack is used by
  * one thread at a time.
  *
@@ -115,6 +116,8 @@ typedef struct {
 typedef struct {
     oxp_tensor seen;
     size_t shape, first, chunks; /* places in the lists of numbers */
+    size_t first_part, parts;    /* of a table whose rows are dealt to parts */
+    uint64_t coded;              /* bytes that its coding holds: its own, or one a row */
     uint64_t unit, bits, block, table;
     int gaps, rotate, has_table;
 } oxp__entry;
@@ -136,8 +139,8 @@ struct oxp_pack {
     uint32_t version;
     size_t graph, graph_chunks; /* a place in the list of numbers, and how many */
     oxp__chunk* chunks;
-    oxp__entry* entries;
-    size_t chunk_count, chunk_room, entry_count, entry_room;
+    oxp__entry *entries, *parts;
+    size_t chunk_count, chunk_room, entry_count, entry_room, part_count, part_room;
     oxp__numbers numbers;
     oxp_pack* base;
     uint8_t* scratch; /* OXP__STREAMS streams, the coded bytes and a table */
@@ -415,14 +418,70 @@ static void oxp__parse_chunk(oxp__in* in, uint32_t version, oxp__chunk* chunk) {
     chunk->crc = (uint32_t)field[4];
 }
 
-static void oxp__parse_tensor(oxp__in* in, oxp_pack* pack, oxp__entry* entry) {
-    static const char* const keys[] = {"name", "dtype",  "shape", "offset", "unit",   "bits",
-                                       "gaps", "rotate", "table", "block",  "chunks", NULL};
+/* How some bytes are coded: the key-th of unit, bits, gaps, rotate, table, block and chunks. */
+static void oxp__parse_coding(oxp__in* in, oxp_pack* pack, oxp__entry* entry, int key) {
     static const char* const gaps[] = {"none", "mask", "runs", "joint"};
-    unsigned seen = 0;
     const char* text;
+    switch (key) {
+        case 0: entry->unit = oxp__int(in); break;
+        case 1: entry->bits = oxp__int(in); break;
+        case 2:
+            text = oxp__string(in);
+            while (entry->gaps < 4 && strcmp(gaps[entry->gaps], text)) entry->gaps++;
+            break;
+        case 3:
+            entry->rotate = oxp__word(in, "true");
+            if (!entry->rotate && !oxp__word(in, "false")) oxp__fail(in, OXP_FORMAT);
+            break;
+        case 4:
+            entry->has_table = !oxp__word(in, "null");
+            if (entry->has_table) entry->table = oxp__int(in);
+            break;
+        case 5: entry->block = oxp__int(in); break;
+        default:
+            entry->first = pack->numbers.count;
+            entry->chunks = oxp__list(in, &pack->numbers);
+    }
+}
+
+/* Room for one more entry, which is all zeros; NULL when there is none. */
+static oxp__entry* oxp__add(oxp__in* in, oxp__entry** entries, size_t* count, size_t* room) {
+    void* items = *entries;
+    if (!oxp__grow(in, &items, *count, room, sizeof **entries)) return NULL;
+    *entries = (oxp__entry*)items;
+    return (oxp__entry*)memset(*entries + (*count)++, 0, sizeof **entries);
+}
+
+static void oxp__parse_parts(oxp__in* in, oxp_pack* pack, oxp__entry* entry) {
+    static const char* const keys[] = {"length", "unit",  "bits",   "gaps", "rotate",
+                                       "table",  "block", "chunks", NULL};
+    int first = 1;
+    entry->first_part = pack->part_count;
+    oxp__expect(in, '[');
+    while (oxp__more(in, ']', &first)) {
+        unsigned seen = 0;
+        oxp__entry* part = oxp__add(in, &pack->parts, &pack->part_count, &pack->part_room);
+        if (!part) break;
+        entry->parts++;
+        oxp__expect(in, '{');
+        for (int key; (key = oxp__key(in, keys, &seen)) >= 0;) {
+            if (key)
+                oxp__parse_coding(in, pack, part, key - 1);
+            else
+                part->coded = oxp__int(in);
+        }
+    }
+}
+
+static void oxp__parse_tensor(oxp__in* in, oxp_pack* pack, oxp__entry* entry) {
+    static const char* const keys[2][13] = {
+        {"name", "dtype", "shape", "offset", "unit", "bits", "gaps", "rotate", "table", "block",
+         "chunks", NULL},
+        {"name", "dtype", "shape", "offset", "unit", "bits", "gaps", "rotate", "table", "block",
+         "chunks", "parts", NULL}};
+    unsigned seen = 0;
     oxp__expect(in, '{');
-    for (int key; (key = oxp__key(in, keys, &seen)) >= 0;) switch (key) {
+    for (int key; (key = oxp__key(in, keys[pack->version - 1], &seen)) >= 0;) switch (key) {
             case 0: entry->seen.name = oxp__string(in); break;
             case 1: entry->seen.dtype = oxp__string(in); break;
             case 2:
@@ -430,24 +489,8 @@ static void oxp__parse_tensor(oxp__in* in, oxp_pack* pack, oxp__entry* entry) {
                 entry->seen.rank = (uint32_t)oxp__list(in, &pack->numbers);
                 break;
             case 3: entry->seen.offset = oxp__int(in); break;
-            case 4: entry->unit = oxp__int(in); break;
-            case 5: entry->bits = oxp__int(in); break;
-            case 6:
-                text = oxp__string(in);
-                while (entry->gaps < 4 && strcmp(gaps[entry->gaps], text)) entry->gaps++;
-                break;
-            case 7:
-                entry->rotate = oxp__word(in, "true");
-                if (!entry->rotate && !oxp__word(in, "false")) oxp__fail(in, OXP_FORMAT);
-                break;
-            case 8:
-                entry->has_table = !oxp__word(in, "null");
-                if (entry->has_table) entry->table = oxp__int(in);
-                break;
-            case 9: entry->block = oxp__int(in); break;
-            default:
-                entry->first = pack->numbers.count;
-                entry->chunks = oxp__list(in, &pack->numbers);
+            case 11: oxp__parse_parts(in, pack, entry); break;
+            default: oxp__parse_coding(in, pack, entry, key - 4);
         }
 }
 
@@ -487,13 +530,10 @@ static void oxp__parse(oxp__in* in, oxp_pack* pack) {
                     memset(pack->chunks + pack->chunk_count, 0, sizeof *pack->chunks);
                     oxp__parse_chunk(in, pack->version, pack->chunks + pack->chunk_count++);
                 } else {
-                    items = pack->entries;
-                    if (!oxp__grow(in, &items, pack->entry_count, &pack->entry_room,
-                                   sizeof *pack->entries))
-                        break;
-                    pack->entries = (oxp__entry*)items;
-                    memset(pack->entries + pack->entry_count, 0, sizeof *pack->entries);
-                    oxp__parse_tensor(in, pack, pack->entries + pack->entry_count++);
+                    oxp__entry* entry =
+                        oxp__add(in, &pack->entries, &pack->entry_count, &pack->entry_room);
+                    if (!entry) break;
+                    oxp__parse_tensor(in, pack, entry);
                 }
             }
         }
@@ -584,6 +624,51 @@ static int oxp__check_lengths(const oxp_pack* pack, const oxp__entry* e, uint64_
     return 1;
 }
 
+/* Whether the chunks of an entry can hold the bytes that they code, by their lengths alone. */
+static int oxp__check_coding(const oxp_pack* pack, const oxp__entry* e) {
+    uint64_t unit = e->unit, bits = e->bits;
+    const uint64_t* numbers = pack->numbers.at;
+    if (unit != 2 && unit != 4 && unit != 8 && unit != 16 && unit != 32 && unit != 64) return 0;
+    if (e->has_table ? (bits != 1 && bits != 2 && bits != 4 && bits != 8) || bits > unit
+                     : bits != unit)
+        return 0;
+    if (e->gaps > OXP__JOINT || (e->gaps == OXP__JOINT && bits > 4) || (e->rotate && bits <= 8))
+        return 0;
+    if (e->block < 64 || e->block > 1u << 21 || (e->block & (e->block - 1))) return 0;
+    if (e->has_table) {
+        uint64_t size = unit < 8 ? 1 : unit / 8;
+        if (e->table >= pack->chunk_count) return 0;
+        uint64_t table = pack->chunks[e->table].raw;
+        if (!table || table > size << bits || table % size) return 0;
+    }
+    if (e->coded * 8 % unit) return 0;
+    uint64_t symbols = e->coded * 8 / unit, blocks = oxp__ceil(symbols, e->block);
+    if (blocks > e->chunks || blocks * oxp__streams(e) != e->chunks) return 0;
+    for (size_t i = 0; i < e->chunks; i++)
+        if (numbers[e->first + i] >= pack->chunk_count) return 0;
+    for (uint64_t b = 0; b < blocks; b++) {
+        uint64_t rest = symbols - b * e->block;
+        if (!oxp__check_lengths(pack, e, b, rest < e->block ? rest : e->block)) return 0;
+    }
+    return 1;
+}
+
+/* Parts are rows of a tensor, all of them; its own coding is then of a byte a row. */
+static int oxp__check_parts(const oxp_pack* pack, oxp__entry* e) {
+    uint64_t rows = e->seen.rank ? e->seen.shape[0] : 0, sum = 0;
+    if (!rows || !e->seen.nbytes || e->seen.nbytes % rows || e->parts < 2 || e->parts > 256)
+        return 0;
+    for (size_t i = 0; i < e->parts; i++) {
+        const oxp__entry* part = pack->parts + e->first_part + i;
+        if (part->coded % (e->seen.nbytes / rows) || part->coded > e->seen.nbytes - sum ||
+            !oxp__check_coding(pack, part))
+            return 0;
+        sum += part->coded;
+    }
+    e->coded = rows;
+    return sum == e->seen.nbytes;
+}
+
 static int oxp__check_tensor(oxp_pack* pack, oxp__entry* e) {
     uint64_t type = oxp__dtype_bits(e->seen.dtype), most, count = 1, *numbers = pack->numbers.at;
     size_t length = strlen(e->seen.name);
@@ -598,30 +683,9 @@ static int oxp__check_tensor(oxp_pack* pack, oxp__entry* e) {
     e->seen.shape = numbers + e->shape;
     e->seen.nbytes = oxp__ceil(count * type, 8);
 
-    uint64_t unit = e->unit, bits = e->bits;
-    if (unit != 2 && unit != 4 && unit != 8 && unit != 16 && unit != 32 && unit != 64) return 0;
-    if (e->has_table ? (bits != 1 && bits != 2 && bits != 4 && bits != 8) || bits > unit
-                     : bits != unit)
-        return 0;
-    if (e->gaps > OXP__JOINT || (e->gaps == OXP__JOINT && bits > 4) || (e->rotate && bits <= 8))
-        return 0;
-    if (e->block < 64 || e->block > 1u << 21 || (e->block & (e->block - 1))) return 0;
-    if (e->has_table) {
-        uint64_t size = unit < 8 ? 1 : unit / 8;
-        if (e->table >= pack->chunk_count) return 0;
-        uint64_t table = pack->chunks[e->table].raw;
-        if (!table || table > size << bits || table % size) return 0;
-    }
-    if (e->seen.nbytes * 8 % unit) return 0;
-    uint64_t symbols = e->seen.nbytes * 8 / unit, blocks = oxp__ceil(symbols, e->block);
-    if (blocks > e->chunks || blocks * oxp__streams(e) != e->chunks) return 0;
-    for (size_t i = 0; i < e->chunks; i++)
-        if (numbers[e->first + i] >= pack->chunk_count) return 0;
-    for (uint64_t b = 0; b < blocks; b++) {
-        uint64_t rest = symbols - b * e->block;
-        if (!oxp__check_lengths(pack, e, b, rest < e->block ? rest : e->block)) return 0;
-    }
-    return 1;
+    e->coded = e->seen.nbytes;
+    if (e->parts && !oxp__check_parts(pack, e)) return 0;
+    return oxp__check_coding(pack, e);
 }
 
 static int oxp__by_name(const void* a, const void* b) {
@@ -784,11 +848,10 @@ static oxp_status oxp__decode_block(oxp_pack* pack, oxp__block* b, uint64_t numb
     return OXP_OK;
 }
 
-oxp_status oxp_read_tensor(oxp_pack* pack, size_t index, void* into, size_t size) {
-    if (index >= pack->entry_count || size != pack->entries[index].seen.nbytes) return OXP_ARGUMENT;
-    const oxp__entry* e = pack->entries + index;
-    uint64_t symbols = e->seen.nbytes * 8 / e->unit;
-    oxp__block b = {e, {NULL}, NULL, 0, (uint8_t*)into};
+/* Decodes the bytes that an entry's own coding holds. */
+static oxp_status oxp__decode(oxp_pack* pack, const oxp__entry* e, uint8_t* into) {
+    uint64_t symbols = e->coded * 8 / e->unit;
+    oxp__block b = {e, {NULL}, NULL, 0, into};
     if (e->has_table && symbols) {
         uint8_t* table = pack->scratch + (OXP__STREAMS + 1) * (size_t)OXP__CHUNK;
         uint64_t element = e->unit < 8 ? 1 : e->unit / 8;
@@ -801,11 +864,42 @@ oxp_status oxp_read_tensor(oxp_pack* pack, size_t index, void* into, size_t size
     }
     for (uint64_t number = 0, from = 0; from < symbols; number++, from += e->block) {
         uint64_t rest = symbols - from;
-        b.into = (uint8_t*)into + from * e->unit / 8;
+        b.into = into + from * e->unit / 8;
         oxp_status status = oxp__decode_block(pack, &b, number, rest < e->block ? rest : e->block);
         if (status != OXP_OK) return status;
     }
     return OXP_OK;
+}
+
+/* Decodes a part and puts its rows in their places, which `dealt` tells. */
+static oxp_status oxp__put_rows(oxp_pack* pack, const oxp__entry* e, size_t number,
+                                const uint8_t* dealt, uint8_t* into) {
+    const oxp__entry* part = pack->parts + e->first_part + number;
+    size_t rows = (size_t)e->coded, row = (size_t)(e->seen.nbytes / e->coded), length = 0;
+    for (size_t i = 0; i < rows; i++) length += dealt[i] == number ? row : 0;
+    if (length != part->coded) return OXP_DAMAGED;
+    uint8_t* values = (uint8_t*)malloc(length + 1);
+    oxp_status status = values ? oxp__decode(pack, part, values) : OXP_MEMORY;
+    for (size_t i = 0, at = 0; status == OXP_OK && i < rows; i++) {
+        if (dealt[i] != number) continue;
+        memcpy(into + i * row, values + at, row);
+        at += row;
+    }
+    free(values);
+    return status;
+}
+
+oxp_status oxp_read_tensor(oxp_pack* pack, size_t index, void* into, size_t size) {
+    if (index >= pack->entry_count || size != pack->entries[index].seen.nbytes) return OXP_ARGUMENT;
+    const oxp__entry* e = pack->entries + index;
+    if (!e->parts) return oxp__decode(pack, e, (uint8_t*)into);
+    uint8_t* dealt = (uint8_t*)malloc((size_t)e->coded);
+    oxp_status status = dealt ? oxp__decode(pack, e, dealt) : OXP_MEMORY;
+    /* The parts hold all rows, so each has its place when each part has as many as it holds. */
+    for (size_t i = 0; status == OXP_OK && i < e->parts; i++)
+        status = oxp__put_rows(pack, e, i, dealt, (uint8_t*)into);
+    free(dealt);
+    return status;
 }
 
 oxp_status oxp_read_data(oxp_pack* pack, void* into, size_t size) {
@@ -977,6 +1071,7 @@ void oxp_close(oxp_pack* pack) {
     free(pack->scratch);
     free(pack->chunks);
     free(pack->entries);
+    free(pack->parts);
     free(pack->numbers.at);
     free(pack);
 }

@@ -130,10 +130,25 @@ class Pack {
     return out;
   }
 
+  /** Puts the bytes of a tensor into `out`; rows that are dealt to parts, each in its place. */
   async decode(t, out) {
-    if (!t.nbytes) return;
+    if (!t.parts.length) return this.decodeCoded(t, out);
+    const dealt = new Uint8Array(t.coded), row = t.nbytes / t.coded;
+    await this.decodeCoded(t, dealt);
+    for (const [number, part] of t.parts.entries()) {
+      const places = [];
+      dealt.forEach((other, at) => other === number && places.push(at));
+      check(places.length * row === part.coded, "a part of other rows");
+      const values = new Uint8Array(part.coded);
+      await this.decodeCoded(part, values);
+      places.forEach((at, k) => out.set(values.subarray(k * row, (k + 1) * row), at * row));
+    }
+  }
+
+  async decodeCoded(t, out) {
+    if (!t.coded) return;
     const table = t.table === null ? null : await this.chunk(t.table);
-    const symbols = (t.nbytes * 8) / t.unit;
+    const symbols = (t.coded * 8) / t.unit;
     for (let from = 0, id = 0; from < symbols; from += t.block, id += t.streams) {
       const ids = t.chunks.slice(id, id + t.streams);
       const streams = await Promise.all(ids.map((number) => this.chunk(number)));
@@ -214,7 +229,7 @@ function parse(pack, document, limit) {
   pack.graph = first ? [] : list(top.graph);
   pack.graph.forEach((id) => check(integer(id) < pack.chunks.length, "a chunk does not exist"));
   check(pack.dataLength + rawBytes(pack, pack.graph) <= limit, "its graph is over the limit");
-  pack.tensors = list(top.tensors).map((t) => parseTensor(t, pack.chunks));
+  pack.tensors = list(top.tensors).map((t) => parseTensor(t, pack));
   check(new Set(pack.tensors.map((t) => t.name)).size === pack.tensors.length, "a name twice");
   let end = 0;
   for (const t of pack.tensors) {
@@ -267,19 +282,36 @@ function rawBytes({ chunks }, numbers) {
   return numbers.reduce((sum, number) => sum + chunks[number].raw, 0);
 }
 
-function parseTensor(value, chunks) {
-  const t = keys(
-    value, "name", "dtype", "shape", "offset", "unit", "bits", "gaps", "rotate", "table", "block",
-    "chunks",
-  );
+const CODING = ["unit", "bits", "gaps", "rotate", "table", "block", "chunks"];
+
+function parseTensor(value, { version, chunks }) {
+  const own = ["name", "dtype", "shape", "offset"];
+  const t = keys(value, ...own, ...CODING, ...(version === 1 ? [] : ["parts"]));
   check(/^[^\x00-\x1f\x7f]+$/u.test(string(t.name)) && byteLength(t.name) <= 4096, "a bad name");
   check(Object.hasOwn(BITS, string(t.dtype)), "an unknown type");
-  for (const field of ["offset", "unit", "bits", "block"]) integer(t[field]);
+  integer(t.offset);
+  list(t.shape).forEach(integer);
+  t.nbytes = tensorBytes(t.shape, BITS[t.dtype]);
+  t.parts = version === 1 ? [] : list(t.parts).map((part) => {
+    const p = keys(part, "length", ...CODING);
+    return checkCoding(p, integer(p.length), chunks);
+  });
+  if (!t.parts.length) return checkCoding(t, t.nbytes, chunks);
+  const rows = t.shape[0] ?? 0, row = t.nbytes / rows;
+  check(rows && row && t.nbytes % rows === 0, "no rows that could be dealt");
+  check(t.parts.length >= 2 && t.parts.length <= 256, "too few or too many parts");
+  const sum = t.parts.reduce((total, part) => total + part.coded, 0);
+  check(sum === t.nbytes && t.parts.every((p) => p.coded % row === 0), "parts of other rows");
+  return checkCoding(t, rows, chunks);
+}
+
+/** Checks how so many bytes are coded, and notes them and what follows from it. */
+function checkCoding(t, coded, chunks) {
+  t.coded = coded;
+  for (const field of ["unit", "bits", "block"]) integer(t[field]);
   check(typeof t.rotate === "boolean", "rotate is not true or false");
   check(["none", "mask", "runs", "joint"].includes(t.gaps), "unknown gaps");
-  list(t.shape).forEach(integer);
   list(t.chunks).forEach((id) => check(integer(id) < chunks.length, "a chunk does not exist"));
-  t.nbytes = tensorBytes(t.shape, BITS[t.dtype]);
 
   const { unit, bits, block, gaps } = t;
   check([2, 4, 8, 16, 32, 64].includes(unit), "an unknown unit");
@@ -293,7 +325,7 @@ function parseTensor(value, chunks) {
   }
   t.planes = gaps === "joint" ? 0 : bytesOf(bits);
   t.streams = t.planes + (gaps === "none" ? 0 : 1);
-  const symbols = t.nbytes * (8 / unit); // exact: unit is a power of two
+  const symbols = coded * (8 / unit); // exact: unit is a power of two
   check(Number.isInteger(symbols), "not a whole number of elements");
   const blocks = Math.ceil(symbols / block);
   check(t.chunks.length === blocks * t.streams, "too few or too many chunks");

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
 from onnxshrink.errors import SidecarError
@@ -22,7 +22,8 @@ ALIGN = 64
 """What tensors in the unpacked data file begin at a multiple of, and stored chunks of version 1."""
 
 _ALIGN_CODED = 8  # of the other chunks of version 1
-MAX_NAME, MAX_RANK = 4096, 64
+MAX_NAME, MAX_RANK, MAX_PARTS = 4096, 64, 256
+_CODING = ("unit", "bits", "gaps", "rotate", "table", "block", "chunks")
 
 STORED, DEFLATE, BASE = 0, 1, 2
 """Methods of a chunk. 3 (zstd) and 4 (interleaved Huffman) are reserved."""
@@ -83,6 +84,8 @@ class Entry:
         block: Symbols of a block.
         chunks: The streams of block 0, of block 1, and so on.
         packed: Bytes of its chunks in this file; shared ones are counted here too.
+        parts: Of a table whose rows are dealt to parts: each part, as a tensor of bytes; the coding
+            of the tensor itself is then that of a byte a row, the number of the row's part.
     """
 
     name: str
@@ -94,6 +97,18 @@ class Entry:
     block: int
     chunks: tuple[int, ...]
     packed: int
+    parts: tuple[Entry, ...] = ()
+
+    @property
+    def dealt(self) -> Entry:
+        """The part of each row, as a tensor."""
+        return replace(self, dtype="UINT8", shape=self.shape[:1], parts=())
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """All chunks that it uses, those of its parts too."""
+        own = self.chunks if self.table is None else (*self.chunks, self.table)
+        return sum((part.numbers for part in self.parts), own)
 
     @property
     def elements(self) -> int:
@@ -149,13 +164,21 @@ class Header:
             "tensors": [
                 {
                     "name": t.name, "dtype": t.dtype, "shape": t.shape, "offset": t.offset,
-                    "unit": t.how.unit, "bits": t.how.bits, "gaps": t.how.gaps,
-                    "rotate": t.how.rotate, "table": t.table, "block": t.block, "chunks": t.chunks,
+                    **_coding_of(t),
+                    "parts": [{"length": p.nbytes, **_coding_of(p)} for p in t.parts],
                 }
                 for t in self.tensors
             ],
         }  # fmt: skip
         return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _coding_of(entry: Entry) -> dict[str, object]:
+    how = entry.how
+    return {
+        "unit": how.unit, "bits": how.bits, "gaps": how.gaps, "rotate": how.rotate,
+        "table": entry.table, "block": entry.block, "chunks": entry.chunks,
+    }  # fmt: skip
 
 
 def nbytes(dtype: str, shape: Sequence[int]) -> int:
@@ -240,7 +263,7 @@ def parse(raw: bytes, version: int, area: int, limit: int) -> Header:
             f"it unpacks to {whole:,} bytes, over the limit of {limit:,}; raise the limit if you "
             "trust the file"
         )
-    tensors = tuple(_tensors(top["tensors"], chunks))
+    tensors = tuple(_tensors(top["tensors"], chunks, version))
     end = 0
     for entry in tensors:
         if entry.offset < end:
@@ -306,14 +329,12 @@ def _chunk(fields: list[object], where: str, end: int, version: int) -> Chunk:
     return Chunk(method, offset, packed, raw, crc, sha256)
 
 
-def _tensors(rows: object, chunks: tuple[Chunk, ...]) -> Iterable[Entry]:
+def _tensors(rows: object, chunks: tuple[Chunk, ...], version: int) -> Iterable[Entry]:
     """The tensors: each one's blocks cover exactly its bytes."""
     names: set[str] = set()
+    own = ("name", "dtype", "shape", "offset") + (("parts",) if version == 2 else ())
     for row in _list(rows, "tensors"):
-        fields = _keys(
-            row, "a tensor", "name", "dtype", "shape", "offset", "unit", "bits", "gaps", "rotate",
-            "table", "block", "chunks",
-        )  # fmt: skip
+        fields = _keys(row, "a tensor", *own, *_CODING)
         name = _str(fields["name"], "a tensor's name")
         where = f"tensor {name!r}"
         check_name(name, names)
@@ -322,32 +343,58 @@ def _tensors(rows: object, chunks: tuple[Chunk, ...]) -> Iterable[Entry]:
         dtype = _str(fields["dtype"], where)
         if len(shape) > MAX_RANK or dtype not in BITS or nbytes(dtype, shape) > MAX_INTEGER:
             raise SidecarError(f"{where}: unknown type {dtype!r}, or its shape overflows")
-        if type(fields["rotate"]) is not bool:
-            raise SidecarError(f"{where}: rotate is not true or false")
-        table = None if fields["table"] is None else _int(fields["table"], where)
-        ids = _numbers(fields["chunks"], where, chunks)
-        if table is not None and table >= len(chunks):
-            raise SidecarError(f"{where} refers to a chunk that does not exist")
-        used = [chunks[i] for i in ids]
-        packed = sum(c.packed for c in used) + (0 if table is None else chunks[table].packed)
-        try:
-            how = Filter(
-                unit=_int(fields["unit"], where),
-                bits=_int(fields["bits"], where),
-                gaps=cast(Any, _str(fields["gaps"], where)),
-                rotate=fields["rotate"],
-                table=table is not None,
-            )
-            entry = Entry(
-                name, dtype, shape, _int(fields["offset"], where), how, table,
-                _int(fields["block"], where), ids, packed,
-            )  # fmt: skip
-            _check_blocks(entry, used)
-            if table is not None:
-                how.check_table(chunks[table].raw)
-        except ValueError as error:
-            raise SidecarError(f"{where}: {error}") from error
-        yield entry
+        parts = [_part(part, where, chunks) for part in _list(fields.get("parts", []), where)]
+        size = nbytes(dtype, shape)
+        if parts:
+            _check_parts(where, shape, size, parts)
+        entry = _coded(fields, where, shape[0] if parts else size, chunks)
+        yield replace(
+            entry, name=name, dtype=dtype, shape=shape, offset=_int(fields["offset"], where),
+            packed=entry.packed + sum(part.packed for part in parts), parts=tuple(parts),
+        )  # fmt: skip
+
+
+def _part(row: object, where: str, chunks: tuple[Chunk, ...]) -> Entry:
+    """Some rows of a tensor, coded together."""
+    fields = _keys(row, f"a part of {where}", "length", *_CODING)
+    return _coded(fields, where, _int(fields["length"], where), chunks)
+
+
+def _check_parts(where: str, shape: tuple[int, ...], size: int, parts: list[Entry]) -> None:
+    """Refuse parts that are not rows of a tensor, all of them."""
+    if not shape or not size or size % shape[0] or not 2 <= len(parts) <= MAX_PARTS:
+        raise SidecarError(f"{where} has no rows that could be dealt to {len(parts)} parts")
+    row = size // shape[0]
+    if sum(part.nbytes for part in parts) != size or any(part.nbytes % row for part in parts):
+        raise SidecarError(f"the parts of {where} do not hold its rows")
+
+
+def _coded(fields: dict[str, object], where: str, size: int, chunks: tuple[Chunk, ...]) -> Entry:
+    """How so many bytes are coded, as a tensor without a name."""
+    if type(fields["rotate"]) is not bool:
+        raise SidecarError(f"{where}: rotate is not true or false")
+    table = None if fields["table"] is None else _int(fields["table"], where)
+    ids = _numbers(fields["chunks"], where, chunks)
+    if table is not None and table >= len(chunks):
+        raise SidecarError(f"{where} refers to a chunk that does not exist")
+    used = [chunks[i] for i in ids]
+    packed = sum(c.packed for c in used) + (0 if table is None else chunks[table].packed)
+    try:
+        how = Filter(
+            unit=_int(fields["unit"], where),
+            bits=_int(fields["bits"], where),
+            gaps=cast(Any, _str(fields["gaps"], where)),
+            rotate=fields["rotate"],
+            table=table is not None,
+        )
+        block = _int(fields["block"], where)
+        entry = Entry("", "UINT8", (size,), 0, how, table, block, ids, packed)
+        _check_blocks(entry, used)
+        if table is not None:
+            how.check_table(chunks[table].raw)
+    except ValueError as error:
+        raise SidecarError(f"{where}: {error}") from error
+    return entry
 
 
 def _check_blocks(entry: Entry, chunks: list[Chunk]) -> None:

@@ -145,8 +145,10 @@ class Sidecar:
             out = np.empty(entry.nbytes, np.uint8)
         if out.dtype != np.uint8 or out.shape != (entry.nbytes,):
             raise ValueError(f"out must be {entry.nbytes} uint8, not {out.dtype} {out.shape}")
-        # Each thread puts its blocks in place itself, so none waits for another's.
-        deque(self._blocks(entry, out), maxlen=0)
+        if entry.parts:
+            self._gather(entry, out)
+        else:  # each thread puts its blocks in place itself, so none waits for another's
+            deque(self._blocks(entry, out), maxlen=0)
         return out
 
     def graph(self) -> bytes:
@@ -178,7 +180,7 @@ class Sidecar:
         self._check_padding(end, max(end, start))
         self.graph()
         for entry in self.header.tensors:
-            deque(self._blocks(entry), maxlen=0)
+            deque(self._pieces(entry), maxlen=0)
 
     def check_model(self, model: str | os.PathLike[str]) -> None:
         """Refuse a model that is not the one that the pack, of version 1, was made with.
@@ -206,7 +208,7 @@ class Sidecar:
         with replacing(Path(path)) as file:
             for entry in self.header.tensors:
                 file.write(bytes(entry.offset - file.tell()))
-                for block in self._blocks(entry):
+                for block in self._pieces(entry):
                     file.write(block.data)
 
     def digests(self) -> dict[bytes, int]:
@@ -220,6 +222,27 @@ class Sidecar:
         numbers = range(len(self.header.chunks))
         raws = ordered(self._pool, self._chunk, numbers, self._ahead)
         return {hashlib.sha256(raw.data).digest(): number for number, raw in enumerate(raws)}
+
+    def _pieces(self, entry: Entry) -> Iterator[Bytes]:
+        """The bytes of a tensor in order, not all at once unless its rows are dealt to parts."""
+        if entry.parts:
+            yield self.read(entry.name)
+        else:
+            yield from self._blocks(entry)
+
+    def _gather(self, entry: Entry, out: Bytes) -> None:
+        """Decode the parts of a tensor and put each of their rows in its place."""
+        dealt = np.concatenate(list(self._blocks(entry.dealt)))
+        rows = out.reshape(dealt.size, -1)
+        if dealt.max() >= len(entry.parts):
+            raise SidecarError(f"{self.path}: tensor {entry.name!r}: a row of no part")
+        for number, part in enumerate(entry.parts):
+            places = np.flatnonzero(dealt == number)
+            if places.size * rows.shape[1] != part.nbytes:
+                raise SidecarError(f"{self.path}: tensor {entry.name!r}: a part of other rows")
+            if places.size:
+                values = np.concatenate(list(self._blocks(part)))
+                rows[places] = values.reshape(places.size, -1)
 
     def _blocks(self, entry: Entry, out: Bytes | None = None) -> Iterator[Bytes]:
         """The bytes of a tensor, decoded block by block, in order; also put into ``out``."""

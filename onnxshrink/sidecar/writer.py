@@ -9,6 +9,7 @@ import tempfile
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -39,6 +40,7 @@ from onnxshrink.sidecar.header import (
 )
 from onnxshrink.sidecar.reader import Sidecar
 
+_PART = 100  # bytes that a part of a tensor costs in the header, on the careful side
 _REFERENCE = 96  # bytes that a reference to a base costs in the header: shorter chunks are copied
 
 
@@ -58,6 +60,7 @@ class _CodedTensor(NamedTuple):
     choice: entropy.Filtering
     block: int
     chunks: list[_Coded]
+    length: int
 
     @property
     def size(self) -> int:
@@ -136,18 +139,16 @@ class Writer:
             raise SidecarError(f"tensor {name!r}: {raw.size} bytes for {dtype} of shape {shape}")
         unit = min(BITS[dtype], 32 if dtype == "COMPLEX64" else 64)
         floating = dtype in FLOATING
-        choices = entropy.choose(raw, unit, floating=floating)
-        coded = min((self._code(raw, choice) for choice in choices), key=lambda c: c.size)
-        if coded.size > raw.size:
-            coded = self._code(raw, entropy.plain(unit, floating=floating))
-        how, values = coded.choice
-        ids = tuple(self._place(chunk) for chunk in coded.chunks)
-        table = None if values is None else self._place(_code_chunk(values))
-        used = ids if table is None else (*ids, table)
-        entry = Entry(
-            name, dtype, shape, align(self._length, ALIGN), how, table, coded.block, ids,
-            packed=sum(self._chunks[i].packed for i in used),
-        )  # fmt: skip
+        coded, parts = self._smallest(raw, unit, floating=floating), list[_CodedTensor]()
+        dealt = entropy.deal(raw, unit, shape[0]) if len(shape) > 1 else None
+        if dealt is not None:
+            found = self._deal(raw, unit, dealt, floating=floating)
+            if sum(part.size + _PART for part in found) < coded.size:
+                coded, *parts = found
+        entry = self._entry(coded, name, dtype, shape, align(self._length, ALIGN))
+        placed = tuple(self._entry(part, "", "UINT8", (part.length,)) for part in parts)
+        packed = entry.packed + sum(part.packed for part in placed)
+        entry = replace(entry, parts=placed, packed=packed)
         self._entries[name] = entry
         self._length = entry.offset + entry.nbytes
         return entry
@@ -185,6 +186,34 @@ class Writer:
             shutil.copyfileobj(self._spool, file, 1 << 20)
         return header
 
+    def _smallest(self, raw: Bytes, unit: int, *, floating: bool) -> _CodedTensor:
+        """Code bytes with the filter that suits them best."""
+        choices = entropy.choose(raw, unit, floating=floating)
+        coded = min((self._code(raw, choice) for choice in choices), key=lambda c: c.size)
+        if coded.size > raw.size:
+            coded = self._code(raw, entropy.plain(unit, floating=floating))
+        return coded
+
+    def _deal(self, raw: Bytes, unit: int, dealt: Bytes, *, floating: bool) -> list[_CodedTensor]:
+        """The part of each row, coded, and then each part, all its rows coded together."""
+        rows = raw.reshape(dealt.size, -1)
+        parts = [rows[dealt == number].reshape(-1) for number in range(int(dealt.max()) + 1)]
+        return [
+            self._smallest(dealt, 8, floating=False),
+            *(self._smallest(part, unit, floating=floating) for part in parts),
+        ]
+
+    def _entry(
+        self, coded: _CodedTensor, name: str, dtype: str, shape: tuple[int, ...], offset: int = 0
+    ) -> Entry:
+        """Place what was coded."""
+        how, values = coded.choice
+        ids = tuple(self._place(chunk) for chunk in coded.chunks)
+        table = None if values is None else self._place(_code_chunk(values))
+        used = ids if table is None else (*ids, table)
+        packed = sum(self._chunks[i].packed for i in used)
+        return Entry(name, dtype, shape, offset, how, table, coded.block, ids, packed)
+
     def _code(self, raw: Bytes, choice: entropy.Filtering) -> _CodedTensor:
         """The chunks of every block."""
         how, table = choice
@@ -195,7 +224,8 @@ class Writer:
             return [_code_chunk(s) for s in filters.encode(raw[start : start + step], how, table)]
 
         blocks = ordered(self._pool, code, range(0, raw.size, step), self._ahead)
-        return _CodedTensor(choice, block, [chunk for part in blocks for chunk in part])
+        chunks = [chunk for part in blocks for chunk in part]
+        return _CodedTensor(choice, block, chunks, raw.size)
 
     def _place(self, chunk: _Coded) -> int:
         """The number of a chunk with these bytes: one that exists, or a new one at the end."""

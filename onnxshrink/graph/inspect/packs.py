@@ -165,8 +165,8 @@ def _tensors(opened: Sidecar) -> Iterator[PackedTensor]:
     counted: set[int] = set()
     first: dict[tuple[object, ...], str] = {}
     for entry in opened.header.tensors:
-        same_as = first.setdefault((entry.chunks, entry.table, entry.how), entry.name)
-        numbers = {*entry.chunks, *(() if entry.table is None else (entry.table,))}
+        same_as = first.setdefault((entry.numbers, entry.how), entry.name)
+        numbers = set(entry.numbers)
         chunks = [opened.header.chunks[number] for number in sorted(numbers - counted)]
         counted |= numbers
         yield PackedTensor(
@@ -177,7 +177,7 @@ def _tensors(opened: Sidecar) -> Iterator[PackedTensor]:
             nbytes=entry.nbytes,
             packed=sum(chunk.packed for chunk in chunks),
             entropy_bits=_entropy(opened, entry),
-            filter=str(entry.how),
+            filter=f"{len(entry.parts)} parts of rows" if entry.parts else str(entry.how),
             same_as="" if same_as == entry.name or not entry.chunks else same_as,
         )
 
@@ -185,7 +185,9 @@ def _tensors(opened: Sidecar) -> Iterator[PackedTensor]:
 def _entropy(opened: Sidecar, entry: Entry) -> float | None:
     if opened.header.base is not None:
         return None
-    return entropy.ideal_bits(opened.read(entry.name), entry.how) / max(entry.elements, 1)
+    # A table dealt to parts is held against one histogram of all its elements, which it may beat.
+    how = entry.parts[0].how if entry.parts else entry.how
+    return entropy.ideal_bits(opened.read(entry.name), how) / max(entry.elements, 1)
 
 
 def _sum(name: str, tensors: Sequence[PackedTensor]) -> PackedTensor:
