@@ -49,9 +49,9 @@ class Options:
         shapes: Shapes for generated inputs by input name.
         check: ``full``, ``quick`` or ``off``.
         seed: For generated inputs and for passes that draw random numbers.
-        storage: ``auto``, ``single`` file, ``external`` data, ``packed``: entropy-coded in a
-            sidecar, see :func:`session`; or ``coded``: entropy-coded in one plain file that
-            runtimes open as it is.
+        storage: ``auto``, ``single`` file, ``external`` data, ``packed``: entropy-coded in one
+            file for readers, see :func:`session`; or ``coded``: entropy-coded in one plain file
+            that runtimes open as it is.
         calibration_cache: A file for the statistics of calibration runs, to be used again by later
             runs on the same model and inputs.
         keep_names: Whether names of values and nodes stay that nobody outside asks for; else they

@@ -39,7 +39,7 @@ MANIFEST = "manifest.json"
 _TEMPLATES = Path(__file__).parent / "bundles"
 _READER = _TEMPLATES.parent / "readers" / "onnxshrink_pack.mjs"
 _WEB_RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-_PACKED = ("web",)  # targets whose example reads sidecars
+_PACKED = ("web",)  # targets whose example reads packed models
 _LICENCES = ("LICENSE", "LICENCE", "COPYING", "NOTICE")
 #: A zip file knows no dates before this; one date makes the same bytes every time.
 _DATE = (1980, 1, 1, 0, 0, 0)
@@ -107,7 +107,7 @@ class Bundle:
         from onnxshrink.graph.forms import packed
 
         source = Path(self.source)
-        pack = packed.pack_name(source)
+        pack = packed.pack_path(source) if packed.is_packed(source) else None
         if pack is not None and self.target not in _PACKED:
             raise RecipeError(
                 f"{source}: is packed, which the example for {self.target} does not read; unpack "
@@ -157,7 +157,7 @@ class Bundle:
             worker.release()
         return signature, sample, dict(zip(signature.outputs, outputs, strict=True))
 
-    def _words(self, signature: Signature, pack: str | None) -> dict[str, str]:
+    def _words(self, signature: Signature, pack: Path | None) -> dict[str, str]:
         from onnxshrink.graph.file.model import Model
         from onnxshrink.graph.rewrite.opset import first_runtime
 
@@ -176,12 +176,17 @@ class Bundle:
 
         return [Path(self.source), *sorted(data_files(Path(self.source)))]
 
-    def _web_data(self, pack: str | None) -> str:
-        """JavaScript that hands the files of weights to the runtime."""
+    def _web_data(self, pack: Path | None) -> str:
+        """JavaScript that hands the weights to the runtime, where they are not in the model."""
+        if pack == Path(self.source):
+            return (
+                'const { unpack } = await import("./onnxshrink_pack.mjs");\n    '
+                "({ model, externalData: options.externalData } = await unpack(model));"
+            )
         if pack is not None:
             return (
                 'const { externalData } = await import("./onnxshrink_pack.mjs");\n    '
-                f'const pack = await download("{pack}", () => {{}});\n    '
+                f'const pack = await download("{pack.name}", () => {{}});\n    '
                 "options.externalData = await externalData(pack, { model });"
             )
         names = [file.name for file in self._files()[1:]]
@@ -192,7 +197,7 @@ class Bundle:
         )
         return f"options.externalData = [{', '.join(parts)}];"
 
-    def _for_target(self, sample: Row, answers: Row, pack: str | None) -> dict[str, bytes | Path]:
+    def _for_target(self, sample: Row, answers: Row, pack: Path | None) -> dict[str, bytes | Path]:
         """The sample in the form that the target reads, and what reads the model there."""
         from onnxshrink.runtime import run_inputs
         from onnxshrink.runtime.places import SCRIPT

@@ -149,7 +149,7 @@ def plain(path: StrPath) -> Iterator[StrPath]:
     """A model that runtimes open: a packed one is unpacked for this block."""
     from onnxshrink.graph.forms import packed
 
-    if packed.pack_name(Path(path)) is None:
+    if not packed.is_packed(path):
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:

@@ -162,16 +162,16 @@ def inspect(
     Raises:
         ModelError: It cannot be read.
     """
-    from onnxshrink.graph.forms.packed import pack_name
+    from onnxshrink.graph.forms.packed import is_packed
     from onnxshrink.graph.inspect.coded_file import inspect_file
     from onnxshrink.graph.inspect.packs import inspect_pack
     from onnxshrink.runtime.worker import blamed
 
     # Nobody has checked what is walked here: a walk that fails asks the checker.
     with blamed(model):
-        if pack_name(Path(model)) is None:
-            return inspect_file(model, shapes or {})
-        return inspect_pack(model)
+        if is_packed(model):
+            return inspect_pack(model)
+        return inspect_file(model, shapes or {})
 
 
 @dataclass(frozen=True)
@@ -195,14 +195,14 @@ def pack(
     source: StrPath, out: StrPath, *, form: Literal["sidecar", "graph"] = "sidecar",
     base: StrPath | None = None, readers: Sequence[Literal["c", "js"]] = (),
 ) -> Stored:  # fmt: skip
-    """Code a model's weights without loss: in a sidecar, or in the graph.
+    """Code a model's weights without loss: for readers of packs, or in the graph.
 
     Args:
         source: The model; never modified.
-        out: Where the result goes.
-        form: ``sidecar``: smallest, for readers of packs; ``graph``: one plain .onnx that every
+        out: Where the result goes, one file.
+        form: ``sidecar``: smallest, for readers of packs; ``graph``: a plain .onnx that every
             runtime opens.
-        base: A pack, or packed model, whose tensors need not be stored again.
+        base: A packed model whose tensors need not be stored again.
         readers: Which readers to write beside ``out``.
 
     Raises:
@@ -250,7 +250,7 @@ def unpack(
     """
     from onnxshrink.graph.forms import coded_read, packed
 
-    if coded_read.names(source):
+    if not packed.is_packed(source) and coded_read.names(source):
         model, _ = coded_read.load(source)
         return Stored(str(out), model.stored_bytes(), model.save(out, storage))
     after = packed.unpack(source, out, storage, base=base, limit=limit)
@@ -321,10 +321,11 @@ def verify(
         done = replace(done, certificate=Path(found.path), signed=signed)
         if original is not None:
             done = replace(done, feeds=recheck(found, original, source, options).feeds)
-    if coded_read.names(source):
-        return replace(done, tensors=coded_read.verify(source), where=str(source))
-    if certified and packed.pack_name(Path(source)) is None:
-        return done
+    if not packed.is_packed(source):
+        if coded_read.names(source):
+            return replace(done, tensors=coded_read.verify(source), where=str(source))
+        if certified:
+            return done
     with packed.open_pack(source, base=base, limit=limit) as opened:
         opened.verify()
         return replace(done, tensors=len(opened), where=str(opened.path))

@@ -43,7 +43,7 @@ class InputsMissing(DataError):
 
 
 class SidecarError(ModelError):
-    """A packed sidecar is damaged, hostile, or belongs to another model."""
+    """A packed model is damaged or hostile, or its sidecar belongs to another model."""
 
 
 class OutputError(ShrinkError):

@@ -1,26 +1,96 @@
-"""Packs made by hand, sound and hostile, that the readers of every language are tested on."""
+"""Packs made by hand, sound and hostile, that the readers of every language are tested on.
+
+Version 1 is written nowhere else any more.
+"""
 
 import json
 import zlib
 
 import numpy as np
 
-from onnxshrink.sidecar.header import HEAD, align, data_start, preamble
+from onnxshrink.sidecar.head import FIRST, HEAD, MAGIC, STUB, preamble, stub
+from onnxshrink.sidecar.header import align
 
 BIG = (1 << 53) - 1
+GRAPH = b"a graph, a graph, a graph, a graph", b", and its end"
+
+
+def is_second(pack):
+    """Whether a pack is of version 2, or what is left of one."""
+    return not pack.startswith(MAGIC[1])
+
+
+def header_at(pack):
+    """Where the header's text begins and ends in a sound pack, and how long it is."""
+    if is_second(pack):
+        _, _, stored, length, _, _ = HEAD.unpack(pack[STUB : STUB + HEAD.size])
+        return STUB + HEAD.size, STUB + HEAD.size + stored, length
+    length = FIRST.unpack(pack[: FIRST.size])[3]
+    return FIRST.size, FIRST.size + length, length
+
+
+def text_bytes(pack):
+    """Bytes of a pack, its header inflated; as its head says, as far as a reader goes along."""
+    said = header_at(pack)[2] if len(pack) >= STUB + HEAD.size else 0
+    return max(len(pack), min(said, 64 * len(pack)))
 
 
 def take_apart(pack):
     """The header's document, and the bytes of the chunks."""
-    _, _, _, length, _, _ = HEAD.unpack(pack[: HEAD.size])
-    text = pack[HEAD.size : HEAD.size + length]
-    return json.loads(text), pack[data_start(length) :]
+    start, end, _ = header_at(pack)
+    if is_second(pack):
+        return json.loads(zlib.decompress(pack[start:end], -15)), pack[end:]
+    return json.loads(pack[start:end]), pack[align(end, 64) :]
 
 
-def put_together(document, area):
+def put_together(document, area, version=None):
     """A pack of this document, or of these very bytes of JSON, with a right checksum."""
     text = document if isinstance(document, bytes) else json.dumps(document).encode()
-    return preamble(text) + area
+    if version is None:
+        version = 1 if "model" in document else 2
+    if version == 2:
+        return preamble(text, len(area)) + area
+    head = FIRST.pack(MAGIC[1], 1, 0, len(text), zlib.crc32(text), 0)
+    return (head + text).ljust(align(len(head) + len(text), 64), b"\0") + area
+
+
+def second(pack, graph=GRAPH):
+    """A sound pack of version 1 as one of version 2, with a graph of these chunks."""
+    document, area = take_apart(pack)
+    rows, packed = [], b""
+    for method, offset, length, raw, crc in document["chunks"]:
+        rows.append([method, length, raw, crc])
+        packed += area[offset : offset + length]
+    numbers = []
+    for part in graph:
+        numbers.append(len(rows))
+        payload = raw_deflate(part)
+        method, payload = (1, payload) if len(payload) < len(part) else (0, part)
+        rows.append([method, len(payload), len(part), zlib.crc32(part)])
+        packed += payload
+    del document["model"]
+    for tensor in document["tensors"]:
+        tensor["parts"] = []
+    return put_together(document | {"chunks": rows, "graph": numbers}, packed)
+
+
+def dealt(pack, rows=b"\1\0\1\1", parts=(b"abc", b"defghijkl"), **fields):
+    """A pack of version 2 with one more tensor, of 4 x 3 bytes whose rows are dealt to parts."""
+    document, area = take_apart(pack)
+
+    def coding(data):
+        document["chunks"].append([0, len(data), len(data), zlib.crc32(data)])
+        return {
+            "unit": 8, "bits": 8, "gaps": "none", "rotate": False, "table": None, "block": 64,
+            "chunks": [len(document["chunks"]) - 1],
+        }  # fmt: skip
+
+    document["tensors"].append(
+        {"name": "dealt", "dtype": "INT8", "shape": [4, 3], "offset": 960, **coding(rows)}
+        | {"parts": [{"length": len(part), **coding(part)} for part in parts]} | fields
+    )  # fmt: skip
+    document["data"]["length"] = 972
+    return put_together(document, area + rows + b"".join(parts))
 
 
 def raw_deflate(data, strategy=zlib.Z_DEFAULT_STRATEGY):
@@ -61,8 +131,12 @@ def by_hand(streams, *, table=None, **fields):
     return put_together(document, area)
 
 
-def sound():
-    """A small pack of three tensors, stored, deflated and with a table, in ten chunks."""
+def sound(version=1):
+    """A small pack of three tensors, stored, deflated and with a table, in twelve chunks."""
+    return _sound() if version == 1 else dealt(second(_sound()))
+
+
+def _sound():
     rng = np.random.default_rng(11)
     floats = rng.normal(size=200).astype("<f4").tobytes()
     planes = [floats[i::4] for i in range(4)]
@@ -98,9 +172,9 @@ def sound():
     return put_together(document, area)
 
 
-def _edits():
-    """(name, path into the document, new value) that make a sound pack unsound."""
-    chunk, float_, runs, table = ("chunks", 0), ("tensors", 0), ("tensors", 1), ("tensors", 2)
+def _edits_of_first():
+    """(name, path into the document, new value) that make a sound pack of version 1 unsound."""
+    chunk = ("chunks", 0)
     yield "offset past the end", (*chunk, 1), 1 << 20
     yield "offset at the largest integer", (*chunk, 1), BIG
     yield "offset beyond it", (*chunk, 1), BIG + 1
@@ -122,6 +196,68 @@ def _edits():
     yield "chunk with six fields", chunk, [0, 0, 200, 200, 0, "ab" * 32]
     yield "chunk that is no list", chunk, {}
     yield "chunk of a base that is not named", chunk, [2, 0, 0, 200, 0, "ab" * 32]
+    yield "model that is no digest", ("model",), "AB" * 32
+    yield "model of 63 digits", ("model",), "a" * 63
+    yield "a graph", ("graph",), []
+
+
+def _edits_of_second():
+    """The same for version 2."""
+    chunk = ("chunks", 0)
+    yield "2: stored with two lengths", (*chunk, 2), 199
+    yield "2: one byte fewer", chunk, [0, 199, 199, 0]
+    yield "2: packed at the largest integer", (*chunk, 1), BIG
+    yield "2: packed beyond it", (*chunk, 1), BIG + 1
+    yield "2: packed that overflows 64 bits", (*chunk, 1), 1 << 64
+    yield "2: chunk longer than a chunk may be", ("chunks", 3, 2), (1 << 18) + 1
+    yield "2: ratio that deflate cannot reach", ("chunks", 3), [1, 1, 1033, 0]
+    yield "2: coded longer than raw", ("chunks", 3, 2), 10
+    yield "2: coded in nothing", ("chunks", 3, 1), 0
+    yield "2: wrong crc", (*chunk, 3), 1
+    yield "2: crc of 33 bits", (*chunk, 3), 1 << 32
+    for method in (2, 3, 4, 7, BIG):
+        yield f"2: method {method}", (*chunk, 0), method
+    yield "2: chunk without fields", chunk, []
+    yield "2: chunk with three fields", chunk, [0, 200, 200]
+    yield "2: chunk with an offset", chunk, [0, 0, 200, 200, 0]
+    yield "2: chunk with six fields", chunk, [0, 0, 200, 200, 0, "ab" * 32]
+    yield "2: chunk that is no list", chunk, {}
+    yield "2: chunk of a base that is not named", chunk, [2, 0, 200, 0, "ab" * 32]
+    yield "2: graph out of range", ("graph", 0), 99
+    yield "2: graph at the largest integer", ("graph", 0), BIG
+    yield "2: graph of negative chunks", ("graph", 0), -1
+    yield "2: graph that is no list", ("graph",), None
+    yield "2: graph that is text", ("graph",), "ab" * 32
+    yield "2: graph of lists", ("graph",), [[0]]
+    yield "2: graph over the limit", ("graph",), [0] * 100_000
+    yield "2: a model", ("model",), None
+    table, part = ("tensors", 3), ("tensors", 3, "parts", 0)
+    yield "2: no list of parts", (*table, "parts"), None
+    yield "2: parts in an object", (*table, "parts"), {}
+    yield "2: no parts after all", (*table, "parts"), []
+    yield "2: parts of what has no rows", ("tensors", 0, "parts"), [{}]
+    yield "2: a part that is a number", part, 0
+    yield "2: a part that is empty", part, {}
+    yield "2: a part too short", (*part, "length"), 2
+    yield "2: a part that is half a row longer", (*part, "length"), 4
+    yield "2: a part of the largest length", (*part, "length"), BIG
+    yield "2: a part of a negative length", (*part, "length"), -3
+    yield "2: a part of too many chunks", (*part, "chunks"), [0, 0]
+    yield "2: a part of a chunk that is not there", (*part, "chunks"), [99]
+    yield "2: a part with a name", (*part, "name"), "part"
+    yield "2: a part of parts", (*part, "parts"), []
+    yield "2: a part of an unknown unit", (*part, "unit"), 12
+    yield "2: a part without blocks", (*part, "block"), 0
+    yield "2: a part with a table that is not there", (*part, "table"), 99
+    yield "2: parts of a scalar", (*table, "shape"), []
+    yield "2: parts of no rows", (*table, "shape"), [0, 3]
+    yield "2: parts of other rows", (*table, "shape"), [3, 4]
+    yield "2: parts of half a byte a row", (*table, "shape"), [24]
+
+
+def _edits():
+    """The same for what both versions have."""
+    float_, runs, table = ("tensors", 0), ("tensors", 1), ("tensors", 2)
     yield "chunk number out of range", (*float_, "chunks", 0), 99
     yield "negative chunk number", (*float_, "chunks", 0), -1
     yield "largest chunk number", (*float_, "chunks", 0), BIG
@@ -182,8 +318,6 @@ def _edits():
     yield "an unknown key in a tensor", (*runs, "more"), 1
     yield "tensors that are no list", ("tensors",), {}
     yield "a tensor that is no object", float_, [1]
-    yield "model that is no digest", ("model",), "AB" * 32
-    yield "model of 63 digits", ("model",), "a" * 63
     yield "base that is no digest", ("base",), 5
 
 
@@ -196,7 +330,7 @@ def _texts(text):
     ):  # fmt: skip
         yield f"number {value[:24].decode()}", text.replace(offset, b'"offset": ' + value)
     yield "the same key twice", text.replace(offset, offset + b", " + offset)
-    yield "the same key twice at the top", text.replace(b'"base"', b'"model": null, "base"')
+    yield "the same key twice at the top", text.replace(b'"base"', b'"base": null, "base"')
     yield "the same key spelt two ways", text.replace(offset, offset + b', "\\u006fffset": 832')
     yield "the same key with two data", text.replace(b'"length"', b'"length": 900, "length"')
     yield "bytes that are not UTF-8", text.replace(b"runs", b"r\xffns")
@@ -278,30 +412,96 @@ def _chunks():
 
 def attacks():
     """(name, bytes) of packs that every reader must refuse, opening or reading them."""
-    pack = sound()
+    first, later = sound(), sound(2)
+    yield from _attacks(first, [*_edits_of_first(), *_edits()], 1)
+    for name, data in _attacks(later, [*_edits_of_second(), *_edits()], 2):
+        yield f"2: {name}".replace("2: 2:", "2:"), data
+    yield (
+        "a header longer than the file",
+        first[:16] + (1 << 24).to_bytes(8, "little") + first[24:],
+    )
+    yield "a header longer than memory", first[:16] + b"\xff" * 8 + first[24:]
+    yield (
+        "a header that wraps around",
+        first[:16] + (2**64 - 16).to_bytes(8, "little") + first[24:],
+    )
+    yield "an empty file", b""
+    yield from _chunks()
+    for name, data in _chunks():
+        yield f"2: {name}", second(data)
+    yield from _heads(later)
+    alone, one, other = second(_sound()), b"abc", b"defghijkl"
+    yield "2: a row of no part", dealt(alone, rows=b"\1\0\1\2")
+    yield "2: a part with a row too many", dealt(alone, rows=b"\1\1\1\1")
+    yield "2: a part with a row too few", dealt(alone, rows=b"\1\0\0\1")
+    yield "2: a byte too few for the rows", dealt(alone, rows=b"\1\0\1")
+    yield "2: one part", dealt(alone, rows=bytes(4), parts=[one + other])
+    yield "2: more parts than a byte can tell", dealt(alone, parts=[one, other] + [b""] * 255)
+    yield "2: parts for too few rows", dealt(alone, parts=[one, other[:6]])
+    yield "2: parts for too many rows", dealt(alone, parts=[one, other, one])
+
+
+def _heads(pack):
+    """(name, bytes) of packs of version 2 whose stub or head lies."""
+    (start, end, length), size = header_at(pack), len(pack)
+
+    def head(name, **fields):
+        names = ("magic", "flags", "stored", "length", "crc", "zero")
+        values = dict(zip(names, HEAD.unpack(pack[STUB : STUB + HEAD.size]), strict=True))
+        return f"2: {name}", pack[:STUB] + HEAD.pack(*(values | fields).values()) + pack[start:]
+
+    yield head("a header longer than the file", stored=size)
+    yield head("a header of no bytes", stored=0, crc=0)
+    yield head("a header longer than memory", length=2**32 - 1)
+    yield head("a header that says less", length=length - 1)
+    yield head("a header that says more", length=length + 1)
+    yield head("the other version", magic=MAGIC[1])
+    yield head("a third version", magic=b"ONXSPAK3")
+    yield head("a flag", flags=1)
+    yield head("a last word", zero=1)
+    yield "2: without a stub", pack[STUB:]
+    yield "2: another model for runtimes", pack.replace(b"this model is", b"that model is")
+    yield "2: a stub that says less", stub(size - STUB - 1) + pack[STUB:]
+    yield "2: a stub that says more", stub(size - STUB + 1) + pack[STUB:]
+    bomb = zlib.compress(b" " * 300_000 + b"{}", 9)[2:-4]
+    yield "2: a bomb of spaces", _deflated_header(bomb, 300_002)
+    yield "2: a bomb that says little", _deflated_header(bomb, 64 * len(bomb))
+    text = zlib.decompress(pack[start:end], -15)
+    yield "2: a header with a tail", _deflated_header(raw_deflate(text) + b"\0", length, pack[end:])
+    yield "2: a header cut short", _deflated_header(raw_deflate(text)[:-1], length, pack[end:])
+    yield "2: a header that is not deflated", _deflated_header(text, length, pack[end:])
+
+
+def _deflated_header(stored, length, area=b""):
+    head = HEAD.pack(MAGIC[2], 0, len(stored), length, zlib.crc32(stored), 0)
+    return stub(len(head) + len(stored) + len(area)) + head + stored + area
+
+
+def _attacks(pack, edits, version):
+    """What is wrong in a header, of either version."""
     document, area = take_apart(pack)
-    for name, path, value in _edits():
+    own = "model" if version == 1 else "graph"
+    for name, path, value in edits:
         copy = json.loads(json.dumps(document))
         at = copy
         for key in path[:-1]:
             at = at[key]
         at[path[-1]] = value
-        yield name, put_together(copy, area)
-    for key in ("model", "base", "data", "chunks", "tensors"):
-        yield f"no {key}", put_together({k: v for k, v in document.items() if k != key}, area)
+        yield name, put_together(copy, area, version)
+    for key in (own, "base", "data", "chunks", "tensors"):
+        less = {k: v for k, v in document.items() if k != key}
+        yield f"no {key}", put_together(less, area, version)
     for key in document["tensors"][0]:
         copy = json.loads(json.dumps(document))
         del copy["tensors"][1][key]
-        yield f"a tensor without {key}", put_together(copy, area)
+        yield f"a tensor without {key}", put_together(copy, area, version)
     for name, text in _texts(json.dumps(document, ensure_ascii=False).encode()):
-        yield name, put_together(text, area)
-    yield "a byte after the end", pack + b"\0"
-    yield "a page after the end", pack + bytes(4096)
-    yield "a header longer than the file", pack[:16] + (1 << 24).to_bytes(8, "little") + pack[24:]
-    yield "a header longer than memory", pack[:16] + b"\xff" * 8 + pack[24:]
-    yield "a header that wraps around", pack[:16] + (2**64 - 16).to_bytes(8, "little") + pack[24:]
-    yield "an empty file", b""
-    yield from _chunks()
+        yield name, put_together(text, area, version)
+    for name, more in (("a byte", b"\0"), ("a page", bytes(4096))):
+        yield f"{name} after the end", pack + more
+        if version == 2:
+            longer = area + more
+            yield f"{name} after the end, of which the stub knows", put_together(document, longer)
 
 
 def mutated(rng, document, area):
@@ -330,7 +530,8 @@ def mutated(rng, document, area):
             isinstance(t, dict) and t for t in copy["tensors"]
         ):
             break
-    data = bytearray(put_together(copy, area))
+    version = 1 if "model" in document else 2
+    data = bytearray(put_together(copy, area, version))
     if rng.random() < 0.3:
         data[rng.randrange(len(data) - len(area), len(data))] ^= 1 << rng.randrange(8)
     return bytes(data)

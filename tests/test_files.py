@@ -71,7 +71,7 @@ def model(seed: int) -> Model:
 
 def answer(path: Path, folder: Path) -> np.ndarray:
     """What the model there answers; a packed one is unpacked first."""
-    if packed.pack_name(path) is not None:
+    if packed.is_packed(path):
         packed.unpack(path, folder / "plain.onnx")
         path = folder / "plain.onnx"
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -122,15 +122,14 @@ def test_a_run_that_dies_anywhere_leaves_one_whole_model(
         assert not list(folder.glob(".*"))
         shutil.rmtree(folder)
     assert after > 5
-    kinds = {"single": 1, "external": 2, "packed": 2}
+    kinds = {"single": 1, "external": 2, "packed": 1}
     assert len(list(folder.iterdir())) == kinds[storage]  # the old data are gone
 
 
 def test_data_that_somebody_reads_stay(tmp_path: Path) -> None:
     """An update over the pack that it is an update of; data that another model has, too."""
-    out = tmp_path / "out.onnx"
-    packed.save(model(1), out)
-    base = packed.pack_path(out)
+    out, base = tmp_path / "out.onnx", tmp_path / "base.onnx"
+    packed.save(model(1), base)
     packed.save(model(2), out, base=base)
     assert base.exists()
     packed.unpack(out, tmp_path / "plain.onnx", base=base)
@@ -244,14 +243,30 @@ def test_a_pack_stays_as_long_as_another_is_its_update(cli: Run, tmp_path: Path)
         Path(f"{name}.onnx").write_bytes(proto.SerializeToString())
     assert cli("pack", "one.onnx", "base.onnx").code == 0
     assert cli("pack", "two.onnx", "new.onnx", "--base", "base.onnx").code == 0
-    base, update = (packed.pack_path(Path(name)) for name in ("base.onnx", "new.onnx"))
+    before = Path("base.onnx").read_bytes()
     done = cli("pack", "two.onnx", "base.onnx")
-    assert f"left {base.name}, the pack of the model there: base of {update.name}" in done.err
+    (base,) = Path().glob("base.onnx.*.pack")
+    assert base.read_bytes() == before
+    assert f"left {base.name}, the packed model that was there: base of new.onnx" in done.err
     assert cli("unpack", "new.onnx", "back.onnx", "--base", base).code == 0
     assert Model.load("back.onnx").digest() == Model.load("two.onnx").digest()
-    now = packed.pack_path(Path("base.onnx"))
-    assert f"removed {now.name}" in cli("quantize-weights", "one.onnx", "base.onnx").err
-    assert base.exists()
+    Path("new.onnx").unlink()
+    assert "left" not in cli("quantize-weights", "one.onnx", "base.onnx").err
+
+
+def test_the_sidecar_of_version_1_stays_as_long_as_it_is_a_base(cli: Run, tmp_path: Path) -> None:
+    pair = Path(__file__).parent / "golden" / "pair"
+    for name in ("model.onnx", "model.onnx.b626692e0b0292f9.pack"):
+        shutil.copyfile(pair / name, name)
+    assert cli("unpack", "model.onnx", "plain.onnx").code == 0
+    assert cli("pack", "plain.onnx", "new.onnx", "--base", "model.onnx").code == 0
+    done = cli("pack", "plain.onnx", "model.onnx")
+    (base,) = Path().glob("model.onnx.*.pack")
+    assert f"left {base.name}, the pack of the model there: base of new.onnx" in done.err
+    assert cli("unpack", "new.onnx", "back.onnx", "--base", base).code == 0
+    Path("new.onnx").unlink()
+    shutil.copyfile(pair / "model.onnx", "model.onnx")
+    assert f"removed {base.name}" in cli("clean", "plain.onnx", "model.onnx").err
 
 
 @pytest.fixture

@@ -63,8 +63,8 @@ def jobs(tmp_path_factory):
                 for key, value in feeds.items()
             },
         }
-        pack = {"pack": packed.pack_path(small).name} if form is packed else {}
-        found[name] = job | pack | ({"base": packed.pack_path(folder / base).name} if base else {})
+        packs = {"packed": form is packed} | ({"base": base} if base else {})
+        found[name] = job | packs
         # The same runtime on the plain model must give these very bits.
         shutil.copyfile(plain, folder / f"plain-{name}.onnx")
         found[f"plain {name}"] = {"model": f"plain-{name}.onnx", "feeds": job["feeds"]}
@@ -77,6 +77,16 @@ def jobs(tmp_path_factory):
         result.model.save(folder / f"quantized-{dtype}.onnx")
         add(dtype, folder / f"quantized-{dtype}.onnx")
     add("coded", _coarse(MODELS / "vision_cnn" / "model.onnx", folder), form=coded)
+    pair = HERE / "golden" / "pair"  # of version 1
+    for file in pair.iterdir():
+        shutil.copyfile(file, folder / file.name)
+    packed.unpack(pair / "model.onnx", folder / "of-pair.onnx")
+    x = np.linspace(-1, 1, 64, dtype=np.float32)[None]
+    expected["pair"] = run_session(open_session(folder / "of-pair.onnx"), {"x": x})
+    feeds = {"x": {"type": "float32", "dims": x.shape, "data": x.ravel().tolist()}}
+    pack = packed.pack_path(pair / "model.onnx").name
+    found["pair"] = {"model": "model.onnx", "pack": pack, "feeds": feeds}
+    found["plain pair"] = {"model": "of-pair.onnx", "feeds": feeds}
     add("update", _changed(MODELS / "vision_cnn" / "model.onnx", folder), "vision_cnn.onnx")
     (folder / "jobs.json").write_text(json.dumps(list(found.values())), encoding="ascii")
     return list(found), folder, expected

@@ -10,6 +10,7 @@ from hard_models import HARD
 from onnxshrink.contract import Settings
 from onnxshrink.errors import RecipeError
 from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.forms import packed
 from onnxshrink.pipeline import run
 from onnxshrink.recipe import Recipe, recipe_names, recipe_summary, recipe_text
 from onnxshrink.runtime.inputs import load_inputs
@@ -98,7 +99,7 @@ def test_on_a_real_model(
     words = ("apply", name, VISION / "model.onnx", "small.onnx")
     done = cli(*words, "--calibration", VISION / "calibration.npz", "--no-budget", "--json")
     assert done.code == 0
-    assert bool(list(Path().glob("small.onnx.*.pack"))) == (name in PACKED)
+    assert packed.is_packed("small.onnx") == (name in PACKED)
     if name in PACKED:  # the command line goes first
         assert cli("unpack", "small.onnx", "plain.onnx").code == 0
     size = sum(path.stat().st_size for path in Path().glob("small.onnx*"))
@@ -115,6 +116,6 @@ def test_the_command_line_overrules_the_storage(cli: Run) -> None:
     Path("recipe.yaml").write_text("version: 1\nstorage: packed\nsteps: [to-float16]")
     source = VISION / "model.onnx"
     assert cli("apply", "recipe.yaml", source, "a.onnx").code == 0
-    assert list(Path().glob("a.onnx.*.pack"))
+    assert packed.is_packed("a.onnx")
     assert cli("apply", "recipe.yaml", source, "b.onnx", "--storage", "single").code == 0
-    assert not list(Path().glob("b.onnx.*.pack"))
+    assert not packed.is_packed("b.onnx")

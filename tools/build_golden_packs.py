@@ -1,4 +1,4 @@
-"""Writes the golden packs of format version 1, which every reader must read for ever.
+"""Writes the golden packs of format version 2, which every reader must read for ever.
 
 They are frozen: this script is here to show how they came about, and to make the ones of the next
 version; it refuses to overwrite. Their digests are those of the arrays that went in, not of what a
@@ -23,9 +23,11 @@ from onnxshrink.kernels import entropy, filters
 from onnxshrink.kernels.bits import pack as pack_bits
 from onnxshrink.kernels.filters import Bytes, Filter
 from onnxshrink.sidecar import Chunk, Entry, Header, pack
-from onnxshrink.sidecar.header import ALIGN, ALIGN_CODED, BITS, DEFLATE, STORED, align, preamble
+from onnxshrink.sidecar.head import preamble
+from onnxshrink.sidecar.header import ALIGN, BITS, DEFLATE, STORED, align
 
-FOLDER = Path(__file__).parents[1] / "tests" / "golden"
+FOLDER = Path(__file__).parents[1] / "tests" / "golden" / "2"
+GRAPH = b"every reader hands on the graph as it is, whatever its bytes are"
 BLOCK = 64  # the smallest: so that a few hundred symbols are several blocks
 
 Tensor = tuple[str, str, tuple[int, ...], bytes]
@@ -61,15 +63,16 @@ class Assembler:
         self.chunks: list[Chunk] = []
         self.entries: list[Entry] = []
         self.length = 0
+        self.graph = self.chunk(np.frombuffer(GRAPH, np.uint8))
 
     def chunk(self, raw: Bytes) -> int:
         """Append a chunk, coded if that is shorter."""
         coded = entropy.deflate(raw)
         payload = raw.tobytes() if coded is None else coded
         method = STORED if coded is None else DEFLATE
-        offset = align(len(self.area), ALIGN if coded is None else ALIGN_CODED)
-        self.area = self.area.ljust(offset, b"\0") + payload
-        self.chunks.append(Chunk(method, offset, len(payload), raw.size, zlib.crc32(raw.data)))
+        crc = zlib.crc32(raw.data)
+        self.chunks.append(Chunk(method, len(self.area), len(payload), raw.size, crc))
+        self.area += payload
         return len(self.chunks) - 1
 
     def add(self, tensor: Tensor, how: Filter, table: Bytes | None) -> None:
@@ -91,7 +94,7 @@ class Assembler:
     def header(self) -> Header:
         """What the pack says about itself."""
         return Header(
-            "0123456789abcdef" * 4, "golden.data", self.length, None, tuple(self.chunks),
+            None, (self.graph,), "golden.data", self.length, None, tuple(self.chunks),
             tuple(self.entries),
         )  # fmt: skip
 
@@ -152,6 +155,7 @@ def _foreign(header: Header) -> bytes:
 
 def _expectation(path: Path, tensors: list[Tensor], header: Header, base: str | None) -> Any:
     """What a reader must find in a pack."""
+    graph = hashlib.sha256(GRAPH).hexdigest() if header.graph else None
     whole = bytearray(header.data_length)
     found = []
     for (name, dtype, shape, data), entry in zip(tensors, header.tensors, strict=True):
@@ -162,7 +166,7 @@ def _expectation(path: Path, tensors: list[Tensor], header: Header, base: str | 
         "file": hashlib.sha256(path.read_bytes()).hexdigest(),
         "base": base,
         "tensors": found,
-        "data": [hashlib.sha256(whole).hexdigest(), header.data_name, header.model],
+        "data": [hashlib.sha256(whole).hexdigest(), header.data_name, None, graph],
     }
 
 
@@ -177,7 +181,9 @@ def build(folder: Path) -> None:
     for case in filter_tensors():
         assembler.add(*case)
     header, tensors = assembler.header(), [tensor for tensor, _, _ in filter_tensors()]
-    (folder / "filters.pack").write_bytes(preamble(header.dump()) + assembler.area)
+    (folder / "filters.pack").write_bytes(
+        preamble(header.dump(), len(assembler.area)) + assembler.area
+    )
     keep("filters.pack", tensors, header)
 
     odd = ["a/../b", '\u00e9\u4e2d\U0001f600 "quoted" \\ back', "x" * 4096, "C:\\w"]
@@ -189,12 +195,19 @@ def build(folder: Path) -> None:
         ),
     )
     tensors = [(e.name, *t[1:]) for e, t in zip(header.tensors, tensors, strict=True)]
-    (folder / "foreign.pack").write_bytes(preamble(_foreign(header)) + assembler.area)
+    (folder / "foreign.pack").write_bytes(
+        preamble(_foreign(header), len(assembler.area)) + assembler.area
+    )
     keep("foreign.pack", tensors, header)
 
     types = list(type_tensors())
     keep("types.pack", types, pack(folder / "types.pack", types, data_name="types.data"))
     keep("empty.pack", [], pack(folder / "empty.pack", [], data_name="empty.data"))
+    table = bytes(
+        d % (2 if row < 200 or row % 2 else 250) for row in range(600) for d in numbers(64, row)
+    )
+    dealt: list[Tensor] = [("table", "INT8", (600, 64), table)]
+    keep("table.pack", dealt, pack(folder / "table.pack", dealt, data_name="table.data"))
     sparse = bytes(d & 255 if d % 50 == 0 else 0 for d in numbers(400_000, 9))
     old: list[Tensor] = [
         ("same", "INT8", (400_000,), sparse),
@@ -205,10 +218,9 @@ def build(folder: Path) -> None:
         ("other", "FLOAT16", (2000,), b"b" + bytes(3999)),
         ("more", "INT8", (1,), b"c"),
     ]
-    keep("base.pack", old, pack(folder / "base.pack", old, data_name="model.onnx.data"))
-    header = pack(
-        folder / "update.pack", new, data_name="model.onnx.data", base=folder / "base.pack"
-    )
+    base = folder / "base.pack"
+    keep("base.pack", old, pack(base, old, data_name="weights", graph=GRAPH))
+    header = pack(folder / "update.pack", new, data_name="weights", graph=GRAPH, base=base)
     keep("update.pack", new, header, "base.pack")
     text = json.dumps(written, indent=1, ensure_ascii=True)
     (folder / "expected.json").write_text(text + "\n", encoding="ascii")

@@ -48,7 +48,7 @@ def run(command: tuple[str, ...], folder: Path) -> dict[str, Any]:
         )
         if done.returncode not in (0, _MISSED):
             raise SystemExit(f"{' '.join(command)} of {folder.name}: {done.stderr}")
-        if packs.pack_name(small) is not None:  # onnxshrink.session opens it as it is
+        if packs.is_packed(small):  # onnxshrink.session opens it as it is
             packed, small = small, Path(scratch) / "unpacked.onnx"
             subprocess.run(
                 [*base, "unpack", str(packed), str(small)], check=True, capture_output=True

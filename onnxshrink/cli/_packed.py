@@ -15,9 +15,7 @@ from onnxshrink.cli._terminal import say, warn
 if TYPE_CHECKING:
     from onnxshrink.commands import Stored
 
-base_option = click.option(
-    "--base", metavar="OLD", help="The pack, or packed model, that this one updates."
-)
+base_option = click.option("--base", metavar="OLD", help="The packed model that this one updates.")
 limit_option = click.option(
     "--limit", metavar="SIZE", help="Refuse to unpack more  [default: 16GiB]"
 )

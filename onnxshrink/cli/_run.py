@@ -67,8 +67,8 @@ def run_options(command: F) -> F:
             common_option(
                 "--storage", type=click.Choice(["auto", "single", "external", "packed", "coded"]),
                 help="One file, external data, external above 2 GB only (auto), a packed "
-                "sidecar, or one file whose weights are coded; by default what the recipe says, "
-                "or auto.",
+                "file for readers, or one file whose weights are coded; by default what the recipe "
+                "says, or auto.",
             ),
             common_option(
                 "--max-opset", type=click.IntRange(min=1), metavar="N",

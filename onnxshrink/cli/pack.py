@@ -1,4 +1,4 @@
-"""The command that packs a model's weights into a sidecar."""
+"""The command that packs a model."""
 
 from __future__ import annotations
 
@@ -18,11 +18,9 @@ from onnxshrink.cli._terminal import warn
     "--form",
     type=click.Choice(["sidecar", "graph"]),
     default="sidecar",
-    help="A sidecar for readers of packs, or one plain .onnx that every runtime opens.",
+    help="One file for readers of packs, or a plain .onnx that every runtime opens.",
 )
-@click.option(
-    "--base", metavar="OLD", help="A pack, or a packed model: store only what it does not hold."
-)
+@click.option("--base", metavar="OLD", help="A packed model: store only what it does not hold.")
 @click.option(
     "--with-reader", type=click.Choice(["c", "js"]), multiple=True,
     help="Write the reader for C99 or JavaScript beside OUT. Repeatable.",
@@ -31,10 +29,11 @@ from onnxshrink.cli._terminal import warn
 def command(
     source: str, out: str, form: Any, base: str | None, with_reader: tuple[Any, ...], as_json: bool
 ) -> None:
-    """Entropy-code the weights, without loss: in a sidecar, or in the graph.
+    """Entropy-code the weights, without loss: for our readers, or in the graph.
 
-    A sidecar is smallest and decoded by our readers. In the graph, standard operators rebuild the
-    weights, which runtimes fold when they load the model.
+    For readers (Python, C, JavaScript) one file holds the weights and the graph, and is smallest;
+    it may have any name. In the graph, standard operators rebuild the weights, which runtimes fold
+    when they load the model.
 
     \b
     onnxshrink pack small.onnx packed.onnx --with-reader js

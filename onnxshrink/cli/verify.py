@@ -60,5 +60,4 @@ def command(
     if done.feeds:
         say(f"measured again on {done.feeds} inputs: no worse than certified")
     if done.where:
-        kind = "coded tensors" if done.where == source else "tensors"
-        say(f"{done.where}: {done.tensors} {kind}, every checksum is right")
+        say(f"{done.where}: {done.tensors} tensors, every checksum is right")

@@ -33,6 +33,7 @@ MAX_RATIO = 1032
 _WORTH = 0.99  # a code must save this much, else the bytes are stored and can be mapped
 _PROBE = 1 << 14  # bytes on which the search for repeats is tried
 _SAMPLE, _SLICES = 1 << 16, 8  # elements on which filters are compared, from this many places
+_DEALT_ROWS, _PARTS = 256, 8  # rows of a table that may be dealt to parts, and how many
 _CLOSE = 1.05  # estimates within this are settled by coding the whole tensor
 
 
@@ -188,6 +189,50 @@ def block_symbols(data: Bytes, choice: Filtering) -> int:
             break
         symbols //= 2
     return symbols
+
+
+def deal(data: Bytes, unit: int, rows: int) -> Bytes | None:
+    """Deal the rows of a table to parts whose rows are alike, where that promises to gain.
+
+    Rows whose elements are alike common go together: rows that were rounded with one step do.
+
+    Args:
+        data: The table's bytes.
+        unit: Bits of an element.
+        rows: How many rows it has.
+
+    Returns:
+        The part of each row; None where rows are few or short, have more than 256 distinct
+        elements, or are alike as they are.
+    """
+    if rows < _DEALT_ROWS or unit not in (8, 16) or data.size < 16 * rows or data.size % rows:
+        return None
+    census = _census(data, unit)
+    if census is None:
+        return None
+    values, counts = census
+    bits = -np.log2(counts / counts.sum())
+    step = max(1, CHUNK // (data.size // rows))
+    table = elements(data, unit).reshape(rows, -1)
+    cost = np.concatenate(
+        [
+            bits[np.searchsorted(values, table[start : start + step])].mean(axis=1)
+            for start in range(0, rows, step)
+        ]
+    )
+    edges = np.quantile(cost, np.linspace(0, 1, _PARTS + 1)[1:-1])
+    dealt = np.unique(np.searchsorted(edges, cost), return_inverse=True)[1].astype(np.uint8)
+    apart = sum(
+        table[dealt == part].size * order0_bits(_bytes_of(table[dealt == part]), unit)
+        for part in range(int(dealt.max()) + 1)
+    )
+    worth = apart + rows * np.log2(_PARTS) < _WORTH * float((bits * counts).sum())
+    return dealt if worth else None
+
+
+def _bytes_of(symbols: Symbols) -> Bytes:
+    whole: Bytes = symbols.reshape(-1).view(np.uint8)
+    return whole
 
 
 def _candidates(data: Bytes, unit: int, floating: bool) -> Iterator[Filtering]:

@@ -1,4 +1,4 @@
-/* onnxshrink_pack.h - reads packed sidecars (model.onnx.pack) of onnxshrink, format version 1.
+/* onnxshrink_pack.h - reads models packed by onnxshrink, format versions 1 and 2.
  *
  * C99 over zlib. In one source file of your program:
  *
@@ -9,13 +9,20 @@
  *
  *     oxp_pack *pack;
  *     if (oxp_open_memory(bytes, size, limit, NULL, &pack) != OXP_OK) ...
- *     uint8_t *data = malloc(oxp_data_length(pack));   // the unpacked data file, in memory
+ *     uint8_t *data = malloc(oxp_data_length(pack));   // the weights: the graph's external data
  *     if (oxp_read_data(pack, data, oxp_data_length(pack)) != OXP_OK) ...
+ *     uint8_t *graph = malloc(oxp_graph_length(pack)); // an ONNX model that calls them
+ *     if (oxp_read_graph(pack, graph, oxp_graph_length(pack)) != OXP_OK) ...
+ *     ... AddExternalInitializersFromFilesInMemory with oxp_data_name(pack) and data, then
+ *         CreateSessionFromArray with graph (ONNX Runtime's C API) ...
  *     oxp_close(pack);
  *
+ * A pack of version 1 (model.onnx.pack) has no graph: it lies beside it, in model.onnx.
+ *
  * A pack may come from anywhere: whatever it holds, these functions return an error or the right
- * bytes, never read or write out of bounds, and allocate no more than 3 MiB and a small
- * multiple of its header, which is at most 16 MiB. Nothing is written to disk. A pack is used by
+ * bytes, never read or write out of bounds, and allocate no more than 3 MiB, a table whose rows are
+ * dealt to parts once more while it is decoded, and a small
+ * multiple of its header, which is at most 16 MiB when inflated. Nothing is written to disk. A pack is used by
  * one thread at a time.
  *
  * SPDX-License-Identifier: Apache-2.0
@@ -66,7 +73,9 @@ void oxp_close(oxp_pack* pack);
 
 const char* oxp_data_name(const oxp_pack* pack); /* base name of the unpacked data file */
 uint64_t oxp_data_length(const oxp_pack* pack);
-const char* oxp_model(const oxp_pack* pack); /* sha256 of the .onnx, hexadecimal, or NULL */
+uint64_t oxp_graph_length(const oxp_pack* pack); /* 0 where there is no graph */
+/* Version 1: sha256 of the .onnx, hexadecimal, or NULL. Always NULL in version 2. */
+const char* oxp_model(const oxp_pack* pack);
 size_t oxp_count(const oxp_pack* pack);
 const oxp_tensor* oxp_get(const oxp_pack* pack, size_t index); /* NULL beyond the last */
 
@@ -74,6 +83,8 @@ const oxp_tensor* oxp_get(const oxp_pack* pack, size_t index); /* NULL beyond th
 oxp_status oxp_read_tensor(oxp_pack* pack, size_t index, void* into, size_t size);
 /* Decodes all tensors, each at its offset; size must be the data length. */
 oxp_status oxp_read_data(oxp_pack* pack, void* into, size_t size);
+/* Decodes the graph, an ONNX model; size must be its length. */
+oxp_status oxp_read_graph(oxp_pack* pack, void* into, size_t size);
 
 /* sha256 as hexadecimal: to compare a model with oxp_model. */
 void oxp_sha256(const void* data, size_t size, char hex[65]);
@@ -105,6 +116,8 @@ typedef struct {
 typedef struct {
     oxp_tensor seen;
     size_t shape, first, chunks; /* places in the lists of numbers */
+    size_t first_part, parts;    /* of a table whose rows are dealt to parts */
+    uint64_t coded;              /* bytes that its coding holds: its own, or one a row */
     uint64_t unit, bits, block, table;
     int gaps, rotate, has_table;
 } oxp__entry;
@@ -123,9 +136,11 @@ struct oxp_pack {
     char id[65];
     const char *model, *base_id, *data_name;
     uint64_t data_length;
+    uint32_t version;
+    size_t graph, graph_chunks; /* a place in the list of numbers, and how many */
     oxp__chunk* chunks;
-    oxp__entry* entries;
-    size_t chunk_count, chunk_room, entry_count, entry_room;
+    oxp__entry *entries, *parts;
+    size_t chunk_count, chunk_room, entry_count, entry_room, part_count, part_room;
     oxp__numbers numbers;
     oxp_pack* base;
     uint8_t* scratch; /* OXP__STREAMS streams, the coded bytes and a table */
@@ -375,19 +390,26 @@ static size_t oxp__list(oxp__in* in, oxp__numbers* numbers) {
     return count;
 }
 
-static void oxp__parse_chunk(oxp__in* in, oxp__chunk* chunk) {
+/* [method, offset, packed, raw, crc]; version 2 leaves out the offset, of a chunk in the base
+ * packed. The sha256 of such a one follows. */
+static void oxp__parse_chunk(oxp__in* in, uint32_t version, oxp__chunk* chunk) {
     uint64_t field[5] = {0};
-    int first = 1, count = 0;
+    int first = 1, count = 0, numbers = version == 1 ? 5 : 4;
     oxp__expect(in, '[');
     while (oxp__more(in, ']', &first)) {
-        if (count < 5)
+        if (count < numbers)
             field[count] = oxp__int(in);
-        else if (count == 5)
+        else if (count == numbers)
             chunk->sha256 = oxp__digest(in);
-        if (++count > 6) oxp__fail(in, OXP_FORMAT);
+        if (++count > numbers + 1) oxp__fail(in, OXP_FORMAT);
     }
-    if (count != (field[0] == OXP__FROM_BASE ? 6 : 5) || field[0] > OXP__FROM_BASE ||
-        field[3] > OXP__CHUNK || field[4] > UINT32_MAX)
+    int in_base = field[0] == OXP__FROM_BASE;
+    if (version == 2) {
+        memmove(field + 2, field + 1, 3 * sizeof *field);
+        field[in_base ? 2 : 1] = 0;
+    }
+    if (count != numbers + in_base || field[0] > OXP__FROM_BASE || field[3] > OXP__CHUNK ||
+        field[4] > UINT32_MAX)
         oxp__fail(in, OXP_FORMAT);
     chunk->method = (uint32_t)field[0];
     chunk->offset = field[1];
@@ -396,14 +418,70 @@ static void oxp__parse_chunk(oxp__in* in, oxp__chunk* chunk) {
     chunk->crc = (uint32_t)field[4];
 }
 
-static void oxp__parse_tensor(oxp__in* in, oxp_pack* pack, oxp__entry* entry) {
-    static const char* const keys[] = {"name", "dtype",  "shape", "offset", "unit",   "bits",
-                                       "gaps", "rotate", "table", "block",  "chunks", NULL};
+/* How some bytes are coded: the key-th of unit, bits, gaps, rotate, table, block and chunks. */
+static void oxp__parse_coding(oxp__in* in, oxp_pack* pack, oxp__entry* entry, int key) {
     static const char* const gaps[] = {"none", "mask", "runs", "joint"};
-    unsigned seen = 0;
     const char* text;
+    switch (key) {
+        case 0: entry->unit = oxp__int(in); break;
+        case 1: entry->bits = oxp__int(in); break;
+        case 2:
+            text = oxp__string(in);
+            while (entry->gaps < 4 && strcmp(gaps[entry->gaps], text)) entry->gaps++;
+            break;
+        case 3:
+            entry->rotate = oxp__word(in, "true");
+            if (!entry->rotate && !oxp__word(in, "false")) oxp__fail(in, OXP_FORMAT);
+            break;
+        case 4:
+            entry->has_table = !oxp__word(in, "null");
+            if (entry->has_table) entry->table = oxp__int(in);
+            break;
+        case 5: entry->block = oxp__int(in); break;
+        default:
+            entry->first = pack->numbers.count;
+            entry->chunks = oxp__list(in, &pack->numbers);
+    }
+}
+
+/* Room for one more entry, which is all zeros; NULL when there is none. */
+static oxp__entry* oxp__add(oxp__in* in, oxp__entry** entries, size_t* count, size_t* room) {
+    void* items = *entries;
+    if (!oxp__grow(in, &items, *count, room, sizeof **entries)) return NULL;
+    *entries = (oxp__entry*)items;
+    return (oxp__entry*)memset(*entries + (*count)++, 0, sizeof **entries);
+}
+
+static void oxp__parse_parts(oxp__in* in, oxp_pack* pack, oxp__entry* entry) {
+    static const char* const keys[] = {"length", "unit",  "bits",   "gaps", "rotate",
+                                       "table",  "block", "chunks", NULL};
+    int first = 1;
+    entry->first_part = pack->part_count;
+    oxp__expect(in, '[');
+    while (oxp__more(in, ']', &first)) {
+        unsigned seen = 0;
+        oxp__entry* part = oxp__add(in, &pack->parts, &pack->part_count, &pack->part_room);
+        if (!part) break;
+        entry->parts++;
+        oxp__expect(in, '{');
+        for (int key; (key = oxp__key(in, keys, &seen)) >= 0;) {
+            if (key)
+                oxp__parse_coding(in, pack, part, key - 1);
+            else
+                part->coded = oxp__int(in);
+        }
+    }
+}
+
+static void oxp__parse_tensor(oxp__in* in, oxp_pack* pack, oxp__entry* entry) {
+    static const char* const keys[2][13] = {
+        {"name", "dtype", "shape", "offset", "unit", "bits", "gaps", "rotate", "table", "block",
+         "chunks", NULL},
+        {"name", "dtype", "shape", "offset", "unit", "bits", "gaps", "rotate", "table", "block",
+         "chunks", "parts", NULL}};
+    unsigned seen = 0;
     oxp__expect(in, '{');
-    for (int key; (key = oxp__key(in, keys, &seen)) >= 0;) switch (key) {
+    for (int key; (key = oxp__key(in, keys[pack->version - 1], &seen)) >= 0;) switch (key) {
             case 0: entry->seen.name = oxp__string(in); break;
             case 1: entry->seen.dtype = oxp__string(in); break;
             case 2:
@@ -411,36 +489,25 @@ static void oxp__parse_tensor(oxp__in* in, oxp_pack* pack, oxp__entry* entry) {
                 entry->seen.rank = (uint32_t)oxp__list(in, &pack->numbers);
                 break;
             case 3: entry->seen.offset = oxp__int(in); break;
-            case 4: entry->unit = oxp__int(in); break;
-            case 5: entry->bits = oxp__int(in); break;
-            case 6:
-                text = oxp__string(in);
-                while (entry->gaps < 4 && strcmp(gaps[entry->gaps], text)) entry->gaps++;
-                break;
-            case 7:
-                entry->rotate = oxp__word(in, "true");
-                if (!entry->rotate && !oxp__word(in, "false")) oxp__fail(in, OXP_FORMAT);
-                break;
-            case 8:
-                entry->has_table = !oxp__word(in, "null");
-                if (entry->has_table) entry->table = oxp__int(in);
-                break;
-            case 9: entry->block = oxp__int(in); break;
-            default:
-                entry->first = pack->numbers.count;
-                entry->chunks = oxp__list(in, &pack->numbers);
+            case 11: oxp__parse_parts(in, pack, entry); break;
+            default: oxp__parse_coding(in, pack, entry, key - 4);
         }
 }
 
 static void oxp__parse(oxp__in* in, oxp_pack* pack) {
-    static const char* const top[] = {"model", "base", "data", "chunks", "tensors", NULL};
+    static const char* const tops[2][6] = {{"model", "base", "data", "chunks", "tensors", NULL},
+                                           {"graph", "base", "data", "chunks", "tensors", NULL}};
+    const char* const* top = tops[pack->version - 1];
     static const char* const data[] = {"name", "length", NULL};
     unsigned seen = 0, inner = 0;
     oxp__expect(in, '{');
     for (int key; (key = oxp__key(in, top, &seen)) >= 0;) {
         int first = 1;
         void* items;
-        if (key < 2) {
+        if (!key && pack->version == 2) {
+            pack->graph = pack->numbers.count;
+            pack->graph_chunks = oxp__list(in, &pack->numbers);
+        } else if (key < 2) {
             const char* digest = oxp__word(in, "null") ? NULL : oxp__digest(in);
             *(key ? &pack->base_id : &pack->model) = digest;
         } else if (key == 2) {
@@ -461,15 +528,12 @@ static void oxp__parse(oxp__in* in, oxp_pack* pack) {
                         break;
                     pack->chunks = (oxp__chunk*)items;
                     memset(pack->chunks + pack->chunk_count, 0, sizeof *pack->chunks);
-                    oxp__parse_chunk(in, pack->chunks + pack->chunk_count++);
+                    oxp__parse_chunk(in, pack->version, pack->chunks + pack->chunk_count++);
                 } else {
-                    items = pack->entries;
-                    if (!oxp__grow(in, &items, pack->entry_count, &pack->entry_room,
-                                   sizeof *pack->entries))
-                        break;
-                    pack->entries = (oxp__entry*)items;
-                    memset(pack->entries + pack->entry_count, 0, sizeof *pack->entries);
-                    oxp__parse_tensor(in, pack, pack->entries + pack->entry_count++);
+                    oxp__entry* entry =
+                        oxp__add(in, &pack->entries, &pack->entry_count, &pack->entry_room);
+                    if (!entry) break;
+                    oxp__parse_tensor(in, pack, entry);
                 }
             }
         }
@@ -483,23 +547,37 @@ static void oxp__parse(oxp__in* in, oxp_pack* pack) {
 static uint64_t oxp__ceil(uint64_t a, uint64_t b) { return a / b + (a % b != 0); }
 static uint64_t oxp__align(uint64_t a, uint64_t to) { return oxp__ceil(a, to) * to; }
 
-static int oxp__check_chunks(const oxp_pack* pack, uint64_t area) {
+static int oxp__check_chunks(oxp_pack* pack, uint64_t area) {
     uint64_t end = 0;
     for (size_t i = 0; i < pack->chunk_count; i++) {
-        const oxp__chunk* c = pack->chunks + i;
+        oxp__chunk* c = pack->chunks + i;
         if (c->method == OXP__FROM_BASE) {
             if (!pack->base_id || c->packed) return 0;
             continue;
         }
+        if (pack->version == 2)
+            c->offset = end;
+        else if (c->offset != oxp__align(end, c->method == OXP__STORED ? 64 : 8))
+            return 0;
         if (c->method == OXP__STORED
-                ? c->packed != c->raw || c->offset != oxp__align(end, 64)
-                : !c->packed || c->packed >= c->raw || c->raw > 1032 * c->packed ||
-                      c->offset != oxp__align(end, 8))
+                ? c->packed != c->raw
+                : !c->packed || c->packed >= c->raw || c->raw > 1032 * c->packed)
             return 0;
         end = c->offset + c->packed;
         if (end > area) return 0;
     }
     return end == area;
+}
+
+/* The chunks of the graph exist; how long is it? A header names at most 2^23 of them. */
+static int oxp__check_graph(const oxp_pack* pack, uint64_t* length) {
+    *length = 0;
+    for (size_t i = 0; i < pack->graph_chunks; i++) {
+        uint64_t id = pack->numbers.at[pack->graph + i];
+        if (id >= pack->chunk_count) return 0;
+        *length += pack->chunks[id].raw;
+    }
+    return 1;
 }
 
 static unsigned oxp__planes(const oxp__entry* e) {
@@ -546,6 +624,51 @@ static int oxp__check_lengths(const oxp_pack* pack, const oxp__entry* e, uint64_
     return 1;
 }
 
+/* Whether the chunks of an entry can hold the bytes that they code, by their lengths alone. */
+static int oxp__check_coding(const oxp_pack* pack, const oxp__entry* e) {
+    uint64_t unit = e->unit, bits = e->bits;
+    const uint64_t* numbers = pack->numbers.at;
+    if (unit != 2 && unit != 4 && unit != 8 && unit != 16 && unit != 32 && unit != 64) return 0;
+    if (e->has_table ? (bits != 1 && bits != 2 && bits != 4 && bits != 8) || bits > unit
+                     : bits != unit)
+        return 0;
+    if (e->gaps > OXP__JOINT || (e->gaps == OXP__JOINT && bits > 4) || (e->rotate && bits <= 8))
+        return 0;
+    if (e->block < 64 || e->block > 1u << 21 || (e->block & (e->block - 1))) return 0;
+    if (e->has_table) {
+        uint64_t size = unit < 8 ? 1 : unit / 8;
+        if (e->table >= pack->chunk_count) return 0;
+        uint64_t table = pack->chunks[e->table].raw;
+        if (!table || table > size << bits || table % size) return 0;
+    }
+    if (e->coded * 8 % unit) return 0;
+    uint64_t symbols = e->coded * 8 / unit, blocks = oxp__ceil(symbols, e->block);
+    if (blocks > e->chunks || blocks * oxp__streams(e) != e->chunks) return 0;
+    for (size_t i = 0; i < e->chunks; i++)
+        if (numbers[e->first + i] >= pack->chunk_count) return 0;
+    for (uint64_t b = 0; b < blocks; b++) {
+        uint64_t rest = symbols - b * e->block;
+        if (!oxp__check_lengths(pack, e, b, rest < e->block ? rest : e->block)) return 0;
+    }
+    return 1;
+}
+
+/* Parts are rows of a tensor, all of them; its own coding is then of a byte a row. */
+static int oxp__check_parts(const oxp_pack* pack, oxp__entry* e) {
+    uint64_t rows = e->seen.rank ? e->seen.shape[0] : 0, sum = 0;
+    if (!rows || !e->seen.nbytes || e->seen.nbytes % rows || e->parts < 2 || e->parts > 256)
+        return 0;
+    for (size_t i = 0; i < e->parts; i++) {
+        const oxp__entry* part = pack->parts + e->first_part + i;
+        if (part->coded % (e->seen.nbytes / rows) || part->coded > e->seen.nbytes - sum ||
+            !oxp__check_coding(pack, part))
+            return 0;
+        sum += part->coded;
+    }
+    e->coded = rows;
+    return sum == e->seen.nbytes;
+}
+
 static int oxp__check_tensor(oxp_pack* pack, oxp__entry* e) {
     uint64_t type = oxp__dtype_bits(e->seen.dtype), most, count = 1, *numbers = pack->numbers.at;
     size_t length = strlen(e->seen.name);
@@ -560,30 +683,9 @@ static int oxp__check_tensor(oxp_pack* pack, oxp__entry* e) {
     e->seen.shape = numbers + e->shape;
     e->seen.nbytes = oxp__ceil(count * type, 8);
 
-    uint64_t unit = e->unit, bits = e->bits;
-    if (unit != 2 && unit != 4 && unit != 8 && unit != 16 && unit != 32 && unit != 64) return 0;
-    if (e->has_table ? (bits != 1 && bits != 2 && bits != 4 && bits != 8) || bits > unit
-                     : bits != unit)
-        return 0;
-    if (e->gaps > OXP__JOINT || (e->gaps == OXP__JOINT && bits > 4) || (e->rotate && bits <= 8))
-        return 0;
-    if (e->block < 64 || e->block > 1u << 21 || (e->block & (e->block - 1))) return 0;
-    if (e->has_table) {
-        uint64_t size = unit < 8 ? 1 : unit / 8;
-        if (e->table >= pack->chunk_count) return 0;
-        uint64_t table = pack->chunks[e->table].raw;
-        if (!table || table > size << bits || table % size) return 0;
-    }
-    if (e->seen.nbytes * 8 % unit) return 0;
-    uint64_t symbols = e->seen.nbytes * 8 / unit, blocks = oxp__ceil(symbols, e->block);
-    if (blocks > e->chunks || blocks * oxp__streams(e) != e->chunks) return 0;
-    for (size_t i = 0; i < e->chunks; i++)
-        if (numbers[e->first + i] >= pack->chunk_count) return 0;
-    for (uint64_t b = 0; b < blocks; b++) {
-        uint64_t rest = symbols - b * e->block;
-        if (!oxp__check_lengths(pack, e, b, rest < e->block ? rest : e->block)) return 0;
-    }
-    return 1;
+    e->coded = e->seen.nbytes;
+    if (e->parts && !oxp__check_parts(pack, e)) return 0;
+    return oxp__check_coding(pack, e);
 }
 
 static int oxp__by_name(const void* a, const void* b) {
@@ -592,12 +694,13 @@ static int oxp__by_name(const void* a, const void* b) {
 
 static oxp_status oxp__check(oxp_pack* pack, uint64_t area, uint64_t limit) {
     size_t length = strlen(pack->data_name), n = pack->entry_count;
-    uint64_t end = 0;
+    uint64_t end = 0, graph;
     if (pack->data_length > limit) return OXP_LIMIT;
     if (!length || length > 255 || strpbrk(pack->data_name, "/\\:") ||
         !strcmp(pack->data_name, ".") || !strcmp(pack->data_name, "..") ||
-        !oxp__check_chunks(pack, area))
+        !oxp__check_chunks(pack, area) || !oxp__check_graph(pack, &graph))
         return OXP_FORMAT;
+    if (graph > limit - pack->data_length) return OXP_LIMIT;
     const char** names = (const char**)malloc((n + 1) * sizeof *names);
     if (!names) return OXP_MEMORY;
     int good = 1;
@@ -628,6 +731,17 @@ static oxp_status oxp__check_base(const oxp_pack* pack) {
 
 /* ------------------------------------------------------------------ decoding */
 
+/* Raw deflate that must hold exactly `length` bytes. */
+static int oxp__inflate(oxp_pack* pack, uint8_t* coded, size_t size, void* into, size_t length) {
+    z_stream* z = &pack->zlib;
+    if (inflateReset(z) != Z_OK) return 0;
+    z->next_in = coded;
+    z->avail_in = (uInt)size;
+    z->next_out = (Bytef*)into;
+    z->avail_out = (uInt)length;
+    return inflate(z, Z_FINISH) == Z_STREAM_END && !z->avail_out && !z->avail_in;
+}
+
 static oxp_status oxp__fetch(oxp_pack* pack, uint64_t id, uint8_t* into) {
     const oxp__chunk* c = pack->chunks + id;
     if (c->method == OXP__FROM_BASE) {
@@ -642,15 +756,8 @@ static oxp_status oxp__fetch(oxp_pack* pack, uint64_t id, uint8_t* into) {
         c->method == OXP__STORED ? into : pack->scratch + OXP__STREAMS * (size_t)OXP__CHUNK;
     if (c->packed && pack->read(pack->user, pack->start + c->offset, coded, (size_t)c->packed))
         return OXP_IO;
-    if (c->method == OXP__DEFLATE) {
-        z_stream* z = &pack->zlib;
-        if (inflateReset(z) != Z_OK) return OXP_DAMAGED;
-        z->next_in = coded;
-        z->avail_in = (uInt)c->packed;
-        z->next_out = into;
-        z->avail_out = c->raw;
-        if (inflate(z, Z_FINISH) != Z_STREAM_END || z->avail_out || z->avail_in) return OXP_DAMAGED;
-    }
+    if (c->method == OXP__DEFLATE && !oxp__inflate(pack, coded, (size_t)c->packed, into, c->raw))
+        return OXP_DAMAGED;
     return crc32(0, into, c->raw) == c->crc ? OXP_OK : OXP_DAMAGED;
 }
 
@@ -741,11 +848,10 @@ static oxp_status oxp__decode_block(oxp_pack* pack, oxp__block* b, uint64_t numb
     return OXP_OK;
 }
 
-oxp_status oxp_read_tensor(oxp_pack* pack, size_t index, void* into, size_t size) {
-    if (index >= pack->entry_count || size != pack->entries[index].seen.nbytes) return OXP_ARGUMENT;
-    const oxp__entry* e = pack->entries + index;
-    uint64_t symbols = e->seen.nbytes * 8 / e->unit;
-    oxp__block b = {e, {NULL}, NULL, 0, (uint8_t*)into};
+/* Decodes the bytes that an entry's own coding holds. */
+static oxp_status oxp__decode(oxp_pack* pack, const oxp__entry* e, uint8_t* into) {
+    uint64_t symbols = e->coded * 8 / e->unit;
+    oxp__block b = {e, {NULL}, NULL, 0, into};
     if (e->has_table && symbols) {
         uint8_t* table = pack->scratch + (OXP__STREAMS + 1) * (size_t)OXP__CHUNK;
         uint64_t element = e->unit < 8 ? 1 : e->unit / 8;
@@ -758,11 +864,42 @@ oxp_status oxp_read_tensor(oxp_pack* pack, size_t index, void* into, size_t size
     }
     for (uint64_t number = 0, from = 0; from < symbols; number++, from += e->block) {
         uint64_t rest = symbols - from;
-        b.into = (uint8_t*)into + from * e->unit / 8;
+        b.into = into + from * e->unit / 8;
         oxp_status status = oxp__decode_block(pack, &b, number, rest < e->block ? rest : e->block);
         if (status != OXP_OK) return status;
     }
     return OXP_OK;
+}
+
+/* Decodes a part and puts its rows in their places, which `dealt` tells. */
+static oxp_status oxp__put_rows(oxp_pack* pack, const oxp__entry* e, size_t number,
+                                const uint8_t* dealt, uint8_t* into) {
+    const oxp__entry* part = pack->parts + e->first_part + number;
+    size_t rows = (size_t)e->coded, row = (size_t)(e->seen.nbytes / e->coded), length = 0;
+    for (size_t i = 0; i < rows; i++) length += dealt[i] == number ? row : 0;
+    if (length != part->coded) return OXP_DAMAGED;
+    uint8_t* values = (uint8_t*)malloc(length + 1);
+    oxp_status status = values ? oxp__decode(pack, part, values) : OXP_MEMORY;
+    for (size_t i = 0, at = 0; status == OXP_OK && i < rows; i++) {
+        if (dealt[i] != number) continue;
+        memcpy(into + i * row, values + at, row);
+        at += row;
+    }
+    free(values);
+    return status;
+}
+
+oxp_status oxp_read_tensor(oxp_pack* pack, size_t index, void* into, size_t size) {
+    if (index >= pack->entry_count || size != pack->entries[index].seen.nbytes) return OXP_ARGUMENT;
+    const oxp__entry* e = pack->entries + index;
+    if (!e->parts) return oxp__decode(pack, e, (uint8_t*)into);
+    uint8_t* dealt = (uint8_t*)malloc((size_t)e->coded);
+    oxp_status status = dealt ? oxp__decode(pack, e, dealt) : OXP_MEMORY;
+    /* The parts hold all rows, so each has its place when each part has as many as it holds. */
+    for (size_t i = 0; status == OXP_OK && i < e->parts; i++)
+        status = oxp__put_rows(pack, e, i, dealt, (uint8_t*)into);
+    free(dealt);
+    return status;
 }
 
 oxp_status oxp_read_data(oxp_pack* pack, void* into, size_t size) {
@@ -777,6 +914,24 @@ oxp_status oxp_read_data(oxp_pack* pack, void* into, size_t size) {
     return OXP_OK;
 }
 
+uint64_t oxp_graph_length(const oxp_pack* pack) {
+    uint64_t length;
+    oxp__check_graph(pack, &length);
+    return length;
+}
+
+oxp_status oxp_read_graph(oxp_pack* pack, void* into, size_t size) {
+    uint8_t* to = (uint8_t*)into;
+    if (size != oxp_graph_length(pack)) return OXP_ARGUMENT;
+    for (size_t i = 0; i < pack->graph_chunks; i++) {
+        uint64_t id = pack->numbers.at[pack->graph + i];
+        oxp_status status = oxp__fetch(pack, id, to);
+        if (status != OXP_OK) return status;
+        to += pack->chunks[id].raw;
+    }
+    return OXP_OK;
+}
+
 /* ------------------------------------------------------------------ opening */
 
 static uint64_t oxp__little(const uint8_t* p, int bytes) {
@@ -785,33 +940,89 @@ static uint64_t oxp__little(const uint8_t* p, int bytes) {
     return value;
 }
 
+/* What a pack of version 2 begins with: an ONNX model that tells what it is. Five bytes follow, the
+ * length of the rest. */
+static const char oxp__stub[] =
+    "\x08\x03\x12\nonnxshrink\x1a\x11"
+    "format of packs 2:~\ng\x12\x01y\"V"
+    "this model is packed: 'onnxshrink unpack' makes it plain, onnxshrink's readers open it"
+    ":\nonnxshrink\x12\x06packedb\x0b\n\x01y\x12\x06\n\x04\x08\x01\x12\x00"
+    "B\x04\n\x00\x10\x07"
+    "B\x0e\n\nonnxshrink\x10\x01\x82\xb5\x18";
+
+enum { OXP__STUB = sizeof oxp__stub - 1 + 5, OXP__HEAD = 32 };
+
+static int oxp__is_stub(const uint8_t* begins, uint64_t rest) {
+    const uint8_t* length = begins + OXP__STUB - 5;
+    if (rest >> 35) rest = (UINT64_C(1) << 35) - 1;
+    for (int i = 0; i < 5; i++)
+        if (length[i] != ((rest >> (7 * i) & 127) | (i < 4 ? 128 : 0))) return 0;
+    return !memcmp(begins, oxp__stub, OXP__STUB - 5);
+}
+
+/* Where the header is in the file, and what stands before it. */
+typedef struct {
+    uint64_t at, stored, length;
+    uint32_t crc;
+} oxp__head;
+
+static oxp_status oxp__find(oxp_pack* pack, uint64_t size, oxp__head* head) {
+    uint8_t begins[OXP__STUB + OXP__HEAD], *first = begins;
+    if (size < OXP__HEAD) return OXP_FORMAT;
+    if (pack->read(pack->user, 0, begins, OXP__HEAD)) return OXP_IO;
+    pack->version = memcmp(begins, "ONXSPAK1", 8) ? 2 : 1;
+    head->at = 0;
+    if (pack->version == 1) {
+        head->stored = head->length = oxp__little(first + 16, 8);
+        if (oxp__little(first + 8, 4) != 1 || oxp__little(first + 12, 4) ||
+            oxp__little(first + 28, 4))
+            return OXP_FORMAT;
+    } else {
+        if (size < sizeof begins) return OXP_FORMAT;
+        if (pack->read(pack->user, 0, begins, sizeof begins)) return OXP_IO;
+        first += head->at = OXP__STUB;
+        head->stored = oxp__little(first + 12, 4);
+        head->length = oxp__little(first + 16, 4);
+        if (memcmp(first, "ONXSPAK2", 8) || !oxp__is_stub(begins, size - OXP__STUB) ||
+            oxp__little(first + 8, 4) || oxp__little(first + 24, 8) ||
+            head->length > 64 * head->stored)
+            return OXP_FORMAT;
+    }
+    head->crc = (uint32_t)oxp__little(first + (pack->version == 1 ? 24 : 20), 4);
+    if (head->length > OXP__MAX_HEADER || head->stored > OXP__MAX_HEADER) return OXP_FORMAT;
+    pack->start = head->at + OXP__HEAD + head->stored;
+    if (pack->version == 1) pack->start = oxp__align(pack->start, 64);
+    return pack->start > size ? OXP_FORMAT : OXP_OK;
+}
+
 static oxp_status oxp__load(oxp_pack* pack, uint64_t size, uint64_t limit) {
-    uint8_t head[32];
-    if (size < 32) return OXP_FORMAT;
-    if (pack->read(pack->user, 0, head, 32)) return OXP_IO;
-    uint64_t length = oxp__little(head + 16, 8);
-    if (memcmp(head, "ONXSPAK1", 8) || oxp__little(head + 8, 4) != 1 || oxp__little(head + 12, 4) ||
-        oxp__little(head + 28, 4) || length > OXP__MAX_HEADER ||
-        (pack->start = oxp__align(32 + length, 64)) > size)
-        return OXP_FORMAT;
-    pack->text = (char*)malloc((size_t)length + 33);
+    oxp__head head;
+    oxp_status status = oxp__find(pack, size, &head);
+    if (status != OXP_OK) return status;
+    size_t stored = (size_t)head.stored, length = (size_t)head.length;
+    uint8_t* text = (uint8_t*)malloc(OXP__HEAD + stored + 1);
+    pack->text = (char*)text;
     pack->scratch = (uint8_t*)malloc((OXP__STREAMS + 2) * (size_t)OXP__CHUNK);
-    if (!pack->text || !pack->scratch) return OXP_MEMORY;
-    if (pack->read(pack->user, 0, pack->text, (size_t)length + 32)) return OXP_IO;
-    oxp_sha256(pack->text, (size_t)length + 32, pack->id);
-    oxp__in in = {pack->text + 32, pack->text + 32 + length, OXP_OK};
+    if (!text || !pack->scratch || inflateInit2(&pack->zlib, -15) != Z_OK) return OXP_MEMORY;
+    pack->zlib_ready = 1;
+    if (pack->read(pack->user, head.at, text, OXP__HEAD + stored)) return OXP_IO;
+    oxp_sha256(text, OXP__HEAD + stored, pack->id);
+    text += OXP__HEAD;
+    if (crc32(0, text, (uInt)stored) != head.crc) return OXP_FORMAT;
+    if (pack->version == 2) {
+        uint8_t* inflated = (uint8_t*)malloc(length + 1);
+        int good = inflated && oxp__inflate(pack, text, stored, inflated, length);
+        free(pack->text);
+        pack->text = (char*)(text = inflated);
+        if (!good) return inflated ? OXP_FORMAT : OXP_MEMORY;
+    }
+    oxp__in in = {(char*)text, (char*)text + length, OXP_OK};
     *in.end = 0;
-    if (crc32(0, (const Bytef*)in.p, (uInt)length) != oxp__little(head + 24, 4) ||
-        !oxp__utf8((const uint8_t*)in.p, (const uint8_t*)in.end))
-        return OXP_FORMAT;
+    if (!oxp__utf8(text, text + length)) return OXP_FORMAT;
     oxp__parse(&in, pack);
     if (in.status != OXP_OK) return in.status;
-    oxp_status status = oxp__check(pack, size - pack->start, limit);
-    if (status == OXP_OK) status = oxp__check_base(pack);
-    if (status != OXP_OK) return status;
-    if (inflateInit2(&pack->zlib, -15) != Z_OK) return OXP_MEMORY;
-    pack->zlib_ready = 1;
-    return OXP_OK;
+    status = oxp__check(pack, size - pack->start, limit);
+    return status == OXP_OK ? oxp__check_base(pack) : status;
 }
 
 static int oxp__from_memory(void* user, uint64_t offset, void* into, size_t length) {
@@ -860,6 +1071,7 @@ void oxp_close(oxp_pack* pack) {
     free(pack->scratch);
     free(pack->chunks);
     free(pack->entries);
+    free(pack->parts);
     free(pack->numbers.at);
     free(pack);
 }

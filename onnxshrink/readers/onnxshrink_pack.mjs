@@ -1,13 +1,13 @@
 /**
- * Reads packed sidecars (model.onnx.pack) of onnxshrink, format version 1, in browsers and in Node.
+ * Reads models packed by onnxshrink, format versions 1 and 2, in browsers and in Node.
  *
- *     import { externalData } from "./onnxshrink_pack.mjs";
+ *     import { unpack } from "./onnxshrink_pack.mjs";
  *
- *     const model = new Uint8Array(await (await fetch("model.onnx")).arrayBuffer());
- *     const pack = new Uint8Array(await (await fetch("model.onnx.pack")).arrayBuffer());
- *     const session = await ort.InferenceSession.create(model, {
- *       externalData: await externalData(pack, { model }),
- *     });
+ *     const packed = new Uint8Array(await (await fetch("packed.onnx")).arrayBuffer());
+ *     const { model, externalData } = await unpack(packed);
+ *     const session = await ort.InferenceSession.create(model, { externalData });
+ *
+ * In version 1 the model lies beside its pack: `externalData(pack, { model })` is for those.
  *
  * A pack may come from anywhere: whatever it holds, the result is a PackError or the right bytes.
  * Needs DecompressionStream("deflate-raw") (Chrome 103, Firefox 113, Safari 16.4) or Node 18.
@@ -29,11 +29,26 @@ const BITS = {
 export class PackError extends Error {}
 
 /**
+ * What a packed model holds: the model itself, and its weights as the runtime takes them.
+ *
+ * @param {Uint8Array} bytes The packed model, of version 2.
+ * @param {object} [options] As for `open`.
+ * @returns {Promise<{model: Uint8Array, externalData: {path: string, data: Uint8Array}[]}>}
+ */
+export async function unpack(bytes, options = {}) {
+  const pack = await open(bytes, options);
+  check(pack.graph.length, "no graph: the model lies beside a pack of version 1");
+  const model = await pack.readGraph();
+  return { model, externalData: [{ path: pack.dataName, data: await pack.readData() }] };
+}
+
+/**
  * What `externalData` of onnxruntime-web and onnxruntime-node takes: the unpacked data file.
  *
  * @param {Uint8Array} bytes The pack.
  * @param {object} [options] As for `open`.
- * @param {Uint8Array} [options.model] The .onnx file, to make sure that the two belong together.
+ * @param {Uint8Array} [options.model] The .onnx file beside a pack of version 1, to make sure that
+ *   the two belong together.
  * @returns {Promise<{path: string, data: Uint8Array}[]>}
  */
 export async function externalData(bytes, { model, ...options } = {}) {
@@ -55,29 +70,24 @@ export async function open(bytes, { limit = 2 ** 31, base } = {}) {
   return Pack.open(bytes, limit, base && (await Pack.open(base, limit)));
 }
 
-/** An open pack: `model`, `dataName`, `dataLength`, `tensors`, `readTensor` and `readData`. */
+/** An open pack: `model`, `dataName`, `dataLength`, `tensors`, `readTensor`, `readData`, `readGraph`. */
 class Pack {
   static async open(bytes, limit, base) {
-    check(bytes.length >= 32, "too short for a packed sidecar");
-    const head = new DataView(bytes.buffer, bytes.byteOffset, 32);
-    check(String.fromCharCode(...bytes.subarray(0, 8)) === "ONXSPAK1", "not a packed sidecar");
-    const word = (at) => head.getUint32(at, true);
-    check(word(8) === 1, "another version of the format");
-    check(word(12) === 0 && word(28) === 0, "unknown flags");
-    const length = word(16), start = align(32 + length, 64);
-    check(word(20) === 0 && length <= MAX_HEADER && start <= bytes.length, "header too long");
-    const text = bytes.subarray(32, 32 + length);
-    check(crc32(text) === word(24), "the header is damaged");
+    const head = readHead(bytes);
+    const stored = bytes.subarray(head.text, head.text + head.stored);
+    check(crc32(stored) === head.crc, "the header is damaged");
+    const text = head.version === 1 ? stored : await inflate(stored, head.length);
 
     const pack = new Pack();
-    pack.chunkBytes = bytes.subarray(start);
+    pack.version = head.version;
+    pack.chunkBytes = bytes.subarray(head.start);
     pack.base = base;
     parse(pack, decodeText(text), limit);
     if (base) {
       pack.checkBase();
       check((await sha256(base.preamble)) === pack.baseId, "not the base of this pack");
     }
-    pack.preamble = bytes.subarray(0, 32 + length);
+    pack.preamble = bytes.subarray(head.at, head.text + head.stored);
     return pack;
   }
 
@@ -108,10 +118,37 @@ class Pack {
     return out;
   }
 
+  /** The model whose external data the tensors are; empty in a pack of version 1. */
+  async readGraph() {
+    const out = new Uint8Array(rawBytes(this, this.graph));
+    let at = 0;
+    for (const number of this.graph) {
+      const raw = await this.chunk(number);
+      out.set(raw, at);
+      at += raw.length;
+    }
+    return out;
+  }
+
+  /** Puts the bytes of a tensor into `out`; rows that are dealt to parts, each in its place. */
   async decode(t, out) {
-    if (!t.nbytes) return;
+    if (!t.parts.length) return this.decodeCoded(t, out);
+    const dealt = new Uint8Array(t.coded), row = t.nbytes / t.coded;
+    await this.decodeCoded(t, dealt);
+    for (const [number, part] of t.parts.entries()) {
+      const places = [];
+      dealt.forEach((other, at) => other === number && places.push(at));
+      check(places.length * row === part.coded, "a part of other rows");
+      const values = new Uint8Array(part.coded);
+      await this.decodeCoded(part, values);
+      places.forEach((at, k) => out.set(values.subarray(k * row, (k + 1) * row), at * row));
+    }
+  }
+
+  async decodeCoded(t, out) {
+    if (!t.coded) return;
     const table = t.table === null ? null : await this.chunk(t.table);
-    const symbols = (t.nbytes * 8) / t.unit;
+    const symbols = (t.coded * 8) / t.unit;
     for (let from = 0, id = 0; from < symbols; from += t.block, id += t.streams) {
       const ids = t.chunks.slice(id, id + t.streams);
       const streams = await Promise.all(ids.map((number) => this.chunk(number)));
@@ -135,12 +172,52 @@ class Pack {
   }
 }
 
+// ------------------------------------------------------------------------------ the head
+
+// An ONNX model that tells runtimes what a pack of version 2 is; the length of the rest follows it.
+const TELLS = "this model is packed: 'onnxshrink unpack' makes it plain, onnxshrink's readers open it";
+const STUB =
+  "\x08\x03\x12\nonnxshrink\x1a\x11format of packs 2:~\ng\x12\x01y\"V" + TELLS +
+  ":\nonnxshrink\x12\x06packedb\x0b\n\x01y\x12\x06\n\x04\x08\x01\x12\x00" +
+  "B\x04\n\x00\x10\x07B\x0e\n\nonnxshrink\x10\x01\x82\xb5\x18";
+const AT = STUB.length + 5;
+
+/** Which version a pack is of, and where its header is: `text`, `stored` bytes, `length` inflated. */
+function readHead(bytes) {
+  check(bytes.length >= 32, "too short for a packed model");
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  const word = (at) => view.getUint32(at, true);
+  const latin1 = (from, to) => String.fromCharCode(...bytes.subarray(from, to));
+  let head;
+  if (latin1(0, 8) === "ONXSPAK1") {
+    check(word(8) === 1, "another version of the format");
+    check(word(12) === 0 && word(28) === 0 && word(20) === 0, "unknown flags, or too long");
+    const stored = word(16), start = align(32 + stored, 64);
+    head = { version: 1, at: 0, text: 32, stored, length: stored, crc: word(24), start };
+  } else {
+    check(latin1(AT, AT + 8) === "ONXSPAK2" && bytes.length >= AT + 32, "not a packed model");
+    const rest = bytes.length - AT;
+    const said = [0, 7, 14, 21, 28].map((shift) => (Math.floor(rest / 2 ** shift) % 128) | 128);
+    said[4] &= 127;
+    const begins = STUB + String.fromCharCode(...said);
+    check(latin1(0, AT) === begins, "what runtimes see is not what packed models show them");
+    check(word(AT + 8) === 0 && word(AT + 24) === 0 && word(AT + 28) === 0, "unknown flags");
+    const stored = word(AT + 12), length = word(AT + 16), text = AT + 32;
+    check(length <= 64 * stored, "a header that long does not come from so few bytes");
+    head = { version: 2, at: AT, text, stored, length, crc: word(AT + 20), start: text + stored };
+  }
+  const fits = Math.max(head.stored, head.length) <= MAX_HEADER && head.start <= bytes.length;
+  check(fits, "the header is too long");
+  return head;
+}
+
 // ------------------------------------------------------------------------------ the header
 
 function parse(pack, document, limit) {
-  const top = keys(document, "model", "base", "data", "chunks", "tensors");
+  const first = pack.version === 1;
+  const top = keys(document, first ? "model" : "graph", "base", "data", "chunks", "tensors");
   const data = keys(top.data, "name", "length");
-  pack.model = digestOrNull(top.model);
+  pack.model = first ? digestOrNull(top.model) : null;
   pack.baseId = digestOrNull(top.base);
   pack.dataName = string(data.name);
   pack.dataLength = integer(data.length);
@@ -148,8 +225,11 @@ function parse(pack, document, limit) {
   const { dataName: name } = pack;
   const plain = /^(?!\.\.?$)[^/\\:\x00-\x1f\x7f]+$/u.test(name) && byteLength(name) <= 255;
   check(plain, "the data file's name is not plain");
-  pack.chunks = parseChunks(list(top.chunks), pack.chunkBytes.length, pack.baseId !== null);
-  pack.tensors = list(top.tensors).map((t) => parseTensor(t, pack.chunks));
+  pack.chunks = parseChunks(list(top.chunks), pack);
+  pack.graph = first ? [] : list(top.graph);
+  pack.graph.forEach((id) => check(integer(id) < pack.chunks.length, "a chunk does not exist"));
+  check(pack.dataLength + rawBytes(pack, pack.graph) <= limit, "its graph is over the limit");
+  pack.tensors = list(top.tensors).map((t) => parseTensor(t, pack));
   check(new Set(pack.tensors.map((t) => t.name)).size === pack.tensors.length, "a name twice");
   let end = 0;
   for (const t of pack.tensors) {
@@ -159,43 +239,79 @@ function parse(pack, document, limit) {
   check(end === pack.dataLength, "the tensors do not end where the data file does");
 }
 
-function parseChunks(rows, area, based) {
+function parseChunks(rows, { version, chunkBytes, baseId }) {
   let end = 0;
   const chunks = rows.map((row) => {
-    const [method, offset, packed, raw, crc] = list(row).slice(0, 5).map(integer);
-    check(row.length === (method === BASE ? 6 : 5), "a chunk has too few or too many fields");
+    const c = parseChunk(list(row), version, end), { method, offset, packed, raw, crc } = c;
     check(raw <= CHUNK && crc < 2 ** 32 && method <= BASE, "a chunk's fields are out of range");
     if (method === BASE) {
-      check(based && !packed, "a chunk refers to a base that the pack does not name");
-      return { method, offset, packed, raw, crc, sha256: digest(row[5]) };
+      check(baseId !== null && !packed, "a chunk refers to a base that the pack does not name");
+      return c;
     }
     check(
-      method === STORED
-        ? packed === raw && offset === align(end, 64)
-        : packed > 0 && packed < raw && raw <= 1032 * packed && offset === align(end, 8),
-      "a chunk's offset or lengths break the format",
+      method === STORED ? packed === raw : packed > 0 && packed < raw && raw <= 1032 * packed,
+      "a chunk's lengths break the format",
     );
+    const aligned = version === 1 ? align(end, method === STORED ? 64 : 8) : end;
+    check(offset === aligned, "a chunk is not where it must be");
     end = offset + packed;
-    check(end <= area, "a chunk ends after the end of the file");
-    return { method, offset, packed, raw, crc };
+    check(end <= chunkBytes.length, "a chunk ends after the end of the file");
+    return c;
   });
-  check(end === area, "bytes after the last chunk");
+  check(end === chunkBytes.length, "bytes after the last chunk");
   return chunks;
 }
 
-function parseTensor(value, chunks) {
-  const t = keys(
-    value, "name", "dtype", "shape", "offset", "unit", "bits", "gaps", "rotate", "table", "block",
-    "chunks",
-  );
+/** A row of the table; version 2 leaves out what follows from the chunks before. */
+function parseChunk(row, version, end) {
+  const inBase = row[0] === BASE;
+  check(row.length === (version === 1 ? 5 : 4) + inBase, "a chunk's fields are too few or many");
+  const sha256 = inBase ? digest(row.at(-1)) : null;
+  const numbers = (inBase ? row.slice(0, -1) : row).map(integer);
+  if (version === 2) {
+    const [method, place, raw, crc] = numbers;
+    return inBase ? { method, offset: place, packed: 0, raw, crc, sha256 }
+      : { method, offset: end, packed: place, raw, crc };
+  }
+  const [method, offset, packed, raw, crc] = numbers;
+  return { method, offset, packed, raw, crc, sha256 };
+}
+
+/** Bytes of some chunks when decoded. */
+function rawBytes({ chunks }, numbers) {
+  return numbers.reduce((sum, number) => sum + chunks[number].raw, 0);
+}
+
+const CODING = ["unit", "bits", "gaps", "rotate", "table", "block", "chunks"];
+
+function parseTensor(value, { version, chunks }) {
+  const own = ["name", "dtype", "shape", "offset"];
+  const t = keys(value, ...own, ...CODING, ...(version === 1 ? [] : ["parts"]));
   check(/^[^\x00-\x1f\x7f]+$/u.test(string(t.name)) && byteLength(t.name) <= 4096, "a bad name");
   check(Object.hasOwn(BITS, string(t.dtype)), "an unknown type");
-  for (const field of ["offset", "unit", "bits", "block"]) integer(t[field]);
+  integer(t.offset);
+  list(t.shape).forEach(integer);
+  t.nbytes = tensorBytes(t.shape, BITS[t.dtype]);
+  t.parts = version === 1 ? [] : list(t.parts).map((part) => {
+    const p = keys(part, "length", ...CODING);
+    return checkCoding(p, integer(p.length), chunks);
+  });
+  if (!t.parts.length) return checkCoding(t, t.nbytes, chunks);
+  const rows = t.shape[0] ?? 0, row = t.nbytes / rows;
+  check(rows && row && t.nbytes % rows === 0, "no rows that could be dealt");
+  check(t.parts.length >= 2 && t.parts.length <= 256, "too few or too many parts");
+  const sum = t.parts.reduce((total, part) => total + part.coded, 0);
+  check(sum === t.nbytes && t.parts.every((p) => p.coded % row === 0), "parts of other rows");
+  return checkCoding(t, rows, chunks);
+}
+
+/** Checks how so many bytes are coded, and notes them and what follows from it. */
+function checkCoding(t, coded, chunks) {
+  t.coded = coded;
+  for (const field of ["unit", "bits", "block"]) integer(t[field]);
   check(typeof t.rotate === "boolean", "rotate is not true or false");
   check(["none", "mask", "runs", "joint"].includes(t.gaps), "unknown gaps");
-  list(t.shape).forEach(integer);
   list(t.chunks).forEach((id) => check(integer(id) < chunks.length, "a chunk does not exist"));
-  t.nbytes = tensorBytes(t.shape, BITS[t.dtype]);
 
   const { unit, bits, block, gaps } = t;
   check([2, 4, 8, 16, 32, 64].includes(unit), "an unknown unit");
@@ -209,7 +325,7 @@ function parseTensor(value, chunks) {
   }
   t.planes = gaps === "joint" ? 0 : bytesOf(bits);
   t.streams = t.planes + (gaps === "none" ? 0 : 1);
-  const symbols = t.nbytes * (8 / unit); // exact: unit is a power of two
+  const symbols = coded * (8 / unit); // exact: unit is a power of two
   check(Number.isInteger(symbols), "not a whole number of elements");
   const blocks = Math.ceil(symbols / block);
   check(t.chunks.length === blocks * t.streams, "too few or too many chunks");

@@ -27,18 +27,19 @@ def session(
     the session exists: the peak is twice the decoded weights plus a chunk.
 
     Args:
-        path: The .onnx; its pack lies beside it.
+        path: The packed model.
         options: What to pin.
-        base: The pack that this one updates, if it does.
-        limit: Bytes that the pack may unpack to; 16 GiB by default.
+        base: The packed model that this one updates, if it does.
+        limit: Bytes that it may unpack to; 16 GiB by default.
 
     Raises:
         ModelError: Not a packed model, or ONNX Runtime does not load it.
-        SidecarError: The pack is missing, damaged, hostile, or another model's.
+        SidecarError: It is damaged or hostile, or its sidecar is missing or another model's.
     """
     with packed.open_pack(path, base=base, limit=limit) as opened:
         data = np.zeros(opened.header.data_length, np.uint8)
         for entry in opened.header.tensors:
             opened.read(entry.name, out=data[entry.offset : entry.offset + entry.nbytes])
         name = opened.header.data_name
-    return open_session(path, options, files={name: data})
+        graph = packed.graph(opened, path)
+    return open_session(graph, options, files={name: data}, label=os.fspath(path))

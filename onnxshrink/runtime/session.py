@@ -59,6 +59,8 @@ _LACKS = (
     ),
     (r"Unsupported model IR version: (\d+)", "no support for IR version {} yet"),
 )
+# Of a sidecar that is not there as data, and of a packed model's stub.
+_PACKED_SIGNS = ("xternal data", "this model is packed")
 _CODE_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _SOURCE_PREFIX = re.compile(r"^\S+\.(?:cc|h):\d+ .*?\) (?=[A-Z])")
 _LONGEST_REASON = 400
@@ -128,6 +130,7 @@ def open_session(
     options: SessionOptions = DEFAULT_OPTIONS,
     files: Mapping[str, np.ndarray] | None = None,
     profile: str | None = None,
+    label: str = "the model",
 ) -> InferenceSession:
     """Load a model into ONNX Runtime.
 
@@ -136,6 +139,7 @@ def open_session(
         options: What to pin.
         files: Contents of external data files by name, uint8, in place of files on disk.
         profile: How the name of a file starts, to write a profile of all runs to.
+        label: What to call a model of bytes in messages.
 
     Raises:
         RecipeError: The execution provider is not installed.
@@ -174,7 +178,7 @@ def open_session(
         sizes = [buffer.size for buffer in buffers]
         settings.add_external_initializers_from_files_in_memory(names, buffers, sizes)
     source = model if isinstance(model, bytes) else os.fspath(model)
-    label = "the model" if isinstance(model, bytes) else os.fspath(model)
+    label = label if isinstance(model, bytes) else os.fspath(model)
     try:
         session = onnxruntime.InferenceSession(source, settings, providers=[options.provider])
     except Exception as error:  # ONNX Runtime's exceptions share no class of their own
@@ -185,21 +189,21 @@ def open_session(
 
 
 def _refusal(error: Exception, label: str) -> ModelError:
+    if any(sign in str(error) for sign in _PACKED_SIGNS) and _is_packed(label):
+        return ModelError(f"{label}: its weights are packed; 'onnxshrink unpack' it first")
     for pattern, message in _LACKS:
         if found := re.search(pattern, str(error)):
             return UnsupportedModel(f"{label}: ONNX Runtime has {message.format(*found.groups())}")
     if _out_of_memory(error):
         return ModelError(f"{label}: not enough memory to load it into ONNX Runtime")
-    if "xternal data" in str(error) and _is_packed(label):
-        return ModelError(f"{label}: its weights are packed; 'onnxshrink unpack' it first")
     return ModelError(f"{label}: ONNX Runtime does not load it: {_reason(error)}")
 
 
 def _is_packed(path: str) -> bool:
-    """Whether a model that does not load has its weights in a sidecar."""
-    from onnxshrink.graph.forms.packed import pack_name
+    """Whether a model that does not load is packed."""
+    from onnxshrink.graph.forms.packed import is_packed
 
-    return Path(path).is_file() and pack_name(Path(path)) is not None
+    return Path(path).is_file() and is_packed(path)
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -9,23 +9,21 @@ from __future__ import annotations
 import json
 import math
 import re
-import struct
-import zlib
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
 from onnxshrink.errors import SidecarError
 from onnxshrink.kernels.entropy import MAX_RATIO
 from onnxshrink.kernels.filters import CHUNK, MAX_BLOCK, MIN_BLOCK, Filter
 
-MAGIC = b"ONXSPAK1"
-VERSION = 1
-HEAD = struct.Struct("<8sIIQII")  # magic, version, flags, header length, header crc32, zero
-MAX_HEADER = 1 << 24
 MAX_INTEGER = (1 << 53) - 1  # what every JSON reader holds exactly
-ALIGN, ALIGN_CODED = 64, 8
-MAX_NAME, MAX_RANK = 4096, 64
+ALIGN = 64
+"""What tensors in the unpacked data file begin at a multiple of, and stored chunks of version 1."""
+
+_ALIGN_CODED = 8  # of the other chunks of version 1
+MAX_NAME, MAX_RANK, MAX_PARTS = 4096, 64, 256
+_CODING = ("unit", "bits", "gaps", "rotate", "table", "block", "chunks")
 
 STORED, DEFLATE, BASE = 0, 1, 2
 """Methods of a chunk. 3 (zstd) and 4 (interleaved Huffman) are reserved."""
@@ -50,7 +48,8 @@ class Chunk(NamedTuple):
 
     Attributes:
         method: ``STORED``, ``DEFLATE``, or ``BASE`` for a chunk that the base pack holds.
-        offset: From the start of the chunks; for ``BASE``, the chunk's number in the base.
+        offset: From the start of the chunks (version 2 has no need to say it); for ``BASE``, the
+            chunk's number in the base.
         packed: Bytes in this file.
         raw: Bytes when decoded, at most ``CHUNK``.
         crc: crc32 of the raw bytes.
@@ -63,6 +62,12 @@ class Chunk(NamedTuple):
     raw: int
     crc: int
     sha256: str = ""
+
+    def row(self) -> list[int | str]:
+        """What a header of version 2 says of it."""
+        if self.method == BASE:
+            return [BASE, self.offset, self.raw, self.crc, self.sha256]
+        return [self.method, self.packed, self.raw, self.crc]
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,8 @@ class Entry:
         block: Symbols of a block.
         chunks: The streams of block 0, of block 1, and so on.
         packed: Bytes of its chunks in this file; shared ones are counted here too.
+        parts: Of a table whose rows are dealt to parts: each part, as a tensor of bytes; the coding
+            of the tensor itself is then that of a byte a row, the number of the row's part.
     """
 
     name: str
@@ -90,6 +97,18 @@ class Entry:
     block: int
     chunks: tuple[int, ...]
     packed: int
+    parts: tuple[Entry, ...] = ()
+
+    @property
+    def dealt(self) -> Entry:
+        """The part of each row, as a tensor."""
+        return replace(self, dtype="UINT8", shape=self.shape[:1], parts=())
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """All chunks that it uses, those of its parts too."""
+        own = self.chunks if self.table is None else (*self.chunks, self.table)
+        return sum((part.numbers for part in self.parts), own)
 
     @property
     def elements(self) -> int:
@@ -112,8 +131,10 @@ class Header:
     """Everything that a pack says about itself.
 
     Attributes:
-        model: sha256 of the .onnx file that this pack belongs to, or None.
-        data_name: Base name of the unpacked data file.
+        model: Of version 1: sha256 of the .onnx file that this pack belongs to, or None.
+        graph: Of version 2: the chunks of the ONNX model whose external data the tensors are;
+            empty in a pack of weights alone.
+        data_name: Base name of the unpacked data file, as the graph calls it.
         data_length: Bytes of the unpacked data file.
         base: sha256 of the head and header of the pack that this one updates, or None.
         chunks: In the order of the file.
@@ -121,29 +142,43 @@ class Header:
     """
 
     model: str | None
+    graph: tuple[int, ...]
     data_name: str
     data_length: int
     base: str | None
     chunks: tuple[Chunk, ...]
     tensors: tuple[Entry, ...]
 
+    @property
+    def graph_length(self) -> int:
+        """Bytes of the graph."""
+        return sum(self.chunks[number].raw for number in self.graph)
+
     def dump(self) -> bytes:
-        """The header as JSON; the same header always gives the same bytes."""
+        """The header of version 2 as JSON; the same header always gives the same bytes."""
         document = {
-            "model": self.model,
             "base": self.base,
+            "graph": self.graph,
             "data": {"name": self.data_name, "length": self.data_length},
-            "chunks": [list(chunk[: 6 if chunk.method == BASE else 5]) for chunk in self.chunks],
+            "chunks": [chunk.row() for chunk in self.chunks],
             "tensors": [
                 {
                     "name": t.name, "dtype": t.dtype, "shape": t.shape, "offset": t.offset,
-                    "unit": t.how.unit, "bits": t.how.bits, "gaps": t.how.gaps,
-                    "rotate": t.how.rotate, "table": t.table, "block": t.block, "chunks": t.chunks,
+                    **_coding_of(t),
+                    "parts": [{"length": p.nbytes, **_coding_of(p)} for p in t.parts],
                 }
                 for t in self.tensors
             ],
         }  # fmt: skip
         return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _coding_of(entry: Entry) -> dict[str, object]:
+    how = entry.how
+    return {
+        "unit": how.unit, "bits": how.bits, "gaps": how.gaps, "rotate": how.rotate,
+        "table": entry.table, "block": entry.block, "chunks": entry.chunks,
+    }  # fmt: skip
 
 
 def nbytes(dtype: str, shape: Sequence[int]) -> int:
@@ -185,59 +220,19 @@ def check_name(name: str, taken: Container[str]) -> None:
         raise SidecarError(f"a tensor's name is empty, too long, or not text: {name[:40]!r}")
 
 
-def data_start(header_length: int) -> int:
-    """Where the chunks begin: after head and header, padded to ``ALIGN``."""
-    return align(HEAD.size + header_length, ALIGN)
-
-
 def align(offset: int, to: int) -> int:
     """The next multiple of ``to``."""
     return -(-offset // to) * to
 
 
-def preamble(text: bytes) -> bytes:
-    """Head, header and padding: all that stands before the chunks."""
-    head = HEAD.pack(MAGIC, VERSION, 0, len(text), zlib.crc32(text), 0)
-    return (head + text).ljust(data_start(len(text)), b"\0")
-
-
-def parse_head(head: bytes, size: int) -> tuple[int, int]:
-    """Check the head of a file.
-
-    Args:
-        head: The first bytes of the file, at most 32.
-        size: Bytes of the file.
-
-    Returns:
-        Length of the header, and its crc32.
-
-    Raises:
-        SidecarError: Not a pack, another version, or longer than the file or the limit.
-    """
-    if len(head) < HEAD.size:
-        raise SidecarError(f"{size} bytes are too few for a packed sidecar")
-    magic, version, flags, length, crc, zero = HEAD.unpack(head)
-    if magic != MAGIC:
-        raise SidecarError(
-            "not a packed sidecar (model.onnx.pack): it does not begin with ONXSPAK1"
-        )
-    if version != VERSION:
-        raise SidecarError(f"version {version} of the format; this reader knows only {VERSION}")
-    if flags or zero:
-        raise SidecarError(f"unknown flags {flags:#x}, {zero:#x}: a newer onnxshrink may know them")
-    if length > MAX_HEADER or data_start(length) > size:
-        raise SidecarError(f"a header of {length} bytes does not fit the file of {size} bytes")
-    return length, crc
-
-
-def parse(raw: bytes, crc: int, area: int, limit: int) -> Header:
+def parse(raw: bytes, version: int, area: int, limit: int) -> Header:
     """Read a header and check everything in it.
 
     Args:
         raw: The header's bytes.
-        crc: Their crc32, from the head.
+        version: Of the format.
         area: Bytes of the file from where the chunks begin.
-        limit: Largest unpacked data file to accept, in bytes.
+        limit: Most bytes to accept: of the unpacked data file and the graph.
 
     Returns:
         The header; all offsets, lengths and references in it hold.
@@ -245,8 +240,6 @@ def parse(raw: bytes, crc: int, area: int, limit: int) -> Header:
     Raises:
         SidecarError: It is damaged, or breaks a rule of the format or the limit.
     """
-    if zlib.crc32(raw) != crc:
-        raise SidecarError("the header is damaged: its checksum differs")
     try:
         document = json.loads(
             raw.decode("utf-8"),
@@ -257,17 +250,20 @@ def parse(raw: bytes, crc: int, area: int, limit: int) -> Header:
         )
     except (ValueError, RecursionError) as error:
         raise SidecarError(f"the header is not the JSON it must be: {error}") from error
-    top = _keys(document, "the header", "model", "base", "data", "chunks", "tensors")
+    own = "model" if version == 1 else "graph"
+    top = _keys(document, "the header", own, "base", "data", "chunks", "tensors")
     data = _keys(top["data"], "data", "name", "length")
     length = _int(data["length"], "data.length")
-    if length > limit:
+    base = _sha256(top["base"], "base")
+    chunks = _chunks(top["chunks"], area, base is not None, version)
+    graph = () if version == 1 else _numbers(top["graph"], "the graph", chunks)
+    whole = length + sum(chunks[number].raw for number in graph)
+    if whole > limit:
         raise SidecarError(
-            f"it unpacks to {length:,} bytes, over the limit of {limit:,}; raise the limit if you "
+            f"it unpacks to {whole:,} bytes, over the limit of {limit:,}; raise the limit if you "
             "trust the file"
         )
-    base = _sha256(top["base"], "base")
-    chunks = _chunks(top["chunks"], area, base is not None)
-    tensors = tuple(_tensors(top["tensors"], chunks))
+    tensors = tuple(_tensors(top["tensors"], chunks, version))
     end = 0
     for entry in tensors:
         if entry.offset < end:
@@ -276,7 +272,8 @@ def parse(raw: bytes, crc: int, area: int, limit: int) -> Header:
     if end != length:
         raise SidecarError(f"the tensors end at byte {end} of a data file of {length}")
     return Header(
-        model=_sha256(top["model"], "model"),
+        model=_sha256(top["model"], "model") if version == 1 else None,
+        graph=graph,
         data_name=check_basename(_str(data["name"], "data.name")),
         data_length=length,
         base=base,
@@ -285,49 +282,59 @@ def parse(raw: bytes, crc: int, area: int, limit: int) -> Header:
     )
 
 
-def _chunks(rows: object, area: int, based: bool) -> tuple[Chunk, ...]:
-    """The chunk table: in the order of the file, gapless but for alignment."""
+def _chunks(rows: object, area: int, based: bool, version: int) -> tuple[Chunk, ...]:
+    """The chunk table: in the order of the file, gapless but for the alignment of version 1."""
     chunks: list[Chunk] = []
     end = 0
     for number, row in enumerate(_list(rows, "chunks")):
         where = f"chunk {number}"
-        fields = _list(row, where)
-        if not fields or len(fields) != (6 if fields[0] == BASE else 5):
-            raise SidecarError(f"{where} has {len(fields)} fields")
-        method, offset, packed, raw, crc = (_int(field, where) for field in fields[:5])
+        chunk = _chunk(_list(row, where), where, end, version)
+        method, offset, packed, raw, crc, sha256 = chunk
+        chunks.append(chunk)
         if raw > CHUNK or crc >= 1 << 32:
             raise SidecarError(f"{where}: raw length or checksum out of range")
         if method == BASE:
-            digest = _sha256(fields[5], where)
-            if not based or digest is None or packed:
+            if not based or not sha256 or packed:
                 raise SidecarError(f"{where} refers to a base that the pack does not name")
-            chunks.append(Chunk(method, offset, packed, raw, crc, digest))
             continue
         if method == STORED:
-            fits = packed == raw and offset == align(end, ALIGN)
+            fits, aligned = packed == raw, ALIGN
         elif method == DEFLATE:
-            fits = 0 < packed < raw <= MAX_RATIO * packed and offset == align(end, ALIGN_CODED)
+            fits, aligned = 0 < packed < raw <= MAX_RATIO * packed, _ALIGN_CODED
         else:
             raise SidecarError(f"{where}: unknown method {method}")
-        if not fits:
+        if not fits or offset != align(end, aligned if version == 1 else 1):
             raise SidecarError(f"{where}: offset or lengths break the format")
         end = offset + packed
         if end > area:
             raise SidecarError(f"{where} ends {end - area} bytes after the end of the file")
-        chunks.append(Chunk(method, offset, packed, raw, crc))
     if end != area:
         raise SidecarError(f"{area - end} bytes after the last chunk")
     return tuple(chunks)
 
 
-def _tensors(rows: object, chunks: tuple[Chunk, ...]) -> Iterable[Entry]:
+def _chunk(fields: list[object], where: str, end: int, version: int) -> Chunk:
+    """One row of the chunk table; what version 2 leaves out follows from the chunks before."""
+    in_base = bool(fields) and fields[0] == BASE
+    if len(fields) != (5 if version == 1 else 4) + in_base:
+        raise SidecarError(f"{where} has {len(fields)} fields")
+    sha256 = (_sha256(fields[-1], where) or "") if in_base else ""
+    numbers = [_int(field, where) for field in (fields[:-1] if in_base else fields)]
+    if version == 1:
+        method, offset, packed, raw, crc = numbers
+    elif in_base:
+        (method, offset, raw, crc), packed = numbers, 0
+    else:
+        (method, packed, raw, crc), offset = numbers, end
+    return Chunk(method, offset, packed, raw, crc, sha256)
+
+
+def _tensors(rows: object, chunks: tuple[Chunk, ...], version: int) -> Iterable[Entry]:
     """The tensors: each one's blocks cover exactly its bytes."""
     names: set[str] = set()
+    own = ("name", "dtype", "shape", "offset") + (("parts",) if version == 2 else ())
     for row in _list(rows, "tensors"):
-        fields = _keys(
-            row, "a tensor", "name", "dtype", "shape", "offset", "unit", "bits", "gaps", "rotate",
-            "table", "block", "chunks",
-        )  # fmt: skip
+        fields = _keys(row, "a tensor", *own, *_CODING)
         name = _str(fields["name"], "a tensor's name")
         where = f"tensor {name!r}"
         check_name(name, names)
@@ -336,33 +343,58 @@ def _tensors(rows: object, chunks: tuple[Chunk, ...]) -> Iterable[Entry]:
         dtype = _str(fields["dtype"], where)
         if len(shape) > MAX_RANK or dtype not in BITS or nbytes(dtype, shape) > MAX_INTEGER:
             raise SidecarError(f"{where}: unknown type {dtype!r}, or its shape overflows")
-        if type(fields["rotate"]) is not bool:
-            raise SidecarError(f"{where}: rotate is not true or false")
-        table = None if fields["table"] is None else _int(fields["table"], where)
-        ids = tuple(_int(number, where) for number in _list(fields["chunks"], where))
-        try:
-            used = [chunks[i] for i in ids]
-            packed = sum(c.packed for c in used) + (0 if table is None else chunks[table].packed)
-        except IndexError:
-            raise SidecarError(f"{where} refers to a chunk that does not exist") from None
-        try:
-            how = Filter(
-                unit=_int(fields["unit"], where),
-                bits=_int(fields["bits"], where),
-                gaps=cast(Any, _str(fields["gaps"], where)),
-                rotate=fields["rotate"],
-                table=table is not None,
-            )
-            entry = Entry(
-                name, dtype, shape, _int(fields["offset"], where), how, table,
-                _int(fields["block"], where), ids, packed,
-            )  # fmt: skip
-            _check_blocks(entry, used)
-            if table is not None:
-                how.check_table(chunks[table].raw)
-        except ValueError as error:
-            raise SidecarError(f"{where}: {error}") from error
-        yield entry
+        parts = [_part(part, where, chunks) for part in _list(fields.get("parts", []), where)]
+        size = nbytes(dtype, shape)
+        if parts:
+            _check_parts(where, shape, size, parts)
+        entry = _coded(fields, where, shape[0] if parts else size, chunks)
+        yield replace(
+            entry, name=name, dtype=dtype, shape=shape, offset=_int(fields["offset"], where),
+            packed=entry.packed + sum(part.packed for part in parts), parts=tuple(parts),
+        )  # fmt: skip
+
+
+def _part(row: object, where: str, chunks: tuple[Chunk, ...]) -> Entry:
+    """Some rows of a tensor, coded together."""
+    fields = _keys(row, f"a part of {where}", "length", *_CODING)
+    return _coded(fields, where, _int(fields["length"], where), chunks)
+
+
+def _check_parts(where: str, shape: tuple[int, ...], size: int, parts: list[Entry]) -> None:
+    """Refuse parts that are not rows of a tensor, all of them."""
+    if not shape or not size or size % shape[0] or not 2 <= len(parts) <= MAX_PARTS:
+        raise SidecarError(f"{where} has no rows that could be dealt to {len(parts)} parts")
+    row = size // shape[0]
+    if sum(part.nbytes for part in parts) != size or any(part.nbytes % row for part in parts):
+        raise SidecarError(f"the parts of {where} do not hold its rows")
+
+
+def _coded(fields: dict[str, object], where: str, size: int, chunks: tuple[Chunk, ...]) -> Entry:
+    """How so many bytes are coded, as a tensor without a name."""
+    if type(fields["rotate"]) is not bool:
+        raise SidecarError(f"{where}: rotate is not true or false")
+    table = None if fields["table"] is None else _int(fields["table"], where)
+    ids = _numbers(fields["chunks"], where, chunks)
+    if table is not None and table >= len(chunks):
+        raise SidecarError(f"{where} refers to a chunk that does not exist")
+    used = [chunks[i] for i in ids]
+    packed = sum(c.packed for c in used) + (0 if table is None else chunks[table].packed)
+    try:
+        how = Filter(
+            unit=_int(fields["unit"], where),
+            bits=_int(fields["bits"], where),
+            gaps=cast(Any, _str(fields["gaps"], where)),
+            rotate=fields["rotate"],
+            table=table is not None,
+        )
+        block = _int(fields["block"], where)
+        entry = Entry("", "UINT8", (size,), 0, how, table, block, ids, packed)
+        _check_blocks(entry, used)
+        if table is not None:
+            how.check_table(chunks[table].raw)
+    except ValueError as error:
+        raise SidecarError(f"{where}: {error}") from error
+    return entry
 
 
 def _check_blocks(entry: Entry, chunks: list[Chunk]) -> None:
@@ -377,6 +409,14 @@ def _check_blocks(entry: Entry, chunks: list[Chunk]) -> None:
     for number in range(blocks):
         used = chunks[number * how.streams : (number + 1) * how.streams]
         how.check_lengths(min(block, total - number * block), [chunk.raw for chunk in used])
+
+
+def _numbers(value: object, where: str, chunks: tuple[Chunk, ...]) -> tuple[int, ...]:
+    """Numbers of chunks that exist."""
+    numbers = tuple(_int(number, where) for number in _list(value, where))
+    if max(numbers, default=-1) >= len(chunks):
+        raise SidecarError(f"{where} refers to a chunk that does not exist")
+    return numbers
 
 
 def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:

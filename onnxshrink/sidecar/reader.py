@@ -20,7 +20,8 @@ from onnxshrink.files import replacing
 from onnxshrink.kernels import entropy, filters
 from onnxshrink.kernels.filters import Bytes
 from onnxshrink.sidecar.files import THREADS, open_plain, ordered
-from onnxshrink.sidecar.header import BASE, DEFLATE, HEAD, Entry, data_start, parse, parse_head
+from onnxshrink.sidecar.head import HEAD, STUB, header_text, is_pack, read_head
+from onnxshrink.sidecar.header import BASE, DEFLATE, Entry, parse
 
 DEFAULT_LIMIT = 1 << 34
 """Bytes that a pack may unpack to, unless the caller says otherwise: 16 GiB."""
@@ -31,6 +32,7 @@ class Sidecar:
 
     Attributes:
         path: The file.
+        version: Of the format, 1 or 2.
         header: Everything that it says; checked.
         entries: Its tensors by name.
         id: sha256 of head and header: what an update names as its base.
@@ -44,13 +46,14 @@ class Sidecar:
         self._file = file
         self._lock = threading.Lock()
         size = os.fstat(file.fileno()).st_size
-        head = self._bytes(0, min(HEAD.size, size))
-        length, crc = parse_head(head, size)
-        text = self._bytes(HEAD.size, length)
-        self._header_end, self._start = HEAD.size + length, data_start(length)
-        self.header = parse(text, crc, size - self._start, limit)
+        head = read_head(self._bytes, size)
+        stored = self._bytes(head.text, head.stored)
+        self.version = head.version
+        self._header_end, self._start = head.text + head.stored, head.start
+        text = header_text(head, stored)
+        self.header = parse(text, head.version, size - self._start, limit)
         self.entries = {entry.name: entry for entry in self.header.tensors}
-        self.id = hashlib.sha256(head + text).hexdigest()
+        self.id = hashlib.sha256(self._bytes(head.at, head.text - head.at) + stored).hexdigest()
         self._base = base
         if base is not None:
             self._check_base(base)
@@ -70,7 +73,7 @@ class Sidecar:
 
         Args:
             path: The pack: a plain file, not a link.
-            limit: Largest unpacked data file to accept, in bytes.
+            limit: Most bytes to accept: of the unpacked data file and the graph.
             base: The pack that this one updates.
             threads: Threads that decode.
 
@@ -142,15 +145,27 @@ class Sidecar:
             out = np.empty(entry.nbytes, np.uint8)
         if out.dtype != np.uint8 or out.shape != (entry.nbytes,):
             raise ValueError(f"out must be {entry.nbytes} uint8, not {out.dtype} {out.shape}")
-        # Each thread puts its blocks in place itself, so none waits for another's.
-        deque(self._blocks(entry, out), maxlen=0)
+        if entry.parts:
+            self._gather(entry, out)
+        else:  # each thread puts its blocks in place itself, so none waits for another's
+            deque(self._blocks(entry, out), maxlen=0)
         return out
+
+    def graph(self) -> bytes:
+        """The ONNX model whose external data the tensors are; empty where the pack has none.
+
+        Raises:
+            SidecarError: It is damaged, or the base is missing or damaged.
+        """
+        numbers = self.header.graph
+        parts = ordered(self._pool, self._chunk, numbers, self._ahead)
+        return b"".join(part.tobytes() for part in parts)
 
     def verify(self, model: str | os.PathLike[str] | None = None) -> None:
         """Decode everything, checking every checksum and the padding between chunks.
 
         Args:
-            model: The .onnx file; it must be the one that the pack was made with.
+            model: The .onnx file of a pack of version 1; it must be the one that it was made with.
 
         Raises:
             SidecarError: Something is damaged, or the model is another one.
@@ -163,11 +178,12 @@ class Sidecar:
                 self._check_padding(end, start + chunk.offset)
                 end = start + chunk.offset + chunk.packed
         self._check_padding(end, max(end, start))
+        self.graph()
         for entry in self.header.tensors:
-            deque(self._blocks(entry), maxlen=0)
+            deque(self._pieces(entry), maxlen=0)
 
     def check_model(self, model: str | os.PathLike[str]) -> None:
-        """Refuse a model that is not the one that the pack was made with.
+        """Refuse a model that is not the one that the pack, of version 1, was made with.
 
         Raises:
             SidecarError: Its sha256 differs, or the pack names none.
@@ -192,7 +208,7 @@ class Sidecar:
         with replacing(Path(path)) as file:
             for entry in self.header.tensors:
                 file.write(bytes(entry.offset - file.tell()))
-                for block in self._blocks(entry):
+                for block in self._pieces(entry):
                     file.write(block.data)
 
     def digests(self) -> dict[bytes, int]:
@@ -206,6 +222,27 @@ class Sidecar:
         numbers = range(len(self.header.chunks))
         raws = ordered(self._pool, self._chunk, numbers, self._ahead)
         return {hashlib.sha256(raw.data).digest(): number for number, raw in enumerate(raws)}
+
+    def _pieces(self, entry: Entry) -> Iterator[Bytes]:
+        """The bytes of a tensor in order, not all at once unless its rows are dealt to parts."""
+        if entry.parts:
+            yield self.read(entry.name)
+        else:
+            yield from self._blocks(entry)
+
+    def _gather(self, entry: Entry, out: Bytes) -> None:
+        """Decode the parts of a tensor and put each of their rows in its place."""
+        dealt = np.concatenate(list(self._blocks(entry.dealt)))
+        rows = out.reshape(dealt.size, -1)
+        if dealt.max() >= len(entry.parts):
+            raise SidecarError(f"{self.path}: tensor {entry.name!r}: a row of no part")
+        for number, part in enumerate(entry.parts):
+            places = np.flatnonzero(dealt == number)
+            if places.size * rows.shape[1] != part.nbytes:
+                raise SidecarError(f"{self.path}: tensor {entry.name!r}: a part of other rows")
+            if places.size:
+                values = np.concatenate(list(self._blocks(part)))
+                rows[places] = values.reshape(places.size, -1)
 
     def _blocks(self, entry: Entry, out: Bytes | None = None) -> Iterator[Bytes]:
         """The bytes of a tensor, decoded block by block, in order; also put into ``out``."""
@@ -272,6 +309,16 @@ class Sidecar:
         return data
 
 
+def holds_graph(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a pack that holds its graph: a whole model.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with open(path, "rb") as file:
+        return is_pack(file.read(STUB + HEAD.size))
+
+
 def updates(pack: Path) -> list[Path]:
     """The packs in the folder of a pack that are updates of it: they cannot be read without it.
 
@@ -279,8 +326,10 @@ def updates(pack: Path) -> list[Path]:
         pack: A pack; what is damaged, or none, has no updates.
     """
     bases: dict[Path, str | None] = {}
-    for path in sorted(pack.parent.glob("*.pack")):
-        with contextlib.suppress(SidecarError, OSError), Sidecar.open(path) as opened:
-            bases[path] = opened.id if path == pack else opened.header.base
+    for path in sorted(pack.parent.iterdir()):
+        with contextlib.suppress(SidecarError, OSError):
+            if path.suffix == ".pack" or (path.is_file() and holds_graph(path)):
+                with Sidecar.open(path) as opened:
+                    bases[path] = opened.id if path == pack else opened.header.base
     own = bases.pop(pack, None)
     return [path for path, base in bases.items() if own is not None and base == own]

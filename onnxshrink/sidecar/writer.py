@@ -9,6 +9,7 @@ import tempfile
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -17,16 +18,15 @@ import numpy as np
 from onnxshrink.errors import SidecarError
 from onnxshrink.files import replacing
 from onnxshrink.kernels import entropy, filters
-from onnxshrink.kernels.filters import Bytes
+from onnxshrink.kernels.filters import CHUNK, Bytes
 from onnxshrink.sidecar.files import THREADS, ordered
+from onnxshrink.sidecar.head import preamble
 from onnxshrink.sidecar.header import (
     ALIGN,
-    ALIGN_CODED,
     BASE,
     BITS,
     DEFLATE,
     FLOATING,
-    MAX_HEADER,
     MAX_INTEGER,
     STORED,
     Chunk,
@@ -37,10 +37,10 @@ from onnxshrink.sidecar.header import (
     check_name,
     nbytes,
     parse,
-    preamble,
 )
 from onnxshrink.sidecar.reader import Sidecar
 
+_PART = 100  # bytes that a part of a tensor costs in the header, on the careful side
 _REFERENCE = 96  # bytes that a reference to a base costs in the header: shorter chunks are copied
 
 
@@ -60,6 +60,7 @@ class _ChunkedTensor(NamedTuple):
     choice: entropy.Filtering
     block: int
     chunks: list[_CodedChunk]
+    length: int
 
     @property
     def size(self) -> int:
@@ -78,7 +79,7 @@ class Writer:
 
     Args:
         path: The pack to write.
-        data_name: Base name of the data file that it unpacks to.
+        data_name: Base name of the data file that it unpacks to, as the graph calls it.
         base: A pack; chunks that it holds are referred to instead of stored.
         threads: Threads that filter and code.
 
@@ -138,18 +139,16 @@ class Writer:
             raise SidecarError(f"tensor {name!r}: {raw.size} bytes for {dtype} of shape {shape}")
         unit = min(BITS[dtype], 32 if dtype == "COMPLEX64" else 64)
         floating = dtype in FLOATING
-        choices = entropy.choose(raw, unit, floating=floating)
-        coded = min((self._code(raw, choice) for choice in choices), key=lambda c: c.size)
-        if coded.size > raw.size:
-            coded = self._code(raw, entropy.plain(unit, floating=floating))
-        how, values = coded.choice
-        ids = tuple(self._place(chunk) for chunk in coded.chunks)
-        table = None if values is None else self._place(_code_chunk(values))
-        used = ids if table is None else (*ids, table)
-        entry = Entry(
-            name, dtype, shape, align(self._length, ALIGN), how, table, coded.block, ids,
-            packed=sum(self._chunks[i].packed for i in used),
-        )  # fmt: skip
+        coded, parts = self._smallest(raw, unit, floating=floating), list[_ChunkedTensor]()
+        dealt = entropy.deal(raw, unit, shape[0]) if len(shape) > 1 else None
+        if dealt is not None:
+            found = self._deal(raw, unit, dealt, floating=floating)
+            if sum(part.size + _PART for part in found) < coded.size:
+                coded, *parts = found
+        entry = self._entry(coded, name, dtype, shape, align(self._length, ALIGN))
+        placed = tuple(self._entry(part, "", "UINT8", (part.length,)) for part in parts)
+        packed = entry.packed + sum(part.packed for part in placed)
+        entry = replace(entry, parts=placed, packed=packed)
         self._entries[name] = entry
         self._length = entry.offset + entry.nbytes
         return entry
@@ -159,19 +158,11 @@ class Writer:
         """Bytes of all chunks so far."""
         return self._end
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 of what was added so far, hexadecimal, without how it is coded."""
-        hasher = hashlib.sha256((self._base.id if self._base else "").encode())
-        for sha256 in self._ids:
-            hasher.update(sha256)
-        return hasher.hexdigest()
-
-    def finish(self, *, model_sha256: str | None = None) -> Header:
+    def finish(self, graph: bytes = b"") -> Header:
         """Write the header, make the file durable and put it in place of the old one.
 
         Args:
-            model_sha256: Hexadecimal sha256 of the .onnx file that the pack belongs to.
+            graph: The ONNX model whose external data the tensors are; none for weights alone.
 
         Returns:
             What was written.
@@ -179,19 +170,49 @@ class Writer:
         Raises:
             SidecarError: The header breaks a rule that readers hold it to, its size for one.
         """
+        raw = np.frombuffer(graph, np.uint8)
+        parts = [raw[start : start + CHUNK] for start in range(0, raw.size, CHUNK)]
+        numbers = tuple(map(self._place, ordered(self._pool, _code_chunk, parts, self._ahead)))
         header = Header(
-            model_sha256, self._data_name, self._length, self._base.id if self._base else None,
+            None, numbers, self._data_name, self._length, self._base.id if self._base else None,
             tuple(self._chunks), tuple(self._entries.values()),
         )  # fmt: skip
         text = header.dump()
-        if len(text) > MAX_HEADER:
-            raise SidecarError("too many tensors for one pack: leave the small ones in the .onnx")
-        parse(text, zlib.crc32(text), self._end, MAX_INTEGER)
+        before = preamble(text, self._end)
+        parse(text, 2, self._end, MAX_INTEGER)
         with replacing(self.path) as file:
-            file.write(preamble(text))
+            file.write(before)
             self._spool.seek(0)
             shutil.copyfileobj(self._spool, file, 1 << 20)
         return header
+
+    def _smallest(self, raw: Bytes, unit: int, *, floating: bool) -> _ChunkedTensor:
+        """Code bytes with the filter that suits them best."""
+        choices = entropy.choose(raw, unit, floating=floating)
+        coded = min((self._code(raw, choice) for choice in choices), key=lambda c: c.size)
+        if coded.size > raw.size:
+            coded = self._code(raw, entropy.plain(unit, floating=floating))
+        return coded
+
+    def _deal(self, raw: Bytes, unit: int, dealt: Bytes, *, floating: bool) -> list[_ChunkedTensor]:
+        """The part of each row, coded, and then each part, all its rows coded together."""
+        rows = raw.reshape(dealt.size, -1)
+        parts = [rows[dealt == number].reshape(-1) for number in range(int(dealt.max()) + 1)]
+        return [
+            self._smallest(dealt, 8, floating=False),
+            *(self._smallest(part, unit, floating=floating) for part in parts),
+        ]
+
+    def _entry(
+        self, coded: _ChunkedTensor, name: str, dtype: str, shape: tuple[int, ...], offset: int = 0
+    ) -> Entry:
+        """Place what was coded."""
+        how, values = coded.choice
+        ids = tuple(self._place(chunk) for chunk in coded.chunks)
+        table = None if values is None else self._place(_code_chunk(values))
+        used = ids if table is None else (*ids, table)
+        packed = sum(self._chunks[i].packed for i in used)
+        return Entry(name, dtype, shape, offset, how, table, coded.block, ids, packed)
 
     def _code(self, raw: Bytes, choice: entropy.Filtering) -> _ChunkedTensor:
         """The chunks of every block."""
@@ -203,7 +224,8 @@ class Writer:
             return [_code_chunk(s) for s in filters.encode(raw[start : start + step], how, table)]
 
         blocks = ordered(self._pool, code, range(0, raw.size, step), self._ahead)
-        return _ChunkedTensor(choice, block, [chunk for part in blocks for chunk in part])
+        chunks = [chunk for part in blocks for chunk in part]
+        return _ChunkedTensor(choice, block, chunks, raw.size)
 
     def _place(self, chunk: _CodedChunk) -> int:
         """The number of a chunk with these bytes: one that exists, or a new one at the end."""
@@ -214,10 +236,9 @@ class Writer:
         if at is not None and len(chunk.payload) > _REFERENCE:
             row = Chunk(BASE, at, 0, chunk.raw, chunk.crc, chunk.sha256.hex())
         else:
-            offset = align(self._end, ALIGN if chunk.method == STORED else ALIGN_CODED)
-            self._spool.write(bytes(offset - self._end) + chunk.payload)
-            self._end = offset + len(chunk.payload)
-            row = Chunk(chunk.method, offset, len(chunk.payload), chunk.raw, chunk.crc)
+            self._spool.write(chunk.payload)
+            row = Chunk(chunk.method, self._end, len(chunk.payload), chunk.raw, chunk.crc)
+            self._end += len(chunk.payload)
         self._chunks.append(row)
         self._ids[chunk.sha256] = len(self._chunks) - 1
         return len(self._chunks) - 1
@@ -228,7 +249,7 @@ def pack(
     tensors: Iterable[tuple[str, str, Iterable[int], Any]],
     *,
     data_name: str,
-    model_sha256: str | None = None,
+    graph: bytes = b"",
     base: str | os.PathLike[str] | None = None,
     threads: int = THREADS,
 ) -> Header:
@@ -237,8 +258,8 @@ def pack(
     Args:
         path: The pack to write.
         tensors: (name, dtype, shape, bytes), as ``Writer.add`` takes them.
-        data_name: Base name of the data file that it unpacks to.
-        model_sha256: Hexadecimal sha256 of the .onnx file that the pack belongs to.
+        data_name: Base name of the data file that it unpacks to, as the graph calls it.
+        graph: The ONNX model whose external data the tensors are; none for weights alone.
         base: A pack that every reader of this one will have: what it holds is not stored again.
         threads: Threads that filter and code.
 
@@ -253,7 +274,7 @@ def pack(
         with Writer(path, data_name=data_name, base=old, threads=threads) as writer:
             for name, dtype, shape, data in tensors:
                 writer.add(name, dtype, shape, data)
-            return writer.finish(model_sha256=model_sha256)
+            return writer.finish(graph)
     finally:
         if old is not None:
             old.close()

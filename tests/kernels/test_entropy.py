@@ -170,3 +170,24 @@ def test_isal_reads_the_same_bytes():
     raw = _weights(0.5, 100_000).view(np.uint8)
     coded = entropy.deflate(filters.encode(raw, Filter(32, 32, rotate=True))[3])
     assert entropy.inflate(coded, 100_000) == zlib.decompress(coded, -15)
+
+
+def test_rows_are_dealt_by_how_common_their_elements_are():
+    rng = np.random.default_rng(13)
+    wide = rng.random(1000) < 0.4
+    table = np.where(
+        wide[:, None], rng.integers(0, 200, (1000, 50)), rng.integers(0, 3, (1000, 50))
+    )
+    dealt = entropy.deal(table.astype(np.uint8).reshape(-1), 8, 1000)
+    assert sorted(np.unique(dealt)) == list(range(dealt.max() + 1))
+    of_wide, of_narrow = set(dealt[wide]), set(dealt[~wide])
+    assert len(of_wide & of_narrow) <= 1  # the part in which one kind ends and the other begins
+
+
+@pytest.mark.parametrize("rows", [255, 1000, 999, 50_000])
+def test_what_is_not_worth_dealing(rows):
+    """Few rows, rows that are alike, what has no such rows, and rows that are too short."""
+    data = np.random.default_rng(14).integers(0, 200, 50_000).astype(np.uint8)
+    assert entropy.deal(data, 8, rows) is None
+    assert entropy.deal(data, 4, 1000) is None
+    assert entropy.deal(np.arange(50_000, dtype=np.uint16).view(np.uint8), 16, 1000) is None

@@ -9,7 +9,13 @@ const limit = 2 ** 24;
 
 const [, , command, reader, ...paths] = argv;
 if (command === "browse") globalThis.process = undefined; // the path through DecompressionStream
-const { PackError, externalData, open } = await import(reader);
+const { PackError, externalData: read, open, unpack } = await import(reader);
+/** All that a pack holds is decoded; what is in it of the data file. */
+async function externalData(bytes, options) {
+  const pack = await open(bytes, options);
+  if (!pack.graph.length) return read(bytes, options);
+  return (await unpack(bytes, options)).externalData;
+}
 
 if (command === "read" || command === "browse") {
   // read PACK [BASE]: digests of all it holds
@@ -22,11 +28,13 @@ if (command === "read" || command === "browse") {
     if (one !== digest(data.subarray(t.offset, t.offset + t.nbytes))) throw new Error(t.name);
     console.log([one, t.dtype, t.offset, t.name, `[${t.shape.join(", ")}]`].join("\t"));
   }
-  console.log([digest(data), path, pack.model ?? "-"].join("\t"));
+  const graph = pack.graph.length ? digest(await pack.readGraph()) : "-";
+  console.log([digest(data), path, pack.model ?? "-", graph].join("\t"));
 } else if (command === "damage") {
   // damage PACK: every bit of head and header, and every length, must be refused
   const bytes = load(paths[0]);
-  const end = 32 + new DataView(bytes.buffer).getUint32(16, true);
+  const second = bytes[0] === 8, view = new DataView(bytes.buffer); // an ONNX model begins so
+  const end = second ? 192 + 32 + view.getUint32(192 + 12, true) : 32 + view.getUint32(16, true);
   const refused = async (damaged) =>
     externalData(damaged, { limit }).then(() => 0, (error) => {
       if (!(error instanceof PackError)) throw error;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import shutil
@@ -17,10 +18,11 @@ def data_files(path: Path) -> set[Path]:
     """The files beside a model that hold its data, and by their names those of no other model.
 
     Args:
-        path: A model file, plain or packed; whatever else it is has no such files.
+        path: A model file, plain or packed (of version 1); whatever else it is has no such files.
     """
     try:
-        if not path.is_file():  # to open a pipe would be to wait for somebody
+        # To open a pipe would be to wait for somebody; a pack has all its data in it.
+        if not path.is_file() or sidecar.holds_graph(path):
             return set()
         proto = wire.read(str(path))
         notes = {entry.key: entry.value for entry in proto.metadata_props}
@@ -38,14 +40,20 @@ def data_files(path: Path) -> set[Path]:
 def superseding(path: Path, spare: Collection[Path] = ()) -> Iterator[None]:
     """Write another model to ``path`` in this block; data that only the old one had go after it.
 
-    A pack stays where another in its folder is an update of it.
+    A pack stays where another in its folder is an update of it; a packed model that was at ``path``
+    itself stays under the name of its content.
 
     Args:
         path: Where the model goes.
         spare: Files to leave, whatever names them.
     """
-    old = data_files(path)
-    yield
+    old, needed = data_files(path), _kept_for_updates(path)
+    try:
+        yield
+    except BaseException:
+        if needed is not None:
+            needed.unlink(missing_ok=True)
+        raise
     for file in old - data_files(path):
         spared = any(file.samefile(other) for other in spare if other.exists())
         if not spared and not sidecar.updates(file):
@@ -85,6 +93,22 @@ def kept(path: Path, beside: Collection[Path] = ()) -> Iterator[Callable[[], boo
         yield put_back
 
 
+def _kept_for_updates(path: Path) -> Path | None:
+    """Another name for the packed model at ``path``, if there is one and updates of it need it."""
+    try:
+        if not path.is_file() or path.is_symlink() or not sidecar.holds_graph(path):
+            return None
+    except OSError:
+        return None
+    if not sidecar.updates(path):
+        return None
+    with sidecar.Sidecar.open(path) as opened:
+        link = path.with_name(files.data_name(path.name, opened.id, "pack"))
+    if not link.exists():
+        _link(path, link)
+    return link
+
+
 def _link(file: Path, link: Path) -> None:
     """Another name for a file, or a copy where the file system has no such names."""
     try:
@@ -106,4 +130,8 @@ def superseded(old: Collection[Path], path: Path) -> list[str]:
             said.append(f"removed {file.name}, which the model there had its data in")
         elif needed := ", ".join(each.name for each in sidecar.updates(file)):
             said.append(f"left {file.name}, the pack of the model there: base of {needed}")
+    for file in sorted(set(path.parent.glob(f"{glob.escape(path.name)}.*.pack")) - set(old)):
+        if files.is_data_of(file.name, path.name) and (others := sidecar.updates(file)):
+            names = ", ".join(each.name for each in others)
+            said.append(f"left {file.name}, the packed model that was there: base of {names}")
     return said

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 
+from onnxshrink import sidecar
 from onnxshrink.errors import ModelError
 from onnxshrink.graph.file import round_trip, wellformed, wire
 from onnxshrink.options import nearest_file
@@ -32,10 +33,8 @@ def read(path: Path) -> tuple[onnx.ModelProto, list[str]]:
     Raises:
         ModelError: No such file, or not an ONNX model.
     """
-    if not os.path.exists(path):  # unlike Path.exists(), also False for impossible names
-        raise ModelError(f"{path}: no such file{nearest_file(path)}")
-    if path.is_dir():
-        raise ModelError(f"{path}: is a folder; name the .onnx file in it")
+    if is_file_packed(path):
+        raise ModelError(f"{path}: its weights are packed; 'onnxshrink unpack' it first")
     try:
         if path.stat().st_size == 0:
             raise ModelError(f"{path}: the file is empty")
@@ -49,6 +48,22 @@ def read(path: Path) -> tuple[onnx.ModelProto, list[str]]:
     if not proto.HasField("graph") or proto.ir_version < 1:
         raise ModelError(f"{path}: not an ONNX model: it holds no graph")
     return proto, checked(proto, str(path))
+
+
+def is_file_packed(path: Path) -> bool:
+    """Whether a file is a packed model by itself: a pack that holds its graph.
+
+    Raises:
+        ModelError: It is no file, or cannot be read.
+    """
+    if not os.path.exists(path):  # unlike Path.exists(), also False for impossible names
+        raise ModelError(f"{path}: no such file{nearest_file(path)}")
+    if path.is_dir():
+        raise ModelError(f"{path}: is a folder; name the .onnx file in it")
+    try:
+        return sidecar.holds_graph(path)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def foreign(path: Path) -> str | None:

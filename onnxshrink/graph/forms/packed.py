@@ -1,15 +1,16 @@
-"""Models whose weights lie in a packed sidecar: written, and made plain again.
+"""Models whose weights are packed: written, and made plain again.
 
-A packed model is two files: ``model.onnx``, whose initializers name the external data that the
-pack unpacks to, and the pack, whose name the model knows and which says what is in it:
-``model.onnx.0123456789abcdef.pack``. No runtime can mistake packed bytes for weights: the data
-file that the graph names does not exist. ``docs/sidecar.md`` describes the pack.
+A packed model is one file, a pack that holds its graph, too; it may be called ``model.onnx``. The
+graph names its weights as external data that do not exist as a file, so that no runtime can mistake
+packed bytes for weights. ``docs/sidecar.md`` describes the file.
+
+Packs of version 1 had their graph beside them, in ``model.onnx``, whose metadata name the pack,
+``model.onnx.0123456789abcdef.pack``. They are read as well.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 from importlib import resources
@@ -17,49 +18,74 @@ from pathlib import Path
 from typing import Literal
 
 import onnx
+from google.protobuf.message import DecodeError
 
 from onnxshrink import files, sidecar
 from onnxshrink.errors import BudgetMissed, ModelError, SidecarError
 from onnxshrink.graph.file import tensors
 from onnxshrink.graph.file.data_files import superseding
 from onnxshrink.graph.file.model import Model, Storage
-from onnxshrink.graph.file.reading import read
+from onnxshrink.graph.file.reading import is_file_packed, read
 from onnxshrink.graph.file.tensors import PACK_KEY
 from onnxshrink.graph.rewrite.hoist import hoist_constants
 
-#: Smaller tensors stay in the .onnx: their place in the pack's header would cost as much.
+#: Smaller tensors stay in the graph: their place in the pack's header would cost as much.
 _PACKED_BYTES = 1024
+_DATA = "weights"  # what the graph calls its external data, whatever the file is called
 StrPath = str | os.PathLike[str]
 
 
+def is_packed(path: StrPath) -> bool:
+    """Whether a file is a packed model, of either version.
+
+    Raises:
+        ModelError: It is no file, or no ONNX model.
+    """
+    return is_file_packed(Path(path)) or _sidecar_name(Path(path)) is not None
+
+
 def pack_path(path: StrPath) -> Path:
-    """The sidecar of a packed model.
+    """The file that holds the weights of a packed model: itself, or the sidecar of version 1.
 
     Raises:
         ModelError: The file is not a packed model.
-        SidecarError: The name of its pack would lead elsewhere.
+        SidecarError: The name of its sidecar would lead elsewhere.
     """
     path = Path(path)
-    if (name := pack_name(path)) is None:
+    if is_file_packed(path):
+        return path
+    if (name := _sidecar_name(path)) is None:
         raise ModelError(f"{path}: is not a packed model; 'onnxshrink pack' makes one")
     return sidecar.sibling(path, name)
 
 
+def _sidecar_name(path: Path) -> str | None:
+    """Name of the sidecar of a packed model of version 1; None of others."""
+    try:
+        entry = {e.key: e.value for e in read(path)[0].metadata_props}.get(PACK_KEY)
+        name = None if entry is None else json.loads(entry)["file"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: its note on the pack is damaged: {error}") from error
+    if name is not None and not isinstance(name, str):
+        raise ModelError(f"{path}: its note on the pack is damaged")
+    return name
+
+
 def save(model: Model, path: StrPath, *, base: StrPath | None = None) -> int:
-    """Write a model and its sidecar.
+    """Write a model as one packed file.
 
     Args:
         model: Left as it is. Large constants in nodes and subgraphs become initializers.
-        path: Where the .onnx goes; the sidecar goes beside it.
-        base: A pack, or a packed model, that every reader will have; chunks that it holds are not
-            stored again.
+        path: Where it goes; any name will do.
+        base: A packed model, or the pack of one, that every reader will have; chunks that it holds
+            are not stored again.
 
     Returns:
-        Bytes of both files.
+        Bytes of the file.
 
     Raises:
         BudgetMissed: Packed, the model would take more bytes than plain; nothing is written.
-        OutputError: A file cannot be written.
+        OutputError: The file cannot be written.
         SidecarError: The base is missing, damaged or itself an update.
     """
     path = Path(path)
@@ -70,14 +96,14 @@ def save(model: Model, path: StrPath, *, base: StrPath | None = None) -> int:
         stack.enter_context(superseding(path, spare))
         stack.enter_context(files.writing(path))
         folder = stack.enter_context(files.scratch(path.absolute().parent))
-        name = _write(model, path.name, folder, old)
-        packed = (folder / path.name).stat().st_size + (folder / name).stat().st_size
+        scratch = folder / "pack"
+        _write(model, scratch, old)
+        packed = scratch.stat().st_size
         if packed >= (plain := model.nbytes()):
             raise BudgetMissed(
                 f"{path}: not packed: that would take {packed:,} bytes, plain {plain:,}"
             )
-        files.place(folder / name, path.with_name(name))
-        files.place(folder / path.name, path)
+        files.place(scratch, path)
     return packed
 
 
@@ -91,22 +117,18 @@ def _open_base(base: StrPath) -> sidecar.Sidecar:
 
 
 def base_path(base: StrPath) -> Path:
-    """The pack that is meant: the file itself, or the sidecar of the packed model."""
+    """The pack that is meant: the file itself, or the sidecar of a packed model of version 1."""
     path = Path(base)
-    if not path.is_file() or path.suffix == ".pack":
-        return path
-    return pack_path(path)
+    return path if not path.is_file() or path.suffix == ".pack" else pack_path(path)
 
 
-def _write(model: Model, name: str, folder: Path, base: sidecar.Sidecar | None) -> str:
-    """Write both files into a folder; the name of the pack."""
+def _write(model: Model, path: Path, base: sidecar.Sidecar | None) -> None:
+    """Write a packed model."""
     model = model.clone()
     hoist_constants(model, _PACKED_BYTES)
-    data_name = name + ".data"
-    scratch = folder / "pack"
     with (
         model.apart(every=True) as (proto, outside),
-        sidecar.Writer(scratch, data_name=data_name, base=base) as writer,
+        sidecar.Writer(path, data_name=_DATA, base=base) as writer,
     ):
         for header in proto.graph.initializer:
             tensor = outside.get(header.name)
@@ -114,51 +136,31 @@ def _write(model: Model, name: str, folder: Path, base: sidecar.Sidecar | None) 
                 dtype = onnx.TensorProto.DataType.Name(header.data_type)
                 entry = writer.add(header.name, dtype, header.dims, tensor.tobytes())
                 tensors.release(tensor)
-                tensors.point_at(header, data_name, entry.offset, entry.nbytes)
+                tensors.point_at(header, _DATA, entry.offset, entry.nbytes)
         if model.short_names is not None and not model.short_names.given:
             model.short_names.keep |= set(outside)  # the pack knows these
             model.short_names.apply(proto, writer.nbytes)
-        # The graph decides about the pack as well: its digest is in there.
-        graph = proto.SerializeToString(deterministic=True)
-        digest = hashlib.sha256(writer.digest.encode() + graph).hexdigest()
-        pack = files.data_name(name, digest, "pack")
-        _note(proto, json.dumps({"file": pack, "version": 1}))
-        text = proto.SerializeToString(deterministic=True)
-        writer.finish(model_sha256=hashlib.sha256(text).hexdigest())
-    os.replace(scratch, folder / pack)
-    with files.new_file(folder / name) as file:
-        file.write(text)
-    return pack
-
-
-def _note(proto: onnx.ModelProto, text: str | None) -> None:
-    """Let a model name its pack, or none."""
-    kept = {e.key: e.value for e in proto.metadata_props if e.key != PACK_KEY}
-    if text is not None:
-        kept[PACK_KEY] = text
-    del proto.metadata_props[:]
-    for key, value in kept.items():
-        proto.metadata_props.add(key=key, value=value)
+        writer.finish(proto.SerializeToString(deterministic=True))
 
 
 def stored_bytes(path: StrPath) -> int:
-    """Bytes of a packed model, its pack included."""
-    return Path(path).stat().st_size + pack_path(path).stat().st_size
+    """Bytes of a packed model, its sidecar included if it has one."""
+    return sum(file.stat().st_size for file in {Path(path), pack_path(path)})
 
 
 def open_pack(
     path: StrPath, *, base: StrPath | None = None, limit: int | None = None
 ) -> sidecar.Sidecar:
-    """Open the sidecar of a packed model and make sure that the two belong together.
+    """Open a packed model; of one of version 1 make sure that its sidecar belongs to it.
 
     Args:
-        path: The .onnx.
-        base: The pack that this one updates, if it does.
+        path: The model.
+        base: The packed model that this one updates, if it does.
         limit: Bytes that it may unpack to; 16 GiB by default.
 
     Raises:
         ModelError: The file is not a packed model.
-        SidecarError: The pack is missing, damaged, hostile, or another model's.
+        SidecarError: It is damaged or hostile, or its sidecar is missing or another model's.
     """
     path, file = Path(path), pack_path(path)
     base = None if base is None else base_path(base)
@@ -171,11 +173,27 @@ def open_pack(
             f"{file}: cannot be read: {error.strerror}; put it beside {path.name}"
         ) from error
     try:
-        opened.check_model(path)
+        if opened.version == 1:
+            opened.check_model(path)
+        elif not opened.header.graph:
+            raise SidecarError(f"{path}: holds weights, but no graph")
     except BaseException:
         opened.close()
         raise
     return opened
+
+
+def graph(opened: sidecar.Sidecar, path: StrPath) -> bytes:
+    """The graph of an open packed model, as an ONNX file whose external data are in the pack.
+
+    Args:
+        opened: From :func:`open_pack`.
+        path: The model.
+
+    Raises:
+        SidecarError: It is damaged.
+    """
+    return Path(path).read_bytes() if opened.version == 1 else opened.graph()
 
 
 def reader_path(kind: Literal["c", "js"], folder: Path) -> Path:
@@ -192,22 +210,6 @@ def write_reader(kind: Literal["c", "js"], folder: Path) -> Path:
     return path
 
 
-def pack_name(path: Path) -> str | None:
-    """Name of the sidecar of a packed model; None when the model is not packed.
-
-    Raises:
-        ModelError: The file is not an ONNX model.
-    """
-    try:
-        entry = {e.key: e.value for e in read(path)[0].metadata_props}.get(PACK_KEY)
-        name = None if entry is None else json.loads(entry)["file"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: its note on the pack is damaged: {error}") from error
-    if name is not None and not isinstance(name, str):
-        raise ModelError(f"{path}: its note on the pack is damaged")
-    return name
-
-
 def unpack(
     path: StrPath, out: StrPath, storage: Storage = "auto", *, base: StrPath | None = None,
     limit: int | None = None,
@@ -215,32 +217,37 @@ def unpack(
     """Write a packed model as a plain one, its tensors bit for bit those that were packed.
 
     Args:
-        path: The .onnx; its pack lies beside it.
+        path: The packed model.
         out: Where the plain model goes.
         storage: One file or external data.
-        base: The pack that this one updates, if it does.
-        limit: Bytes that the pack may unpack to.
+        base: The packed model that this one updates, if it does.
+        limit: Bytes that it may unpack to.
 
     Returns:
         Bytes written.
 
     Raises:
         ModelError: Not a packed model.
-        SidecarError: The pack is missing, damaged, hostile, or another model's.
+        SidecarError: It is damaged or hostile, or its sidecar is missing or another model's.
         OutputError: ``out`` cannot be written.
     """
     path, out = Path(path), Path(out)
     with open_pack(path, base=base, limit=limit) as opened:
         reads = [path, opened.path, *([] if base is None else [base_path(base)])]
         files.check(reads, [out])
-        proto = onnx.ModelProto.FromString(path.read_bytes())
-        _note(proto, None)
+        try:
+            proto = onnx.ModelProto.FromString(graph(opened, path))
+        except DecodeError as error:
+            raise ModelError(f"{path}: what is packed is no ONNX model: {error}") from error
+        for number, entry in reversed(list(enumerate(proto.metadata_props))):
+            if entry.key == PACK_KEY:
+                del proto.metadata_props[number]
         # The plain model is put together in a scratch folder beside the output, tensor by tensor.
         with (
             files.writing(out), superseding(out, reads),
             files.scratch(out.absolute().parent) as folder,
         ):  # fmt: skip
-            plain = folder / path.name
+            plain = folder / "model.onnx"
             plain.write_bytes(proto.SerializeToString(deterministic=True))
             opened.unpack(folder / opened.header.data_name)
             return Model.load(plain).save(out, storage)

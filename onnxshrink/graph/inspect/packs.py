@@ -71,30 +71,27 @@ class PackInspection:
     """What ``inspect_pack`` found.
 
     Attributes:
-        name: The .onnx file.
-        pack: Name of its sidecar.
-        model_bytes: Its size: the graph, and constants too small to pack.
-        pack_bytes: Size of the pack.
+        name: The model.
+        pack: Name of its sidecar, if it is of version 1; else its own.
+        graph_bytes: Bytes of the graph, with constants too small to pack.
+        graph_packed: Bytes that it takes in the files; those in a base count as nothing.
+        file_bytes: Size of the file, or of both files of version 1.
         base: sha256 of the pack that this one updates, if it does.
         tensors: The largest in the pack first.
     """
 
     name: str
     pack: str
-    model_bytes: int
-    pack_bytes: int
+    graph_bytes: int
+    graph_packed: int
+    file_bytes: int
     base: str | None
     tensors: tuple[PackedTensor, ...]
 
     @property
-    def file_bytes(self) -> int:
-        """Size of both files."""
-        return self.model_bytes + self.pack_bytes
-
-    @property
     def plain_bytes(self) -> int:
-        """Size of both files when unpacked, without padding."""
-        return self.model_bytes + sum(tensor.nbytes for tensor in self.tensors)
+        """Its size when unpacked, without padding."""
+        return self.graph_bytes + sum(tensor.nbytes for tensor in self.tensors)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -103,24 +100,26 @@ class PackInspection:
             "pack": self.pack,
             "file_bytes": self.file_bytes,
             "plain_bytes": self.plain_bytes,
-            "model_bytes": self.model_bytes,
-            "pack_bytes": self.pack_bytes,
+            "graph_bytes": self.graph_bytes,
+            "graph_packed": self.graph_packed,
             "base": self.base,
             "total": _sum("total", self.tensors).to_dict(),
             "tensors": [tensor.to_dict() for tensor in self.tensors],
         }
 
     def tables(self, rows: int = _ROWS) -> list[Table]:
-        """For people: the two files, then the tensors.
+        """For people: the file, then the tensors.
 
         Args:
             rows: The most rows of tensors; the rest is summed up in one.
         """
         whole = _sum("total", self.tensors)
         files = Table("packed model", ("what", "figure"))
-        files.add("model", f"{self.name}, {size(self.model_bytes)}")
-        files.add("pack", f"{self.pack}, {size(self.pack_bytes)}")
-        files.add("header and padding", size(self.pack_bytes - whole.packed))
+        files.add("model", f"{self.name}, {size(self.file_bytes)}")
+        if self.pack != os.path.basename(self.name):
+            files.add("of which in", self.pack)
+        files.add("graph", f"{size(self.graph_bytes)}, packed {size(self.graph_packed)}")
+        files.add("header", size(self.file_bytes - self.graph_packed - whole.packed))
         saved = times(self.plain_bytes, self.file_bytes)
         files.add("unpacked", f"{size(self.plain_bytes)}, {saved} the packed size")
         files.add("tensors", len(self.tensors))
@@ -140,20 +139,23 @@ def inspect_pack(path: str | os.PathLike[str]) -> PackInspection:
     """Look into a packed model; every tensor is decoded once, for its entropy.
 
     Args:
-        path: The .onnx; its pack lies beside it.
+        path: The packed model.
 
     Raises:
         ModelError: Not a packed model.
-        SidecarError: The pack is missing, damaged, hostile, or another model's.
+        SidecarError: It is damaged or hostile, or its sidecar is missing or another model's.
     """
     path = Path(path)
     with packed.open_pack(path) as opened:
         tensors = sorted(_tensors(opened), key=lambda tensor: -tensor.packed)
+        header, outside = opened.header, path.stat().st_size  # of version 1: the graph
+        first = opened.version == 1
         return PackInspection(
             name=os.fspath(path),
             pack=opened.path.name,
-            model_bytes=path.stat().st_size,
-            pack_bytes=opened.path.stat().st_size,
+            graph_bytes=outside if first else header.graph_length,
+            graph_packed=outside if first else sum(header.chunks[i].packed for i in header.graph),
+            file_bytes=packed.stored_bytes(path),
             base=opened.header.base,
             tensors=tuple(tensors),
         )
@@ -163,8 +165,8 @@ def _tensors(opened: Sidecar) -> Iterator[PackedTensor]:
     counted: set[int] = set()
     first: dict[tuple[object, ...], str] = {}
     for entry in opened.header.tensors:
-        same_as = first.setdefault((entry.chunks, entry.table, entry.how), entry.name)
-        numbers = {*entry.chunks, *(() if entry.table is None else (entry.table,))}
+        same_as = first.setdefault((entry.numbers, entry.how), entry.name)
+        numbers = set(entry.numbers)
         chunks = [opened.header.chunks[number] for number in sorted(numbers - counted)]
         counted |= numbers
         yield PackedTensor(
@@ -175,7 +177,7 @@ def _tensors(opened: Sidecar) -> Iterator[PackedTensor]:
             nbytes=entry.nbytes,
             packed=sum(chunk.packed for chunk in chunks),
             entropy_bits=_entropy(opened, entry),
-            filter=str(entry.how),
+            filter=f"{len(entry.parts)} parts of rows" if entry.parts else str(entry.how),
             same_as="" if same_as == entry.name or not entry.chunks else same_as,
         )
 
@@ -183,7 +185,9 @@ def _tensors(opened: Sidecar) -> Iterator[PackedTensor]:
 def _entropy(opened: Sidecar, entry: Entry) -> float | None:
     if opened.header.base is not None:
         return None
-    return entropy.ideal_bits(opened.read(entry.name), entry.how) / max(entry.elements, 1)
+    # A table dealt to parts is held against one histogram of all its elements, which it may beat.
+    how = entry.parts[0].how if entry.parts else entry.how
+    return entropy.ideal_bits(opened.read(entry.name), how) / max(entry.elements, 1)
 
 
 def _sum(name: str, tensors: Sequence[PackedTensor]) -> PackedTensor:

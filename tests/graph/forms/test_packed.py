@@ -19,15 +19,18 @@ import shares
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxshrink
+from onnxshrink import sidecar
 from onnxshrink.errors import BudgetMissed, ModelError, OutputError, SidecarError
 from onnxshrink.graph.file import round_trip
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.forms import packed
 from onnxshrink.runtime.session import open_session, run_session
 from onnxshrink.runtime.worker import Worker
-from onnxshrink.sidecar.header import BITS
+from onnxshrink.sidecar.header import BASE, BITS
 
 MODELS = Path(__file__).parents[3] / "models"
+#: A pair of version 1, of which the writer is gone: MatMul by `w` and Add of `b`.
+PAIR = Path(__file__).parents[2] / "golden" / "pair"
 FEED = {"image": np.random.default_rng(0).standard_normal((2, 1, 28, 28)).astype(np.float32)}
 
 
@@ -61,9 +64,10 @@ def test_unpacked_tensors_are_the_originals_bit_for_bit(
 
 
 def test_a_pack_is_smaller_and_its_size_is_told_right(plain: Path, small: Path) -> None:
-    pack = packed.pack_path(small)
-    assert packed.stored_bytes(small) == small.stat().st_size + pack.stat().st_size
-    assert packed.stored_bytes(small) < 0.86 * plain.stat().st_size
+    assert packed.pack_path(small) == small
+    assert packed.stored_bytes(small) == small.stat().st_size
+    assert packed.stored_bytes(small) < 0.84 * plain.stat().st_size
+    assert sorted(os.listdir(small.parent)) == ["plain.onnx", "small.onnx"]
 
 
 def test_a_session_answers_exactly_as_the_plain_model(plain: Path, small: Path) -> None:
@@ -82,8 +86,8 @@ def test_onnxruntime_reads_the_arrays_only_when_the_session_is_made(
         data = np.zeros(opened.header.data_length, np.uint8)
         for entry in opened.header.tensors:
             opened.read(entry.name, out=data[entry.offset : entry.offset + entry.nbytes])
-        files = {opened.header.data_name: data}
-    right = run_session(open_session(small, files=files), FEED)[0]
+        files, graph = {opened.header.data_name: data}, opened.graph()
+    right = run_session(open_session(graph, files=files), FEED)[0]
     real = onnxruntime.InferenceSession
 
     def late(*arguments: Any, **options: Any) -> onnxruntime.InferenceSession:
@@ -92,7 +96,7 @@ def test_onnxruntime_reads_the_arrays_only_when_the_session_is_made(
 
     with monkeypatch.context() as patch:
         patch.setattr(onnxruntime, "InferenceSession", late)
-        wrong = run_session(open_session(small, files=files), FEED)[0]
+        wrong = run_session(open_session(graph, files=files), FEED)[0]
     assert np.abs(wrong - right).max() > 0.1
 
     def crowded(*arguments: Any, **options: Any) -> onnxruntime.InferenceSession:
@@ -195,35 +199,115 @@ def test_an_update_stores_what_changed(plain: Path, small: Path, tmp_path: Path)
     changed.CopyFrom(numpy_helper.from_array(array, changed.name))
     newer, update, back = (tmp_path / f"{n}.onnx" for n in ("newer", "update", "back"))
     onnx.save(model, newer)
-    base = packed.pack_path(small)
+    base = small
     packed.save(Model.load(newer), update, base=base)
-    assert packed.pack_path(update).stat().st_size < 0.5 * base.stat().st_size
+    assert update.stat().st_size < 0.4 * base.stat().st_size
+    with packed.open_pack(update, base=base) as opened:  # the graph is the base's
+        assert {opened.header.chunks[number].method for number in opened.header.graph} == {BASE}
     packed.unpack(update, back, base=base)
     assert values(back) == values(newer)
     with pytest.raises(SidecarError, match="is an update"):
         packed.unpack(update, tmp_path / "no.onnx")
     with pytest.raises(SidecarError, match="is not its base"):
-        packed.unpack(update, tmp_path / "no.onnx", base=packed.pack_path(update))
+        packed.unpack(update, tmp_path / "no.onnx", base=update)
+    expected = run_session(open_session(newer), FEED)[0]
+    found = run_session(onnxshrink.session(update, base=base), FEED)[0]
+    np.testing.assert_array_equal(found, expected)
     assert not (tmp_path / "no.onnx").exists()
 
 
-def test_a_damaged_or_wrong_pack_is_refused(small: Path, tmp_path: Path) -> None:
-    pack, out = packed.pack_path(small), tmp_path / "out.onnx"
+def test_a_damaged_pack_is_refused(small: Path, tmp_path: Path) -> None:
+    out, good = tmp_path / "out.onnx", small.read_bytes()
+    for damaged in (good[:-100] + bytes(100), good[:-1], good + b"\0"):
+        small.write_bytes(damaged)
+        with pytest.raises(SidecarError):
+            packed.unpack(small, out)
+    small.write_bytes(good)
+    with pytest.raises(SidecarError, match="over the limit"):
+        packed.unpack(small, out, limit=1000)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("graph", "why"), [(b"", "holds weights, but no graph"), (b"\xff", "is no ONNX model")]
+)
+def test_packs_of_something_else(graph: bytes, why: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    sidecar.pack(path, [("w", "INT8", (2,), b"ab")], data_name="weights", graph=graph)
+    with pytest.raises(ModelError, match=why):
+        packed.unpack(path, tmp_path / "out.onnx")
+
+
+def test_a_packed_model_may_have_any_name_and_place(small: Path, tmp_path: Path) -> None:
+    expected = run_session(onnxshrink.session(small), FEED)[0]
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("other.onnx", "small.pack", "elsewhere/noname"):
+        moved = small.rename(tmp_path / name)
+        np.testing.assert_array_equal(run_session(onnxshrink.session(moved), FEED)[0], expected)
+        small = moved
+
+
+def test_the_bytes_do_not_depend_on_the_name(plain: Path, small: Path, tmp_path: Path) -> None:
+    packed.save(Model.load(plain), tmp_path / "another.onnx")
+    assert (tmp_path / "another.onnx").read_bytes() == small.read_bytes()
+
+
+# Version 1: two files
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Path:
+    shutil.copytree(PAIR, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "model.onnx"
+
+
+def test_a_pair_of_version_1_is_read(pair: Path, tmp_path: Path) -> None:
+    assert packed.is_packed(pair)
+    assert packed.stored_bytes(pair) == 960
+    with pytest.raises(ModelError, match="its weights are packed; 'onnxshrink unpack' it first"):
+        Model.load(pair)
+    packed.unpack(pair, tmp_path / "plain.onnx")
+    plain = onnx.load(tmp_path / "plain.onnx")
+    tensors = {t.name: numpy_helper.to_array(t) for t in plain.graph.initializer}
+    weight, bias = tensors["w"], tensors["b"]
+    assert set(np.unique(weight)) == {-1, 0, 1}
+    np.testing.assert_array_equal(bias, np.linspace(-1, 1, 24, dtype=np.float32))
+    x = np.arange(128, dtype=np.float32).reshape(2, 64)
+    (found,) = run_session(onnxshrink.session(pair), {"x": x})
+    np.testing.assert_allclose(found, x @ weight + bias, rtol=1e-6)
+    assert not plain.metadata_props
+
+
+def test_a_model_may_update_a_pair_of_version_1(pair: Path, tmp_path: Path) -> None:
+    packed.unpack(pair, tmp_path / "plain.onnx")
+    update = tmp_path / "update.onnx"
+    packed.save(Model.load(tmp_path / "plain.onnx"), update, base=pair)
+    packed.unpack(update, tmp_path / "again.onnx", base=pair)
+    digests = {Model.load(tmp_path / f"{name}.onnx").digest() for name in ("plain", "again")}
+    assert len(digests) == 1
+
+
+def test_a_damaged_or_wrong_pair_is_refused(pair: Path, tmp_path: Path) -> None:
+    pack, out = packed.pack_path(pair), tmp_path / "out.onnx"
     good = pack.read_bytes()
     pack.write_bytes(good[:-100] + bytes(100))
     with pytest.raises(SidecarError):
-        packed.unpack(small, out)
+        packed.unpack(pair, out)
     pack.unlink()
-    with pytest.raises(SidecarError, match=r"put it beside small\.onnx"):
-        packed.unpack(small, out)
+    with pytest.raises(SidecarError, match=r"put it beside model\.onnx"):
+        packed.unpack(pair, out)
     pack.write_bytes(good)
-    with pytest.raises(SidecarError, match=r"limit|more than"):
-        packed.unpack(small, out, limit=1000)
-    text = small.read_bytes()
-    small.write_bytes(text + b"\x08\x08")  # the same model, but another file
+    pair.write_bytes(pair.read_bytes() + b"\x08\x08")  # the same model, but another file
     with pytest.raises(SidecarError, match="was not packed with"):
-        packed.unpack(small, out)
+        packed.unpack(pair, out)
     assert not out.exists()
+
+
+def test_what_a_pair_leaves_when_it_is_written_over(pair: Path, plain: Path) -> None:
+    old = packed.pack_path(pair)
+    packed.save(Model.load(plain), pair)
+    assert packed.pack_path(pair) == pair
+    assert not old.exists()
 
 
 def test_a_plain_model_is_not_a_packed_one(plain: Path, tmp_path: Path) -> None:
@@ -244,9 +328,8 @@ def test_no_runtime_mistakes_packed_bytes_for_weights(small: Path) -> None:
 
 
 def test_the_input_is_not_written_over(plain: Path, small: Path) -> None:
-    for path in (small, packed.pack_path(small)):
-        with pytest.raises(OutputError):
-            packed.unpack(small, path)
+    with pytest.raises(OutputError):
+        packed.unpack(small, small)
     with pytest.raises(OutputError):
         packed.save(Model.load(plain), plain)
 
@@ -259,7 +342,7 @@ def test_readers_are_written_on_request(tmp_path: Path) -> None:
 
 @pytest.mark.fuzz
 def test_a_killed_pack_leaves_the_old_files(plain: Path, small: Path) -> None:
-    before = small.read_bytes(), packed.pack_path(small).read_bytes()
+    before = small.read_bytes()
     code = (
         "import sys\n"
         "from onnxshrink.graph.forms import packed; from onnxshrink.graph.file.model import Model\n"
@@ -277,8 +360,7 @@ def test_a_killed_pack_leaves_the_old_files(plain: Path, small: Path) -> None:
         child.send_signal(signal.SIGKILL)
         child.wait()
         child.stdout.close()
-        # The same model packs to the same bytes, so old and new pairs are alike.
-        assert (small.read_bytes(), packed.pack_path(small).read_bytes()) == before
+        assert small.read_bytes() == before  # the same model packs to the same bytes
     packed.save(Model.load(plain), small)
     with packed.open_pack(small) as opened:
         opened.verify()

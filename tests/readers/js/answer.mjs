@@ -7,14 +7,16 @@ const ARRAYS = { float32: Float32Array, int32: Int32Array, int64: BigInt64Array 
  * @param {object} reader onnxshrink_pack.mjs.
  * @param {(name: string) => Promise<Uint8Array>} load Reads a file of the job.
  * @param {object} job Names of the files `model`, `pack` and `base` (the last two may be absent),
- *   and `feeds`: {name: {type, dims, data}}.
+ *   whether the model is `packed`, and `feeds`: {name: {type, dims, data}}. `pack` is of version 1.
  * @returns {Promise<object>} Outputs as {name: {dims, data}}.
  */
 export async function answer(ort, reader, load, job) {
-  const model = await load(job.model);
+  let model = await load(job.model);
   const options = { executionProviders: job.providers };
-  if (job.pack) {
-    const base = job.base && (await load(job.base));
+  const base = job.base && (await load(job.base));
+  if (job.packed) {
+    ({ model, externalData: options.externalData } = await reader.unpack(model, { base }));
+  } else if (job.pack) {
     options.externalData = await reader.externalData(await load(job.pack), { model, base });
   }
   const session = await ort.InferenceSession.create(model, options);
