@@ -23,7 +23,7 @@ from onnxshrink.graph.file.model import Model
 from onnxshrink.recipe import Recipe, find_pass
 from onnxshrink.search.evaluation import Evaluator
 from onnxshrink.search.evolution import genes, places
-from onnxshrink.search.evolution.evaluating import Outcome
+from onnxshrink.search.evolution.evaluating import Evaluation
 from onnxshrink.search.evolution.generations import Generations, nondominated
 from onnxshrink.search.evolution.study import Study, shown
 
@@ -72,7 +72,7 @@ def test_genes_make_recipes_and_back() -> None:
 
 
 def test_a_front_is_what_nothing_beats_in_everything() -> None:
-    found = [Outcome(*values) for values in (
+    found = [Evaluation(*values) for values in (
         (10, 0.9, 0.0, 1.0), (20, 0.5, 0.0, 1.0), (20, 0.5, 0.0, 2.0), (30, 0.6, 0.0, 0.5),
         (40, 0.1, 0.0, 1.0),
     )]  # fmt: skip
@@ -111,13 +111,13 @@ def test_trials_whose_process_died_come_back(
         patched.setattr(os, "getpid", lambda: gone.pid)
         lost, _ = first.ask()
     kept, _ = first.ask()
-    first.tell(kept, Outcome(100, 0.5, 0.1))
+    first.tell(kept, Evaluation(100, 0.5, 0.1))
     again = study(tmp_path)
     assert again.count == 1
     trial, known = again.ask()
     assert trial.params == lost.params
     assert known is None
-    again.tell(trial, Outcome(why_not="it did not stand"))
+    again.tell(trial, Evaluation(why_not="it did not stand"))
     assert again.failures == ["it did not stand"]
     assert [found.nbytes for _, found in again.finished()] == [100]
 
@@ -132,7 +132,7 @@ def test_a_process_that_dies_is_a_failed_trial(tmp_path: Path) -> None:
     stores = ("int8", "share-codebook", "quantize-rd", "int4", "to-float16")
     one.begin("steps: [clean]", [], [{**good, "store": store} for store in stores])
 
-    def refuse(recipe: str) -> Outcome:
+    def refuse(recipe: str) -> Evaluation:
         raise AssertionError(recipe)
 
     with places.place(2, None, None) as where:

@@ -29,7 +29,7 @@ _here = threading.local()  # the evaluator of each thread, and for what it is
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Evaluation:
     """What came of a recipe.
 
     Attributes:
@@ -105,7 +105,7 @@ class Task:
         return hashlib.sha256(data).hexdigest()
 
 
-def evaluate(task: str, digest: str, recipe: str) -> Outcome:
+def evaluate(task: str, digest: str, recipe: str) -> Evaluation:
     """Evaluate a recipe for a task that was written to a file.
 
     Args:
@@ -117,36 +117,36 @@ def evaluate(task: str, digest: str, recipe: str) -> Outcome:
         if getattr(_here, "digest", None) != digest:
             data = Path(task).read_bytes()
             if hashlib.sha256(data).hexdigest() != digest:
-                return Outcome(why_not=f"{task}: is not what the search has written")
+                return Evaluation(why_not=f"{task}: is not what the search has written")
             known: Task = pickle.loads(data)
             _here.task, _here.evaluator = known, known.evaluator()
             _here.digest = digest
     except OSError as error:
-        return Outcome(why_not=f"{task}: this machine does not see it: {error}")
+        return Evaluation(why_not=f"{task}: this machine does not see it: {error}")
     except ShrinkError as error:
-        return Outcome(why_not=str(error))
+        return Evaluation(why_not=str(error))
     return outcome(_here.evaluator, Recipe.parse(recipe).steps, timed=_here.task.timed)
 
 
-def outcome(ask: Evaluator, steps: tuple[Pass, ...], *, timed: bool) -> Outcome:
+def outcome(ask: Evaluator, steps: tuple[Pass, ...], *, timed: bool) -> Evaluation:
     """What comes of a recipe; whatever goes wrong is an outcome, too."""
     from onnxshrink.search.measured import bench_tried
 
     try:
         one = ask.evaluate(steps)
         if one is None:
-            return Outcome(why_not=ask.why_not)
+            return Evaluation(why_not=ask.why_not)
         if one.misses or not one.seen <= _FAR:
             lost = one.misses[0] if one.misses else f"{one.seen:.3g} times what may be lost is lost"
-            return Outcome(why_not=lost)
+            return Evaluation(why_not=lost)
         if timed:
             bench_tried(ask, [one])
-        return Outcome(one.nbytes, one.seen, one.error, one.latency)
+        return Evaluation(one.nbytes, one.seen, one.error, one.latency)
     except ShrinkError as error:
-        return Outcome(why_not=str(error))
+        return Evaluation(why_not=str(error))
     except Exception as error:  # a bug in one recipe is not the end of a study
         _log.debug("a recipe:", exc_info=True)
-        return Outcome(why_not=internal(error))
+        return Evaluation(why_not=internal(error))
 
 
 def _quiet(what: str, done: int, total: int) -> None:

@@ -15,8 +15,8 @@ from onnxshrink.errors import internal
 from onnxshrink.recipe import Recipe
 from onnxshrink.report import size
 from onnxshrink.search.evolution import genes
-from onnxshrink.search.evolution.evaluating import Outcome
-from onnxshrink.search.evolution.places import Place
+from onnxshrink.search.evolution.evaluating import Evaluation
+from onnxshrink.search.evolution.places import Workplace
 from onnxshrink.search.evolution.study import Study
 
 if TYPE_CHECKING:
@@ -57,13 +57,13 @@ class Generations:
     """
 
     study: Study
-    place: Place
-    evaluate: Callable[[str], Outcome]
+    place: Workplace
+    evaluate: Callable[[str], Evaluation]
     remote: tuple[Any, ...]
     trials: int
     deadline: float | None
     progress: Progress
-    _flying: dict[Future[Outcome], Flight] = field(default_factory=dict)
+    _flying: dict[Future[Evaluation], Flight] = field(default_factory=dict)
 
     def run(self) -> str:
         """Search; why it ended early, empty when it did not."""
@@ -119,7 +119,7 @@ class Generations:
         self._flying[future] = flight
         return ""
 
-    def _landed(self, future: Future[Outcome], flight: Flight) -> str:
+    def _landed(self, future: Future[Evaluation], flight: Flight) -> str:
         """Keep what came of a recipe; why nothing more can be evaluated, if it cannot."""
         try:
             found = future.result()
@@ -128,7 +128,7 @@ class Generations:
             if flight.tries < _TWICE:
                 flight.tries += 1
                 return self._start(flight)
-            found = Outcome(why_not=f"its process died, {_TWICE} times: {error}")
+            found = Evaluation(why_not=f"its process died, {_TWICE} times: {error}")
         except CancelledError:
             self.study.drop(flight.trial)
             return "the scheduler is gone" if not self.place.alive() else ""
@@ -136,11 +136,11 @@ class Generations:
             if not self.place.alive():
                 self.study.drop(flight.trial)
                 return "the scheduler is gone"
-            found = Outcome(why_not=internal(error))
+            found = Evaluation(why_not=internal(error))
         self._tell(flight.trial, found, flight.recipe)
         return ""
 
-    def _tell(self, trial: Trial, found: Outcome, recipe: str) -> None:
+    def _tell(self, trial: Trial, found: Evaluation, recipe: str) -> None:
         if found.why_not:
             _log.info("trial %d failed: %s", trial.number, found.why_not)
         else:
@@ -154,7 +154,7 @@ class Generations:
         self.progress(f"trying recipes{best}", min(self.study.count, self.trials), self.trials)
 
 
-def nondominated(found: list[Outcome], *, timed: bool) -> list[int]:
+def nondominated(found: list[Evaluation], *, timed: bool) -> list[int]:
     """Numbers of the outcomes that no other one beats in everything, the largest first.
 
     Args:
@@ -162,7 +162,7 @@ def nondominated(found: list[Outcome], *, timed: bool) -> list[int]:
         timed: Whether latency counts.
     """
 
-    def values(one: Outcome) -> tuple[float, ...]:
+    def values(one: Evaluation) -> tuple[float, ...]:
         late = math.inf if one.latency is None else one.latency
         return (one.nbytes, one.seen, late) if timed else (one.nbytes, one.seen)
 

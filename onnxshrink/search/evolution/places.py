@@ -16,7 +16,7 @@ _RETRIES = 2  # of an evaluation whose process died
 
 
 @dataclass
-class Place:
+class Workplace:
     """An executor, and how many evaluations go on in it at a time.
 
     Attributes:
@@ -56,7 +56,7 @@ class Place:
 
 
 @contextlib.contextmanager
-def place(jobs: int, scheduler: str | None, given: Executor | None) -> Iterator[Place]:
+def place(jobs: int, scheduler: str | None, given: Executor | None) -> Iterator[Workplace]:
     """Where to evaluate.
 
     Args:
@@ -68,18 +68,18 @@ def place(jobs: int, scheduler: str | None, given: Executor | None) -> Iterator[
         RecipeError: The scheduler does not answer in time, has no workers, or Dask is missing.
     """
     if given is not None:
-        yield Place(max(jobs, 1), given)
+        yield Workplace(max(jobs, 1), given)
     elif scheduler is not None:
         with _cluster(scheduler) as found:
             yield found
     elif jobs > 1:
-        found = Place(jobs, _pool(jobs), lambda: _pool(jobs))
+        found = Workplace(jobs, _pool(jobs), lambda: _pool(jobs))
         try:
             yield found
         finally:
             found.close()
     else:
-        yield Place(1)
+        yield Workplace(1)
 
 
 def _pool(jobs: int) -> Executor:
@@ -93,7 +93,7 @@ def _pool(jobs: int) -> Executor:
 
 
 @contextlib.contextmanager
-def _cluster(address: str) -> Iterator[Place]:
+def _cluster(address: str) -> Iterator[Workplace]:
     try:
         import distributed
     except ImportError as error:
@@ -112,4 +112,4 @@ def _cluster(address: str) -> Iterator[Place]:
         if not width:
             raise RecipeError(f"--scheduler {address}: has no workers; start some: dask worker")
         executor = client.get_executor(pure=False, retries=_RETRIES)
-        yield Place(width, executor, alive=lambda: bool(client.status == "running"))
+        yield Workplace(width, executor, alive=lambda: bool(client.status == "running"))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxshrink.errors import RecipeError
 from onnxshrink.search.evolution import genes
-from onnxshrink.search.evolution.evaluating import Outcome
+from onnxshrink.search.evolution.evaluating import Evaluation
 
 if TYPE_CHECKING:
     from optuna import Study as Stored
@@ -104,7 +104,7 @@ class Study:
         return self._stored.user_attrs.get(_SEEDED)
 
     def begin(
-        self, start: str, seeds: Sequence[tuple[Mapping[str, Any], Outcome]],
+        self, start: str, seeds: Sequence[tuple[Mapping[str, Any], Evaluation]],
         near: Sequence[Mapping[str, Any]] = (),
     ) -> None:  # fmt: skip
         """Note what is known before the first trial.
@@ -122,12 +122,12 @@ class Study:
 
     # ---- trials
 
-    def ask(self) -> tuple[Trial, Outcome | None]:
+    def ask(self) -> tuple[Trial, Evaluation | None]:
         """A recipe to evaluate, and what came of it, where that is known already."""
         trial = self._stored.ask(self._space)
         trial.set_user_attr("owner", f"{socket.gethostname()}:{os.getpid()}")
         known = trial.user_attrs.get("known") or self._twin(trial)
-        return trial, None if known is None else Outcome(**known)
+        return trial, None if known is None else Evaluation(**known)
 
     def _twin(self, trial: Trial) -> dict[str, Any] | None:
         steps = genes.steps_of(trial.params)
@@ -136,7 +136,7 @@ class Study:
                 return _attributes(found)
         return None
 
-    def tell(self, trial: Trial, found: Outcome) -> None:
+    def tell(self, trial: Trial, found: Evaluation) -> None:
         """Keep what came of a recipe: a failure with its reason."""
         from optuna.trial import TrialState
 
@@ -155,12 +155,12 @@ class Study:
         self._stored.tell(trial, state=TrialState.FAIL)
         self._stored.enqueue_trial(trial.params)
 
-    def finished(self) -> Iterator[tuple[FrozenTrial, Outcome]]:
+    def finished(self) -> Iterator[tuple[FrozenTrial, Evaluation]]:
         """All that were evaluated, with what came of them."""
         from optuna.trial import TrialState
 
         for trial in self._stored.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            yield trial, Outcome(**trial.user_attrs["found"])
+            yield trial, Evaluation(**trial.user_attrs["found"])
 
     @property
     def failures(self) -> list[str]:
@@ -177,7 +177,7 @@ class Study:
         return len(done) + len(self.failures)
 
 
-def _attributes(found: Outcome) -> dict[str, Any]:
+def _attributes(found: Evaluation) -> dict[str, Any]:
     return {
         "nbytes": found.nbytes, "seen": found.seen, "error": found.error, "latency": found.latency,
     }  # fmt: skip
