@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
     from onnxshrink.pipeline import Pass
     from onnxshrink.search.evaluation import Evaluator, Tried
-    from onnxshrink.search.evolution.evaluating import Outcome, Task
-    from onnxshrink.search.evolution.places import Place
+    from onnxshrink.search.evolution.evaluating import Evaluation, Task
+    from onnxshrink.search.evolution.places import Workplace
     from onnxshrink.search.evolution.study import Study
     from onnxshrink.search.platform import Name
 
@@ -157,7 +157,7 @@ def _identity(model: Model, settings: Settings, goal: Goal, more: str) -> dict[s
 def _begin(study: Study, ask: Evaluator, latency: bool, deadline: float | None) -> str:
     """Tell a new study what the search with one number finds; why that ended early."""
     from onnxshrink.search import front
-    from onnxshrink.search.evolution.evaluating import Outcome
+    from onnxshrink.search.evolution.evaluating import Evaluation
     from onnxshrink.search.evolution.genes import genes_of, neighbours
     from onnxshrink.search.measured import bench_tried
     from onnxshrink.search.smallest import Search
@@ -173,7 +173,7 @@ def _begin(study: Study, ask: Evaluator, latency: bool, deadline: float | None) 
             continue
         if latency and one.latency is None:
             bench_tried(ask, [one])
-        seeds.append((genes, Outcome(one.nbytes, one.seen, one.error, one.latency)))
+        seeds.append((genes, Evaluation(one.nbytes, one.seen, one.error, one.latency)))
     own = genes_of(found.best.recipe.steps[len(ask.first) :])
     near = [] if own is None else neighbours(own, timed=latency)
     study.begin(found.best.recipe.to_yaml(), seeds, near)
@@ -181,7 +181,7 @@ def _begin(study: Study, ask: Evaluator, latency: bool, deadline: float | None) 
 
 
 def _generations(
-    study: Study, ask: Evaluator, task: Task, where: Place, folder: Path, trials: int,
+    study: Study, ask: Evaluator, task: Task, where: Workplace, folder: Path, trials: int,
     deadline: float | None,
 ) -> str:  # fmt: skip
     """Let recipes evolve; why that ended early."""
@@ -193,7 +193,7 @@ def _generations(
     if where.executor is not None:
         remote = (evaluating.evaluate, str(path), task.write(path))
 
-    def here(recipe: str) -> Outcome:
+    def here(recipe: str) -> Evaluation:
         return evaluating.outcome(ask, Recipe.parse(recipe).steps, timed=task.timed)
 
     try:
@@ -259,7 +259,7 @@ def _spread(front: Sequence[int]) -> list[int]:
 
 
 def _attempts(
-    recipes: Sequence[Sequence[Pass]], outcomes: Sequence[Outcome], asked: Sequence[Attempt]
+    recipes: Sequence[Sequence[Pass]], outcomes: Sequence[Evaluation], asked: Sequence[Attempt]
 ) -> list[Attempt]:
     """All trials for the report; those that unseen inputs were asked about with their answer."""
     from onnxshrink.search.evaluation import named
