@@ -3,14 +3,14 @@
 import os
 from pathlib import Path
 
-from onnxshrink.search.evolution.evaluating import Outcome
+from onnxshrink.search.evolution.evaluating import Evaluation
 
 
-def evaluated(folder: str, recipe: str) -> Outcome:
+def evaluated(folder: str, recipe: str) -> Evaluation:
     """Ends its process for palettes; fails for codes; all else is well."""
     Path(folder, f"{os.getpid()}").touch()
     if "share-codebook" in recipe:
         os._exit(3)
     if "quantize-rd" in recipe:
         raise ValueError("a bug")
-    return Outcome(len(recipe), 0.5, 0.1)
+    return Evaluation(len(recipe), 0.5, 0.1)
