@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import time
 from collections.abc import Sequence
@@ -219,22 +220,18 @@ def _finish(
     best_of = [n for n in nondominated(outcomes, timed=latency) if outcomes[n].seen <= _NEAR]
     chosen = [recipes[number] for number in _spread(best_of)]
     start = Recipe.parse(study.start or "").steps[len(ask.first) :]
-    if start not in chosen:
-        chosen.append(start)
+    chosen += [steps for steps in (start, ()) if steps not in chosen]  # () stands everywhere
+    looks = len({tuple(step.name for step in steps) for steps in chosen if steps})
     kept: list[Tried] = []
     for number, steps in enumerate(chosen):
         ask.settings.progress("asking unseen inputs", number, len(chosen))
-        one = ask.evaluate(steps, looks=len(chosen))
+        one = ask.evaluate(steps, looks=max(looks, 1))
         if one is not None:
             one.result = None
             kept.append(one)
-    best = min(kept, key=lambda one: (not one.keeps or one.refused, one.strain > 1, one.nbytes))
-    if not best.keeps or best.refused:
-        best = min(kept, key=lambda one: (len(one.misses), one.strain))
+    best = accepted(kept)
     result = ask.result(best)
-    telling.tell(
-        result, Found(best, result, kept, len(chosen), stopped), ask.goal, ask.settings, "size"
-    )
+    telling.tell(result, Found(best, result, kept, looks, stopped), ask.goal, ask.settings, "size")
     points = front.write_models(ask, front.best_of_each_size(kept), best, out.parent)
     report = api.write(result, best.recipe, out, options, ask.storage)
     report.front = front.table(points, report.bytes_before)
@@ -249,6 +246,25 @@ def _finish(
     with files.output(out.parent / "recipe.yaml") as file:
         file.write(replace(best.recipe, storage=ask.storage).to_yaml().encode())
     return report
+
+
+def accepted(kept: Sequence[Tried]) -> Tried:
+    """The smallest that unseen inputs accept; where they accept none, the one that is nearest.
+
+    Recipes of the same steps are one path, which was put in order without these inputs: it is taken
+    from its largest on until one is refused, and so is one test, however many its recipes.
+    """
+    paths: dict[tuple[str, ...], list[Tried]] = {}
+    for one in sorted(kept, key=lambda one: -one.nbytes):
+        paths.setdefault(tuple(step.name for step in one.recipe.steps), []).append(one)
+    taken = [
+        one
+        for path in paths.values()
+        for one in itertools.takewhile(lambda one: one.keeps and not one.refused, path)
+    ]
+    if taken:
+        return min(taken, key=lambda one: one.nbytes)
+    return min(kept, key=lambda one: (len(one.misses), one.strain))
 
 
 def _spread(front: Sequence[int]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from onnxshrink.search.smallest import Found
 
 _SPENDS = (1 / 64, 1 / 16, 1 / 4, 1.0, 4.0, 16.0)  # of what the best one spends
+_ROW = re.compile(r"^\| (\d+-[\d.]+x\.onnx) \|", re.MULTILINE)
 _LEAST_STEP = 0.98  # of the bytes, between neighbours
 
 
@@ -94,12 +96,22 @@ def write_models(ask: Evaluator, chosen: Sequence[Tried], best: Tried, folder: P
         Point(path, one.name, nbytes, one.error, one.strain, cost.ratio, one is best)
         for path, one, nbytes, cost in zip(paths, chosen, sizes, costs, strict=True)
     ]
+    for name in _listed(folder) - {path.name for path in paths}:  # of an earlier front
+        (folder / name).unlink(missing_ok=True)
     with files.output(folder / "front.md") as file:
         file.write(table(points, before).to_markdown().encode() + b"\n")
     with files.output(folder / "front.svg") as file:
         drawn = pareto.plot([point.attempt for point in points], ask.model.label)
         file.write(alone(drawn).encode())
     return points
+
+
+def _listed(folder: Path) -> set[str]:
+    """The models that an earlier front has left in a folder, by its own table."""
+    table = folder / "front.md"
+    if not table.is_file():
+        return set()
+    return {*_ROW.findall(table.read_text(encoding="utf-8", errors="replace"))}
 
 
 def candidates(ask: Evaluator, tried: Sequence[Tried], best: Tried) -> list[Tried]:

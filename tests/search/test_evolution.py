@@ -18,10 +18,10 @@ from hard_models import text
 
 from onnxshrink import api
 from onnxshrink.errors import ModelError, RecipeError
-from onnxshrink.evolving import evolve
+from onnxshrink.evolving import accepted, evolve
 from onnxshrink.graph.file.model import Model
 from onnxshrink.recipe import Recipe, find_pass
-from onnxshrink.search.evaluation import Evaluator
+from onnxshrink.search.evaluation import Evaluator, Tried
 from onnxshrink.search.evolution import genes, places
 from onnxshrink.search.evolution.evaluating import Evaluation
 from onnxshrink.search.evolution.generations import Generations, nondominated
@@ -78,6 +78,18 @@ def test_a_front_is_what_nothing_beats_in_everything() -> None:
     )]  # fmt: skip
     assert nondominated(found, timed=False) == [4, 1, 0]
     assert nondominated(found, timed=True) == [4, 3, 1, 0]
+
+
+def test_a_path_is_taken_until_it_is_refused() -> None:
+    def tried(nbytes: int, strain: float, name: str = "quantize-rd") -> Tried:
+        return Tried(Recipe((find_pass(name)(),)), nbytes, strain, 0.0, [])
+
+    lucky = tried(20, 0.9)  # behind one that was refused: as likely as not by chance
+    path = [tried(50, 0.5), tried(40, 0.8), tried(30, 1.1), lucky]
+    assert accepted(path) is path[1]
+    other = tried(35, 0.9, "to-float16")
+    assert accepted([*path, other]) is other
+    assert accepted([tried(30, 1.1), tried(20, 3.0)]).nbytes == 30
 
 
 # ---------------------------------------------------------------------------- studies
@@ -199,7 +211,12 @@ def test_a_search_goes_on_where_it_was(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Evaluator, "evaluate", stops)
+    (folder / "front.md").write_text("| 77-1.0x.onnx | of an earlier run |")
+    (folder / "77-1.0x.onnx").touch()
+    (folder / "78-1.0x.onnx").touch()  # somebody else's
     kept = evolve(model, folder, options, trials=9)
+    assert not (folder / "77-1.0x.onnx").exists()
+    assert (folder / "78-1.0x.onnx").exists()
     assert any(line.startswith("interrupted: this is the best") for line in kept.warnings)
     assert kept.bytes_after == report.bytes_after
     np.savez(data, x=np.ones((128, 64), np.float32) * np.arange(128, dtype=np.float32)[:, None])
