@@ -152,6 +152,18 @@ def test_more_to_spend_gives_fewer_bits_and_more_error(worker: Worker) -> None:
     assert errors == sorted(errors)
 
 
+def test_small_weights_get_more_bits_where_eight_lose_what_is_to_be_spent(worker: Worker) -> None:
+    feeds, found = inputs(rows=4, seed=9), {}
+    before = answers(network(softmax=False), feeds)
+    for spend in (1e-2, 1e-7):
+        result, step = quantized(worker, network(softmax=False), lam=spend)
+        (head,) = (row for row in step.changes if row.what == "head")
+        found[head.note.split()[0]] = np.linalg.norm(answers(result.model, feeds) - before)
+    assert list(found) == ["int8", "int16"]
+    # Codes of 8 bits alone are off by half a step of a hundred: nothing else could make up for it.
+    assert found["int16"] < 1e-3 * np.linalg.norm(before)
+
+
 def test_min_fidelity_of_values(worker: Worker) -> None:
     model = network(softmax=False)
     result, _ = quantized(worker, model, min_fidelity=0.999)

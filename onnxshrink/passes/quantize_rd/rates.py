@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -38,6 +39,7 @@ _EXACT = 1e-9  # a fidelity of 1 is asked for: this much may be lost
 _NEAR = 1.01  # how closely a goal in bytes is met, in what is spent: 0.007 bits a weight
 _PROBES = 2, 8  # feeds that tell the effect of each layer, first and (at least) second time
 _MOST_PROBES = 32  # of a small model: what few inputs say of a layer is mostly noise
+_MORE_BITS = 7  # than 8, of weights without a grid: codes of 16 bits
 _WORK = 2**25  # weights times feeds of the second time
 
 
@@ -70,7 +72,9 @@ class StepSearch:
         views: The weights.
         ctx: Inputs, statistics, and where to run trials.
         layers: Weights that get a grid of their own.
-        plain: Those that are stored with 8 bits, and why.
+        plain: Those without one: too small, or with channels too unlike; codes of 8 bits, and why.
+            They get more bits where 8 lose so much that the others would need more; see
+            :meth:`_more_bits`.
     """
 
     options: QuantizeRd
@@ -86,6 +90,8 @@ class StepSearch:
         self._judge = split.of(self.ctx.feeds, split.judge)
         self._half: int | None = 0  # of the inputs, to which the layers are fitted; None: all
         self._dampings: dict[str, float] = {}
+        self._lost_by_plain = 0.0  # squared output error of their 8 bits
+        self._finer: dict[int, list[Quantized]] = {}
         self._by_name: dict[str, WeightView] = {}  # those of the search
         names = Counter(view.name for view in self.views)
         for view in self.views:
@@ -119,7 +125,9 @@ class StepSearch:
                 return 0.0
             self.layers = self._measured(exchange)
             found = {layer.name: layer.sensitivity for layer in self.layers}
-            self.ctx.findings[key] = found, dict(self._dampings), dict(exchange.refused)
+            self.ctx.findings[key] = (
+                found, dict(self._dampings), dict(exchange.refused), self._lost_by_plain,
+            )  # fmt: skip
             options = self.options
             if options.lam is not None:
                 return options.lam
@@ -143,10 +151,11 @@ class StepSearch:
 
     def _known(
         self, spend: float, sensitivities: Mapping[str, float], dampings: Mapping[str, float],
-        refused: Mapping[str, str],
+        refused: Mapping[str, str], lost_by_plain: float,
     ) -> float:  # fmt: skip
         """What to spend, by what an earlier run on the same model and inputs has measured."""
         self._dampings.update(dampings)
+        self._lost_by_plain = lost_by_plain
         for name in [name for name in self._by_name if name not in sensitivities]:
             view = self._by_name.pop(name)
             self.plain.append((view, _eight_bits(view), refused[name]))
@@ -205,20 +214,55 @@ class StepSearch:
         """
         from onnxshrink.kernels import rate
 
-        room = budget - sum(self.nbytes(stored.codes) for _, stored, _ in self.plain)
-
         def cost(inverse: float) -> float:
+            room = budget - sum(self.nbytes(one.codes) for one in self._plain_codes(1 / inverse))
+            if room <= 0:
+                return math.inf
             steps = rate.steps(self.layers, 1 / inverse)
             codes = (rate.stored(layer.codes(steps[layer.name])) for layer in self.layers)
             return sum(map(self.nbytes, codes)) / room
 
-        over = rate.largest(cost, 1 / start, within=_NEAR) if room > 0 else 0.0
+        over = rate.largest(cost, 1 / start, within=_NEAR)
         if over == 0:
             raise DataError(
                 f"{self.options.name}: no grid meets the budget; the rest of the model is too "
                 "large, or too many weights are kept at 8 bits"
             )
         return 1 / over
+
+    def _more_bits(self, spend: float) -> int:
+        """How many bits more than 8 the plain weights get.
+
+        None, unless the error that they then no longer make, spent by the others, saves more than
+        the second byte of each takes. Then as many as bring them to the noise of the others.
+        """
+        if not self._lost_by_plain or self.options.beside_integers:
+            return 0
+        others = sum(layer.size for layer in self.layers)
+        few = sum(view.size for view, *_ in self.plain)
+        if others / 2 * math.log2(1 + self._lost_by_plain / spend) <= 8 * few:
+            return 0
+        apart = self._lost_by_plain / (spend * few / others)
+        return min(max(round(math.log2(apart) / 2), 1), _MORE_BITS)
+
+    def _plain_codes(self, spend: float) -> list[Quantized]:
+        """The codes of the plain weights, as fine as they should be beside the others."""
+        more = self._more_bits(spend)
+        if more not in self._finer:
+            self._finer[more] = [_finer(view, eight, more) for view, eight, _ in self.plain]
+        return self._finer[more]
+
+    def _plain_weights(
+        self, exchange: Exchange, codes: Sequence[Quantized]
+    ) -> dict[str, npt.NDArray[np.floating]]:
+        """What codes of the plain weights stand for, by name."""
+        from onnxshrink.kernels import affine
+
+        return {
+            view.name: affine.dequantize(stored).astype(view.dtype.numpy())
+            for (view, *_), stored in zip(self.plain, codes, strict=True)
+            if view.name not in exchange.refused
+        }
 
     def _measured(self, exchange: Exchange) -> list[GridTensor]:
         """Layers fitted to the first half of the inputs, with what their noise does to outputs.
@@ -251,6 +295,10 @@ class StepSearch:
                 effect = reference.distortion(after.outputs)
                 sensitivity = max(effect, _LEAST) / step**2
                 found[number] = replace(layer, sensitivity=sensitivity)
+            eight = self._plain_weights(exchange, [stored for _, stored, _ in self.plain])
+            if eight:
+                self._lost_by_plain = reference.distortion(exchange.answers(probes, eight).outputs)
+                _log.info("8 bits in small weights: a squared error of %.2g", self._lost_by_plain)
             # Of any goal, so that its outcome can be repeated.
             steps = rate.steps(found, _SPEND, _COARSEST_PROBE)
         return rate.doubted(found, _rows(before))
@@ -290,7 +338,7 @@ class StepSearch:
         self, spend: float, exchange: Exchange, lost: Callable[[Answers], float]
     ) -> tuple[float, float]:
         """How much of what may be lost the half of the inputs that judges loses; bits a weight."""
-        from onnxshrink.kernels import affine, rate
+        from onnxshrink.kernels import rate
 
         steps, weights, bits = rate.steps(self.layers, spend), {}, 0.0
         for layer in self.layers:
@@ -298,9 +346,7 @@ class StepSearch:
             codes = layer.codes(step)
             weights[layer.name] = _unfold(self._by_name[layer.name], layer.values(codes, step))
             bits += rate.entropy_bits(codes)
-        for view, stored, _ in self.plain:
-            if view.name not in exchange.refused:
-                weights[view.name] = affine.dequantize(stored).astype(view.dtype.numpy())
+        weights |= self._plain_weights(exchange, self._plain_codes(spend))
         loss = lost(exchange.answers(self._judge, weights))
         bits /= sum(layer.size for layer in self.layers)
         _log.info("%.3f bits a weight: %.3f of what may be lost", bits, loss)
@@ -315,10 +361,10 @@ class StepSearch:
         from onnxshrink.kernels.affine import Quantized
 
         steps = rate.steps(self.layers, spend)
-        for view, quantized, reason in self.plain:
-            yield StoredWeight(
-                view, quantized, self.nbytes(quantized.codes), f"int8 ({reason})", {}
-            )
+        plain = zip(self.plain, self._plain_codes(spend), strict=True)
+        for (view, _, reason), quantized in plain:
+            note = f"{quantized.dtype} ({reason})"
+            yield StoredWeight(view, quantized, self.nbytes(quantized.codes), note, {})
         for layer in self.layers:
             view, step = self._by_name[layer.name], steps[layer.name]
             fitted = self._refitted(layer)
@@ -360,6 +406,21 @@ def _eight_bits(view: WeightView) -> Quantized:
     quantized = affine.quantize(view.array(), "int8", axes, rounding="balanced", short_scale=True)
     view.release()
     return quantized
+
+
+def _finer(view: WeightView, stored: Quantized, more: int) -> Quantized:
+    """A weight on the grid of its 8 bits, made finer by some bits."""
+    import numpy as np
+
+    from onnxshrink.kernels import affine, rate
+    from onnxshrink.kernels.affine import Quantized
+
+    if not more or stored.zero_point is not None:
+        return stored
+    scale = affine.usable(stored.scale / 2**more, short=True)
+    codes = rate.stored(np.rint(view.array() / scale).astype(np.int32))
+    view.release()
+    return Quantized(codes, scale, None, "int8" if codes.itemsize == 1 else "int16")
 
 
 def _rows(answers: Answers) -> int:
