@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         SidecarError,
         UnsupportedModel,
     )  # fmt: skip
+    from onnxshrink.evolving import evolve
     from onnxshrink.gate import check
     from onnxshrink.goal import Goal
     from onnxshrink.graph.file.model import Model
@@ -44,6 +45,7 @@ _HOMES = {
         "BudgetMissed", "DataError", "ModelError", "OutputError", "RecipeError", "ShrinkError",
         "SidecarError", "UnsupportedModel",
     ),
+    "evolving": ("evolve",),
     "gate": ("check",),
     "graph.file.model": ("Model",),
     "pipeline": ("Context", "Pass", "run"),
@@ -56,8 +58,8 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [  # noqa: RUF022  (by room)
-    "Options", "apply_excluding", "apply_recipe", "shrink", "bench", "check", "compare", "inspect",
-    "pack", "sensitivity", "unpack", "verify", "BudgetMissed", "DataError", "ModelError",
+    "Options", "apply_excluding", "apply_recipe", "evolve", "shrink", "bench", "check", "compare",
+    "inspect", "pack", "sensitivity", "unpack", "verify", "BudgetMissed", "DataError", "ModelError",
     "OutputError", "RecipeError", "ShrinkError", "SidecarError", "UnsupportedModel", "Model",
     "Context", "Pass", "run", "Reading", "Recipe", "Report", "Goal", "session",
 ]  # fmt: skip

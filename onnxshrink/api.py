@@ -6,7 +6,6 @@ Both load, run the passes under their contract, and write the result in one go.
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxshrink import budget, files
+from onnxshrink import budget, files, provenance
 from onnxshrink.contract import Judge, Level, Progress, Settings
 from onnxshrink.errors import BudgetMissed, RecipeError
 from onnxshrink.files import output
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from onnxshrink.runtime.inputs import Chosen
     from onnxshrink.runtime.worker import Worker
     from onnxshrink.search.front import Point
-    from onnxshrink.search.smallest import Found
 
 _GENERATED = 4
 _CALIBRATION = 64
@@ -71,6 +69,7 @@ class Options:
         certificate: Whether to write a certificate beside the result; see
             :mod:`onnxshrink.certificate`.
         sign: A file with an Ed25519 private key in PEM to sign the certificate with.
+        command: What was typed for this run, for its report.
     """
 
     calibration: Any = None
@@ -90,6 +89,7 @@ class Options:
     writes: tuple[StrPath, ...] = ()
     certificate: bool = False
     sign: StrPath | None = None
+    command: str = ""
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -134,7 +134,9 @@ def apply_recipe(
         if goal is not None:
             blind = not any(budget.sees(step, model) for step in recipe.steps)
             budget.judge(result, model, settings, goal, worker, blind=blind)
-        report = _write(result, recipe, out, options, recipe.storage)
+            result.report.asked = {**goal.asks, **budget.sizes_asked(max_size, target_ratio)}
+        report = write(result, recipe, out, options, recipe.storage)
+    provenance.trace(report, settings, options.command)
     _certify(report, settings, options)
     report.missed += missed
     return budget.held(report, out, max_size, target_ratio)
@@ -186,7 +188,7 @@ def shrink(
     from onnxshrink.goal import Goal
     from onnxshrink.graph.file.data_files import kept
     from onnxshrink.runtime.worker import Worker
-    from onnxshrink.search import front
+    from onnxshrink.search import front, telling
     from onnxshrink.search.evaluation import Evaluator
     from onnxshrink.search.platform import PLATFORMS
     from onnxshrink.search.smallest import Search
@@ -204,7 +206,7 @@ def shrink(
         model, settings = prepare(
             source, out, options, worker, (), recipe_out, storage, held_back=parts
         )
-        first = _cleaning(model)
+        first = cleaning(model)
         known = options.calibration is not None and options.check != "off"
         warnings = []
         if (
@@ -219,7 +221,7 @@ def shrink(
             ask = Evaluator(model, first, settings, goal, worker, storage, where)
             found = Search(ask, aim, deadline).run()
             recipe, result = found.best.recipe, found.result
-            _tell(result, found, goal, settings, aim)
+            telling.tell(result, found, goal, settings, aim)
             if pareto is not None:
                 points = front.write(ask, found, Path(pareto))
         else:
@@ -228,11 +230,17 @@ def shrink(
             if pareto is not None:
                 raise RecipeError("--pareto takes --calibration inputs that the outputs answer to")
     with kept(Path(out), [certificate.path_of(out)]) as put_back:
-        report = _write(result, recipe, out, options, storage)
+        report = write(result, recipe, out, options, storage)
+        report.asked = {
+            "goal": aim, "target": target, **goal.asks,
+            **budget.sizes_asked(max_size, target_ratio, time_limit),
+        }  # fmt: skip
+        provenance.trace(report, settings, options.command)
         _certify(report, settings, options)
         report.warnings += warnings
         if points:
             report.front = front.table(points, report.bytes_before)
+            report.tried = front.merged(report.tried, points)
         if report.ratio < _HARDLY and storage not in ("packed", "coded"):
             report.warnings.append(
                 "hardly any smaller; --storage packed codes what the weights are, without loss"
@@ -242,25 +250,6 @@ def shrink(
                 file.write(replace(recipe, storage=storage).to_yaml().encode())
         older = None if keep_best else put_back
         return budget.held(report, out, max_size, target_ratio, older)
-
-
-def _tell(result: Result, found: Found, goal: Goal, settings: Settings, aim: Aim) -> None:
-    """Put what a search has found out into the report."""
-    best, report = found.best, result.report
-    budget.tell(report, result, goal, best.promises, settings)
-    report.moved = best.moved
-    report.tried, report.missed = found.rows, [*best.misses, *report.missed]
-    if best.strain > 1 and not report.missed:
-        report.missed.append(f"{best.strain:.3g} times what may be lost is lost")
-    if found.looks > 1:
-        report.promises.append(
-            f"{found.looks} kinds of results were held against these inputs, which the intervals "
-            "allow for"
-        )
-    if aim == "latency" and not (best.latency or math.inf) < 1:
-        report.warnings.append("nothing that keeps the answers is faster on this machine")
-    if found.stopped:
-        report.warnings.append(f"{found.stopped}: this is the best that had been found")
 
 
 def apply_excluding(
@@ -301,7 +290,8 @@ def apply_excluding(
         found = exclude.find_exclusions(parts, goal or Goal(), options.progress)
         result = run(found.recipe.steps, model, settings, worker)
         result.report.moved = found.moved
-        report = _write(result, found.recipe, out, options)
+        report = write(result, found.recipe, out, options)
+    provenance.trace(report, settings, options.command)
     _certify(report, settings, options)
     if recipe_out is not None:
         with output(Path(recipe_out)) as file:
@@ -345,10 +335,12 @@ def bench_pair(source: StrPath, out: StrPath, options: Options) -> dict[str, Any
     }  # fmt: skip
 
 
-def _cleaning(model: Model) -> tuple[Pass, ...]:
+def cleaning(model: Model) -> tuple[Pass, ...]:
     """The passes that change no answers: clean, and those of ai.onnx.ml where that gains."""
+    from onnxshrink.graph.rewrite import trees
+
     steps = [find_pass("clean")()]
-    if any(node.op_type.startswith("TreeEnsemble") for node in model.nodes):
+    if any(map(trees.merges, model.nodes)):
         steps.append(find_pass("merge-trees")())
     stored = [node.attributes.get("coefficients") for node in model.nodes]
     numbers = [found.as_floats() for found in stored if found is not None and not found.is_ref()]
@@ -395,17 +387,20 @@ def prepare(
     if options.calibration_cache is not None:
         cache = CalibrationCache(Path(options.calibration_cache))
     feeds: list[dict[str, Any]] = []
-    left, notes = 0, tuple[str, ...]()
+    left, notes, places = 0, tuple[str, ...](), tuple[str, ...]()
     if options.calibration is not None or options.check != "off":
         with blamed(source, worker):
-            feeds, left, notes = _chosen(model, options, worker, 2 if held_back else 1)
+            feeds, left, notes, places = _chosen(model, options, worker, 2 if held_back else 1)
         if held_back:  # what equals an input that a step has seen is not unseen
-            different = {data_digest([feed]): feed for feed in reversed(feeds)}
+            known = reversed([*zip(feeds, places or map(str, range(len(feeds))), strict=True)])
+            different = {data_digest([feed]): (feed, place) for feed, place in known}
             left += len(feeds) - len(different)
-            feeds = list(different.values())[::-1]
+            feeds = [feed for feed, _ in different.values()][::-1]
+            places = tuple(place for _, place in different.values())[::-1]
     seen, unseen = hold_back(len(feeds), _CALIBRATION) if held_back else (range(len(feeds)), ())
     return model, Settings(
         check=options.check, feeds=Split.of(feeds, seen), unseen=Split.of(feeds, unseen),
+        unseen_places=tuple(Split.of(places, unseen)) if places else (),
         generated=options.calibration is None, seed=options.seed, cache=cache, left=left,
         notes=notes, folder=Path(out).absolute().parent, progress=options.progress,
         storage=options.storage or storage, goal=goal or Goal(), compare_at=options.compare_at,
@@ -430,9 +425,10 @@ def _chosen(model: Model, options: Options, worker: Worker | None, times: int = 
     return Chosen(made, 0)
 
 
-def _write(
+def write(
     result: Result, recipe: Recipe, out: StrPath, options: Options, storage: Storage = "auto"
 ) -> Report:
+    """Write a result in the storage that is asked for; its report, with what came of it."""
     from onnxshrink import certificate
     from onnxshrink.graph.file.data_files import data_files, superseded
     from onnxshrink.graph.forms import coded, coded_read, codes, packed
@@ -482,6 +478,7 @@ def _write(
     report.renamed = {} if names is None else names.given
     written = {Path(out), *data_files(Path(out))}
     report.bytes_gzip, report.bytes_brotli = files.gzip_bytes(written), files.brotli_bytes(written)
+    report.storage = storage
     report.runtime, report.packed = first_runtime(result.model.opset), storage == "packed"
     if link:
         report.warnings.append(f"{out} was a link; it is a file now, and its target is as it was")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onnxshrink.errors import BudgetMissed, ModelError, ShrinkError
 from onnxshrink.options import build, dump
 from onnxshrink.pipeline import Pass, Result, run
-from onnxshrink.report import Report, size
+from onnxshrink.report import InputError, Report, size
 
 if TYPE_CHECKING:
     from onnxshrink.contract import Settings
@@ -60,6 +60,8 @@ def judge(
             report.missed.append(f"the result does not run on unseen inputs: {error}")
             return
     tell(report, result, goal, goal.promises(before, after, 1, others), settings)
+    if settings.unseen:
+        report.unseen = named(before.errors(after), settings)
 
 
 def tell(
@@ -77,6 +79,22 @@ def tell(
     if goal.metric is not None:
         why = "--metric needs the answers to all inputs"
     report.warnings.append(f"nothing is promised for unseen inputs: {why}")
+
+
+def named(errors: Sequence[Sequence[float]], settings: Settings) -> list[InputError]:
+    """The errors on unseen inputs, the largest first, with where these were found.
+
+    Args:
+        errors: For each input and each of its rows.
+        settings: Knows the places.
+    """
+    found = []
+    for number, rows in enumerate(errors):
+        places = settings.unseen_places
+        place = places[number] if number < len(places) else f"input {number}"
+        for row, error in enumerate(rows):
+            found.append(InputError(f"{place}, row {row}" if len(rows) > 1 else place, error))
+    return sorted(found, key=lambda one: -one.error)
 
 
 def blind(goal: Goal, model: Model, settings: Settings, worker: Worker) -> str:
@@ -155,6 +173,17 @@ def held(
     way_out = "" if report.written else "; --keep-best writes the best result over it"
     missed = "; ".join(report.missed)
     raise BudgetMissed(f"{out}: {done}, but the goal was missed: {missed}{way_out}", report)
+
+
+def sizes_asked(
+    max_size: int | None, target_ratio: float | None, time_limit: float | None = None
+) -> dict[str, Any]:
+    """What is asked for beside what the answers must keep, for the report: by option."""
+    values = {
+        "max_size": None if max_size is None else size(max_size), "target_ratio": target_ratio,
+        "time_limit": None if time_limit is None else f"{time_limit:g} s",
+    }  # fmt: skip
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _too_big(report: Report, max_size: int | None, target_ratio: float | None) -> list[str]:

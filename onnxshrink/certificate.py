@@ -41,7 +41,8 @@ OPTIONS = ("seed", "check", "keep_names", "max_opset")
 #: Figures are the same when they are measured again on the same CPU, and nearly so on another.
 _SAME_FIGURE = 0.05
 _OF_NO_WEIGHT = 1e-3
-_PACKAGES = ("onnxshrink", "onnx", "onnx_ir", "onnxruntime", "numpy", "scipy")
+#: What decides about a result and its figures.
+PACKAGES = ("onnxshrink", "onnx", "onnx_ir", "onnxruntime", "numpy", "scipy")
 
 StrPath = str | os.PathLike[str]
 
@@ -79,7 +80,7 @@ def origin(recipe: Recipe, source: StrPath, options: Mapping[str, Any]) -> dict[
         options: The values of :data:`OPTIONS`.
     """
     return {
-        "onnxshrink": _version("onnxshrink"), "recipe": recipe.to_yaml(),
+        "onnxshrink": version("onnxshrink"), "recipe": recipe.to_yaml(),
         "original": stored(source), **options,
     }  # fmt: skip
 
@@ -111,7 +112,7 @@ def issue(
         "model": os.path.basename(report.result),
         "files": stored(report.result),
         "origin": report.origin,
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {name: version(name) for name in PACKAGES},
         "data": {
             "inputs": len(feeds), "sha256": digest, "generated": settings.generated,
             "seen_by_steps": not settings.unseen,
@@ -276,7 +277,8 @@ def stored(path: StrPath) -> dict[str, str]:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _version(name: str) -> str:
+def version(name: str) -> str:
+    """The version of an installed package; a question mark where it is not known."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:  # ONNX Runtime has several distributions

@@ -54,6 +54,7 @@ class Settings:
             report warns of it.
         feeds: Inputs to check on, and for passes that calibrate.
         unseen: Inputs that no step sees, for the last word on the result.
+        unseen_places: Where each of these was found.
         generated: Whether ``feeds`` are made up rather than real.
         seed: For passes that draw random numbers.
         folder: Where intermediate models are written; None is the system's temporary folder.
@@ -70,6 +71,7 @@ class Settings:
     check: Level = "full"
     feeds: Feeds = ()
     unseen: Feeds = ()
+    unseen_places: tuple[str, ...] = ()
     generated: bool = False
     seed: int = 0
     folder: Path | None = None
@@ -144,6 +146,10 @@ class Judge:
             self._first.set_result(answers)
         except BaseException as error:  # whoever asks for the answers gets it
             self._first.set_exception(error)
+
+    def go_on(self, answers: tuple[Answers, Answers] | None) -> None:
+        """Judge from what an earlier run on the same model ended with."""
+        self._newest = None if answers is None else answers[1]
 
     @property
     def _last(self) -> Answers | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from onnxshrink.errors import ShrinkError
+from onnxshrink.kernels.bisection import most_tolerated
 from onnxshrink.options import dump
 from onnxshrink.report import Step
 from onnxshrink.select import KEPT, SKIP, Select
@@ -88,38 +89,6 @@ def retreat(
         )
     vars(step).update(vars(row))
     return trial
-
-
-def most_tolerated(
-    order: Sequence[str], tolerated: Callable[[Sequence[str]], bool], most: int,
-    tell: Callable[[int], None] = lambda tries: None,
-    worth: Callable[[Sequence[str]], bool] = lambda left: True,
-) -> list[str]:  # fmt: skip
-    """As many as are tolerated together, found by halving what is too much.
-
-    Args:
-        order: Names, the most welcome first; all of them together are too much.
-        tolerated: Whether some of them are tolerated together.
-        most: How often to ask; what is undecided by then is left out.
-        tell: Is told the number of each question.
-        worth: Whether it is worth asking on for these, which are all that is undecided.
-    """
-    taken: list[str] = []
-    parts, tries = _halves(order), 0
-    while parts and tries < most and worth([name for part in parts for name in part]):
-        part = parts.pop(0)
-        tries += 1
-        tell(tries)
-        if tolerated([*taken, *part]):
-            taken += part
-        else:
-            parts += _halves(part)
-    return taken
-
-
-def _halves(part: Sequence[str]) -> list[Sequence[str]]:
-    middle = len(part) // 2
-    return [part[:middle], part[middle:]] if middle else []
 
 
 def _savings(step: Step, model: Model) -> dict[str, int]:

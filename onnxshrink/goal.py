@@ -28,6 +28,7 @@ PRESETS: Mapping[str, tuple[float, float, float, float]] = {
     "smallest": (0.97, 0.97, 0.1, 0.15),
     "fastest": (0.99, 0.99, 0.05, 0.05),
 }
+_LIMITS = ("min_agreement", "max_error", "max_kl", "max_drop")
 _WORDS = {
     "agreement": "top-1 agreement", "likeness": "likeness", "error": "relative error",
     "divergence": "divergence",
@@ -135,6 +136,16 @@ class Goal:
         """Whether nothing is asked for but what the preset says."""
         asked = (self.min_agreement, self.max_error, self.max_kl, self.max_drop)
         return all(limit is None for limit in asked)
+
+    @property
+    def asks(self) -> dict[str, object]:
+        """What is asked for, by option; what is left to the preset aside."""
+        limits = {name: getattr(self, name) for name in _LIMITS if getattr(self, name) is not None}
+        measures = {f"measure of {name}": kind for name, kind in self.measures.items()}
+        metric = {} if self.metric is None else {"metric": _called(self.metric)}
+        return {
+            "preset": self.preset, **limits, **metric, **measures, "confidence": self.confidence,
+        }  # fmt: skip
 
     @property
     def by_metric(self) -> bool:
@@ -267,6 +278,10 @@ class Goal:
                 wanted = rows_for(limit, lost, confidence) if figure == "agreement" else 0
                 found.append(Promise(name, estimate, limit, self.confidence, wanted))
         return found
+
+
+def _called(metric: Metric) -> str:
+    return getattr(metric, "__qualname__", type(metric).__name__)
 
 
 def _top1(row: OutputComparison, known: Known, before: Answers, after: Answers) -> float | None:

@@ -169,7 +169,7 @@ class Context:
 
     def changed(
         self, what: WeightView | str, after: int, *, note: str = "", before: int = 0,
-        kind: str = "", **error: float,
+        kind: str = "", elements: float = 0, coded: float = 0, **error: float,
     ) -> None:  # fmt: skip
         """Report something that became ``after`` bytes, with error figures by name.
 
@@ -179,14 +179,15 @@ class Context:
             note: How.
             before: Bytes that it took; of a weight only if these are not those of its values.
             kind: What it is; of a weight the operator that uses it.
+            elements: How many numbers it holds; of a weight that is given as such it is known.
+            coded: Bytes that it takes entropy-coded, where that is known.
             error: Figures by name.
         """
-        if isinstance(what, str):
-            self.step.changes.append(Change(what, kind, before, after, note, error))
-        else:
-            self.step.changes.append(
-                Change(what.name, what.op_type, before or what.nbytes, after, note, error)
-            )
+        if not isinstance(what, str):
+            kind, before, elements = what.op_type, before or what.nbytes, what.size
+            what = what.name
+        row = Change(what, kind, before, after, note, error, int(elements), int(coded))
+        self.step.changes.append(row)
 
     def check_halves(self) -> None:
         """Refuse to fit without real inputs of which one half can be fitted to and one can judge.
@@ -205,7 +206,8 @@ class Context:
         if isinstance(what, str):
             self.step.skips.append(Skip(what, reason))
         else:
-            self.step.skips.append(Skip(what.name, reason, what.op_type, what.nbytes))
+            row = Skip(what.name, reason, what.op_type, what.nbytes, what.size)
+            self.step.skips.append(row)
 
     def warn(self, what: str) -> None:
         """Say something that a reader of the report must know, once."""
@@ -266,6 +268,8 @@ def run(
     model: Model,
     settings: Settings | None = None,
     worker: Worker | None = None,
+    *,
+    begun: Result | None = None,
 ) -> Result:
     """Apply passes in order; each stands only if it keeps the contract.
 
@@ -277,6 +281,8 @@ def run(
         model: Left as it is; the result is another model.
         settings: How to check.
         worker: The process to check in, when the caller has one already.
+        begun: What came of earlier passes on the same model with the same settings: these go on
+            from there, as if all had been given.
 
     Raises:
         ModelError: The input model itself is invalid or does not run.
@@ -289,6 +295,7 @@ def run(
     from onnxshrink.runtime.worker import Worker
 
     settings, steps = settings or Settings(), tuple(steps)
+    alone = len(steps) == 1 and begun is None
     for pass_ in steps:
         settings = replace(settings, feeds=pass_.inputs(model, settings.feeds))
     report = Report(source=model.label if model.path else "")
@@ -298,6 +305,13 @@ def run(
         original, judge = model, Judge(model, settings, worker)
         report.checks = judge.describe()
         report.warnings = [*model.repairs, *judge.warnings]
+        if begun is not None:
+            model, report.bytes_after = begun.model, begun.report.bytes_after
+            report.steps += [replace(step) for step in begun.report.steps]
+            report.warnings += [
+                f"{s.name}: {warning}" for s in report.steps for warning in s.warnings
+            ]
+            judge.go_on(begun.answers)
         for pass_ in steps:
             now = report.bytes_after
             step = Step(pass_.name, dump(pass_), bytes_before=now, bytes_after=now)
@@ -306,14 +320,14 @@ def run(
             try:
                 model = _step(pass_, model, original, step, settings, judge, worker)
             except InputsMissing as error:
-                if len(steps) == 1:
+                if alone:
                     raise
                 _undo(step, str(error))
                 step.warnings.append("left out: it needs real inputs")
             except ShrinkError:
                 raise
             except Exception as error:
-                if len(steps) == 1:
+                if alone:
                     raise
                 _log.debug("%s:", step.name, exc_info=True)
                 _undo(step, reason := internal(error))

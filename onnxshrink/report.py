@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-_SCHEMA = 1  # of the JSON form; it goes up when a name goes or changes its meaning
+if TYPE_CHECKING:
+    from onnxshrink.page.layers import WeightRow
+
+_SCHEMA = 2  # of the JSON form; it goes up when a name goes or changes its meaning
 _MOST_KEPT = 10
+_WEIGHT_FIGURES = ("sensitivity", "sqnr_db")
 _FIGURES = ("relative_error", "cosine", "top1", "worst_input")
 Status = Literal["done", "nothing to do", "rolled back"]
 
@@ -25,6 +30,8 @@ class Change:
         after: Stored bytes after.
         note: What it became, for instance ``int8 per channel, folded at load``.
         error: Error figures by name, for instance ``{"sqnr_db": 41.2}``.
+        elements: Of a weight: how many numbers it holds.
+        coded: Bytes after, where it is entropy-coded; 0 where that is not known.
     """
 
     what: str
@@ -33,6 +40,8 @@ class Change:
     after: int
     note: str = ""
     error: dict[str, float] = field(default_factory=dict)
+    elements: int = 0
+    coded: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,45 @@ class Skip:
     reason: str
     kind: str = ""
     nbytes: int = 0
+    elements: int = 0
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A recipe that a search tried.
+
+    Attributes:
+        recipe: Its steps, with what was chosen.
+        nbytes: Bytes of the file, stored as asked for.
+        strain: Share of what may be lost that is lost; infinite for what it is out of the question.
+        verdict: What became of it.
+        error: Largest relative error of an output; on unseen inputs where they were asked.
+        latency: Time over the original's; None where it was not measured.
+        keeps: Whether it keeps the goal.
+        taken: Whether it is the result.
+    """
+
+    recipe: str
+    nbytes: int
+    strain: float
+    verdict: str
+    error: float = 0.0
+    latency: float | None = None
+    keeps: bool = True
+    taken: bool = False
+
+
+@dataclass(frozen=True)
+class InputError:
+    """How far the outputs are off on one input that no step has seen.
+
+    Attributes:
+        name: Where it was found.
+        error: The largest relative L2 error of an output.
+    """
+
+    name: str
+    error: float
 
 
 @dataclass
@@ -87,18 +135,24 @@ class Report:
         outputs: Effect of the whole run on every output: name -> figures against the original.
         renamed: Short names of values and nodes in the result, by the names they had.
         bytes_gzip: Size of the result after gzip, as servers send it; None for very large ones.
-        bytes_brotli: The same after brotli, where that package is installed.
+        bytes_brotli: The same after brotli of quality 9, where that package is installed.
         runtime: The first ONNX Runtime that loads the result; empty where that is not known.
         written: Whether the result stands there: one that misses takes no older one's place.
         packed: Whether the result needs a reader of packs.
         bench: Latency of the result against the input, where it was measured.
         moved: Weights that a search kept at a higher precision than the others, and at which.
         measures: What each output was taken for, and why.
-        tried: What a search tried: what, bytes, share of the budget that was used, verdict.
+        tried: What a search tried, the largest first.
+        unseen: The errors on inputs that no step has seen, the largest first.
+        asked: What was asked for, by option.
+        storage: How the result is stored.
+        provenance: What it takes to make the result again: versions, seed, hashes, CPU, command.
         promises: What inputs that no step has seen say of the result.
         missed: What a search could not keep or reach, one line each.
         origin: What a certified result was made from.
         front: Models from near-lossless to smallest, where they were asked for.
+        signal: The exit code that tells of Ctrl-C or SIGTERM, where one of them ended the search
+            and this is the best that it had found; else 0.
         unproven: Whether the given inputs could not have shown a difference.
     """
 
@@ -111,11 +165,16 @@ class Report:
     bench: dict[str, Any] | None = None
     moved: dict[str, str] = field(default_factory=dict)
     measures: dict[str, str] = field(default_factory=dict)
-    tried: list[tuple[str, int, float, str]] = field(default_factory=list)
+    tried: list[Attempt] = field(default_factory=list)
+    unseen: list[InputError] = field(default_factory=list)
+    asked: dict[str, Any] = field(default_factory=dict)
+    storage: str = ""
+    provenance: dict[str, Any] = field(default_factory=dict)
     promises: list[str] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
     origin: dict[str, Any] = field(default_factory=dict)
     front: Table | None = None
+    signal: int = 0
     unproven: bool = False
     bytes_before: int = 0
     bytes_after: int = 0
@@ -141,13 +200,16 @@ class Report:
         from dataclasses import asdict, replace
 
         front = None if self.front is None else self.front.to_dicts()
-        return {
+        found = {
             "schema": _SCHEMA,
             **asdict(replace(self, front=None)),
             "front": front,
+            "layers": [{**asdict(layer), "bits": layer.bits} for layer in self.layers],
             "changed": self.changed,
             "ratio": round(self.ratio, 4),
         }
+        plain: dict[str, Any] = _finite(found)
+        return plain
 
     def to_json(self) -> str:
         """The report for machines."""
@@ -197,8 +259,8 @@ class Report:
             tables.append(kinds)
         if self.tried:
             tried = Table("what was tried", ("recipe", "stored", "budget used", "verdict"))
-            for what, nbytes, strain, verdict in self.tried:
-                tried.add(what, size(nbytes), f"{100 * strain:.0f} %", verdict)
+            for one in self.tried:
+                tried.add(one.recipe, size(one.nbytes), share(one.strain), one.verdict)
             tables.append(tried)
         if self.front is not None:
             tables.append(self.front)
@@ -256,29 +318,63 @@ class Report:
         rows = self.outputs.values()
         return [float("inf") if row["worst"] is None else row["worst"] for row in rows]
 
+    @property
+    def layers(self) -> list[WeightRow]:
+        """Every weight that a step named, the largest first."""
+        from onnxshrink.page.layers import layers
+
+        return layers(self.steps, coded=self.storage in ("coded", "packed"))
+
+    def details(self) -> list[Table]:
+        """What is too long for a terminal: each weight, each unseen input, where all came from."""
+        weights = Table(
+            "weights",
+            ("weight", "operator", "before", "after", "bits", "treatment", *_WEIGHT_FIGURES),
+        )
+        for layer in self.layers:
+            figures = (layer.error.get(name) for name in _WEIGHT_FIGURES)
+            weights.add(
+                layer.name, layer.kind, size(layer.before), size(layer.after),
+                "" if layer.bits is None else f"{layer.bits:.2f}", layer.treatment,
+                *("" if value is None else f"{value:.3g}" for value in figures),
+            )  # fmt: skip
+        inputs = Table("errors on unseen inputs", ("input", "relative error"))
+        for one in self.unseen:
+            inputs.add(one.name, f"{one.error:.3g}")
+        asked = Table("what was asked for", ("option", "value"))
+        for name, value in self.asked.items():
+            asked.add(name, value)
+        origin = Table("where it came from", ("what", "value"))
+        for name, value in self.provenance.items():
+            if isinstance(value, dict):
+                for key, each in value.items():
+                    origin.add(f"{name} {key}", each)
+            else:
+                origin.add(name, value)
+        return [table for table in (weights, inputs, asked, origin) if table.rows]
+
     def to_markdown(self) -> str:
-        """The tables in Markdown, for pasting into an issue."""
-        return "\n\n".join(table.to_markdown() for table in self.tables())
+        """The report in Markdown: the headline, what is to be known, the tables."""
+        notes = [*self.missed, *self.promises, *self.warnings]
+        lines = "\n".join(f"- {printable(note)}" for note in notes)
+        tables = [
+            f"## {printable(table.title)}\n\n{table.to_markdown()}"
+            for table in [*self.tables(), *self.details()]
+            if table.rows
+        ]
+        return "\n\n".join([f"# {printable(self.headline())}", *filter(None, [lines]), *tables])
 
     def to_html(self) -> str:
-        """A page of its own: the headline, the tables, the warnings."""
-        style = (
-            "body{font:15px system-ui;margin:2em}table{border-collapse:collapse;margin:1em 0}"
-            "caption{text-align:left;font-weight:600}td,th{border:1px solid #ccc;padding:.3em .6em}"
-        )
-        head = f"<!doctype html><meta charset=utf-8><title>onnxshrink</title><style>{style}</style>"
-        return f"{head}{self._repr_html_()}\n"
+        """A page to show: it needs no other file."""
+        from onnxshrink import page
+
+        return page.document(self)
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        from html import escape
+        from onnxshrink import page
 
-        def plain(text: str) -> str:
-            return escape(printable(text))
-
-        notes = "".join(f"<p><strong>{plain(w)}</strong>" for w in self.warnings + self.missed)
-        tables = "".join(table.to_html() for table in self.tables())
-        return f"<h1>{plain(self.headline())}</h1>{notes}{tables}"
+        return page.fragment(self)
 
 
 class Table:
@@ -328,6 +424,20 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _finite(value: Any) -> Any:
+    """The same for JSON, which has no infinity: None in its place."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def share(value: float) -> str:
+    """A share for people: ``74 %``."""
+    return f"{100 * value:.0f} %" if math.isfinite(value) else "out of the question"
 
 
 def _figure(value: float | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
@@ -157,6 +157,36 @@ def matches(pattern: str, item: Named) -> bool:
     return pattern in item.types or any(
         name == pattern or fnmatchcase(name, pattern) for name in item.names if name
     )
+
+
+def left_out(only: Iterable[str], keep: Iterable[str], names: Collection[str]) -> str:
+    """Why what goes by these names is left out, or an empty string."""
+    if only and not any(_names(pattern, names) for pattern in only):
+        return "not among those asked for"
+    return KEPT if any(_names(pattern, names) for pattern in keep) else ""
+
+
+def check_patterns(
+    patterns: Iterable[str], every: Sequence[Collection[str]], owner: str, what: str
+) -> None:
+    """Hold patterns to what they may name.
+
+    Args:
+        patterns: The patterns.
+        every: The names of each thing that there is; nothing is held to nothing.
+        owner: Whose patterns they are.
+        what: What one of the things is.
+
+    Raises:
+        RecipeError: One names nothing: a typing error, most likely.
+    """
+    lost = [p for p in patterns if every and not any(_names(p, names) for names in every)]
+    if lost:
+        raise RecipeError(f"{owner}: no {what} matches {', '.join(map(repr, lost))}")
+
+
+def _names(pattern: str, names: Collection[str]) -> bool:
+    return pattern in names or any(fnmatchcase(name, pattern) for name in names)
 
 
 def unmatched(select: Select, items: Iterable[Named]) -> list[str]:

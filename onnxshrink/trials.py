@@ -109,6 +109,32 @@ class Answers:
         )
         return compare_outputs(self.judged, mine, its, stacked=self.stacked, random=self.random)
 
+    def errors(self, other: Answers) -> list[list[float]]:
+        """How far another model is from these, for each feed and each row of it.
+
+        Of outputs the worst counts; those that differ from run to run do not.
+        """
+        from onnxshrink.kernels.by_input import input_errors
+
+        if self.names != other.names and (self.entering or other.entering):
+            return self.plain.errors(other.plain)
+        names = [name for name in self.judged if name not in self.random]
+        found: list[list[list[float]]] = [[] for _ in other.outputs]
+        for name in names:
+            place = self.names.index(name)
+            pairs = [(x[place], y[place]) for x, y in zip(self.outputs, other.outputs, strict=True)]
+            for feed, rows in zip(
+                found, input_errors(pairs, whole=name in self.stacked), strict=True
+            ):
+                feed.append(rows)
+        return [
+            [max(row) for row in zip(*feed, strict=True)]
+            if len({len(rows) for rows in feed}) == 1
+            else [max(max(rows, default=0.0) for rows in feed)]
+            for feed in found
+            if feed
+        ]
+
 
 def answers(
     model: Model, feeds: Feeds, worker: Worker, *, check: bool = False, folder: Path | None = None,

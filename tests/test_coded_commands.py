@@ -29,7 +29,7 @@ def values(path: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def palettes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def codebooks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose weights have few values: floats rounded to a coarse grid."""
     model = onnx.load(MODEL)
     for tensor in model.graph.initializer:
@@ -44,23 +44,23 @@ def palettes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def coded_file(palettes: Path) -> Path:
-    path = palettes.with_name("coded.onnx")
-    onnxshrink("pack", palettes, path, "--form", "graph")
-    assert path.stat().st_size < palettes.stat().st_size / 5
+def coded_file(codebooks: Path) -> Path:
+    path = codebooks.with_name("coded.onnx")
+    onnxshrink("pack", codebooks, path, "--form", "graph")
+    assert path.stat().st_size < codebooks.stat().st_size / 5
     return path
 
 
-def test_unpacked_it_is_the_plain_model(palettes: Path, coded_file: Path, tmp_path: Path) -> None:
+def test_unpacked_it_is_the_plain_model(codebooks: Path, coded_file: Path, tmp_path: Path) -> None:
     for storage in ("single", "external"):
         out = tmp_path / f"{storage}.onnx"
         onnxshrink("unpack", coded_file, out, "--storage", storage)
-        assert values(out) == values(palettes)
-    onnxshrink("compare", palettes, coded_file, "--atol", "0")
+        assert values(out) == values(codebooks)
+    onnxshrink("compare", codebooks, coded_file, "--atol", "0")
 
 
 def test_verify_and_inspect(
-    palettes: Path, coded_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    codebooks: Path, coded_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     onnxshrink("verify", coded_file)
     assert "tensors, every checksum is right" in capsys.readouterr().out
@@ -68,12 +68,12 @@ def test_verify_and_inspect(
     found = json.loads(capsys.readouterr().out)
     assert "bits a weight" in found["notes"][0]
     names = {name for name, data in values(coded_file).items() if data}
-    assert {tensor["name"] for tensor in found["coded"]} == set(values(palettes)) - names
+    assert {tensor["name"] for tensor in found["coded"]} == set(values(codebooks)) - names
     for tensor in found["coded"]:
         # Nodes and tables are dear beside so few weights.
         assert tensor["entropy_bits"] < tensor["bits_per_weight"] < tensor["entropy_bits"] + 1
     plain, stored = (sum(t[key] for t in found["coded"]) for key in ("nbytes", "coded"))
-    rest = palettes.stat().st_size - plain
+    rest = codebooks.stat().st_size - plain
     assert abs(coded_file.stat().st_size - rest - stored) < 2000  # the note, and headers
     onnxshrink("inspect", coded_file)
     columns = "| tensor | type | shape | plain | coded | bits a weight | entropy |"
@@ -88,11 +88,11 @@ def test_verify_and_inspect(
 
 
 def test_passes_see_the_weights_and_what_they_write_is_coded_again(
-    palettes: Path, coded_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    codebooks: Path, coded_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain, again = tmp_path / "plain.onnx", tmp_path / "again.onnx"
     step = ("prune-magnitude", "--ratio", "0.5", "--check", "quick", "--max-error", "9")
-    onnxshrink(step[0], palettes, plain, *step[1:])
+    onnxshrink(step[0], codebooks, plain, *step[1:])
     onnxshrink(step[0], coded_file, again, *step[1:])
     text = capsys.readouterr()
     assert "were made plain to work on" in text.err
@@ -105,39 +105,39 @@ def test_passes_see_the_weights_and_what_they_write_is_coded_again(
 
 
 def test_commands_that_measure_see_the_weights(
-    palettes: Path, coded_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    codebooks: Path, coded_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = []
-    for path in (palettes, coded_file):
+    for path in (codebooks, coded_file):
         onnxshrink("sensitivity", path, "--count", "1", "--json")
         said.append(json.loads(capsys.readouterr().out))
     assert said[0] == said[1]
     step = ("correct-bias", "--check", "quick", "--reference")
-    for name, reference in (("one", palettes), ("other", coded_file)):
-        onnxshrink(step[0], palettes, tmp_path / name, *step[1:], reference)
+    for name, reference in (("one", codebooks), ("other", coded_file)):
+        onnxshrink(step[0], codebooks, tmp_path / name, *step[1:], reference)
     assert values(tmp_path / "one") == values(tmp_path / "other")
 
 
-def test_a_recipe_says_that_its_result_is_coded(palettes: Path, tmp_path: Path) -> None:
+def test_a_recipe_says_that_its_result_is_coded(codebooks: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("version: 1\nstorage: coded\nsteps: [clean]\n")
-    onnxshrink("apply", recipe, palettes, tmp_path / "out.onnx", "--check", "quick")
+    onnxshrink("apply", recipe, codebooks, tmp_path / "out.onnx", "--check", "quick")
     onnxshrink("verify", tmp_path / "out.onnx")
 
 
-def test_options_of_sidecars_are_not_for_graphs(palettes: Path, tmp_path: Path) -> None:
+def test_options_of_sidecars_are_not_for_graphs(codebooks: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
-    onnxshrink("pack", palettes, out, "--form", "graph", "--with-reader", "c", code=2)
+    onnxshrink("pack", codebooks, out, "--form", "graph", "--with-reader", "c", code=2)
     onnxshrink("pack", MODEL, out, "--form", "graph", code=1)  # floats of many values
     assert not out.exists()
 
 
 def test_a_coded_model_is_updated_by_a_patch(
-    palettes: Path, coded_file: Path, tmp_path: Path
+    codebooks: Path, coded_file: Path, tmp_path: Path
 ) -> None:
     """What is sent is small, and the device ends up with the very file."""
     here, device = tmp_path / "here", tmp_path / "device"
-    changed = onnx.load(palettes)
+    changed = onnx.load(codebooks)
     tensor = sorted(changed.graph.initializer, key=lambda t: len(t.raw_data))[-4]
     array = numpy_helper.to_array(tensor).copy()
     array.flat[:90:3] = array.flat[1:91:3]

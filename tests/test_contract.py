@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,8 +11,6 @@ import onnx
 import onnx_ir as ir
 import pytest
 from hard_models import rows, text, weight
-from hypothesis import given
-from hypothesis import strategies as st
 
 from onnxshrink import fewer_weights
 from onnxshrink.contract import Settings
@@ -24,7 +22,6 @@ from onnxshrink.errors import (
     ShrinkError,
     UnsupportedModel,
 )
-from onnxshrink.fewer_weights import most_tolerated
 from onnxshrink.graph import surgery
 from onnxshrink.graph.analysis import operands
 from onnxshrink.graph.file.model import Model
@@ -247,21 +244,6 @@ def test_a_step_that_is_too_much_stands_on_the_weights_that_bear_it(
     direct = run([again], model, Settings(feeds=CALM), worker)
     assert direct.model.digest() == result.model.digest()
     assert direct.report.steps[0].max_error == row.max_error
-
-
-@given(st.sets(st.integers(0, 19)), st.integers(0, 40))
-def test_halving_finds_all_that_is_borne_when_it_may_ask_often_enough(bad, most):
-    asked = []
-
-    def tolerated(chosen: Sequence[int]) -> bool:
-        asked.append(tuple(chosen))
-        return not bad & set(chosen)
-
-    found = most_tolerated(range(20), tolerated, most)
-    assert not bad & set(found)
-    assert len(asked) <= most
-    if bad and most == 40:
-        assert set(found) == set(range(20)) - bad
 
 
 @pytest.mark.parametrize(("width", "worth"), [(16, False), (256, True)])

@@ -30,7 +30,9 @@ COMMANDS = commands()
 
 
 #: What makes an example take seconds, not minutes.
-_SHORTER = {"shrink": ("--time-limit", "1", "--no-bench")}
+_SHORTER = {
+    "shrink": ("--time-limit", "1", "--no-bench"), "search": ("--time-limit", "1"),
+}  # fmt: skip
 
 
 def examples(command: click.Command) -> list[list[str]]:
@@ -58,7 +60,7 @@ def test_every_example_of_every_help_runs(cli: Run, tmp_path: Path) -> None:
     script = [sys.executable, "there/run_inputs.py", "small.onnx", "there/inputs.json"]
     subprocess.run([*script, "answers.json"], check=True, timeout=120)
     # Those that look at small.onnx go first, before others write over it.
-    writers = {*pass_names(), "apply", "shrink"}
+    writers = {*pass_names(), "apply", "search", "shrink"}
     order = sorted(COMMANDS, key=lambda name: (name in writers, name))
     for name in order:
         found = examples(COMMANDS[name])
@@ -105,7 +107,7 @@ def test_words_of_other_tools_lead_to_ours(cli: Run, name: str) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["compare", "a", "b", "--target-ratio", "3"], "; apply, shrink, quantize-rd have it"),
+        (["compare", "a", "b", "--target-ratio", "3"], "; apply, search, shrink and "),
         (["inspect", "a", "--max-error", "3"], "--max-error; apply, check, compare and "),
         (["pack", "a", "b", "--plot", "3"], "pack has no option --plot; sensitivity has it"),
         (["shrink", "a", "b", "--tagret-ratio", "3"], "No such option"),

@@ -539,18 +539,22 @@ def calling_twice(levels: int) -> onnx.ModelProto:
     return onnx.helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=10)
 
 
-def test_functions_that_double_at_every_level(
-    refused: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("onnxshrink.graph.analysis.shapes._MOST_VISITS", 10_000)
-    path = write("deep.onnx", calling_twice(40))
-    assert "nested too deeply" in refused(3, "inspect", path).err
+@pytest.mark.parametrize(
+    "words", [["inspect", "deep.onnx"], ["quantize-weights", "deep.onnx", "o.onnx"]]
+)
+def test_functions_that_double_at_every_level(words: list[str], refused: Run) -> None:
     from onnxshrink.graph.file.model import Model
     from onnxshrink.graph.rewrite.inline import inline_functions
 
-    with pytest.raises(ModelError, match=r"would become .* nodes"):
-        inline_functions(Model.load(path))
+    write("deep.onnx", calling_twice(40))
+    assert "its functions are 1.1e+12 nodes when they are inlined" in refused(3, *words).err
     assert inline_functions(Model.load(write("flat.onnx", calling_twice(3)))) == 5
+
+
+def test_walking_has_a_budget(refused: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxshrink.graph.analysis.shapes._MOST_VISITS", 20)
+    path = write("deep.onnx", calling_twice(6))
+    assert "nested too deeply" in refused(3, "inspect", path).err
 
 
 def test_a_scan_that_says_it_takes_millions_of_inputs(refused: Run) -> None:

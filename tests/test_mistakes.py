@@ -70,7 +70,7 @@ DATA = "--calibration"
         (["clean", "model.keras", "o.onnx"], 3, "a Keras file, not an ONNX model; export it"),
         (["shrink", "model.onnx", "o.onnx", "--max-size", "5", "MB"], 2, "write --max-size 5MB,"),
         ([*CLEAN, DATA, "a.jpg", "b.jpg"], 2, "put a pattern in quotes ('*.jpg')"),
-        ([*CLEAN, "--target-ratio", "4"], 2, "has no option --target-ratio; apply, shrink, quant"),
+        ([*CLEAN, "--target-ratio", "4"], 2, "has no option --target-ratio; apply, search, shrin"),
         (["clean", "model.onnx", "empty"], 2, "empty: is a folder; name the file to write in it"),
         (["clean", "model.onnx", "model.onnx"], 2, "is the input, which is never modified"),
         (["clean", "model.onnx"], 2, "name the output once"),

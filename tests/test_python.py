@@ -21,7 +21,7 @@ DATA = str(ROOT / "models" / "vision_cnn" / "calibration.npz")
 #: Commands that show what Python sees by itself, or that end in a file for another machine.
 WITHOUT = {
     "apply": "apply_recipe", "bundle": "", "explain": "", "passes": "", "recipes": "",
-    "reproduce": "", "run-inputs": "",
+    "reproduce": "", "run-inputs": "", "search": "evolve",
 }  # fmt: skip
 
 

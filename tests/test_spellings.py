@@ -31,6 +31,8 @@ from onnxshrink.runtime.worker import Worker
 _PRUNED = ("prune-magnitude", {"scope": "weight", "max_error": 1.0})
 #: Passes that do their work with other options than the defaults, and more than one kind of it.
 OPTIONS: Mapping[str, tuple[dict[str, Any], ...]] = {
+    "distill": ({"steps": 10, "batch": 8},),
+    "tune": ({"steps": 10},),
     "quantize-weights": ({}, {"rounding": "gptq", "dtype": "int4"}),
     "quantize-dynamic": ({}, {"rounding": "gptq"}),
     "specialize": ({"shapes": {}},),

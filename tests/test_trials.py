@@ -15,7 +15,7 @@ from onnxshrink.kernels.metrics import relative_error
 from onnxshrink.pipeline import Context
 from onnxshrink.report import Step
 from onnxshrink.runtime.worker import Worker
-from onnxshrink.trials import Exchange, Figures, Reference, answers, distance
+from onnxshrink.trials import Answers, Exchange, Figures, Reference, answers, distance
 
 FEEDS = rows(3, 16)
 W, V = weight(1, 16, 4), weight(2, 16, 5)
@@ -79,6 +79,16 @@ def test_figures_are_the_worst_of_any_output(worker: Worker) -> None:
     assert figures.relative_error == pytest.approx(relative_error(x, y))
     assert figures.cosine == pytest.approx(1)
     assert figures.top1 == 1
+
+
+def test_values_before_a_tail_are_compared_where_both_have_the_same() -> None:
+    """Where the tails of two models differ, their outputs alone are."""
+    one, two = np.ones((2, 3)), np.full((2, 3), 2.0)
+    before = Answers(("y", "value 0 before the tail"), [[one, two]], entering=1)
+    same = before.figures(Answers(before.names, [[one, one]], entering=1))
+    assert [(row.name, row.relative_error) for row in same] == [("y", 0.0), (before.names[1], 0.5)]
+    for other in (Answers(("y",), [[two]]), Answers(("y", "value 1"), [[two, one]], entering=1)):
+        assert [(row.name, row.relative_error) for row in before.figures(other)] == [("y", 1.0)]
 
 
 def test_errors_name_the_model_and_the_folder(worker: Worker, tmp_path: Path) -> None:

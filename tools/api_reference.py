@@ -19,8 +19,8 @@ from onnxshrink.recipe import find_pass, pass_names
 ROOT = Path(__file__).parent.parent
 STEPS, REFERENCE = ROOT / "onnxshrink" / "steps.py", ROOT / "docs" / "api.md"
 _SECTIONS = {
-    "Make a model smaller": ("shrink", "apply_recipe", "apply_excluding", "Options", "Reading",
-                             "Goal", "Recipe"),
+    "Make a model smaller": ("shrink", "evolve", "apply_recipe", "apply_excluding", "Options",
+                             "Reading", "Goal", "Recipe"),
     "Look at models, and hold them against each other": (
         "compare", "bench", "inspect", "check", "sensitivity"),
     "Packed models": ("pack", "unpack", "verify", "session"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -164,7 +165,8 @@ class Cost:
     """What a command took.
 
     Attributes:
-        seconds: From start to end.
+        seconds: From start to end; on a machine that others use, an upper limit.
+        cpu: CPU seconds of its process and of those that it started.
         own: Largest resident bytes of its process.
         child: Largest resident bytes of the processes that it started, together.
         disk: Largest growth of the folder in bytes.
@@ -173,6 +175,7 @@ class Cost:
     """
 
     seconds: float
+    cpu: float
     own: int
     child: int
     disk: int
@@ -184,9 +187,14 @@ def _size(folder: Path) -> int:
     return sum(os.lstat(Path(root, f)).st_size for root, _, fs in os.walk(folder) for f in fs)
 
 
+def _cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def measure(words: list[str], folder: Path) -> Cost:
     """Run a command, looking at it twenty times a second."""
-    before, began = _size(folder), time.monotonic()
+    before, began, cpu = _size(folder), time.monotonic(), _cpu_of_children()
     with open(folder / "stderr", "w+b") as errors:
         running = subprocess.Popen(
             [sys.executable, "-m", "onnxshrink", *words], stdout=subprocess.DEVNULL, stderr=errors
@@ -206,7 +214,8 @@ def measure(words: list[str], folder: Path) -> Cost:
         errors.seek(0)
         lines = errors.read().decode(errors="replace").strip().splitlines()
     seconds = time.monotonic() - began
-    return Cost(seconds, own, child, disk, running.returncode, lines[-1] if lines else "")
+    cpu = _cpu_of_children() - cpu
+    return Cost(seconds, cpu, own, child, disk, running.returncode, lines[-1] if lines else "")
 
 
 def main() -> None:
@@ -215,8 +224,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*", default=list(_WHAT))
     asked = parser.parse_args()
-    print("| model | command | s | MB here | MB in the worker | MB of disk | exit |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print("| model | command | s | CPU s | MB here | MB in the worker | MB of disk | exit |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for text in asked.names:
         name, _, number = text.partition(":")
         build, usual = _WHAT[name]
@@ -229,9 +238,9 @@ def main() -> None:
             cost = measure(words, folder)
             print(
                 f"| {name} {size:,} | {words[0]}{' int4 nbits' * ('nbits' in line)} "
-                f"| {cost.seconds:.1f} | {cost.own / _MB:.0f} | {cost.child / _MB:.0f} "
-                f"| {cost.disk / _MB:.1f} | {cost.code}{': ' * bool(cost.code)}"
-                f"{cost.said[:100] * bool(cost.code)} |",
+                f"| {cost.seconds:.1f} | {cost.cpu:.1f} | {cost.own / _MB:.0f} "
+                f"| {cost.child / _MB:.0f} | {cost.disk / _MB:.1f} | {cost.code}"
+                f"{': ' * bool(cost.code)}{cost.said[:100] * bool(cost.code)} |",
                 flush=True,
             )
 

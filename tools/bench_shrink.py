@@ -47,7 +47,7 @@ def main() -> None:
                 metric(folder, run_batches(model, test_inputs(folder)))
                 for model in (folder / "model.onnx", out)
             )
-            taken = next((what for what, *_, how in report.tried if how == "taken"), "-")
+            taken = next((one.recipe for one in report.tried if one.taken), "-")
             print(
                 f"| {folder.name} | {report.bytes_after} | {report.ratio:.2f}x | "
                 f"{before:.4f} -> {after:.4f} | {seconds:.0f} | {taken} | "

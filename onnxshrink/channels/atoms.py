@@ -29,6 +29,8 @@ class Atoms:
         self._products: dict[tuple[int, ...], int] = {}
         self._reasons: list[str] = [""]
         self._numbers: dict[str, int] = {}
+        # A search asks for the same axes thousands of times, when nothing is joined any more.
+        self._incidence: dict[bytes, tuple[Labels, Labels]] = {}
 
     def fresh(self, count: int, frozen: str = "") -> Labels:
         """New atoms, each on its own; frozen for a reason, if one is given."""
@@ -66,6 +68,7 @@ class Atoms:
             apart = one != other
             if not apart.any():
                 return
+            self._incidence.clear()
             simple = apart & ~self._defined[one] & ~self._defined[other]
             if not simple.any():
                 break
@@ -84,6 +87,7 @@ class Atoms:
         x, y = self._root(x), self._root(y)
         if x == y:
             return
+        self._incidence.clear()
         a, b = self.factors(x), self.factors(y)
         if not a or not b:  # one of them always stays, so all factors of the other must
             reason = self.reason(x if not a else y)
@@ -141,6 +145,7 @@ class Atoms:
 
     def freeze(self, labels: Labels, reason: str) -> None:
         """Make atoms stay; what is already frozen keeps its first reason."""
+        self._incidence.clear()
         roots = np.unique(self.find(labels))
         number = self._number(reason)
         for root in roots[self._defined[roots]].tolist():
@@ -176,8 +181,10 @@ class Atoms:
 
         Returns:
             Positions in ``labels``, and the free atom for each; a position with several factors
-            appears once for each of them.
+            appears once for each of them. Both are kept for the next who asks: read only.
         """
+        if (known := self._incidence.get(labels.tobytes())) is not None:
+            return known
         roots = self.find(labels)
         defined = self._defined[roots]
         plain = np.flatnonzero(~defined & (self._frozen[roots] == 0))
@@ -186,7 +193,11 @@ class Atoms:
             factors = self.factors(int(roots[index]))
             positions.append(np.full(len(factors), index))
             atoms.append(np.array(factors, np.int64))
-        return np.concatenate(positions), np.concatenate(atoms)
+        found = np.concatenate(positions), np.concatenate(atoms)
+        for array in found:
+            array.flags.writeable = False
+        self._incidence[labels.tobytes()] = found
+        return found
 
     def kept(self, labels: Labels, removed: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         """Which positions stay when the atoms marked in ``removed`` go."""

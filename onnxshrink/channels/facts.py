@@ -26,7 +26,6 @@ Pair = tuple[int, int]
 #: The sizes of an axis in a body that are not known, or change from iteration to iteration.
 _UNKNOWN: Pair = (0, 1)
 
-_SHAPES = {"Shape", "Size"}
 _LARGEST_PARAMETER = 2**16
 
 
@@ -46,7 +45,7 @@ class Observed:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ShapeOnly:
     """A value of which only the shape is looked at.
 
     Attributes:
@@ -143,7 +142,7 @@ def watched(model: Model) -> list[ir.Value]:
     return [value for node in model.ir.graph for value in node.outputs if value.name]
 
 
-def measured(model: Model, values: Sequence[ir.Value]) -> tuple[Model, dict[str, Measured]]:
+def measured(model: Model, values: Sequence[ir.Value]) -> tuple[Model, dict[str, ShapeOnly]]:
     """A copy of a model that returns values, but of floats the shapes only: they are large.
 
     Args:
@@ -168,7 +167,7 @@ def measured(model: Model, values: Sequence[ir.Value]) -> tuple[Model, dict[str,
             copy.ir.graph.append(node)
             copy.ir.graph.outputs.append(size)
             copy.touch_node(node)
-            found[size.name] = Measured(value.name or "", ir.DataType(kinds[value]).numpy())
+            found[size.name] = ShapeOnly(value.name or "", ir.DataType(kinds[value]).numpy())
     return copy, found
 
 
@@ -188,10 +187,11 @@ class Facts:
         for node in model.ir.graph.all_nodes():
             inputs = [value for value in node.inputs if value is not None]
             known = all(self._is_known(value) for value in inputs) and not any(read.bodies(node))
-            if node.op_type in _SHAPES or (known and operators.of(node, operators.Random) is None):
+            measures = operators.of(node, operators.ShapeOf) is not None
+            if measures or (known and operators.of(node, operators.Random) is None):
                 self._computed.update(node.outputs)
                 shaped = any(value in self._from_shapes for value in inputs)
-                if node.op_type in _SHAPES or shaped:
+                if measures or shaped:
                     self._from_shapes.update(node.outputs)
 
     def _is_known(self, value: ir.Value) -> bool:

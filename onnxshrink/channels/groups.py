@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnxshrink.channels.atoms import Labels
 from onnxshrink.channels.labels import Axis, Slot, Walk
 from onnxshrink.channels.request import Units
-from onnxshrink.graph import read
+from onnxshrink.graph import operators, read
 
 #: Removed atoms, one flag for every atom of a walk.
 Removed = npt.NDArray[np.bool_]
@@ -155,7 +155,7 @@ def _group(walk: Walk, atoms: Labels, members: tuple[Member, ...]) -> Group:
 def _kind(members: Sequence[Member], repeats: int) -> Units:
     for member in members:
         for use in member.value.uses():
-            looked_up = use.node.op_type == "Gather" and use.idx == 0
+            looked_up = operators.looks_up(use.node) and use.idx == 0
             if looked_up and member.axis == 1 and len(use.node.outputs[0].uses()):
                 return "width"
     if repeats < 2:

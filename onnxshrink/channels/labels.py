@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxshrink.channels.atoms import Atoms, Labels
 from onnxshrink.channels.facts import Facts, Pair, Runs
-from onnxshrink.graph import read
+from onnxshrink.graph import operators, read
 from onnxshrink.graph.file.model import Model
 
 if TYPE_CHECKING:
@@ -343,15 +343,14 @@ class Walk:
     def enter(self, graph: ir.Graph) -> None:
         """Label what a graph makes of what it gets."""
         for node in graph:
-            constant = node.op_type == "Constant" and not node.domain
-            if not constant and node not in self.handled:
+            if not read.is_constant(node) and node not in self.handled:
                 self._visit(node)
 
     def _visit(self, node: ir.Node) -> None:
         domain = "" if node.domain == "ai.onnx" else node.domain
         rule = self._rules.get((domain, node.op_type))
         try:
-            measures = (domain, node.op_type) in (("", "Shape"), ("", "Size"))
+            measures = operators.of(node, operators.ShapeOf) is not None
             if not measures and all(self._is_number(value) for value in node.outputs):
                 self.hold_outputs(node, "computed from shapes")
             elif rule is None:
@@ -373,8 +372,7 @@ class Walk:
             value.dtype is not None and value.dtype not in FLOATS
         )
         node = value.producer()  # codes of activations are integers, too, and no parameters
-        codes = node is not None and node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear")
-        return self.facts.computed(value) and integer and not codes
+        return self.facts.computed(value) and integer and not operators.quantizes(node)
 
     def hold_outputs(self, node: ir.Node, reason: str) -> None:
         """Label what a node makes as what no channel reaches."""

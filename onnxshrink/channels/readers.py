@@ -283,7 +283,7 @@ def _recurrent(walk: Walk, product: Product, row: Recurrent) -> Iterator[Consume
     size = height // row.gates
     rows, values = height, [source]
     if index == 2:
-        if node.op_type == "GRU" and not read.integer(node, "linear_before_reset", 0):
+        if row.resets and not read.integer(node, "linear_before_reset", 0):
             rows = 2 * size  # the candidate reads the state behind the gate, which none sees
         if initial is not None and read.constant(initial) is None:
             values = [source, initial]
@@ -319,8 +319,7 @@ def _bias(product: Product, outputs: int) -> tuple[ir.Value | None, float]:
 
 def _adds_row(product: Product, user: ir.Node) -> bool:
     """Whether a node adds to each channel of what a product without a bias makes."""
-    adds = (user.domain, user.op_type) == ("", "Add")
-    return adds and not product.takes_bias and product.out_axis == -1
+    return operators.adds(user) and not product.takes_bias and product.out_axis == -1
 
 
 def _extensible(product: Product, bias: ir.Value | None) -> bool:

@@ -13,7 +13,7 @@ from onnxshrink.errors import BudgetMissed, RecipeError
 from onnxshrink.goal import PRESETS
 
 if TYPE_CHECKING:
-    from onnxshrink.cli._run import Run
+    from onnxshrink.cli._run import RunOptions
     from onnxshrink.goal import Goal
     from onnxshrink.report import Report
 
@@ -33,14 +33,34 @@ _NO_BUDGET = click.option(
 )
 
 
+#: What answers must keep, wherever it is asked: metavar, type and help of each option.
+_GOALS: Mapping[str, tuple[str, Any, str]] = {
+    "--min-agreement": ("SHARE", number, "least top-1 agreement, 0 to 1."),
+    "--max-drop": ("D", number, "largest drop of --metric, or of top-1 agreement."),
+    "--metric": (
+        "FILE.py:FUNCTION", str,
+        "called with the outputs of every calibration input; gives a number, higher is better.",
+    ),
+}  # fmt: skip
+
+
+def goal_option(name: str, goes_with: str = "") -> Callable[[F], F]:
+    """One thing that answers must keep.
+
+    Args:
+        name: The option.
+        goes_with: The option without which it has no meaning.
+    """
+    metavar, kind, text = _GOALS[name]
+    text = f"With {goes_with}: {text}" if goes_with else text[0].upper() + text[1:]
+    return click.option(name, type=kind, metavar=metavar, help=text)
+
+
 def budget_options(command: F) -> F:
     """What the answers must keep, and how small the result must be."""
     for decorate in reversed(
         (
-            click.option(
-                "--min-agreement", type=number, metavar="SHARE",
-                help="Least top-1 agreement, 0 to 1.",
-            ),
+            goal_option("--min-agreement"),
             click.option(
                 "--max-error", type=number, metavar="E",
                 help="Largest relative error of an output.",
@@ -49,15 +69,8 @@ def budget_options(command: F) -> F:
                 "--max-kl", type=number, metavar="NATS",
                 help="Largest mean divergence of tokens or classes from the original's.",
             ),
-            click.option(
-                "--max-drop", type=number, metavar="D",
-                help="Largest drop of --metric, or of top-1 agreement.",
-            ),
-            click.option(
-                "--metric", metavar="FILE.py:FUNCTION",
-                help="Called with the outputs of every calibration input; gives a number, higher "
-                "is better.",
-            ),
+            goal_option("--max-drop"),
+            goal_option("--metric"),
             _MEASURES,
             _PRESET,
             click.option("--max-size", metavar="SIZE", help="Largest result, as in 5MB or 800kB."),
@@ -135,7 +148,7 @@ class Budget:
         return Goal(**{**self.values, **more, "metric": load_metric(metric) if metric else None})
 
 
-def finish(run: Run, produce: Callable[[], Report]) -> None:
+def finish(run: RunOptions, produce: Callable[[], Report]) -> None:
     """Print the report of a run whose result is written even where it misses its budget."""
     missed: BudgetMissed | None = None
     try:

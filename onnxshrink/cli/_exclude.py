@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from onnxshrink.cli._values import decorated, function_files, number
+from onnxshrink.cli._budget import goal_option
+from onnxshrink.cli._values import decorated, function_files
 from onnxshrink.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -31,18 +32,9 @@ def exclude_options(command: F) -> F:
                 help="Leave the fewest weights alone that keep --min-agreement, --max-drop or "
                 "--max-error on the calibration inputs; else likeness and top-1 agreement >= 0.99.",
             ),
-            click.option(
-                "--min-agreement", type=number, metavar="SHARE",
-                help="With --auto-exclude: least top-1 agreement, 0 to 1.",
-            ),
-            click.option(
-                "--max-drop", type=number, metavar="D",
-                help="With --auto-exclude: largest drop of --metric, or of top-1 agreement.",
-            ),
-            click.option(
-                "--metric", metavar="FILE.py:FUNCTION",
-                help="With --max-drop: takes the outputs of every input; higher is better.",
-            ),
+            goal_option("--min-agreement", "--auto-exclude"),
+            goal_option("--max-drop", "--auto-exclude"),
+            goal_option("--metric", "--max-drop"),
             click.option(
                 "--recipe-out", metavar="FILE",
                 help="With --auto-exclude: write the step found, for 'apply'.",

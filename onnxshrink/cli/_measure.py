@@ -62,7 +62,7 @@ def settings(options: Mapping[str, object]) -> str:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasureOptions:
     """The values of these options.
 
     Attributes:
@@ -81,7 +81,7 @@ class Measured:
     as_json: bool
 
     @classmethod
-    def take(cls, values: dict[str, Any]) -> Measured:
+    def take(cls, values: dict[str, Any]) -> MeasureOptions:
         """Take the values out of a command's.
 
         Raises:

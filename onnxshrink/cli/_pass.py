@@ -13,7 +13,7 @@ import click
 from onnxshrink.cli._budget import Budget, finish, step_budget_options
 from onnxshrink.cli._command import Command, InputOption
 from onnxshrink.cli._exclude import Exclusion, exclude_options
-from onnxshrink.cli._run import Run, run_options
+from onnxshrink.cli._run import RunOptions, run_options
 from onnxshrink.cli._terminal import progress_bar, show
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def pass_command(name: str) -> click.Command:
         asked = {look.name: values.pop(look.name) for look in looks}
         exclusion = Exclusion.take(values)
         budget = Budget.take(values, sizes=False)
-        run = Run(values, writes=not any(asked.values()))
+        run = RunOptions(values, writes=not any(asked.values()))
         given = {key: value for key, value in values.items() if value not in (None, ())}
         step = _build(kind, given)
         if any(asked.values()):
@@ -140,7 +140,7 @@ def _goal(step: Pass, budget: Budget) -> Goal | None:
     return budget.goal(max_error=step.max_error)
 
 
-def _look(step: Any, asked: dict[str, Any], run: Run) -> None:
+def _look(step: Any, asked: dict[str, Any], run: RunOptions) -> None:
     """Print what a pass would do, or how it sees a part of the model; nothing is written."""
     from onnxshrink import api
     from onnxshrink.report import printable

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from onnxshrink.api import Options
     from onnxshrink.report import Report
 
+_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@\s]+@")  # of a URL
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -96,7 +99,7 @@ def run_options(command: F) -> F:
     )  # fmt: skip
 
 
-class Run:
+class RunOptions:
     """The values of the shared options, taken out of a command's.
 
     Args:
@@ -139,7 +142,7 @@ class Run:
 
         return Options(
             **self.inputs.options, worker=self.worker,
-            shapes=self.shapes, progress=progress, reads=tuple(reads),
+            shapes=self.shapes, progress=progress, reads=tuple(reads), command=_typed(),
             writes=() if self.report_file is None else (self.report_file,), **self.rest,
         )  # fmt: skip
 
@@ -166,6 +169,11 @@ class Run:
         if self.strict and report.unproven:
             click.echo("error: the inputs could not have shown a difference", err=True)
             sys.exit(1)
+
+
+def _typed() -> str:
+    """The command as it was typed, without the passwords of URLs."""
+    return _PASSWORD.sub(r"\1***@", shlex.join(["onnxshrink", *sys.argv[1:]]))
 
 
 _VIEWS = {".json": "to_json", ".md": "to_markdown", ".html": "to_html"}

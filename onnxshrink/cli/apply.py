@@ -8,7 +8,7 @@ import click
 
 from onnxshrink.cli._budget import Budget, budget_options, finish, lifting_option
 from onnxshrink.cli._command import Command
-from onnxshrink.cli._run import Run, run_options
+from onnxshrink.cli._run import RunOptions, run_options
 from onnxshrink.cli._terminal import progress_bar
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def command(recipe: str, **values: Any) -> None:
     onnxshrink apply recipe.yaml model.onnx small.onnx --calibration inputs.npz
     onnxshrink apply web model.onnx small.onnx --calibration inputs.npz
     """
-    run, budget = Run(values), Budget.take(values)
+    run, budget = RunOptions(values), Budget.take(values)
     from onnxshrink import api
     from onnxshrink.recipe import Recipe
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxshrink.cli._command import Command
-from onnxshrink.cli._measure import Measured, measure_options, settings
+from onnxshrink.cli._measure import MeasureOptions, measure_options, settings
 from onnxshrink.cli._terminal import say, show, warn
 from onnxshrink.cli._values import COUNT
 
@@ -34,7 +34,7 @@ def command(models: tuple[str, ...], rounds: int, operators: bool, **values: Any
     onnxshrink bench model.onnx small.onnx --calibration inputs.npz
     onnxshrink bench model.onnx small.onnx --calibration inputs.npz --operators
     """
-    measured = Measured.take(values)
+    measured = MeasureOptions.take(values)
     from onnxshrink import commands
     from onnxshrink.report import Table, size
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from onnxshrink.cli._command import Command, input_option
-from onnxshrink.cli._measure import Measured, measure_options
+from onnxshrink.cli._measure import MeasureOptions, measure_options
 from onnxshrink.cli._terminal import say, show, warn
 from onnxshrink.cli._values import COUNT, number, size_option
 from onnxshrink.errors import BudgetMissed, RecipeError
@@ -40,7 +40,7 @@ def command(model: str, baseline: str | None, count: int, **values: Any) -> None
     onnxshrink check small.onnx --baseline model.onnx --calibration inputs.npz --max-size 1MB
     onnxshrink check small.onnx --baseline model.onnx --calibration inputs.npz --min-agreement 0.9
     """
-    measured = Measured.take(values)
+    measured = MeasureOptions.take(values)
     metric, max_size = values.pop("metric"), values.pop("max_size")
     latency, slowdown = _latency(values.pop("max_latency"))
     from onnxshrink.functions import load_metric

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxshrink.cli._command import Command, input_option
-from onnxshrink.cli._measure import CPU, Measured, measure_options, settings
+from onnxshrink.cli._measure import CPU, MeasureOptions, measure_options, settings
 from onnxshrink.cli._places import place_options, places, show_findings
 from onnxshrink.cli._terminal import say, show, warn
 from onnxshrink.cli._values import COUNT, number
@@ -43,7 +43,7 @@ def command(
     With places (--providers, --node, --web, --results), OTHER runs in each of them and is held
     against REFERENCE on ONNX Runtime's CPU provider. A place that does not run it counts as missed.
     """
-    measured = Measured.take(values)
+    measured = MeasureOptions.take(values)
     elsewhere = places(providers, python, node, web)
     if elsewhere or results:
         _elsewhere(a, b, count, measured, elsewhere, results, not no_fallback, values)
@@ -81,7 +81,7 @@ def command(
 
 
 def _elsewhere(
-    a: str, b: str, count: int, measured: Measured, elsewhere: list[Place],
+    a: str, b: str, count: int, measured: MeasureOptions, elsewhere: list[Place],
     results: tuple[str, ...], fallback: bool, thresholds: dict[str, Any],
 ) -> None:  # fmt: skip
     """Compare in other places than here, or with what was brought from them."""

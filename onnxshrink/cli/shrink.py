@@ -8,7 +8,7 @@ import click
 
 from onnxshrink.cli._budget import Budget, budget_options
 from onnxshrink.cli._command import Command
-from onnxshrink.cli._run import Run, run_options
+from onnxshrink.cli._run import RunOptions, run_options
 from onnxshrink.cli._terminal import progress_bar
 from onnxshrink.cli._values import number
 from onnxshrink.errors import BudgetMissed
@@ -50,7 +50,7 @@ def command(**values: Any) -> None:
     \b
     onnxshrink shrink model.onnx small.onnx --calibration inputs.npz --min-agreement 0.99
     """
-    run = Run(values)
+    run = RunOptions(values)
     budget, recipe_out = Budget.take(values), values.pop("recipe_out")
     with_bench, time_limit = values.pop("with_bench"), values.pop("time_limit")
     pareto, target = values.pop("pareto"), values.pop("target")
@@ -75,3 +75,5 @@ def command(**values: Any) -> None:
     run.finish(report)
     if missed is not None:
         raise missed
+    if report.signal:
+        click.get_current_context().exit(report.signal)

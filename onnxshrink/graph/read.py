@@ -208,6 +208,22 @@ def array(value: ir.Value | None) -> npt.NDArray[Any] | None:
     return None if tensor is None else np.asarray(tensor.numpy())
 
 
+class HasTensor:
+    """Something that is stored in one tensor, which need not be read to say how large it is."""
+
+    tensor: ir.TensorProtocol
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the stored tensor."""
+        return shape(self.tensor)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return self.tensor.size
+
+
 def shape(tensor: ir.TensorProtocol) -> tuple[int, ...]:
     """The shape of a stored tensor."""
     return tuple(int(dim) for dim in tensor.shape)  # type: ignore[arg-type]

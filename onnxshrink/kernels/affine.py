@@ -6,7 +6,6 @@ axes that it names: per tensor is all axes, per channel all but one, blocks an e
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, TypeGuard
 
@@ -46,6 +45,7 @@ BITS: dict[Dtype | Literal["int16"], int] = {
 #: Fractions of the full range tried by ``clip="mse"``.
 _CLIPS = np.linspace(1.0, 0.4, 25, dtype=np.float32)
 _COARSE = 4  # of these ranges every so many-th is tried first
+_PATIENCE = 8  # ranges behind the best one so far, before a group is given up: never at 2 bits
 _CHUNK = 2**18  # elements at a time: what fits the cache of a core
 #: No weight beyond this has a scale that float32 holds.
 LARGEST = 2.0**127
@@ -179,19 +179,12 @@ def _quantize(
     symmetric = symmetric or is_float(dtype)
     scale, zero = _parameters(lowest, highest, dtype, symmetric, short_scale)
     if clip == "mse":
-
-        def tried(place: npt.NDArray[np.intp]) -> tuple[Array, Array, Array]:
-            share = _CLIPS[place]
-            some = _parameters(lowest * share, highest * share, dtype, symmetric, short_scale)
-            # In steps of the full range: squares of weights themselves may overflow.
-            ratio = np.minimum(some[0] / full, 1)
-            error = _squared_error(values, *some, dtype, axes) * np.square(ratio)
-            # A scale too small to use became 1.
-            return np.where(some[0] <= full, error, np.inf), *some
-
-        full = scale
-        best = _narrowed(tried, scale.shape)
-        scale, zero = tried(best)[1:]
+        apart = [axis for axis in range(values.ndim) if axis not in axes]
+        rows = np.ascontiguousarray(values.transpose(apart + list(axes)))
+        rows = rows.reshape(lowest.size, -1)
+        share = _best_shares(rows, lowest, highest, dtype, symmetric, short_scale)
+        share = share.reshape(lowest.shape)
+        scale, zero = _parameters(lowest * share, highest * share, dtype, symmetric, short_scale)
     if is_float(dtype):
         return Quantized(floats.encode(values / scale, dtype), scale, None, dtype)
     kind = np.uint8 if dtype.startswith("u") else np.int8
@@ -206,33 +199,60 @@ def _quantize(
     return Quantized(codes.astype(kind), scale, zero.astype(kind) if has_zero else None, dtype)
 
 
-def _narrowed(
-    tried: Callable[[npt.NDArray[np.intp]], tuple[Array, Array, Array]], shape: tuple[int, ...]
-) -> npt.NDArray[np.intp]:
-    """The number of the range with about the least error, for each group.
+def _best_shares(
+    rows: Array, lowest: Array, highest: Array, dtype: Dtype, symmetric: bool, short_scale: bool
+) -> Array:
+    """The share of its full range with about the least squared error, for each group.
 
-    Every fourth range is tried, then those between the best of them and its neighbours: the error
-    is within .3 % of that of the best of all on normal and on heavy-tailed weights.
+    Every fourth range is tried, until two in a row are worse, then those between the best of them
+    and its neighbours: the error is within .3 % of that of the best of all on normal and on
+    heavy-tailed weights.
 
     Args:
-        tried: The errors with the ranges of some numbers, one for each group.
-        shape: Of the groups.
+        rows: Weights, [groups, weights of a group].
+        lowest: The least of each group; of any shape, like ``highest``.
+        highest: The largest.
+        dtype: Type of the codes.
+        symmetric: Whether zero is the middle of the range.
+        short_scale: Whether scales are rounded.
     """
-    best = np.zeros(shape, np.intp)
-    least = tried(best)[0]
-    coarse = [np.full(shape, place) for place in range(_COARSE, len(_CLIPS), _COARSE)]
-    for places in coarse:
-        error = tried(places)[0]
-        best, least = np.where(error < least, places, best), np.minimum(error, least)
+    lowest, highest = lowest.reshape(-1, 1), highest.reshape(-1, 1)
+    full = _parameters(lowest, highest, dtype, symmetric, short_scale)[0]
+    space = np.empty_like(rows, order="C"), np.empty_like(rows, order="C")
+
+    def errors(groups: npt.NDArray[np.intp], place: npt.NDArray[np.intp] | int) -> Array:
+        """Of some groups, each with a range of its own."""
+        some = slice(None) if groups.size == len(rows) else groups
+        share = _CLIPS[place].reshape(-1, 1)
+        grid = _parameters(
+            lowest[some] * share, highest[some] * share, dtype, symmetric, short_scale
+        )
+        # In steps of the full range: squares of weights themselves may overflow.
+        ratio = np.minimum(grid[0] / full[some], 1)[:, 0]
+        error = _squared_error(rows[some], *grid, dtype, space) * np.square(ratio)
+        # A scale too small to use became 1.
+        return np.where(grid[0] <= full[some], error[:, None], np.inf)[:, 0]
+
+    patience = _PATIENCE if BITS[dtype] > 2 else len(_CLIPS)
+    ahead = np.arange(len(rows))
+    best, least = np.zeros(len(rows), np.intp), errors(ahead, 0)
+    for place in range(_COARSE, len(_CLIPS), _COARSE):
+        error = errors(ahead, place)
+        better = error < least[ahead]
+        chosen = ahead[better]
+        best[chosen], least[chosen] = place, error[better]
+        ahead = ahead[place - best[ahead] < patience]
     step = _COARSE
     while step > 1:
         step //= 2
-        middle = best
+        middle = best.copy()
         for places in (middle - step, middle + step):
-            places = np.clip(places, 0, len(_CLIPS) - 1)
-            error = tried(places)[0]
-            best, least = np.where(error < least, places, best), np.minimum(error, least)
-    return best
+            inside = np.flatnonzero((places >= 0) & (places < len(_CLIPS)))
+            error = errors(inside, places[inside])
+            better = error < least[inside]
+            chosen = inside[better]
+            best[chosen], least[chosen] = places[chosen], error[better]
+    return _CLIPS[best]
 
 
 def _parameters(
@@ -317,24 +337,33 @@ def _balance(codes: Array, error: Array, axes: tuple[int, ...], dtype: Dtype) ->
 
 
 def _squared_error(
-    values: Array, scale: Array, zero: Array, dtype: Dtype, axes: tuple[int, ...]
+    rows: Array, scale: Array, zero: Array, dtype: Dtype, space: tuple[Array, Array]
 ) -> Array:
-    """Sum of squared errors of each group, in units of its squared scale."""
-    exact: Array = np.divide(values, scale)
+    """Sum of squared errors of each row, in units of its squared scale.
+
+    Args:
+        rows: The weights.
+        scale: One for each row, like ``zero``.
+        zero: The zero points.
+        dtype: Type of the codes.
+        space: Two arrays of as many rows or more, which are written over.
+    """
+    exact, error = (array[: len(rows)] for array in space)
+    np.divide(rows, scale, out=exact)
     if is_float(dtype):
         error = floats.decode(floats.encode(exact, dtype), dtype)
     else:
         first, last = RANGES[dtype]
-        error = np.rint(exact)
-        if zero.min() == zero.max():  # bounds that are numbers are far quicker
-            zero = zero.reshape(-1)[:1]
-        np.maximum(error, first - zero, out=error)
-        np.minimum(error, last - zero, out=error)
+        np.rint(exact, out=error)
+        if zero.size and zero.min() == zero.max():  # bounds that are numbers are far quicker
+            middle = float(zero.flat[0])
+            np.clip(error, first - middle, last - middle, out=error)
+        else:
+            np.maximum(error, first - zero, out=error)
+            np.minimum(error, last - zero, out=error)
     error -= exact
-    letters = "".join(map(chr, range(97, 97 + error.ndim)))
-    kept = "".join(letter for axis, letter in enumerate(letters) if axis not in axes)
-    total: Array = np.einsum(f"{letters},{letters}->{kept}", error, error)
-    return np.expand_dims(total, axes)
+    total: Array = np.einsum("ab,ab->a", error, error)
+    return total
 
 
 def rescaled(

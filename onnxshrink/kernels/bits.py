@@ -14,6 +14,7 @@ _SPREAD: dict[int, tuple[np.dtype[Any], tuple[tuple[int, int], ...]]] = {
     2: (np.dtype("<u4"), ((12, 0x000F000F), (6, 0x03030303))),
 }
 _SQUEEZED = {4: 0xFF, 12: 0xFF, 6: 0x000F000F}
+_PIECE = 2**17  # bytes that are packed at a time: what fits the cache of a core, and little memory
 
 
 def pack(codes: NDArray[np.integer], bits: int) -> NDArray[np.uint8]:
@@ -32,13 +33,18 @@ def pack(codes: NDArray[np.integer], bits: int) -> NDArray[np.uint8]:
     if bits == 1:
         return np.packbits(narrow & 1, bitorder="little")
     word, steps = _SPREAD[bits]
-    words = np.zeros(-(-narrow.size // word.itemsize), word)
-    words.view(np.uint8)[: narrow.size] = narrow
-    words &= steps[-1][1]
-    for shift, _ in reversed(steps):
-        words |= words >> shift
-        words &= _SQUEEZED[shift]
-    return words.astype(np.uint8)
+    packed = np.empty(-(-narrow.size // word.itemsize), np.uint8)
+    for at in range(0, packed.size, _PIECE):
+        piece = packed[at : at + _PIECE]
+        part = narrow[at * word.itemsize : (at + _PIECE) * word.itemsize]
+        words = np.zeros(piece.size, word)
+        words.view(np.uint8)[: part.size] = part
+        words &= steps[-1][1]
+        for shift, _ in reversed(steps):
+            words |= words >> shift
+            words &= _SQUEEZED[shift]
+        piece[:] = words
+    return packed
 
 
 def unpack(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8]:

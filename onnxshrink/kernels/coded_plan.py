@@ -243,6 +243,7 @@ class _Trees:
         self.gain = [np.zeros(self.leaves + 1), first]
         most = min(share.size, self.leaves - 1)
         self.tried = np.array([each for each in _BRANCHES if each <= most])
+        self.weight, self._turns = self._weights(), self._all_turns()
         self._chosen: list[tuple[Ints, Ints]] = []
         for _ in range(2, self.deepest + 1):
             self._deepen(saved)
@@ -256,33 +257,51 @@ class _Trees:
         return found
 
     def _deepen(self, saved: Floats) -> None:
+        """One depth more: leaves go one by one to the branch where the next is worth most.
+
+        The worth of the next leaf of a branch never grows, so that the turns of all leaves are
+        those of a stable sort by it.
+        """
         tried = self.tried  # how many branches beside that of escapes
-        count, lines = int(tried[-1]) + 1, np.arange(tried.size)
         before = self.gain[-1]
         delta = np.append(np.diff(before), 0.0)
         slope = np.maximum.accumulate(delta[::-1])[::-1]
-        weight = np.zeros((tried.size, count))
-        for line, branches in enumerate(tried.tolist()):
-            weight[line, :branches] = self.share[:branches]
-            weight[line, branches] = self.share[branches:].sum() + self.rest
-        leaves = np.ones((tried.size, count), np.int64)
-        gain, margin = saved[tried], weight * slope[1]
+        branch, had = self._turns
+        heavy = self.weight[:, branch]
+        turns = np.argsort(-heavy * slope[had], axis=1, kind="stable")[:, : self.leaves - 1]
+        heavy = np.take_along_axis(heavy * delta[had], turns, axis=1)
+        gain = np.cumsum(np.concatenate([saved[tried][:, None], heavy], axis=1), axis=1)
         reached = np.full((self.leaves + 1, tried.size), -1.0)
         picks = np.zeros((self.leaves + 1, tried.size), np.int64)
-        reached[tried + 1, lines] = gain
-        for more in range(1, self.leaves):
-            at = margin.argmax(1)
-            had, heavy = leaves[lines, at], weight[lines, at]
-            gain = gain + heavy * delta[had]
-            leaves[lines, at] = had + 1
-            margin[lines, at] = heavy * slope[np.minimum(had + 1, self.leaves)]
-            fits = lines[: np.searchsorted(tried, self.leaves - more)]
-            reached[tried[fits] + 1 + more, fits] = gain[fits]
-            picks[tried[fits] + 1 + more, fits] = at[fits]
+        for line, branches in enumerate(tried.tolist()):
+            reached[branches + 1 :, line] = gain[line, : self.leaves - branches]
+            picks[branches + 2 :, line] = branch[turns[line, : self.leaves - branches - 1]]
         best = reached.max(1)
         best[0] = 0.0
         self.gain.append(best)
         self._chosen.append((reached.argmax(1), picks))
+
+    def _weights(self) -> Floats:
+        """How often a branch is taken, for each number of branches tried; the last is escapes."""
+        weight = np.zeros((self.tried.size, int(self.tried[-1]) + 1))
+        for line, branches in enumerate(self.tried.tolist()):
+            weight[line, :branches] = self.share[:branches]
+            weight[line, branches] = self.share[branches:].sum() + self.rest
+        return weight
+
+    def _all_turns(self) -> tuple[Ints, Ints]:
+        """Branches, and the leaves that they have when another may come: all that can happen.
+
+        A branch never has more leaves than one that is taken more often; escapes may be any.
+        """
+        count = int(self.tried[-1]) + 1
+        most = np.where(
+            np.isin(np.arange(count), self.tried),
+            self.leaves,
+            self.leaves // np.arange(1, count + 1),
+        )
+        branch = np.repeat(np.arange(count), most)
+        return branch, np.concatenate([np.arange(1, each + 1) for each in most])
 
     def _shares(self, depth: int, leaves: int) -> list[int]:
         """Leaves of every branch; the last is that of escapes."""

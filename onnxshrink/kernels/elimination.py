@@ -53,7 +53,7 @@ def eliminate(readers: Sequence[ChannelReader]) -> tuple[Indices, Array]:
     Raises:
         ValueError: A moment is not positive definite.
     """
-    states = [_State.of(reader) for reader in readers]
+    states = [_Remaining.of(reader) for reader in readers]
     left = np.arange(len(readers[0].columns))
     order: list[int] = []
     costs: list[float] = []
@@ -73,7 +73,7 @@ def eliminate(readers: Sequence[ChannelReader]) -> tuple[Indices, Array]:
     return np.array(order, np.int64), np.array(costs)
 
 
-def _one_by_one(states: Sequence[_State], count: int) -> tuple[list[int], list[float]]:
+def _one_by_one(states: Sequence[_Remaining], count: int) -> tuple[list[int], list[float]]:
     """The channels that go first, of few: their own part of H^-1 is all that it takes."""
     left = np.arange(len(states[0].columns))
     gone: list[int] = []
@@ -90,7 +90,7 @@ def _one_by_one(states: Sequence[_State], count: int) -> tuple[list[int], list[f
 
 
 @dataclass(frozen=True)
-class _State:
+class _Remaining:
     """Weights that make up for what is gone, and the inverse moment of what is left."""
 
     weights: Array
@@ -98,7 +98,7 @@ class _State:
     columns: Indices
 
     @classmethod
-    def of(cls, reader: ChannelReader) -> _State:
+    def of(cls, reader: ChannelReader) -> _Remaining:
         from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
         # Features that stay in any case make up for others, but nothing more is asked of them.
@@ -123,16 +123,16 @@ class _State:
             return np.asarray(np.square(weights[:, 0]).sum(-1) / blocks[:, 0, 0])
         return np.asarray((weights * np.linalg.solve(blocks, weights)).sum((1, 2)))
 
-    def only(self, channels: Indices) -> _State:
+    def only(self, channels: Indices) -> _Remaining:
         """The part of this that some channels are judged by."""
         features = self.columns[channels].ravel()
         weights = self.weights[:, features]
         if len(weights) > len(features):  # as many outputs as it takes for the same W^T W
             weights = np.asarray(np.linalg.qr(weights, mode="r"))
         columns = np.arange(len(features)).reshape(len(channels), -1)
-        return _State(weights, self.inverse[np.ix_(features, features)], columns)
+        return _Remaining(weights, self.inverse[np.ix_(features, features)], columns)
 
-    def without(self, channels: Indices) -> _State:
+    def without(self, channels: Indices) -> _Remaining:
         """What is left when channels go and the others make up for them."""
         gone = self.columns[channels].ravel()
         left = np.delete(self.columns, channels, axis=0)
@@ -140,4 +140,4 @@ class _State:
         share = np.linalg.solve(self.inverse[np.ix_(gone, gone)], self.inverse[np.ix_(gone, stay)])
         weights = self.weights[:, stay] - self.weights[:, gone] @ share
         inverse = self.inverse[np.ix_(stay, stay)] - self.inverse[np.ix_(stay, gone)] @ share
-        return _State(weights, inverse, np.arange(len(stay)).reshape(left.shape))
+        return _Remaining(weights, inverse, np.arange(len(stay)).reshape(left.shape))

@@ -54,6 +54,7 @@ class Tail:
         followed: Whether other outputs tell of it: at once, or in the next run, which goes on
             from it.
         decodes: Whether the model appends to a cache: its scores are those of a vocabulary.
+        normed: The length of rows that came out of a norm, and are perhaps averaged; 0: none did.
     """
 
     last: str = ""
@@ -61,6 +62,7 @@ class Tail:
     fed_back: str = ""
     followed: bool = False
     decodes: bool = False
+    normed: int = 0
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,14 @@ def decide(name: str, arrays: Sequence[np.ndarray], tail: Tail | None = None) ->
     words = {word.lower() for word in _WORDS.findall(name)}
     if wide and tail.decodes and all(array.shape[-1] >= _LONG_ROW for array in filled):
         return Known("tokens", "scores of a vocabulary: the model appends to a cache")
-    if not wide or words & _STATES:
-        return Known("values", "one number a row" if not wide else "its name says a state")
+    if not wide:
+        return Known("values", "one number a row")
     if choice := sorted(tail.read_by & _CHOICES):
         return Known("classes", f"the model itself takes {choice[0]} of it")
+    if all(array.shape[-1] == tail.normed >= _LONG_ROW for array in filled):
+        return Known("embeddings", "its rows come out of a norm, as no scores do")
+    if words & _STATES:
+        return Known("values", "its name says a state")
     if all(map(_are_unit, filled)):
         return Known("embeddings", "its rows have length 1")
     flat = all(array.ndim in (2, 3) for array in filled)

@@ -58,7 +58,8 @@ class OutputComparison:
         reshaped: Of the first pair that differs in shape: both shapes; else empty.
         silent: Why likeness to the reference says nothing; else empty.
         worst: The largest relative error of any slice along an axis of fixed length, or that of
-            the whole where none is clearly worse; see :mod:`onnxshrink.kernels.slices`.
+            the whole where none is clearly worse; see :mod:`onnxshrink.kernels.slices`. Classes
+            whose probabilities add up to 1 are no slices.
         slice: Which slice, ``[:, 4]``; empty for the whole.
         worst_input: The largest relative error of a single feed; one whose answer is smaller than
             usual is held against the usual size. 0 for labels.
@@ -112,6 +113,7 @@ class Agreement:
         self._slices = Slices(stacked)
         self._long_rows = True
         self._classes: Classes | None = None
+        self._shared: int | None = None  # the axis along which values are shares of a whole
         self._feeds: list[tuple[float, float]] = []  # squares of errors and of signals
         self.max_abs = 0.0
         self.max_rel = 0.0
@@ -130,7 +132,9 @@ class Agreement:
             self._discrete = True
             self._unequal += int(np.count_nonzero(reference != other))
         if self._classes is None and reference.ndim and reference.size and not self._discrete:
-            self._classes = classes(_narrow(reference))
+            self._classes = classes(narrow := _narrow(reference))
+            if are_probabilities(narrow, self._classes.axis):
+                self._shared = self._classes.axis
         axis = reference.ndim - 1 if self._classes is None else self._classes.axis
         sums = np.zeros(2)
         for piece in pieces(reference.shape, _PIECE, axis):
@@ -253,7 +257,8 @@ class Agreement:
     def result(self, name: str) -> OutputComparison:
         """All figures under the output's name."""
         worst, place = self.relative_error, ""
-        sliced, where = self._slices.worst()
+        # That a class next to never is likely is no thing of its own: its share is nothing.
+        sliced, where = self._slices.worst(but=self._shared)
         if sliced > _CLEARLY * worst:
             worst, place = sliced, where
         vectors = self._long_rows and not self._discrete and self._slices.alike

@@ -102,10 +102,16 @@ class Slices:
                 row[part] += np.einsum("ij,ij->i", moved, moved)
 
     @np.errstate(over="ignore", invalid="ignore")
-    def worst(self) -> tuple[float, str]:
-        """The largest relative error of any slice, and which one it is: ``[:, 4]``."""
+    def worst(self, but: int | None = None) -> tuple[float, str]:
+        """The largest relative error of any slice, and which one it is: ``[:, 4]``.
+
+        Args:
+            but: An axis whose slices are one thing together.
+        """
         found, place = 0.0, ""
         for axis, (error, signal) in (self._sums or {}).items():
+            if axis == but:
+                continue
             against = _against(signal)
             shares = np.divide(error, against, out=np.zeros(len(error)), where=against > 0)
             at = int(shares.argmax())

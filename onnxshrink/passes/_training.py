@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+#: What a note begins with where time ended a training: another run may end elsewhere.
+OUT_OF_TIME = "ended by its time limit"
 _CHECKS = 10  # steps from one look at the inputs that judge to the next
 _PATIENCE = 2  # looks that may bring nothing before it goes back to the best
 _WILD = 2.0  # times the loss to begin with: so far no training should lead
@@ -30,6 +32,7 @@ _SHARE = 0.05  # of an error: what a step changes where nobody says
 _LESS = 0.3  # of the rate, from then on
 _FALLS = 3  # how often it may
 _SMALL = 1e-2  # the unit of numbers that are all zero
+_REPEATED = 4  # times a number of scales occurs, in the mean: then it is one number
 
 
 @dataclass(frozen=True)
@@ -41,19 +44,19 @@ class Schedule:
             None: so much less than the root of the loss to begin with.
         steps: How many at most.
         batch: Inputs of a step.
-        seconds: After which it ends; None: when the steps are done.
+        end: When it is over, by ``time.monotonic``: it plans as many steps as fit in; None: all.
         seed: For the order of the inputs.
     """
 
     rate: float | None
     steps: int
     batch: int
-    seconds: float | None = None
+    end: float | None = None
     seed: int = 0
 
 
 @dataclass(frozen=True)
-class Goal:
+class Objective:
     """What a model is held to.
 
     Attributes:
@@ -75,6 +78,7 @@ class Outcome:
         before: Loss on the inputs that judge, before.
         after: And of the best numbers.
         steps: Steps that were taken.
+        planned: Steps that there was time for; as many without a limit give the same numbers.
         numbers: The best numbers by name of the parameter.
         notes: What a reader should know.
     """
@@ -83,6 +87,7 @@ class Outcome:
     after: float
     numbers: dict[str, np.ndarray]
     steps: int = 0
+    planned: int = 0
     notes: list[str] = field(default_factory=list)
 
 
@@ -104,14 +109,19 @@ class Student:
         self, model: Model, aims: Mapping[str, Aim], parameters: Sequence[Parameter],
         worker: Worker,
     ):  # fmt: skip
-        from onnxshrink.graph.gradients import differentiate, measured
+        from onnxshrink.graph.gradients import differentiate, with_losses
         from onnxshrink.trials import Exchange
 
-        self._measured = measured(model, aims)
+        self._measured = with_losses(model, aims)
         wanted = [each.differentiated for each in parameters]
         ends = list(self._measured.losses.values())
         made: Derivative = differentiate(self._measured.model, ends, wanted)
         self._gradients, self._seeds = made.gradients, made.seeds
+        self._kinds = {
+            value.name: value.dtype.numpy()
+            for value in made.model.inputs
+            if value.dtype is not None
+        }
         self._outputs = [value.name or "" for value in made.model.ir.graph.outputs]
         reached = [each for each in parameters if each.differentiated in made.gradients]
         self._exchange = Exchange(made.model, [each.name for each in reached], worker)
@@ -136,7 +146,8 @@ class Student:
         known = self._measured
         held = {known.targets[name]: target for name, target in targets.items()}
         for name, loss in known.losses.items():
-            held[self._seeds[loss]] = np.asarray(weights[name], np.float32)
+            seed = self._seeds[loss]
+            held[seed] = np.asarray(weights[name], self._kinds[seed])
         (answers,) = self._exchange.answers(
             [{**feed, **held}], stored(self.parameters, numbers)
         ).outputs
@@ -179,7 +190,7 @@ class Training:
 
     student: Student
     feeds: Feeds
-    goal: Goal
+    goal: Objective
     progress: Progress
     name: str
 
@@ -195,29 +206,31 @@ class Training:
 
         from onnxshrink.kernels.adam import Adam
 
-        start, falls, astray, idle = time.monotonic(), 0, 0, 0
+        falls, astray, idle = 0, 0, 0
         numbers = {each.name: each.numbers() for each in self.student.parameters}
         kept = {each.name: _kept(each, numbers[each.name]) for each in self.student.parameters}
+        tied = {each.name: _tied(each, numbers[each.name]) for each in self.student.parameters}
         adam = Adam(numbers, {name: _unit(numbers[name]) * kept[name] for name in numbers})
+        start = time.monotonic()
         before = self._judged(judge, numbers)
+        planned = _planned(schedule, fit, judge, time.monotonic() - start)
         rate = schedule.rate or _SHARE * math.sqrt(before)
-        best = Outcome(before, before, {name: each.copy() for name, each in numbers.items()})
+        copies = {name: each.copy() for name, each in numbers.items()}
+        best = Outcome(before, before, copies, planned=planned)
         batches = _batches(fit, schedule)
-        for step in range(schedule.steps):
-            share = step / schedule.steps
-            if schedule.seconds is not None:
-                passed = time.monotonic() - start
-                share = max(share, passed / schedule.seconds) if schedule.seconds else 1.0
-            if share >= 1:
-                best.notes.append(f"ended by its time limit after {step} steps")
+        if not planned:
+            best.notes.append(f"{OUT_OF_TIME} after 0 steps")
+        for step in range(planned):
+            if schedule.end is not None and time.monotonic() >= schedule.end:
+                best.notes.append(f"{OUT_OF_TIME} after {step} steps")
                 break
-            self.progress(self.name, round(share * schedule.steps), schedule.steps)
-            gradients = self._gradients(next(batches), numbers)
+            self.progress(self.name, step, planned)
+            gradients = _joined(self._gradients(next(batches), numbers), tied)
             sound = all(np.isfinite(each).all() for each in gradients.values())
             if sound:
-                adam.step(gradients, rate * (1 + math.cos(math.pi * share)) / 2)
+                adam.step(gradients, rate * (1 + math.cos(math.pi * step / planned)) / 2)
                 best.steps = step + 1
-                if best.steps % _CHECKS and best.steps < schedule.steps:
+                if best.steps % _CHECKS and best.steps < planned:
                     continue
             error = self._judged(judge, numbers) if sound else math.inf
             if error < best.after:
@@ -235,7 +248,7 @@ class Training:
                 break
         if astray:
             best.notes.append(f"{astray} times steps led astray and were taken back")
-        self.progress(self.name, schedule.steps, schedule.steps)
+        self.progress(self.name, planned, planned)
         return best
 
     def _gradients(self, inputs: Sequence[int], numbers: Arrays) -> dict[str, np.ndarray]:
@@ -255,6 +268,39 @@ class Training:
     def _one(self, number: int, numbers: Arrays) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         feed, targets = self.feeds[number], self.goal.targets[number]
         return self.student.run(feed, targets, self.goal.weights, numbers)
+
+
+def _planned(
+    schedule: Schedule, fit: Sequence[int], judge: Sequence[int], seconds: float
+) -> int:  # fmt: skip
+    """How many steps there is time for, where one look at the inputs that judge took so long."""
+    if schedule.end is None:
+        return schedule.steps
+    each = seconds / len(judge)  # a look computes gradients, too
+    step = each * (min(schedule.batch, len(fit)) + len(judge) / _CHECKS)
+    left = schedule.end - time.monotonic() - seconds  # what came of it is looked at once more
+    return min(schedule.steps, int(max(left, 0) / step))
+
+
+def _tied(parameter: Parameter, numbers: np.ndarray) -> np.ndarray | None:
+    """Which numbers are one: few scales that many rows have take few bytes, and go on to do so."""
+    import numpy as np
+
+    if parameter.kind != "scales":
+        return None
+    different, which = np.unique(numbers, return_inverse=True)
+    return which.reshape(-1) if different.size * _REPEATED <= numbers.size else None
+
+
+def _joined(gradients: Arrays, tied: Mapping[str, np.ndarray | None]) -> Arrays:
+    """Gradients of numbers that are one: all of them have the sum."""
+    import numpy as np
+
+    found = dict(gradients)
+    for name, gradient in gradients.items():
+        if (which := tied[name]) is not None:
+            found[name] = np.bincount(which, gradient.reshape(-1))[which].reshape(gradient.shape)
+    return found
 
 
 def _kept(parameter: Parameter, numbers: np.ndarray) -> np.ndarray:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar
 
-from onnxshrink.errors import DataError, RecipeError
+from onnxshrink.errors import DataError
 from onnxshrink.options import option
-from onnxshrink.passes._training import Goal, Outcome, Schedule, Student, Training, stored
+from onnxshrink.passes._training import Objective, Outcome, Schedule, Student, Training, stored
 from onnxshrink.pipeline import Context, Pass
+from onnxshrink.select import check_patterns, left_out
 from onnxshrink.trials import answers
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ _SAME = 1e-10  # a loss below this is rounding
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tuning(Pass):
+class Tuning(Pass, ABC):
     """A pass that moves numbers against gradients. Those that inherit say towards what."""
 
     runs_models: ClassVar[bool] = True
@@ -40,7 +42,9 @@ class Tuning(Pass):
         le=1,
     )
     batch: int = option(16, help="inputs of a step", ge=1)
-    time_limit: float | None = option(None, help="seconds after which it ends", ge=0)
+    time_limit: float | None = option(
+        None, help="seconds that it may take: as many steps as fit into them", ge=0
+    )
     reference: str = option(
         "", help="file of the original model; empty: the model before the first step"
     )
@@ -54,11 +58,12 @@ class Tuning(Pass):
         """Any: outputs may go as far as they had strayed. They are held to the original's here."""
         return math.inf
 
+    @abstractmethod
     def kinds(self) -> Sequence[Kind]:
         """What may change."""
-        raise NotImplementedError
 
-    def goal(self, model: Model, original: Model, ctx: Context) -> Goal:
+    @abstractmethod
+    def goal(self, model: Model, original: Model, ctx: Context) -> Objective:
         """What the model is held to.
 
         Args:
@@ -66,18 +71,19 @@ class Tuning(Pass):
             original: The one that it is to be like.
             ctx: Inputs, and where to run models.
         """
-        raise NotImplementedError
 
     def apply(self, model: Model, ctx: Context) -> None:
         """Train, and keep what is closer to its goal on the inputs that judge."""
         from onnxshrink.graph.forms import coded_read
         from onnxshrink.graph.layers import parameters
 
+        start = time.monotonic()
         original = coded_read.load(self.reference)[0] if self.reference else ctx.original
         if original is None:
             raise DataError(f"{self.name} needs the original model: name it with 'reference'")
         found = list(parameters.find(model))
-        self._check_patterns(found)
+        names = [each.names for each in found]
+        check_patterns((*self.only, *self.keep), names, self.name, "constant")
         chosen = []
         for parameter in found:
             if reason := self._why_not(parameter):
@@ -91,32 +97,18 @@ class Tuning(Pass):
         if not goal.aims:
             ctx.skip("model", "has no output of floating-point numbers that are not all zero")
             return
-        schedule = Schedule(self.rate, self.steps, self.batch, self.time_limit, ctx.seed)
+        end = None if self.time_limit is None else start + self.time_limit
+        schedule = Schedule(self.rate, self.steps, self.batch, end, ctx.seed)
         train(model, goal, chosen, schedule, ctx)
 
     def _why_not(self, parameter: Parameter) -> str:
         if parameter.kind not in self.kinds():
             return f"{parameter.kind} are not among what may change"
-        if self.only and not any(_matches(pattern, parameter) for pattern in self.only):
-            return "not among those asked for"
-        if any(_matches(pattern, parameter) for pattern in self.keep):
-            return "kept as asked"
-        return parameter.fixed
-
-    def _check_patterns(self, found: list[Parameter]) -> None:
-        patterns = (*self.only, *self.keep)
-        lost = [p for p in patterns if not any(_matches(p, parameter) for parameter in found)]
-        if lost and found:
-            raise RecipeError(f"{self.name}: nothing to tune matches {', '.join(map(repr, lost))}")
-
-
-def _matches(pattern: str, parameter: Parameter) -> bool:
-    names = (parameter.node.op_type, parameter.owner, parameter.name, parameter.node.name or "")
-    return pattern in names or any(fnmatchcase(name, pattern) for name in names)
+        return left_out(self.only, self.keep, parameter.names) or parameter.fixed
 
 
 def train(
-    model: Model, goal: Goal, parameters: Sequence[Parameter], schedule: Schedule, ctx: Context
+    model: Model, goal: Objective, parameters: Sequence[Parameter], schedule: Schedule, ctx: Context
 ) -> None:
     """Move numbers of a model towards a goal, where others inputs than those of the fit agree.
 
@@ -158,15 +150,15 @@ def train(
         ctx.skip("model", f"would take the error on inputs that were not fitted to {moved}")
         return
     model.adopt(trial)
-    ctx.step.chosen |= {"steps": outcome.steps, **errors}
+    ctx.step.chosen |= {"steps": outcome.planned, "taken": outcome.steps, **errors}
     _report(student.parameters, outcome, ctx)
 
 
-def loss(model: Model, goal: Goal, inputs: Sequence[int], ctx: Context) -> float:
+def loss(model: Model, goal: Objective, inputs: Sequence[int], ctx: Context) -> float:
     """The weighted loss of a model as it runs, for some of the inputs, in share of all."""
-    from onnxshrink.graph.gradients import measured
+    from onnxshrink.graph.gradients import with_losses
 
-    made = measured(model, goal.aims)
+    made = with_losses(model, goal.aims)
     feeds = [
         {**ctx.feeds[number], **{made.targets[n]: t for n, t in goal.targets[number].items()}}
         for number in inputs

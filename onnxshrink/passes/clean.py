@@ -65,18 +65,19 @@ class Clean(Pass):
         names += ["strip_docs"] * self.strip_docs
         docs = 0 if self.strip_docs else model.note_bytes(notes.all_of_them).total()
         docs -= traces.total()
-        if docs > _MANY_DOCS * model.nbytes():
+        before, nodes = model.nbytes(), sum(1 for _ in model.nodes)
+        if docs > _MANY_DOCS * before:
             ctx.skip("docs", f"doc strings and notes take {size(docs)}; strip_docs drops them")
+        unchanged: Model | None = None  # a copy that a rewriter left as it is serves the next
         for done, name in enumerate(names):
             ctx.progress(self.name, done, len(names))
             if name in self.keep:
                 ctx.skip(name, "kept as asked")
                 continue
-            trial = model.clone()
-            before, nodes = model.nbytes(), sum(1 for _ in model.nodes)
+            trial, unchanged = unchanged or model.clone(), None
             try:
                 getattr(clean, name)(trial)
-                after = trial.nbytes()
+                after, left = trial.nbytes(), sum(1 for _ in trial.nodes)
             except UnsupportedModel as error:
                 ctx.skip(name, str(error))
                 continue
@@ -84,9 +85,10 @@ class Clean(Pass):
                 _log.debug("%s fails on this model", name, exc_info=True)
                 ctx.skip(name, "does not work on this model, which it leaves as it is")
                 continue
-            removed = nodes - sum(1 for _ in trial.nodes)
+            removed = nodes - left
             if removed == 0 and after == before:
                 ctx.skip(name, "nothing to do")
+                unchanged = trial if trial.edits == model.edits else None
             elif after > before:
                 ctx.skip(name, f"would make the file {after - before} bytes bigger")
             elif reason := ctx.verify(trial):
@@ -96,6 +98,7 @@ class Clean(Pass):
                 note = f"{abs(removed)} nodes {'less' if removed >= 0 else 'more'}"
                 note = _listed(traces) if name == "strip_traces" else note
                 ctx.changed(name, after, before=before, kind="graph", note=note)
+                before, nodes = after, left
 
 
 def _listed(traces: Mapping[str, int]) -> str:

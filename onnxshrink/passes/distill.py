@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from onnxshrink.errors import DataError
 from onnxshrink.options import option
-from onnxshrink.passes._training import Goal
+from onnxshrink.passes._training import Objective
 from onnxshrink.passes._tuning import Tuning, squares
 from onnxshrink.pipeline import Context
 from onnxshrink.trials import Answers, answers
@@ -53,7 +53,7 @@ class Distill(Tuning):
         """As asked."""
         return self.free
 
-    def goal(self, model: Model, original: Model, ctx: Context) -> Goal:
+    def goal(self, model: Model, original: Model, ctx: Context) -> Objective:
         """The outputs of the original, and what is asked for beside them."""
         from onnxshrink.graph.gradients import Aim, Soft
         from onnxshrink.kernels import kinds
@@ -80,7 +80,7 @@ class Distill(Tuning):
             self._add_labels(aims, weights, targets, scores, len(ctx.feeds))
         rows = [{name: column[at] for name, column in targets.items()}
                 for at in range(len(ctx.feeds))]  # fmt: skip
-        return Goal(aims, weights, rows)
+        return Objective(aims, weights, rows)
 
     def _add_labels(
         self, aims: dict[str, Aim], weights: dict[str, float],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from onnxshrink.options import option
-from onnxshrink.passes._training import Goal
+from onnxshrink.passes._training import Objective
 from onnxshrink.passes._tuning import Tuning, squares
 from onnxshrink.pipeline import Context
 from onnxshrink.trials import answers
@@ -42,11 +42,11 @@ class Tune(Tuning):
         """As asked."""
         return self.free
 
-    def goal(self, model: Model, original: Model, ctx: Context) -> Goal:
+    def goal(self, model: Model, original: Model, ctx: Context) -> Objective:
         """The outputs of the original, each by its relative error."""
         wanted = answers(original, ctx.feeds, ctx.worker)
         columns = zip(*wanted.outputs, strict=True)
         values = dict(zip(wanted.names, columns, strict=True))
         aims, weights = squares(values, ctx.split.judge)
         targets = [{name: values[name][at] for name in aims} for at in range(len(ctx.feeds))]
-        return Goal(aims, weights, targets)
+        return Objective(aims, weights, targets)

@@ -41,7 +41,7 @@ _MOST_ELEMENTS = 2**27  # of one feed: 1 GB while they are drawn
 
 
 @dataclass
-class _Use:
+class _InputUse:
     """What the graph does with an input's values.
 
     Attributes:
@@ -220,7 +220,9 @@ def _size(
 # -------------------------------------------------------------------------- values
 
 
-def _values(port: Port, shape: tuple[int, ...], use: _Use, rng: np.random.Generator) -> np.ndarray:
+def _values(
+    port: Port, shape: tuple[int, ...], use: _InputUse, rng: np.random.Generator
+) -> np.ndarray:
     dtype = port.dtype
     if use.sizes:
         limits = use.limits(shape[-1]) if shape else use.limits(1)[0]
@@ -245,11 +247,11 @@ def _mask(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     return np.broadcast_to(np.arange(length) < ones, shape)
 
 
-def _uses(value: ir.Value, model: Model) -> _Use:
+def _uses(value: ir.Value, model: Model) -> _InputUse:
     """Follow an input's values to the tables and constants that they meet."""
     from onnxshrink.graph import operators
 
-    found = _Use()
+    found = _InputUse()
     seen: set[tuple[object, ...]] = set()
     # Where the values are, what was added to them, the one column that they are (None: all), and
     # whether the last axis still has the input's columns.
@@ -268,7 +270,7 @@ def _uses(value: ir.Value, model: Model) -> _Use:
             function = model.ir.functions.get(node.op_identifier())
             if function is not None:
                 ahead.append((function.inputs[position], offset, column, intact))
-            elif node.op_type == "Equal":
+            elif (asks := operators.of(node, operators.Relation)) and not asks.orders:
                 found.choices.extend(constant.ravel().tolist())
             elif one_hot is not None and position == 0:
                 depth = _constant(node.inputs[one_hot.depth])

@@ -55,7 +55,7 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
+class PlaceAnswers:
     """What a place gave.
 
     Attributes:
@@ -229,7 +229,7 @@ def save_inputs(path: PathLike, feeds: Sequence[Mapping[str, np.ndarray]]) -> No
     run_inputs.write(os.fspath(path), [dict(feed) for feed in feeds], {"rows": len(feeds)})
 
 
-def _unlike(names: Sequence[str], feeds: int, answers: Answers) -> str:
+def _unlike(names: Sequence[str], feeds: int, answers: PlaceAnswers) -> str:
     """Why answers cannot be held against a reference; empty where they can."""
     if len(answers.rows) != feeds:
         return f"gives {len(answers.rows)} answers to {feeds} inputs"
@@ -239,7 +239,7 @@ def _unlike(names: Sequence[str], feeds: int, answers: Answers) -> str:
 
 def _ask_place(
     place: Place, model: PathLike, inputs: str, fallback: bool, timeout: float | None
-) -> Answers:
+) -> PlaceAnswers:
     answers = _run(place, model, inputs, timeout)
     if answers.refusal and place.falls_back and fallback:
         # Not all of it runs there. How far is it from the reference with the CPU's help?
@@ -248,7 +248,7 @@ def _ask_place(
     return answers
 
 
-def _run(place: Place, model: PathLike, inputs: str, timeout: float | None) -> Answers:
+def _run(place: Place, model: PathLike, inputs: str, timeout: float | None) -> PlaceAnswers:
     from onnxshrink.graph.file.data_files import data_files
 
     path = os.path.join(os.path.dirname(inputs), "answers.json")
@@ -259,18 +259,18 @@ def _run(place: Place, model: PathLike, inputs: str, timeout: float | None) -> A
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False
         )
     except subprocess.TimeoutExpired:
-        return Answers(label=place.label, refusal=f"took longer than {timeout:g} s")
+        return PlaceAnswers(label=place.label, refusal=f"took longer than {timeout:g} s")
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no word why"]
         said = last[0].removeprefix("error: ")
         if done.returncode != _REFUSED:
             said = f"ended with exit code {done.returncode}: {said}"
-        return Answers(label=place.label, refusal=said)
+        return PlaceAnswers(label=place.label, refusal=said)
     rows, about = run_inputs.read(path)
-    return Answers(label=place.label, rows=rows, about=about)
+    return PlaceAnswers(label=place.label, rows=rows, about=about)
 
 
-def _read_results(path: PathLike, model: PathLike, inputs: str) -> Answers:
+def _read_results(path: PathLike, model: PathLike, inputs: str) -> PlaceAnswers:
     """Answers from elsewhere, if they are to these inputs and of this model."""
     try:
         rows, about = run_inputs.read(os.fspath(path))
@@ -280,4 +280,4 @@ def _read_results(path: PathLike, model: PathLike, inputs: str) -> Answers:
         raise DataError(f"--results {path}: the answers are to other inputs than these")
     if about.get("model") != run_inputs.digest(os.fspath(model)):
         raise DataError(f"--results {path}: the answers are of another model than {model}")
-    return Answers(label=f"{about.get('provider')} in {path}", rows=rows, about=about)
+    return PlaceAnswers(label=f"{about.get('provider')} in {path}", rows=rows, about=about)

@@ -16,12 +16,15 @@ from onnxshrink.contract import Settings
 from onnxshrink.errors import ModelError
 from onnxshrink.goal import Goal, Promise
 from onnxshrink.options import build, dump
+from onnxshrink.passes._training import OUT_OF_TIME
 from onnxshrink.pipeline import Pass, Result, run
 from onnxshrink.recipe import Recipe, Storage
+from onnxshrink.report import Attempt
 from onnxshrink.search.platform import PLATFORMS, Platform
 
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
+    from onnxshrink.report import Step
     from onnxshrink.runtime.worker import Worker
     from onnxshrink.trials import Answers
 
@@ -29,6 +32,7 @@ _log = logging.getLogger(__name__)
 
 _TOLD = ("lam", "bits", "dtype", "ratio")  # options that tell one recipe from another
 _WHERE = "the search"
+TUNING = "tune"
 
 
 @dataclass
@@ -44,6 +48,7 @@ class Tried:
         misses: What it does not keep for certain: a metric, or running at all.
         spend: What quantize-rd spends in it; None where it is not part of it.
         promises: What unseen inputs say; empty before they are asked, and where there are none.
+        errors: The errors on each of the unseen inputs; see :meth:`Answers.errors`.
         latency: Time of the model over that of the original; None where it was not measured.
         memory: Bytes at its peak, while it was loaded and first run; None likewise.
         moved: Weights that are kept at a higher precision than others, and at which.
@@ -57,6 +62,7 @@ class Tried:
     misses: list[str]
     spend: float | None = None
     promises: list[Promise] = field(default_factory=list)
+    errors: list[list[float]] = field(default_factory=list)
     latency: float | None = None
     memory: int | None = None
     moved: dict[str, str] = field(default_factory=dict)
@@ -65,13 +71,16 @@ class Tried:
     @property
     def name(self) -> str:
         """The steps behind the cleaning, with what was chosen."""
-        steps = [step for step in self.recipe.steps if step.name not in ("clean", "lower-ml")]
-        names = []
-        for step in steps:
-            told = [f"{value:.2g}" if key == "lam" else str(value)
-                    for key, value in dump(step).items() if key in _TOLD]  # fmt: skip
-            names.append(" ".join([step.name, *told]))
-        return " + ".join(names) or "lossless coding"
+        return named(self.recipe.steps)
+
+    @property
+    def eased(self) -> float:
+        """What tuning has left of the error that it found; 1 without it."""
+        rows = [] if self.result is None else self.result.report.steps
+        for row in rows:
+            if row.name == TUNING:
+                return row.chosen["error_after"] / row.chosen["error_before"]
+        return 1.0
 
     @property
     def strain(self) -> float:
@@ -85,6 +94,18 @@ class Tried:
     def keeps(self) -> bool:
         """Whether the goal is kept as far as is known."""
         return self.strain <= 1
+
+    def attempt(self, verdict: str, *, taken: bool) -> Attempt:
+        """The same for a report.
+
+        Args:
+            verdict: What became of it.
+            taken: Whether it is the result.
+        """
+        return Attempt(
+            self.name, self.nbytes, self.strain, verdict, self.error, self.latency,
+            self.keeps and not self.refused, taken,
+        )  # fmt: skip
 
     @property
     def refused(self) -> bool:
@@ -103,6 +124,9 @@ class Evaluator:
         worker: Where to run.
         storage: How the result will be stored.
         platform: Where the result shall run.
+
+    Attributes:
+        why_not: Why the last recipe that did not stand did not.
     """
 
     def __init__(
@@ -112,7 +136,9 @@ class Evaluator:
         self.model, self.first, self.worker = model, tuple(first), worker
         self.settings = replace(settings, goal=goal, storage=storage)
         self.goal, self.storage, self.platform = goal, storage, platform
+        self.why_not = ""
         self._unseen: Answers | None = None
+        self._begun: Result | None = None
 
     def evaluate(self, steps: Sequence[Pass], *, looks: int = 0) -> Tried | None:
         """Run a recipe and measure it; None where a step did not stand, or nothing changed.
@@ -125,14 +151,17 @@ class Evaluator:
         from onnxshrink.search.stored import stored_bytes
 
         recipe = Recipe((*self.first, *steps), held_back=bool(self.settings.unseen))
-        result = run(recipe.steps, self.model, self.settings, self.worker)
+        result = self._run(steps)
         rows = result.report.steps[len(self.first) :]
+        self.why_not = "nothing was changed"
         if any(row.status == "rolled back" for row in rows):
-            _log.info("%s", next(row.reason for row in rows if row.reason))
+            self.why_not = next(f"{row.name}: {row.reason}" for row in rows if row.reason)
+            _log.info("%s", self.why_not)
             return None
         if steps and not any(row.status == "done" for row in rows):
             return None
         if why_not := self.platform.why_not(result.model, self.model):
+            self.why_not = why_not
             _log.info("%s: %s", " + ".join(step.name for step in steps), why_not)
             return None
         chosen, spend = [], None
@@ -140,7 +169,15 @@ class Evaluator:
             if "lam" in row.chosen:
                 spend = row.chosen["lam"]
                 step = spending(step, spend)
-                row.options = dump(step)
+            if step.name == TUNING:
+                if row.status != "done":  # it had nothing to give, and takes time
+                    result.report.steps.remove(row)
+                    continue
+                if any(OUT_OF_TIME in note for note in row.warnings):  # no run repeats that
+                    _log.info("%s: takes too long", step.name)
+                    return None
+                step = build(type(step), {**dump(step), "time_limit": None} | _taken(row), _WHERE)
+            row.options = dump(step)
             chosen.append(step)
         seen, misses = self._seen(result)
         one = Tried(
@@ -155,15 +192,23 @@ class Evaluator:
 
     def again(self, one: Tried, spend: float, looks: int = 0) -> Tried | None:
         """The same recipe, with another squared error to spend."""
-        steps = one.recipe.steps[len(self.first) :]
-        changed = [spending(step, spend) if "lam" in dump(step) else step for step in steps]
-        return self.evaluate(changed, looks=looks)
+        return self.evaluate([spending(step, spend) for step in self.behind(one)], looks=looks)
+
+    def behind(self, one: Tried) -> tuple[Pass, ...]:
+        """The steps of a recipe behind the first ones."""
+        return one.recipe.steps[len(self.first) :]
 
     def result(self, one: Tried) -> Result:
         """The model and the report of a recipe, made again where they were let go."""
         if one.result is None:
-            one.result = run(one.recipe.steps, self.model, self.settings, self.worker)
+            one.result = self._run(self.behind(one))
         return one.result
+
+    def _run(self, steps: Sequence[Pass]) -> Result:
+        """Run steps behind the first ones, which are run once for all."""
+        if self._begun is None:
+            self._begun = run(self.first, self.model, self.settings, self.worker)
+        return run(steps, self.model, self.settings, self.worker, begun=self._begun)
 
     def look(self, one: Tried, looks: int) -> None:
         """Hold a recipe against the inputs that no step has seen."""
@@ -182,6 +227,7 @@ class Evaluator:
             return
         one.error = max((row.worst for row in self._unseen.figures(after)), default=0.0)
         others = result.answers[0].outputs if result.answers else []
+        one.errors = self._unseen.errors(after)
         one.promises = self.goal.promises(self._unseen, after, looks, others)
         for promise in one.promises:
             _log.info("%s: %s", one.name, promise)
@@ -203,5 +249,21 @@ class Evaluator:
 
 
 def spending(step: Pass, lam: float) -> Pass:
-    """A step of quantize-rd with another squared error to spend."""
-    return build(type(step), {**dump(step), "lam": lam}, _WHERE)
+    """A step of quantize-rd with another squared error to spend; other steps as they are."""
+    return build(type(step), {**dump(step), "lam": lam}, _WHERE) if hasattr(step, "lam") else step
+
+
+def _taken(row: Step) -> dict[str, int]:
+    """The steps that a tuning had planned in the time it had."""
+    return {"steps": round(row.chosen["steps"])}
+
+
+def named(steps: Sequence[Pass]) -> str:
+    """Steps in one line: those behind the cleaning, with what was chosen."""
+    names = []
+    for step in steps:
+        told = [f"{value:.2g}" if key == "lam" else str(value)
+                for key, value in dump(step).items() if key in _TOLD]  # fmt: skip
+        if step.name not in ("clean", "lower-ml"):
+            names.append(" ".join([step.name, *told]))
+    return " + ".join(names) or "lossless coding"

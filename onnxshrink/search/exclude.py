@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from onnxshrink.errors import ModelError
 from onnxshrink.goal import Goal
+from onnxshrink.kernels.bisection import fewest
 from onnxshrink.recipe import Recipe
 from onnxshrink.search import sensitivity
-from onnxshrink.search.ladder import Found
+from onnxshrink.search.ladder import FoundRecipe
 from onnxshrink.search.partial_step import PartialStep
 from onnxshrink.trials import told
 
@@ -24,7 +25,7 @@ _log = logging.getLogger(__name__)
 _GIVEN_BACK = 16
 
 
-def find_exclusions(parts: PartialStep, goal: Goal, progress: Progress) -> Found:
+def find_exclusions(parts: PartialStep, goal: Goal, progress: Progress) -> FoundRecipe:
     """Order the weights by the harm that each does alone, and bisect on how many stay in float.
 
     Then the largest of them are given back to the step, one by one, where the goal stands that.
@@ -38,15 +39,11 @@ def find_exclusions(parts: PartialStep, goal: Goal, progress: Progress) -> Found
     Returns:
         The step with the names of all that it must leave alone.
     """
-    search = _Search(parts, goal, progress)
+    search = _ExclusionSearch(parts, goal, progress)
     if search.keeps(()):
         return search.found(())
     order = search.by_harm()
-    low, high = 0, len(order)  # leaving `low` alone is not enough, leaving `high` is
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if search.keeps(order[:middle]) else (middle, high)
-    kept = order[:high]
+    kept = order[: fewest(len(order), lambda count: search.keeps(order[:count]))]
     largest = sorted(kept[:-1], key=lambda name: -parts.changes[name].before)
     for name in largest[:_GIVEN_BACK]:
         fewer = [other for other in kept if other != name]
@@ -55,7 +52,7 @@ def find_exclusions(parts: PartialStep, goal: Goal, progress: Progress) -> Found
     return search.found(kept)
 
 
-class _Search:
+class _ExclusionSearch:
     def __init__(self, parts: PartialStep, goal: Goal, progress: Progress):
         self._parts, self._goal, self._progress = parts, goal, progress
         self._tried = 0
@@ -85,10 +82,10 @@ class _Search:
                 harm[name] = measuring.figures([name]).relative_error
         return sorted(harm, key=lambda name: -harm[name])
 
-    def found(self, kept: Sequence[str]) -> Found:
+    def found(self, kept: Sequence[str]) -> FoundRecipe:
         """The recipe; what the goal accepts must not be rolled back by a tighter bound."""
         step = self._parts.without(kept)[0]
         worst = 1.1 * self._worst.get(frozenset(kept), 0.0)
         if worst > (step.bound if step.max_error is None else step.max_error):
             step = replace(step, max_error=worst)
-        return Found(Recipe((step,)), dict.fromkeys(kept, "float"), [])
+        return FoundRecipe(Recipe((step,)), dict.fromkeys(kept, "float"), [])

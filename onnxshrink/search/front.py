@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxshrink.report import Table, printable, size, times
+from onnxshrink.page import pareto
+from onnxshrink.page.drawing import alone
+from onnxshrink.report import Attempt, Table, size, times
 
 if TYPE_CHECKING:
     from onnxshrink.search.evaluation import Evaluator, Tried
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
 
 _SPENDS = (1 / 64, 1 / 16, 1 / 4, 1.0, 4.0, 16.0)  # of what the best one spends
 _LEAST_STEP = 0.98  # of the bytes, between neighbours
-_WIDTH, _HEIGHT, _MARGIN = 640, 420, 70
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Point:
         error: Largest relative error of an output on unseen inputs; of those seen where none are.
         strain: Share of the budget that is used.
         latency: Time over the original's.
+        taken: Whether it is the one that the search would take.
     """
 
     path: Path
@@ -38,6 +40,15 @@ class Point:
     error: float
     strain: float
     latency: float
+    taken: bool = False
+
+    @property
+    def attempt(self) -> Attempt:
+        """The same for a report."""
+        return Attempt(
+            self.name, self.nbytes, self.strain, f"in the front as {self.path.name}", self.error,
+            self.latency, self.strain <= 1, self.taken,
+        )  # fmt: skip
 
 
 def write(ask: Evaluator, found: Found, folder: Path) -> list[Point]:
@@ -51,10 +62,24 @@ def write(ask: Evaluator, found: Found, folder: Path) -> list[Point]:
     Raises:
         OutputError: It cannot be written.
     """
+    return write_models(ask, candidates(ask, found.tried, found.best), found.best, folder)
+
+
+def write_models(ask: Evaluator, chosen: Sequence[Tried], best: Tried, folder: Path) -> list[Point]:
+    """Write models, ``front.md`` and ``front.svg``.
+
+    Args:
+        ask: Makes the models.
+        chosen: Their recipes, the largest first.
+        best: The one that is taken; its model is kept in memory.
+        folder: Where to; it is made where it is not there.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
     from onnxshrink import files
     from onnxshrink.search import measured
 
-    chosen = candidates(ask, found.tried, found.best)
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     before = ask.model.stored_bytes()
@@ -62,17 +87,18 @@ def write(ask: Evaluator, found: Found, folder: Path) -> list[Point]:
     for number, one in enumerate(chosen):
         paths.append(folder / f"{number}-{times(before, one.nbytes)}.onnx")
         sizes.append(measured.save(ask, one, paths[-1]))
-        if one is not found.best:
+        if one is not best:
             one.result = None
     costs = measured.against_original(ask, paths)
     points = [
-        Point(path, one.name, nbytes, one.error, one.strain, cost.ratio)
+        Point(path, one.name, nbytes, one.error, one.strain, cost.ratio, one is best)
         for path, one, nbytes, cost in zip(paths, chosen, sizes, costs, strict=True)
     ]
     with files.output(folder / "front.md") as file:
         file.write(table(points, before).to_markdown().encode() + b"\n")
     with files.output(folder / "front.svg") as file:
-        file.write(plot(points, ask.model.label).encode())
+        drawn = pareto.plot([point.attempt for point in points], ask.model.label)
+        file.write(alone(drawn).encode())
     return points
 
 
@@ -125,41 +151,15 @@ def table(points: Sequence[Point], before: int) -> Table:
     return found
 
 
-def plot(points: Sequence[Point], title: str) -> str:
-    """Size against error as SVG, the latency as colour: blue is faster than the original."""
-    from html import escape
+def merged(tried: Sequence[Attempt], points: Sequence[Point]) -> list[Attempt]:
+    """What a search tried with the models of a front, the largest first.
 
-    def place(value: float, low: float, high: float) -> float:
-        return (math.log(value) - low) / max(high - low, 1e-9)
-
-    errors = [max(point.error, 1e-6) for point in points]
-    left, right = (math.log(end(p.nbytes for p in points)) for end in (min, max))
-    low, high = math.log(min(errors)), math.log(max(errors))
-    rows = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT}" '
-        'font-family="system-ui,sans-serif" font-size="12">',
-        '<rect width="100%" height="100%" fill="#fff"/>',
-        f'<text x="{_MARGIN}" y="24" font-weight="600">{escape(printable(title))}</text>',
-        f'<path d="M{_MARGIN} 40V{_HEIGHT - 50}H{_WIDTH - 20}" fill="none" stroke="#999"/>',
-        f'<text x="{_WIDTH - 20}" y="{_HEIGHT - 12}" text-anchor="end">bytes</text>',
-        '<text x="8" y="36">relative error</text>',
-    ]
-    path = []
-    for point, error in zip(points, errors, strict=True):
-        x = _MARGIN + 20 + place(point.nbytes, left, right) * (_WIDTH - _MARGIN - 90)
-        y = _HEIGHT - 70 - place(error, low, high) * (_HEIGHT - 130)
-        path.append(f"{x:.1f} {y:.1f}")
-        rows.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="7" fill="{_colour(point.latency)}">'
-            f"<title>{escape(printable(point.name))}: latency {point.latency:.2f}x</title></circle>"
-            f'<text x="{x + 10:.1f}" y="{y - 6:.1f}">{size(point.nbytes)}, {error:.2g}</text>'
-        )
-    rows.insert(6, f'<path d="M{"L".join(path)}" fill="none" stroke="#ccc"/>')
-    return "\n".join([*rows, "</svg>\n"])
-
-
-def _colour(latency: float) -> str:
-    """From blue, half the time and less, over grey to red, twice the time."""
-    share = min(max(math.log2(max(latency, 1e-3)), -1.0), 1.0)
-    hue = 215 if share < 0 else 8
-    return f"hsl({hue},{70 * abs(share):.0f}%,50%)"
+    Args:
+        tried: For a report; those that are in the front get its latency.
+        points: The front.
+    """
+    latency = {point.name: point.latency for point in points}
+    known = {one.recipe for one in tried}
+    found = [replace(one, latency=latency.get(one.recipe, one.latency)) for one in tried]
+    found += [point.attempt for point in points if point.name not in known]
+    return sorted(found, key=lambda one: -one.nbytes)

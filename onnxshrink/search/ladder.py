@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from onnxshrink.contract import Judge, Progress
 from onnxshrink.errors import ModelError
 from onnxshrink.goal import Goal
+from onnxshrink.kernels.bisection import fewest
 from onnxshrink.options import build
 from onnxshrink.pipeline import Context, Pass
 from onnxshrink.recipe import Recipe, find_pass
@@ -43,7 +44,7 @@ _WHERE = "the search"
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundRecipe:
     """The outcome of a search.
 
     Attributes:
@@ -57,7 +58,7 @@ class Found:
     misses: list[str]
 
 
-def find_recipe(model: Model, judge: Judge, goal: Goal, progress: Progress) -> Found:
+def find_recipe(model: Model, judge: Judge, goal: Goal, progress: Progress) -> FoundRecipe:
     """Search the ladder.
 
     Args:
@@ -69,7 +70,7 @@ def find_recipe(model: Model, judge: Judge, goal: Goal, progress: Progress) -> F
     Returns:
         The recipe without the cleaning.
     """
-    search = _Search(model, judge, goal, progress)
+    search = _LadderSearch(model, judge, goal, progress)
     rungs = dict.fromkeys(search.names, 0)
     misses = search.misses(rungs)
     for rung in range(len(_RUNGS)):
@@ -78,7 +79,7 @@ def find_recipe(model: Model, judge: Judge, goal: Goal, progress: Progress) -> F
         rungs, misses = search.move_up(rungs, rung)
     lowest = min(rungs.values(), default=0)
     moved = {name: _rung_name(rung) for name, rung in rungs.items() if rung > lowest}
-    return Found(Recipe(search.allowed(rungs)), moved, misses)
+    return FoundRecipe(Recipe(search.allowed(rungs)), moved, misses)
 
 
 def _rung_name(rung: int) -> str:
@@ -88,7 +89,7 @@ def _rung_name(rung: int) -> str:
     return f"{_RUNGS[rung]['dtype']}" + (f" in blocks of {blocks}" if blocks else "")
 
 
-class _Search:
+class _LadderSearch:
     def __init__(self, model: Model, judge: Judge, goal: Goal, progress: Progress):
         from onnxshrink.graph import weights
 
@@ -173,12 +174,12 @@ class _Search:
                 return {**rungs, **dict.fromkeys(names, target)}, misses
             target = top
         order = self._by_harm(names, rung)
-        low, high = 0, len(order)  # moving `low` is not enough, moving `high` is
-        while high - low > 1:
-            middle = (low + high) // 2
-            found = self.misses({**rungs, **dict.fromkeys(order[:middle], target)})
-            low, high = (middle, high) if found else (low, middle)
-        moved = {**rungs, **dict.fromkeys(order[:high], rung + 1)}
+
+        def moved_up(count: int, to: int) -> dict[str, int]:
+            return {**rungs, **dict.fromkeys(order[:count], to)}
+
+        count = fewest(len(order), lambda count: not self.misses(moved_up(count, target)))
+        moved = moved_up(count, rung + 1)
         return moved, self.misses(moved) if misses else []
 
     def _by_harm(self, names: Sequence[str], rung: int) -> list[str]:

@@ -1,8 +1,9 @@
 """The smallest recipe whose answers keep a goal, on inputs that the search has not seen.
 
 Integer codes whose steps one number sets (quantize-rd) are the backbone: the more is spent, the
-smaller the file and the larger the loss. The search follows that number until the inputs that no
-step has seen refuse. One path, taken in one direction until it is refused, is one test, however
+smaller the file and the larger the loss. Where tuning what is left wins enough, by what may be
+seen, every one of them is tuned. The search follows that number until the inputs that no step has
+seen refuse. One path, taken in one direction until it is refused, is one test, however
 many its steps (Bates et al., Distribution-free, risk-controlling prediction sets, 2021). Other
 recipes are tried on what may be seen; one that is smaller there is another test, and the intervals
 of all of them allow for it.
@@ -19,22 +20,23 @@ from typing import Any
 
 from onnxshrink.contract import Judge
 from onnxshrink.goal import Aim
-from onnxshrink.options import build
+from onnxshrink.options import build, dump
 from onnxshrink.pipeline import Pass, Result
 from onnxshrink.recipe import find_pass
+from onnxshrink.report import Attempt
 from onnxshrink.search import ladder
-from onnxshrink.search.evaluation import Evaluator, Tried, spending
+from onnxshrink.search.evaluation import TUNING, Evaluator, Tried, spending
 from onnxshrink.search.measured import bench_tried
 
 _log = logging.getLogger(__name__)
 
 _WORTH = 0.97  # of the bytes: what saves less is not worth any accuracy
 _CLEARLY = 0.95  # of the bytes: another kind of recipe is another test
-_TURNS = 5  # of the number that says what to spend
-_ROOMY = 0.9  # of what may be lost: below this more is spent
-_AIM = 0.96
+_TURNS = 6  # of the number that says what to spend
+_AIM = 0.96  # of what may be lost
 _FIRST = 1e-3  # to spend, where quantize-rd finds nothing on half of the inputs
 _CLOSE = 1.15  # between what is kept and what is refused: a tenth of a bit
+_STRIDE = 1.3  # times what was kept, at least, while nothing is refused: some 5 % of the bytes
 _POWER = 0.5  # by which a loss grows with what is spent, before two of them tell
 _STEEPEST, _FLATTEST = 1.5, 0.25
 _SURELY = 0.7  # times what was spent, where more is refused once more
@@ -58,6 +60,12 @@ _HALF = 0.5  # of the squared error for weights, the other for what is multiplie
 _FEW_TURNS = 2
 _NEARLY = 1.05  # times the least cost: of those the smallest file
 _PRUNED = (("prune-sparsegpt", {"ratio": 0.4, "max_error": 1.0}),)
+#: Steps of a tuning, and what it must leave of the error at most: first to see, then for good.
+_TUNED = ((10, 0.98), (20, 0.96))
+_FEWEST_STEPS = 0.5  # of those
+_ASTRAY = 1.1  # times what may be lost is lost: what tuning serves is not what is asked for
+_SECONDS = 30.0  # of a tuning at most
+_SHARE = 0.1  # of the time that is left
 
 
 @dataclass
@@ -70,6 +78,7 @@ class Found:
         tried: All, in the order in which they were tried.
         looks: How many kinds of recipes were held against the unseen inputs.
         stopped: Why the search ended early; empty when it did not.
+        signal: The exit code that tells of Ctrl-C or SIGTERM, where one of them ended it.
     """
 
     best: Tried
@@ -77,12 +86,13 @@ class Found:
     tried: list[Tried] = field(default_factory=list)
     looks: int = 0
     stopped: str = ""
+    signal: int = 0
 
     @property
-    def rows(self) -> list[tuple[str, int, float, str]]:
+    def rows(self) -> list[Attempt]:
         """What was tried, for the report."""
         return [
-            (one.name, one.nbytes, one.strain, self._verdict(one))
+            one.attempt(self._verdict(one), taken=one is self.best)
             for one in sorted(self.tried, key=lambda one: -one.nbytes)
         ]
 
@@ -106,55 +116,87 @@ class Search:
     """
 
     def __init__(self, ask: Evaluator, aim: Aim = "size", deadline: float | None = None):
-        self._ask, self._aim, self._deadline = ask, aim, deadline
+        self._ask, self._aim = ask, aim
+        self._deadline = math.inf if deadline is None else deadline
         self._tried: list[Tried] = []
         self._looks = 0
 
     def run(self) -> Found:
         """The best that is found in time; Ctrl-C ends the search, too, once there is anything."""
-        stopped = ""
+        stopped, signal = "", 0
         self._try(())  # at worst, and where there is nothing to gain, the model as it is
         try:
-            for _ in self._explore():
-                if self._deadline is not None and time.monotonic() > self._deadline:
+            for takes in self._explore():
+                content = any(one.promises and one.keeps for one in self._tried)
+                if time.monotonic() + takes * content > self._deadline:
                     stopped = "the time was up"
                     break
-        except KeyboardInterrupt:
-            stopped = _INTERRUPTED
+        except KeyboardInterrupt as error:
+            stopped, signal = _INTERRUPTED, getattr(error, "exit_code", 130)
         best = self._confirmed(stopped)
         if self._aim != "size" and not stopped:
             best = self._cheapest(best)
-        return Found(best, self._ask.result(best), self._tried, self._looks, stopped)
+        return Found(best, self._ask.result(best), self._tried, self._looks, stopped, signal)
 
     # ---- candidates
 
-    def _explore(self) -> Iterator[None]:
+    def _explore(self) -> Iterator[float]:
+        """Try recipes; before each, the seconds that it is likely to take, where that is known."""
+        start = time.monotonic()
         backbone = find_pass("quantize-rd")()
         found = self._try([backbone]) or self._try([spending(backbone, _FIRST)])
-        yield from self._path(found)
+        whole = time.monotonic() - start
+        yield 0.0
+        yield from self._path(self._tuned(found))
         if self._smallest().spend is None:
             for name, options in _OTHERS:
                 self._try([build(find_pass(name), options, _WHERE)])
-                yield
+                yield 0.0
             yield from self._ladder()
             return
         if self._aim != "size":
             yield from self._integers(self._smallest())
             return
+        yield whole
         best = self._smallest()
         pruned = [build(find_pass(name), options, _WHERE) for name, options in _PRUNED]
-        one = self._try([*pruned, spending(backbone, best.spend or 0.0)])
-        yield
+        one = self._try([*pruned, *self._ask.behind(best)])
+        yield 0.0
         if one is not None and self._dominates(one, best):
             yield from self._path(one)
 
-    def _integers(self, best: Tried) -> Iterator[None]:
+    def _integers(self, best: Tried) -> Iterator[float]:
         """Kernels that compute with the integers of the best: they take less time and memory."""
-        backbone = best.recipe.steps[len(self._ask.first) :]
+        half = [spending(step, (best.spend or 0.0) * _HALF) for step in self._ask.behind(best)]
         for steps in _INTEGERS:
             built = [build(find_pass(name), options, _WHERE) for name, options in steps]
-            half = [spending(step, (best.spend or 0.0) * _HALF) for step in backbone]
             yield from self._path(self._try([*half, *built]), _FEW_TURNS)
+
+    def _tuned(self, one: Tried | None) -> Tried | None:
+        """The same, tuned, where that wins enough by what may be seen, and soon enough.
+
+        Unseen inputs are not asked: whichever goes on is the one path that they judge.
+        """
+        if one is None or one.spend is None:
+            return one
+        found = None
+        for steps, most in _TUNED:
+            options = {"steps": steps, "time_limit": self._seconds()}
+            tune = build(find_pass(TUNING), options, _WHERE)
+            found = self._ask.evaluate([*self._ask.behind(one), tune])
+            if found is None or found.eased > most:
+                return one
+            taken = dump(found.recipe.steps[-1])["steps"]
+            if taken < _FEWEST_STEPS * steps:
+                return one
+        if found is None or found.seen > _ASTRAY * one.seen:
+            return one
+        self._add(found)
+        return found
+
+    def _seconds(self) -> float:
+        """What a tuning may take."""
+        return max(min(_SECONDS, _SHARE * (self._deadline - time.monotonic())), 0.0)
 
     def _cheapest(self, smallest: Tried) -> Tried:
         """The fastest, or smallest in memory, that keeps the goal; the smallest where none is."""
@@ -174,37 +216,39 @@ class Search:
     def _cost(self, one: Tried) -> float:
         return float((one.latency if self._aim == "latency" else one.memory) or 0.0)
 
-    def _ladder(self) -> Iterator[None]:
+    def _ladder(self) -> Iterator[float]:
         """Where the backbone does not do: the weights that hurt at a higher precision."""
         settings = self._ask.settings
         judge = Judge(self._ask.model, settings, self._ask.worker)
         if judge.original is None or not judge.original.outputs:
             return
         found = ladder.find_recipe(self._ask.model, judge, self._ask.goal, settings.progress)
-        yield
+        yield 0.0
         one = None if found.misses else self._try(found.recipe.steps)
         if one is not None:
             one.moved = found.moved
-        yield
+        yield 0.0
 
-    def _path(self, one: Tried | None, turns: int = _TURNS) -> Iterator[None]:
+    def _path(self, one: Tried | None, turns: int = _TURNS) -> Iterator[float]:
         """What quantize-rd spends in a recipe, more until it is too much, or less until it is not.
 
         It chooses by a fit to one half of the inputs; that to all of them is better, and those that
         it has not seen have the last word.
         """
-        yield
+        yield 0.0
         if one is None or one.spend is None:
             return
         self._look(one)
-        looks, points = self._looks, [one]
+        looks, points, takes = self._looks, [one], 0.0
         for _ in range(turns):
             spend = _next(points)
             if spend is None:
                 return
-            yield
+            yield takes
             self._tell(f"trying {one.name}, spending {spend:.2g}")
+            start = time.monotonic()
             found = self._ask.again(one, spend, looks)
+            takes = time.monotonic() - start
             if found is None or found.spend is None:
                 return
             self._add(found)
@@ -285,8 +329,6 @@ def _next(points: Sequence[Tried]) -> float | None:
     newest = points[-1]
     if newest.spend is None or (high <= low * _CLOSE):
         return None
-    if low and any(p.spend == low and p.strain > _ROOMY for p in points):
-        return None
     known = [p for p in points if p.spend and 0 < p.strain < math.inf]
     power = _POWER
     if len(known) > 1:
@@ -298,10 +340,10 @@ def _next(points: Sequence[Tried]) -> float | None:
     spend = nearest.spend * _factor(nearest.strain, power)
     if not low and len(points) > 1:
         spend = min(spend, high / 2)  # the first guess was no better: time to be sure
-    if low and high < math.inf:
-        edge = math.sqrt(_CLOSE)
-        spend = min(max(spend, low * edge), high / edge)
-    return spend
+    edge = math.sqrt(_CLOSE)
+    if high < math.inf:
+        spend = min(spend, high / edge)
+    return max(spend, low * (edge if high < math.inf else _STRIDE))
 
 
 def _factor(strain: float, power: float) -> float:

@@ -44,7 +44,7 @@ _PART = 100  # bytes that a part of a tensor costs in the header, on the careful
 _REFERENCE = 96  # bytes that a reference to a base costs in the header: shorter chunks are copied
 
 
-class _Coded(NamedTuple):
+class _CodedChunk(NamedTuple):
     """A chunk that is not yet in the file."""
 
     sha256: bytes
@@ -54,12 +54,12 @@ class _Coded(NamedTuple):
     method: int
 
 
-class _CodedTensor(NamedTuple):
+class _ChunkedTensor(NamedTuple):
     """A tensor's chunks, block by block."""
 
     choice: entropy.Filtering
     block: int
-    chunks: list[_Coded]
+    chunks: list[_CodedChunk]
     length: int
 
     @property
@@ -139,7 +139,7 @@ class Writer:
             raise SidecarError(f"tensor {name!r}: {raw.size} bytes for {dtype} of shape {shape}")
         unit = min(BITS[dtype], 32 if dtype == "COMPLEX64" else 64)
         floating = dtype in FLOATING
-        coded, parts = self._smallest(raw, unit, floating=floating), list[_CodedTensor]()
+        coded, parts = self._smallest(raw, unit, floating=floating), list[_ChunkedTensor]()
         dealt = entropy.deal(raw, unit, shape[0]) if len(shape) > 1 else None
         if dealt is not None:
             found = self._deal(raw, unit, dealt, floating=floating)
@@ -186,7 +186,7 @@ class Writer:
             shutil.copyfileobj(self._spool, file, 1 << 20)
         return header
 
-    def _smallest(self, raw: Bytes, unit: int, *, floating: bool) -> _CodedTensor:
+    def _smallest(self, raw: Bytes, unit: int, *, floating: bool) -> _ChunkedTensor:
         """Code bytes with the filter that suits them best."""
         choices = entropy.choose(raw, unit, floating=floating)
         coded = min((self._code(raw, choice) for choice in choices), key=lambda c: c.size)
@@ -194,7 +194,7 @@ class Writer:
             coded = self._code(raw, entropy.plain(unit, floating=floating))
         return coded
 
-    def _deal(self, raw: Bytes, unit: int, dealt: Bytes, *, floating: bool) -> list[_CodedTensor]:
+    def _deal(self, raw: Bytes, unit: int, dealt: Bytes, *, floating: bool) -> list[_ChunkedTensor]:
         """The part of each row, coded, and then each part, all its rows coded together."""
         rows = raw.reshape(dealt.size, -1)
         parts = [rows[dealt == number].reshape(-1) for number in range(int(dealt.max()) + 1)]
@@ -204,7 +204,7 @@ class Writer:
         ]
 
     def _entry(
-        self, coded: _CodedTensor, name: str, dtype: str, shape: tuple[int, ...], offset: int = 0
+        self, coded: _ChunkedTensor, name: str, dtype: str, shape: tuple[int, ...], offset: int = 0
     ) -> Entry:
         """Place what was coded."""
         how, values = coded.choice
@@ -214,20 +214,20 @@ class Writer:
         packed = sum(self._chunks[i].packed for i in used)
         return Entry(name, dtype, shape, offset, how, table, coded.block, ids, packed)
 
-    def _code(self, raw: Bytes, choice: entropy.Filtering) -> _CodedTensor:
+    def _code(self, raw: Bytes, choice: entropy.Filtering) -> _ChunkedTensor:
         """The chunks of every block."""
         how, table = choice
         block = entropy.block_symbols(raw, choice)
         step = block * how.unit // 8
 
-        def code(start: int) -> list[_Coded]:
+        def code(start: int) -> list[_CodedChunk]:
             return [_code_chunk(s) for s in filters.encode(raw[start : start + step], how, table)]
 
         blocks = ordered(self._pool, code, range(0, raw.size, step), self._ahead)
         chunks = [chunk for part in blocks for chunk in part]
-        return _CodedTensor(choice, block, chunks, raw.size)
+        return _ChunkedTensor(choice, block, chunks, raw.size)
 
-    def _place(self, chunk: _Coded) -> int:
+    def _place(self, chunk: _CodedChunk) -> int:
         """The number of a chunk with these bytes: one that exists, or a new one at the end."""
         number = self._ids.get(chunk.sha256)
         if number is not None:
@@ -280,11 +280,11 @@ def pack(
             old.close()
 
 
-def _code_chunk(raw: Bytes) -> _Coded:
+def _code_chunk(raw: Bytes) -> _CodedChunk:
     """Code one stream of one block."""
     payload = entropy.deflate(raw)
     method = STORED if payload is None else DEFLATE
-    return _Coded(
+    return _CodedChunk(
         hashlib.sha256(raw.data).digest(),
         zlib.crc32(raw.data),
         raw.size,

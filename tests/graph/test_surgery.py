@@ -185,6 +185,18 @@ def test_an_input_is_added_behind_those_that_are_left_out() -> None:
     assert [None if v is None else v.name for v in clip.inputs] == ["a", None, "b"]
 
 
+def test_an_input_is_added_right_behind_the_last() -> None:
+    """Clip takes a third input behind the two that it has."""
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]> g (float[4] x) => (float[4] y)
+        <float low = {-1}, float high = {1}> { y = Clip (x, low) }"""
+    )
+    model = Model.from_proto(proto)
+    high = next(v for v in model.ir.graph.initializers.values() if v.name == "high")
+    surgery.set_input(model, named(model, "y"), 2, high)
+    assert [*saved(model).graph.node[0].input] == ["x", "low", "high"]
+
+
 def stored(**attribute: object) -> tuple[Model, ir.Value]:
     """A constant in a node."""
     model = chain()

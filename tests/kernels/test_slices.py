@@ -100,3 +100,13 @@ def test_the_whole_counts_where_it_is_worse_and_labels_have_no_slices() -> None:
 def test_outputs_that_likeness_says_nothing_of(arrays: list[np.ndarray], reason: str) -> None:
     runs = [[array] for array in arrays]
     assert compare_outputs(["y"], runs, runs)[0].silent == reason
+
+
+def test_a_class_that_is_never_likely_is_no_slice() -> None:
+    """Shares of a whole are one thing: a class of next to no share may be off by as much."""
+    shares = np.full((64, 4), 0.33, np.float32)
+    shares[:, 3] = 0.01
+    off = shares + np.array([0.0, -0.01, 0.0, 0.01], np.float32)
+    row = compared(shares, off)
+    assert (row.worst, row.slice) == (row.relative_error, "")
+    assert compared(2 * shares, 2 * off).slice == "[:, 3]"  # what adds up to 2 is no whole

@@ -319,6 +319,24 @@ def test_what_was_done_is_reported(worker: Worker) -> None:
     assert "BatchNormalization" not in operators(result.model)
 
 
+def test_copies_are_made_for_what_changes_only(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large model pays for a rewriter that finds nothing with a look, not with a copy."""
+    made, clone = [], Model.clone
+
+    def counting(model: Model) -> Model:
+        made.append(model.edits)
+        return clone(model)
+
+    monkeypatch.setattr(Model, "clone", counting)
+    result = cleaned(worker)
+    changes = result.report.steps[0].changes
+    fresh = 1 + len(changes)  # the first, and one behind each that stands
+    assert len(made) <= fresh + 2  # the step's own, and what drop_unused does not count
+    assert len(made) < len(REWRITERS)
+
+
 def test_keep_leaves_a_rewriter_out(worker: Worker) -> None:
     result = cleaned(worker, keep=("fold_batch_norms",))
     assert not result.report.changed

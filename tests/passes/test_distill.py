@@ -10,7 +10,7 @@ from weight_models import normal, parsed
 
 from onnxshrink.contract import Settings
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.gradients import Aim, Soft, measured
+from onnxshrink.graph.gradients import Aim, Soft, with_losses
 from onnxshrink.passes.distill import Distill
 from onnxshrink.passes.prune_channels import PruneChannels
 from onnxshrink.passes.prune_magnitude import PruneMagnitude
@@ -66,7 +66,7 @@ def test_the_loss_is_that_of_the_paper(probabilities: bool) -> None:
     wanted = 9.0 * np.sum(p * np.log(p / q))
     given = [shares(each, 1.0).astype(np.float32) if probabilities else each
              for each in (ours, theirs)]  # fmt: skip
-    made = measured(model, {"y": Aim("y", Soft(3.0, probabilities))})
+    made = with_losses(model, {"y": Aim("y", Soft(3.0, probabilities))})
     session = open_session(made.model.to_proto().SerializeToString())
     (loss,) = run_session(session, {"x": given[0], made.targets["y"]: given[1]})
     np.testing.assert_allclose(loss, wanted, rtol=1e-5)

@@ -13,6 +13,7 @@ import pytest
 from weight_passes import MIXED_FEEDS, MIXED_WEIGHTS, computed, mixed
 
 from onnxshrink.contract import Settings
+from onnxshrink.graph import weights
 from onnxshrink.graph.file.model import Model
 from onnxshrink.pipeline import Result, run
 from onnxshrink.recipe import find_pass, pass_names
@@ -83,6 +84,11 @@ def test_every_pass_after(first: str, seen: set[bytes], worker: Worker, tmp_path
             after = computed(result)
             for name in coded & set(after):
                 np.testing.assert_array_equal(after[name], codes[name], err_msg=pair)
+            # Nor are scales and tables taken for weights, which they would be by their shapes.
+            assert not {change.what for change in row.changes} & coded, pair
+            assert not {c.what for c in row.changes if c.what.startswith("w")}, pair
+            locked = [view.why_not for view in weights.find(result.model)]
+            assert sum("already quantized" in why for why in locked) >= 3, pair
         if first in CODES and second in INTEGERS:
             taken = {change.what: change.note for change in row.changes}
             for name in INTEGERS[second]:

@@ -24,6 +24,7 @@ from onnxshrink.passes.share_codebook import ShareCodebook
 from onnxshrink.passes.to_float16 import ToFloat16
 from onnxshrink.passes.tune import Tune
 from onnxshrink.pipeline import Context, Pass, Result, run
+from onnxshrink.report import Step
 from onnxshrink.runtime.worker import Worker
 from onnxshrink.select import Select
 from onnxshrink.trials import Reference
@@ -85,7 +86,7 @@ class Detune(Pass):
         QuantizeWeights(form="cast-mul", weights=_ALL),
         ShareCodebook(bits=6, weights=_ALL, max_error=9),
     ],
-    ids=["dequantize", "blocks", "cast and mul", "palette"],
+    ids=["dequantize", "blocks", "cast and mul", "codebook"],
 )
 def test_what_went_astray_comes_back(compress: Pass, worker: Worker) -> None:
     """Scales, tables, gains and biases that were moved are found again; codes stay."""
@@ -220,6 +221,18 @@ def test_float16_is_tuned_or_left_alone(worker: Worker) -> None:
     assert errors["error_after"] < errors["error_before"]
 
 
+def test_a_model_of_float16_throughout_is_tuned(worker: Worker) -> None:
+    """Its losses are float16, too, and so are what their gradients begin with."""
+    w, b = (normal(*shape, seed=6).astype(np.float16) / 4 for shape in ((16, 8), (8,)))
+    model = Model.from_proto(
+        parsed("g (float16[N, 16] x) => (float16[N, 8] y) { y = Gemm(x, w, b) }", w=w, b=b)
+    )
+    feeds = [{"x": feed["x"].astype(np.float16)} for feed in FEEDS]
+    tune = Tune(free=("weights", "biases"), steps=60)
+    step = steps([Detune(), tune], model, worker, feeds).report.steps[1]
+    assert step.chosen["error_after"] < 0.9 * step.chosen["error_before"]
+
+
 def test_biases_in_integers_are_tuned_through_quantized_activations(worker: Worker) -> None:
     """Rounding lets gradients through; codes of weights and all scales stay."""
     original = Model.from_proto(parsed(
@@ -255,3 +268,29 @@ def test_the_original_may_be_a_file_and_time_may_be_short(worker: Worker, tmp_pa
     step = steps([late], given, worker).report.steps[0]
     assert step.status == "nothing to do"
     assert step.warnings == ["ended by its time limit after 0 steps"]
+
+
+def test_scales_that_are_one_number_stay_one(worker: Worker) -> None:
+    """A few steps that many rows have are coded in few bytes, before and after."""
+    rng = np.random.default_rng(3)
+    codes = rng.integers(-7, 8, (32, 16)).astype(np.int8)
+    scale = np.where(np.arange(32) % 4, 0.02, 0.03).astype(np.float32)[:, None]
+    exact = codes * scale * np.where(np.arange(32) % 4, 1.2, 0.9)[:, None]
+    graph = "g (float[N, 32] x) => (float[N, 16] y) { %s y = MatMul(x, w) }"
+    original = Model.from_proto(parsed(graph % "", w=exact.astype(np.float32)))
+    rebuilt = "f = Cast<to = 1>(q)  w = Mul(f, s)"
+    small = Model.from_proto(parsed(graph % rebuilt, q=codes, s=scale))
+    inputs = [{"x": normal(4, 32, seed=100 + number)} for number in range(16)]
+    done = run_tuned(small, original, inputs, worker)
+    now = constants(done)["s"]
+    assert np.unique(now).size == 2
+    np.testing.assert_allclose(np.unique(now), [0.024, 0.027], rtol=0.02)
+
+
+def run_tuned(
+    small: Model, original: Model, inputs: list[dict[str, np.ndarray]], worker: Worker
+) -> Model:
+    model = small.clone()
+    tune = Tune(steps=200, batch=8)
+    tune.apply(model, Context(Step("tune"), inputs, original=original, worker=worker))
+    return model

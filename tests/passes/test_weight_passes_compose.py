@@ -10,7 +10,6 @@ from weight_passes import MIXED_FEEDS, MIXED_WEIGHTS, computed
 from weight_passes import mixed as model
 
 from onnxshrink.contract import Settings
-from onnxshrink.graph import weights
 from onnxshrink.graph.file.model import Model
 from onnxshrink.pipeline import Pass, Result, run
 from onnxshrink.recipe import find_pass
@@ -88,23 +87,6 @@ def test_thin_factors_are_compressed_further(then: str, worker: Worker) -> None:
     # One of the six has so few weights that a table would not make it smaller.
     assert len(split.changes) == 3
     assert len(factors) in (5, 6)
-
-
-@pytest.mark.parametrize("first", ["quantize-weights", "share-codebook"])
-@pytest.mark.parametrize("second", ["quantize-weights", "share-codebook", "prune-magnitude",
-                                    "split-lowrank", "to-float16"])  # fmt: skip
-def test_codes_and_their_tables_are_left_alone(first: str, second: str, worker: Worker) -> None:
-    """Integer codes stay as they are; so do scales and tables, which would be weights by shape."""
-    result = compress(worker, first, second)
-    if first == second == "quantize-weights":
-        assert result.report.steps[1].status == "nothing to do"
-    rebuilt = {change.what for change in result.report.steps[0].changes}
-    again = {change.what for change in result.report.steps[1].changes}
-    assert not rebuilt & again
-    assert not {what for what in again if what.startswith("w")}
-    views = {view.name: view for view in weights.find(result.model)}
-    locked = [view for view in views.values() if view.why_not]
-    assert len([view for view in locked if "already quantized" in view.why_not]) >= 3
 
 
 def test_codebooks_after_sparse_values_are_no_codebooks(worker: Worker) -> None:

@@ -93,7 +93,7 @@ def test_files_among_others_are_cut_only_where_they_are_large(tmp_path):
 @pytest.mark.parametrize("count", [3, 4, 7, 64, 250])
 def test_fewer_than_there_are_is_spread_over_all(count):
     rows = np.arange(3 * count, dtype=np.float32).reshape(count, 1, 3)
-    feeds, left, _ = choose_inputs([{"x": row} for row in rows], ONE, limit=4)
+    feeds, left, *_ = choose_inputs([{"x": row} for row in rows], ONE, limit=4)
     places = np.array([feed["x"][0, 0] for feed in feeds]) / 3
     assert left == max(count - 4, 0)
     assert len(places) == min(count, 4)
@@ -104,7 +104,7 @@ def test_fewer_than_there_are_is_spread_over_all(count):
 
 def test_stacked_rows_beyond_the_limit_are_spread(tmp_path):
     np.savez(tmp_path / "data.npz", x=np.repeat(np.arange(320.0), 3).reshape(320, 3))
-    feeds, left, _ = choose_inputs(tmp_path / "data.npz", ONE, limit=5)
+    feeds, left, *_ = choose_inputs(tmp_path / "data.npz", ONE, limit=5)
     assert [feed["x"][0, 0] // 32 for feed in feeds] == [0, 2, 4, 6, 8]
     assert left == 5
 

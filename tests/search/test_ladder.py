@@ -18,7 +18,7 @@ from onnxshrink.graph.file.model import Model
 from onnxshrink.kernels.metrics import compare_outputs
 from onnxshrink.recipe import Recipe
 from onnxshrink.runtime.worker import Worker
-from onnxshrink.search.ladder import Found, find_recipe
+from onnxshrink.search.ladder import FoundRecipe, find_recipe
 
 WIDTH = 64
 OUTLIERS = [0, 32]  # one row of every block; the inputs are zero there
@@ -76,7 +76,7 @@ def feeds(count: int = 4) -> list[dict[str, np.ndarray]]:
     return found
 
 
-def search(model: Model, goal: Goal, worker: Worker) -> tuple[Found, list[int]]:
+def search(model: Model, goal: Goal, worker: Worker) -> tuple[FoundRecipe, list[int]]:
     tried: list[int] = []
     judge = Judge(model, Settings(feeds=feeds()), worker)
     return find_recipe(model, judge, goal, lambda what, done, total: tried.append(done)), tried
@@ -171,7 +171,7 @@ def test_shrink_keeps_its_goal_and_its_recipe_gives_the_same_bytes(
     assert report.measures["y"].startswith("vectors: ")
     assert "relative error of 'y' on 32 unseen" in report.promises[0]
     assert report.checks["feeds"] == 6  # two of eight were seen by no step
-    assert sum(verdict == "taken" for *_, verdict in report.tried) == 1
+    assert sum(one.taken for one in report.tried) == 1
     assert report.bytes_after == out.stat().st_size
     again = tmp_path / "again.onnx"
     api.apply_recipe(Recipe.load(recipe), source, again, options)
@@ -236,9 +236,9 @@ def test_a_rung_on_which_the_model_does_not_run(
     assert step.dtype == "int8"  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(("features", "steps"), [(4, 1), (200, 3)])
+@pytest.mark.parametrize(("features", "lowered"), [(4, False), (200, True)])
 def test_classifiers_with_few_coefficients_stay_as_they_are(
-    features: int, steps: int, tmp_path: Path
+    features: int, lowered: bool, tmp_path: Path
 ) -> None:
     """Lowered they would be bigger, and nothing could make up for that."""
     rng = np.random.default_rng(0)
@@ -257,7 +257,7 @@ def test_classifiers_with_few_coefficients_stay_as_they_are(
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), source)
     inputs = [{"x": rng.standard_normal((8, features)).astype(np.float32)} for _ in range(4)]
     report = api.shrink(source, out, api.Options(calibration=inputs))
-    assert len(report.steps) == steps
+    assert ("lower-ml" in [step.name for step in report.steps]) == lowered
     assert out.stat().st_size <= source.stat().st_size
 
 

@@ -2,18 +2,31 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Run
 from hard_models import text
 
 from onnxshrink import api
+from onnxshrink.cli._terminal import Terminated
+from onnxshrink.contract import Settings
 from onnxshrink.errors import RecipeError
 from onnxshrink.goal import Goal, Promise
 from onnxshrink.graph.file.model import Model
 from onnxshrink.kernels.fidelity import Estimate
 from onnxshrink.kernels.split import hold_back
+from onnxshrink.options import dump
+from onnxshrink.passes.clean import Clean
+from onnxshrink.passes.quantize_rd import QuantizeRd
+from onnxshrink.passes.tune import Tune
+from onnxshrink.pipeline import run
+from onnxshrink.recipe import Recipe
+from onnxshrink.runtime.worker import Worker
+from onnxshrink.search import smallest
+from onnxshrink.search.evaluation import Evaluator, Tried
 from onnxshrink.search.smallest import Search
 
 
@@ -54,16 +67,19 @@ def test_a_look_that_refuses_makes_it_finer(
     monkeypatch.setattr(Goal, "promises", refusing)
     report = api.shrink(source, out, api.Options(calibration=feeds(8)))
     assert looks[:2] == [1, 1]  # the same path: one test
-    refused, *_ = (what for what, *_, how in report.tried if how == "not kept on unseen inputs")
-    taken, *_ = (what for what, *_, how in report.tried if how == "taken")
+    refused, *_ = (one.recipe for one in report.tried if one.verdict == "not kept on unseen inputs")
+    taken, *_ = (one.recipe for one in report.tried if one.taken)
     assert float(taken.split()[-1]) < float(refused.split()[-1])
     assert " unseen inputs or rows: " in report.promises[0]
 
 
-def test_ctrl_c_keeps_the_best_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(search: Search) -> Iterator[None]:
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_ctrl_c_keeps_the_best_so_far_and_says_so(
+    stop: type[BaseException], code: int, tmp_path: Path, cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(search: Search) -> Iterator[float]:
         yield from ()
-        raise KeyboardInterrupt
+        raise stop
 
     monkeypatch.setattr(Search, "_explore", interrupted)
     source, out = tmp_path / "in.onnx", tmp_path / "out.onnx"
@@ -71,6 +87,11 @@ def test_ctrl_c_keeps_the_best_so_far(tmp_path: Path, monkeypatch: pytest.Monkey
     report = api.shrink(source, out, api.Options(calibration=feeds(4)))
     assert out.exists()
     assert any(line.startswith("interrupted: ") for line in report.warnings)
+    assert report.signal == code
+    out.unlink()
+    np.savez("data.npz", x=np.concatenate([feed["x"] for feed in feeds(4)]))
+    assert cli("shrink", source, out, "--calibration", "data.npz").code == code
+    assert out.exists()
 
 
 def test_what_few_inputs_cannot_promise_is_said(tmp_path: Path) -> None:
@@ -90,3 +111,88 @@ def test_an_output_that_is_not_there_is_told(tmp_path: Path) -> None:
         api.shrink(source, tmp_path / "o.onnx", options, goal=Goal(measures={"z": "classes"}))
     with pytest.raises(RecipeError, match="takes one of"):
         Goal(measures={"y": "detections"})  # type: ignore[dict-item]
+
+
+def deep_net() -> Model:
+    """Layers that lose enough with few bits for biases and scales to make up for."""
+    rng = np.random.default_rng(7)
+    w, v = (rng.standard_normal((64, 64)).astype(np.float32) / 8 for _ in range(2))
+    b, c = (rng.standard_normal(64).astype(np.float32) / 4 for _ in range(2))
+    graph = """g (float[n, 64] x) => (float[n, 64] y) {
+        t = Gemm(x, w, b)  u = Relu(t)  y = Gemm(u, v, c)
+    }"""
+    return Model.from_proto(text(graph, w=w, v=v, b=b, c=c))
+
+
+def test_a_tuned_recipe_holds_the_steps_it_had_time_for(worker: Worker) -> None:
+    model, settings = deep_net(), Settings(feeds=feeds(8))
+    ask = Evaluator(model, [Clean()], settings, Goal(), worker, "coded")
+    one = ask.evaluate([QuantizeRd(lam=0.02), Tune(steps=20, time_limit=60)])
+    assert one is not None
+    assert one.eased < 1
+    tune = dump(one.recipe.steps[2])
+    assert 0 < tune["steps"] <= 20
+    assert tune.get("time_limit") is None
+    again = run(one.recipe.steps, model, settings, worker)
+    held = ask.result(one)  # cleaning was run once for all
+    assert again.model.digest() == held.model.digest()
+    assert [step.name for step in held.report.steps] == ["clean", "quantize-rd", "tune"]
+    assert held.report.bytes_before == again.report.bytes_before
+    finer = ask.again(one, 0.001)
+    assert finer is not None
+    assert [step.name for step in finer.recipe.steps] == ["clean", "quantize-rd", "tune"]
+    assert dump(finer.recipe.steps[2]) == tune
+
+
+def test_a_tuning_that_gives_nothing_is_not_in_the_recipe(worker: Worker) -> None:
+    ask = Evaluator(model_of(7), (), Settings(feeds=feeds(4)), Goal(), worker, "coded")
+    one = ask.evaluate([QuantizeRd(lam=1e-6), Tune(time_limit=0)])
+    assert one is not None
+    assert [step.name for step in one.recipe.steps] == ["quantize-rd"]
+    assert [step.name for step in ask.result(one).report.steps] == ["quantize-rd"]
+
+
+@pytest.mark.parametrize(
+    ("left", "seen", "taken"),
+    [
+        ([0.9, 0.8], 0.5, 2),  # of the error, in both tries
+        ([0.99], 0.5, 0),  # too little to go on
+        ([0.97, 0.97], 0.5, 0),  # too little in the end
+        ([0.9, 0.8], 1.0, 0),  # what is asked for is not served
+        ([None], 0.5, 0),  # too slow
+    ],
+)
+def test_tuning_goes_on_where_it_wins_enough_and_unseen_inputs_are_not_asked(
+    monkeypatch: pytest.MonkeyPatch, left: list[float | None], seen: float, taken: int
+) -> None:
+    waiting = iter(left)
+
+    def evaluate(steps: tuple[Any, ...]) -> Tried | None:
+        share = next(waiting)
+        monkeypatch.setattr(Tried, "eased", share)
+        return None if share is None else Tried(Recipe(steps), 90, seen, 0.1, [])
+
+    plain = Tried(Recipe((QuantizeRd(lam=0.1),)), 100, 0.5, 0.1, [], spend=0.1)
+    ask = SimpleNamespace(evaluate=evaluate, behind=lambda one: one.recipe.steps)
+    found = Search(ask)._tuned(plain)  # type: ignore[arg-type]
+    assert found is not None
+    assert len(found.recipe.steps) == (2 if taken else 1)
+    assert next(waiting, None) is None
+
+
+def test_more_is_spent_until_it_is_refused_and_then_less() -> None:
+    """Bytes fall by a twentieth at least from look to look, whatever the figures say."""
+
+    def tried(spend: float, strain: float) -> Tried:
+        return Tried(Recipe(()), 1, strain, 0.0, [], spend=spend)
+
+    points = [tried(1.0, 0.95)]
+    assert smallest._next(points) == pytest.approx(smallest._STRIDE)
+    points.append(tried(2.0, 0.99))
+    assert smallest._next(points) == pytest.approx(2 * smallest._STRIDE)
+    points.append(tried(4.0, 1.5))
+    between = smallest._next(points)
+    assert between is not None
+    assert 2 < between < 4
+    points.append(tried(2.2, 1.1))
+    assert smallest._next(points) is None

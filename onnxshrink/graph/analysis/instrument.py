@@ -37,7 +37,7 @@ class Instrumented:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Scope:
     """Where something is: the graphs from the main one inwards, and what holds each inner one."""
 
     graphs: tuple[onnx.GraphProto, ...]
@@ -62,9 +62,9 @@ def instrument(
     proto = onnx.load(path, load_external_data=False)
     types = {v.name: v.dtype for node in model.nodes for v in node.outputs if v.dtype is not None}
     done = Instrumented()
-    made: dict[str, list[_Place]] = {}
-    stored: dict[str, list[_Place]] = {}
-    for place in _places(_Place((proto.graph,))):
+    made: dict[str, list[_Scope]] = {}
+    stored: dict[str, list[_Scope]] = {}
+    for place in _places(_Scope((proto.graph,))):
         graph = place.graphs[-1]
         for tensor in graph.initializer:
             stored.setdefault(tensor.name, []).append(place)
@@ -100,17 +100,17 @@ def instrument(
     return done
 
 
-def _places(place: _Place) -> Iterator[_Place]:
+def _places(place: _Scope) -> Iterator[_Scope]:
     """Every graph of a model, the outer before the inner ones."""
     yield place
     for node in place.graphs[-1].node:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 holder = (node, attribute.name)
-                yield from _places(_Place((*place.graphs, attribute.g), (*place.holders, holder)))
+                yield from _places(_Scope((*place.graphs, attribute.g), (*place.holders, holder)))
 
 
-def _constant_nodes(name: str, made: dict[str, list[_Place]]) -> list[_Place]:
+def _constant_nodes(name: str, made: dict[str, list[_Scope]]) -> list[_Scope]:
     return [
         place
         for place in made.get(name, ())
@@ -123,7 +123,7 @@ def _holds(node: onnx.NodeProto, name: str) -> bool:
     return read.is_constant(node) and name in node.output
 
 
-def _free(main: onnx.GraphProto, place: _Place, name: str, given: set[str]) -> None:
+def _free(main: onnx.GraphProto, place: _Scope, name: str, given: set[str]) -> None:
     """Turn a constant into an input of the main graph with a default."""
     graph = place.graphs[-1]
     for at, node in enumerate(graph.node):
@@ -143,7 +143,7 @@ def _free(main: onnx.GraphProto, place: _Place, name: str, given: set[str]) -> N
         main.input.append(info)
 
 
-def _hand_out(place: _Place, name: str, element: int, names: Counter[str]) -> str:
+def _hand_out(place: _Scope, name: str, element: int, names: Counter[str]) -> str:
     """Pass a value outwards through every operator whose body it is in."""
     value = name
     for level in range(len(place.holders) - 1, -1, -1):

@@ -7,13 +7,13 @@ import os
 import zlib
 from typing import Any
 
+import onnx
 import onnx_ir as ir
 
 from onnxshrink.graph import operators, read
 from onnxshrink.graph.file import wire
 from onnxshrink.graph.file.model import Model
 
-_RANDOM = {name for (_, name), row in operators.TABLE.items() if isinstance(row, operators.Random)}
 _SEEDS = 2**20  # a float holds them exactly
 
 
@@ -31,7 +31,7 @@ def draws(path: str | os.PathLike[str]) -> bool:
     bodies: list[Any] = [proto.graph, *proto.functions]
     while bodies:
         for node in bodies.pop().node:
-            if not node.domain and (node.op_type == "Dropout" or node.op_type in _RANDOM):
+            if _may_draw(node):
                 return is_random(Model.load(path))
             bodies += [graph for a in node.attribute for graph in (a.g, *a.graphs) if graph.node]
     return False
@@ -57,6 +57,13 @@ def seeded(model: Model, *, by_number: bool = False) -> Model:
             )
             copy.touch_node(node)
     return copy
+
+
+def _may_draw(node: onnx.NodeProto) -> bool:
+    """Whether a node draws numbers, or does so where it is asked to."""
+    row = operators.row(node)
+    trains = isinstance(row, operators.Elementwise) and row.trains is not None
+    return trains or isinstance(row, operators.Random)
 
 
 def _draws(node: ir.Node) -> bool:

@@ -25,7 +25,7 @@ _NO_WEIGHTS = {ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING, ir.DataT
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(read.HasTensor):
     """One constant and how it reaches its operator.
 
     Attributes:
@@ -44,16 +44,6 @@ class Constant:
         if self.tensor.dtype == ir.DataType.STRING:
             return sum(len(text) for text in self.tensor.numpy().reshape(-1))
         return self.tensor.nbytes
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the stored tensor."""
-        return read.shape(self.tensor)
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return self.tensor.size
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,6 @@ from onnxshrink.graph import operators, read
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
 
-_RANKS = {"NonMaxSuppression", "TopK", "NonZero", "Unique", "Compress"}
-_DECIDES = {
-    "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "And", "Or", "Not", "Cast",
-    "Round", "Ceil", "Floor",
-}  # fmt: skip
-_UNTOLD = {"If", "Loop", "Scan", "SequenceMap"}
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16}
 
 
@@ -57,7 +51,7 @@ def entering(model: Model, at: Collection[str] = ()) -> Entering:
         return Entering(tuple(value.name or "" for value in starts), frozenset(outputs))
     tail: list[ir.Node] = []
     for node in nodes:
-        if node.op_type in _RANKS and node not in tail:
+        if _ranks(node) and node not in tail:
             behind = _behind([node], nodes)
             if not any(_weighs(each) for each in behind):
                 tail = [each for each in nodes if each in tail or each in behind]
@@ -103,18 +97,27 @@ def _with_decisions(tail: list[ir.Node], nodes: list[ir.Node]) -> list[ir.Node]:
     for node in reversed(nodes):
         uses = [user for value in node.outputs for user, _ in value.uses()]
         for_it = uses and all(id(user) in inside for user in uses)
-        if (
-            node.op_type in _DECIDES
-            and for_it
-            and not any(value.is_graph_output() for value in node.outputs)
-        ):
+        if _decides(node) and for_it and not any(value.is_graph_output() for value in node.outputs):
             inside.add(id(node))
     return [node for node in nodes if id(node) in inside]
 
 
+def _ranks(node: ir.Node) -> bool:
+    """Whether a small change of numbers may change all places, or how many there are."""
+    row = operators.row(node)
+    return isinstance(row, operators.Ranking | operators.Selection)
+
+
+def _decides(node: ir.Node) -> bool:
+    """Whether a node makes one of a few values of each number."""
+    row = operators.row(node)
+    decides = isinstance(row, operators.Relation | operators.Logic | operators.Rounding)
+    return decides or operators.moves(node) == "converts"
+
+
 def _weighs(node: ir.Node) -> bool:
     """Whether a node multiplies with weights, or may do so inside."""
-    if node.op_type in _UNTOLD or node.domain not in ("", "com.microsoft"):
+    if any(read.bodies(node)) or node.domain not in ("", "com.microsoft"):
         return True
     return any(
         operators.product(node, place) is not None and read.constant(value) is not None

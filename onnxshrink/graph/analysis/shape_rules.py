@@ -77,7 +77,6 @@ LIKE: dict[str, tuple[str, slice]] = {
     ),
     "DequantizeLinear": ("DequantizeLinear", slice(None)),
     "QuantizeLinear": ("QuantizeLinear", slice(None)),
-    "DynamicQuantizeMatMul": ("MatMul", slice(2)),
     "FusedConv": ("Conv", slice(2)),
     "FusedGemm": ("Gemm", slice(2)),
     "GatherBlockQuantized": ("Gather", slice(2)),
@@ -130,6 +129,7 @@ def _quantized_lstm(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> S
 RULES: dict[str, Callable[[Sequence[Shape], Mapping[str, Any]], Shape]] = {
     "Attention": _attention,
     "DynamicQuantizeLSTM": _quantized_lstm,
+    "DynamicQuantizeMatMul": _fused_matmul,
     "FusedMatMul": _fused_matmul,
     "GroupQueryAttention": _query,
     "MatMulBnb4": _last,

@@ -299,13 +299,14 @@ class _Walker:
         if node.domain or any(True for _ in read.bodies(node)):
             return
         first = node.inputs[0] if node.inputs else None
-        if node.op_type in ("Shape", "Size") and first is not None:
+        asks = operators.of(node, operators.ShapeOf)
+        if asks is not None and first is not None:
             shape = self._shape(first)
-            if node.op_type == "Shape" and shape is not None:
+            if not asks.product and shape is not None:
                 shape = shape[attributes.get("start", 0) : attributes.get("end")]
             sizes = static(shape)
             if sizes is not None and math.prod(sizes) < 2**63:  # else no int64 holds it
-                result = sizes if node.op_type == "Shape" else math.prod(sizes)
+                result = math.prod(sizes) if asks.product else sizes
                 self.known[node.outputs[0]] = np.array(result, np.int64)
             return
         results = [self._shape(value) for value in node.outputs]

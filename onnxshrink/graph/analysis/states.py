@@ -8,7 +8,7 @@ keeps a state. Names decide only where the graph does not say.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,19 +19,6 @@ if TYPE_CHECKING:
 
     from onnxshrink.graph.file.model import Model
 
-#: Operators that keep a state: output -> the input that it goes on from.
-_KEEPERS: Mapping[str, Mapping[int, int]] = {
-    "GroupQueryAttention": {1: 3, 2: 4},
-    "MultiHeadAttention": {1: 6, 2: 7},
-    "DecoderMaskedMultiHeadAttention": {1: 5, 2: 6},
-    "LSTM": {1: 5, 2: 6},
-    "DynamicQuantizeLSTM": {1: 5, 2: 6},
-    "GRU": {1: 5},
-    "RNN": {1: 5},
-}
-#: ``Attention`` is two operators.
-_ATTENTION: Mapping[str, Mapping[int, int]] = {"": {1: 4, 2: 5}, "com.microsoft": {1: 4}}
-_REPLACES = {"ScatterND", "ScatterElements", "TensorScatter"}
 _BRANCHES = ("then_branch", "else_branch")
 _FARTHEST = 256
 #: What exporters add to the name of a state to tell the next one from the last.
@@ -150,13 +137,10 @@ def _behind(value: ir.Value) -> Iterator[_Way]:
             yield way
             continue
         place = next(i for i, output in enumerate(node.outputs) if output is way.source)
-        keeps = _ATTENTION.get(node.domain, {}) if node.op_type == "Attention" else _KEEPERS.get(
-            node.op_type, {}
-        )  # fmt: skip
-        axis, kept, parts = way.axis, way.kept, node.inputs[:1]
-        if place in keeps:
-            axis, kept = (2 if "Attention" in node.op_type else axis), True
-            parts = (read.input(node, keeps[place]),)
+        memory, axis, kept, parts = operators.memory(node), way.axis, way.kept, node.inputs[:1]
+        if place in memory.inputs:
+            axis, kept = axis if memory.axis is None else memory.axis, True
+            parts = (read.input(node, memory.inputs[place]),)
         elif operators.branches(node):
             branches = (node.attributes[name].as_graph() for name in _BRANCHES)
             parts = tuple(branch.outputs[place] for branch in branches)
@@ -164,7 +148,7 @@ def _behind(value: ir.Value) -> Iterator[_Way]:
             axis, kept = read.integer(node, "axis", 0), True
         elif operators.of(node, operators.Choice) is not None:
             kept, parts = True, node.inputs[1:]
-        elif node.op_type in _REPLACES:
+        elif operators.of(node, operators.Scatter) is not None:
             kept = True
         elif not operators.moves(node):
             continue

@@ -36,6 +36,7 @@ def tails(model: Model) -> dict[str, Tail]:
             # What is appended to a cache is read in the same run, so other outputs tell of it.
             followed=state is not None and decodes,
             decodes=decodes,
+            normed=_normed(chain[-1]),
         )
     return found
 
@@ -52,6 +53,32 @@ def _chain(value: ir.Value) -> list[ir.Value]:
     return chain
 
 
+def _normed(value: ir.Value | None) -> int:
+    """The length of rows that a norm made, which a value holds as they are or in the mean.
+
+    Sums of what a mask leaves, over how many that are, are means.
+    """
+    for _ in range(_FARTHEST):
+        producer = None if value is None else value.producer()
+        if producer is None:
+            return 0
+        norm = operators.of(producer, operators.Norm)
+        if norm is not None:
+            gain = read.constant(read.input(producer, norm.gain))
+            return gain.size if gain is not None and norm.channels == -1 else 0
+        if not (_keeps(producer) or _averages(producer)):
+            return 0
+        value = read.input(producer, 0)
+    return 0
+
+
+def _averages(node: ir.Node) -> bool:
+    """Whether a node may be part of a mean: a sum, or what is multiplied or divided."""
+    scales = operators.of(node, operators.Arithmetic)
+    return (scales is not None and scales.scales) or bool(operators.of(node, operators.Reduction))
+
+
 def _keeps(node: ir.Node) -> bool:
     """Whether a node hands on all numbers as they are, in another shape, order or type."""
-    return operators.moves(node) not in ("", "parts", "pads", "joins")
+    how = operators.moves(node)
+    return how not in ("", "parts", "pads", "joins") or (how == "joins" and len(node.inputs) == 1)

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import BinaryIO, Literal, TypeGuard
+from typing import BinaryIO, Literal
 
 import numpy as np
 import onnx
@@ -30,7 +30,6 @@ SINGLE_FILE_LIMIT = 2**31 - 1
 
 #: New tensors of a model above this size go to a temporary file instead of memory.
 _SPILL_ABOVE = 512 * 2**20
-_OUTSIDE_BYTES = 1024
 _ALIGNED = 64  # bytes that tensors in a data file begin at a multiple of
 
 Storage = Literal["auto", "single", "external"]
@@ -48,6 +47,7 @@ class Model:
         max_opset: The operator set up to which passes may raise it; None: as they need.
         short_names: Which names are shortened where it is written; None: all stay.
         kept: By name of values that lost channels: what is left of each axis; None: all of it.
+        edits: How many entries the journal has: a clone with as many is as this model is.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Model:
         self._original = proto
         self._touched: set[str] = set()
         self._rewritten = False
+        self.edits = 0
         self._names: set[str] | None = None
         self._numbers: dict[str, int] = {}
         self._spill: tensors.Spill | None = None
@@ -173,6 +174,7 @@ class Model:
 
     def touch(self, *names: str | None) -> None:
         """Record values that were changed, removed or made; a node goes by its first output."""
+        self.edits += 1
         self._touched.update(name for name in names if name)
 
     def touch_node(self, node: ir.Node) -> None:
@@ -184,8 +186,12 @@ class Model:
 
         Nodes and initializers may then differ; inputs, outputs and metadata stay guarded.
         """
-        self._rewritten, self._names = True, None
+        self._mark_rewritten()
         self.ir = change(self.ir)
+
+    def _mark_rewritten(self) -> None:
+        self.edits += 1
+        self._rewritten, self._names = True, None
 
     def rewrite_proto(self, change: Callable[[onnx.ModelProto], onnx.ModelProto]) -> None:
         """Like :meth:`rewrite`, for tools that work on protos; large weights are not in it."""
@@ -205,7 +211,7 @@ class Model:
     def strip_notes(self, drops: notes.Drops) -> None:
         """Forget those notes of the graph and its parts that a function picks."""
         self._original = notes.stripped(self._original, drops)
-        self._rewritten = True
+        self._mark_rewritten()
         for scope in self.scopes:
             values = [v for node in scope for v in node.outputs] + list(scope.inputs)
             values += scope.initializers.values() if isinstance(scope, ir.Graph) else []
@@ -310,7 +316,9 @@ class Model:
                 tensor = value.const_value
                 if isinstance(tensor, ir.ExternalTensor):
                     outside[name] = tensor
-                elif _is_large(tensor) and not isinstance(tensor, ir.serde.TensorProtoTensor):
+                elif isinstance(tensor, ir.serde.TensorProtoTensor):
+                    continue
+                elif tensors.is_large(tensor):
                     outside[name] = tensor
                     value.const_value = ir.ExternalTensor(
                         wire.INSIDE, 0, tensor.nbytes, tensor.dtype,
@@ -324,11 +332,14 @@ class Model:
                 values[name].const_value = tensor
         round_trip.merge(proto, self._original, self._touched, rewritten=self._rewritten)
         for header in proto.graph.initializer:
+            raw = header.HasField("raw_data")
+            if raw and header.ByteSize() < tensors.LARGE_BYTES:
+                continue  # the usual case, of which there may be very many
             tensor = values[header.name].const_value
-            if not _is_large(tensor):
+            if not tensors.is_large(tensor):
                 if outside.pop(header.name, None) is not None:
                     self._inline(header)
-            elif header.name not in outside and (every or header.HasField("raw_data")):
+            elif header.name not in outside and (every or raw):
                 outside[header.name] = tensor
                 tensors.clear_values(header)
                 tensors.point_at(header, wire.INSIDE, 0, tensor.nbytes)
@@ -481,15 +492,6 @@ class Model:
                 hasher.update(outside[name].tobytes())
                 tensors.release(outside[name])
         return hasher.hexdigest()
-
-
-def _is_large(tensor: ir.TensorProtocol | None) -> TypeGuard[ir.TensorProtocol]:
-    """Whether an initializer is worth writing by itself; strings have no fixed size."""
-    return (
-        tensor is not None
-        and tensor.dtype != ir.DataType.STRING
-        and tensor.nbytes >= _OUTSIDE_BYTES
-    )
 
 
 def _root(error: BaseException) -> str:

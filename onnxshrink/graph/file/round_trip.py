@@ -250,6 +250,8 @@ def _merge_initializers(
         old = before.get(tensor.name)
         if tensor.name in touched or (rewritten and old is None):
             continue
+        if tensor == old:
+            continue
         if old is not None and _content(tensor) == _content(old):
             tensor.CopyFrom(old)
         elif not rewritten:
@@ -351,6 +353,8 @@ def _merge_nodes(
                 _merge_subgraphs(node, old, touched, rewritten)
                 if not old.name:  # passes of onnx_ir number the nodes that have no name
                     node.ClearField("name")
+            continue
+        if node == old:
             continue
         if old is None:
             raise _unjournaled(f"a new node that makes {name!r}")

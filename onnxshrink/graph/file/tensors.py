@@ -9,7 +9,7 @@ import secrets
 import weakref
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import BinaryIO
+from typing import BinaryIO, TypeGuard
 
 import onnx
 import onnx_ir as ir
@@ -21,6 +21,7 @@ from onnxshrink.graph.file import round_trip, wire
 #: The metadata of a packed model: what its weights are packed in (see ``packed``).
 PACK_KEY = "onnxshrink.pack"
 _COPY_BYTES = 4 * 2**20
+LARGE_BYTES = 1024  # of a tensor that is written by itself
 # Where a tensor that is not raw_data has its values; all other types are in int32_data.
 _FIELD_OF: dict[int, str] = {
     onnx.TensorProto.FLOAT: "float_data", onnx.TensorProto.COMPLEX64: "float_data",
@@ -200,6 +201,13 @@ def without_linked_data(path: Path) -> onnx.ModelProto | None:
         clear_external(tensor)
         tensor.dims[:] = [0]
     return proto
+
+
+def is_large(tensor: ir.TensorProtocol | None) -> TypeGuard[ir.TensorProtocol]:
+    """Whether an initializer is worth writing by itself; strings have no fixed size."""
+    return (
+        tensor is not None and tensor.dtype != ir.DataType.STRING and tensor.nbytes >= LARGE_BYTES
+    )
 
 
 def clear_external(tensor: onnx.TensorProto) -> None:

@@ -15,6 +15,8 @@ from google.protobuf.message import Message
 
 from onnxshrink.errors import ModelError
 
+_MOST_NODES = 10**6  # of functions: ONNX Runtime inlines them all
+
 _HOLDERS = {
     onnx.AttributeProto.TENSOR: "t",
     onnx.AttributeProto.GRAPH: "g",
@@ -38,6 +40,39 @@ def check(model: onnx.ModelProto, where: str) -> None:
     for function in model.functions:
         inside = f"{where}: function {function.name!r}"
         _check_nodes(function.node, function.input, function.output, frozenset(), inside)
+    if (count := _inlined(model)) > _MOST_NODES:
+        raise ModelError(f"{where}: its functions are {count:.3g} nodes when they are inlined")
+
+
+def _inlined(model: onnx.ModelProto) -> int:
+    """How many nodes a runtime sees; functions that call each other twice double it every time."""
+    functions = {(f.domain, f.name, f.overload): f for f in model.functions}
+    if not functions:
+        return 0
+    sizes: dict[tuple[str, str, str], int] = {}
+
+    def size(nodes: Iterable[onnx.NodeProto], above: tuple[tuple[str, str, str], ...]) -> int:
+        total = 0
+        for node in nodes:
+            name = (node.domain, node.op_type, node.overload)
+            for graph in _graphs(node):
+                total += size(graph.node, above)
+            if name not in functions or name in above:  # one that calls itself is refused later
+                total += 1
+                continue
+            if name not in sizes:
+                sizes[name] = size(functions[name].node, (*above, name))
+            total += sizes[name]
+        return total
+
+    return size(model.graph.node, ())
+
+
+def _graphs(node: onnx.NodeProto) -> Iterable[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
 
 
 def _check_text(message: Message, where: str) -> None:

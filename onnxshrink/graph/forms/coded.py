@@ -73,7 +73,7 @@ class Wide(NamedTuple):
 
 
 @dataclass
-class Candidate:
+class CodableTensor:
     """A tensor that may be coded.
 
     Attributes:
@@ -119,7 +119,7 @@ class Part(NamedTuple):
         pieces: Their codes, cut: all that works on one piece stays in memory until all is done.
     """
 
-    tensors: list[Candidate]
+    tensors: list[CodableTensor]
     pieces: list[coded.Coded]
 
 
@@ -223,7 +223,7 @@ def code(model: Model) -> Coding:
     return coding
 
 
-def _candidates(model: Model, coding: Coding) -> list[Candidate]:
+def _candidates(model: Model, coding: Coding) -> list[CodableTensor]:
     graph, found = model.ir.graph, []
     for name, value in graph.initializers.items():
         one = _candidate(name, value, coding)
@@ -240,7 +240,7 @@ def _is_worth_it(function: ir.Function, value: ir.Value, coding: Coding) -> bool
     return _candidate(f"{function.name}/{value.name}", value, coding) is not None
 
 
-def _candidate(name: str, value: ir.Value, coding: Coding) -> Candidate | None:
+def _candidate(name: str, value: ir.Value, coding: Coding) -> CodableTensor | None:
     """A constant that coding makes smaller; None, with the reason noted, where it does not."""
     tensor = read.constant(value)
     if tensor is None or tensor.dtype == ir.DataType.STRING or tensor.size < _FEWEST:
@@ -257,7 +257,7 @@ def _candidate(name: str, value: ir.Value, coding: Coding) -> Candidate | None:
     ideal = coded_plan.entropy_bytes(counts)
     if wide is not None:
         ideal = coded_plan.entropy_bytes(np.unique(tensor.numpy(), return_counts=True)[1])
-    one = Candidate(value, tensor, numbers, entries, wide, counts, ideal)
+    one = CodableTensor(value, tensor, numbers, entries, wide, counts, ideal)
     if one.codes.size * one.bits / 8 * 1.03 + one.beside < _WORTH * tensor.nbytes:
         return one
     coding.plain[name] = _NOT_SMALLER
@@ -306,7 +306,7 @@ def _bytes_of(narrowed: tuple[np.ndarray, Wide]) -> float:
     return coded_plan.entropy_bytes(np.bincount(codes, minlength=256)) + wide.nbytes
 
 
-def _groups(found: Sequence[Candidate]) -> list[list[Candidate]]:
+def _groups(found: Sequence[CodableTensor]) -> list[list[CodableTensor]]:
     """Tensors that share tables: those whose codes are spread alike.
 
     Neighbours by entropy are joined while what that costs in codes is less than a set of tables.
@@ -330,7 +330,7 @@ def _groups(found: Sequence[Candidate]) -> list[list[Candidate]]:
     return groups
 
 
-def _write(group: list[Candidate], coding: Coding) -> list[Part]:
+def _write(group: list[CodableTensor], coding: Coding) -> list[Part]:
     """The codes of tensors that share tables; none where that would not be smaller."""
     sizes = sum(one.codes.size for one in group)
     step = -(-sizes // _SAMPLE)
@@ -347,7 +347,7 @@ def _write(group: list[Candidate], coding: Coding) -> list[Part]:
     return []
 
 
-def _pieces(part: Sequence[Candidate], book: coded.Book) -> list[coded.Coded]:
+def _pieces(part: Sequence[CodableTensor], book: coded.Book) -> list[coded.Coded]:
     codes = part[0].codes if len(part) == 1 else np.concatenate([one.codes for one in part])
     return [coded.encode(codes[at : at + _PIECE], book) for at in range(0, codes.size, _PIECE)]
 
@@ -358,9 +358,9 @@ def _levels(book: coded.Book) -> int:
     )
 
 
-def _parts(group: list[Candidate]) -> list[list[Candidate]]:
+def _parts(group: list[CodableTensor]) -> list[list[CodableTensor]]:
     """Tensors that are written one after the other: small ones together, large ones alone."""
-    parts: list[list[Candidate]] = [[]]
+    parts: list[list[CodableTensor]] = [[]]
     size = 0
     for one in group:
         if size and size + one.codes.size > _PIECE:
@@ -392,7 +392,7 @@ def _put(
 
 
 def _typed(
-    chains: Chains, one: Candidate, value: ir.Value, came: np.dtype[Any], shape: tuple[int, ...]
+    chains: Chains, one: CodableTensor, value: ir.Value, came: np.dtype[Any], shape: tuple[int, ...]
 ) -> ir.Value:
     """Bytes as what they stand for, in the tensor's type."""
     kind = one.tensor.dtype

@@ -21,7 +21,7 @@ from onnxshrink.graph import operators, read, surgery
 from onnxshrink.graph.file import tensors
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.forms import dequantize
-from onnxshrink.graph.operators import Arithmetic
+from onnxshrink.graph.operators import Arithmetic, Scatter
 from onnxshrink.graph.surgery import Recorder
 from onnxshrink.graph.weights.views import WeightView
 from onnxshrink.kernels import affine
@@ -268,7 +268,7 @@ def _halves(value: ir.Value) -> Halves | None:
 def _rounded(node: ir.Node) -> tuple[Array, int] | None:
     """The codes that QuantizeLinear makes of a constant with the scales of its counterpart."""
     maker = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if maker is None or maker.op_type != "QuantizeLinear" or maker.domain:
+    if maker is None or maker.domain or not operators.quantizes(maker):
         return None
     values = read.constant(maker.inputs[0])
     if values is None or values.dtype != ir.DataType.FLOAT or not same_grid(maker, node):
@@ -359,7 +359,7 @@ def _whole(value: ir.Value | None) -> tuple[Array, Array | None, str, int] | Non
 def _scattered(value: ir.Value | None) -> tuple[Array, int] | None:
     """Codes in one row with some replaced by large ones, as ``dequantize`` writes them."""
     node = None if value is None else value.producer()
-    if node is None or node.op_type != "ScatterElements" or read.integer(node, "axis", 0):
+    if operators.of(node, Scatter) is None or node is None or read.integer(node, "axis", 0):
         return None
     flat = None if node.inputs[0] is None else node.inputs[0].producer()
     if flat is None or operators.moves(flat) != "reshapes":

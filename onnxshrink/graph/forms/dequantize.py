@@ -112,11 +112,20 @@ def dequantized_gemm(model: Model, view: WeightView, stored: Quantized) -> int:
     return rebuild.nbytes
 
 
-def cast_mul(rebuild: Rebuild, stored: Quantized) -> ir.Value:
-    """Integer codes turned into the weight by Cast and Mul, which runtimes fold at load."""
+def cast_mul(
+    rebuild: Rebuild, stored: Quantized, result_type: ir.DataType | None = None
+) -> ir.Value:
+    """Integer codes turned into the weight by Cast and Mul, which runtimes fold at load.
+
+    Args:
+        rebuild: Where the nodes go.
+        stored: The codes.
+        result_type: The type to compute, if not the weight's own.
+    """
     view = rebuild.view
+    wanted = result_type or view.dtype
     # Products are taken in float32 where the runtime has no kernel for the weight's own type.
-    working = view.dtype if view.dtype != ir.DataType.BFLOAT16 else ir.DataType.FLOAT
+    working = wanted if wanted != ir.DataType.BFLOAT16 else ir.DataType.FLOAT
     shape = stored.codes.shape
     large = None
     if stored.codes.dtype == np.int16 and rebuild.model.opset >= _SCATTER_ELEMENTS:
@@ -132,8 +141,8 @@ def cast_mul(rebuild: Rebuild, stored: Quantized) -> ir.Value:
     if shape != view.shape:
         target = rebuild.constant(np.array(view.shape, np.int64), "n")
         result = rebuild.node("Reshape", [result, target], "r")
-    if working != view.dtype:
-        result = rebuild.node("Cast", [result], "t", to=view.dtype.value)
+    if working != wanted:
+        result = rebuild.node("Cast", [result], "t", to=wanted.value)
     return result
 
 

@@ -52,7 +52,7 @@ _BYTES = {ir.DataType.INT8, ir.DataType.UINT8}
 
 
 @dataclass(frozen=True, eq=False)
-class Candidate:
+class IntegerCandidate:
     """A node that may be computed with integers.
 
     Attributes:
@@ -142,7 +142,7 @@ def _is_integer(node: ir.Node) -> bool:
     return len(sources) == 2 and any(tensor.dtype in _BYTES for tensor in fixed)
 
 
-def find(model: Model) -> list[Candidate]:
+def find(model: Model) -> list[IntegerCandidate]:
     """Every node of the table above that works on float32, in the order of the graph."""
     walk = shapes.walk(model)
     floats = {v for v, kind in walk.elements.items() if kind == ir.DataType.FLOAT.value}
@@ -158,7 +158,7 @@ def find(model: Model) -> list[Candidate]:
     return found
 
 
-def _other(node: ir.Node, kind: KernelKind) -> Candidate | None:
+def _other(node: ir.Node, kind: KernelKind) -> IntegerCandidate | None:
     several = operators.of(node, Arithmetic) is not None or operators.moves(node) == "joins"
     every = range(len(node.inputs) if several else 1)
     taken = [node.inputs[index] for index in every]
@@ -172,10 +172,12 @@ def _other(node: ir.Node, kind: KernelKind) -> Candidate | None:
     if kind == "whole" and len(node.outputs) > 1:
         return None
     constants = tuple(i for i, tensor in zip(every, fixed, strict=True) if tensor is not None)
-    return Candidate(node, kind, tuple(i for i in every if i not in constants), constants=constants)
+    return IntegerCandidate(
+        node, kind, tuple(i for i in every if i not in constants), constants=constants
+    )
 
 
-def _product(node: ir.Node, views: Mapping[ir.Value, WeightView]) -> Candidate | None:
+def _product(node: ir.Node, views: Mapping[ir.Value, WeightView]) -> IntegerCandidate | None:
     first, second = node.inputs[0], node.inputs[1]
     if first is None or second is None:
         return None
@@ -183,19 +185,19 @@ def _product(node: ir.Node, views: Mapping[ir.Value, WeightView]) -> Candidate |
     if None not in constants:
         return None  # constant folding's business
     if constants == [None, None] and _is_integer(node):
-        return Candidate(node, "product", (0, 1), why_not="computes with integers already")
+        return IntegerCandidate(node, "product", (0, 1), why_not="computes with integers already")
     if constants == [None, None]:
         row = operators.of(node, Matrices)
         where = "an input" if second.is_graph_input() else "computed"
         why = "" if row is not None and row.bias is None else f"its weight is {where}"
-        return Candidate(node, "product", (0, 1), why_not=why)
+        return IntegerCandidate(node, "product", (0, 1), why_not=why)
     at = 0 if constants[0] is not None else 1
     view = views.get((first, second)[at])
     if view is None:
         return None  # integers
     bias, why = _bias(node)
     why = why or read.obstacle(node) or _obstacle(node, view, at)
-    return Candidate(node, "product", (1 - at,), view, bias=bias, why_not=why)
+    return IntegerCandidate(node, "product", (1 - at,), view, bias=bias, why_not=why)
 
 
 def _bias(node: ir.Node) -> tuple[ir.TensorProtocol | None, str]:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxshrink.graph import read
+from onnxshrink.graph.operators import Matrices
 from onnxshrink.graph.weights.views import WeightView
 from onnxshrink.kernels.affine import Quantized
 
@@ -111,7 +112,9 @@ def can_turn(view: WeightView) -> bool:
     """Whether a weight is the second input of one Gemm with transB=1, and of nothing else."""
     use = view.main
     return (
-        (use.op_type, use.index, use.direct) == ("Gemm", 1, True)
+        isinstance(use.row, Matrices)
+        and use.row.bias is not None
+        and (use.index, use.direct) == (1, True)
         and len(view.uses) == 1
         and not view.others
         and not read.obstacle(use.node)

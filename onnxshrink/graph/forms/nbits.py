@@ -58,7 +58,8 @@ def stored(model: Model, view: WeightView, codes: Quantized, accuracy_level: int
     rows, count, block_size = codes.codes.shape
     # The operators' codes are unsigned, with the zero point in the middle unless one is given.
     middle = 0 if codes.dtype.startswith("u") else 1 << (codes.bits - 1)
-    numbers = codes.codes.astype(np.uint8) + np.uint8(middle)
+    numbers = codes.codes.astype(np.uint8)
+    numbers += np.uint8(middle)
     lookups = products.lookups(view)
     multiplied = products.of(view, but=lookups, turned=True)
     width = view.size // rows

@@ -18,7 +18,7 @@ from onnxshrink.graph import operators, read, surgery
 from onnxshrink.graph.analysis.pointwise import bounds
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.forms import codes
-from onnxshrink.graph.forms.integer_kernels import Candidate
+from onnxshrink.graph.forms.integer_kernels import IntegerCandidate
 from onnxshrink.graph.surgery import Recorder, Scope
 from onnxshrink.kernels.ranges import LIMITS, Grid
 
@@ -38,7 +38,7 @@ class Placement:
             it would cut, so that it is not needed.
     """
 
-    sites: dict[ir.Node, Candidate] = field(default_factory=dict)
+    sites: dict[ir.Node, IntegerCandidate] = field(default_factory=dict)
     values: dict[ir.Value, None] = field(default_factory=dict)
     folded: dict[ir.Value, ir.Node] = field(default_factory=dict)
     _roots: dict[ir.Value, ir.Value] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class Placement:
         site = None if node is None else self.sites.get(node)
         return site is not None and (site.needs_codes or self.sealed(value))
 
-    def neighbours(self, value: ir.Value) -> list[Candidate]:
+    def neighbours(self, value: ir.Value) -> list[IntegerCandidate]:
         """The nodes that need a value to be quantized: those that use it, and the one before it."""
         root = self.root(value)
         return [
@@ -83,7 +83,7 @@ class Placement:
 
 
 def place(
-    asked: Iterable[Candidate], riders: Iterable[Candidate] = (), *, fold: bool = True
+    asked: Iterable[IntegerCandidate], riders: Iterable[IntegerCandidate] = (), *, fold: bool = True
 ) -> Placement:
     """Find the values to quantize.
 
@@ -114,7 +114,7 @@ def place(
     return placement
 
 
-def _take(placement: Placement, site: Candidate, fold: bool) -> None:
+def _take(placement: Placement, site: IntegerCandidate, fold: bool) -> None:
     placement.sites[site.node] = site
     placement.values.update(dict.fromkeys(site.inputs))
     if not site.needs_codes:
@@ -126,11 +126,11 @@ def _take(placement: Placement, site: Candidate, fold: bool) -> None:
         placement.values[placement.result(output)] = None
 
 
-def _used(site: Candidate) -> list[ir.Value]:
+def _used(site: IntegerCandidate) -> list[ir.Value]:
     return [value for value in site.node.outputs if value.uses() or value.is_graph_output()]
 
 
-def _cut(site: Candidate, value: ir.Value, fold: bool) -> ir.Node | None:
+def _cut(site: IntegerCandidate, value: ir.Value, fold: bool) -> ir.Node | None:
     """The Relu or Clip that alone uses a value, and that its codes can take over."""
     uses = list(value.uses())
     if not fold or site.kind in _AS_THEY_ARE or len(uses) != 1 or value.is_graph_output():
@@ -142,7 +142,7 @@ def _cut(site: Candidate, value: ir.Value, fold: bool) -> ir.Node | None:
     return node if ends is not None and ends[0] <= 0 <= ends[1] else None
 
 
-def _may_ride(placement: Placement, site: Candidate, fold: bool) -> bool:
+def _may_ride(placement: Placement, site: IntegerCandidate, fold: bool) -> bool:
     cuts = [(value, _cut(site, value, fold)) for value in _used(site)]
     results = [value if cut is None else cut.outputs[0] for value, cut in cuts]
     if not results or any(value not in placement.values for value in results):
@@ -304,19 +304,20 @@ def grid_of(value: ir.Value) -> Grid | None:
     It comes from DequantizeLinear behind QuantizeLinear, or nothing but QuantizeLinear reads it.
     """
     maker = value.producer()
-    if maker is not None and _is(maker, "DequantizeLinear"):
+    if maker is not None and not maker.domain and operators.dequantizes(maker):
         before = None if maker.inputs[0] is None else maker.inputs[0].producer()
-        paired = before is not None and _is(before, "QuantizeLinear")
+        paired = before is not None and _quantizes(before)
         return _grid(before) if paired and before and codes.same_grid(before, maker) else None
     readers = dict.fromkeys(node for node, _ in value.uses())
-    if value.is_graph_output() or not all(_is(node, "QuantizeLinear") for node in readers):
+    if value.is_graph_output() or not all(map(_quantizes, readers)):
         return None
     found = {_grid(node) for node in readers}
     return found.pop() if len(found) == 1 else None
 
 
-def _is(node: ir.Node, op_type: str) -> bool:
-    return (node.domain, node.op_type) == ("", op_type)
+def _quantizes(node: ir.Node) -> bool:
+    row = operators.of(node, operators.QuantizedRow)
+    return row is not None and row.floats and not node.domain
 
 
 def _grid(node: ir.Node) -> Grid | None:
@@ -330,5 +331,5 @@ def _grid(node: ir.Node) -> Grid | None:
     return Grid(float(scale.item()), 0 if zero is None else int(zero.item()), kind)
 
 
-def _around(site: Candidate, placement: Placement) -> list[ir.Value]:
+def _around(site: IntegerCandidate, placement: Placement) -> list[ir.Value]:
     return [*site.inputs, *(placement.result(output) for output in site.node.outputs)]

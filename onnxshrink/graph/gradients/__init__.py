@@ -6,8 +6,9 @@ differentiated by its definition.
 """
 
 from onnxshrink.graph.gradients.backward import Derivative, Stop, differentiate
-from onnxshrink.graph.gradients.losses import Aim, Measured, Soft, Squares, measured
+from onnxshrink.graph.gradients.losses import Aim, ModelWithLosses, Soft, Squares, with_losses
 
 __all__ = [
-    "Aim", "Derivative", "Measured", "Soft", "Squares", "Stop", "differentiate", "measured",
+    "Aim", "Derivative", "ModelWithLosses", "Soft", "Squares", "Stop", "differentiate",
+    "with_losses",
 ]  # fmt: skip

@@ -67,7 +67,7 @@ class Aim(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Measured:
+class ModelWithLosses:
     """A model that also says how far it is off.
 
     Attributes:
@@ -81,7 +81,7 @@ class Measured:
     losses: Mapping[str, str]
 
 
-def measured(model: Model, aims: Mapping[str, Aim]) -> Measured:
+def with_losses(model: Model, aims: Mapping[str, Aim]) -> ModelWithLosses:
     """Let a model compute losses of values of its main graph.
 
     Args:
@@ -95,7 +95,7 @@ def measured(model: Model, aims: Mapping[str, Aim]) -> Measured:
         name: tape.named(aim.loss.term(tape.of(known[aim.value]), targets[name]), f"{name}.loss")
         for name, aim in aims.items()
     }
-    return Measured(
+    return ModelWithLosses(
         tape.model([*targets.values()], [*made.values()]),
         {name: target.name for name, target in targets.items()},
         {name: loss.name for name, loss in made.items()},

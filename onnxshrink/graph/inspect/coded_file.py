@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
+from onnxshrink.graph import operators
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.forms import coded_read
 from onnxshrink.graph.inspect.findings import CodedTensor, Inspection
@@ -98,7 +99,8 @@ def _chain(end: ir.Value, tensor: ir.TensorProtocol) -> _Chain:
         node = value.producer()
         if node is None:
             found.constants.add(value)
-        elif node not in found.nodes and node.op_type != "Range":  # one for all chains
+        elif node not in found.nodes and operators.of(node, operators.Series) is None:
+            # A series is one for all chains, and belongs to none.
             found.nodes.add(node)
             waiting += [each for each in node.inputs if each is not None]
     return found

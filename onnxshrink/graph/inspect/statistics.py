@@ -33,7 +33,7 @@ from onnxshrink.graph.inspect.findings import (
     weight_table,
 )
 from onnxshrink.graph.operators import QuantizedRow, of
-from onnxshrink.graph.rewrite import trees
+from onnxshrink.graph.rewrite import ml, trees
 from onnxshrink.graph.weights.views import FLOATS, WeightView
 from onnxshrink.graph.weights.views import find as find_views
 from onnxshrink.kernels import affine, distribution
@@ -42,7 +42,6 @@ from onnxshrink.report import Table
 
 __all__ = ["Inspection", "compare_models", "inspect_model", "layer_table"]
 
-_LOWERED = {"LinearClassifier", "LinearRegressor", "Normalizer", "Scaler"}
 _TYPES = {ir.DataType.FLOAT: "float32", ir.DataType.DOUBLE: "float64"}
 _BLOCK = 32
 _SCALE_BYTES = 4
@@ -185,8 +184,8 @@ def _weights(
         if operand.is_weight:
             yield _weight(operand, walked, views, read=read)
     for node, name, values in _attribute_arrays(model):
-        advice = "; lower-ml makes it a tensor" if node.op_type in _LOWERED else ""
-        advice = "; merge-trees writes it shorter" if node.op_type in trees.KINDS else advice
+        advice = "; lower-ml makes it a tensor" if ml.lowers(node) else ""
+        advice = "; merge-trees writes it shorter" if trees.merges(node) else advice
         measured = _measure(values, (), zero=0, others=0) if read else (None, None, {})
         yield Weight(
             name=f"{_node_name(node)}.{name}",

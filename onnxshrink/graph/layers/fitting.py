@@ -20,7 +20,7 @@ from onnxshrink.graph.analysis.operands import constants, fixed_values
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.operators import Convolution, Gains, Matrices, Product, QuantizedRow
 from onnxshrink.graph.read import constant
-from onnxshrink.graph.weights.dependence import Chain, Origin, RunModel
+from onnxshrink.graph.weights.dependence import Dependence, Origin, RunModel
 from onnxshrink.graph.weights.views import FLOATS
 from onnxshrink.kernels import leastsquares
 from onnxshrink.kernels.leastsquares import Affine, Linear, Seen
@@ -165,6 +165,11 @@ class Outline:
     def op_type(self) -> str:
         """Its operator's type."""
         return self.node.op_type
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What patterns may name it by."""
+        return self.op_type, self.name, self.node.name or ""
 
     @property
     def product(self) -> Product | None:
@@ -338,7 +343,7 @@ class LayerReader:
         product = outline.product
         if product is None or product.out_axis == -2:
             raise ValueError("what is added to its outputs is not one number for each")
-        chain = Chain(self._model, value, self._run)
+        chain = Dependence(self._model, value, self._run)
         if not chain.constant:
             raise ValueError("what is added to its outputs is not constant")
         scale = product.beta
@@ -380,10 +385,10 @@ class LayerReader:
         matrix = factors.matrix([origin.numbers for origin in origins])
         return self._with_bias(outline, before, matrix, (factors,))
 
-    def _chain(self, node: ir.Node, index: int) -> tuple[Chain, tuple[int, ...]]:
+    def _chain(self, node: ir.Node, index: int) -> tuple[Dependence, tuple[int, ...]]:
         value = node.inputs[index]
         assert value is not None
-        chain = Chain(self._model, value, self._run)
+        chain = Dependence(self._model, value, self._run)
         if not chain.constant:
             raise ValueError("its weight may be overridden by the caller, or comes from a function")
         return chain, chain.array.shape
@@ -406,7 +411,7 @@ class LayerReader:
         inverse = np.divide(1.0, numbers, out=np.zeros(count), where=numbers != 0)
         linear = Linear(inverse.reshape(-1, 1, 1), np.arange(count).reshape(-1, 1, 1))
         held = Affine(np.ones((count, 1, 1)), np.zeros((count, 1)))
-        part = Fittable("gains", (Origin(gains.value, gains.tensor, linear, ""),))
+        part = Fittable("gains", (Origin(gains.value, gains.tensor, linear, None),))
         need = PairNeed(
             outline.output, outline.output, Regression(count, 1, 1, ChannelPairs(found.axis))
         )
@@ -416,7 +421,7 @@ class LayerReader:
         """The constant that a vector is, stored as it is or in another type."""
         if value is None:
             return None
-        chain = Chain(self._model, value, self._run)
+        chain = Dependence(self._model, value, self._run)
         if not chain.constant or chain.array.size != max(chain.array.shape, default=0):
             return None
         for origin in chain.origins(user):
@@ -470,7 +475,7 @@ def _role(origin: Origin) -> Role:
     used = origin.linear.index.ravel()[np.flatnonzero(origin.linear.coefficient)]
     if np.bincount(used).max(initial=0) <= 1:
         return "weights"
-    return "tables" if origin.table is not None or origin.op_type == "Gather" else "scales"
+    return "tables" if origin.table is not None or operators.looks_up(origin.reader) else "scales"
 
 
 def _finite(origin: Origin) -> bool:

@@ -50,6 +50,11 @@ class Parameter:
         return self.value.name or ""
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """What patterns may name it by."""
+        return self.node.op_type, self.owner, self.name, self.node.name or ""
+
+    @property
     def differentiated(self) -> str:
         """The value that its gradient is asked of: what floats it becomes, where it only does."""
         users = [node for node, _ in self.value.uses()]

@@ -8,7 +8,8 @@ import onnx_ir as ir
 
 from onnxshrink.graph import read
 from onnxshrink.graph.operators.predicates import multiplies
-from onnxshrink.graph.operators.table import Norm, QuantizedRow, of
+from onnxshrink.graph.operators.rows import Norm, QuantizedRow
+from onnxshrink.graph.operators.table import of
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,16 +7,18 @@ from typing import Literal
 import onnx
 import onnx_ir as ir
 
-from onnxshrink.graph.operators.table import (
+from onnxshrink.graph.operators.rows import (
     Arithmetic,
     Choice,
     Control,
+    DynamicQuantizer,
     Limit,
     Lookup,
     Movement,
     QuantizedRow,
-    of,
+    Repetition,
 )
+from onnxshrink.graph.operators.table import of
 
 #: Operators that pick: the input with the numbers, and the one with the table.
 _PICKS: dict[str, tuple[tuple[int, int], ...]] = {
@@ -27,7 +29,6 @@ _PICKS: dict[str, tuple[tuple[int, int], ...]] = {
     "EmbedLayerNormalization": ((0, 2), (1, 4)),
 }
 _SEVERAL_AXES = {"GatherND"}  # an index has a coordinate for each
-_REPEATS = {"Expand", "Tile"}
 
 
 def moves(node: ir.Node | onnx.NodeProto | None) -> str:
@@ -76,6 +77,17 @@ def dequantizes(node: ir.Node | None) -> bool:
     return row.codes == (0,) and not row.floats and picks(node, 1) is None
 
 
+def quantizes(node: ir.Node | None) -> bool:
+    """Whether a node makes codes of floating-point numbers."""
+    row = of(node, QuantizedRow)
+    return (row is not None and row.floats) or of(node, DynamicQuantizer) is not None
+
+
+def unpacks(node: ir.Node) -> bool:
+    """Whether a node rebuilds numbers from what is smaller: codes, narrow types, a table."""
+    return dequantizes(node) or looks_up(node) or moves(node) == "converts"
+
+
 def picks(node: ir.Node, index: int) -> tuple[int, bool] | None:
     """The table that an input's numbers pick from; None where they pick nothing.
 
@@ -97,5 +109,5 @@ def carries(node: ir.Node) -> Literal["", "values", "columns"]:
         return "" if sum_.scales and sum_.inverse else "columns"
     if of(node, Limit) is not None or (movement and movement.how in ("copies", "converts")):
         return "columns"
-    moved = movement is not None or of(node, Choice) is not None or node.op_type in _REPEATS
-    return "values" if moved else ""
+    moved = movement is not None or of(node, Choice) is not None
+    return "values" if moved or of(node, Repetition) is not None else ""

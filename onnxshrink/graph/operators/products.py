@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxshrink.graph import read
-from onnxshrink.graph.operators.table import (
+from onnxshrink.graph.operators.rows import (
     Axes,
     Convolution,
     Equation,
@@ -20,9 +20,9 @@ from onnxshrink.graph.operators.table import (
     Row,
     batched,
     letters,
-    of,
     transposed,
 )
+from onnxshrink.graph.operators.table import of
 from onnxshrink.kernels.observers import Rows
 from onnxshrink.kernels.patches import Window
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from onnxshrink.graph.operators.table import (
+from onnxshrink.graph.operators.rows import (
     Control,
     Convolution,
     Deformed,
@@ -14,12 +14,13 @@ from onnxshrink.graph.operators.table import (
     Movement,
     Norm,
     Recurrent,
+    Repetition,
+    Scatter,
 )
 from onnxshrink.graph.operators.table import row as row_of
 
 _OF_RECURRENT = {3: "bias", 5: "initial state", 6: "initial state", 7: "peephole"}
 _OF_OTHERS = {"PRelu": {1: "slope"}}
-_MOVE = {"Expand", "Tile", "ScatterND", "ScatterElements"}  # they have no row of their own
 
 
 def role(node: ir.Node, index: int) -> str:
@@ -35,7 +36,7 @@ def role(node: ir.Node, index: int) -> str:
         known = {row.bias: "bias"}
     if index in known:
         return f"the {known[index]} of {kind}"
-    if isinstance(row, Movement) or kind in _MOVE:
+    if isinstance(row, Movement | Repetition | Scatter):
         return f"moved by {kind}, and no weight of a product"
     carries = isinstance(row, Control) and row.repeats
     return f"the initial state of {kind}" if carries else ""

@@ -1,361 +1,51 @@
 """The table: one frozen row for each operator that passes know, by kind.
 
-A row says what an operator computes and which of its inputs is what; it says nothing about what a
-pass does with it. An operator that computes what another one does gets a row of the same kind, and
-every pass knows it. What one node of it is, its attributes read, answer the views beside this.
+An operator that computes what another one does gets a row of the same kind, and every pass knows
+it. What one node of it is, its attributes read, answer the views beside this.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import onnx
 import onnx_ir as ir
 
-from onnxshrink.graph import read
+from onnxshrink.graph.operators.rows import (
+    Arithmetic,
+    Choice,
+    Control,
+    Convolution,
+    Deformed,
+    DynamicQuantizer,
+    Elementwise,
+    Equation,
+    Fill,
+    Limit,
+    Logic,
+    Lookup,
+    Matrices,
+    Movement,
+    Norm,
+    OneHot,
+    QuantizedRow,
+    Random,
+    Ranking,
+    Recurrent,
+    Reduction,
+    Relation,
+    Repetition,
+    Rotary,
+    Rounding,
+    Row,
+    RunningSum,
+    Scatter,
+    Selection,
+    Series,
+    ShapeOf,
+)
 
 _CONTRIB = "com.microsoft"
-
-
-@dataclass(frozen=True)
-class Axes:
-    """The role of each axis of an operand.
-
-    Attributes:
-        out: Axes that number outputs (channels, neurons, rows); each has a scale of its own.
-        contract: Axes that are summed over, or read together as one row.
-        groups: Channel groups folded into axis 0 (ConvTranspose), else 1.
-    """
-
-    out: tuple[int, ...]
-    contract: tuple[int, ...]
-    groups: int = 1
-
-    @classmethod
-    def split(cls, rank: int, contract: Sequence[int], groups: int = 1) -> Axes:
-        """Those that are summed over, and all the others."""
-        inner = tuple(axis % rank for axis in contract)
-        return cls(tuple(axis for axis in range(rank) if axis not in inner), inner, groups)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One operator."""
-
-    @property
-    def weights(self) -> Mapping[int, int | None]:
-        """Inputs that may be its weight: each with the input that it is used together with."""
-        return {}
-
-    def axes(self, node: ir.Node, index: int, rank: int) -> Axes | None:
-        """The roles of the axes of a weight; None where it plays no such role.
-
-        Args:
-            node: The operator.
-            index: Which of its inputs the weight is.
-            rank: How many axes it has.
-        """
-        return None
-
-
-@dataclass(frozen=True)
-class Matrices(Row):
-    """``alpha * A B + beta * C``, where A and B may be transposed, and a function of that.
-
-    Attributes:
-        sides: The inputs that may be a weight; each is multiplied with the other one of 0 and 1.
-        bias: The input that is added; None where there is none.
-        inside: Whether the operator goes on with the product, and nobody else sees it.
-    """
-
-    sides: tuple[int, ...] = (0, 1)
-    bias: int | None = None
-    inside: bool = False
-
-    @property
-    def weights(self) -> Mapping[int, int | None]:
-        """Either side."""
-        return {side: 1 - side for side in self.sides}
-
-    def axes(self, node: ir.Node, index: int, rank: int) -> Axes | None:
-        """A matrix, or several of them."""
-        if rank < 2:
-            return Axes.split(rank, [0])
-        last = (index == 0) != transposed(node, index)
-        return Axes.split(rank, [-1 if last else 0 if batched(node, index) else -2])
-
-
-@dataclass(frozen=True)
-class Equation(Row):
-    """A sum of products in letters, of two operands (Einsum)."""
-
-    @property
-    def weights(self) -> Mapping[int, int | None]:
-        """Either operand."""
-        return {0: 1, 1: 0}
-
-    def axes(self, node: ir.Node, index: int, rank: int) -> Axes | None:
-        """Letters that the result has number outputs."""
-        found = letters(node)
-        if found is None or index >= len(found[0]):
-            return None
-        term, right = found[0][index], found[1]
-        if len(term) != rank or "." in term or len(set(term)) != rank:
-            return None
-        return Axes.split(rank, [axis for axis, letter in enumerate(term) if letter not in right])
-
-
-@dataclass(frozen=True)
-class Convolution(Row):
-    """A sum over windows, or the spreading of values over windows, and a function of that.
-
-    Attributes:
-        transposed: Whether it spreads.
-        added: An input of the outputs' shape that is added to them; None where there is none.
-    """
-
-    transposed: bool = False
-    added: int | None = None
-    bias: int = 2
-
-    @property
-    def weights(self) -> Mapping[int, int | None]:
-        """The kernel."""
-        return {1: 0}
-
-    def axes(self, node: ir.Node, index: int, rank: int) -> Axes | None:
-        """[outputs, inputs / groups, places], or [inputs, outputs / groups, places]."""
-        if not self.transposed:
-            return Axes.split(rank, range(1, rank))
-        return Axes.split(rank, [0, *range(2, rank)], _integer(node, "group", 1))
-
-
-@dataclass(frozen=True)
-class Deformed(Row):
-    """A sum over places that other inputs move, so that no window of its input tells what it reads.
-
-    Attributes:
-        bias: The input that is added.
-    """
-
-    bias: int = 3
-
-    @property
-    def weights(self) -> Mapping[int, int | None]:
-        """The kernel, by itself."""
-        return {1: None}
-
-    def axes(self, node: ir.Node, index: int, rank: int) -> Axes | None:
-        """[outputs, inputs / groups, places]."""
-        return Axes.split(rank, range(1, rank))
-
-
-@dataclass(frozen=True)
-class Recurrent(Row):
-    """A layer that reads its own output of the step before.
-
-    Attributes:
-        gates: How many matrices lie above each other in a weight.
-    """
-
-    gates: int
-
-    @property
-    def weights(self) -> Mapping[int, int | None]:
-        """What the input is multiplied with, and the state, which is no input."""
-        return {1: 0, 2: None}
-
-    def axes(self, node: ir.Node, index: int, rank: int) -> Axes | None:
-        """[directions, gates * outputs, inputs]."""
-        return Axes.split(rank, [2]) if rank == 3 else None
-
-
-@dataclass(frozen=True)
-class Lookup(Row):
-    """Rows of tables, picked by their numbers.
-
-    Attributes:
-        tables: Each table with the input that holds the numbers; None where that is not one input.
-    """
-
-    tables: tuple[tuple[int, int | None], ...] = ((0, 1),)
-
-    @property
-    def weights(self) -> Mapping[int, int | None]:
-        """The tables."""
-        return dict(self.tables)
-
-    def axes(self, node: ir.Node, index: int, rank: int) -> Axes | None:
-        """Rows lie along the axis that is looked up."""
-        axis = _integer(node, "axis", 0) % rank
-        return Axes.split(rank, [other for other in range(rank) if other != axis])
-
-
-@dataclass(frozen=True)
-class Arithmetic(Row):
-    """One number of each of two operands makes one of the result.
-
-    Attributes:
-        scales: Whether they are multiplied, rather than added.
-        inverse: Whether the second is taken away, or divided by.
-    """
-
-    scales: bool = False
-    inverse: bool = False
-
-    @property
-    def weights(self) -> Mapping[int, int | None]:
-        """Either operand, by itself; of a quotient the parts play different roles."""
-        return {} if self.scales and self.inverse else {0: None, 1: None}
-
-    def axes(self, node: ir.Node, index: int, rank: int) -> Axes | None:
-        """Rows of numbers; a vector has none."""
-        return Axes.split(rank, [rank - 1]) if rank > 1 else None
-
-
-@dataclass(frozen=True)
-class Choice(Row):
-    """Takes each number from one operand or from the other."""
-
-    @property
-    def weights(self) -> Mapping[int, int | None]:
-        """Either operand, by itself."""
-        return {1: None, 2: None}
-
-    def axes(self, node: ir.Node, index: int, rank: int) -> Axes | None:
-        """Rows of numbers; a vector has none."""
-        return Axes.split(rank, [rank - 1]) if rank > 1 else None
-
-
-@dataclass(frozen=True)
-class Elementwise(Row):
-    """A function of single numbers, or of those at several places of one channel.
-
-    Attributes:
-        factors: Whether f(s x) = s f(x) for s > 0.
-        means: Whether the mean of each channel stays what it is.
-        places: Whether a result is made of several places of a channel.
-        positive: Whether what is below zero becomes zero, and nothing else changes.
-        trains: The input that makes it draw numbers, as in training.
-    """
-
-    factors: bool = False
-    means: bool = False
-    places: bool = False
-    positive: bool = False
-    trains: int | None = None
-
-
-@dataclass(frozen=True)
-class Limit(Row):
-    """Keeps each number, or takes the limit that it is beyond.
-
-    Attributes:
-        ends: The inputs that hold the lowest and the highest; where there are none, every input is
-            a limit to the others.
-    """
-
-    ends: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Control(Row):
-    """Runs graphs that are inside it.
-
-    Attributes:
-        repeats: Whether one of them runs again and again; else one of them is chosen.
-        slices: Whether it takes its inputs apart along an axis.
-    """
-
-    repeats: bool = False
-    slices: bool = False
-
-
-@dataclass(frozen=True)
-class Ranking(Row):
-    """Puts numbers in order, or drops the small ones."""
-
-
-@dataclass(frozen=True)
-class OneHot(Row):
-    """Makes a row of each number, with one value at its place and another elsewhere.
-
-    Attributes:
-        depth: The input that holds how long a row is.
-    """
-
-    depth: int = 1
-
-
-@dataclass(frozen=True)
-class Movement(Row):
-    """Hands numbers on as they are: elsewhere, in another type, or only some of them.
-
-    Attributes:
-        how: ``copies``; ``converts``: in another type; ``permutes``: axes in another order;
-            ``squeezes`` and ``unsqueezes``: axes of size 1 go or come; ``reshapes``; ``flattens``:
-            all axes before one and all others become one each; ``parts``: some of the numbers;
-            ``pads``: more around them; ``joins``: those of several values.
-    """
-
-    how: Literal[
-        "copies", "converts", "permutes", "squeezes", "unsqueezes", "reshapes", "flattens", "parts",
-        "pads", "joins",
-    ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Random(Row):
-    """Makes numbers that differ from run to run."""
-
-
-@dataclass(frozen=True)
-class Reduction(Row):
-    """Makes one number of all along some axes, with f(s x) = s f(x)."""
-
-
-@dataclass(frozen=True)
-class Norm(Row):
-    """Brings values to a common size, multiplies each channel with a gain and adds a shift.
-
-    Attributes:
-        gain: The input that holds the gains.
-        shift: The input that holds the shifts; None where there are none.
-        channels: The axis of the channels. -1: it normalises over the axes from ``axis`` on, and
-            has a gain for each of their places.
-        sums: Inputs that are added up before.
-        fixed: Inputs that say what the size is, mean and variance, where it is not computed.
-        grouped: Whether it may have one gain for each of its groups, rather than of its channels.
-    """
-
-    gain: int
-    shift: int | None
-    channels: int = -1
-    sums: tuple[int, ...] = (0,)
-    fixed: tuple[int, ...] = ()
-    grouped: bool = False
-
-
-@dataclass(frozen=True)
-class QuantizedRow(Row):
-    """Takes codes, and their scales beside them.
-
-    Attributes:
-        codes: Inputs that may hold codes of weights or biases, rather than scales or zero points.
-        gain: The input that its outputs are multiplied with, channel by channel, in floating point.
-        shift: The one that is then added.
-        floats: Whether it makes codes of floating-point numbers.
-        zero_behind: Whether their zero point stands two inputs behind codes.
-    """
-
-    codes: tuple[int, ...]
-    gain: int | None = None
-    shift: int | None = None
-    floats: bool = False
-    zero_behind: bool = False
-
 
 #: Rows by (domain, operator). Products come first: they decide over a weight with several uses.
 TABLE: dict[tuple[str, str], Row] = {
@@ -370,7 +60,7 @@ TABLE: dict[tuple[str, str], Row] = {
     (_CONTRIB, "Attention"): Matrices(sides=(1,), bias=2, inside=True),
     ("", "Gather"): Lookup(),
     ("", "LSTM"): Recurrent(4),
-    ("", "GRU"): Recurrent(3),
+    ("", "GRU"): Recurrent(3, resets=True),
     ("", "RNN"): Recurrent(1),
     ("", "Einsum"): Equation(),
     (_CONTRIB, "EmbedLayerNormalization"): Lookup(((2, None), (3, None), (4, None))),
@@ -445,6 +135,34 @@ TABLE: dict[tuple[str, str], Row] = {
     (_CONTRIB, "QLinearConv"): QuantizedRow((3, 8), zero_behind=True),
     (_CONTRIB, "QuantizeLinear"): QuantizedRow((0,), floats=True),
     (_CONTRIB, "QMoE"): QuantizedRow((2, 4, 5, 7, 8, 10)),
+    ("", "DynamicQuantizeLinear"): DynamicQuantizer(),
+    ("", "Shape"): ShapeOf(),
+    ("", "Size"): ShapeOf(product=True),
+    ("", "Compress"): Selection(),
+    ("", "NonZero"): Selection(),
+    ("", "Unique"): Selection(),
+    (_CONTRIB, "Unique"): Selection(),
+    ("", "Equal"): Relation(equal=True),
+    ("", "Greater"): Relation(orders=True),
+    ("", "GreaterOrEqual"): Relation(orders=True, equal=True),
+    ("", "Less"): Relation(orders=True),
+    ("", "LessOrEqual"): Relation(orders=True, equal=True),
+    ("", "And"): Logic(),
+    ("", "Or"): Logic(),
+    ("", "Not"): Logic(negates=True),
+    ("", "Ceil"): Rounding(),
+    ("", "Floor"): Rounding(),
+    ("", "Round"): Rounding(),
+    ("", "ScatterElements"): Scatter(),
+    ("", "ScatterND"): Scatter(),
+    ("", "TensorScatter"): Scatter(places=2),
+    ("", "Expand"): Repetition(),
+    ("", "Tile"): Repetition(),
+    ("", "CumSum"): RunningSum(),
+    ("", "ConstantOfShape"): Fill(),
+    ("", "Range"): Series(),
+    ("", "RotaryEmbedding"): Rotary(places=3),
+    (_CONTRIB, "RotaryEmbedding"): Rotary(places=1),
 }
 
 K = TypeVar("K", bound=Row)
@@ -459,31 +177,3 @@ def of(node: ir.Node | onnx.NodeProto | None, kind: type[K]) -> K | None:
     """The row of a node, where it is of this kind."""
     found = None if node is None else row(node)
     return found if isinstance(found, kind) else None
-
-
-def transposed(node: ir.Node, side: int) -> bool:
-    """Whether an operand of a product of matrices has its last two axes swapped before."""
-    return bool(_integer(node, "transB" if side else "transA", 0))
-
-
-def batched(node: ir.Node, side: int) -> bool:
-    """Whether the first axis of an operand is moved before its last (FusedMatMul)."""
-    return bool(_integer(node, "transBatchB" if side else "transBatchA", 0))
-
-
-def letters(node: ir.Node) -> tuple[tuple[str, ...], str] | None:
-    """The letters of each operand of an Einsum, and of its result; None where that is left open."""
-    try:
-        equation = read.text(node, "equation", "").replace(" ", "")
-    except read.Unknown:
-        return None
-    left, _, right = equation.partition("->")
-    return (tuple(left.split(",")), right) if right else None
-
-
-def _integer(node: ir.Node, name: str, default: int) -> int:
-    """An attribute; its default where a function takes it from a caller."""
-    try:
-        return read.integer(node, name, default)
-    except read.Unknown:
-        return default

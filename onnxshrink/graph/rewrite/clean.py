@@ -7,7 +7,6 @@ outputs, and drops it when they differ.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
@@ -21,8 +20,6 @@ from onnxshrink.graph.file.model import Model
 _FOLDED_ELEMENTS = 4096
 #: Nor are those of narrow types: they are codes of a compressed weight, or as good as that.
 _FOLDED_CODES = 32
-#: Folding these would undo a compression: they rebuild a weight from its small form.
-_REBUILDING = {"DequantizeLinear", "Cast", "Mul", "Sub", "Gather", "Reshape", "Expand", "Tile"}
 
 
 def inline_functions(model: Model) -> None:
@@ -37,20 +34,19 @@ def fold_constants(model: Model) -> None:
     from onnxshrink.graph.rewrite.computed import fold_weights  # which needs shapes
 
     fold_weights(model)
-
-    def change(graph: ir.Model) -> ir.Model:
-        fold(graph)
-        return graph
-
-    model.rewrite(change)
+    if fold(model.ir):
+        model.rewrite(lambda folded: folded)
 
 
-def fold(graph: ir.Model, *, shapes: bool = False) -> None:
+def fold(graph: ir.Model, *, shapes: bool = False) -> bool:
     """One round of folding; branches of conditions that are constant are inlined.
 
     Args:
         graph: What is changed.
         shapes: Whether to infer shapes first, and to fold what follows from them.
+
+    Returns:
+        Whether there was anything to fold.
     """
     from onnxscript.optimizer import fold_constants as fold
 
@@ -62,16 +58,19 @@ def fold(graph: ir.Model, *, shapes: bool = False) -> None:
         return tensor.size > (_FOLDED_CODES if narrow else _FOLDED_ELEMENTS)
 
     def should_fold(node: ir.Node) -> bool | None:
-        if node.op_type == "ConstantOfShape":  # which the folder leaves alone, and all behind it
+        if operators.of(node, operators.Fill) is not None:
+            # The folder leaves it alone, and all behind it.
             shape = node.inputs[0].const_value if node.inputs[0] is not None else None
             return shape is not None and shape.numpy().prod() <= _FOLDED_ELEMENTS
-        if node.op_type in _REBUILDING and any(map(rebuilds, node.inputs)):
+        if _rebuilds(node) and any(map(rebuilds, node.inputs)):
             return False
         return None if _is_affordable(node) else False
 
-    fold(
-        graph, onnx_shape_inference=shapes, input_size_limit=_FOLDED_ELEMENTS,
-        output_size_limit=_FOLDED_ELEMENTS, should_fold=should_fold,
+    return bool(
+        fold(
+            graph, onnx_shape_inference=shapes, input_size_limit=_FOLDED_ELEMENTS,
+            output_size_limit=_FOLDED_ELEMENTS, should_fold=should_fold,
+        )
     )  # fmt: skip
 
 
@@ -92,6 +91,14 @@ def strip_docs(model: Model) -> None:
 def strip_traces(model: Model) -> None:
     """Forget what exporters note for whoever debugs an export: stack traces, source paths."""
     model.strip_notes(notes.of_exporters)
+
+
+def _rebuilds(node: ir.Node) -> bool:
+    """Whether folding a node may undo a compression: it makes a weight of its small form."""
+    row = operators.row(node)
+    scales = isinstance(row, operators.Arithmetic) and row.scales != row.inverse
+    repeats = isinstance(row, operators.Repetition) or operators.moves(node) == "reshapes"
+    return scales or repeats or operators.unpacks(node)
 
 
 def _is_affordable(node: ir.Node) -> bool:
@@ -138,7 +145,8 @@ def share_subexpressions(model: Model) -> None:
     """Compute equal expressions once."""
     from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 
-    _run(model, CommonSubexpressionEliminationPass())
+    if CommonSubexpressionEliminationPass()(model.ir).modified:
+        model.rewrite(lambda shared: shared)
 
 
 def drop_identities(model: Model) -> None:
@@ -199,13 +207,9 @@ def drop_unused(model: Model) -> None:
     """Remove nodes, initializers and functions that no output depends on."""
     from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
 
-    _run(model, RemoveUnusedNodesPass())
-    _run(model, RemoveUnusedFunctionsPass())  # type: ignore[no-untyped-call]
-
-
-def _run(model: Model, pass_: Callable[[ir.Model], object]) -> None:
     def change(graph: ir.Model) -> ir.Model:
-        pass_(graph)
+        RemoveUnusedNodesPass()(graph)  # what it drops of a node's outputs it does not count
+        RemoveUnusedFunctionsPass()(graph)  # type: ignore[no-untyped-call]
         return graph
 
     model.rewrite(change)

@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 #: A smaller constant is no weight.
 _WEIGHT_BYTES = 1024
 #: What these make of narrow types is larger: a compressed weight in its full form.
-_UNPACKING = {"Cast", "DequantizeLinear", "Gather"}
 #: What makes another weight of a weight; all other movements are seen through by its views.
 _ANEW = ("", "reshapes", "flattens")
 _BODIES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
@@ -225,7 +224,7 @@ def _starts_from_weights(model: Model, node: ir.Node) -> bool:
     if any(_stored(model, value) is None for value in inputs) or not _is_plain(node):
         return False
     large = [value for value in inputs if _nbytes(model, value) >= _WEIGHT_BYTES]
-    if node.op_type in _UNPACKING:
+    if operators.unpacks(node):
         return any(_bits(value) >= 32 for value in large)
     return bool(large)
 

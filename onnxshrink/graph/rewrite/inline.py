@@ -12,7 +12,6 @@ from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.rewrite.clean import share_duplicates
 from onnxshrink.graph.rewrite.hoist import hoist_constants
 
-_MOST_NODES = 10**6
 _SHARED_BYTES = 1024  # constants of a function that is called twice are stored once from here on
 
 
@@ -33,10 +32,6 @@ def inline_functions(model: Model) -> int:
     if not functions:
         return 0
     calls = sum(node.op_identifier() in functions for node in model.nodes)
-    if (nodes := _nodes_inlined(model)) > _MOST_NODES:
-        raise UnsupportedModel(
-            f"{model.label}: its functions would become {nodes:.3g} nodes when they are inlined"
-        )
     domains = {function.domain for function in functions.values()}
     for function in functions.values():
         _agree(function, model.ir.opset_imports)
@@ -52,26 +47,6 @@ def inline_functions(model: Model) -> int:
     if hoist_constants(model, _SHARED_BYTES):
         share_duplicates(model)
     return calls
-
-
-def _nodes_inlined(model: Model) -> int:
-    """How many nodes there would be; functions that call each other twice double it every time."""
-    sizes: dict[tuple[str, str, str], int] = {}
-    functions = model.ir.functions
-
-    def size(scope: ir.Graph | ir.Function, above: tuple[tuple[str, str, str], ...]) -> int:
-        total = 0
-        for node in ir.traversal.RecursiveGraphIterator(scope):
-            name = node.op_identifier()
-            if name not in functions or name in above:  # one that calls itself is refused later
-                total += 1
-                continue
-            if name not in sizes:
-                sizes[name] = size(functions[name], (*above, name))
-            total += sizes[name]
-        return total
-
-    return size(model.ir.graph, ())
 
 
 def _agree(function: ir.Function, versions: Mapping[str, int]) -> None:

@@ -57,6 +57,11 @@ class MlOperator:
         return np.array(read.numbers(self.node, name) or (), np.float32)
 
 
+def lowers(node: ir.Node) -> bool:
+    """Whether :func:`lower` knows a node's operator."""
+    return node.domain == DOMAIN and node.op_type in _RULES
+
+
 def find(model: Model, kinds: Collection[str] = ()) -> Iterator[MlOperator]:
     """Every node that :func:`lower` knows, or of some kinds, in the order of execution."""
     kinds = kinds or _RULES

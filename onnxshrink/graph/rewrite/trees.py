@@ -220,6 +220,11 @@ def forest(node: ir.Node, targets: int) -> Forest:
     )  # fmt: skip
 
 
+def merges(node: ir.Node) -> bool:
+    """Whether a node is one that :func:`rewrite` knows."""
+    return node.domain == DOMAIN and node.op_type in KINDS
+
+
 def rewrite(model: Model, operator: MlOperator) -> tuple[int, int, str]:
     """Put ``TreeEnsemble`` in the place of a node.
 

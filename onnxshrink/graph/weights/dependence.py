@@ -45,14 +45,14 @@ class Origin:
         value: The constant.
         tensor: Its contents.
         linear: How the operand's elements, in the operand's shape, are made of its numbers.
-        op_type: The first operator on the way, apart from Cast; empty where there is none.
+        reader: The first operator on the way, apart from casts; None where there is none.
         table: The numbers, where the constant holds a few of them again and again.
     """
 
     value: ir.Value
     tensor: ir.TensorProtocol
     linear: Linear
-    op_type: str
+    reader: ir.Node | None
     table: npt.NDArray[np.float64] | None = None
 
     @property
@@ -84,7 +84,7 @@ class Origin:
         return replace(self, linear=linear, table=table)
 
 
-class Chain:
+class Dependence:
     """The nodes and constants that one operand is computed from.
 
     Args:
@@ -170,11 +170,11 @@ class Chain:
                 return False
         return True
 
-    def _first(self, value: ir.Value) -> str:
+    def _first(self, value: ir.Value) -> ir.Node | None:
         for node, _ in value.uses():
             converts = operators.moves(node) == "converts"
-            return self._first(node.outputs[0]) if converts else node.op_type
-        return ""
+            return self._first(node.outputs[0]) if converts else node
+        return None
 
     def _linear(self, value: ir.Value, tensor: ir.TensorProtocol) -> Linear | None:
         """None where the operand is not linear in a constant, or shifted by it (a zero point)."""

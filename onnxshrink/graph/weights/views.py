@@ -53,7 +53,9 @@ class Use:
     @property
     def row(self) -> Row:
         """What the operator is."""
-        return operators.TABLE[self.node.domain, self.node.op_type]
+        row = operators.row(self.node)
+        assert row is not None
+        return row
 
     @property
     def product(self) -> Product | None:
@@ -89,7 +91,7 @@ _INTEGERS = {
 
 
 @dataclass(frozen=True, eq=False)
-class WeightView:
+class WeightView(read.HasTensor):
     """One constant and all its uses.
 
     Attributes:
@@ -159,16 +161,6 @@ class WeightView:
     def activation(self) -> ir.Value | None:
         """The value to observe for statistics of this weight's inputs."""
         return self.main.activation
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the stored tensor."""
-        return read.shape(self.tensor)
-
-    @property
-    def size(self) -> int:
-        """Number of weights."""
-        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -385,7 +377,8 @@ def _from_codes(value: ir.Value | None, depth: int = 8) -> bool:
         return _from_codes(rows) or _from_codes(node.inputs[1], depth - 1)
     row = operators.of(node, Arithmetic)
     shifts = row is not None and not row.scales
-    follows = shifts or operators.moves(node) in _CODES_FOLLOW or node.op_type == "CumSum"
+    adds_up = operators.of(node, operators.RunningSum) is not None
+    follows = shifts or adds_up or operators.moves(node) in _CODES_FOLLOW
     return follows and _from_codes(node.inputs[0], depth - 1)
 
 

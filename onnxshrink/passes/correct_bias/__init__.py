@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from onnxshrink.errors import DataError, InputsMissing, RecipeError
+from onnxshrink.errors import DataError, InputsMissing
 from onnxshrink.options import option
 from onnxshrink.pipeline import Context, Pass
+from onnxshrink.select import check_patterns, left_out
 
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
-    from onnxshrink.graph.layers.fitting import Outline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +71,13 @@ class CorrectBias(Pass):
         original = plain.seen_through(original)
         plain.spell_out(model, hiding=True)
         outlines = [o for o in fitting.outlines(model, original) if o.norm is None]
-        self._check_patterns(outlines)
+        names = [each.names for each in outlines]
+        check_patterns((*self.only, *self.keep), names, self.name, "layer")
         correction = Correction(model, original, ctx)
         chosen = []
         for outline in outlines:
-            if reason := self._left_out(outline) or correction.why_not(outline):
+            reason = left_out(self.only, self.keep, outline.names) or correction.why_not(outline)
+            if reason:
                 ctx.skip(outline.name or outline.output, reason)
             else:
                 chosen.append(outline)
@@ -93,21 +93,3 @@ class CorrectBias(Pass):
                 f"{self.name} measures means on real inputs: give --calibration DATA, or use "
                 "method analytic"
             )
-
-    def _left_out(self, outline: Outline) -> str:
-        if self.only and not any(_matches(pattern, outline) for pattern in self.only):
-            return "not among those asked for"
-        if any(_matches(pattern, outline) for pattern in self.keep):
-            return "kept as asked"
-        return ""
-
-    def _check_patterns(self, outlines: Sequence[Outline]) -> None:
-        patterns = (*self.only, *self.keep)
-        lost = [p for p in patterns if not any(_matches(p, outline) for outline in outlines)]
-        if lost and outlines:
-            raise RecipeError(f"{self.name}: no layer matches {', '.join(map(repr, lost))}")
-
-
-def _matches(pattern: str, outline: Outline) -> bool:
-    names = (outline.op_type, outline.name, outline.node.name or "")
-    return pattern in names or any(fnmatchcase(name, pattern) for name in names)

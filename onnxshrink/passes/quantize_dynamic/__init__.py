@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from onnxshrink.options import option, picked
 from onnxshrink.passes import _rounding
 from onnxshrink.passes._rounding import CPU_HELP, Clip, Cpu, Rounding
-from onnxshrink.passes.quantize_dynamic.integers import Scheme
+from onnxshrink.passes.quantize_dynamic.integers import DynamicScheme
 from onnxshrink.pipeline import Context, Pass
 from onnxshrink.select import Select, select, variants
 
@@ -121,8 +121,8 @@ class QuantizeDynamic(Pass):
         narrow_beside(vectors, model, ctx)
 
     @property
-    def _scheme(self) -> Scheme:
-        return picked(Scheme, self)
+    def _scheme(self) -> DynamicScheme:
+        return picked(DynamicScheme, self)
 
     def _otherwise(self, view: WeightView, reason: str, model: Model, ctx: Context) -> None:
         """Store a weight that no integer operator takes, or report why it is left alone."""

@@ -22,7 +22,7 @@ _SLOW = "ConvInteger is slow: on most CPUs slower than the float convolution"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scheme:
+class DynamicScheme:
     """The options of one weight; the pass's options of the same names say what they mean."""
 
     dtype: Literal["int8", "uint8"]
@@ -157,7 +157,7 @@ def _report(
     error = {"sqnr_db": rounded.sqnr_db} if math.isfinite(rounded.sqnr_db) else {}
     before = taken[view.name].nbytes if view.name in taken else view.nbytes
     note = rounded.note(operator)
-    ctx.changed(view.name, after, note=note, before=before, kind=view.op_type, **error)
+    ctx.changed(view, after, note=note, before=before, kind=view.op_type, **error)
     if rounded.kept:  # it was integers already: an operator of integers takes more nodes
         ctx.step.may_grow = True
 

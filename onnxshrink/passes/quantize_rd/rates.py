@@ -36,10 +36,12 @@ FINEST = 9  # mean bits of a weight beyond which codes of 8 bits do as well
 _BESIDE_INTEGERS = 2  # times what weights of 8 bits lose that may be lost beside integer kernels
 _EXACT = 1e-9  # a fidelity of 1 is asked for: this much may be lost
 _NEAR = 1.01  # how closely a goal in bytes is met, in what is spent: 0.007 bits a weight
-_PROBES = 2, 8  # feeds on which the effect of each layer is measured, first and second time
+_PROBES = 2, 8  # feeds that tell the effect of each layer, first and (at least) second time
+_MOST_PROBES = 32  # of a small model: what few inputs say of a layer is mostly noise
+_WORK = 2**25  # weights times feeds of the second time
 
 
-class Stored(NamedTuple):
+class StoredWeight(NamedTuple):
     """A weight as it will be stored.
 
     Attributes:
@@ -47,12 +49,15 @@ class Stored(NamedTuple):
         quantized: Its codes.
         packed: Bytes that they pack to.
         note: For the report.
+        figures: For the report: ``sensitivity``, the squared error of the outputs for each squared
+            relative error of the weight, where it was measured.
     """
 
     view: WeightView
     quantized: Quantized
     packed: int
     note: str
+    figures: Mapping[str, float]
 
 
 @dataclass
@@ -231,12 +236,14 @@ class StepSearch:
             layer.name: _MIDDLING * float(np.sqrt(np.square(layer.weights).mean())) or 1.0
             for layer in found
         }
-        for turn, count in enumerate(_PROBES):
+        weights = sum(layer.size for layer in found)
+        more = min(max(_WORK // max(weights, 1), _PROBES[1]), _MOST_PROBES)
+        for turn, count in enumerate((_PROBES[0], more)):
             probes = self._judge[:count]
             before = exchange.answers(probes)
             reference = self.ctx.goal.holder(before, measure=self.options.measure)
             for number, layer in enumerate(found):
-                done, total = turn * len(found) + number, len(_PROBES) * len(found)
+                done, total = turn * len(found) + number, 2 * len(found)
                 self.ctx.progress("measuring sensitivities", done, total)
                 view, step = self._by_name[layer.name], steps[layer.name]
                 noisy = _unfold(view, layer.values(layer.codes(step), step))
@@ -299,15 +306,19 @@ class StepSearch:
         _log.info("%.3f bits a weight: %.3f of what may be lost", bits, loss)
         return loss, bits
 
-    def stored(self, spend: float) -> Iterator[Stored]:
+    def stored(self, spend: float) -> Iterator[StoredWeight]:
         """Every weight as it will be stored, fitted to all inputs."""
+        import numpy as np
+
         from onnxshrink.graph.weights import second_moments
         from onnxshrink.kernels import rate
         from onnxshrink.kernels.affine import Quantized
 
         steps = rate.steps(self.layers, spend)
         for view, quantized, reason in self.plain:
-            yield Stored(view, quantized, self.nbytes(quantized.codes), f"int8 ({reason})")
+            yield StoredWeight(
+                view, quantized, self.nbytes(quantized.codes), f"int8 ({reason})", {}
+            )
         for layer in self.layers:
             view, step = self._by_name[layer.name], steps[layer.name]
             fitted = self._refitted(layer)
@@ -322,7 +333,10 @@ class StepSearch:
                 note += f", to nearest (no gptq: {second_moments.unknown(view)})"
             if scale.size > 1:
                 note += f", {len(set(scale.flat))} steps by how often rows are looked up"
-            yield Stored(view, Quantized(codes, scale, None, dtype), packed, note)
+            size = float(np.square(layer.weights, dtype=np.float64).mean())
+            # A step makes noise of a twelfth of its square.
+            figures = {"sensitivity": 12 * size * layer.sensitivity}
+            yield StoredWeight(view, Quantized(codes, scale, None, dtype), packed, note, figures)
 
 
 def kept_at_eight(view: WeightView) -> str:

@@ -15,7 +15,7 @@ from onnxshrink.report import Step
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
     from onnxshrink.graph.weights.views import WeightView
-    from onnxshrink.passes.quantize_rd.rates import StepSearch, Stored
+    from onnxshrink.passes.quantize_rd.rates import StepSearch, StoredWeight
 
 _log = logging.getLogger(__name__)
 _LOOKED_UP = 2**20  # smaller tables are not worth the nodes that a lookup of integers takes
@@ -24,7 +24,7 @@ _CLOSE = 0.99  # of a size that was asked for
 
 
 def store(
-    model: Model, stored: Iterable[Stored], vectors: Iterable[WeightView],
+    model: Model, stored: Iterable[StoredWeight], vectors: Iterable[WeightView],
     names: Mapping[WeightView, str], came: Mapping[str, tuple[int, int]], ctx: Context,
 ) -> int:  # fmt: skip
     """Put codes in place of weights, and float16 in that of vectors.
@@ -47,8 +47,8 @@ def store(
     from onnxshrink.passes.to_float16 import narrow
 
     total = 0
-    for view, quantized, packed, note in stored:
-        kind, before = view.op_type, view.nbytes
+    for view, quantized, packed, note, figures in stored:
+        kind, before, elements = view.op_type, view.nbytes, view.size
         gains = quantized.nbytes + REBUILD_OVERHEAD < before
         if names[view] in came:
             before, was = came[names[view]]
@@ -62,7 +62,10 @@ def store(
         after = dequantize.dequantized(
             model, view, quantized, "gather" if looked_up else "cast-mul"
         )
-        ctx.changed(names[view], after, note=note, before=before, kind=kind, sqnr_db=sqnr)
+        ctx.changed(
+            names[view], after, note=note, before=before, kind=kind, elements=elements,
+            coded=packed, sqnr_db=sqnr, **figures,
+        )  # fmt: skip
         view.release()
     for view in vectors:
         narrow(view, model, ctx)

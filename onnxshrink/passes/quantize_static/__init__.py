@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Literal
 from onnxshrink.errors import DataError, InputsMissing
 from onnxshrink.options import build, dump, option, picked
 from onnxshrink.passes._rounding import CPU_HELP, Cpu
-from onnxshrink.passes.quantize_static.scheme import Activations, Method, Scheme, Weights
+from onnxshrink.passes.quantize_static.scheme import Activations, Method, StaticScheme, Weights
 from onnxshrink.pipeline import Context, Pass
 from onnxshrink.select import KEPT, SKIP, Select, select, variants
 
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
-    from onnxshrink.graph.forms.integer_kernels import Candidate
+    from onnxshrink.graph.forms.integer_kernels import IntegerCandidate
 
 _METHODS = {
     "MinMax": "minmax", "Entropy": "entropy", "Percentile": "percentile",
@@ -132,13 +132,13 @@ class QuantizeStatic(Pass):
         if ctx.step.changes and done:
             ctx.changed("graph", 0, kind="model", note="; ".join(done))
 
-    def _scheme(self, one: Candidate) -> Scheme:
+    def _scheme(self, one: IntegerCandidate) -> StaticScheme:
         """How a node is computed, what ``layers`` says of it included."""
         overrides, own = self.weights.overrides(one), self
         if overrides and overrides != SKIP:
             where = f"{self.name}: layers: {one.name}"
             own = build(type(self), {**dump(self), **overrides}, where)
-        return picked(Scheme, own)
+        return picked(StaticScheme, own)
 
     def _opset(self) -> int:
         """The operator set that has these types, those of overrides included."""

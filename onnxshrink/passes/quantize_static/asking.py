@@ -8,7 +8,7 @@ from onnxshrink.errors import RecipeError
 from onnxshrink.select import KEPT, Named, Select, unmatched
 
 if TYPE_CHECKING:
-    from onnxshrink.graph.forms.integer_kernels import Candidate
+    from onnxshrink.graph.forms.integer_kernels import IntegerCandidate
     from onnxshrink.passes.quantize_static.preparing import Preparation
 
 
@@ -19,9 +19,9 @@ def check_patterns(select: Select, work: Preparation) -> None:
         RecipeError: A pattern matches no node and no weight.
     """
     from onnxshrink.graph import weights
-    from onnxshrink.graph.forms.integer_kernels import Candidate, kernel
+    from onnxshrink.graph.forms.integer_kernels import IntegerCandidate, kernel
 
-    nodes = [Candidate(node, "whole", ()) for node in work.model.nodes]
+    nodes = [IntegerCandidate(node, "whole", ()) for node in work.model.nodes]
     named: list[Named] = [*nodes, *weights.find(work.model)]
     if missing := unmatched(select, named):
         raise RecipeError(f"quantize-static: nothing matches {', '.join(map(repr, missing))}")
@@ -30,7 +30,7 @@ def check_patterns(select: Select, work: Preparation) -> None:
             work.ctx.skip(one.name, f"ONNX Runtime has no integer kernel for {one.op_type}")
 
 
-def refusal(select: Select, one: Candidate) -> str:
+def refusal(select: Select, one: IntegerCandidate) -> str:
     """Why a node is not quantized for its own sake; empty when it is."""
     if one.weight is not None and one.size < select.min_size:
         return f"fewer than {select.min_size} elements"
@@ -43,7 +43,7 @@ def refusal(select: Select, one: Candidate) -> str:
     return "between quantized values only"
 
 
-def rides(select: Select, one: Candidate) -> bool:
+def rides(select: Select, one: IntegerCandidate) -> bool:
     """Whether a node may be quantized for its neighbours' sake."""
     if one.kind == "product" or one.why_not:
         return False
@@ -52,7 +52,7 @@ def rides(select: Select, one: Candidate) -> bool:
     return select.left_out(one) != KEPT
 
 
-def unfit(candidate: Candidate) -> str:
+def unfit(candidate: IntegerCandidate) -> str:
     """Why a product's constants cannot be quantized; empty when they can."""
     import numpy as np
 

@@ -9,7 +9,7 @@ from onnxshrink.kernels.observers import Extremes, Need, SecondMoment, SomeRows
 if TYPE_CHECKING:
     import numpy as np
 
-    from onnxshrink.graph.forms.integer_kernels import Candidate
+    from onnxshrink.graph.forms.integer_kernels import IntegerCandidate
     from onnxshrink.graph.weights.views import WeightView
     from onnxshrink.kernels.affine import Quantized
     from onnxshrink.kernels.ranges import Grid
@@ -18,7 +18,7 @@ _LARGEST_BIAS = 2.0**30
 _FINEST_BIAS = 2.0**20
 
 
-def means(candidate: Candidate) -> Need | None:
+def means(candidate: IntegerCandidate) -> Need | None:
     """The mean of each channel of what a product with a bias multiplies; None for others."""
     way = candidate.way
     if candidate.weight is None or way is None or not way.takes_bias:
@@ -26,7 +26,7 @@ def means(candidate: Candidate) -> Need | None:
     return Need(candidate.inputs[0].name or "", Extremes(1))
 
 
-def some_rows(candidate: Candidate) -> Need | None:
+def some_rows(candidate: IntegerCandidate) -> Need | None:
     """A few rows that a weight is multiplied with; None where sums are never of 16 bits."""
     from onnxshrink.graph.weights import second_moments
 
@@ -38,7 +38,7 @@ def some_rows(candidate: Candidate) -> Need | None:
     return None
 
 
-def shift(candidate: Candidate, stored: Quantized, mean: np.ndarray) -> np.ndarray:
+def shift(candidate: IntegerCandidate, stored: Quantized, mean: np.ndarray) -> np.ndarray:
     """By how much rounding its weight moves the mean of each output of a product.
 
     Taken from the bias, it leaves errors without a mean (1906.04721, section 4.2). Paddings count
@@ -94,7 +94,7 @@ def widened(view: WeightView, stored: Quantized, bias: np.ndarray, scale: float)
     return affine.rescaled(view.array(), stored, wanted)
 
 
-def saturation(candidate: Candidate, stored: Quantized, rows: np.ndarray, on: Grid) -> float:
+def saturation(candidate: IntegerCandidate, stored: Quantized, rows: np.ndarray, on: Grid) -> float:
     """What a CPU without VNNI would get wrong of a product's outputs, relative to their size (L2).
 
     It is 0 for types whose products are not added up in 16 bits, and for depthwise convolutions,

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from onnxshrink.errors import DataError
 from onnxshrink.kernels.observers import Extremes, Histogram, Need
 from onnxshrink.kernels.ranges import Grid
-from onnxshrink.passes.quantize_static.scheme import Scheme
+from onnxshrink.passes.quantize_static.scheme import StaticScheme
 from onnxshrink.pipeline import Context
 
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
-    from onnxshrink.graph.forms.integer_kernels import Candidate
+    from onnxshrink.graph.forms.integer_kernels import IntegerCandidate
     from onnxshrink.graph.forms.qdq import Placement, Value
 
 _FEWEST_VALUES = 1024  # for a distribution to be looked at
@@ -38,9 +38,9 @@ class Ranges:
     refused: dict[str, str]
     feeds: int
     short: dict[str, int] = field(default_factory=dict)
-    _grids: dict[tuple[str, Scheme], tuple[Grid | None, str]] = field(default_factory=dict)
+    _grids: dict[tuple[str, StaticScheme], tuple[Grid | None, str]] = field(default_factory=dict)
 
-    def grid(self, value: Value, scheme: Scheme) -> tuple[Grid | None, str]:
+    def grid(self, value: Value, scheme: StaticScheme) -> tuple[Grid | None, str]:
         """The grid of a value, or None and why it has none."""
         key = value.name or "", scheme
         if key not in self._grids:
@@ -60,7 +60,7 @@ class Ranges:
                 "minmax takes any"
             )
 
-    def _grid(self, value: Value, scheme: Scheme) -> tuple[Grid | None, str]:
+    def _grid(self, value: Value, scheme: StaticScheme) -> tuple[Grid | None, str]:
         from onnxshrink.graph.analysis.pointwise import behind
         from onnxshrink.graph.forms import qdq
         from onnxshrink.kernels import ranges
@@ -87,7 +87,9 @@ class Ranges:
             return None, f"ranges from {low:.3g} to {high:.3g}: {kept}"
         return found, ""
 
-    def _range(self, value: Value, sums: Any, sample: Any, scheme: Scheme) -> tuple[float, float]:
+    def _range(
+        self, value: Value, sums: Any, sample: Any, scheme: StaticScheme
+    ) -> tuple[float, float]:
         name, low, high = value.name or "", float(sums.low), float(sums.high)
         if scheme.method == "moving-average":
             first, last = self.statistics[Need(name, Extremes())].average_range
@@ -114,7 +116,10 @@ class Ranges:
 
 
 def observe(
-    placement: Placement, schemes: Mapping[Candidate, Scheme], model: Model, ctx: Context
+    placement: Placement,
+    schemes: Mapping[IntegerCandidate, StaticScheme],
+    model: Model,
+    ctx: Context,
 ) -> Ranges:
     """Run a model on the inputs and collect what grids and biases need.
 
@@ -146,9 +151,9 @@ def observe(
 
 
 def choose(
-    placed: Callable[[Iterable[Candidate]], Placement], ranges: Ranges,
-    schemes: Mapping[Candidate, Scheme],
-) -> tuple[Placement, dict[Value, Grid], dict[Candidate, str]]:  # fmt: skip
+    placed: Callable[[Iterable[IntegerCandidate]], Placement], ranges: Ranges,
+    schemes: Mapping[IntegerCandidate, StaticScheme],
+) -> tuple[Placement, dict[Value, Grid], dict[IntegerCandidate, str]]:  # fmt: skip
     """Leave nodes whose values have no grid in float, until all that is left have one.
 
     Args:
@@ -159,7 +164,7 @@ def choose(
     Returns:
         The placement, the grid of each root, and why nodes were left out.
     """
-    refused: dict[Candidate, str] = {}
+    refused: dict[IntegerCandidate, str] = {}
     while True:
         placement = placed([one for one in schemes if one not in refused])
         grids: dict[Value, Grid] = {}

@@ -11,7 +11,7 @@ from onnxshrink.pipeline import Context
 
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
-    from onnxshrink.graph.forms.integer_kernels import Candidate
+    from onnxshrink.graph.forms.integer_kernels import IntegerCandidate
     from onnxshrink.graph.forms.qdq import Node
     from onnxshrink.graph.weights.views import WeightView
     from onnxshrink.kernels.affine import Quantized
@@ -78,7 +78,7 @@ class Preparation:
         every = self.origins.values()
         self._names = {name for origin in every for name, _ in origin.constants.values()}
 
-    def leave(self, one: Candidate, reason: str) -> None:
+    def leave(self, one: IntegerCandidate, reason: str) -> None:
         """Report a node that stays in floating point."""
         self.reasons[one.node] = reason
         self.ctx.skip(one.name, reason)
@@ -163,7 +163,7 @@ class Preparation:
                 done.append(f"{name}: {removed} nodes less")
         return model, origins, done
 
-    def named(self, one: Candidate) -> Candidate:
+    def named(self, one: IntegerCandidate) -> IntegerCandidate:
         """The same under the names that its node had too."""
         origin = self.origins.get(one.node)
         if origin is None:
@@ -185,7 +185,7 @@ class Preparation:
             return found[0], self.taken[found[0]].nbytes
         return found
 
-    def codes(self, one: Candidate) -> Quantized | None:
+    def codes(self, one: IntegerCandidate) -> Quantized | None:
         """The codes that a product's weight came in, in 8 bits; None where it came in floats.
 
         Their scales are those of the weight as it is now.

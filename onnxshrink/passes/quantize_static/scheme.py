@@ -13,7 +13,7 @@ Weights = Literal["int8", "uint8", "int4"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scheme:
+class StaticScheme:
     """The options of a node; the pass's options of the same names say what they mean."""
 
     method: Method

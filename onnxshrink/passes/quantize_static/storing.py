@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from onnxshrink.kernels.observers import Need
 from onnxshrink.passes.quantize_static import effects
-from onnxshrink.passes.quantize_static.scheme import Scheme
+from onnxshrink.passes.quantize_static.scheme import StaticScheme
 from onnxshrink.report import Step
 from onnxshrink.select import Select
 
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
-    from onnxshrink.graph.forms.integer_kernels import Candidate
+    from onnxshrink.graph.forms.integer_kernels import IntegerCandidate
     from onnxshrink.graph.forms.layout import Layout
     from onnxshrink.graph.forms.qdq import Emitter, Placement, Value
     from onnxshrink.graph.weights.views import WeightView
@@ -45,14 +45,14 @@ class Products:
     model: Model
     emitter: Emitter
     statistics: Mapping[Need, Any]
-    codes: Callable[[Candidate], Quantized | None] = lambda one: None
-    biases: list[tuple[Candidate, int, dict[str, float]]] = field(default_factory=list)
+    codes: Callable[[IntegerCandidate], Quantized | None] = lambda one: None
+    biases: list[tuple[IntegerCandidate, int, dict[str, float]]] = field(default_factory=list)
     overflowing: dict[str, float] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
     _stored: dict[Any, Quantized] = field(default_factory=dict)
 
     def store(
-        self, candidate: Candidate, scheme: Scheme, on: Grid
+        self, candidate: IntegerCandidate, scheme: StaticScheme, on: Grid
     ) -> tuple[int, Quantized, str] | None:
         """Put codes in place of a product's weight and bias.
 
@@ -109,7 +109,7 @@ class Products:
             self.biases.append((candidate, taken, error))
         return (nbytes, stored, note) if first else None
 
-    def store_constants(self, candidate: Candidate, scheme: Scheme) -> None:
+    def store_constants(self, candidate: IntegerCandidate, scheme: StaticScheme) -> None:
         """Put codes in place of what a function such as Add takes beside activations."""
         import numpy as np
 
@@ -126,7 +126,9 @@ class Products:
             codes = np.asarray(on.codes(array))  # numpy makes a scalar of a scalar
             self.emitter.store(candidate.node, index, codes, scale, zero)
 
-    def _codes(self, candidate: Candidate, scheme: Scheme, on: Grid) -> tuple[Quantized, str]:
+    def _codes(
+        self, candidate: IntegerCandidate, scheme: StaticScheme, on: Grid
+    ) -> tuple[Quantized, str]:
         note = f"{scheme.dtype} with {on.dtype}"
         known = self.codes(candidate)
         if known is not None and _fits(candidate, known):
@@ -147,7 +149,7 @@ class Products:
         return stored, note
 
     def _kept(
-        self, candidate: Candidate, scheme: Scheme, stored: Quantized, on: Grid
+        self, candidate: IntegerCandidate, scheme: StaticScheme, stored: Quantized, on: Grid
     ) -> tuple[Quantized, str]:
         """The codes that a weight came in, but for channels that would overflow, and a note."""
         from onnxshrink.passes import _rounding
@@ -160,7 +162,7 @@ class Products:
         return safe, f"{safe.dtype} with {on.dtype}, {_rounding.kept_note(stored, safe)}"
 
     def _for_any(
-        self, candidate: Candidate, scheme: Scheme, stored: Quantized, on: Grid
+        self, candidate: IntegerCandidate, scheme: StaticScheme, stored: Quantized, on: Grid
     ) -> tuple[Quantized, str]:
         """Codes that CPUs without VNNI compute rightly too, and a note."""
         from onnxshrink.passes import _rounding
@@ -175,7 +177,7 @@ class Products:
         return safe, note + ", coarser for CPUs without VNNI"
 
 
-def quantized(candidate: Candidate, scheme: Scheme, *, bits: int = 8) -> Quantized:
+def quantized(candidate: IntegerCandidate, scheme: StaticScheme, *, bits: int = 8) -> Quantized:
     """The codes of a product's weight; one scale where it is the left operand of MatMul.
 
     Raises:
@@ -191,7 +193,7 @@ def quantized(candidate: Candidate, scheme: Scheme, *, bits: int = 8) -> Quantiz
     return replace(stored, dtype=scheme.dtype)
 
 
-def layout(candidate: Candidate, scheme: Scheme) -> Layout:
+def layout(candidate: IntegerCandidate, scheme: StaticScheme) -> Layout:
     """Which elements of a product's weight share a scale."""
     from onnxshrink.graph.forms.layout import Layout
 
@@ -202,7 +204,7 @@ def layout(candidate: Candidate, scheme: Scheme) -> Layout:
     return Layout(view, view.shape, view.axes.contract if one_channel and _agreed(view) else axes)
 
 
-def _fits(candidate: Candidate, stored: Quantized) -> bool:
+def _fits(candidate: IntegerCandidate, stored: Quantized) -> bool:
     """Whether an integer kernel takes scales as these lie: one, or one for each output channel."""
     view, shape = candidate.weight, stored.scale.shape
     assert view is not None
@@ -217,7 +219,9 @@ def _agreed(view: WeightView) -> bool:
     return len({use.axes.out for use in view.uses}) == 1
 
 
-def for_any_cpu(candidate: Candidate, scheme: Scheme, stored: Quantized, on: Grid) -> Quantized:
+def for_any_cpu(
+    candidate: IntegerCandidate, scheme: StaticScheme, stored: Quantized, on: Grid
+) -> Quantized:
     """The same weight in codes that CPUs without VNNI compute rightly too.
 
     They are the very ones where that is so already: of types whose products are not added up in 16
@@ -249,7 +253,7 @@ def for_any_cpu(candidate: Candidate, scheme: Scheme, stored: Quantized, on: Gri
 
 def store(
     work: Preparation, placement: Placement, grids: Mapping[Value, Grid],
-    schemes: Mapping[Candidate, Scheme], statistics: Mapping[Need, Any],
+    schemes: Mapping[IntegerCandidate, StaticScheme], statistics: Mapping[Need, Any],
 ) -> None:  # fmt: skip
     """Put codes in place of weights, then the nodes around them, and report it.
 
@@ -282,7 +286,10 @@ def store(
             nbytes, codes, note = stored
             sqnr = affine.sqnr_db(view.array(), codes)
             error = {"sqnr_db": sqnr} if np.isfinite(sqnr) else {}
-            ctx.changed(known[0], nbytes, before=known[1], kind=one.op_type, note=note, **error)
+            ctx.changed(
+                known[0], nbytes, before=known[1], kind=one.op_type, note=note,
+                elements=view.size, **error,
+            )  # fmt: skip
         view.release()
     for one, nbytes, error in products.biases:
         name, before = work.original(one.node, 2) or (f"{one.name}.bias", 0)
@@ -339,4 +346,7 @@ def store_others(work: Preparation, select: Select, others: Literal["int8", "kee
     for row in quiet.step.changes:
         name, nbytes = known[row.what] or (row.what, row.before)
         note = row.note + f" ({reasons[row.what]})" * bool(reasons.get(row.what))
-        ctx.changed(name, row.after, before=nbytes, kind=row.kind, note=note, **row.error)
+        ctx.changed(
+            name, row.after, before=nbytes, kind=row.kind, note=note, elements=row.elements,
+            **row.error,
+        )  # fmt: skip

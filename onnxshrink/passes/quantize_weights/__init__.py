@@ -11,7 +11,7 @@ from onnxshrink.errors import RecipeError
 from onnxshrink.options import amended, option, picked
 from onnxshrink.passes import _rounding
 from onnxshrink.passes._rounding import Clip, Rounding
-from onnxshrink.passes.quantize_weights.storing import Asked, Dtype, Scheme
+from onnxshrink.passes.quantize_weights.storing import Asked, Dtype, WeightScheme
 from onnxshrink.pipeline import Context, Pass
 from onnxshrink.select import SKIP, Select, select, variants
 
@@ -85,7 +85,9 @@ class QuantizeWeights(Pass):
         "float16", help="how to store long biases and norm parameters, which stay exact to 11 bits"
     )
     requantize: bool = option(
-        False, help="weights that are integers already, too, which costs accuracy once more"
+        False,
+        help="weights that are integers already, too, which costs accuracy once more; those of "
+        "integer kernels are stored in fewer bits, and rebuilt for them as the model loads",
     )
     weights: Select = select(min_size=64)
 
@@ -128,17 +130,25 @@ class QuantizeWeights(Pass):
     def apply(self, model: Model, ctx: Context) -> None:
         """Quantize every selected weight, the largest first; then narrow the long vectors."""
         from onnxshrink.graph import weights
-        from onnxshrink.graph.forms import codes
+        from onnxshrink.graph.forms import codes, integer_codes
         from onnxshrink.graph.rewrite import clean, opset
         from onnxshrink.passes.to_float16 import narrow_beside
 
         taken = codes.take_out(model, codes.is_weight) if self.requantize else {}
         views, before = list(weights.find(model)), model.opset
-        chosen = [view for view in views if not self.weights.why_not(view)]
+        if self.requantize:
+            views = list(integer_codes.unlocked(views))
+        chosen = [
+            view
+            for view in views
+            if not self.weights.why_not(view, any_role=integer_codes.takes(view))
+        ]
         raised = opset.raise_opset(model, self._opset(model, chosen))
         if chosen:
             clean.forward_constants(model)
             views = list(weights.find(model))
+        if self.requantize:
+            views = list(integer_codes.unlocked(views))
         parts: list[list[WeightView]] = []
         if self.sequential:
             parts = _rounding.groups(model, [v for v in views if not self.weights.why_not(v)])
@@ -151,6 +161,8 @@ class QuantizeWeights(Pass):
             if view.uses:
                 came = taken[view.name].nbytes if view.name in taken else 0
                 options.scheme.store(view, model, ctx, came=came)
+            elif integer_codes.takes(view):
+                options.scheme.narrow(view, model, ctx)
             elif options.vectors == "float16" and len(view.shape) == 1:
                 vectors.append(view)  # a bias, or a norm's parameters
             else:
@@ -163,9 +175,9 @@ class QuantizeWeights(Pass):
         narrow_beside(vectors, model, ctx)
 
     @property
-    def scheme(self) -> Scheme:
+    def scheme(self) -> WeightScheme:
         """How one weight is stored."""
-        return picked(Scheme, self)
+        return picked(WeightScheme, self)
 
     def _opset(self, model: Model, views: Iterable[WeightView]) -> int:
         """The operator set that the nodes emitted for these weights need."""

@@ -24,7 +24,7 @@ _TYPES_SINCE = {2: 25, 4: 21}  # the operator sets that brought types of so many
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scheme:
+class WeightScheme:
     """The options of one weight; the pass's options of the same names say what they mean."""
 
     dtype: Dtype
@@ -83,6 +83,29 @@ class Scheme:
         reasons = filter(None, (why, _rounding.lesser(view, self.dtype, self.rounding, method)))
         note += "".join(f" ({reason})" for reason in reasons)
         ctx.changed(view, after, note=note, before=came, sqnr_db=sqnr)
+
+    def narrow(self, view: WeightView, model: Model, ctx: Context) -> None:
+        """Store the codes that an integer kernel takes in fewer bits, or say why not."""
+        from onnxshrink.graph.forms import integer_codes
+        from onnxshrink.graph.forms.rebuild import REBUILD_OVERHEAD
+        from onnxshrink.kernels import affine
+
+        if affine.is_float(self.dtype) or affine.BITS[self.dtype] >= 8:
+            reason = f"its kernel ({view.op_type}) takes 8 bits, and {self.dtype} has no fewer"
+            ctx.skip(view, reason)
+            return
+        nearest = self.rounding in ("rtn", "mse")
+        found = integer_codes.coarser(
+            view, self.dtype, symmetric=self.symmetric is not False,
+            clip="minmax" if self.clip == "minmax" else "mse",
+            rounding="rtn" if nearest else "balanced",
+        )  # fmt: skip
+        if found.stored.nbytes + REBUILD_OVERHEAD >= view.nbytes:
+            ctx.skip(view, f"would not be smaller as {self.dtype}")
+            return
+        after = integer_codes.put_in_place(model, view, found)
+        note = f"{self.dtype}, {found.stored.scale.size} steps of the codes of {view.op_type}"
+        ctx.changed(view, after, note=note, sqnr_db=found.sqnr)
 
     def opset(self, view: WeightView, model: Model) -> int:
         """The operator set that the nodes emitted for a weight need."""

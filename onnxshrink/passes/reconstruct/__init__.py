@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from onnxshrink.errors import DataError, RecipeError
+from onnxshrink.errors import DataError
 from onnxshrink.options import option
 from onnxshrink.pipeline import Context, Pass
+from onnxshrink.select import check_patterns, left_out
 
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
@@ -72,7 +72,8 @@ class Reconstruct(Pass):
             )
         seen, original = plain.seen_through(model), plain.seen_through(ctx.original)
         outlines = list(fitting.outlines(seen, original))
-        self._check_patterns(outlines)
+        names = [each.names for each in outlines]
+        check_patterns((*self.only, *self.keep), names, self.name, "layer")
         chosen = []
         for outline in outlines:
             if reason := self._why_not(outline):
@@ -91,26 +92,10 @@ class Reconstruct(Pass):
         return not self.refit or kind in self.refit
 
     def _why_not(self, outline: Outline) -> str:
-        if self.only and not any(_matches(pattern, outline) for pattern in self.only):
-            return "not among those asked for"
-        if any(_matches(pattern, outline) for pattern in self.keep):
-            return "kept as asked"
+        if reason := left_out(self.only, self.keep, outline.names):
+            return reason
         if outline.hidden:
             return outline.hidden
         if not outline.known:
             return f"the model before the first step has no value {outline.output!r}"
         return ""
-
-    def _check_patterns(self, outlines: list[Outline]) -> None:
-        lost = [
-            pattern
-            for pattern in (*self.only, *self.keep)
-            if outlines and not any(_matches(pattern, outline) for outline in outlines)
-        ]
-        if lost:
-            raise RecipeError(f"{self.name}: no layer matches {', '.join(map(repr, lost))}")
-
-
-def _matches(pattern: str, outline: Outline) -> bool:
-    names = (outline.op_type, outline.name, outline.node.name or "")
-    return pattern in names or any(fnmatchcase(name, pattern) for name in names)

@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxshrink.errors import DataError, ModelError
 from onnxshrink.runtime.decoding.lengths import evaluated, solved
-from onnxshrink.runtime.decoding.steps import Step, handed_on
+from onnxshrink.runtime.decoding.steps import DecodingStep, handed_on
 from onnxshrink.runtime.decoding.system import Decoder, find
 from onnxshrink.runtime.inputs import Feed, ports
 
@@ -65,18 +65,18 @@ def rolled_out(
 
 def roll_out(
     model: Model, decoder: Decoder, texts: Sequence[tuple[str, Feed]], worker: Worker
-) -> Iterator[tuple[str, Step]]:
+) -> Iterator[tuple[str, DecodingStep]]:
     """First runs without a past, then steps of one token; see :func:`rolled_out`.
 
     Raises:
         DataError: The model refuses what was derived.
     """
     ends: list[list[int]] = []
-    last: list[Step] = []
+    last: list[DecodingStep] = []
     for _, text in texts:
         whole = text[decoder.tokens].shape[min(1, text[decoder.tokens].ndim - 1)]
         ends.append([*range(max(whole - _STEPS, 1), whole + 1)])
-        last.append(Step(decoder.feed(text, {}, 0, ends[-1][0]), None, decoder.carried()))
+        last.append(DecodingStep(decoder.feed(text, {}, 0, ends[-1][0]), None, decoder.carried()))
     with _opened(model, worker) as names:
         for turn in range(1 + _STEPS):
             for number, (where, text) in enumerate(texts):
@@ -89,7 +89,7 @@ def roll_out(
                 state = _state(decoder, feed, worker, names, where)
                 past, end = ends[number][turn : turn + 2]
                 following = decoder.feed(text, state, past, end)
-                last[number] = Step(following, feed, decoder.carried())
+                last[number] = DecodingStep(following, feed, decoder.carried())
 
 
 def _in_a_row(
@@ -97,7 +97,7 @@ def _in_a_row(
 ) -> list[tuple[str, Mapping[str, Any]]]:
     """Feeds of a net with a replaced state: each goes on from the one before."""
     found: list[tuple[str, Mapping[str, Any]]] = []
-    before: Step | None = None
+    before: DecodingStep | None = None
     with _opened(model, worker) as names:
         for where, part in parts:
             lengths = {name: port.dims or () for name, port in decoder.ports.items()}
@@ -112,11 +112,11 @@ def _in_a_row(
                           for d in lengths[state.input]), decoder.ports[state.input].dtype)
                 for state in decoder.states
             }  # fmt: skip
-            feed = Step({**start, **part}, None, decoder.carried())
+            feed = DecodingStep({**start, **part}, None, decoder.carried())
             if before is not None:
                 state = _state(decoder, before, worker, names, where)
                 if all(state[name].shape == array.shape for name, array in start.items()):
-                    feed = Step({**state, **part}, before, decoder.carried())
+                    feed = DecodingStep({**state, **part}, before, decoder.carried())
             found.append((where, feed))
             before = feed
     return found

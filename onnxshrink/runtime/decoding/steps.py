@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 Feed = dict[str, np.ndarray]
 
 
-class Step(dict[str, np.ndarray]):
+class DecodingStep(dict[str, np.ndarray]):
     """A feed with the state that the original model had after the one before.
 
     Attributes:
@@ -21,7 +21,7 @@ class Step(dict[str, np.ndarray]):
         states: Input -> the output of that run.
     """
 
-    def __init__(self, feed: Feed, before: Step | None, states: Mapping[str, str]):
+    def __init__(self, feed: Feed, before: DecodingStep | None, states: Mapping[str, str]):
         super().__init__(feed)
         self.before = before
         self.states = states
@@ -41,11 +41,13 @@ def answered(
         feeds: The inputs.
     """
     place = {name: number for number, name in enumerate(names)}
-    waiting = {id(feed.before): feed for feed in feeds if isinstance(feed, Step) and feed.before}
+    waiting = {
+        id(feed.before): feed for feed in feeds if isinstance(feed, DecodingStep) and feed.before
+    }
     state: dict[int, Feed] = {}
     for feed in feeds:
         fed = feed
-        if isinstance(feed, Step) and id(feed.before) in state:
+        if isinstance(feed, DecodingStep) and id(feed.before) in state:
             fed = {**feed, **state.pop(id(feed.before))}
         outputs, seconds = worker.step(fed)
         if (later := waiting.get(id(feed))) is not None:

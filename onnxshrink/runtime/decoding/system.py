@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxshrink.graph import operators
 from onnxshrink.graph.analysis.states import State, states
 from onnxshrink.runtime.decoding.lengths import Lengths, evaluated, solved
 from onnxshrink.runtime.inputs import Feed, Port, ports
@@ -17,10 +18,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from onnxshrink.graph.file.model import Model
-
-#: What reads places: operator -> its inputs.
-_PLACES = {"RotaryEmbedding": (1, 3), "ScatterND": (1,), "ScatterElements": (1,), "Range": (0,)}
-_PASSES = {"Cast", "Unsqueeze", "Squeeze", "Expand", "Reshape", "Identity", "Flatten", "Transpose"}
 
 
 @dataclass(frozen=True)
@@ -239,13 +236,31 @@ def _numbers(value: ir.Value) -> bool:
             continue
         seen.add(id(value))
         for node, position in value.uses():
-            if position in _PLACES.get(node.op_type, ()) or (
-                node.op_type in ("LessOrEqual", "GreaterOrEqual") and len(seen) > 1
-            ):
+            if _reads_places(node, position) or (_masks(node) and len(seen) > 1):
                 return True
-            if node.op_type in _PASSES and position == 0:
+            if _passes(node) and position == 0:
                 ahead.extend(node.outputs)
     return "position" in (value.name or "")
+
+
+def _reads_places(node: ir.Node, position: int) -> bool:
+    """Whether an input says where to write, how far to turn, or where to start counting."""
+    row = operators.row(node)
+    if isinstance(row, operators.Rotary | operators.Scatter):
+        return position == row.places
+    return isinstance(row, operators.Series) and position == 0
+
+
+def _masks(node: ir.Node) -> bool:
+    """Whether a node compares as masks of what came before do: each sees itself."""
+    row = operators.of(node, operators.Relation)
+    return row is not None and row.orders and row.equal
+
+
+def _passes(node: ir.Node) -> bool:
+    """Whether a node hands on all numbers that it gets, in some shape and type."""
+    repeats = operators.of(node, operators.Repetition) is not None
+    return repeats or operators.moves(node) not in ("", "parts", "pads", "joins")
 
 
 def _says(name: str, word: str) -> bool:
@@ -254,8 +269,6 @@ def _says(name: str, word: str) -> bool:
 
 def _branch(model: Model, values: Mapping[str, ir.Value], kept: set[str]) -> tuple[str, bool]:
     """The input that an If asks for whether there is a past, and what it says if there is."""
-    from onnxshrink.graph import operators
-
     for name, value in values.items():
         ahead = [value]
         while ahead:
@@ -264,6 +277,7 @@ def _branch(model: Model, values: Mapping[str, ir.Value], kept: set[str]) -> tup
                     inside = node.attributes["then_branch"].as_graph()
                     uses = {v.name for n in inside.all_nodes() for v in n.inputs if v is not None}
                     return name, bool(uses & kept)
-                if node.op_type in _PASSES | {"Not"}:
+                logic = operators.of(node, operators.Logic)
+                if _passes(node) or (logic is not None and logic.negates):
                     ahead.extend(node.outputs)
     return "", True

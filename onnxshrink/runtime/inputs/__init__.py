@@ -35,11 +35,13 @@ class Chosen(NamedTuple):
         feeds: Those that were taken.
         left: How many more there were.
         notes: What was taken for granted about them, left out, or looks wrong.
+        places: Where each was found.
     """
 
     feeds: list[Feed]
     left: int
     notes: tuple[str, ...] = ()
+    places: tuple[str, ...] = ()
 
 
 def load_inputs(
@@ -103,7 +105,7 @@ def choose_inputs(
     reader = Reader(wanted, batch, most_bytes or _MOST_BYTES, limit, reading)
     with contextlib.closing(reader.read(source, "the inputs")) as found:
         taken, left = _spread(found, limit, reader)
-    feeds = []
+    feeds, places = [], []
     made = [(where, item() if callable(item) else item) for where, item in taken]
     for where, item in rolling.rolled_out(model, made, limit):
         feed = fitted(item, where, wanted, reader.note)
@@ -111,12 +113,13 @@ def choose_inputs(
         if not any(array.size for array in feed.values()):
             raise DataError(f"{where}: holds no values: every input is empty")
         feeds.append(feed)
+        places.append(where)
     if not feeds:
         label = source if isinstance(source, str | os.PathLike) else "the inputs"
         raise DataError(f"{label}: holds no inputs")
     if reading.show_inputs is not None:
         show(feeds, Path(reading.show_inputs), reader.maker)
-    return Chosen(feeds, left, (*reader.notes, *doubts(feeds, wanted)))
+    return Chosen(feeds, left, (*reader.notes, *doubts(feeds, wanted)), tuple(places))
 
 
 def _spread(found: Iterator[Found], limit: int | None, reader: Reader) -> tuple[list[Found], int]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxshrink.errors import DataError
 from onnxshrink.options import nearest
-from onnxshrink.runtime.decoding.steps import Step
+from onnxshrink.runtime.decoding.steps import DecodingStep
 from onnxshrink.runtime.inputs.ports import Feed, Port
 
 Note = Callable[[str], None]
@@ -45,7 +45,7 @@ def fitted(feed: Mapping[str, Any], where: str, wanted: Mapping[str, Port], note
     Raises:
         DataError: One is missing, or does not fit.
     """
-    if isinstance(feed, Step):  # made for this model
+    if isinstance(feed, DecodingStep):  # made for this model
         return feed
     feed = renamed(feed, wanted, note)
     surplus = [str(name) for name in feed if name not in wanted]

@@ -49,3 +49,21 @@ def test_a_state_comes_back_as_the_input_that_it_fits(before: str, after: str, b
     name, source = after.split()[-1], before.split()[-1]
     text = f"({before}) => ({after}, y) {{ {name} = Relu ({source})  y = Neg ({source}) }}"
     assert found(text)[name].fed_back == back
+
+
+@pytest.mark.parametrize(
+    ("body", "normed"),
+    [
+        ("y = Identity (n)", 4),
+        ("s = Mul (n, m)  t = ReduceSum (s, k)  c = ReduceSum (m, k)  y = Div (t, c)", 4),
+        ("y = MatMul (n, w)", 0),  # scores may come of that
+    ],
+)
+def test_rows_out_of_a_norm_are_told_also_in_the_mean(body: str, normed: int) -> None:
+    tail = found(
+        f"""(float[b, 3, 4] x, float[b, 3, 1] m) => (float[b, n] y)
+        <float[4] g = {{1, 1, 1, 1}}, int64[1] k = {{1}}, float[4, 4] w = {{
+            1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1 }}> {{
+        n = LayerNormalization (x, g)  {body} }}"""
+    )["y"]
+    assert tail.normed == normed

@@ -302,6 +302,16 @@ def test_a_report_says_what_stays_plain_in_inputs(tmp_path: Path) -> None:
     assert line.endswith(": w")
 
 
+@pytest.mark.parametrize("wide", [0, 3])
+def test_the_ideal_is_what_the_entropy_of_whole_values_says(wide: int) -> None:
+    """Also where the bytes of large values are stored apart."""
+    proto = many_values(200, 17, wide) if wide else wide_codes("int16")
+    (tensor,) = proto.graph.initializer
+    counts = np.unique(numpy_helper.to_array(tensor), return_counts=True)[1]
+    bits = -(counts * np.log2(counts / counts.sum())).sum()
+    assert coded.code(Model.from_proto(proto)).ideal == pytest.approx(bits / 8, rel=1e-9)
+
+
 def test_constants_of_functions_that_call_each_other_are_coded(tmp_path: Path) -> None:
     """They become inputs, given from the main graph, once for all callers."""
     own = numpy_helper.from_array(codes(WIDTH, WIDTH).astype(np.float32), "w")

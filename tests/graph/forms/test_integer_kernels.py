@@ -8,7 +8,7 @@ from onnx import parser
 
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.forms import integer_kernels
-from onnxshrink.graph.forms.integer_kernels import Candidate
+from onnxshrink.graph.forms.integer_kernels import IntegerCandidate
 
 MIXED = """g (float[2, 4, 8, 8] x) => (float[2, 6] y) {
     a = Conv(x, w, c)  p = MaxPool <kernel_shape = [2, 2]> (a)  m = GlobalAveragePool(p)
@@ -16,7 +16,7 @@ MIXED = """g (float[2, 4, 8, 8] x) => (float[2, 6] y) {
 }"""
 
 
-def found(source: str, **arrays: np.ndarray) -> dict[str, Candidate]:
+def found(source: str, **arrays: np.ndarray) -> dict[str, IntegerCandidate]:
     model = Model.from_proto(text(source, **arrays))
     return {site.node.op_type: site for site in integer_kernels.find(model)}
 

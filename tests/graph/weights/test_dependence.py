@@ -10,7 +10,7 @@ from weight_models import normal, parsed
 from weight_passes import apply
 
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.weights.dependence import Chain, Origin
+from onnxshrink.graph.weights.dependence import Dependence, Origin
 from onnxshrink.options import build
 from onnxshrink.recipe import find_pass
 from onnxshrink.runtime.compare_values import compute
@@ -34,12 +34,12 @@ FORMS: list[tuple[str, dict[str, Any], list[tuple[str, int]]]] = [
 ]  # fmt: skip
 
 
-def read(model: Model, worker: Worker) -> tuple[Chain, list[Origin]]:
+def read(model: Model, worker: Worker) -> tuple[Dependence, list[Origin]]:
     """The chain of the weight of the first MatMul."""
     node = next(node for node in model.nodes if node.op_type == "MatMul")
     value = node.inputs[1]
     assert value is not None
-    chain = Chain(model, value, lambda proto, feeds: compute(proto, feeds, worker))
+    chain = Dependence(model, value, lambda proto, feeds: compute(proto, feeds, worker))
     return chain, list(chain.origins(node))
 
 
@@ -58,7 +58,8 @@ def test_every_form(
     chain, origins = read(model, worker)
     assert chain.constant
     assert chain.array.shape == (128, 40)
-    assert sorted((o.op_type, len(o.numbers)) for o in origins) == sorted(wanted)
+    found = [(o.reader.op_type if o.reader else "", len(o.numbers)) for o in origins]
+    assert sorted(found) == sorted(wanted)
     rng = np.random.default_rng(1)
     for origin in origins:
         np.testing.assert_allclose(origin.linear.expand(origin.numbers), chain.array, atol=1e-6)
@@ -72,7 +73,7 @@ def test_every_form(
                       if v.name == origin.value.name)  # fmt: skip
         stored.const_value = model.store(others, origin.value.name or "")
         assert node.inputs[1] is not None
-        made = Chain(changed, node.inputs[1], lambda p, f: compute(p, f, worker)).array
+        made = Dependence(changed, node.inputs[1], lambda p, f: compute(p, f, worker)).array
         numbers = others.astype(np.float64).ravel()
         np.testing.assert_allclose(origin.linear.expand(numbers), made, rtol=1e-5, atol=1e-6)
 
