@@ -250,6 +250,11 @@ def test_a_pack_stays_as_long_as_another_is_its_update(cli: Run, tmp_path: Path)
     assert f"left {base.name}, the packed model that was there: base of new.onnx" in done.err
     assert cli("unpack", "new.onnx", "back.onnx", "--base", base).code == 0
     assert Model.load("back.onnx").digest() == Model.load("two.onnx").digest()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
+    proto = text("g (float[n, 64] x) => (uint8[64, 64] y) { y = Identity(w) }", w=noise)
+    Path("noise.onnx").write_bytes(proto.SerializeToString())
+    assert cli("pack", "noise.onnx", "base.onnx").code == 1  # it would grow: all is as it was
+    assert list(Path().glob("base.onnx.*.pack")) == [base]
     Path("new.onnx").unlink()
     assert "left" not in cli("quantize-weights", "one.onnx", "base.onnx").err
 

@@ -203,9 +203,7 @@ def build(folder: Path) -> None:
     types = list(type_tensors())
     keep("types.pack", types, pack(folder / "types.pack", types, data_name="types.data"))
     keep("empty.pack", [], pack(folder / "empty.pack", [], data_name="empty.data"))
-    table = bytes(
-        d % (2 if row < 200 or row % 2 else 250) for row in range(600) for d in numbers(64, row)
-    )
+    table = bytes(5 + d % 3 if row % 3 else d % 250 for row in range(600) for d in numbers(64, row))
     dealt: list[Tensor] = [("table", "INT8", (600, 64), table)]
     keep("table.pack", dealt, pack(folder / "table.pack", dealt, data_name="table.data"))
     sparse = bytes(d & 255 if d % 50 == 0 else 0 for d in numbers(400_000, 9))

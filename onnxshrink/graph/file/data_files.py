@@ -47,7 +47,9 @@ def superseding(path: Path, spare: Collection[Path] = ()) -> Iterator[None]:
         path: Where the model goes.
         spare: Files to leave, whatever names them.
     """
-    old, needed = data_files(path), _kept_for_updates(path)
+    old = data_files(path)
+    with files.writing(path):
+        needed = _kept_for_updates(path)
     try:
         yield
     except BaseException:
@@ -94,7 +96,7 @@ def kept(path: Path, beside: Collection[Path] = ()) -> Iterator[Callable[[], boo
 
 
 def _kept_for_updates(path: Path) -> Path | None:
-    """Another name for the packed model at ``path``, if there is one and updates of it need it."""
+    """A new name for the packed model at ``path``, if there is one and updates of it need it."""
     try:
         if not path.is_file() or path.is_symlink() or not sidecar.holds_graph(path):
             return None
@@ -104,8 +106,9 @@ def _kept_for_updates(path: Path) -> Path | None:
         return None
     with sidecar.Sidecar.open(path) as opened:
         link = path.with_name(files.data_name(path.name, opened.id, "pack"))
-    if not link.exists():
-        _link(path, link)
+    if link.exists():
+        return None
+    _link(path, link)
     return link
 
 
