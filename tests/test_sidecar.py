@@ -24,7 +24,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 from onnxshrink import sidecar
 from onnxshrink.errors import SidecarError
 from onnxshrink.kernels import entropy
-from onnxshrink.sidecar import Sidecar, Writer, pack
+from onnxshrink.sidecar import Sidecar, Writer, head, pack
 from onnxshrink.sidecar.header import ALIGN, BASE, BITS, DEFLATE, STORED, nbytes
 
 DATA = "model.onnx.data"
@@ -53,6 +53,14 @@ def tensors(draw):
 
 @settings(max_examples=shares.EXAMPLES)
 @given(tensors())
+def test_the_specification_shows_the_stub():
+    text = (Path(__file__).parent.parent / "docs" / "sidecar.md").read_text()
+    shown = text.partition("The stub in hexadecimal:\n\n```\n")[2].partition("```")[0]
+    assert head.stub(0).startswith(bytes.fromhex(shown))
+    assert len(bytes.fromhex(shown)) == head.STUB - 5
+    assert f"| {head.STUB}-{head.STUB + 7} | `ONXSPAK2` |" in text
+
+
 def test_every_bit_comes_back(tmp_path_factory, tensors):
     path = tmp_path_factory.mktemp("pack") / "m.pack"
     header = pack(path, tensors, data_name=DATA)

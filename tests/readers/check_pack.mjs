@@ -34,7 +34,8 @@ if (command === "read" || command === "browse") {
   // damage PACK: every bit of head and header, and every length, must be refused
   const bytes = load(paths[0]);
   const second = bytes[0] === 8, view = new DataView(bytes.buffer); // an ONNX model begins so
-  const end = second ? 192 + 32 + view.getUint32(192 + 12, true) : 32 + view.getUint32(16, true);
+  const end = second ? 191 + 32 + view.getUint32(191 + 12, true) : 32 + view.getUint32(16, true);
+  if (!(end < bytes.length)) throw new Error("no header ends there");
   const refused = async (damaged) =>
     externalData(damaged, { limit }).then(() => 0, (error) => {
       if (!(error instanceof PackError)) throw error;
