@@ -115,6 +115,9 @@ def _check_nodes(
     later = set(made)
     known = set(given)
     for node in nodes:
+        for text in (node.domain, node.op_type):  # they stand in messages as they are
+            if not text.isprintable():
+                raise ModelError(f"{where}: node {node.name!r}: {text!r} names no operator")
         what = f"{where}: node {node.op_type} {node.name!r}"
         for name in filter(None, node.input):
             if name in known or (name in outer and name not in later):
@@ -138,7 +141,7 @@ def _check_attribute(attribute: onnx.AttributeProto, known: frozenset[str], what
         raise ModelError(f"{what}: attribute {attribute.name!r} has no value")
     graphs = [attribute.g] if kind == onnx.AttributeProto.GRAPH else attribute.graphs
     for graph in graphs:
-        _check_graph(graph, known, f"{what}, {attribute.name}")
+        _check_graph(graph, known, f"{what}, {attribute.name!r}")
 
 
 def _repeated(names: Iterable[str]) -> list[str]:

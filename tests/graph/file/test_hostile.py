@@ -468,6 +468,14 @@ def test_invalid_operators_are_refused_by_the_run(path: Path) -> None:
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("part", ["domain", "op_type"])
+def test_operators_whose_names_are_no_words(path: Path, part: str) -> None:
+    model = parser.parse_model(HEADER + "(float[4] x) => (float[4] y) { y = Relu(x) }")
+    setattr(model.graph.node[0], part, "Re\n\x1b[31mlu")
+    path.write_bytes(model.SerializeToString())
+    refused(path, r"names no operator")
+
+
 @pytest.mark.parametrize("opset", [0, 99, 2**31])
 def test_unknown_opsets_are_refused_by_the_run(path: Path, opset: int) -> None:
     model = parser.parse_model(HEADER + "(float[4] x) => (float[4] y) { y = Relu(x) }")
