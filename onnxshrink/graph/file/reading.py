@@ -136,8 +136,7 @@ def _sort(stored: Collection[onnx.NodeProto]) -> bool:
 def _used(node: onnx.NodeProto) -> Iterator[str]:
     """Names that a node and the bodies in it read; those that bodies make are among them."""
     yield from filter(None, node.input)
-    for attribute in node.attribute:
-        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            for inner in graph.node:
-                yield from _used(inner)
-            yield from (value.name for value in graph.output)
+    for _, graph in round_trip.subgraphs(node):
+        for inner in graph.node:
+            yield from _used(inner)
+        yield from (value.name for value in graph.output)

@@ -14,6 +14,7 @@ import onnx
 from google.protobuf.message import Message
 
 from onnxshrink.errors import ModelError
+from onnxshrink.graph.file import round_trip
 
 _MOST_NODES = 10**6  # of functions: ONNX Runtime inlines them all
 
@@ -55,7 +56,7 @@ def _inlined(model: onnx.ModelProto) -> int:
         total = 0
         for node in nodes:
             name = (node.domain, node.op_type, node.overload)
-            for graph in _graphs(node):
+            for _, graph in round_trip.subgraphs(node):
                 total += size(graph.node, above)
             if name not in functions or name in above:  # one that calls itself is refused later
                 total += 1
@@ -66,13 +67,6 @@ def _inlined(model: onnx.ModelProto) -> int:
         return total
 
     return size(model.graph.node, ())
-
-
-def _graphs(node: onnx.NodeProto) -> Iterable[onnx.GraphProto]:
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            yield attribute.g
-        yield from attribute.graphs
 
 
 def _check_text(message: Message, where: str) -> None:
