@@ -26,7 +26,7 @@ class QuantizeRd(Pass):
     it loads the model; the saving beyond 8 bits comes with ``--storage coded`` or ``packed`` (or
     ``onnxshrink pack``), which code them at 2 to 4 bits a weight. Goals in bits and bytes are those
     of the storage that is asked for, of a packed sidecar where none is. Small, depthwise and
-    one-hot layers keep 8 bits.
+    one-hot layers keep 8 bits, or more where 8 lose what is to be spent.
 
     It needs real inputs, 32 to 64 of them. One half fits, the other judges; with no goal given it
     goes as far down as keeps 99 % of the top-1 answers where outputs are probabilities, else a

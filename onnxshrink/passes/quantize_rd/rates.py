@@ -91,7 +91,8 @@ class StepSearch:
         self._half: int | None = 0  # of the inputs, to which the layers are fitted; None: all
         self._dampings: dict[str, float] = {}
         self._lost_by_plain = 0.0  # squared output error of their 8 bits
-        self._finer: dict[int, list[Quantized]] = {}
+        self._finer: dict[int, list[Quantized]] = {}  # by how many bits they have more
+        self._finer_bytes: dict[int, int] = {}
         self._by_name: dict[str, WeightView] = {}  # those of the search
         names = Counter(view.name for view in self.views)
         for view in self.views:
@@ -215,7 +216,7 @@ class StepSearch:
         from onnxshrink.kernels import rate
 
         def cost(inverse: float) -> float:
-            room = budget - sum(self.nbytes(one.codes) for one in self._plain_codes(1 / inverse))
+            room = budget - self._plain_bytes(1 / inverse)
             if room <= 0:
                 return math.inf
             steps = rate.steps(self.layers, 1 / inverse)
@@ -251,6 +252,14 @@ class StepSearch:
         if more not in self._finer:
             self._finer[more] = [_finer(view, eight, more) for view, eight, _ in self.plain]
         return self._finer[more]
+
+    def _plain_bytes(self, spend: float) -> int:
+        """Bytes of these codes, counted once for each number of bits."""
+        more = self._more_bits(spend)
+        if more not in self._finer_bytes:
+            found = sum(self.nbytes(one.codes) for one in self._plain_codes(spend))
+            self._finer_bytes[more] = found
+        return self._finer_bytes[more]
 
     def _plain_weights(
         self, exchange: Exchange, codes: Sequence[Quantized]
