@@ -187,8 +187,13 @@ def _convert(value: Any, kind: Any) -> Any:
     return value
 
 
+_known: dict[type[Any], tuple[Option, ...]] = {}  # type hints take a while to evaluate
+
+
 def options_of(cls: type[Any]) -> tuple[Option, ...]:
     """The options of a dataclass, those of its nested fields included, in order."""
+    if cls in _known:
+        return _known[cls]
     hints = typing.get_type_hints(cls)
     found: list[Option] = []
     for field in dataclasses.fields(cls):
@@ -202,7 +207,7 @@ def options_of(cls: type[Any]) -> tuple[Option, ...]:
             ]
         else:
             found.append(Option(field.name, hints[field.name], owner=None, **meta))
-    return tuple(found)
+    return _known.setdefault(cls, tuple(found))
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

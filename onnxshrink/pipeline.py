@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from onnxshrink.kernels.metrics import OutputComparison
     from onnxshrink.kernels.observers import Need
     from onnxshrink.kernels.split import Split
+    from onnxshrink.runtime.calibrate import Statistics
     from onnxshrink.runtime.worker import Worker
 
 _log = logging.getLogger(__name__)
@@ -255,12 +256,15 @@ class Result:
     Attributes:
         effect: Figures for every output against the original model; empty when not checked.
         answers: What the original and the result answer; None when not checked.
+        collected: The newest statistics of the model, by what they are of, for runs that begin
+            with it.
     """
 
     model: Model
     report: Report
     effect: tuple[OutputComparison, ...] = ()
     answers: tuple[Answers, Answers] | None = None
+    collected: dict[tuple[Need, ...], Statistics] = field(default_factory=dict)
 
 
 def run(
@@ -296,6 +300,7 @@ def run(
 
     settings, steps = settings or Settings(), tuple(steps)
     alone = len(steps) == 1 and begun is None
+    collected = {} if begun is None else begun.collected
     for pass_ in steps:
         settings = replace(settings, feeds=pass_.inputs(model, settings.feeds))
     report = Report(source=model.label if model.path else "")
@@ -318,7 +323,10 @@ def run(
             report.steps.append(step)
             started = time.perf_counter()
             try:
-                model = _step(pass_, model, original, step, settings, judge, worker)
+                before = model
+                model = _step(pass_, model, original, step, settings, judge, worker, collected)
+                if model is not before:
+                    collected = {}
             except InputsMissing as error:
                 if alone:
                     raise
@@ -360,7 +368,7 @@ def _bound(pass_: Pass, settings: Settings) -> float:
 
 def _step(
     pass_: Pass, model: Model, original: Model, step: Step, settings: Settings, judge: Judge,
-    worker: Worker,
+    worker: Worker, collected: dict[tuple[Need, ...], Statistics],
 ) -> Model:  # fmt: skip
     """The model after one pass, or as it was when the pass is refused."""
     from onnxshrink.kernels.observers import SecondMoment
@@ -381,9 +389,12 @@ def _step(
         fits = any(isinstance(need.statistic, SecondMoment) for need in needs)
         if needs:
             judge.settle()  # the worker may be busy with the original
-            ctx.statistics = calibrate(
-                trial, needs, settings.feeds, worker, settings.progress, settings.cache
-            )
+            if needs not in collected:
+                collected.clear()  # they take room on disk
+                collected[needs] = calibrate(
+                    trial, needs, settings.feeds, worker, settings.progress, settings.cache
+                )
+            ctx.statistics = collected[needs]
         if pass_.runs_models:
             judge.settle()
         pass_.apply(trial, ctx)

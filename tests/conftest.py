@@ -76,6 +76,13 @@ def _warm(request: pytest.FixtureRequest) -> None:
         request.getfixturevalue("one_worker")
 
 
+@pytest.fixture(autouse=True)
+def _hasty(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where latency is not what is tested, steps that are for speed take one turn to measure it."""
+    if request.path.stem not in ("test_bench", "test_latency"):
+        monkeypatch.setattr("onnxshrink.runtime.bench._TURNS", 1)
+
+
 @pytest.fixture
 def folder_of_nobody(tmp_path: Path) -> Iterator[Path]:
     """An empty folder. Root may read and write everything: for this test it is another user."""

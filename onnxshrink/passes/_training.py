@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,7 @@ class Schedule:
         rate: What a step changes, in share of the size of the numbers; it falls to 0 (cosine).
             None: so much less than the root of the loss to begin with.
         steps: How many at most.
-        batch: Inputs of a step.
+        batch: Inputs of a step; of a stack of inputs every one counts.
         end: When it is over, by ``time.monotonic``: it plans as many steps as fit in; None: all.
         seed: For the order of the inputs.
     """
@@ -213,11 +214,11 @@ class Training:
         adam = Adam(numbers, {name: _unit(numbers[name]) * kept[name] for name in numbers})
         start = time.monotonic()
         before = self._judged(judge, numbers)
-        planned = _planned(schedule, fit, judge, time.monotonic() - start)
+        planned = self._planned(schedule, fit, judge, time.monotonic() - start)
         rate = schedule.rate or _SHARE * math.sqrt(before)
         copies = {name: each.copy() for name, each in numbers.items()}
         best = Outcome(before, before, copies, planned=planned)
-        batches = _batches(fit, schedule)
+        order = _shuffled(fit, schedule.seed)
         if not planned:
             best.notes.append(f"{OUT_OF_TIME} after 0 steps")
         for step in range(planned):
@@ -225,7 +226,8 @@ class Training:
                 best.notes.append(f"{OUT_OF_TIME} after {step} steps")
                 break
             self.progress(self.name, step, planned)
-            gradients = _joined(self._gradients(next(batches), numbers), tied)
+            batch = self._batch(itertools.islice(order, len(fit)), schedule.batch)
+            gradients = _joined(self._gradients(batch, numbers), tied)
             sound = all(np.isfinite(each).all() for each in gradients.values())
             if sound:
                 adam.step(gradients, rate * (1 + math.cos(math.pi * step / planned)) / 2)
@@ -251,7 +253,15 @@ class Training:
         self.progress(self.name, planned, planned)
         return best
 
-    def _gradients(self, inputs: Sequence[int], numbers: Arrays) -> dict[str, np.ndarray]:
+    def _batch(self, numbers: Iterable[int], size: int) -> Iterator[int]:
+        """As many feeds as make a batch."""
+        for number in numbers:
+            yield number
+            size -= _rows(self.feeds[number])
+            if size <= 0:
+                return
+
+    def _gradients(self, inputs: Iterable[int], numbers: Arrays) -> dict[str, np.ndarray]:
         total: dict[str, np.ndarray] = {}
         for number in inputs:
             for name, gradient in self._one(number, numbers)[1].items():
@@ -265,21 +275,21 @@ class Training:
         each = [sum(weights[name] * loss for name, loss in one.items()) for one in found]
         return math.fsum(each) / len(each)
 
+    def _planned(
+        self, schedule: Schedule, fit: Sequence[int], judge: Sequence[int], seconds: float
+    ) -> int:
+        """How many steps there is time for, where one look at the judging inputs took so long."""
+        if schedule.end is None:
+            return schedule.steps
+        each = seconds / len(judge)  # a look computes gradients, too
+        batch = [*self._batch(fit, schedule.batch)]
+        step = each * (len(batch) + len(judge) / _CHECKS)
+        left = schedule.end - time.monotonic() - seconds  # what came of it is looked at once more
+        return min(schedule.steps, int(max(left, 0) / step))
+
     def _one(self, number: int, numbers: Arrays) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         feed, targets = self.feeds[number], self.goal.targets[number]
         return self.student.run(feed, targets, self.goal.weights, numbers)
-
-
-def _planned(
-    schedule: Schedule, fit: Sequence[int], judge: Sequence[int], seconds: float
-) -> int:  # fmt: skip
-    """How many steps there is time for, where one look at the inputs that judge took so long."""
-    if schedule.end is None:
-        return schedule.steps
-    each = seconds / len(judge)  # a look computes gradients, too
-    step = each * (min(schedule.batch, len(fit)) + len(judge) / _CHECKS)
-    left = schedule.end - time.monotonic() - seconds  # what came of it is looked at once more
-    return min(schedule.steps, int(max(left, 0) / step))
 
 
 def _tied(parameter: Parameter, numbers: np.ndarray) -> np.ndarray | None:
@@ -319,14 +329,16 @@ def _unit(numbers: np.ndarray) -> np.ndarray:
     return np.full(numbers.shape, size or _SMALL)
 
 
-def _batches(fit: Sequence[int], schedule: Schedule) -> Iterator[list[int]]:
-    """All inputs in random order, again and again."""
+def _rows(feed: Arrays) -> int:
+    """How many inputs are stacked in a feed: the first axis that all of its arrays share."""
+    lengths = {array.shape[0] if array.ndim else 1 for array in feed.values()}
+    return max(lengths.pop(), 1) if len(lengths) == 1 else 1
+
+
+def _shuffled(numbers: Sequence[int], seed: int) -> Iterator[int]:
+    """All in random order, again and again."""
     import numpy as np
 
-    rng = np.random.default_rng(schedule.seed)
-    left: list[int] = []
+    rng = np.random.default_rng(seed)
     while True:
-        while len(left) < min(schedule.batch, len(fit)):
-            left += [fit[place] for place in rng.permutation(len(fit))]
-        yield left[: schedule.batch]
-        left = left[schedule.batch :]
+        yield from (numbers[place] for place in rng.permutation(len(numbers)))

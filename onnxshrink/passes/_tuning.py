@@ -41,7 +41,7 @@ class Tuning(Pass, ABC):
         ge=1e-6,
         le=1,
     )
-    batch: int = option(16, help="inputs of a step", ge=1)
+    batch: int = option(16, help="inputs of a step; of a stack of inputs every one counts", ge=1)
     time_limit: float | None = option(
         None, help="seconds that it may take: as many steps as fit into them", ge=0
     )

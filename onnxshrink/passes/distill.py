@@ -38,7 +38,7 @@ class Distill(Tuning):
     """
 
     steps: int = option(400, help="steps at most", ge=1)
-    batch: int = option(32, help="inputs of a step", ge=1)
+    batch: int = option(32, help="inputs of a step; of a stack of inputs every one counts", ge=1)
     free: tuple[Literal["scales", "tables", "gains", "biases", "weights"], ...] = option(
         ("scales", "tables", "gains", "biases", "weights"), help="what may change"
     )

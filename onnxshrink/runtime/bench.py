@@ -26,7 +26,7 @@ FEWEST_ROUNDS = 6
 _LOADS = 5
 _CONFIDENCE = 0.95
 _BURST_SECONDS = 0.02
-_TURN_SECONDS = 0.005
+_TURNS, _TURN_SECONDS = FEWEST_ROUNDS, 0.005
 _PROFILED_SECONDS = 0.5
 _PATIENCE = 8  # times the rounds asked for, to wait for narrow intervals
 
@@ -176,7 +176,7 @@ def ratio(
         ModelError: A model does not load or run.
     """
     times: dict[str | os.PathLike[str], list[float]] = {first: [], second: []}
-    for turn in range(FEWEST_ROUNDS):
+    for turn in range(_TURNS):
         for path in (first, second) if turn % 2 else (second, first):
             worker.open(path)
             worker.step(feed)  # the first run is another thing

@@ -7,12 +7,14 @@ import the user's script again in the child.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +37,8 @@ PathLike = str | os.PathLike[str]
 #: Seconds. An endless Loop ends after it; nothing that anybody waits for takes as long.
 DEFAULT_TIMEOUT = 1800.0
 _RESERVED = 16 * 2**30
+#: How often a call's time is looked at: so often in what it may take, and after so many seconds.
+_LOOKS, _LONGEST_LOOK = 20, 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +88,7 @@ class Worker:
         self._memory_limit = memory_limit
         self._model = ""
         self._child: subprocess.Popen[bytes] | None = None
+        self._watchdog: _Watchdog | None = None
         self._errors: Any = None
         self._end: weakref.finalize[..., Worker] | None = None
 
@@ -112,13 +117,14 @@ class Worker:
             stderr=self._errors,
             env={**os.environ, "PYTHONPATH": search, "PYTHONSAFEPATH": "1"},
         )
-        self._end = weakref.finalize(self, _end, self._child, self._errors)
+        self._watchdog = _Watchdog(self._child)
+        self._end = weakref.finalize(self, _end, self._child, self._errors, self._watchdog)
 
     def close(self) -> None:
         """End the child. A later request starts another."""
         if self._end is not None:
             self._end()
-        self._child = self._errors = self._end = None
+        self._child = self._errors = self._end = self._watchdog = None
 
     def check(self, path: PathLike) -> None:
         """Hold a model file against the ONNX specification, with ``onnx.checker``.
@@ -278,23 +284,21 @@ class Worker:
         assert child is not None
         assert child.stdin is not None
         assert child.stdout is not None
-        expired = threading.Event()
-        watchdog = threading.Timer(self._timeout or 0, _expire, (child, expired))
-        watchdog.daemon = True
-        if self._timeout is not None:
-            watchdog.start()
+        watchdog = self._watchdog
+        assert watchdog is not None
+        watchdog.begin(self._timeout)
         try:
             send(child.stdin, (method, arguments))
             kind, answer = receive(child.stdout)
         except (EOFError, OSError) as error:
-            reason = self._post_mortem(child, expired.is_set())
+            reason = self._post_mortem(child, watchdog.expired)
             self.close()
             raise ModelError(f"ONNX Runtime {reason} while {doing}") from error
         except BaseException:  # Ctrl-C in the middle of a message: nobody can go on from there
             self.close()
             raise
         finally:
-            watchdog.cancel()
+            watchdog.end()
         if kind == "bug":
             raise RuntimeError(f"in the worker, while {doing}:\n{answer}")
         if kind == "refusal":
@@ -344,13 +348,52 @@ def _machine_memory() -> int:
     return int(psutil.virtual_memory().total + psutil.swap_memory().total) + _RESERVED
 
 
-def _expire(child: subprocess.Popen[bytes], expired: threading.Event) -> None:
-    expired.set()
-    child.kill()
+class _Watchdog:
+    """Kills a child that answers too late: one thread for all calls, which looks now and then.
+
+    Args:
+        child: The process.
+
+    Attributes:
+        expired: Whether it had to.
+    """
+
+    def __init__(self, child: subprocess.Popen[bytes]):
+        self._child = child
+        self._deadline = math.inf  # of the call at hand, by time.monotonic
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.expired = False
+
+    def begin(self, timeout: float | None) -> None:
+        """A call begins that may take so many seconds; None: for ever."""
+        if timeout is None:
+            return
+        self._deadline = time.monotonic() + timeout
+        if self._thread is None:
+            interval = min(timeout / _LOOKS, _LONGEST_LOOK)
+            self._thread = threading.Thread(target=self._watch, args=[interval], daemon=True)
+            self._thread.start()
+
+    def end(self) -> None:
+        """The call is over."""
+        self._deadline = math.inf
+
+    def close(self) -> None:
+        """The child is gone."""
+        self._closed.set()
+
+    def _watch(self, interval: float) -> None:
+        while not self._closed.wait(interval):
+            if time.monotonic() > self._deadline:
+                self.expired = True
+                self._child.kill()
+                return
 
 
-def _end(child: subprocess.Popen[bytes], errors: Any) -> None:
+def _end(child: subprocess.Popen[bytes], errors: Any, watchdog: _Watchdog) -> None:
     """Kill the child, wait for it, and close what belonged to it."""
+    watchdog.close()
     child.kill()
     child.wait()
     for pipe in (child.stdin, child.stdout, errors):

@@ -60,9 +60,9 @@ _HALF = 0.5  # of the squared error for weights, the other for what is multiplie
 _FEW_TURNS = 2
 _NEARLY = 1.05  # times the least cost: of those the smallest file
 _PRUNED = (("prune-sparsegpt", {"ratio": 0.4, "max_error": 1.0}),)
-#: Steps of a tuning, and what it must leave of the error at most: first to see, then for good.
-_TUNED = ((10, 0.98), (20, 0.96))
-_FEWEST_STEPS = 0.5  # of those
+_STEPS = 20  # of a tuning: more bring next to nothing
+_FEWEST_STEPS = 10
+_EASED = 0.98  # of the error: what a tuning must leave at most
 _ASTRAY = 1.1  # times what may be lost is lost: what tuning serves is not what is asked for
 _SECONDS = 30.0  # of a tuning at most
 _SHARE = 0.1  # of the time that is left
@@ -179,17 +179,14 @@ class Search:
         """
         if one is None or one.spend is None:
             return one
-        found = None
-        for steps, most in _TUNED:
-            options = {"steps": steps, "time_limit": self._seconds()}
-            tune = build(find_pass(TUNING), options, _WHERE)
-            found = self._ask.evaluate([*self._ask.behind(one), tune])
-            if found is None or found.eased > most:
-                return one
-            taken = dump(found.recipe.steps[-1])["steps"]
-            if taken < _FEWEST_STEPS * steps:
-                return one
-        if found is None or found.seen > _ASTRAY * one.seen:
+        options = {"steps": _STEPS, "time_limit": self._seconds()}
+        tune = build(find_pass(TUNING), options, _WHERE)
+        found = self._ask.evaluate([*self._ask.behind(one), tune])
+        if found is None or found.eased > _EASED:
+            return one
+        if dump(found.recipe.steps[-1])["steps"] < _FEWEST_STEPS:
+            return one
+        if found.seen > _ASTRAY * one.seen:
             return one
         self._add(found)
         return found
