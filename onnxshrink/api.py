@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxshrink import budget, files, provenance
-from onnxshrink.contract import Judge, Level, Progress, Settings
+from onnxshrink.contract import Judge, Level, Settings
 from onnxshrink.errors import BudgetMissed, RecipeError
 from onnxshrink.files import output
 from onnxshrink.options import dump
 from onnxshrink.pipeline import Pass, Result, run
+from onnxshrink.progress import Progress, silent
 from onnxshrink.reading import Reading
 from onnxshrink.recipe import Recipe, Storage, find_pass, pass_names
 from onnxshrink.report import Report, size
@@ -81,7 +82,7 @@ class Options:
     max_opset: int | None = None
     keep_names: bool = False
     compare_at: tuple[str, ...] = ()
-    progress: Progress = field(default=lambda what, done, total: None)
+    progress: Progress = silent
     data_limit: int | None = None
     reading: Reading = field(default_factory=Reading)
     worker: Mapping[str, Any] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from onnxshrink.contract import Judge, Progress, Settings
+from onnxshrink.contract import Judge, Settings
 from onnxshrink.errors import (
     InputsMissing,
     OutputError,
@@ -21,6 +21,7 @@ from onnxshrink.errors import (
 from onnxshrink.fewer_weights import retreat
 from onnxshrink.goal import Goal
 from onnxshrink.options import amended, check, dump, option
+from onnxshrink.progress import Progress, silent
 from onnxshrink.report import Change, Report, Skip, Step, size
 from onnxshrink.select import SKIP, Select, unmatched
 from onnxshrink.trials import Answers, Feeds, Reference
@@ -146,7 +147,7 @@ class Context:
     original: Model | None = None
     worker: Worker = field(default_factory=_idle_worker)
     seed: int = 0
-    progress: Progress = field(default=lambda what, done, total: None)
+    progress: Progress = silent
     storage: str = "auto"
     goal: Goal = field(default_factory=Goal)
     memo: dict[str, Any] = field(default_factory=dict)
