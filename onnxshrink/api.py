@@ -443,9 +443,10 @@ def write(
     if report.changed and not options.keep_names:
         names = result.model.shorten_names(list(_selected(recipe.steps)))
     asked = storage = options.storage or storage
-    if was := coded_read.names(report.source):
-        storage = "coded" if storage == "auto" else storage
-        report.warnings.append(f"the input's {len(was)} coded tensors were made plain to work on")
+    form, was = coded_read.form_of(report.source)
+    if form:
+        storage = form if storage == "auto" else storage
+        report.warnings.append(f"{was} made plain to work on")
     instead = ""
     if packing and storage == "auto" and options.storage is None:
         beyond, plain = codes.wide_bytes(result.model) // 2, result.model.nbytes()

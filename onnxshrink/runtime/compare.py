@@ -14,7 +14,8 @@ import numpy as np
 from onnxshrink import files
 from onnxshrink.errors import DataError, ModelError, RecipeError
 from onnxshrink.graph.analysis import noise
-from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.file.reading import is_file_packed
+from onnxshrink.graph.forms import coded_read, packed
 from onnxshrink.kernels.metrics import OutputComparison, compare_outputs, differing
 from onnxshrink.runtime import shelf
 from onnxshrink.runtime.decoding import steps
@@ -164,7 +165,6 @@ def compare(
         "max_kl": max_kl,
     })  # fmt: skip
     from onnxshrink.graph.analysis.tails import tails
-    from onnxshrink.graph.forms import coded_read
 
     if not feeds:
         raise DataError("there are no inputs to compare the models on")
@@ -172,7 +172,7 @@ def compare(
         kept = stack.enter_context(shelf.Shelf())
         worker = worker or stack.enter_context(Worker())
         stack.callback(worker.release)
-        draws = noise.draws(a) or noise.draws(b)
+        draws = _draws(a) or _draws(b)
         first, second = (stack.enter_context(_seeded(path)) if draws else path for path in (a, b))
 
         def ask() -> tuple[Signature, list[list[np.ndarray]]]:
@@ -209,11 +209,19 @@ def compare(
     )  # fmt: skip
 
 
+def _draws(path: PathLike) -> bool:
+    """Whether a model file, plain or packed, draws numbers."""
+    if is_file_packed(Path(path)):
+        return noise.is_random(packed.load(path))
+    return noise.draws(path)
+
+
 @contextlib.contextmanager
 def _seeded(path: PathLike) -> Iterator[Path]:
     """A copy of a model whose draws have seeds by their order; errors name the model."""
     with files.scratch() as folder:
-        noise.seeded(Model.load(path), by_number=True).save(copy := folder / "model.onnx")
+        model, _ = coded_read.load(path)
+        noise.seeded(model, by_number=True).save(copy := folder / "model.onnx")
         try:
             yield copy
         except ModelError as error:
