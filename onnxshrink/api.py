@@ -17,7 +17,7 @@ from onnxshrink import budget, files, provenance
 from onnxshrink.contract import Judge, Level, Settings
 from onnxshrink.errors import BudgetMissed, RecipeError
 from onnxshrink.files import output
-from onnxshrink.options import dump
+from onnxshrink.options import build, dump
 from onnxshrink.pipeline import Pass, Result, run
 from onnxshrink.progress import Progress, silent
 from onnxshrink.reading import Reading
@@ -157,6 +157,7 @@ def shrink(
     target: str = "cpu",
     pareto: StrPath | None = None,
     keep_best: bool = False,
+    keep_metadata: bool = False,
 ) -> Report:
     """Find the smallest form of a model that keeps its answers and its speed, and write it.
 
@@ -179,6 +180,7 @@ def shrink(
             the result may have that the model did not.
         pareto: A folder for models from near-lossless to smallest, with a table and a plot.
         keep_best: Whether a result that misses something takes the place of an older one, too.
+        keep_metadata: Whether what exporters note at nodes stays, which no runtime reads.
 
     Raises:
         BudgetMissed: The best result is too big or strays too far. It was written where nothing
@@ -207,7 +209,7 @@ def shrink(
         model, settings = prepare(
             source, out, options, worker, (), recipe_out, storage, held_back=parts
         )
-        first = cleaning(model)
+        first = cleaning(model, keep_metadata)
         known = options.calibration is not None and options.check != "off"
         warnings = []
         if (
@@ -336,11 +338,11 @@ def bench_pair(source: StrPath, out: StrPath, options: Options) -> dict[str, Any
     }  # fmt: skip
 
 
-def cleaning(model: Model) -> tuple[Pass, ...]:
+def cleaning(model: Model, keep_metadata: bool = False) -> tuple[Pass, ...]:
     """The passes that change no answers: clean, and those of ai.onnx.ml where that gains."""
     from onnxshrink.graph.rewrite import trees
 
-    steps = [find_pass("clean")()]
+    steps = [build(find_pass("clean"), {"keep_metadata": keep_metadata}, "cleaning")]
     if any(map(trees.merges, model.nodes)):
         steps.append(find_pass("merge-trees")())
     stored = [node.attributes.get("coefficients") for node in model.nodes]

@@ -159,8 +159,6 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """The recipe as YAML; only what differs from the defaults is written."""
-        import yaml
-
         steps: list[Any] = []
         for step in self.steps:
             options = dump(step)
@@ -168,8 +166,7 @@ class Recipe:
         storage = {} if self.storage == "auto" else {"storage": self.storage}
         held_back = {"held_back": True} if self.held_back else {}
         recipe = {"version": VERSION, **storage, **held_back, "steps": steps}
-        text: str = yaml.safe_dump(recipe, sort_keys=False)
-        return text
+        return plain_yaml.text(recipe)
 
 
 def _step(step: Any, where: str) -> Pass:

@@ -75,7 +75,7 @@ OUTSIDE = {
     "optuna": {"search"},
     "sqlalchemy": {"search"},
     "distributed": {"search"},
-    "yaml": {"recipe", "plain_yaml"},
+    "yaml": {"plain_yaml"},
     "click": {"cli"},
     "rich": {"cli"},
 }

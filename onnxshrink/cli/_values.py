@@ -53,10 +53,29 @@ worker_options = (
         help="Address space for models that run  [default: the machine's memory and 16GiB]",
     ),
 )  # fmt: skip
+
+
+class Whole(click.IntRange):
+    """A whole number; help shows its least value, since nobody comes near the largest."""
+
+    name = "N"
+
+    def __init__(self, least: int, bits: int):
+        super().__init__(min=least)
+        self._largest = 2**bits - 1
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number of a text."""
+        found: int = super().convert(value, param, ctx)
+        if found > self._largest:
+            self.fail(f"{found} is more than {self._largest}", param, ctx)
+        return found
+
+
 #: How many inputs to use: at least one.
-COUNT = click.IntRange(1, 2**31 - 1)
+COUNT = Whole(1, 31)
 #: Of generators of random numbers.
-SEED = click.IntRange(0, 2**63 - 1)
+SEED = Whole(0, 63)
 
 
 def shape_option(text: str) -> tuple[str, tuple[int, ...]]:
