@@ -82,5 +82,8 @@ if not TYPE_CHECKING:  # type checkers see the names above, and refuse all other
         if home is None and not name.startswith("_") and name in _step_names():
             home = "steps"
         if home is None:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            options = importlib.import_module(f"{__name__}.options")
+            known = () if name.startswith("_") else (*__all__, *_step_names())
+            hint = options.nearest(name, known)
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
         return getattr(importlib.import_module(f"{__name__}.{home}"), name)

@@ -96,9 +96,21 @@ class Options:
         if self.seed < 0:
             raise RecipeError(f"seed takes a whole number of at least 0, not {self.seed}")
 
+    @classmethod
+    def of(cls, given: Options | None) -> Options:
+        """What a function was given; all as by default where that is nothing.
+
+        Raises:
+            RecipeError: It is something else: the inputs themselves, most likely.
+        """
+        if not isinstance(given, cls | None):
+            kind = type(given).__name__
+            raise RecipeError(f"options takes onnxshrink.Options(calibration=...), not a {kind}")
+        return given or cls()
+
 
 def apply_recipe(
-    recipe: Recipe, source: StrPath, out: StrPath, options: Options | None = None, *,
+    recipe: Recipe | StrPath, source: StrPath, out: StrPath, options: Options | None = None, *,
     goal: Goal | None = None, max_size: int | None = None, target_ratio: float | None = None,
 ) -> Report:  # fmt: skip
     """Apply a recipe to a model file and write the result.
@@ -106,7 +118,7 @@ def apply_recipe(
     The result is written even when every step was rolled back: it then equals the input.
 
     Args:
-        recipe: The passes.
+        recipe: The passes; or the name of a recipe of the package, or a recipe file.
         source: The model file; never modified.
         out: Where the result goes.
         options: How to run.
@@ -123,7 +135,8 @@ def apply_recipe(
     """
     from onnxshrink.runtime.worker import Worker
 
-    options = options or Options()
+    options = Options.of(options)
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.find(os.fspath(recipe))
     with Worker(**options.worker) as worker:
         worker.start()  # it imports ONNX Runtime while this process reads the model
         reads: list[StrPath] = [*recipe.reads, *_files_of(recipe.steps)]
@@ -196,7 +209,7 @@ def shrink(
     from onnxshrink.search.platform import PLATFORMS
     from onnxshrink.search.smallest import Search
 
-    options = options or Options()
+    options = Options.of(options)
     goal = goal or Goal()
     if target not in PLATFORMS:
         raise RecipeError(f"target takes one of {', '.join(PLATFORMS)}, not {target!r}")
@@ -283,7 +296,7 @@ def apply_excluding(
     from onnxshrink.search import exclude
     from onnxshrink.search.partial_step import PartialStep
 
-    options = options or Options()
+    options = Options.of(options)
     if options.calibration is None or options.check == "off":
         raise RecipeError(f"{step.name}: what to leave alone is found on --calibration inputs")
     with Worker(**options.worker) as worker:
@@ -317,25 +330,9 @@ def load(
     """
     from onnxshrink.graph.forms import coded_read
 
-    options = options or Options()
+    options = Options.of(options)
     model, _ = coded_read.load(source)
     return model, _feeds(model, options, worker)
-
-
-def bench_pair(source: StrPath, out: StrPath, options: Options) -> dict[str, Any]:
-    """Latency of a result against its source: median ratio with its 95 % interval."""
-    from onnxshrink.runtime.bench import FEWEST_ROUNDS, bench
-    from onnxshrink.runtime.worker import Worker
-
-    with Worker(**options.worker) as worker:
-        _, feeds = load(source, options, worker)
-        worker.release()
-        found = bench([source, out], feeds[:4], rounds=FEWEST_ROUNDS + 3, worker=worker)
-    first, second = found.models
-    return {
-        "ratio": second.ratio, "low": second.ratio_low, "high": second.ratio_high,
-        "before_ms": first.seconds * 1e3, "after_ms": second.seconds * 1e3,
-    }  # fmt: skip
 
 
 def cleaning(model: Model, keep_metadata: bool = False) -> tuple[Pass, ...]:

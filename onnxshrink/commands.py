@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from onnxshrink import files
+from onnxshrink import api, files
 from onnxshrink.api import Options
 from onnxshrink.errors import RecipeError
 
@@ -105,7 +105,7 @@ def compare(
     from onnxshrink.runtime.session import DEFAULT_OPTIONS
     from onnxshrink.runtime.worker import Worker
 
-    options = options or Options()
+    options = Options.of(options)
     first = session or DEFAULT_OPTIONS
     second = first if provider is None else replace(first, provider=provider)
     with Worker(**options.worker) as worker:
@@ -138,7 +138,7 @@ def bench(
     from onnxshrink.runtime.session import DEFAULT_OPTIONS
     from onnxshrink.runtime.worker import Worker
 
-    options = options or Options()
+    options = Options.of(options)
     if not models:
         raise RecipeError("bench takes one model or more")
     with Worker(**options.worker) as worker:
@@ -148,6 +148,22 @@ def bench(
             models, feeds, session or DEFAULT_OPTIONS, rounds, seed=options.seed, worker=worker,
             operators=operators,
         )  # fmt: skip
+
+
+def bench_pair(source: StrPath, out: StrPath, options: Options) -> dict[str, Any]:
+    """Latency of a result against its source: median ratio with its 95 % interval."""
+    from onnxshrink.runtime.bench import FEWEST_ROUNDS, bench
+    from onnxshrink.runtime.worker import Worker
+
+    with Worker(**options.worker) as worker:
+        _, feeds = api.load(source, options, worker)
+        worker.release()
+        found = bench([source, out], feeds[:4], rounds=FEWEST_ROUNDS + 3, worker=worker)
+    first, second = found.models
+    return {
+        "ratio": second.ratio, "low": second.ratio_low, "high": second.ratio_high,
+        "before_ms": first.seconds * 1e3, "after_ms": second.seconds * 1e3,
+    }  # fmt: skip
 
 
 def inspect(
@@ -303,7 +319,7 @@ def verify(
     from onnxshrink.graph.forms import coded_read, packed
     from onnxshrink.reproduce import recheck
 
-    options = options or Options()
+    options = Options.of(options)
     if Path(source).is_dir():
         from onnxshrink import bundle
 
@@ -358,7 +374,7 @@ def sensitivity(
     from onnxshrink.search import sensitivity as search
     from onnxshrink.search.partial_step import PartialStep
 
-    options = options or Options()
+    options = Options.of(options)
     pass_ = build(find_pass(step, "--step"), settings or {}, step)
     loaded, _ = coded_read.load(model)
     with Worker(**options.worker) as worker:

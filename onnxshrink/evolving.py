@@ -100,7 +100,7 @@ def evolve(
     from onnxshrink.search.evolution.study import Study
     from onnxshrink.search.platform import PLATFORMS
 
-    options, goal, folder = options or Options(), goal or Goal(), Path(folder)
+    options, goal, folder = Options.of(options), goal or Goal(), Path(folder)
     if options.calibration is None or options.check == "off":
         raise RecipeError("search: recipes are judged by real inputs: give --calibration DATA")
     if options.certificate:

@@ -20,7 +20,7 @@ from onnxshrink.errors import (
 )
 from onnxshrink.fewer_weights import retreat
 from onnxshrink.goal import Goal
-from onnxshrink.options import amended, check, dump, option
+from onnxshrink.options import amended, check, dump, nearest, option
 from onnxshrink.progress import Progress, silent
 from onnxshrink.report import Change, Report, Skip, Step, size
 from onnxshrink.select import SKIP, Select, unmatched
@@ -232,7 +232,9 @@ class Context:
         select: Select = owner.weights
         views = list(views)
         if missing := unmatched(select, views):
-            raise RecipeError(f"{owner.name}: no weight matches {', '.join(map(repr, missing))}")
+            known = [word for view in views for word in (view.op_type, view.name)]
+            said = f"no weight matches {', '.join(map(repr, missing))}"
+            raise RecipeError(f"{owner.name}: {said}{nearest(missing[0], known)}")
         chosen = []
         for view in views:
             reason = select.why_not(view, any_role=any_role)

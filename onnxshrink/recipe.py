@@ -149,6 +149,8 @@ class Recipe:
         Raises:
             RecipeError: The file cannot be read, or is not a recipe.
         """
+        if Path(path).suffix == ".onnx":
+            raise RecipeError(f"{path}: is no recipe; that comes first: apply RECIPE IN OUT")
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

@@ -72,6 +72,19 @@ def test_functions_do_what_commands_do(tmp_path: Path) -> None:
     assert len(parts.parts) > 3
 
 
+def test_slips_get_hints() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'shrnk'; did you mean 'shrink'"):
+        onnxshrink.shrnk  # type: ignore[attr-defined]  # noqa: B018
+    for step in (onnxshrink.clean, onnxshrink.shrink, onnxshrink.compare, onnxshrink.check):
+        given = ("in.onnx", "out.onnx", DATA)[: 2 if step is onnxshrink.check else 3]
+        with pytest.raises(onnxshrink.RecipeError, match=r"options takes .*, not a str"):
+            step(*given)  # type: ignore[arg-type]
+    with pytest.raises(onnxshrink.RecipeError, match="did you mean 'edge-fast'"):
+        onnxshrink.apply_recipe("edgefast", MODEL, "out.onnx")
+    with pytest.raises(onnxshrink.RecipeError, match="takes a share of 0 to 1"):
+        onnxshrink.Goal(min_agreement=99)
+
+
 @pytest.mark.e2e
 def test_type_checkers_know_every_name_and_option(tmp_path: Path) -> None:
     """Tabulated: what is written, and a part of what mypy says of it."""

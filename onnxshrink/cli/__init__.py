@@ -109,6 +109,9 @@ class Commands(click.Group):
             name, meaning = CALLED[args[0]]
             if level() >= 0:
                 say(f"{args[0]} is called {name} here: {meaning}", err=True)
+        if name.endswith(".onnx"):
+            said = f"a command comes first: onnxshrink shrink {' '.join(args)}"
+            raise click.UsageError(said, ctx)
         if not name.startswith("-") and self.get_command(ctx, name) is None:
             hint = nearest(name, self.list_commands(ctx))
             raise click.UsageError(f"no such command {name!r}{hint}", ctx)

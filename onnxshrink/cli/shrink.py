@@ -63,7 +63,7 @@ def command(**values: Any) -> None:
     keep_metadata: bool = values.pop("keep_metadata")
     fastest = budget.values["preset"] == "fastest"
     aim: Aim = values.pop("aim") or ("latency" if fastest else "size")
-    from onnxshrink import api
+    from onnxshrink import api, commands
 
     missed: BudgetMissed | None = None
     with progress_bar() as progress:
@@ -77,7 +77,7 @@ def command(**values: Any) -> None:
         except BudgetMissed as error:
             missed, report = error, error.report  # type: ignore[assignment]
         if with_bench and options.check != "off" and report.written:
-            report.bench = api.bench_pair(run.source, run.out, options)
+            report.bench = commands.bench_pair(run.source, run.out, options)
     run.finish(report)
     if missed is not None:
         raise missed

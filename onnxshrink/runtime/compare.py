@@ -17,6 +17,7 @@ from onnxshrink.graph.analysis import noise
 from onnxshrink.graph.file.reading import is_file_packed
 from onnxshrink.graph.forms import coded_read, packed
 from onnxshrink.kernels.metrics import OutputComparison, compare_outputs, differing
+from onnxshrink.options import check_share
 from onnxshrink.runtime import shelf
 from onnxshrink.runtime.decoding import steps
 from onnxshrink.runtime.session import DEFAULT_OPTIONS, SessionOptions
@@ -232,11 +233,12 @@ def check_thresholds(asked: Mapping[str, float | None]) -> None:
     """Refuse thresholds that nothing can be held against.
 
     Raises:
-        RecipeError: One is NaN, infinite or below zero.
+        RecipeError: One is NaN, infinite or below zero, or a share is beyond 1.
     """
     for what, limit in asked.items():
         if limit is not None and not 0 <= limit < math.inf:
             raise RecipeError(f"{what} takes a finite number of at least 0, not {limit!r}")
+    check_share("min_agreement", asked.get("min_agreement"))
 
 
 def _check_signatures(a: str, first: Signature, b: str, second: Signature) -> None:
