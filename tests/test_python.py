@@ -18,10 +18,9 @@ from onnxshrink.recipe import find_pass, pass_names
 ROOT = Path(__file__).parent.parent
 MODEL = str(ROOT / "models" / "vision_cnn" / "model.onnx")
 DATA = str(ROOT / "models" / "vision_cnn" / "calibration.npz")
-#: Commands that show what Python sees by itself, or that end in a file for another machine.
+#: Commands that have another name in Python, and those that show what Python sees by itself.
 WITHOUT = {
-    "apply": "apply_recipe", "bundle": "", "explain": "", "passes": "", "recipes": "",
-    "reproduce": "", "run-inputs": "", "search": "evolve",
+    "apply": "apply_recipe", "explain": "", "passes": "", "recipes": "", "search": "evolve",
 }  # fmt: skip
 
 

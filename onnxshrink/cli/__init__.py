@@ -146,7 +146,8 @@ class Commands(click.Group):
         handler.setFormatter(PlainFormatter())
         logging.basicConfig(handlers=[handler])
         set_level()
-        logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+        for library in ("onnx_ir", "onnxscript"):  # what they try with each node
+            logging.getLogger(library).setLevel(logging.ERROR)
         try:
             with stoppable():
                 return super().invoke(ctx)

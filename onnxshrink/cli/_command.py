@@ -143,10 +143,8 @@ def level() -> int:
 
 
 def set_level() -> None:
-    """Make the log as loud as the running command is; other libraries talk at -vv only."""
-    ours = _LEVELS[level()]
-    logging.getLogger("onnxshrink").setLevel(ours)
-    logging.getLogger().setLevel(logging.ERROR if ours == logging.INFO else ours)
+    """Make the log as loud as the running command is."""
+    logging.getLogger().setLevel(_LEVELS[level()])
 
 
 def _louder(ctx: click.Context, _: click.Parameter, count: int) -> None:
