@@ -58,7 +58,8 @@ class Options:
         keep_names: Whether names of values and nodes stay that nobody outside asks for; else they
             are shortened where that makes the file clearly smaller.
         max_opset: The operator set up to which steps may raise the model's.
-        progress: Called with what is done, how much of it, and out of how much (0: unknown).
+        progress: Called with what is done, how much of it, and out of how much; see
+            :mod:`onnxshrink.progress`.
         reading: How pictures, sentences, sounds and tables among the inputs become numbers.
         data_limit: Bytes that one array of a compressed file of inputs may unpack to; 4 GiB by
             default.

@@ -72,7 +72,7 @@ def _lines() -> Progress:
         nonlocal last
         now = time.monotonic()
         name, _, beside = what.partition(": ")
-        over = done >= total > 0
+        over = done >= total
         for ended in going.told(name, over):
             begun.pop(ended, None)
         if over:
@@ -81,8 +81,8 @@ def _lines() -> Progress:
         if now - last < _PAUSE:
             return
         last = now
-        line = f"{name}, {done}" + f" of {total}" * bool(total)
-        if 0 < done < total:
+        line = f"{name}, {done} of {total}"
+        if done:
             line += f", {(now - begun[name]) / done * (total - done):.0f} s left"
         _log.info("%s", f"{line}: {beside}" if beside else line)
 
@@ -106,15 +106,15 @@ def _bars(console: Console) -> Iterator[Progress]:
 
         def update(what: str, done: int, total: int) -> None:
             name = what.partition(": ")[0]
-            over = done >= total > 0
+            over = done >= total
             for ended in going.told(name, over):
                 if ended in tasks:
                     bars.remove_task(tasks.pop(ended))
             if over or time.monotonic() - started < _SOON:
                 return
             if name not in tasks:
-                tasks[name] = bars.add_task(what, total=total or None)
-            bars.update(tasks[name], description=what, completed=done, total=total or None)
+                tasks[name] = bars.add_task(what, total=total)
+            bars.update(tasks[name], description=what, completed=done, total=total)
 
         yield update
 
