@@ -441,7 +441,8 @@ def reproduce(
     from onnxshrink.certificate import read
     from onnxshrink.reproducing import reproduce as again
 
-    options = replace(Options.of(options), reads=(certificate,))
+    options = Options.of(options)
+    options = replace(options, reads=(*options.reads, certificate))
     return again(read(certificate), source, out, options)
 
 
