@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from onnxshrink.api import Options, apply_excluding, apply_recipe, shrink
-    from onnxshrink.commands import bench, compare, inspect, pack, sensitivity, unpack, verify
+    from onnxshrink.commands import (
+        bench,
+        bundle,
+        compare,
+        inspect,
+        pack,
+        reproduce,
+        run_inputs,
+        sensitivity,
+        unpack,
+        verify,
+    )
     from onnxshrink.errors import (
         BudgetMissed,
         DataError,
@@ -40,7 +51,10 @@ __version__ = "0.1.0"
 # Imported when they are used: a script that only catches an error need not load onnx.
 _HOMES = {
     "api": ("Options", "apply_excluding", "apply_recipe", "shrink"),
-    "commands": ("bench", "compare", "inspect", "pack", "sensitivity", "unpack", "verify"),
+    "commands": (
+        "bench", "bundle", "compare", "inspect", "pack", "reproduce", "run_inputs", "sensitivity",
+        "unpack", "verify",
+    ),
     "errors": (
         "BudgetMissed", "DataError", "ModelError", "OutputError", "RecipeError", "ShrinkError",
         "SidecarError", "UnsupportedModel",
@@ -58,8 +72,9 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [  # noqa: RUF022  (by room)
-    "Options", "apply_excluding", "apply_recipe", "evolve", "shrink", "bench", "check", "compare",
-    "inspect", "pack", "sensitivity", "unpack", "verify", "BudgetMissed", "DataError", "ModelError",
+    "Options", "apply_excluding", "apply_recipe", "evolve", "shrink", "bench", "bundle", "check",
+    "compare", "inspect", "pack", "reproduce", "run_inputs", "sensitivity", "unpack", "verify",
+    "BudgetMissed", "DataError", "ModelError",
     "OutputError", "RecipeError", "ShrinkError", "SidecarError", "UnsupportedModel", "Model",
     "Context", "Pass", "run", "Reading", "Recipe", "Report", "Goal", "session",
 ]  # fmt: skip
@@ -82,5 +97,8 @@ if not TYPE_CHECKING:  # type checkers see the names above, and refuse all other
         if home is None and not name.startswith("_") and name in _step_names():
             home = "steps"
         if home is None:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            options = importlib.import_module(f"{__name__}.options")
+            known = () if name.startswith("_") else (*__all__, *_step_names())
+            hint = options.nearest(name, known)
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
         return getattr(importlib.import_module(f"{__name__}.{home}"), name)

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxshrink import budget, files, provenance
-from onnxshrink.contract import Judge, Level, Progress, Settings
+from onnxshrink.contract import Judge, Level, Settings
 from onnxshrink.errors import BudgetMissed, RecipeError
 from onnxshrink.files import output
-from onnxshrink.options import dump
+from onnxshrink.options import build, dump
 from onnxshrink.pipeline import Pass, Result, run
+from onnxshrink.progress import Progress, silent
 from onnxshrink.reading import Reading
 from onnxshrink.recipe import Recipe, Storage, find_pass, pass_names
 from onnxshrink.report import Report, size
@@ -57,7 +58,8 @@ class Options:
         keep_names: Whether names of values and nodes stay that nobody outside asks for; else they
             are shortened where that makes the file clearly smaller.
         max_opset: The operator set up to which steps may raise the model's.
-        progress: Called with what is done, how much of it, and out of how much (0: unknown).
+        progress: Called with what is done, how much of it, and out of how much; see
+            :mod:`onnxshrink.progress`.
         reading: How pictures, sentences, sounds and tables among the inputs become numbers.
         data_limit: Bytes that one array of a compressed file of inputs may unpack to; 4 GiB by
             default.
@@ -81,7 +83,7 @@ class Options:
     max_opset: int | None = None
     keep_names: bool = False
     compare_at: tuple[str, ...] = ()
-    progress: Progress = field(default=lambda what, done, total: None)
+    progress: Progress = silent
     data_limit: int | None = None
     reading: Reading = field(default_factory=Reading)
     worker: Mapping[str, Any] = field(default_factory=dict)
@@ -95,9 +97,21 @@ class Options:
         if self.seed < 0:
             raise RecipeError(f"seed takes a whole number of at least 0, not {self.seed}")
 
+    @classmethod
+    def of(cls, given: Options | None) -> Options:
+        """What a function was given; all as by default where that is nothing.
+
+        Raises:
+            RecipeError: It is something else: the inputs themselves, most likely.
+        """
+        if not isinstance(given, cls | None):
+            kind = type(given).__name__
+            raise RecipeError(f"options takes onnxshrink.Options(calibration=...), not a {kind}")
+        return given or cls()
+
 
 def apply_recipe(
-    recipe: Recipe, source: StrPath, out: StrPath, options: Options | None = None, *,
+    recipe: Recipe | StrPath, source: StrPath, out: StrPath, options: Options | None = None, *,
     goal: Goal | None = None, max_size: int | None = None, target_ratio: float | None = None,
 ) -> Report:  # fmt: skip
     """Apply a recipe to a model file and write the result.
@@ -105,7 +119,7 @@ def apply_recipe(
     The result is written even when every step was rolled back: it then equals the input.
 
     Args:
-        recipe: The passes.
+        recipe: The passes; or the name of a recipe of the package, or a recipe file.
         source: The model file; never modified.
         out: Where the result goes.
         options: How to run.
@@ -122,7 +136,8 @@ def apply_recipe(
     """
     from onnxshrink.runtime.worker import Worker
 
-    options = options or Options()
+    options = Options.of(options)
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.find(os.fspath(recipe))
     with Worker(**options.worker) as worker:
         worker.start()  # it imports ONNX Runtime while this process reads the model
         reads: list[StrPath] = [*recipe.reads, *_files_of(recipe.steps)]
@@ -156,6 +171,7 @@ def shrink(
     target: str = "cpu",
     pareto: StrPath | None = None,
     keep_best: bool = False,
+    keep_metadata: bool = False,
 ) -> Report:
     """Find the smallest form of a model that keeps its answers and its speed, and write it.
 
@@ -178,6 +194,7 @@ def shrink(
             the result may have that the model did not.
         pareto: A folder for models from near-lossless to smallest, with a table and a plot.
         keep_best: Whether a result that misses something takes the place of an older one, too.
+        keep_metadata: Whether what exporters note at nodes stays, which no runtime reads.
 
     Raises:
         BudgetMissed: The best result is too big or strays too far. It was written where nothing
@@ -193,7 +210,7 @@ def shrink(
     from onnxshrink.search.platform import PLATFORMS
     from onnxshrink.search.smallest import Search
 
-    options = options or Options()
+    options = Options.of(options)
     goal = goal or Goal()
     if target not in PLATFORMS:
         raise RecipeError(f"target takes one of {', '.join(PLATFORMS)}, not {target!r}")
@@ -206,7 +223,7 @@ def shrink(
         model, settings = prepare(
             source, out, options, worker, (), recipe_out, storage, held_back=parts
         )
-        first = cleaning(model)
+        first = cleaning(model, keep_metadata)
         known = options.calibration is not None and options.check != "off"
         warnings = []
         if (
@@ -280,7 +297,7 @@ def apply_excluding(
     from onnxshrink.search import exclude
     from onnxshrink.search.partial_step import PartialStep
 
-    options = options or Options()
+    options = Options.of(options)
     if options.calibration is None or options.check == "off":
         raise RecipeError(f"{step.name}: what to leave alone is found on --calibration inputs")
     with Worker(**options.worker) as worker:
@@ -314,32 +331,16 @@ def load(
     """
     from onnxshrink.graph.forms import coded_read
 
-    options = options or Options()
+    options = Options.of(options)
     model, _ = coded_read.load(source)
     return model, _feeds(model, options, worker)
 
 
-def bench_pair(source: StrPath, out: StrPath, options: Options) -> dict[str, Any]:
-    """Latency of a result against its source: median ratio with its 95 % interval."""
-    from onnxshrink.runtime.bench import FEWEST_ROUNDS, bench
-    from onnxshrink.runtime.worker import Worker
-
-    with Worker(**options.worker) as worker:
-        _, feeds = load(source, options, worker)
-        worker.release()
-        found = bench([source, out], feeds[:4], rounds=FEWEST_ROUNDS + 3, worker=worker)
-    first, second = found.models
-    return {
-        "ratio": second.ratio, "low": second.ratio_low, "high": second.ratio_high,
-        "before_ms": first.seconds * 1e3, "after_ms": second.seconds * 1e3,
-    }  # fmt: skip
-
-
-def cleaning(model: Model) -> tuple[Pass, ...]:
+def cleaning(model: Model, keep_metadata: bool = False) -> tuple[Pass, ...]:
     """The passes that change no answers: clean, and those of ai.onnx.ml where that gains."""
     from onnxshrink.graph.rewrite import trees
 
-    steps = [find_pass("clean")()]
+    steps = [build(find_pass("clean"), {"keep_metadata": keep_metadata}, "cleaning")]
     if any(map(trees.merges, model.nodes)):
         steps.append(find_pass("merge-trees")())
     stored = [node.attributes.get("coefficients") for node in model.nodes]
@@ -442,9 +443,10 @@ def write(
     if report.changed and not options.keep_names:
         names = result.model.shorten_names(list(_selected(recipe.steps)))
     asked = storage = options.storage or storage
-    if was := coded_read.names(report.source):
-        storage = "coded" if storage == "auto" else storage
-        report.warnings.append(f"the input's {len(was)} coded tensors were made plain to work on")
+    form, was = coded_read.form_of(report.source)
+    if form:
+        storage = form if storage == "auto" else storage
+        report.warnings.append(f"{was} made plain to work on")
     instead = ""
     if packing and storage == "auto" and options.storage is None:
         beyond, plain = codes.wide_bytes(result.model) // 2, result.model.nbytes()

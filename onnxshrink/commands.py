@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from onnxshrink import files
+from onnxshrink import api, files
 from onnxshrink.api import Options
 from onnxshrink.errors import RecipeError
 
 if TYPE_CHECKING:
     from onnxshrink.graph.inspect.packs import PackInspection
     from onnxshrink.graph.inspect.statistics import Inspection
+    from onnxshrink.report import Report
     from onnxshrink.runtime.bench import BenchResult
     from onnxshrink.runtime.compare import Comparison
     from onnxshrink.runtime.session import SessionOptions
@@ -105,7 +106,7 @@ def compare(
     from onnxshrink.runtime.session import DEFAULT_OPTIONS
     from onnxshrink.runtime.worker import Worker
 
-    options = options or Options()
+    options = Options.of(options)
     first = session or DEFAULT_OPTIONS
     second = first if provider is None else replace(first, provider=provider)
     with Worker(**options.worker) as worker:
@@ -138,7 +139,7 @@ def bench(
     from onnxshrink.runtime.session import DEFAULT_OPTIONS
     from onnxshrink.runtime.worker import Worker
 
-    options = options or Options()
+    options = Options.of(options)
     if not models:
         raise RecipeError("bench takes one model or more")
     with Worker(**options.worker) as worker:
@@ -148,6 +149,22 @@ def bench(
             models, feeds, session or DEFAULT_OPTIONS, rounds, seed=options.seed, worker=worker,
             operators=operators,
         )  # fmt: skip
+
+
+def bench_pair(source: StrPath, out: StrPath, options: Options) -> dict[str, Any]:
+    """Latency of a result against its source: median ratio with its 95 % interval."""
+    from onnxshrink.runtime.bench import FEWEST_ROUNDS, bench
+    from onnxshrink.runtime.worker import Worker
+
+    with Worker(**options.worker) as worker:
+        _, feeds = api.load(source, options, worker)
+        worker.release()
+        found = bench([source, out], feeds[:4], rounds=FEWEST_ROUNDS + 3, worker=worker)
+    first, second = found.models
+    return {
+        "ratio": second.ratio, "low": second.ratio_low, "high": second.ratio_high,
+        "before_ms": first.seconds * 1e3, "after_ms": second.seconds * 1e3,
+    }  # fmt: skip
 
 
 def inspect(
@@ -301,13 +318,13 @@ def verify(
     """
     from onnxshrink.certificate import check_files, path_of, read, stored
     from onnxshrink.graph.forms import coded_read, packed
-    from onnxshrink.reproduce import recheck
+    from onnxshrink.reproducing import recheck
 
-    options = options or Options()
+    options = Options.of(options)
     if Path(source).is_dir():
-        from onnxshrink import bundle
+        from onnxshrink import bundling
 
-        return Verified(files=bundle.verify(source, key), signed=key is not None)
+        return Verified(files=bundling.verify(source, key), signed=key is not None)
     if (original is None) != (options.calibration is None):
         raise RecipeError("--original and --calibration go together: figures need both")
     certified = certificate is not None or path_of(source).exists()
@@ -358,7 +375,7 @@ def sensitivity(
     from onnxshrink.search import sensitivity as search
     from onnxshrink.search.partial_step import PartialStep
 
-    options = options or Options()
+    options = Options.of(options)
     pass_ = build(find_pass(step, "--step"), settings or {}, step)
     loaded, _ = coded_read.load(model)
     with Worker(**options.worker) as worker:
@@ -368,3 +385,92 @@ def sensitivity(
             progress=options.progress,
         )  # fmt: skip
         return search.measure(PartialStep(loaded, pass_, how, worker), by, options.progress)
+
+
+def bundle(
+    source: StrPath, out: StrPath, target: str, options: Options | None = None, *,
+    web_runtime: StrPath | None = None, licences: Sequence[StrPath] = (),
+    sign: StrPath | None = None, say: Callable[[str], None] = _log.warning,
+) -> list[str]:  # fmt: skip
+    """Put a model into a folder or .zip with what an application needs: an example that runs.
+
+    Args:
+        source: The model; plain, coded or packed.
+        out: A folder that is new or empty, or a ``.zip``.
+        target: ``web``, ``mobile``, ``android``, ``ios``, ``linux-c`` or ``python``.
+        options: Where inputs are, of which the first is the example's; without any, it is made up.
+        web_runtime: A folder where npm has installed onnxruntime-web, which goes along.
+        licences: Further files that say how the model may be used.
+        sign: A file with an Ed25519 private key in PEM, to sign the manifest with.
+        say: Told what the user must know of the inputs.
+
+    Returns:
+        The names of its files.
+
+    Raises:
+        ShrinkError: There is no such target, the model does not run, or there is something there.
+    """
+    from onnxshrink.bundling import Bundle
+    from onnxshrink.runtime.worker import Worker
+
+    options = Options.of(options)
+    with Worker(**options.worker) as worker:
+        sample = inputs_for(source, options, 1, worker, say)[0]
+        wanted = Bundle(
+            source=source, target=target, sample=sample, web_runtime=web_runtime,
+            licences=tuple(licences), key=sign,
+        )  # fmt: skip
+        return wanted.write(out, worker)
+
+
+def reproduce(
+    certificate: StrPath, source: StrPath, out: StrPath, options: Options | None = None
+) -> Report:
+    """Make a certified model again from the original, and hold it against the certificate.
+
+    Args:
+        certificate: The file of the certificate.
+        source: The original.
+        out: Where the result goes, under any name.
+        options: The inputs, and how to run.
+
+    Raises:
+        BudgetMissed: It was written, and its bytes are not those that are certified.
+        ModelError: ``source`` is not the original.
+    """
+    from onnxshrink.certificate import read
+    from onnxshrink.reproducing import reproduce as again
+
+    options = Options.of(options)
+    options = replace(options, reads=(*options.reads, certificate))
+    return again(read(certificate), source, out, options)
+
+
+def run_inputs(
+    model: StrPath, folder: StrPath, options: Options | None = None, *, count: int = 64,
+    say: Callable[[str], None] = _log.warning,
+) -> int:  # fmt: skip
+    """Write what another machine needs to run a model on the same inputs, and how many these are.
+
+    Args:
+        model: The model.
+        folder: Gets ``inputs.json``, and ``run_inputs.py`` to run there.
+        options: Where inputs are; without any, some are generated.
+        count: Use at most this many inputs.
+        say: Told what the user must know of the inputs.
+
+    Raises:
+        ShrinkError: The model or the inputs cannot be read, or the folder not be written.
+    """
+    from onnxshrink.runtime.places import SCRIPT, save_inputs
+    from onnxshrink.runtime.worker import Worker
+
+    options, place = Options.of(options), Path(folder)
+    with Worker(**options.worker) as worker:
+        feeds = inputs_for(model, options, count, worker, say)
+    with files.writing(place):
+        place.mkdir(parents=True, exist_ok=True)
+        save_inputs(place / "inputs.json", feeds)
+    with files.output(place / SCRIPT.name) as file:
+        file.write(SCRIPT.read_bytes())
+    return len(feeds)

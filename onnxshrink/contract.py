@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from onnxshrink.errors import DataError, ModelError, RecipeError
 from onnxshrink.goal import Goal
 from onnxshrink.options import nearest
+from onnxshrink.progress import Progress, silent
 from onnxshrink.report import Step, size
 from onnxshrink.trials import Answers, Feeds, answers, told
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from onnxshrink.runtime.worker import Worker
 
 Level = Literal["full", "quick", "off"]
-Progress = Callable[[str, int, int], None]
 
 _QUICK_FEEDS = 2
 _LEAST_SAVING = 0.03  # of the file, for a step that changes answers by more than this:
@@ -77,7 +76,7 @@ class Settings:
     folder: Path | None = None
     left: int = 0
     notes: tuple[str, ...] = ()
-    progress: Progress = field(default=lambda what, done, total: None)
+    progress: Progress = silent
     cache: CalibrationCache | None = None
     storage: str = "auto"
     goal: Goal = field(default_factory=Goal)

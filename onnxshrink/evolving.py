@@ -16,6 +16,7 @@ from onnxshrink import api, budget, files, provenance
 from onnxshrink.api import Options, StrPath
 from onnxshrink.contract import Judge, Settings
 from onnxshrink.errors import RecipeError
+from onnxshrink.progress import counted
 from onnxshrink.recipe import Recipe
 from onnxshrink.report import Attempt, Report
 
@@ -99,7 +100,7 @@ def evolve(
     from onnxshrink.search.evolution.study import Study
     from onnxshrink.search.platform import PLATFORMS
 
-    options, goal, folder = options or Options(), goal or Goal(), Path(folder)
+    options, goal, folder = Options.of(options), goal or Goal(), Path(folder)
     if options.calibration is None or options.check == "off":
         raise RecipeError("search: recipes are judged by real inputs: give --calibration DATA")
     if options.certificate:
@@ -223,8 +224,7 @@ def _finish(
     chosen += [steps for steps in (start, ()) if steps not in chosen]  # () stands everywhere
     looks = len({tuple(step.name for step in steps) for steps in chosen if steps})
     kept: list[Tried] = []
-    for number, steps in enumerate(chosen):
-        ask.settings.progress("asking unseen inputs", number, len(chosen))
+    for steps in counted(ask.settings.progress, "asking unseen inputs", chosen):
         one = ask.evaluate(steps, looks=max(looks, 1))
         if one is not None:
             one.result = None

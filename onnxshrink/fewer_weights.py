@@ -72,6 +72,7 @@ def retreat(
         taken = order if tolerated(order) else []
     else:
         taken = most_tolerated(order, tolerated, _TRIES, tell, worth)
+        tell(_TRIES)
     if last is None:
         return None
     trial, row = last  # of all that were taken

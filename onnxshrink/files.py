@@ -103,12 +103,10 @@ def gzip_bytes(paths: Iterable[Path]) -> int | None:
 
 
 def brotli_bytes(paths: Iterable[Path]) -> int | None:
-    """Bytes of some files as servers send them to browsers; None for large ones, or no brotli."""
+    """Bytes of some files as servers send them to browsers; None where these are very large."""
+    import brotli
+
     paths = list(paths)
-    try:
-        import brotli
-    except ImportError:
-        return None
     if sum(path.stat().st_size for path in paths) > _MOST_SENT:
         return None
     return sum(len(brotli.compress(path.read_bytes(), quality=_BROTLI)) for path in paths)

@@ -132,7 +132,7 @@ def check(
     from onnxshrink.runtime.session import DEFAULT_OPTIONS
     from onnxshrink.runtime.worker import Worker
 
-    options, how = options or Options(), session or DEFAULT_OPTIONS
+    options, how = Options.of(options), session or DEFAULT_OPTIONS
     against = {"min_agreement": min_agreement, "max_error": max_error,
                "max_slowdown": max_slowdown, "max_drop": max_drop}  # fmt: skip
     check_thresholds({**against, "max_size": max_size, "max_latency": max_latency})

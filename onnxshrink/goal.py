@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from onnxshrink.errors import RecipeError
+from onnxshrink.options import check_share
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,6 +116,7 @@ class Goal:
     confidence: float = 0.9
 
     def __post_init__(self) -> None:
+        check_share("min_agreement", self.min_agreement)
         if not self.measures:
             return
         from onnxshrink.kernels.kinds import KINDS

@@ -210,6 +210,17 @@ def options_of(cls: type[Any]) -> tuple[Option, ...]:
     return _known.setdefault(cls, tuple(found))
 
 
+def check_share(name: str, value: float | None) -> None:
+    """Refuse what is no share.
+
+    Raises:
+        RecipeError: It is below 0 or beyond 1, as percents are.
+    """
+    if value is not None and not 0 <= value <= 1:
+        percent = f"; {value:g} % is {value / 100:g}" if 1 < value <= 100 else ""
+        raise RecipeError(f"{name} takes a share of 0 to 1, not {value!r}{percent}")
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint such as ``; did you mean 'dtype'?``, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

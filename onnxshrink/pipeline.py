@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from onnxshrink.contract import Judge, Progress, Settings
+from onnxshrink.contract import Judge, Settings
 from onnxshrink.errors import (
     InputsMissing,
     OutputError,
@@ -20,7 +20,8 @@ from onnxshrink.errors import (
 )
 from onnxshrink.fewer_weights import retreat
 from onnxshrink.goal import Goal
-from onnxshrink.options import amended, check, dump, option
+from onnxshrink.options import amended, check, dump, nearest, option
+from onnxshrink.progress import Progress, silent
 from onnxshrink.report import Change, Report, Skip, Step, size
 from onnxshrink.select import SKIP, Select, unmatched
 from onnxshrink.trials import Answers, Feeds, Reference
@@ -147,7 +148,7 @@ class Context:
     original: Model | None = None
     worker: Worker = field(default_factory=_idle_worker)
     seed: int = 0
-    progress: Progress = field(default=lambda what, done, total: None)
+    progress: Progress = silent
     storage: str = "auto"
     goal: Goal = field(default_factory=Goal)
     memo: dict[str, Any] = field(default_factory=dict)
@@ -232,7 +233,9 @@ class Context:
         select: Select = owner.weights
         views = list(views)
         if missing := unmatched(select, views):
-            raise RecipeError(f"{owner.name}: no weight matches {', '.join(map(repr, missing))}")
+            known = [word for view in views for word in (view.op_type, view.name)]
+            said = f"no weight matches {', '.join(map(repr, missing))}"
+            raise RecipeError(f"{owner.name}: {said}{nearest(missing[0], known)}")
         chosen = []
         for view in views:
             reason = select.why_not(view, any_role=any_role)

@@ -53,6 +53,18 @@ def parse(text: str, where: str) -> Any:
         raise RecipeError(f"{where}: not YAML: a value does not fit its type") from error
 
 
+def text(value: Any) -> str:
+    """Plain values as YAML without anchors: what stands in two places is written twice."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    written: str = yaml.dump(value, Dumper=Dumper, sort_keys=False)
+    return written
+
+
 @functools.cache
 def _loader() -> type[yaml.SafeLoader]:
     """PyYAML's safe loader, to which dates are text."""

@@ -149,6 +149,8 @@ class Recipe:
         Raises:
             RecipeError: The file cannot be read, or is not a recipe.
         """
+        if Path(path).suffix == ".onnx":
+            raise RecipeError(f"{path}: is no recipe; that comes first: apply RECIPE IN OUT")
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -159,8 +161,6 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """The recipe as YAML; only what differs from the defaults is written."""
-        import yaml
-
         steps: list[Any] = []
         for step in self.steps:
             options = dump(step)
@@ -168,8 +168,7 @@ class Recipe:
         storage = {} if self.storage == "auto" else {"storage": self.storage}
         held_back = {"held_back": True} if self.held_back else {}
         recipe = {"version": VERSION, **storage, **held_back, "steps": steps}
-        text: str = yaml.safe_dump(recipe, sort_keys=False)
-        return text
+        return plain_yaml.text(recipe)
 
 
 def _step(step: Any, where: str) -> Pass:

@@ -135,7 +135,7 @@ class Report:
         outputs: Effect of the whole run on every output: name -> figures against the original.
         renamed: Short names of values and nodes in the result, by the names they had.
         bytes_gzip: Size of the result after gzip, as servers send it; None for very large ones.
-        bytes_brotli: The same after brotli of quality 9, where that package is installed.
+        bytes_brotli: The same after brotli of quality 9.
         runtime: The first ONNX Runtime that loads the result; empty where that is not known.
         written: Whether the result stands there: one that misses takes no older one's place.
         packed: Whether the result needs a reader of packs.

@@ -13,7 +13,7 @@ import pytest
 from browser import needs_browser, value_when_there
 from hard_models import text
 
-from onnxshrink import bundle
+from onnxshrink import bundling
 from onnxshrink.api import Options, apply_recipe
 from onnxshrink.errors import ModelError, OutputError, RecipeError
 from onnxshrink.graph.file.model import Model
@@ -64,30 +64,30 @@ def case(tmp_path_factory):
 
 def _write(case, target, out, worker, **rest):
     folder, sample, _ = case
-    wanted = bundle.Bundle(source=folder / "small.onnx", target=target, sample=sample, **rest)
+    wanted = bundling.Bundle(source=folder / "small.onnx", target=target, sample=sample, **rest)
     return wanted.write(out, worker)
 
 
-@pytest.mark.parametrize("target", bundle.TARGETS)
+@pytest.mark.parametrize("target", bundling.TARGETS)
 def test_what_a_bundle_holds(target, case, worker, tmp_path):
     names = _write(case, target, tmp_path / "b", worker)
     always = {"small.onnx", "small.onnx.certificate.json", "LICENSE.txt", "README.md"}
-    assert {*always, bundle.MANIFEST} <= set(names)
-    assert bundle.verify(tmp_path / "b") == len(names) - 1
+    assert {*always, bundling.MANIFEST} <= set(names)
+    assert bundling.verify(tmp_path / "b") == len(names) - 1
     for path in (tmp_path / "b").rglob("*"):
         if path.suffix in (".md", ".html", ".mjs", ".py", ".c", ".kt", ".swift"):
             assert "@@" not in path.read_text(), path
     readme = (tmp_path / "b" / "README.md").read_text()
     assert "| input | x | tensor(float) |" in readme
     assert "smaller than the original" in readme
-    manifest = json.loads((tmp_path / "b" / bundle.MANIFEST).read_text())
+    manifest = json.loads((tmp_path / "b" / bundling.MANIFEST).read_text())
     assert manifest["outputs"] == {"y": "tensor(float)", "z": "tensor(int64)"}
 
 
 def test_the_python_example_runs(case, worker, tmp_path):
     _write(case, "python", tmp_path / "b.zip", worker)
     shutil.unpack_archive(tmp_path / "b.zip", tmp_path / "b")
-    bundle.verify(tmp_path / "b")
+    bundling.verify(tmp_path / "b")
     done = subprocess.run(
         [sys.executable, tmp_path / "b" / "run.py"], capture_output=True, text=True, check=True
     )
@@ -122,19 +122,19 @@ def test_the_same_bytes_every_time(case, worker, tmp_path):
 
 def test_what_was_changed_is_found(case, worker, tmp_path):
     _write(case, "python", tmp_path / "b", worker)
-    for name in ("run.py", "small.onnx", bundle.MANIFEST, "LICENSE.txt"):
+    for name in ("run.py", "small.onnx", bundling.MANIFEST, "LICENSE.txt"):
         path = tmp_path / "b" / name
         data = path.read_bytes()
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
         with pytest.raises(ModelError, match=r"was changed|not an onnxshrink bundle"):
-            bundle.verify(tmp_path / "b")
+            bundling.verify(tmp_path / "b")
         path.unlink()
         with pytest.raises(ModelError, match=r"not there|cannot be read"):
-            bundle.verify(tmp_path / "b")
+            bundling.verify(tmp_path / "b")
         path.write_bytes(data)
     (tmp_path / "b" / "more").write_text("x")
     with pytest.raises(ModelError, match="does not certify more"):
-        bundle.verify(tmp_path / "b")
+        bundling.verify(tmp_path / "b")
 
 
 def test_what_cannot_be_bundled(case, worker, tmp_path):
@@ -148,14 +148,14 @@ def test_what_cannot_be_bundled(case, worker, tmp_path):
         _write(case, "python", tmp_path / "b", worker, licences=(tmp_path / "LICENCE",))
     pack = tmp_path / "packed.onnx"
     packed.save(Model.load(case[0] / "model.onnx"), pack)
-    wanted = bundle.Bundle(source=pack, target="ios", sample=case[1])
+    wanted = bundling.Bundle(source=pack, target="ios", sample=case[1])
     with pytest.raises(RecipeError, match="the example for ios does not read"):
         wanted.write(tmp_path / "b", worker)
     changed = tmp_path / "small.onnx"
     shutil.copy(case[0] / "model.onnx", changed)
     shutil.copy(f"{case[0] / 'small.onnx'}.certificate.json", f"{changed}.certificate.json")
     with pytest.raises(ModelError, match=r"small\.onnx: was changed"):
-        bundle.Bundle(source=changed, target="ios", sample=case[1]).write(tmp_path / "b", worker)
+        bundling.Bundle(source=changed, target="ios", sample=case[1]).write(tmp_path / "b", worker)
     assert not (tmp_path / "b").exists()
 
 
@@ -175,7 +175,7 @@ def test_the_page_shows_the_answer(storage, case, worker, tmp_path):
             packed.save(Model.load(case[0] / "model.onnx"), source)
         else:
             Model.load(case[0] / "model.onnx").save(source, "external")
-    wanted = bundle.Bundle(source=source, target="web", sample=case[1], web_runtime=JS)
+    wanted = bundling.Bundle(source=source, target="web", sample=case[1], web_runtime=JS)
     wanted.write(tmp_path / "b", worker)
     serve = [NODE, tmp_path / "b" / "serve.mjs", "0"]
     with subprocess.Popen(serve, stdout=subprocess.PIPE) as server:

@@ -16,7 +16,7 @@ from onnxshrink.certificate import KEY, check_files, path_of, read, stored
 from onnxshrink.errors import BudgetMissed, DataError, ModelError, RecipeError
 from onnxshrink.passes.quantize_weights import QuantizeWeights
 from onnxshrink.recipe import Recipe
-from onnxshrink.reproduce import recheck, reproduce
+from onnxshrink.reproducing import recheck, reproduce
 
 STEPS = (QuantizeWeights(dtype="int8"),)
 

@@ -1,5 +1,6 @@
 """What the command line says of itself: every example runs, and every slip gets its hint."""
 
+import logging
 import re
 import shlex
 import subprocess
@@ -92,6 +93,7 @@ def test_options_common_to_all_come_last_and_defaults_are_shown(cli: Run, name: 
     assert all(param.opts for param in COMMANDS[name].params)
     text = cli(name, "--help").out
     assert text.index("--help") < text.index("Common options:") < text.index("--verbose")
+    assert "RANGE" not in text
     for param in COMMANDS[name].params:
         if isinstance(param.default, str | int) and param.default and param.type.name != "boolean":
             assert f"default: {param.default}" in " ".join(text.split()), param.name
@@ -99,9 +101,13 @@ def test_options_common_to_all_come_last_and_defaults_are_shown(cli: Run, name: 
 
 @pytest.mark.parametrize("name", sorted(CALLED))
 def test_words_of_other_tools_lead_to_ours(cli: Run, name: str) -> None:
-    done = cli(name, "model.onnx", "small.onnx")
-    assert done.code == 2
-    assert any(ours in done.err for ours in pass_names())
+    ours, _ = CALLED[name]
+    done = cli(name, "modl.onnx", "small.onnx")
+    assert done.code == 3  # as the command that it stands for
+    assert done.err.startswith(f"{name} is called {ours} here: ")
+    assert "modl.onnx: no such file" in done.err
+    assert cli("-q", name, "--help").err == ""
+    assert cli(name, "--help").out == cli(ours, "--help").out
 
 
 @pytest.mark.parametrize(
@@ -143,6 +149,7 @@ def test_loudness_before_and_behind_the_command(cli: Run, small: Path, where: st
     assert (quiet[0], silent) == ("{", "")
     assert not caplog.records
     run("-v")
+    assert not logging.getLogger("onnxscript").isEnabledFor(logging.INFO)
     (said,) = [PlainFormatter().format(record) for record in caplog.records]
     assert re.fullmatch(r"\[[\d.]+ s\] quantize-weights: done, .* -> .* in [\d.]+ s", said)
 

@@ -112,6 +112,7 @@ class Outcome:
     source: Path
     result: Path
     report: Report
+    told: list[tuple[str, int, int]]
 
     @property
     def step(self) -> Pass:
@@ -153,9 +154,11 @@ def outcome_of(
         steps = (*(step_of(*before) for before in BEFORE.get(name, ())), step)
         folder = tmp_path_factory.mktemp(f"{name}-{case}")
         source, result = hard.save(folder), folder / "result.onnx"
-        done = run(steps, Model.load(source), Settings(feeds=hard.feeds), worker)
+        told: list[tuple[str, int, int]] = []
+        settings = Settings(feeds=hard.feeds, progress=lambda *words: told.append(words))
+        done = run(steps, Model.load(source), settings, worker)
         done.model.save(result, durable=False)
-        return Outcome(case, hard, steps, source, result, done.report)
+        return Outcome(case, hard, steps, source, result, done.report, told)
 
     return outcome
 
@@ -281,6 +284,16 @@ def signature_and_metadata_are_kept(outcome: Outcome) -> None:
     assert said(outcome.after) == said(outcome.before)
     if outcome.before.ir_version >= 4:  # what the caller may override stays so
         assert list(outcome.after.graph.input) == list(outcome.before.graph.input)
+
+
+@law
+def what_is_told_of_progress_has_a_total_and_ends(outcome: Outcome) -> None:
+    last = {what.partition(": ")[0]: (done, total) for what, done, total in outcome.told}
+    assert all(0 <= done <= total for _, done, total in outcome.told)
+    if (
+        outcome.row.status != "rolled back"
+    ):  # an error ends it as well, and what it is part of goes on
+        assert not {what for what, (done, total) in last.items() if done != total}
 
 
 @law

@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 #: A room may import those on its own line and above.
 LAYERS = (
-    ("errors", "report", "page", "kernels"),
+    ("errors", "report", "page", "kernels", "progress"),
     ("files",),
     ("options", "functions", "plain_yaml", "graph", "sidecar"),
     ("reading",),
@@ -28,7 +28,7 @@ LAYERS = (
     ("recipe",),
     ("search", "certificate", "provenance", "budget"),
     ("api",),
-    ("reproduce", "bundle", "evolving"),
+    ("reproducing", "bundling", "evolving"),
     ("commands", "one_step"),
     ("gate", "steps"),
     ("cli",),
@@ -55,7 +55,7 @@ OUTSIDE = {
         "channels",
         "passes",
         "search",
-        "bundle",
+        "bundling",
     },
     "scipy": {"kernels"},
     "onnx": {"graph", "runtime"},
@@ -75,7 +75,7 @@ OUTSIDE = {
     "optuna": {"search"},
     "sqlalchemy": {"search"},
     "distributed": {"search"},
-    "yaml": {"recipe", "plain_yaml"},
+    "yaml": {"plain_yaml"},
     "click": {"cli"},
     "rich": {"cli"},
 }

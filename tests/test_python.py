@@ -18,10 +18,9 @@ from onnxshrink.recipe import find_pass, pass_names
 ROOT = Path(__file__).parent.parent
 MODEL = str(ROOT / "models" / "vision_cnn" / "model.onnx")
 DATA = str(ROOT / "models" / "vision_cnn" / "calibration.npz")
-#: Commands that show what Python sees by itself, or that end in a file for another machine.
+#: Commands that have another name in Python, and those that show what Python sees by itself.
 WITHOUT = {
-    "apply": "apply_recipe", "bundle": "", "explain": "", "passes": "", "recipes": "",
-    "reproduce": "", "run-inputs": "", "search": "evolve",
+    "apply": "apply_recipe", "explain": "", "passes": "", "recipes": "", "search": "evolve",
 }  # fmt: skip
 
 
@@ -70,6 +69,19 @@ def test_functions_do_what_commands_do(tmp_path: Path) -> None:
     assert [model.path for model in bench.models] == [MODEL, str(small)]
     parts = onnxshrink.sensitivity(MODEL, options=options, settings={"dtype": "int4"}, count=2)
     assert len(parts.parts) > 3
+
+
+def test_slips_get_hints() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'shrnk'; did you mean 'shrink'"):
+        onnxshrink.shrnk  # type: ignore[attr-defined]  # noqa: B018
+    for step in (onnxshrink.clean, onnxshrink.shrink, onnxshrink.compare, onnxshrink.check):
+        given = ("in.onnx", "out.onnx", DATA)[: 2 if step is onnxshrink.check else 3]
+        with pytest.raises(onnxshrink.RecipeError, match=r"options takes .*, not a str"):
+            step(*given)  # type: ignore[arg-type]
+    with pytest.raises(onnxshrink.RecipeError, match="did you mean 'edge-fast'"):
+        onnxshrink.apply_recipe("edgefast", MODEL, "out.onnx")
+    with pytest.raises(onnxshrink.RecipeError, match="takes a share of 0 to 1"):
+        onnxshrink.Goal(min_agreement=99)
 
 
 @pytest.mark.e2e

@@ -11,8 +11,9 @@ from onnxshrink.contract import Settings
 from onnxshrink.errors import RecipeError
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.forms import packed
+from onnxshrink.options import build
 from onnxshrink.pipeline import run
-from onnxshrink.recipe import Recipe, recipe_names, recipe_summary, recipe_text
+from onnxshrink.recipe import Recipe, find_pass, recipe_names, recipe_summary, recipe_text
 from onnxshrink.runtime.inputs import load_inputs
 from onnxshrink.runtime.worker import Worker
 
@@ -49,6 +50,15 @@ def test_storage_is_part_of_a_recipe() -> None:
         Recipe.parse(text.replace("packed", "zip"))
     with pytest.raises(RecipeError, match="unknown key 'storge'; did you mean 'storage'"):
         Recipe.parse(text.replace("storage", "storge"))
+
+
+def test_what_stands_in_two_places_is_written_twice() -> None:
+    same = {"dtype": "int4"}
+    step = build(find_pass("quantize-weights"), {"layers": {"a": same, "b": same}}, "here")
+    text = Recipe((step,)).to_yaml()
+    assert text.count("dtype: int4") == 2
+    assert not set("&*") & set(text)
+    assert Recipe.parse(text).steps == (step,)
 
 
 def test_names_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ _SECTIONS = {
     "Look at models, and hold them against each other": (
         "compare", "bench", "inspect", "check", "sensitivity"),
     "Packed models": ("pack", "unpack", "verify", "session"),
+    "Elsewhere, and once more": ("bundle", "run_inputs", "reproduce"),
     "What comes back": ("Report",),
     "Errors": tuple(n for n in onnxshrink.__all__ if n.endswith(("Error", "Missed", "Model"))
                     and n != "Model"),

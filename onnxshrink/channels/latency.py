@@ -13,10 +13,10 @@ from onnxshrink.channels.labels import labelled
 from onnxshrink.channels.plan import Plan
 from onnxshrink.channels.removal import Cut
 from onnxshrink.channels.shares import Allocation
-from onnxshrink.contract import Progress
 from onnxshrink.graph.file.model import Model
 from onnxshrink.kernels.importance import believed_saving
 from onnxshrink.pipeline import Context
+from onnxshrink.progress import Progress
 from onnxshrink.runtime.bench import ModelBench, bench
 from onnxshrink.runtime.generate import generated_inputs
 
@@ -85,4 +85,5 @@ def _saved(
         seen = timed(trial, None)
         width = seen.ratio_high - seen.ratio_low
         saved[group.name] = believed_saving(guess, 1 - seen.ratio, width) / gone
+    progress("time of groups", len(plan.groups), len(plan.groups))
     return saved

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from onnxshrink.progress import counted
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -50,8 +52,8 @@ class Losses:
         from onnxshrink.kernels.importance import loss_curve
 
         found: dict[str, np.ndarray] = {}
-        for index, group in enumerate(plan.groups):
-            self._whole.ctx.progress("losses of groups", index, len(plan.groups))
+        groups = counted(self._whole.ctx.progress, "losses of groups", plan.groups)
+        for index, group in enumerate(groups):
             bond = [g.bond >= 0 and g.bond == group.bond for g in plan.groups]
             own = [i for i, tied in enumerate(bond) if tied or i == index]
             if own[0] < index or any(plan.groups[i].name in plan.held for i in own):

@@ -21,7 +21,7 @@ from typing import Any
 import click
 
 from onnxshrink import __version__
-from onnxshrink.cli._command import loudness, set_level
+from onnxshrink.cli._command import level, loudness, set_level
 from onnxshrink.errors import INTERNAL, ShrinkError, internal
 
 _log = logging.getLogger(__name__)
@@ -50,16 +50,20 @@ FIRST = {
     "pack": "Code weights without loss, for devices and downloads.",
     "unpack": "Make a packed model a plain one again, bit for bit.",
 }
-#: What other tools call what there is here.
+#: What other tools call what there is here: the command that it runs, and what else it may mean.
 CALLED = {
-    "palettize": "called share-codebook here: weights that share a few values",
-    "quantize": "one of four here: quantize-weights (size only, needs no data), quantize-static "
-    "(integers at run time, fastest), quantize-dynamic (transformers), quantize-rd (smallest)",
-    "prune": "one of four here: prune-magnitude (needs no data), prune-wanda and prune-sparsegpt "
-    "(with data), prune-channels (removes channels: less work, too)",
-    "simplify": "called clean here; shrink and apply do it first",
-    "optimize": "called clean (fewer nodes, same answers) or shrink (smaller) here",
-}
+    "palettize": ("share-codebook", "weights share a few values"),
+    "quantize": (
+        "quantize-weights", "for size only, without data; others are quantize-static (integers at "
+        "run time, fastest), quantize-dynamic (transformers) and quantize-rd (smallest)",
+    ),
+    "prune": (
+        "prune-magnitude", "without data; others are prune-wanda and prune-sparsegpt (with data), "
+        "and prune-channels (removes channels: less work, too)",
+    ),
+    "simplify": ("clean", "shrink and apply do it first"),
+    "optimize": ("clean", "fewer nodes, same answers; 'shrink' makes the model smaller"),
+}  # fmt: skip
 #: Passes by the verb of their name.
 _FAMILIES = {
     "quantize": "Quantize", "to": "Quantize", "prune": "Prune", "share": "Share and split",
@@ -96,16 +100,22 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Like click's, with the nearest name where there is no such command."""
+        """Like click's, with words of other tools, and the nearest name of no such command."""
+        from onnxshrink.cli._terminal import say
         from onnxshrink.options import nearest
 
         name = args[0]
         if name in CALLED:
-            raise click.UsageError(f"{name} is {CALLED[name]}", ctx)
+            name, meaning = CALLED[args[0]]
+            if level() >= 0:
+                say(f"{args[0]} is called {name} here: {meaning}", err=True)
+        if name.endswith(".onnx"):
+            said = f"a command comes first: onnxshrink shrink {' '.join(args)}"
+            raise click.UsageError(said, ctx)
         if not name.startswith("-") and self.get_command(ctx, name) is None:
             hint = nearest(name, self.list_commands(ctx))
             raise click.UsageError(f"no such command {name!r}{hint}", ctx)
-        return super().resolve_command(ctx, args)
+        return super().resolve_command(ctx, [name, *args[1:]])
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Three sections, without importing the passes that they name."""
@@ -136,7 +146,8 @@ class Commands(click.Group):
         handler.setFormatter(PlainFormatter())
         logging.basicConfig(handlers=[handler])
         set_level()
-        logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+        for library in ("onnx_ir", "onnxscript"):  # what they try with each node
+            logging.getLogger(library).setLevel(logging.ERROR)
         try:
             with stoppable():
                 return super().invoke(ctx)

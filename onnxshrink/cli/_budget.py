@@ -130,6 +130,9 @@ class Budget:
             "max_size": size_option(most, "--max-size") if most else None,
             "target_ratio": values.pop("target_ratio"),
         }
+        if small["target_ratio"] is not None and small["target_ratio"] < 1:
+            asked = f"--target-ratio {small['target_ratio']:g}"
+            raise RecipeError(f"{asked}: says how many times smaller, as in --target-ratio 4")
         return cls(goal, small, lifted)
 
     @property

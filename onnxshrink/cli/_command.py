@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 from collections import Counter
@@ -14,6 +15,9 @@ OWN, INPUTS, COMMON = "Options", "Inputs", "Common options"
 F = TypeVar("F", bound=Callable[..., Any])
 
 _LEVEL = f"{__name__}.level"
+_NUMBER = r"-?[\d.]+,?"
+#: Options that take several numbers as one word, and what stands between these.
+_JOINED = {"--mean": ",", "--std": ",", "--image-size": "x"}
 _LEVELS = {-1: logging.CRITICAL, 0: logging.ERROR, 1: logging.INFO, 2: logging.DEBUG}
 
 
@@ -51,6 +55,10 @@ class Command(click.Command):
         try:
             _, rest, order = self.make_parser(ctx).parse_args(list(args))
         except click.NoSuchOption as error:
+            known = {flag for param in self.params for flag in param.opts}
+            for word in args:
+                if f"-{word}" in known:
+                    raise click.UsageError(f"write -{word}, with two dashes", ctx) from error
             raise self._elsewhere(ctx, error) from error
         if rest and (hint := _split_value(list(args), rest[0])):
             raise click.UsageError(hint, ctx)
@@ -95,6 +103,11 @@ def _split_value(args: list[str], extra: str) -> str | None:
     """A hint about a word that is too much, where it is the rest of an option's value."""
     place = len(args) - 1 - args[::-1].index(extra)
     flags = [word for word in args[:place] if word.startswith("--")]
+    if flags and flags[-1] in _JOINED and re.fullmatch(_NUMBER, extra):
+        values = args[len(args) - args[::-1].index(flags[-1]) :]
+        words = itertools.takewhile(re.compile(_NUMBER).fullmatch, values)
+        numbers = [word.rstrip(",") for word in words]
+        return f"write {flags[-1]} {_JOINED[flags[-1]].join(numbers)}, without spaces"
     if re.fullmatch(r"[kMG]?i?B|ms", extra, re.I) and place > 1 and flags:
         return f"write {flags[-1]} {args[place - 1]}{extra}, without a space"
     if flags and flags[-1] in ("--calibration", "--inputs"):

@@ -44,11 +44,11 @@ def measure_options(command: F) -> F:
                 help="Where the models run; in 'compare', where OTHER does.",
             ),
             common_option(
-                "--threads", default=1, type=click.IntRange(0, 1024),
+                "--threads", default=1, type=click.IntRange(0, 1024), metavar="N",
                 help="Threads inside one operator; 0: one for each core.",
             ),
             common_option(
-                "--accuracy-level", type=click.IntRange(0, 4),
+                "--accuracy-level", type=click.IntRange(0, 4), metavar="N",
                 help="ONNX Runtime's for MatMulNBits; 0 is exact.",
             ),
             common_option("--json", "as_json", is_flag=True, help="Print JSON."),

@@ -15,6 +15,7 @@ from onnxshrink.cli._command import Command, InputOption
 from onnxshrink.cli._exclude import Exclusion, exclude_options
 from onnxshrink.cli._run import RunOptions, run_options
 from onnxshrink.cli._terminal import progress_bar, show
+from onnxshrink.cli._values import Number
 
 if TYPE_CHECKING:
     from onnxshrink.goal import Goal
@@ -72,7 +73,7 @@ def _click_options(option: Option) -> list[Callable[[F], F]]:
     if option.choices:
         settings["type"] = click.Choice([*option.choices, *option.spellings])
     elif kind in (int, float):
-        settings["type"] = kind
+        settings["type"] = int if kind is int else Number()
     else:
         settings["metavar"] = "YAML" if isinstance(default, dict) else "TEXT"
     if option.many:

@@ -7,82 +7,114 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
 
 from onnxshrink.cli._command import level
+from onnxshrink.progress import Progress, silent
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from onnxshrink.report import Table
 
 _log = logging.getLogger(__name__)
 
 
-Update = Callable[[str, int, int], None]
-
 _PAUSE = 10.0  # seconds between two lines of progress where there is no terminal
+_SOON = 1.0  # second before which no bar is worth the flicker
 
 
 @contextmanager
-def progress_bar() -> Iterator[Update]:
+def progress_bar() -> Iterator[Progress]:
     """Progress on stderr: bars on a terminal once a second has passed, else lines with -v."""
     if level() < 0:
-        yield lambda what, done, total: None
+        yield silent
     elif not sys.stderr.isatty():
         yield _lines()
     else:
-        with _bars() as update:
+        from rich.console import Console
+
+        with _bars(Console(stderr=True)) as update:
             yield update
 
 
-def _lines() -> Update:
+class _Going:
+    """What goes on, the outermost first: what is told of one ends all that began within it."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def told(self, name: str, over: bool) -> list[str]:
+        """Those that have ended by now.
+
+        Args:
+            name: What was told.
+            over: Whether that was its end.
+        """
+        place = self.names.index(name) if name in self.names else len(self.names)
+        first = place if over else place + 1
+        ended = self.names[first:]
+        self.names[place:] = [] if over else [name]
+        return ended
+
+
+def _lines() -> Progress:
     """A line now and then, to the log."""
+    going = _Going()
     last = time.monotonic()
     begun: dict[str, float] = {}
 
     def update(what: str, done: int, total: int) -> None:
         nonlocal last
         now = time.monotonic()
-        begun.setdefault(what, now)
+        name, _, beside = what.partition(": ")
+        over = done >= total
+        for ended in going.told(name, over):
+            begun.pop(ended, None)
+        if over:
+            return
+        begun.setdefault(name, now)
         if now - last < _PAUSE:
             return
         last = now
-        line = f"{what}: {done}"
-        if total:
-            line += f" of {total}"
-        if 0 < done < total:
-            line += f", {(now - begun[what]) / done * (total - done):.0f} s left"
-        _log.info("%s", line)
+        line = f"{name}, {done} of {total}"
+        if done:
+            line += f", {(now - begun[name]) / done * (total - done):.0f} s left"
+        _log.info("%s", f"{line}: {beside}" if beside else line)
 
     return update
 
 
 @contextmanager
-def _bars() -> Iterator[Update]:
+def _bars(console: Console) -> Iterator[Progress]:
     """A bar for each thing that goes on: count, total and time left; one that is done goes."""
     from rich import progress
-    from rich.console import Console
 
     columns = (
-        progress.TextColumn("{task.description}"), progress.BarColumn(),
+        progress.TextColumn("{task.description}", markup=False), progress.BarColumn(),
         progress.MofNCompleteColumn(), progress.TimeElapsedColumn(),
         progress.TimeRemainingColumn(),
     )  # fmt: skip
     started = time.monotonic()
+    going = _Going()
     tasks: dict[str, progress.TaskID] = {}
-    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    with progress.Progress(*columns, console=console, transient=True) as bars:
 
         def update(what: str, done: int, total: int) -> None:
-            if time.monotonic() - started < 1:
+            name = what.partition(": ")[0]
+            over = done >= total
+            for ended in going.told(name, over):
+                if ended in tasks:
+                    bars.remove_task(tasks.pop(ended))
+            if over or time.monotonic() - started < _SOON:
                 return
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total or None)
-            bars.update(tasks[what], completed=done, total=total or None)
-            if done >= total > 0:
-                bars.remove_task(tasks.pop(what))
+            if name not in tasks:
+                tasks[name] = bars.add_task(what, total=total)
+            bars.update(tasks[name], description=what, completed=done, total=total)
 
         yield update
 

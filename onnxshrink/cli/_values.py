@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -29,6 +30,7 @@ def number(text: str) -> float:
     Raises:
         BadParameter: It is no number, NaN, infinite or negative.
     """
+    _refuse_percent(text)
     try:
         found = float(text)
     except (ValueError, OverflowError):
@@ -53,10 +55,49 @@ worker_options = (
         help="Address space for models that run  [default: the machine's memory and 16GiB]",
     ),
 )  # fmt: skip
+
+
+class Number(click.types.FloatParamType):
+    """Any number."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number of a text."""
+        _refuse_percent(str(value))
+        found: float = super().convert(value, param, ctx)
+        return found
+
+
+def _refuse_percent(text: str) -> None:
+    """Say how a percentage is written as a share."""
+    with contextlib.suppress(ValueError):
+        if text.endswith("%"):
+            share = float(text[:-1]) / 100
+            raise click.BadParameter(f"{text[:60]!r} is written as {share:g}")
+
+
+class Whole(click.IntRange):
+    """A whole number; help shows its least value, since nobody comes near the largest."""
+
+    name = "N"
+
+    def __init__(self, least: int, bits: int):
+        super().__init__(min=least)
+        self._largest = 2**bits - 1
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number of a text."""
+        found: int = super().convert(value, param, ctx)
+        if found > self._largest:
+            self.fail(f"{found} is more than {self._largest}", param, ctx)
+        return found
+
+
 #: How many inputs to use: at least one.
-COUNT = click.IntRange(1, 2**31 - 1)
+COUNT = Whole(1, 31)
 #: Of generators of random numbers.
-SEED = click.IntRange(0, 2**63 - 1)
+SEED = Whole(0, 63)
 
 
 def shape_option(text: str) -> tuple[str, tuple[int, ...]]:

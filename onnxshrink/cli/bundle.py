@@ -57,19 +57,15 @@ def command(
     onnxshrink bundle small.onnx app --target web --calibration inputs.npz
     onnxshrink bundle small.onnx app.zip --target mobile --calibration inputs.npz
     """
+    from onnxshrink import commands
     from onnxshrink.api import Options
-    from onnxshrink.bundle import Bundle
-    from onnxshrink.commands import inputs_for
-    from onnxshrink.runtime.worker import Worker
 
-    with Worker(**worker_limits(timeout, memory_limit)) as worker:
-        options = Options(
-            **Inputs.take(values).options, shapes=dict(map(shape_option, shape)), seed=seed
-        )
-        sample = inputs_for(source, options, 1, worker, warn)[0]
-        wanted = Bundle(
-            source=source, target=target, sample=sample, web_runtime=web_runtime,
-            licences=licences, key=sign,
-        )  # fmt: skip
-        names = wanted.write(out, worker)
+    options = Options(
+        **Inputs.take(values).options, shapes=dict(map(shape_option, shape)), seed=seed,
+        worker=worker_limits(timeout, memory_limit),
+    )  # fmt: skip
+    names = commands.bundle(
+        source, out, target, options, web_runtime=web_runtime, licences=licences, sign=sign,
+        say=warn,
+    )  # fmt: skip
     say(f"{out}: {len(names)} files for {target}: {', '.join(names)}")

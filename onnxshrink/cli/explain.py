@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from onnxshrink.cli._command import Command
+from onnxshrink.errors import RecipeError
 
 
 @click.command(cls=Command)
@@ -17,12 +18,16 @@ def command(name: str) -> None:
     """
     import inspect as reflect
 
+    from onnxshrink.cli import CALLED, command_names
     from onnxshrink.options import options_of
     from onnxshrink.recipe import find_pass, recipe_names, recipe_text
 
     if name in recipe_names():
         click.echo(recipe_text(name), nl=False)
         return
+    if name in command_names():
+        raise RecipeError(f"{name} is no pass: 'onnxshrink {name} --help' says what it does")
+    name, _ = CALLED.get(name, (name, ""))
     kind = find_pass(name, "explain")
     click.echo(f"{name}\n\n{reflect.getdoc(kind)}\n\nOptions:")
     for option in options_of(kind):

@@ -28,16 +28,13 @@ def command(
     \b
     onnxshrink reproduce small.onnx.certificate.json model.onnx again.onnx --calibration inputs.npz
     """
-    from onnxshrink import api
-    from onnxshrink.certificate import read
-    from onnxshrink.reproduce import reproduce
+    from onnxshrink import commands
+    from onnxshrink.api import Options
 
-    found = read(certificate)
     inputs = Inputs.take(values)
     with progress_bar() as progress:
-        options = api.Options(
-            **inputs.options, progress=progress, reads=(certificate,),
-            worker=worker_limits(timeout, memory_limit),
-        )  # fmt: skip
-        reproduce(found, source, out, options)
+        options = Options(
+            **inputs.options, progress=progress, worker=worker_limits(timeout, memory_limit)
+        )
+        commands.reproduce(certificate, source, out, options)
     say(f"{out}: the certified bytes")

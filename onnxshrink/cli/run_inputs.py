@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -40,19 +39,12 @@ def command(
     onnxshrink run-inputs small.onnx there --calibration inputs.npz
     onnxshrink compare model.onnx small.onnx --calibration inputs.npz --results answers.json
     """
+    from onnxshrink import commands
     from onnxshrink.api import Options
-    from onnxshrink.commands import inputs_for
-    from onnxshrink.files import output, writing
-    from onnxshrink.runtime.places import SCRIPT, save_inputs
-    from onnxshrink.runtime.worker import Worker
 
-    inputs = Inputs.take(values)
-    with Worker(**worker_limits(timeout, memory_limit)) as worker:
-        options = Options(**inputs.options, shapes=dict(map(shape_option, shape)), seed=seed)
-        feeds = inputs_for(model, options, count, worker, warn)
-    with writing(folder):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        save_inputs(Path(folder) / "inputs.json", feeds)
-    with output(Path(folder) / SCRIPT.name) as file:
-        file.write(SCRIPT.read_bytes())
-    say(f"{folder}: inputs.json with {len(feeds)} inputs, and {SCRIPT.name}")
+    options = Options(
+        **Inputs.take(values).options, shapes=dict(map(shape_option, shape)), seed=seed,
+        worker=worker_limits(timeout, memory_limit),
+    )  # fmt: skip
+    written = commands.run_inputs(model, folder, options, count=count, say=warn)
+    say(f"{folder}: inputs.json with {written} inputs, and run_inputs.py")

@@ -43,6 +43,11 @@ from onnxshrink.search.platform import Name
     is_flag=True,
     help="Write the best result over an older OUT even where it misses the goal.",
 )
+@click.option(
+    "--keep-metadata",
+    is_flag=True,
+    help="Keep stack traces, source paths and module names that exporters note at nodes.",
+)
 @click.option("--bench/--no-bench", "with_bench", default=True, help="Measure latency at the end.")
 def command(**values: Any) -> None:
     """Make a model smaller and prove that it still gives the same answers.
@@ -55,9 +60,10 @@ def command(**values: Any) -> None:
     with_bench, time_limit = values.pop("with_bench"), values.pop("time_limit")
     pareto, target = values.pop("pareto"), values.pop("target")
     keep_best: bool = values.pop("keep_best")
+    keep_metadata: bool = values.pop("keep_metadata")
     fastest = budget.values["preset"] == "fastest"
     aim: Aim = values.pop("aim") or ("latency" if fastest else "size")
-    from onnxshrink import api
+    from onnxshrink import api, commands
 
     missed: BudgetMissed | None = None
     with progress_bar() as progress:
@@ -66,12 +72,12 @@ def command(**values: Any) -> None:
             report = api.shrink(
                 run.source, run.out, options, goal=budget.goal(), recipe_out=recipe_out,
                 time_limit=time_limit, aim=aim, target=target, pareto=pareto,
-                keep_best=keep_best, **budget.sizes,
+                keep_best=keep_best, keep_metadata=keep_metadata, **budget.sizes,
             )  # fmt: skip
         except BudgetMissed as error:
             missed, report = error, error.report  # type: ignore[assignment]
         if with_bench and options.check != "off" and report.written:
-            report.bench = api.bench_pair(run.source, run.out, options)
+            report.bench = commands.bench_pair(run.source, run.out, options)
     run.finish(report)
     if missed is not None:
         raise missed

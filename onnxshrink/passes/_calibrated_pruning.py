@@ -12,6 +12,7 @@ from onnxshrink.errors import InputsMissing
 from onnxshrink.options import option
 from onnxshrink.passes._pruning import Pruning, matrix_of, obstacle
 from onnxshrink.pipeline import Context
+from onnxshrink.progress import counted
 from onnxshrink.trials import Exchange
 
 if TYPE_CHECKING:
@@ -103,8 +104,7 @@ class CalibratedPruning(Pruning):
         with closing(Exchange(model, names, ctx.worker)) as exchange:
             probes = split.of(ctx.feeds, split.judge)[:_PROBES]
             reference = ctx.goal.holder(exchange.answers(probes))
-            for done, view in enumerate(views):
-                ctx.progress("measuring sensitivities", done, len(views))
+            for view in counted(ctx.progress, "measuring sensitivities", views):
                 if view.name in exchange.refused or names[view.name] > 1:
                     continue  # keeps the common share
                 try:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-    from onnxshrink.contract import Progress
     from onnxshrink.graph.file.model import Model
     from onnxshrink.graph.gradients import Aim, Derivative
     from onnxshrink.graph.layers.parameters import Parameter
+    from onnxshrink.progress import Progress
     from onnxshrink.runtime.worker import Worker
     from onnxshrink.trials import Feeds
 

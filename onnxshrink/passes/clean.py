@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from onnxshrink.errors import UnsupportedModel
 from onnxshrink.options import option
 from onnxshrink.pipeline import Context, Pass
+from onnxshrink.progress import counted
 from onnxshrink.report import size
 
 if TYPE_CHECKING:
@@ -69,8 +70,7 @@ class Clean(Pass):
         if docs > _MANY_DOCS * before:
             ctx.skip("docs", f"doc strings and notes take {size(docs)}; strip_docs drops them")
         unchanged: Model | None = None  # a copy that a rewriter left as it is serves the next
-        for done, name in enumerate(names):
-            ctx.progress(self.name, done, len(names))
+        for name in counted(ctx.progress, self.name, names):
             if name in self.keep:
                 ctx.skip(name, "kept as asked")
                 continue

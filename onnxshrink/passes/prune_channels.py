@@ -11,6 +11,7 @@ from onnxshrink.channels.request import ChannelGoal, Importance, Request, Scope,
 from onnxshrink.errors import RecipeError
 from onnxshrink.options import option
 from onnxshrink.pipeline import Context, Pass
+from onnxshrink.progress import counted
 
 if TYPE_CHECKING:
     from onnxshrink.channels.plan import Plan
@@ -122,8 +123,7 @@ class PruneChannels(Pass):
         request, left = self._request(), dict[str, str]()
         refits = self.compensate and bool(real_feeds(ctx))
         start: Start | None = None
-        for number in range(self.iterations):
-            ctx.progress(self.name, number, self.iterations)
+        for number in counted(ctx.progress, self.name, range(self.iterations)):
             found = survey(model, request, ctx, number)
             start = start or Start.of(found.plan)
             part = (number + 1) / self.iterations

@@ -228,9 +228,11 @@ def median_interval(
 
 def stored_bytes(path: str | os.PathLike[str]) -> int:
     """Bytes of a model file and of the files with its external data."""
-    from onnxshrink.graph.file import round_trip, tensors, wire
+    from onnxshrink.graph.file import reading, round_trip, tensors, wire
 
     path = Path(path)
+    if reading.is_file_packed(path):
+        return path.stat().st_size
     locations = {
         entry.value
         for tensor in round_trip.tensors(wire.read(str(path)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +14,7 @@ from onnxshrink import files
 from onnxshrink.errors import ModelError
 from onnxshrink.kernels.observers import SUMS, Need
 from onnxshrink.kernels.pairs import PairNeed
+from onnxshrink.progress import Progress, silent
 from onnxshrink.runtime import calibration_cache
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 LEAST_SUMS_BYTES = 64 * 2**20
 UNEVEN = "its shape is not the same in every iteration of a loop"
-Progress = Callable[[str, int, int], None]
 N = TypeVar("N", Need, PairNeed)
 
 
@@ -102,7 +102,7 @@ def calibrate(
     needs: Iterable[Need],
     feeds: Sequence[Mapping[str, np.ndarray]],
     worker: Worker,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
     cache: CalibrationCache | None = None,
 ) -> Statistics:
     """Run a model and add up statistics of its values, in bounded memory.
@@ -169,6 +169,7 @@ def _observe(
                     return {v for v in inside if points.outputs.get(v) in points.stacked}
             found.add(part, worker)
         worker.release()
+        progress("calibrating", len(parts) * len(feeds), len(parts) * len(feeds))
     return set()
 
 

@@ -81,13 +81,15 @@ class Service:
         """Hold a model file against the ONNX specification."""
         import onnx.checker
 
-        from onnxshrink.graph.file import tensors
+        from onnxshrink.graph.file import reading, tensors
+        from onnxshrink.graph.forms import packed
         from onnxshrink.graph.operators import contrib
 
         contrib.declare()
+        plain = packed.load(path) if reading.is_file_packed(Path(path)) else None
         try:
             try:
-                onnx.checker.check_model(path)
+                onnx.checker.check_model(path if plain is None else str(plain.path))
             except onnx.checker.ValidationError:
                 linked = tensors.without_linked_data(Path(path))
                 if linked is None:

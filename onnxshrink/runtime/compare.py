@@ -14,8 +14,10 @@ import numpy as np
 from onnxshrink import files
 from onnxshrink.errors import DataError, ModelError, RecipeError
 from onnxshrink.graph.analysis import noise
-from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.file.reading import is_file_packed
+from onnxshrink.graph.forms import coded_read, packed
 from onnxshrink.kernels.metrics import OutputComparison, compare_outputs, differing
+from onnxshrink.options import check_share
 from onnxshrink.runtime import shelf
 from onnxshrink.runtime.decoding import steps
 from onnxshrink.runtime.session import DEFAULT_OPTIONS, SessionOptions
@@ -164,7 +166,6 @@ def compare(
         "max_kl": max_kl,
     })  # fmt: skip
     from onnxshrink.graph.analysis.tails import tails
-    from onnxshrink.graph.forms import coded_read
 
     if not feeds:
         raise DataError("there are no inputs to compare the models on")
@@ -172,7 +173,7 @@ def compare(
         kept = stack.enter_context(shelf.Shelf())
         worker = worker or stack.enter_context(Worker())
         stack.callback(worker.release)
-        draws = noise.draws(a) or noise.draws(b)
+        draws = _draws(a) or _draws(b)
         first, second = (stack.enter_context(_seeded(path)) if draws else path for path in (a, b))
 
         def ask() -> tuple[Signature, list[list[np.ndarray]]]:
@@ -209,11 +210,19 @@ def compare(
     )  # fmt: skip
 
 
+def _draws(path: PathLike) -> bool:
+    """Whether a model file, plain or packed, draws numbers."""
+    if is_file_packed(Path(path)):
+        return noise.is_random(packed.load(path))
+    return noise.draws(path)
+
+
 @contextlib.contextmanager
 def _seeded(path: PathLike) -> Iterator[Path]:
     """A copy of a model whose draws have seeds by their order; errors name the model."""
     with files.scratch() as folder:
-        noise.seeded(Model.load(path), by_number=True).save(copy := folder / "model.onnx")
+        model, _ = coded_read.load(path)
+        noise.seeded(model, by_number=True).save(copy := folder / "model.onnx")
         try:
             yield copy
         except ModelError as error:
@@ -224,11 +233,12 @@ def check_thresholds(asked: Mapping[str, float | None]) -> None:
     """Refuse thresholds that nothing can be held against.
 
     Raises:
-        RecipeError: One is NaN, infinite or below zero.
+        RecipeError: One is NaN, infinite or below zero, or a share is beyond 1.
     """
     for what, limit in asked.items():
         if limit is not None and not 0 <= limit < math.inf:
             raise RecipeError(f"{what} takes a finite number of at least 0, not {limit!r}")
+    check_share("min_agreement", asked.get("min_agreement"))
 
 
 def _check_signatures(a: str, first: Signature, b: str, second: Signature) -> None:

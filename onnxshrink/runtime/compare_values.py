@@ -11,7 +11,8 @@ import onnx
 from onnxshrink import files
 from onnxshrink.errors import ModelError
 from onnxshrink.kernels.pairs import PairNeed, Regression, RegressionSums
-from onnxshrink.runtime.calibrate import LEAST_SUMS_BYTES, Progress, Statistics, rounds
+from onnxshrink.progress import Progress, silent
+from onnxshrink.runtime.calibrate import LEAST_SUMS_BYTES, Statistics, rounds
 from onnxshrink.runtime.session import SessionOptions
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def regress(
     needs: Iterable[PairNeed],
     feeds: Sequence[Mapping[str, np.ndarray]],
     worker: Worker,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> Statistics:
     """Run a model and its original side by side, and add up statistics in bounded memory.
 
@@ -107,4 +108,5 @@ def _observe(
                     }
             found.add(part, worker)
         worker.release()
+        progress("calibrating", len(parts) * len(feeds), len(parts) * len(feeds))
     return set()

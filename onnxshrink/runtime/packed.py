@@ -20,6 +20,7 @@ def session(
     *,
     base: str | os.PathLike[str] | None = None,
     limit: int | None = None,
+    profile: str | None = None,
 ) -> InferenceSession:
     """Open a packed model in ONNX Runtime.
 
@@ -31,6 +32,7 @@ def session(
         options: What to pin.
         base: The packed model that this one updates, if it does.
         limit: Bytes that it may unpack to; 16 GiB by default.
+        profile: How the name of a file starts, to write a profile of all runs to.
 
     Raises:
         ModelError: Not a packed model, or ONNX Runtime does not load it.
@@ -42,4 +44,4 @@ def session(
             opened.read(entry.name, out=data[entry.offset : entry.offset + entry.nbytes])
         name = opened.header.data_name
         graph = packed.graph(opened, path)
-    return open_session(graph, options, files={name: data}, label=os.fspath(path))
+    return open_session(graph, options, files={name: data}, profile=profile, label=os.fspath(path))

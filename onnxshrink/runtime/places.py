@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from onnxshrink.errors import DataError, RecipeError
+from onnxshrink.graph.forms import packed
 from onnxshrink.kernels.metrics import compare_outputs
 from onnxshrink.runtime import run_inputs
 from onnxshrink.runtime.compare import Comparison, PathLike, check_thresholds
@@ -204,7 +205,9 @@ def compare_places(
         inputs = os.path.join(folder, "inputs.json")
         save_inputs(inputs, feeds)
         known = [_read_results(path, b, inputs) for path in results]
-        found = [_ask_place(place, b, inputs, fallback, timeout) for place in places]
+        copy = packed.load(b) if packed.is_packed(b) else None  # others read no packs
+        file = b if copy is None or copy.path is None else copy.path
+        found = [_ask_place(place, file, inputs, fallback, timeout) for place in places]
     names, findings = asked.output_names, []
     for answers in (*found, *known):
         refusal = answers.refusal or _unlike(names, len(feeds), answers)

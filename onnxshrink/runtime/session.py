@@ -135,7 +135,7 @@ def open_session(
     """Load a model into ONNX Runtime.
 
     Args:
-        model: Path of a model file, or a whole model as bytes.
+        model: Path of a model file, plain or packed, or a whole model as bytes.
         options: What to pin.
         files: Contents of external data files by name, uint8, in place of files on disk.
         profile: How the name of a file starts, to write a profile of all runs to.
@@ -182,6 +182,10 @@ def open_session(
     try:
         session = onnxruntime.InferenceSession(source, settings, providers=[options.provider])
     except Exception as error:  # ONNX Runtime's exceptions share no class of their own
+        if any(sign in str(error) for sign in _PACKED_SIGNS) and _is_packed(source):
+            from onnxshrink.runtime import packed
+
+            return packed.session(label, options, profile=profile)
         raise _refusal(error, label) from error
     if options.provider not in session.get_providers():  # its library did not load: a CPU run
         raise RecipeError(f"provider {options.provider} is installed, but does not start here")
@@ -189,8 +193,6 @@ def open_session(
 
 
 def _refusal(error: Exception, label: str) -> ModelError:
-    if any(sign in str(error) for sign in _PACKED_SIGNS) and _is_packed(label):
-        return ModelError(f"{label}: its weights are packed; 'onnxshrink unpack' it first")
     for pattern, message in _LACKS:
         if found := re.search(pattern, str(error)):
             return UnsupportedModel(f"{label}: ONNX Runtime has {message.format(*found.groups())}")
@@ -199,11 +201,11 @@ def _refusal(error: Exception, label: str) -> ModelError:
     return ModelError(f"{label}: ONNX Runtime does not load it: {_reason(error)}")
 
 
-def _is_packed(path: str) -> bool:
+def _is_packed(source: str | bytes) -> bool:
     """Whether a model that does not load is packed."""
     from onnxshrink.graph.forms.packed import is_packed
 
-    return Path(path).is_file() and is_packed(path)
+    return isinstance(source, str) and Path(source).is_file() and is_packed(source)
 
 
 def _out_of_memory(error: Exception) -> bool:

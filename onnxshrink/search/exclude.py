@@ -17,12 +17,13 @@ from onnxshrink.search.partial_step import PartialStep
 from onnxshrink.trials import told
 
 if TYPE_CHECKING:
-    from onnxshrink.contract import Progress
+    from onnxshrink.progress import Progress
 
 _log = logging.getLogger(__name__)
 
 #: Of the weights that are left alone, so many are tried again: the largest, for the bytes.
 _GIVEN_BACK = 16
+_DOING = "trying which weights to leave alone"
 
 
 def find_exclusions(parts: PartialStep, goal: Goal, progress: Progress) -> FoundRecipe:
@@ -55,12 +56,13 @@ def find_exclusions(parts: PartialStep, goal: Goal, progress: Progress) -> Found
 class _ExclusionSearch:
     def __init__(self, parts: PartialStep, goal: Goal, progress: Progress):
         self._parts, self._goal, self._progress = parts, goal, progress
-        self._tried = 0
+        weights = len(parts.changes)  # each alone, a bisection of all, those that are given back
+        self._tried, self._most = 0, 1 + weights + weights.bit_length() + min(weights, _GIVEN_BACK)
         self._worst: dict[frozenset[str], float] = {}
 
     def _tell(self) -> None:
         self._tried += 1
-        self._progress("trying which weights to leave alone", self._tried, 0)
+        self._progress(_DOING, min(self._tried, self._most), self._most)
 
     def keeps(self, kept: Sequence[str]) -> bool:
         """Whether the goal is kept when the step leaves these weights alone."""
@@ -84,6 +86,7 @@ class _ExclusionSearch:
 
     def found(self, kept: Sequence[str]) -> FoundRecipe:
         """The recipe; what the goal accepts must not be rolled back by a tighter bound."""
+        self._progress(_DOING, self._most, self._most)
         step = self._parts.without(kept)[0]
         worst = 1.1 * self._worst.get(frozenset(kept), 0.0)
         if worst > (step.bound if step.max_error is None else step.max_error):

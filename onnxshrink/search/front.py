@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from onnxshrink.page import pareto
 from onnxshrink.page.drawing import alone
+from onnxshrink.progress import counted
 from onnxshrink.report import Attempt, Table, size, times
 
 if TYPE_CHECKING:
@@ -124,8 +125,7 @@ def candidates(ask: Evaluator, tried: Sequence[Tried], best: Tried) -> list[Trie
     """
     found = list(tried)
     if best.spend is not None:
-        for number, share in enumerate(_SPENDS):
-            ask.settings.progress("trying what each byte costs", number, len(_SPENDS))
+        for share in counted(ask.settings.progress, "trying what each byte costs", _SPENDS):
             if share != 1 and (one := ask.again(best, best.spend * share, 1)) is not None:
                 one.result = None
                 found.append(one)

@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from onnxshrink.contract import Judge, Progress
+from onnxshrink.contract import Judge
 from onnxshrink.errors import ModelError
 from onnxshrink.goal import Goal
 from onnxshrink.kernels.bisection import fewest
 from onnxshrink.options import build
 from onnxshrink.pipeline import Context, Pass
+from onnxshrink.progress import Progress
 from onnxshrink.recipe import Recipe, find_pass
 from onnxshrink.report import Step
 from onnxshrink.select import SKIP, Select
@@ -41,6 +42,8 @@ _MEASURED = 64
 #: An order needs fewer inputs than a verdict.
 _RANKING_FEEDS = 8
 _WHERE = "the search"
+_DOING = "trying precisions"
+_VERDICTS = 3  # of whole models on each rung, beside those of the bisection
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ def find_recipe(model: Model, judge: Judge, goal: Goal, progress: Progress) -> F
         if not misses:
             break
         rungs, misses = search.move_up(rungs, rung)
+    search.end()
     lowest = min(rungs.values(), default=0)
     moved = {name: _rung_name(rung) for name, rung in rungs.items() if rung > lowest}
     return FoundRecipe(Recipe(search.allowed(rungs)), moved, misses)
@@ -103,6 +107,12 @@ class _LadderSearch:
         }
         self.names = list(self._views)
         self._worst: dict[tuple[int, ...], float] = {}
+        each = min(len(self.names), _MEASURED) + len(self.names).bit_length() + _VERDICTS
+        self._most = 1 + len(_RUNGS) * each
+
+    def end(self) -> None:
+        """Tell that it is over."""
+        self._progress(_DOING, self._most, self._most)
 
     def steps(self, rungs: Mapping[str, int]) -> tuple[Pass, ...]:
         """The passes that put every weight on its rung."""
@@ -154,7 +164,7 @@ class _LadderSearch:
         for step in steps:
             step.apply(trial, Context(Step(step.name)))
         self._tried += 1
-        self._progress("trying recipes", self._tried, 0)
+        self._progress(_DOING, min(self._tried, self._most), self._most)
         return self._judge.effect(trial, feeds)
 
     def move_up(self, rungs: dict[str, int], rung: int) -> tuple[dict[str, int], list[str]]:

@@ -18,7 +18,7 @@ from onnxshrink.search.partial_step import PartialStep, total
 from onnxshrink.trials import Answers, Exchange, Figures
 
 if TYPE_CHECKING:
-    from onnxshrink.contract import Progress
+    from onnxshrink.progress import Progress
 
 _log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from onnxshrink.goal import Aim
 from onnxshrink.options import build, dump
 from onnxshrink.pipeline import Pass, Result
 from onnxshrink.recipe import find_pass
-from onnxshrink.report import Attempt
+from onnxshrink.report import Attempt, size
 from onnxshrink.search import ladder
 from onnxshrink.search.evaluation import TUNING, Evaluator, Tried, spending
 from onnxshrink.search.measured import bench_tried
@@ -42,6 +42,8 @@ _STEEPEST, _FLATTEST = 1.5, 0.25
 _SURELY = 0.7  # times what was spent, where more is refused once more
 _LEAP = 8.0  # the factor by which what is spent changes at most
 _WHERE = "the search"
+_DOING = "trying recipes"
+_BEFORE = 3  # recipes: the model as it is, the first one, the same tuned
 _INTERRUPTED = "interrupted"
 
 #: Where the backbone does not do. Where it does, none of these was ever smaller at an equal loss.
@@ -120,6 +122,8 @@ class Search:
         self._deadline = math.inf if deadline is None else deadline
         self._tried: list[Tried] = []
         self._looks = 0
+        kinds = _TURNS + 1 if aim == "size" else len(_INTEGERS) * (_FEW_TURNS + 1)
+        self._most = _BEFORE + _TURNS + kinds
 
     def run(self) -> Found:
         """The best that is found in time; Ctrl-C ends the search, too, once there is anything."""
@@ -136,6 +140,7 @@ class Search:
         best = self._confirmed(stopped)
         if self._aim != "size" and not stopped:
             best = self._cheapest(best)
+        self._ask.settings.progress(_DOING, self._most, self._most)
         return Found(best, self._ask.result(best), self._tried, self._looks, stopped, signal)
 
     # ---- candidates
@@ -242,7 +247,7 @@ class Search:
             if spend is None:
                 return
             yield takes
-            self._tell(f"trying {one.name}, spending {spend:.2g}")
+            self._tell(f"{one.name}, spending {spend:.2g}")
             start = time.monotonic()
             found = self._ask.again(one, spend, looks)
             takes = time.monotonic() - start
@@ -258,7 +263,7 @@ class Search:
 
     def _try(self, steps: Sequence[Pass]) -> Tried | None:
         """Run a recipe and measure it; None where one of its steps did not stand."""
-        self._tell("trying " + (" + ".join(step.name for step in steps) or "cleaning"))
+        self._tell(" + ".join(step.name for step in steps) or "cleaning")
         one = self._ask.evaluate(steps)
         if one is not None:
             self._add(one)
@@ -266,8 +271,9 @@ class Search:
 
     def _tell(self, doing: str) -> None:
         if self._tried:
-            doing += f"; best so far {self._smallest().nbytes:,} bytes"
-        self._ask.settings.progress(doing, len(self._tried), 0)
+            doing += f"; best so far {size(self._smallest().nbytes)}"
+        tried = len(self._tried)
+        self._ask.settings.progress(f"{_DOING}: {doing}", tried, max(self._most, tried + 1))
 
     def _add(self, one: Tried) -> None:
         """Remember it; of all models the newest and the best stay in memory."""

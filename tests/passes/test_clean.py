@@ -1,11 +1,14 @@
 """Each rewriter against numpy; what it must leave alone; and that none is trusted."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from command_line import Run
 from hard_models import HARD, tensor, text, weight
 from onnx import helper
 
@@ -496,3 +499,18 @@ def test_what_exporters_note_for_debugging_goes(worker: Worker) -> None:
     kept = run([Clean(keep_metadata=True)], Model.from_proto(proto), settings, worker)
     assert "pkg.torch.onnx.stack_trace" in skipped(kept)["metadata"]
     assert kept.model.to_proto() == proto
+
+
+def test_shrink_drops_them_unless_they_are_to_be_kept(cli: Run, small: Path) -> None:
+    proto = onnx.load(small)
+    proto.graph.node[0].metadata_props.add(key="pkg.torch.onnx.stack_trace", value="model.py, 7")
+    onnx.save(proto, "traced.onnx")
+    words = ["shrink", "traced.onnx", "out.onnx", "--check", "off"]
+    done = cli(*words, "--report", "report.json")
+    assert b"model.py, 7" not in Path("out.onnx").read_bytes()
+    report = json.loads(Path("report.json").read_text())
+    (row,) = (c for c in report["steps"][0]["changes"] if c["what"] == "strip_traces")
+    assert row["note"].startswith("pkg.torch.onnx.stack_trace ")
+    done = cli(*words, "--keep-metadata", "--keep-names")
+    assert done.code == 0, done.err
+    assert b"model.py, 7" in Path("out.onnx").read_bytes()

@@ -29,7 +29,7 @@ def test_sums_of_both_models(worker: Worker) -> None:
     one, other = model(1), model(5)
     found = regress(one, other, needs, feeds, worker, lambda *now: told.append(now))
     assert set(found) == set(needs)
-    assert told == [("calibrating", i, 4) for i in range(4)]
+    assert told == [("calibrating", i, 4) for i in range(5)]
     for half in (0, 1):
         x = np.concatenate([feed["x"] for feed in feeds[half::2]])
         t = np.tanh(x @ normal(6, 5, seed=1))

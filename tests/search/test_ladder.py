@@ -77,9 +77,12 @@ def feeds(count: int = 4) -> list[dict[str, np.ndarray]]:
 
 
 def search(model: Model, goal: Goal, worker: Worker) -> tuple[FoundRecipe, list[int]]:
-    tried: list[int] = []
     judge = Judge(model, Settings(feeds=feeds()), worker)
-    return find_recipe(model, judge, goal, lambda what, done, total: tried.append(done)), tried
+    told: list[tuple[int, int]] = []
+    found = find_recipe(model, judge, goal, lambda what, done, total: told.append((done, total)))
+    *before, (done, total) = told
+    assert done == total  # the end
+    return found, [done for done, _ in before]
 
 
 GOALS = {

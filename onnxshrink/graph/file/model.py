@@ -96,7 +96,7 @@ class Model:
 
     def clone(self) -> Model:
         """A copy whose graph can be edited apart; both share the tensors."""
-        other = object.__new__(Model)
+        other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other._touched = set(self._touched)
         other._names, other._numbers = None, {}

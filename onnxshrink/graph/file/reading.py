@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -57,6 +58,8 @@ def is_file_packed(path: Path) -> bool:
         ModelError: It is no file, or cannot be read.
     """
     if not os.path.exists(path):  # unlike Path.exists(), also False for impossible names
+        if re.match(r"[a-z]{2,}:/", str(path)):
+            raise ModelError(f"{path}: is a web address; download the model first")
         raise ModelError(f"{path}: no such file{nearest_file(path)}")
     if path.is_dir():
         raise ModelError(f"{path}: is a folder; name the .onnx file in it")
@@ -69,10 +72,16 @@ def is_file_packed(path: Path) -> bool:
 def foreign(path: Path) -> str | None:
     """What a file is that is no ONNX model, as its first bytes or its name say; None: not known."""
     with path.open("rb") as file:
-        head = file.read(16)
+        head = file.read(64)
+    if head.startswith(b"version https://git-lfs"):
+        return "stands for a file that Git LFS keeps; 'git lfs pull' fetches it"
+    if head.lstrip()[:5].lower() in (b"<!doc", b"<html"):
+        return "a web page, not an ONNX model; its download went wrong"
     if head[:2] == b"PK" and path.suffix == ".npz":
         return "holds arrays; name the model"
     found = _FOREIGN.get(path.suffix.lower())
+    if head.isascii() and head.decode().replace("\n", " ").strip().isprintable():
+        found = "text, not an ONNX model"
     if head[:2] == b"PK":
         found = "a PyTorch file (or another archive), not an ONNX model"
     elif head[4:8] == b"TFL3":

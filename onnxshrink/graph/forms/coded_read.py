@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -22,6 +22,7 @@ from onnxshrink.errors import ModelError
 from onnxshrink.graph import read, surgery
 from onnxshrink.graph.file import reading, tensors
 from onnxshrink.graph.file.model import Model
+from onnxshrink.graph.forms import packed
 from onnxshrink.graph.forms.coded import KEY, VERSION, checksum
 
 _LARGEST = 2**33  # bytes of an output
@@ -62,12 +63,27 @@ def note(proto: onnx.ModelProto, label: str) -> dict[str, Noted]:
 
 
 def names(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Names of the coded tensors of a model file.
+    """Names of the coded tensors of a model file; a packed one has none.
 
     Raises:
         ModelError: Not an ONNX model, or its note is damaged.
     """
+    if reading.is_file_packed(Path(path)):
+        return ()
     return tuple(note(reading.read(Path(path))[0], str(path)))
+
+
+def form_of(path: str | os.PathLike[str]) -> tuple[Literal["", "coded", "packed"], str]:
+    """How the weights of a model file are stored beyond plain; and words for that.
+
+    Raises:
+        ModelError: Not an ONNX model, or its note is damaged.
+    """
+    if packed.is_packed(path):
+        return "packed", "the packed input was"
+    if found := names(path):
+        return "coded", f"the input's {len(found)} coded tensors were"
+    return "", ""
 
 
 def verify(path: str | os.PathLike[str]) -> int:
@@ -86,20 +102,25 @@ def verify(path: str | os.PathLike[str]) -> int:
 
 
 def load(path: str | os.PathLike[str]) -> tuple[Model, tuple[str, ...]]:
-    """Open a model file with its coded weights, if it has any, made plain in memory.
+    """Open a model file with its coded weights, if it has any, made plain; a packed one as well.
 
     Returns:
         The model, and the names of the tensors that were coded.
 
     Raises:
         ModelError: As for :meth:`Model.load`; or a coded tensor is damaged, and which.
+        SidecarError: It is packed, and damaged or hostile.
     """
     path = Path(path)
+    if reading.is_file_packed(path):
+        return packed.load(path), ()
     proto, repairs = reading.read(path)
+    if any(entry.key == tensors.PACK_KEY for entry in proto.metadata_props):
+        return packed.load(path), ()
     found = note(proto, str(path))
-    if not found:
-        return Model.load(path), ()
     tensors.check_all(proto, path)
+    if not found:
+        return Model(proto, path, repairs), ()
     kept = [entry for entry in proto.metadata_props if entry.key != KEY]
     kept = [onnx.StringStringEntryProto(key=entry.key, value=entry.value) for entry in kept]
     del proto.metadata_props[:]

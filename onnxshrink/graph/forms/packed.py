@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import weakref
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -235,19 +236,71 @@ def unpack(
     with open_pack(path, base=base, limit=limit) as opened:
         reads = [path, opened.path, *([] if base is None else [base_path(base)])]
         files.check(reads, [out])
-        try:
-            proto = onnx.ModelProto.FromString(graph(opened, path))
-        except DecodeError as error:
-            raise ModelError(f"{path}: what is packed is no ONNX model: {error}") from error
-        for number, entry in reversed(list(enumerate(proto.metadata_props))):
-            if entry.key == PACK_KEY:
-                del proto.metadata_props[number]
         # The plain model is put together in a scratch folder beside the output, tensor by tensor.
         with (
             files.writing(out), superseding(out, reads),
             files.scratch(out.absolute().parent) as folder,
         ):  # fmt: skip
-            plain = folder / "model.onnx"
-            plain.write_bytes(proto.SerializeToString(deterministic=True))
-            opened.unpack(folder / opened.header.data_name)
-            return Model.load(plain).save(out, storage)
+            return Model.load(_plain(opened, path, folder)).save(out, storage)
+
+
+class _Home:
+    """A scratch folder that lasts as long as this object."""
+
+    def __init__(self) -> None:
+        stack = contextlib.ExitStack()
+        self.folder = stack.enter_context(files.scratch())
+        weakref.finalize(self, stack.close)
+
+
+class Unpacked(Model):
+    """A packed model made plain to be worked on: its path is that of a plain copy.
+
+    Args:
+        plain: The copy.
+        home: The folder of the copy, which goes with the last model that has it.
+        path: The packed model.
+        packs: The files of that.
+    """
+
+    def __init__(self, plain: Path, home: _Home, path: Path, packs: set[Path]):
+        proto, repairs = read(plain)
+        tensors.check_all(proto, plain)
+        super().__init__(proto, plain, repairs)
+        self.label, self._home, self._packs = str(path), home, packs
+
+    @property
+    def own_files(self) -> set[Path]:
+        """The files of the packed model."""
+        return self._packs
+
+
+def load(path: StrPath) -> Unpacked:
+    """Open a packed model to work on it; its weights are decoded into a temporary file.
+
+    Raises:
+        ModelError: Not a packed model.
+        SidecarError: It is damaged or hostile, or its sidecar is missing or another model's.
+    """
+    path, home = Path(path), _Home()
+    with open_pack(path) as opened:
+        return Unpacked(_plain(opened, path, home.folder), home, path, {path, opened.path})
+
+
+def _plain(opened: sidecar.Sidecar, path: Path, folder: Path) -> Path:
+    """Put a plain model together in a folder, tensor by tensor.
+
+    Raises:
+        ModelError: What is packed is no ONNX model.
+    """
+    try:
+        proto = onnx.ModelProto.FromString(graph(opened, path))
+    except DecodeError as error:
+        raise ModelError(f"{path}: what is packed is no ONNX model: {error}") from error
+    for number, entry in reversed(list(enumerate(proto.metadata_props))):
+        if entry.key == PACK_KEY:
+            del proto.metadata_props[number]
+    plain = folder / "model.onnx"
+    plain.write_bytes(proto.SerializeToString(deterministic=True))
+    opened.unpack(folder / opened.header.data_name)
+    return plain

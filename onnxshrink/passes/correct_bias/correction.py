@@ -70,6 +70,7 @@ class Correction:
             for outline in found:
                 self._ctx.progress("correcting biases", len(rows), len(chosen))
                 rows += self._correct(trial, outline, wanted, means)
+        self._ctx.progress("correcting biases", len(chosen), len(chosen))
         self._keep(trial, rows, chosen)
 
     def computed(self, chosen: Sequence[Outline], feeds: Feeds) -> None:

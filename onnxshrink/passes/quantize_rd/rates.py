@@ -304,6 +304,7 @@ class StepSearch:
                 effect = reference.distortion(after.outputs)
                 sensitivity = max(effect, _LEAST) / step**2
                 found[number] = replace(layer, sensitivity=sensitivity)
+            self.ctx.progress("measuring sensitivities", (turn + 1) * len(found), 2 * len(found))
             eight = self._plain_weights(exchange, [stored for _, stored, _ in self.plain])
             if eight:
                 self._lost_by_plain = reference.distortion(exchange.answers(probes, eight).outputs)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from onnxshrink.kernels.observers import Need
 from onnxshrink.passes.quantize_static import effects
 from onnxshrink.passes.quantize_static.scheme import StaticScheme
+from onnxshrink.progress import counted
 from onnxshrink.report import Step
 from onnxshrink.select import Select
 
@@ -272,8 +273,7 @@ def store(
     model, ctx = work.model, work.ctx
     emitter = qdq.Emitter(model)
     products = Products(model, emitter, statistics, work.codes)
-    for done, one in enumerate(placement.sites.values()):
-        ctx.progress(ctx.step.name, done, len(placement.sites))
+    for one in counted(ctx.progress, ctx.step.name, [*placement.sites.values()]):
         view = one.weight
         if view is None:
             if one in schemes:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from onnxshrink.progress import counted
 from onnxshrink.report import Change
 
 if TYPE_CHECKING:
@@ -49,8 +50,7 @@ class Reconstruction:
         wanted = self.ctx.reference(self.original)
         error = wanted.distance(self.model)
         groups = _groups(outlines, self.options.rounds)
-        for number, names in enumerate(groups):
-            self.ctx.progress(self.options.name, number, len(groups))
+        for names in counted(self.ctx.progress, self.options.name, groups):
             before = self.model.clone()
             changes = self._round(names)
             if not changes:

@@ -32,6 +32,14 @@ _KINDS = {
     "tables": tables.SUFFIXES,
 }  # fmt: skip
 _TEXTS = ("text", "sentence", "content")
+_FOREIGN = {
+    ".onnx": "is a model; name inputs for it",
+    **dict.fromkeys((".mp3", ".flac", ".ogg", ".m4a"), "of sounds .wav is taken; convert it"),
+    **dict.fromkeys((".mp4", ".mov", ".avi"), "of videos pictures are taken; extract some"),
+    **dict.fromkeys((".xlsx", ".xls"), "of tables .csv and .parquet are taken; export it"),
+    **dict.fromkeys((".json", ".jsonl"), "of texts one in a line of a .txt is taken; write it so"),
+    **dict.fromkeys((".zip", ".tar", ".gz"), "is an archive; unpack it and name its folder"),
+}
 _KNOWN = (
     "a .npz, .npy or .pb file, pictures, .wav, .txt, .csv or .parquet, a folder or "
     "module.py:function"
@@ -205,7 +213,7 @@ class Reader:
         elif suffix in tables.SUFFIXES:
             yield from self._table(tables.read(path), str(path))
         else:
-            raise DataError(f"{path}: not {_KNOWN}")
+            raise DataError(f"{path}: {_FOREIGN.get(path.suffix.lower(), f'not {_KNOWN}')}")
 
     def _made(self, maker: Maker, found: Iterator[Found], path: Path) -> Iterator[Found]:
         """What somebody makes of a file; whatever is wrong is said of that file."""

@@ -10,8 +10,8 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from onnxshrink.contract import Progress
 from onnxshrink.errors import internal
+from onnxshrink.progress import Progress
 from onnxshrink.recipe import Recipe
 from onnxshrink.report import size
 from onnxshrink.search.evolution import genes
@@ -150,7 +150,7 @@ class Generations:
 
     def _tell_progress(self) -> None:
         kept = [found.nbytes for _, found in self.study.finished() if found.seen <= 1]
-        best = f"; best so far {size(min(kept))}" if kept else ""
+        best = f": best so far {size(min(kept))}" if kept else ""
         self.progress(f"trying recipes{best}", min(self.study.count, self.trials), self.trials)
 
 

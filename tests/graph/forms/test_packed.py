@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -23,7 +24,9 @@ from onnxshrink import sidecar
 from onnxshrink.errors import BudgetMissed, ModelError, OutputError, SidecarError
 from onnxshrink.graph.file import round_trip
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.forms import packed
+from onnxshrink.graph.forms import coded_read, packed
+from onnxshrink.runtime.bench import stored_bytes
+from onnxshrink.runtime.compare import compare
 from onnxshrink.runtime.session import open_session, run_session
 from onnxshrink.runtime.worker import Worker
 from onnxshrink.sidecar.header import BASE, BITS
@@ -323,8 +326,42 @@ def test_a_packed_model_says_so_when_it_is_loaded(small: Path) -> None:
 
 
 def test_no_runtime_mistakes_packed_bytes_for_weights(small: Path) -> None:
-    with Worker() as worker, pytest.raises(ModelError, match="'onnxshrink unpack' it first"):
-        worker.open(small)
+    with pytest.raises(Exception, match="this model is packed: 'onnxshrink unpack' makes it"):
+        onnxruntime.InferenceSession(small)
+
+
+def test_what_runs_models_runs_packed_ones(plain: Path, small: Path, worker: Worker) -> None:
+    """And measures them as they are: the bytes of the pack, with its reader."""
+    for pair in ((plain, small), (small, plain)):
+        found = compare(*pair, [FEED], worker=worker)
+        assert (found.a, found.b) == tuple(map(str, pair))
+        assert found.relative_error == 0
+    worker.check(small)
+    assert stored_bytes(small) == small.stat().st_size
+    assert worker.run(PAIR / "model.onnx", [{"x": np.ones((1, 64), np.float32)}]).outputs
+
+
+def test_what_works_on_models_takes_packed_ones(plain: Path, small: Path, tmp_path: Path) -> None:
+    model, coded = coded_read.load(small)
+    assert (coded, model.label, model.stored_bytes()) == ((), str(small), small.stat().st_size)
+    assert model.digest() == Model.load(plain).digest()
+    copy, place = model.clone(), model.path
+    assert place is not None
+    with pytest.raises(OutputError, match="is the input, which is never modified"):
+        copy.save(small)
+    del model
+    gc.collect()
+    assert place.exists()  # the copy reads its weights there
+    del copy
+    gc.collect()
+    assert not place.exists()
+    out = tmp_path / "out.onnx"
+    report = onnxshrink.clean(small, out, onnxshrink.Options(check="off"))
+    assert packed.is_packed(out)  # not plain, which would be bigger
+    assert "the packed input was made plain to work on" in report.warnings
+    assert coded_read.load(PAIR / "model.onnx")[0].own_files == {
+        PAIR / "model.onnx", packed.pack_path(PAIR / "model.onnx"),
+    }  # fmt: skip
 
 
 def test_the_input_is_not_written_over(plain: Path, small: Path) -> None:
