@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from onnxshrink.api import Options, apply_excluding, apply_recipe, shrink
-    from onnxshrink.commands import bench, compare, inspect, pack, sensitivity, unpack, verify
+    from onnxshrink.commands import (
+        bench,
+        certify,
+        compare,
+        inspect,
+        pack,
+        sensitivity,
+        unpack,
+        verify,
+    )  # fmt: skip
     from onnxshrink.errors import (
         BudgetMissed,
         DataError,
@@ -40,7 +49,9 @@ __version__ = "0.1.0"
 # Imported when they are used: a script that only catches an error need not load onnx.
 _HOMES = {
     "api": ("Options", "apply_excluding", "apply_recipe", "shrink"),
-    "commands": ("bench", "compare", "inspect", "pack", "sensitivity", "unpack", "verify"),
+    "commands": (
+        "bench", "certify", "compare", "inspect", "pack", "sensitivity", "unpack", "verify",
+    ),
     "errors": (
         "BudgetMissed", "DataError", "ModelError", "OutputError", "RecipeError", "ShrinkError",
         "SidecarError", "UnsupportedModel",
@@ -58,10 +69,10 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [  # noqa: RUF022  (by room)
-    "Options", "apply_excluding", "apply_recipe", "evolve", "shrink", "bench", "check", "compare",
-    "inspect", "pack", "sensitivity", "unpack", "verify", "BudgetMissed", "DataError", "ModelError",
-    "OutputError", "RecipeError", "ShrinkError", "SidecarError", "UnsupportedModel", "Model",
-    "Context", "Pass", "run", "Reading", "Recipe", "Report", "Goal", "session",
+    "Options", "apply_excluding", "apply_recipe", "evolve", "shrink", "bench", "certify", "check",
+    "compare", "inspect", "pack", "sensitivity", "unpack", "verify", "BudgetMissed", "DataError",
+    "ModelError", "OutputError", "RecipeError", "ShrinkError", "SidecarError", "UnsupportedModel",
+    "Model", "Context", "Pass", "run", "Reading", "Recipe", "Report", "Goal", "session",
 ]  # fmt: skip
 
 
