@@ -71,7 +71,7 @@ class Certificate:
     @property
     def places(self) -> Mapping[str, Any]:
         """The same in other places: label -> figures."""
-        found: Mapping[str, Any] = self.content["figures"]["places"]
+        found: Mapping[str, Any] = self.content["figures"].get("places", {})
         return found
 
 

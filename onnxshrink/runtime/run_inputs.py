@@ -130,6 +130,12 @@ def _timed(run: Callable[[Row], Row], rows: list[Row]) -> tuple[list[Row], float
     return answers, statistics.median(seconds or [0.0])
 
 
+def _told(error: object) -> str:
+    """What an error says, in one line; of a long one the beginning and the end, the reason."""
+    line = " ".join(str(error).split())
+    return line if len(line) <= 400 else f"{line[:100]} ... {line[-300:]}"
+
+
 def _onnxruntime(
     model: str, rows: list[Row], provider: str, fallback: bool, accuracy_level: int | None
 ) -> tuple[list[Row], dict[str, Any]]:
@@ -163,7 +169,7 @@ def _onnxruntime(
         except Refusal:
             raise
         except Exception as error:  # ONNX Runtime's exceptions share no class of their own
-            raise Refusal(" ".join(str(error).split())[:400]) from error
+            raise Refusal(_told(error)) from error
         others = _elsewhere(session.end_profiling(), provider) if provider != CPU else {}
     about = {"version": onnxruntime.__version__, "provider": provider, "seconds": seconds}
     return answers, {**about, "elsewhere": others}
@@ -192,15 +198,15 @@ def _openvino(model: str, rows: list[Row]) -> tuple[list[Row], dict[str, Any]]:
         exact = {"INFERENCE_PRECISION_HINT": "f32"}
         compiled = openvino.Core().compile_model(model, "CPU", exact)
         # OpenVINO knows a port by several names; ONNX's is among them.
-        names = {output: sorted(output.get_names())[0] for output in compiled.outputs}
+        names = [(name, output) for output in compiled.outputs for name in output.get_names()]
 
         def one(row: Row) -> Row:
             found = compiled(row)
-            return {name: np.array(found[output]) for output, name in names.items()}
+            return {name: np.array(found[output]) for name, output in names}
 
         answers, seconds = _timed(one, rows)
     except Exception as error:  # nor do OpenVINO's
-        raise Refusal(" ".join(str(error).split())[:400]) from error
+        raise Refusal(_told(error)) from error
     about = {"version": openvino.__version__, "provider": "CPU", "seconds": seconds}
     return answers, {**about, "elsewhere": {}}
 
@@ -218,7 +224,7 @@ def _reference(model: str, rows: list[Row]) -> tuple[list[Row], dict[str, Any]]:
             lambda row: dict(zip(names, evaluator.run(None, row), strict=True)), rows
         )
     except Exception as error:  # whatever an operator's Python raises
-        raise Refusal(" ".join(f"{type(error).__name__}: {error}".split())[:400]) from error
+        raise Refusal(_told(f"{type(error).__name__}: {error}")) from error
     about = {"version": onnx.__version__, "provider": "reference", "seconds": seconds}
     return answers, {**about, "elsewhere": {}}
 
