@@ -44,6 +44,7 @@ OPTIONS = ("seed", "check", "keep_names", "max_opset")
 _SAME_FIGURE = 0.05
 _ERRORS = {"relative_error": 1e-3, "worst": 1e-3, "kl": 1e-3}
 _SHARES = {"top1": 0.02, "likeness": 1e-3}
+_DECIDE = ("onnxruntime", "cpu", "vnni")  # of a session: what figures depend on
 #: What decides about a result and its figures.
 PACKAGES = ("onnxshrink", "onnx", "onnx_ir", "onnxruntime", "numpy", "scipy")
 
@@ -323,6 +324,9 @@ def check_figures(certificate: Certificate, measured: Measured) -> None:
         raise DataError(f"{certificate.path}: its figures are of other inputs than these")
     worse = list(_worse(certificate.figures, measured.comparison))
     if worse:
+        then, now = certificate.content["session"], measured.comparison.options_b
+        other = [f"{name} {then.get(name)}" for name in _DECIDE if then.get(name) != now.get(name)]
+        worse += [f"certified with {', '.join(other)}"] * bool(other)
         raise BudgetMissed(f"{certificate.path}: worse than certified: {'; '.join(worse)}")
 
 

@@ -105,4 +105,8 @@ def show_findings(title: str, findings: Sequence[Finding], as_json: bool) -> Non
     show(table)
     compared = next((f.comparison for f in findings if f.comparison is not None), None)
     if compared is not None:
-        say(f"{compared.feeds} inputs; the largest of any output")
+        version = compared.options_a.get("onnxruntime")
+        say(
+            f"{compared.feeds} inputs; the largest of any output, against the CPU here in ONNX "
+            f"Runtime {version}"
+        )
