@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from onnxshrink.commands import (
         bench,
         bundle,
+        certify,
         compare,
         inspect,
         pack,
@@ -52,8 +53,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "api": ("Options", "apply_excluding", "apply_recipe", "shrink"),
     "commands": (
-        "bench", "bundle", "compare", "inspect", "pack", "reproduce", "run_inputs", "sensitivity",
-        "unpack", "verify",
+        "bench", "bundle", "certify", "compare", "inspect", "pack", "reproduce", "run_inputs",
+        "sensitivity", "unpack", "verify",
     ),
     "errors": (
         "BudgetMissed", "DataError", "ModelError", "OutputError", "RecipeError", "ShrinkError",
@@ -72,9 +73,9 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [  # noqa: RUF022  (by room)
-    "Options", "apply_excluding", "apply_recipe", "evolve", "shrink", "bench", "bundle", "check",
-    "compare", "inspect", "pack", "reproduce", "run_inputs", "sensitivity", "unpack", "verify",
-    "BudgetMissed", "DataError", "ModelError",
+    "Options", "apply_excluding", "apply_recipe", "evolve", "shrink", "bench", "bundle", "certify",
+    "check", "compare", "inspect", "pack", "reproduce", "run_inputs", "sensitivity", "unpack",
+    "verify", "BudgetMissed", "DataError", "ModelError",
     "OutputError", "RecipeError", "ShrinkError", "SidecarError", "UnsupportedModel", "Model",
     "Context", "Pass", "run", "Reading", "Recipe", "Report", "Goal", "session",
 ]  # fmt: skip

@@ -190,8 +190,8 @@ def shrink(
         time_limit: Seconds after which no further recipe is tried.
         aim: ``size``; or ``latency`` or ``memory``, measured on this machine: the least of that
             which keeps the answers, and of those the smallest file.
-        target: Where the result shall run: ``cpu``, ``web`` or ``mobile``. It says which operators
-            the result may have that the model did not.
+        target: Where the result shall run: ``cpu``, ``cpu-vnni``, ``web``, ``mobile`` or
+            ``openvino``. It says what the result may have that the model did not.
         pareto: A folder for models from near-lossless to smallest, with a table and a plot.
         keep_best: Whether a result that misses something takes the place of an older one, too.
         keep_metadata: Whether what exporters note at nodes stays, which no runtime reads.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import shutil
 import tempfile
@@ -275,11 +276,30 @@ def _figures(found: certificate.Certificate) -> list[str]:
         f"Against it, on {data['inputs']} inputs {seen}:", "",
         "| output | relative error | top-1 agreement |", "| --- | --- | --- |",
     ]  # fmt: skip
-    for name, row in figures["outputs"].items():
-        top1 = "-" if row["top1"] is None else f"{row['top1']:.4f}"
-        error = "-" if row["relative_error"] is None else f"{row['relative_error']:.3g}"
-        lines.append(f"| {name} | {error} | {top1} |")
+    lines += [f"| {name} | {_told(row)} |" for name, row in figures["outputs"].items()]
+    if latency := figures["latency"]:
+        cpu = found.content["session"]["cpu"]
+        interval = f"{latency['low']:.2f} to {latency['high']:.2f}"
+        ratio = f"{latency['median']:.2f} times the original's ({interval}) on {cpu}"
+        lines += ["", f"A run takes {ratio}."]
+    if found.places:
+        lines += ["", "| place | relative error | top-1 agreement |", "| --- | --- | --- |"]
+    for label, place in found.places.items():
+        version = f"{label} ({place['engine']} {place['version']})" if place["outputs"] else label
+        worst = max(place["outputs"].values(), key=_error, default=None)
+        told = f"does not run: {place['refusal']} | " if worst is None else _told(worst)
+        lines.append(f"| {version} | {told} |")
     return lines
+
+
+def _error(row: Mapping[str, Any]) -> float:
+    error: float | None = row["relative_error"]
+    return math.inf if error is None else error
+
+
+def _told(row: Mapping[str, Any]) -> str:
+    error = "-" if row["relative_error"] is None else f"{row['relative_error']:.3g}"
+    return f"{error} | {'-' if row['top1'] is None else format(row['top1'], '.4f')}"
 
 
 def _listed(ports: Mapping[str, str]) -> str:

@@ -11,7 +11,6 @@ import base64
 import contextlib
 import hashlib
 import json
-import math
 import os
 import platform
 import tempfile
@@ -30,7 +29,9 @@ if TYPE_CHECKING:
     from onnxshrink.contract import Settings
     from onnxshrink.recipe import Recipe
     from onnxshrink.report import Report
+    from onnxshrink.runtime.bench import Ratio
     from onnxshrink.runtime.compare import Comparison
+    from onnxshrink.runtime.places import Finding
 
 FORMAT = "onnxshrink certificate 1"
 SUFFIX = ".certificate.json"
@@ -38,9 +39,12 @@ SUFFIX = ".certificate.json"
 KEY = "onnxshrink.origin"
 #: Options of a run that decide about the bytes, beside its recipe and inputs.
 OPTIONS = ("seed", "check", "keep_names", "max_opset")
-#: Figures are the same when they are measured again on the same CPU, and nearly so on another.
+#: Figures are the same when they are measured again on the same CPU, and nearly so on another:
+#: which are held again, and what each may be off by whatever it is.
 _SAME_FIGURE = 0.05
-_OF_NO_WEIGHT = 1e-3
+_ERRORS = {"relative_error": 1e-3, "worst": 1e-3, "kl": 1e-3}
+_SHARES = {"top1": 0.02, "likeness": 1e-3}
+_DECIDE = ("onnxruntime", "cpu", "vnni")  # of a session: what figures depend on
 #: What decides about a result and its figures.
 PACKAGES = ("onnxshrink", "onnx", "onnx_ir", "onnxruntime", "numpy", "scipy")
 
@@ -64,6 +68,27 @@ class Certificate:
         """The measured outputs: name -> figures; empty where nothing was compared."""
         found: Mapping[str, Any] = self.content["figures"]["outputs"]
         return found
+
+    @property
+    def places(self) -> Mapping[str, Any]:
+        """The same in other places: label -> figures."""
+        found: Mapping[str, Any] = self.content["figures"].get("places", {})
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A result, held against its original on some inputs.
+
+    Attributes:
+        comparison: Their outputs.
+        latency: The time of the result over that of the original, in turns.
+        data: The digest of the inputs.
+    """
+
+    comparison: Comparison
+    latency: Ratio
+    data: str
 
 
 def path_of(model: StrPath) -> Path:
@@ -106,7 +131,8 @@ def issue(
         OutputError: It cannot be written.
     """
     feeds = settings.unseen or settings.feeds
-    found, digest = measure(report.source, report.result, feeds, worker)
+    found = measure(report.source, report.result, feeds, worker)
+    outputs = found.comparison.outputs if found else ()
     content = {
         "format": FORMAT,
         "model": os.path.basename(report.result),
@@ -114,14 +140,17 @@ def issue(
         "origin": report.origin,
         "versions": {name: version(name) for name in PACKAGES},
         "data": {
-            "inputs": len(feeds), "sha256": digest, "generated": settings.generated,
-            "seen_by_steps": not settings.unseen,
+            "inputs": len(feeds), "sha256": found.data if found else "",
+            "generated": settings.generated, "seen_by_steps": not settings.unseen,
         },
-        "session": {"python": platform.python_version(), **(found.options_b if found else {})},
+        "session": {
+            "python": platform.python_version(), **(found.comparison.options_b if found else {}),
+        },
         "figures": {
             "bytes_before": report.bytes_before, "bytes_after": report.bytes_after,
-            "bytes_gzip": report.bytes_gzip, "promises": report.promises, "latency": report.bench,
-            "outputs": {o.name: o.to_dict() for o in found.outputs} if found else {},
+            "bytes_gzip": report.bytes_gzip, "promises": report.promises,
+            "latency": found.latency._asdict() if found else None,
+            "outputs": {output.name: output.to_dict() for output in outputs}, "places": {},
         },
     }  # fmt: skip
     path = path_of(report.result)
@@ -132,16 +161,58 @@ def issue(
 
 def measure(
     source: StrPath, result: StrPath, feeds: Sequence[Mapping[str, Any]], worker: Mapping[str, Any]
-) -> tuple[Comparison | None, str]:
-    """A result against its original, and the digest of the inputs; None without any."""
+) -> Measured | None:
+    """A result against its original, on the CPU provider; None without any inputs."""
+    from onnxshrink.runtime.bench import ratio
     from onnxshrink.runtime.calibration_cache import data_digest
     from onnxshrink.runtime.compare import compare
     from onnxshrink.runtime.worker import Worker
 
     if not feeds:
-        return None, ""
+        return None
     with Worker(**worker) as child, plain(source) as a, plain(result) as b:
-        return compare(a, b, feeds, worker=child), data_digest(feeds)
+        comparison = compare(a, b, feeds, worker=child)
+        latency = ratio(a, b, feeds[0], child)
+    return Measured(comparison=comparison, latency=latency, data=data_digest(feeds))
+
+
+def with_places(
+    found: Certificate, originals: Sequence[Finding], results: Sequence[Finding],
+    key: StrPath | None = None,
+) -> bytes:  # fmt: skip
+    """A certificate that also says what the model does in other places.
+
+    Args:
+        found: The certificate.
+        originals: What the original does there.
+        results: What the model does.
+        key: What to sign it with; needed where it was signed.
+
+    Raises:
+        RecipeError: The key is none, or there must be one.
+    """
+    if key is None and "signature" in found.content:
+        raise RecipeError(f"{found.path}: is signed, so what is added takes a key, too: --sign KEY")
+    content = {
+        name: value for name, value in found.content.items() if name not in ("digest", "signature")
+    }
+    places = {
+        result.label: _in_place(before, result)
+        for before, result in zip(originals, results, strict=True)
+    }
+    content["figures"] = {**content["figures"], "places": {**found.places, **places}}
+    return seal(content, key)
+
+
+def _in_place(original: Finding, result: Finding) -> dict[str, Any]:
+    about = {} if result.comparison is None else dict(result.comparison.options_b)
+    outputs = () if result.comparison is None else result.comparison.outputs
+    return {
+        **{name: about.get(name, "") for name in ("engine", "version", "provider")},
+        "refusal": result.refusal, "elsewhere": result.elsewhere,
+        "latency": result.seconds / original.seconds if original.seconds else None,
+        "outputs": {output.name: output.to_dict() for output in outputs},
+    }  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -242,23 +313,69 @@ def check_files(certificate: Certificate, files: Mapping[str, str]) -> None:
             raise ModelError(f"{name}: was changed: its SHA-256 is not that of {certificate.path}")
 
 
-def check_figures(certificate: Certificate, comparison: Comparison, data: str) -> None:
+def check_figures(certificate: Certificate, measured: Measured) -> None:
     """Hold figures that were measured again against the certificate's.
 
     Raises:
         DataError: They were measured on other inputs.
         BudgetMissed: A figure is clearly worse than certified.
     """
-    if certificate.content["data"]["sha256"] != data:
+    if certificate.content["data"]["sha256"] != measured.data:
         raise DataError(f"{certificate.path}: its figures are of other inputs than these")
+    worse = list(_worse(certificate.figures, measured.comparison))
+    if worse:
+        then, now = certificate.content["session"], measured.comparison.options_b
+        other = [f"{name} {then.get(name)}" for name in _DECIDE if then.get(name) != now.get(name)]
+        worse += [f"certified with {', '.join(other)}"] * bool(other)
+        raise BudgetMissed(f"{certificate.path}: worse than certified: {'; '.join(worse)}")
+
+
+def check_places(certificate: Certificate, findings: Sequence[Finding]) -> None:
+    """The same for other places.
+
+    Raises:
+        DataError: Nothing is certified of one.
+        BudgetMissed: A figure is clearly worse than certified, or the model does not run there now.
+    """
     worse = []
-    for output_ in comparison.outputs:
-        before = certificate.figures.get(output_.name, {}).get("relative_error")
-        limit = math.inf if before is None else before * (1 + _SAME_FIGURE) + _OF_NO_WEIGHT
-        if not output_.relative_error <= limit:
-            worse.append(f"{output_.name}: {output_.relative_error:.3g}, certified {before:.3g}")
+    for found in findings:
+        known = certificate.places.get(found.label)
+        if known is None:
+            raise DataError(
+                f"{certificate.path}: certifies nothing of {found.label}: 'onnxshrink certify' does"
+            )
+        if found.comparison is not None:
+            lines = _worse(known["outputs"], found.comparison) if known["outputs"] else ()
+            worse += [f"{found.label}: {line}" for line in lines]
+        elif known["outputs"]:
+            worse.append(f"{found.label}: {found.refusal}")
     if worse:
         raise BudgetMissed(f"{certificate.path}: worse than certified: {'; '.join(worse)}")
+
+
+def _worse(certified: Mapping[str, Any], comparison: Comparison) -> Iterator[str]:
+    """The figures that are clearly worse than certified, the first of each output."""
+    for output_ in comparison.outputs:
+        before: Mapping[str, Any] = certified.get(output_.name, {})
+        now: Mapping[str, Any] = output_.to_dict()
+        for name in (*_ERRORS, *_SHARES):
+            if not _as_good(name, before.get(name), now[name]):
+                yield f"{output_.name}: {name} {_told(now[name])}, certified {_told(before[name])}"
+                break
+
+
+def _as_good(name: str, before: float | None, now: float | None) -> bool:
+    if before is None:
+        return True
+    if now is None:
+        return False
+    if name in _ERRORS:
+        return now <= before * (1 + _SAME_FIGURE) + _ERRORS[name]
+    return 1 - now <= (1 - before) * (1 + _SAME_FIGURE) + _SHARES[name]
+
+
+def _told(figure: float | None) -> str:
+    return "nothing" if figure is None else f"{figure:.3g}"
 
 
 def stored(path: StrPath) -> dict[str, str]:

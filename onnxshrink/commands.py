@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from onnxshrink.report import Report
     from onnxshrink.runtime.bench import BenchResult
     from onnxshrink.runtime.compare import Comparison
+    from onnxshrink.runtime.places import Finding, Place
     from onnxshrink.runtime.session import SessionOptions
     from onnxshrink.runtime.worker import Worker
     from onnxshrink.search.sensitivity import Sensitivity
@@ -283,6 +284,8 @@ class Verified:
         certificate: The certificate that its files fit, if there is one.
         signed: Whether the certificate is signed; only a ``key`` tells by whom.
         feeds: How many inputs were measured again.
+        latency: The time of a run over that of the original, measured again and certified; it is a
+            figure of the machine.
         files: How many files of a bundle are as its manifest says.
         where: What holds the tensors.
     """
@@ -291,6 +294,7 @@ class Verified:
     certificate: Path | None = None
     signed: bool = False
     feeds: int = 0
+    latency: tuple[float, float] | None = None
     files: int = 0
     where: str = ""
 
@@ -298,7 +302,7 @@ class Verified:
 def verify(
     source: StrPath, options: Options | None = None, *, base: StrPath | None = None,
     limit: int | None = None, certificate: StrPath | None = None, key: StrPath | None = None,
-    original: StrPath | None = None,
+    original: StrPath | None = None, places: Sequence[Place] = (),
 ) -> Verified:  # fmt: skip
     """Check every checksum of a packed or coded model, its certificate, or a bundle.
 
@@ -310,6 +314,7 @@ def verify(
         certificate: By default the file beside the model, where that is there.
         key: The public key (Ed25519, PEM) that must fit.
         original: The model that the certified one was made from.
+        places: Other places of which the figures are measured again, too.
 
     Raises:
         ModelError: A checksum is wrong, or the files are not the certified ones.
@@ -325,7 +330,7 @@ def verify(
         from onnxshrink import bundling
 
         return Verified(files=bundling.verify(source, key), signed=key is not None)
-    if (original is None) != (options.calibration is None):
+    if (original is None) != (options.calibration is None) or (places and original is None):
         raise RecipeError("--original and --calibration go together: figures need both")
     certified = certificate is not None or path_of(source).exists()
     if not certified and (key is not None or original is not None):
@@ -337,7 +342,12 @@ def verify(
         signed = bool(found.content.get("signature"))
         done = replace(done, certificate=Path(found.path), signed=signed)
         if original is not None:
-            done = replace(done, feeds=recheck(found, original, source, options).feeds)
+            measured = recheck(found, original, source, options, places)
+            latency = found.content["figures"]["latency"]
+            done = replace(
+                done, feeds=measured.comparison.feeds,
+                latency=(measured.latency.median, latency["median"]),
+            )  # fmt: skip
     if not packed.is_packed(source):
         if coded_read.names(source):
             return replace(done, tensors=coded_read.verify(source), where=str(source))
@@ -346,6 +356,37 @@ def verify(
     with packed.open_pack(source, base=base, limit=limit) as opened:
         opened.verify()
         return replace(done, tensors=len(opened), where=str(opened.path))
+
+
+def certify(
+    source: StrPath, original: StrPath, places: Sequence[Place], options: Options, *,
+    certificate: StrPath | None = None, key: StrPath | None = None,
+) -> list[Finding]:  # fmt: skip
+    """Put what a certified model does in other places into its certificate.
+
+    Args:
+        source: The model.
+        original: The model that it was made from.
+        places: Where it runs; see ``onnxshrink.runtime.places``.
+        options: The inputs that its certificate was made with.
+        certificate: By default the file beside the model.
+        key: A file with an Ed25519 private key in PEM; needed where the certificate is signed.
+
+    Returns:
+        What was found in each place.
+
+    Raises:
+        BudgetMissed: A figure is worse than certified already.
+        DataError: These are other inputs.
+        ModelError: A file is not the certified one, or not the original.
+        RecipeError: The key is none, or there must be one.
+    """
+    from onnxshrink.certificate import check_files, path_of, read, stored
+    from onnxshrink.reproducing import certify as again
+
+    found = read(certificate or path_of(source))
+    check_files(found, stored(source))
+    return again(found, original, source, options, places, key)
 
 
 def sensitivity(

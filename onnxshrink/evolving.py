@@ -73,7 +73,7 @@ def evolve(
         time_limit: Seconds after which no further recipe is tried.
         latency: Whether the latency is to be made the least of, too; it is measured where recipes
             are evaluated.
-        target: Where the results shall run: ``cpu``, ``web`` or ``mobile``.
+        target: Where the results shall run; see :func:`shrink`.
         jobs: Processes on this machine, or evaluations at a time in ``executor``.
         scheduler: The address of a Dask scheduler. Its workers need onnxshrink, and must see the
             model and the folder under the same paths.

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxshrink import certificate
 from onnxshrink.api import Options, apply_recipe, prepare
-from onnxshrink.certificate import Certificate
+from onnxshrink.certificate import Certificate, Measured
 from onnxshrink.errors import BudgetMissed, DataError, ModelError
+from onnxshrink.files import output
 from onnxshrink.recipe import Recipe
 
 if TYPE_CHECKING:
     from onnxshrink.report import Report
-    from onnxshrink.runtime.compare import Comparison
+    from onnxshrink.runtime.places import Finding, Place
 
 StrPath = str | os.PathLike[str]
+Feeds = Sequence[Mapping[str, Any]]
 
 
-def recheck(found: Certificate, source: StrPath, result: StrPath, options: Options) -> Comparison:
+def recheck(
+    found: Certificate, source: StrPath, result: StrPath, options: Options,
+    places: Sequence[Place] = (),
+) -> Measured:  # fmt: skip
     """Measure a certified model again, on the inputs that its certificate was made with.
 
     Args:
@@ -29,12 +35,56 @@ def recheck(found: Certificate, source: StrPath, result: StrPath, options: Optio
         source: The original.
         result: The certified model.
         options: The inputs, and how to run.
+        places: Other places that it says something of.
 
     Raises:
-        DataError: Nothing was measured, or these are other inputs.
+        DataError: Nothing was measured, or not there, or these are other inputs.
         ModelError: ``source`` is not the original.
         BudgetMissed: A figure is worse than certified.
     """
+    feeds = _certified_inputs(found, source, options)
+    measured = _measured_again(found, source, result, feeds, options)
+    if places:
+        certificate.check_places(found, _in_places(source, result, feeds, places, options))
+    return measured
+
+
+def certify(
+    found: Certificate, source: StrPath, result: StrPath, options: Options,
+    places: Sequence[Place], key: StrPath | None = None,
+) -> list[Finding]:  # fmt: skip
+    """Put what a certified model does in other places into its certificate.
+
+    Args:
+        found: The certificate.
+        source: The original.
+        result: The certified model.
+        options: The inputs that the certificate was made with, and how to run.
+        places: Where it runs.
+        key: A file with an Ed25519 private key in PEM; needed where the certificate is signed.
+
+    Returns:
+        What was found in each place.
+
+    Raises:
+        DataError: These are other inputs.
+        ModelError: ``source`` is not the original.
+        BudgetMissed: A figure is worse than certified already.
+        RecipeError: The key is none, or there must be one.
+    """
+    certificate.with_places(found, (), (), key)  # before the work: is there a key where one is due?
+    feeds = _certified_inputs(found, source, options)
+    _measured_again(found, source, result, feeds, options)
+    before = _in_places(source, source, feeds, places, options)
+    after = _in_places(source, result, feeds, places, options)
+    sealed = certificate.with_places(found, before, after, key)
+    with output(Path(found.path)) as file:
+        file.write(sealed)
+    return after
+
+
+def _certified_inputs(found: Certificate, source: StrPath, options: Options) -> Feeds:
+    """The inputs that no step had seen, where there were some."""
     from onnxshrink.runtime.worker import Worker
 
     origin, recipe = _origin(found, source)
@@ -42,12 +92,35 @@ def recheck(found: Certificate, source: StrPath, result: StrPath, options: Optio
     with Worker(**options.worker) as worker, tempfile.TemporaryDirectory() as folder:
         unused = Path(folder) / "unused"
         _, settings = prepare(source, unused, options, worker, held_back=recipe.held_back)
-    feeds = settings.unseen or settings.feeds
-    comparison, digest = certificate.measure(source, result, feeds, options.worker)
-    if comparison is None or not found.figures:
+    return settings.unseen or settings.feeds
+
+
+def _measured_again(
+    found: Certificate, source: StrPath, result: StrPath, feeds: Feeds, options: Options
+) -> Measured:
+    measured = certificate.measure(source, result, feeds, options.worker)
+    if measured is None or not found.figures:
         raise DataError(f"{found.path}: certifies no figures: there were no inputs")
-    certificate.check_figures(found, comparison, digest)
-    return comparison
+    certificate.check_figures(found, measured)
+    return measured
+
+
+def _in_places(
+    source: StrPath, result: StrPath, feeds: Feeds, places: Sequence[Place], options: Options
+) -> list[Finding]:
+    from onnxshrink.runtime.places import compare_places
+    from onnxshrink.runtime.session import SessionOptions
+    from onnxshrink.runtime.worker import DEFAULT_TIMEOUT, Worker
+
+    timeout, exact = (
+        options.worker.get("timeout", DEFAULT_TIMEOUT),
+        SessionOptions(accuracy_level=0),
+    )
+    with (
+        Worker(**options.worker) as worker, certificate.plain(source) as a,
+        certificate.plain(result) as b,
+    ):  # fmt: skip
+        return compare_places(a, b, feeds, places, options_a=exact, worker=worker, timeout=timeout)
 
 
 def reproduce(found: Certificate, source: StrPath, out: StrPath, options: Options) -> Report:
@@ -69,9 +142,11 @@ def reproduce(found: Certificate, source: StrPath, out: StrPath, options: Option
     # Names of data files follow from the model's; what counts is what is in them.
     made, known = certificate.stored(out), found.content["files"]
     if sorted(made.values()) != sorted(known.values()):
-        ours = certificate.read(certificate.path_of(out)).content["versions"]
-        theirs = found.content["versions"]
+        again = certificate.read(certificate.path_of(out)).content
+        ours, theirs = again["versions"], found.content["versions"]
         other = [f"{name} {theirs[name]}" for name in theirs if ours.get(name) != theirs[name]]
+        if again["data"]["sha256"] != found.content["data"]["sha256"]:
+            other.append("other inputs")
         why = f"; it was made with {', '.join(other)}" if other else ""
         raise BudgetMissed(f"{out}: written, but these are not the certified bytes{why}", report)
     return report

@@ -10,6 +10,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import tree_sitter
+import tree_sitter_kotlin
+import tree_sitter_swift
 from browser import needs_browser, value_when_there
 from hard_models import text
 
@@ -27,7 +30,6 @@ from onnxshrink.runtime.worker import Worker
 HERE = Path(__file__).parent
 JS = HERE / "readers" / "js"
 NODE = shutil.which("node")
-CC = shutil.which("cc")
 DATA = "document.body?.dataset"
 LIBRARY = next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*"), None)
 
@@ -80,6 +82,7 @@ def test_what_a_bundle_holds(target, case, worker, tmp_path):
     readme = (tmp_path / "b" / "README.md").read_text()
     assert "| input | x | tensor(float) |" in readme
     assert "smaller than the original" in readme
+    assert "A run takes " in readme
     manifest = json.loads((tmp_path / "b" / bundling.MANIFEST).read_text())
     assert manifest["outputs"] == {"y": "tensor(float)", "z": "tensor(int64)"}
 
@@ -97,16 +100,34 @@ def test_the_python_example_runs(case, worker, tmp_path):
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize(
+    ("target", "name", "grammar"),
+    [("android", "Model.kt", tree_sitter_kotlin), ("ios", "Model.swift", tree_sitter_swift)],
+)
+def test_what_phones_compile_is_well_formed(target, name, grammar, case, worker, tmp_path):
+    """By the grammars of editors; docs/measurements.md says what a compiler said."""
+    _write(case, target, tmp_path / "b", worker)
+    parser = tree_sitter.Parser(tree_sitter.Language(grammar.language()))
+    source = (tmp_path / "b" / name).read_bytes()
+    assert not parser.parse(source).root_node.has_error
+    assert parser.parse(source.rstrip()[:-1]).root_node.has_error
+
+
 @pytest.mark.e2e
-@pytest.mark.skipif(CC is None or LIBRARY is None, reason="there is no C compiler, or no library")
-def test_the_c_example_runs(case, worker, tmp_path):
+@pytest.mark.parametrize("language", [("cc", "-std=c99"), ("c++", "-xc++", "-std=c++17")])
+@pytest.mark.skipif(
+    LIBRARY is None or None in map(shutil.which, ("cc", "c++")),
+    reason="there is no C or C++ compiler, or no library",
+)
+def test_the_c_example_runs(language, case, worker, tmp_path):
     """Against ONNX Runtime's own library, which comes with its Python package."""
     assert LIBRARY is not None
     folder = tmp_path / "b"
     _write(case, "linux-c", folder, worker)
     (folder / "libonnxruntime.so.1").symlink_to(LIBRARY)
-    flags = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-O2", f"-I{HERE / 'readers'}"]
-    built = [CC, *flags, "main.c", "libonnxruntime.so.1", "-Wl,-rpath,.", "-lm", "-o", "run"]
+    compiler, *flags = language
+    flags += ["-Wall", "-Wextra", "-Werror", "-O2", f"-I{HERE / 'readers'}", "main.c", "-xnone"]
+    built = [compiler, *flags, "libonnxruntime.so.1", "-Wl,-rpath,.", "-lm", "-o", "run"]
     subprocess.run(built, cwd=folder, check=True)
     done = subprocess.run(["./run"], cwd=folder, capture_output=True, text=True, check=True)
     assert done.stdout.startswith(f"y: {case[2][0][0, 0]:.4g} ")

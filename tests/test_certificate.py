@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,22 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hard_models import text
 
 from onnxshrink.api import Options, apply_recipe
-from onnxshrink.certificate import KEY, check_files, path_of, read, stored
+from onnxshrink.certificate import (
+    KEY,
+    Certificate,
+    check_figures,
+    check_files,
+    check_places,
+    path_of,
+    read,
+    seal,
+    stored,
+)
 from onnxshrink.errors import BudgetMissed, DataError, ModelError, RecipeError
 from onnxshrink.passes.quantize_weights import QuantizeWeights
 from onnxshrink.recipe import Recipe
-from onnxshrink.reproducing import recheck, reproduce
+from onnxshrink.reproducing import certify, recheck, reproduce
+from onnxshrink.runtime.places import Finding, providers
 
 STEPS = (QuantizeWeights(dtype="int8"),)
 
@@ -52,7 +64,15 @@ def case(tmp_path_factory):
     return folder
 
 
-def test_a_certificate_says_what_the_result_is(case):
+@pytest.fixture(scope="module")
+def measured(case):
+    """The same figures, measured again."""
+    options = Options(calibration=case / "inputs.npz")
+    found = read(path_of(case / "small.onnx"))
+    return recheck(found, case / "model.onnx", case / "small.onnx", options)
+
+
+def test_a_certificate_says_what_the_result_is(case, measured):
     found = read(path_of(case / "small.onnx"), case / "mine.pub")
     check_files(found, stored(case / "small.onnx"))
     content = found.content
@@ -62,11 +82,11 @@ def test_a_certificate_says_what_the_result_is(case):
     assert content["origin"]["original"] == stored(case / "model.onnx")
     note = {entry.key: entry.value for entry in onnx.load(case / "small.onnx").metadata_props}[KEY]
     assert json.loads(note) == content["origin"]
-    again = recheck(
-        found, case / "model.onnx", case / "small.onnx", Options(calibration=case / "inputs.npz")
-    )
-    assert again.feeds == 2
-    assert again.outputs[0].relative_error == found.figures["y"]["relative_error"] > 0
+    assert measured.comparison.feeds == 2
+    (output,) = measured.comparison.outputs
+    assert output.relative_error == found.figures["y"]["relative_error"] > 0
+    latency = content["figures"]["latency"]
+    assert 0 < latency["low"] <= latency["median"] <= latency["high"]
 
 
 def test_every_changed_bit_is_found(case, tmp_path):
@@ -121,6 +141,10 @@ def test_the_same_bytes_again(case, tmp_path):
     onnx.save(other, tmp_path / "other.onnx")
     with pytest.raises(ModelError, match="is not the original"):
         reproduce(found, tmp_path / "other.onnx", tmp_path / "x.onnx", options)
+    others = Options(calibration=case / "others.npz")
+    content = {**found.content, "files": {"small.onnx": "0" * 64}}
+    with pytest.raises(BudgetMissed, match="not the certified bytes; it was made with other inpu"):
+        reproduce(replace(found, content=content), case / "model.onnx", tmp_path / "y.onnx", others)
 
 
 def test_worse_than_certified(case, tmp_path):
@@ -134,11 +158,58 @@ def test_worse_than_certified(case, tmp_path):
     codes = next(t for t in worse.graph.initializer if t.data_type == onnx.TensorProto.INT8)
     codes.raw_data = bytes(len(codes.raw_data))
     onnx.save(worse, tmp_path / "worse.onnx")
-    with pytest.raises(BudgetMissed, match="worse than certified: y: 1, certified"):
+    with pytest.raises(BudgetMissed, match="worse than certified: y: relative_error 1, certified"):
         recheck(
             found, case / "model.onnx", tmp_path / "worse.onnx",
             Options(calibration=case / "inputs.npz"),
         )  # fmt: skip
+
+
+def _resealed(path, figures):
+    """A certificate whose figures were exchanged by somebody who knows the format."""
+    content = json.loads(path.read_text())
+    content = {name: content[name] for name in content if name not in ("digest", "signature")}
+    content["figures"]["outputs"]["y"].update(figures)
+    path.write_bytes(seal(content))
+
+
+@pytest.mark.parametrize("made_up", ["relative_error", "worst", "top1", ""])
+def test_figures_that_were_made_up(made_up, case, measured, tmp_path):
+    """A seal is not a signature, but measuring tells."""
+    path = tmp_path / "c.json"
+    shutil.copy(path_of(case / "small.onnx"), path)
+    _resealed(path, {made_up: 0.0 if made_up != "top1" else 1.5} if made_up else {})
+    if not made_up:
+        check_figures(read(path), measured)
+        return
+    with pytest.raises(BudgetMissed, match=rf"worse than certified: y: {made_up} [^;]+$"):
+        check_figures(read(path), measured)
+    session = {**read(path).content["session"], "onnxruntime": "1.2.3"}
+    elsewhere = Certificate(str(path), {**read(path).content, "session": session})
+    with pytest.raises(BudgetMissed, match=r"; certified with onnxruntime 1\.2\.3$"):
+        check_figures(elsewhere, measured)
+
+
+def test_other_places_are_certified_and_checked(case, tmp_path):
+    """With a signature that stays; what a place does not run is certified, too."""
+    path, small = tmp_path / "c.json", case / "small.onnx"
+    shutil.copy(path_of(small), path)
+    options = Options(calibration=case / "inputs.npz")
+    where, signed = providers(["CPU", "MIGraphX"]), case / "mine.pem"
+    with pytest.raises(RecipeError, match="takes a key, too: --sign KEY"):
+        certify(read(path), case / "model.onnx", small, options, where)
+    findings = certify(read(path), case / "model.onnx", small, options, where, signed)
+    found = read(path, case / "mine.pub")
+    own, other = found.places["CPU"], found.places["MIGraphX"]
+    assert own["outputs"] == found.figures
+    assert own["latency"] > 0
+    assert "is not installed here" in other["refusal"]
+    assert other["outputs"] == {}
+    check_places(found, findings)
+    with pytest.raises(DataError, match="certifies nothing of web"):
+        check_places(found, [replace(findings[0], label="web")])
+    with pytest.raises(BudgetMissed, match="worse than certified: CPU: broke"):
+        check_places(found, [Finding(label="CPU", refusal="broke")])
 
 
 @pytest.mark.parametrize("storage", ["external", "packed", "coded"])
@@ -149,7 +220,7 @@ def test_every_storage(storage, case, tmp_path):
     apply_recipe(recipe, case / "model.onnx", out, options)
     found = read(path_of(out))
     check_files(found, stored(out))
-    assert recheck(found, case / "model.onnx", out, options).feeds == 8
+    assert recheck(found, case / "model.onnx", out, options).comparison.feeds == 8
     again = tmp_path / "again" / "small.onnx"
     again.parent.mkdir()
     reproduce(found, case / "model.onnx", again, Options(calibration=case / "inputs.npz"))

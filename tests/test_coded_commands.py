@@ -171,3 +171,20 @@ def test_codes_beyond_8_bits_are_coded_unless_another_storage_is_asked_for(cli: 
     assert "--storage coded or packed" in done.err
     assert Path("coded.onnx").stat().st_size < 0.75 * Path("plain.onnx").stat().st_size
     assert cli("compare", "plain.onnx", "coded.onnx", "--atol", "0").code == 0
+
+
+def test_an_update_ends_at_the_released_bytes(coded_file: Path, tmp_path: Path) -> None:
+    """As docs/guide.md says: whichever command wrote the new version, `pack` releases it."""
+    made, plain, new = (tmp_path / f"{name}.onnx" for name in ("made", "plain", "new"))
+    options = ("--bits", "3", "--storage", "coded", "--check", "off")
+    onnxshrink("share-codebook", MODEL, made, *options)
+    onnxshrink("unpack", made, plain)
+    onnxshrink("pack", plain, new, "--form", "graph")
+    base, patch, there, again = (
+        tmp_path / f"{n}.onnx" for n in ("base", "patch", "there", "again")
+    )
+    onnxshrink("pack", coded_file, base)
+    onnxshrink("pack", new, patch, "--base", base)
+    onnxshrink("unpack", patch, there, "--base", base)
+    onnxshrink("pack", there, again, "--form", "graph")
+    assert again.read_bytes() == new.read_bytes()

@@ -23,7 +23,7 @@ _SECTIONS = {
                              "Reading", "Goal", "Recipe"),
     "Look at models, and hold them against each other": (
         "compare", "bench", "inspect", "check", "sensitivity"),
-    "Packed models": ("pack", "unpack", "verify", "session"),
+    "Packed and certified models": ("pack", "unpack", "verify", "certify", "session"),
     "Elsewhere, and once more": ("bundle", "run_inputs", "reproduce"),
     "What comes back": ("Report",),
     "Errors": tuple(n for n in onnxshrink.__all__ if n.endswith(("Error", "Missed", "Model"))

@@ -2,13 +2,15 @@
 
     python tools/probe_target.py openvino --provider OpenVINO --python ../openvino/bin/python
     python tools/probe_target.py web --web tests/readers/js
-    python tools/probe_target.py cpu --provider CPU
+    python tools/probe_target.py cpu-vnni --provider CPU
+    python tools/probe_target.py cpu --provider CPU --python tools/python_without_vnni
 
 Every form is written by our own passes into models of a few nodes. A form is ``right`` where the
-answers are as near to the float model's as on ONNX Runtime's CPU provider here, ``wrong`` where
-they are not, ``helped`` where they are but the provider leaves nodes to another, and else refused
-with a reason. The profile goes to ``onnxshrink/targets/NAME.json``; the table is printed as
-Markdown.
+answers are as near to the float model's as on the CPU provider without its integer kernels (of a
+CPU with VNNI, for some operators have no others), ``wrong`` where they are not, ``helped`` where
+they are but the provider leaves nodes to another, and else refused with a reason. What nodes are
+like that are not right, and of which none is in a model that is, is what ``--target`` avoids. The
+profile goes to ``onnxshrink/targets/NAME.json``; the table is printed as Markdown.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ import argparse
 import json
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,16 +30,17 @@ from onnx import parser
 from onnxshrink.contract import Settings
 from onnxshrink.errors import ShrinkError
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.forms import coded
+from onnxshrink.graph.forms import coded, phrases
 from onnxshrink.options import build
 from onnxshrink.pipeline import run
 from onnxshrink.recipe import find_pass
 from onnxshrink.report import Table
+from onnxshrink.runtime.compare import compare
 from onnxshrink.runtime.places import Finding, Place, compare_places, javascript, providers
 from onnxshrink.runtime.session import SessionOptions
 from onnxshrink.runtime.worker import Worker
+from onnxshrink.search.platform import FULL_RANGE, TARGETS, Profile
 
-TARGETS = Path(__file__).resolve().parent.parent / "onnxshrink" / "targets"
 HEADER = '<ir_version: 8, opset_import: ["": 17]> '
 #: Of a place's error to that of the CPU provider: more is another answer, not another rounding.
 _AS_NEAR = 1.5
@@ -87,10 +91,12 @@ FORMS: dict[str, tuple[str, dict[str, object]]] = {
     "codebook fold": ("share-codebook", {"bits": 4, "form": "fold"}),
     "codebook gather": ("share-codebook", {"bits": 4, "form": "gather"}),
     "rate-distortion codes": ("quantize-rd", {"bits_per_weight": 3.0}),
-    "static int8": ("quantize-static", {"dtype": "int8", "cpu": "vnni"}),
+    "static int8": ("quantize-static", {"dtype": "int8"}),
+    FULL_RANGE[0]: ("quantize-static", {"dtype": "int8", "cpu": "vnni"}),
     "static int8 reduced": ("quantize-static", {"dtype": "int8", "reduce_range": True}),
     "static uint8": ("quantize-static", {"dtype": "uint8"}),
-    "dynamic int8": ("quantize-dynamic", {"dtype": "int8", "cpu": "vnni"}),
+    "dynamic int8": ("quantize-dynamic", {"dtype": "int8"}),
+    FULL_RANGE[1]: ("quantize-dynamic", {"dtype": "int8", "cpu": "vnni"}),
     "dynamic uint8": ("quantize-dynamic", {"dtype": "uint8"}),
 }  # fmt: skip
 
@@ -158,32 +164,45 @@ def verdict(here: float, floats: float, finding: Finding) -> str:
     return f"helped: {finding.elsewhere}" if finding.elsewhere else "right"
 
 
-def probe(place: Place, worker: Worker) -> dict[str, dict[str, str]]:
-    """Form -> operator -> verdict."""
-    found: dict[str, dict[str, str]] = {}
+def probe(place: Place, worker: Worker) -> Profile:
+    """What a place does with every form on every operator, and what is to be avoided there."""
+    forms: dict[str, dict[str, str]] = {}
     floats: dict[str, float] = {}
-    pinned = SessionOptions(accuracy_level=0)
-    (reference,) = providers(["CPU"])
+    right, avoid = set[str](), dict[str, str]()
+    about: dict[str, str] = {}
+    exact = SessionOptions(accuracy_level=0)
+    plain = replace(exact, optimization="disable")
     with tempfile.TemporaryDirectory() as name:
         for form, operator, original, path in written(Path(name), worker):
-            own, other = compare_places(
-                original, path, inputs(operator, 4), [reference, place], options_a=pinned,
-                worker=worker,
+            feeds = inputs(operator, 4)
+            own = compare(
+                original, path, feeds, options_a=exact, options_b=plain, worker=worker
             )  # fmt: skip
-            here = own.comparison.relative_error if own.comparison else 0.0
+            (other,) = compare_places(
+                original, path, feeds, [place], options_a=exact, worker=worker
+            )
+            if other.comparison is not None:
+                engine = other.comparison.options_b
+                about = {"engine": f"{engine['engine']} {engine['version']}"}
             if form == "float" and other.comparison is not None:
                 floats[operator] = other.comparison.relative_error
                 said = f"right: error {floats[operator]:.1e}"
             else:
-                said = verdict(here, floats.get(operator, 0.0), other)
-            found.setdefault(form, {})[operator] = said
-    return found
+                said = verdict(own.relative_error, floats.get(operator, 0.0), other)
+            forms.setdefault(form, {})[operator] = said
+            found = phrases.find(Model.load(path))
+            if said.startswith("right"):
+                right |= found
+            else:
+                avoid |= dict.fromkeys(found - avoid.keys(), said)
+    avoid = {phrase: said for phrase, said in sorted(avoid.items()) if phrase not in right}
+    return Profile(place=place.label, **about, forms=forms, avoid=avoid)
 
 
-def show(name: str, profile: Mapping[str, Mapping[str, str]]) -> str:
+def show(name: str, profile: Profile) -> str:
     """The table in Markdown."""
     table = Table(name, ("form", *_MODELS))
-    for form, row in profile.items():
+    for form, row in profile.forms.items():
         table.add(form, *(row.get(operator, "-") for operator in _MODELS))
     return table.to_markdown()
 
@@ -199,15 +218,15 @@ def main() -> None:
     asked.add_argument("--python")
     options = asked.parse_args()
     if options.provider:
-        (place,) = providers([options.provider], options.python)
+        (place,) = providers([options.provider], options.python, 0)
     else:
         runtime = "onnxruntime-node" if options.node else "onnxruntime-web"
-        place = javascript(runtime, options.node or options.web)
+        place = javascript(runtime, options.node or options.web, 0)
     with Worker() as worker:
         profile = probe(place, worker)
     TARGETS.mkdir(exist_ok=True)
-    data = {"place": place.label, "forms": profile}
-    (TARGETS / f"{options.name}.json").write_text(json.dumps(data, indent=1) + "\n")
+    data = json.dumps(asdict(profile), indent=1) + "\n"
+    (TARGETS / f"{options.name}.json").write_text(data)
     print(show(options.name, profile))
 
 

@@ -44,7 +44,7 @@ def command(
     against REFERENCE on ONNX Runtime's CPU provider. A place that does not run it counts as missed.
     """
     measured = MeasureOptions.take(values)
-    elsewhere = places(providers, python, node, web)
+    elsewhere = places(providers, python, node, web, measured.accuracy_level or 0)
     if elsewhere or results:
         _elsewhere(a, b, count, measured, elsewhere, results, not no_fallback, values)
         return
@@ -89,11 +89,14 @@ def _elsewhere(
     from onnxshrink.runtime.places import compare_places
     from onnxshrink.runtime.worker import Worker
 
+    # One level everywhere, and the exact one: places differ in what they take by themselves.
+    exact = measured.accuracy_level or 0
+    pinned = replace(measured.session, provider=CPU, accuracy_level=exact)
     with Worker(**measured.limits) as worker:
         feeds = inputs_for(a, measured.options(), count, worker, warn)
         findings = compare_places(
-            a, b, feeds, elsewhere, results, options_a=replace(measured.session, provider=CPU),
-            fallback=fallback, worker=worker, timeout=measured.limits.get("timeout"), **thresholds,
+            a, b, feeds, elsewhere, results, options_a=pinned, fallback=fallback, worker=worker,
+            timeout=measured.limits.get("timeout"), **thresholds,
         )  # fmt: skip
     show_findings(f"{b} against {a}", findings, measured.as_json)
     if missed := [line for finding in findings for line in finding.missed]:

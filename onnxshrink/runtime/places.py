@@ -99,6 +99,12 @@ class Finding:
     elsewhere: str = ""
 
     @property
+    def seconds(self) -> float:
+        """The median of its runs; 0 where there were none."""
+        seconds = {} if self.comparison is None else self.comparison.options_b
+        return float(str(seconds.get("seconds", 0.0)))
+
+    @property
     def missed(self) -> list[str]:
         """What is wrong here, one line each."""
         if self.comparison is None:
@@ -114,12 +120,15 @@ class Finding:
         }  # fmt: skip
 
 
-def providers(names: Sequence[str], python: str | None = None) -> list[Place]:
+def providers(
+    names: Sequence[str], python: str | None = None, accuracy_level: int | None = None
+) -> list[Place]:
     """Places for execution providers (``CPU``, ``OpenVINO``), ``reference``, ``openvino-native``.
 
     Args:
         names: Case does not matter; ``ExecutionProvider`` may follow.
         python: The interpreter that has them; by default this one.
+        accuracy_level: ONNX Runtime's for MatMulNBits; 0 is exact, None its default.
 
     Raises:
         RecipeError: ONNX Runtime has no such provider, or the interpreter is not there.
@@ -137,7 +146,8 @@ def providers(names: Sequence[str], python: str | None = None) -> list[Place]:
             options = ("--engine", _ENGINES[short])
             found.append(Place(label=short, program=program, options=options))
         elif short in known:
-            label, options = known[short].removesuffix(_PROVIDER), ("--provider", known[short])
+            label = known[short].removesuffix(_PROVIDER)
+            options = ("--provider", known[short], *_level(accuracy_level))
             falls_back = known[short] != run_inputs.CPU
             found.append(
                 Place(label=label, program=program, options=options, falls_back=falls_back)
@@ -148,12 +158,17 @@ def providers(names: Sequence[str], python: str | None = None) -> list[Place]:
     return found
 
 
-def javascript(runtime: str, folder: PathLike) -> Place:
+def _level(accuracy_level: int | None) -> tuple[str, ...]:
+    return () if accuracy_level is None else ("--accuracy-level", str(accuracy_level))
+
+
+def javascript(runtime: str, folder: PathLike, accuracy_level: int | None = None) -> Place:
     """A place for onnxruntime-node or onnxruntime-web, run by Node.
 
     Args:
         runtime: ``onnxruntime-node`` or ``onnxruntime-web``.
         folder: Where npm has installed it: the folder with ``node_modules``.
+        accuracy_level: As for :func:`providers`.
 
     Raises:
         RecipeError: It is not installed there.
@@ -166,7 +181,10 @@ def javascript(runtime: str, folder: PathLike) -> Place:
     if node is None:
         raise RecipeError(f"{runtime} is run by Node, and there is no program 'node'")
     program = (node, str(_JAVASCRIPT), os.path.abspath(folder), runtime)
-    return Place(label=runtime.removeprefix("onnxruntime-"), program=program, with_data=True)
+    return Place(
+        label=runtime.removeprefix("onnxruntime-"), program=program, with_data=True,
+        options=_level(accuracy_level),
+    )  # fmt: skip
 
 
 def compare_places(

@@ -173,8 +173,9 @@ class Search:
     def _integers(self, best: Tried) -> Iterator[float]:
         """Kernels that compute with the integers of the best: they take less time and memory."""
         half = [spending(step, (best.spend or 0.0) * _HALF) for step in self._ask.behind(best)]
+        cpu = {"cpu": self._ask.platform.cpu}
         for steps in _INTEGERS:
-            built = [build(find_pass(name), options, _WHERE) for name, options in steps]
+            built = [build(find_pass(name), options | cpu, _WHERE) for name, options in steps]
             yield from self._path(self._try([*half, *built]), _FEW_TURNS)
 
     def _tuned(self, one: Tried | None) -> Tried | None:

@@ -45,4 +45,7 @@ typedef struct {
 typedef struct {
   const OrtApi* (*GetApi)(uint32_t);
 } OrtApiBase;
+#ifdef __cplusplus
+extern "C"
+#endif
 const OrtApiBase* OrtGetApiBase(void);

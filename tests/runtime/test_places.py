@@ -5,13 +5,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
+from hard_models import text
 from onnx import parser
 
 from onnxshrink.errors import DataError, RecipeError
+from onnxshrink.graph.file.model import Model
+from onnxshrink.passes.quantize_weights import QuantizeWeights
+from onnxshrink.pipeline import run
 from onnxshrink.runtime import run_inputs
 from onnxshrink.runtime.compare import compare
 from onnxshrink.runtime.places import (
@@ -22,7 +27,9 @@ from onnxshrink.runtime.places import (
     providers,
     save_inputs,
 )
+from onnxshrink.runtime.session import SessionOptions
 from onnxshrink.runtime.worker import Worker
+from onnxshrink.select import Select
 
 JS = Path(__file__).parent.parent / "readers" / "js"
 
@@ -125,6 +132,56 @@ def test_answers_from_elsewhere_belong_to_the_model_and_the_inputs(case, worker,
     answers.write_text(answers.read_text()[:-9])
     with pytest.raises(DataError, match="not a file of inputs or answers"):
         compare_places(a, b, feeds, [], [answers], worker=worker)
+
+
+def test_one_accuracy_level_holds_in_every_place(case, worker, tmp_path):
+    """ONNX Runtime rounds what MatMulNBits multiplies, unless it is told not to."""
+    rng = np.random.default_rng(1)
+    weights = {"w": rng.standard_normal((64, 32)).astype(np.float32)}
+    original = Model.from_proto(text("g (float[N, 64] x) => (float[N, 32] y) { y = MatMul(x, w) }",
+                                     **weights))  # fmt: skip
+    step = QuantizeWeights(dtype="int4", block_size=32, form="dq", weights=Select(min_size=0))
+    original.save(tmp_path / "a.onnx")
+    run([step], original).model.save(tmp_path / "b.onnx")
+    feeds = [{"x": rng.standard_normal((4, 64)).astype(np.float32)}]
+    exact, usual = (
+        compare_places(
+            tmp_path / "b.onnx", tmp_path / "b.onnx", feeds, providers(["CPU"], None, level),
+            options_a=SessionOptions(accuracy_level=0), worker=worker,
+        )[0]
+        for level in (0, 4)
+    )  # fmt: skip
+    assert exact.comparison is not None
+    assert usual.comparison is not None
+    assert exact.comparison.relative_error < 1e-6 < 1e-4 < usual.comparison.relative_error
+    assert exact.seconds > 0
+
+
+def test_outputs_of_openvino_have_all_their_names(monkeypatch):
+    """A port's names come in any order, and ONNX's is one of them."""
+
+    class Port(frozenset):
+        get_names = frozenset.copy
+
+    ports = [Port({"461", "zz"}), Port({"b", "a"})]
+
+    class Compiled:
+        outputs = ports
+
+        def __call__(self, row):
+            return {each: row["x"] + number for number, each in enumerate(ports)}
+
+    core = SimpleNamespace(compile_model=lambda model, device, settings: Compiled())
+    fake = SimpleNamespace(Core=lambda: core, __version__="0")
+    monkeypatch.setitem(sys.modules, "openvino", fake)
+    (row,), about = run_inputs.run("m", [{"x": np.zeros(1)}], "openvino")
+    assert {name: value.item() for name, value in row.items()} == {
+        "461": 0,
+        "zz": 0,
+        "a": 1,
+        "b": 1,
+    }
+    assert about["provider"] == "CPU"
 
 
 def test_a_place_that_breaks_is_a_finding(case, worker):

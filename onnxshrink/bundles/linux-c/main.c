@@ -96,7 +96,7 @@ int main(void) {
     check(api->GetTensorMutableData(answers[i], &data));
     printf("%s:", outputs[i].name);
     if (outputs[i].type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
-      const float *mine = data, *known = outputs[i].data;
+      const float *mine = (const float *)data, *known = (const float *)outputs[i].data;
       double apart = 0, size = 1e-30;
       for (size_t k = 0; k < outputs[i].bytes / sizeof(float); k++) {
         if (k < 8) printf(" %.4g", mine[k]);

@@ -43,14 +43,6 @@ def looks_up(node: ir.Node | None) -> bool:
     return row is not None and row.weights.get(0) == 1
 
 
-def looked_up_in_blocks(node: ir.Node) -> bool:
-    """Whether a node rebuilds a table, with a scale for each block, whose rows are looked up."""
-    block = node.attributes.get("block_size")
-    if not dequantizes(node) or block is None or block.is_ref() or not block.as_int():
-        return False
-    return any(looks_up(reader) for output in node.outputs for reader in output.consumers())
-
-
 def multiplies(node: ir.Node | None) -> bool:
     """Whether a node multiplies number by number."""
     row = of(node, Arithmetic)
