@@ -49,6 +49,8 @@ class GridTensor:
         factors: The factored second moment of each group's inputs; None rounds to nearest.
         sensitivity: Squared output error that a grid of step 1 would cause.
         relative: [rows]: steps of the rows of one table, in steps of the layer; None: all alike.
+        within: Of weights that are whole numbers, and stay so: the least and the largest one, to
+            be broadcast; None: they are any floats.
     """
 
     name: str
@@ -56,11 +58,16 @@ class GridTensor:
     factors: tuple[obs.Factor, ...] | None
     sensitivity: float
     relative: Floats | None = None
+    within: tuple[Floats, Floats] | None = None
 
     @property
     def size(self) -> int:
         """Weights."""
         return self.weights.size
+
+    def possible(self, step: float) -> float:
+        """The nearest step that it can have: whole numbers stand on whole steps."""
+        return step if self.within is None else max(round(step), 1)
 
     def scales(self, step: float) -> Floats:
         """What codes are multiplied with, [1, rows, 1]; those of rows are exact in float16."""
@@ -70,6 +77,10 @@ class GridTensor:
 
     def codes(self, step: float) -> Codes:
         """Multiples of a step that stand for the weights, in their shape."""
+        if self.within is not None:
+            low, high = (limit / step for limit in self.within)
+            codes = _multiples(self.weights, self.scales(step))
+            return np.clip(codes, np.ceil(low), np.floor(high)).astype(np.int32)
         if self.factors is None:
             return _multiples(self.weights, self.scales(step))
         grid = obs.uniform(step)
@@ -97,8 +108,11 @@ class GridTensor:
             step: The step that they were rounded to.
 
         Returns:
-            The step, as it was where the gain would do more harm than leaving the weights out.
+            The step, as it was where the gain would do more harm than leaving the weights out, and
+            of whole numbers.
         """
+        if self.within is not None:
+            return step
         values, factors = codes * self.scales(step), self.factors or [None] * len(codes)
         sums = np.zeros(3)
         for exact, rounded, known in zip(self.weights, values, factors, strict=True):
@@ -197,7 +211,8 @@ def steps(
         largest = float(np.abs(weights).max(initial=0.0))
         floor = max(largest / _LARGEST * 1.5, float(np.finfo(np.float32).tiny))
         step = np.sqrt(share * layer.size / layer.sensitivity) if layer.sensitivity else np.inf
-        found[layer.name] = float(np.clip(step, floor, max(coarsest * deviation, floor)))
+        step = float(np.clip(step, floor, max(coarsest * deviation, floor)))
+        found[layer.name] = layer.possible(step)
     return found
 
 

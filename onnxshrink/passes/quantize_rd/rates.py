@@ -100,9 +100,18 @@ class StepSearch:
             if names[view.name] > 1:  # branches may use one name for two weights
                 reason = "its name is not unique"
             if reason:
-                self.plain.append((view, _eight_bits(view), reason))
+                self._leave(view, reason)
             else:
                 self._by_name[view.name] = view
+
+    def _leave(self, view: WeightView, reason: str) -> None:
+        """Give a weight no grid of its own: 8 bits, or the integers that it is."""
+        from onnxshrink.graph.forms import integer_codes
+
+        if integer_codes.takes(view):
+            self.ctx.skip(view, f"is integers of 8 bits already ({reason})")
+        else:
+            self.plain.append((view, _eight_bits(view), reason))
 
     def spend(self) -> float:
         """The squared output error to spend for the goal; measures the layers first.
@@ -120,10 +129,9 @@ class StepSearch:
         names = [*self._by_name, *(view.name for view, *_ in self.plain)]
         with closing(Exchange(self.model, names, self.ctx.worker)) as exchange:
             for name in [name for name in self._by_name if name in exchange.refused]:
-                view = self._by_name.pop(name)
-                self.plain.append((view, _eight_bits(view), exchange.refused[name]))
+                self._leave(self._by_name.pop(name), exchange.refused[name])
             if not self._by_name:
-                return 0.0
+                return _SPEND
             self.layers = self._measured(exchange)
             found = {layer.name: layer.sensitivity for layer in self.layers}
             self.ctx.findings[key] = (
@@ -158,8 +166,7 @@ class StepSearch:
         self._dampings.update(dampings)
         self._lost_by_plain = lost_by_plain
         for name in [name for name in self._by_name if name not in sensitivities]:
-            view = self._by_name.pop(name)
-            self.plain.append((view, _eight_bits(view), refused[name]))
+            self._leave(self._by_name.pop(name), refused[name])
         self.layers = [
             replace(self._fitted(view, 0), sensitivity=sensitivities[name])
             for name, view in self._by_name.items()
@@ -174,7 +181,7 @@ class StepSearch:
             return 1.0
         weights = {}
         for view in self.views:
-            if view.name not in exchange.refused:
+            if view.uses and view.name not in exchange.refused:
                 weights[view.name] = affine.dequantize(_eight_bits(view)).astype(view.dtype.numpy())
         loss = lost(exchange.answers(self._judge, weights))
         _log.info("8 bits lose %.3f of what may be lost", loss)
@@ -223,7 +230,10 @@ class StepSearch:
             codes = (rate.stored(layer.codes(steps[layer.name])) for layer in self.layers)
             return sum(map(self.nbytes, codes)) / room
 
-        over = rate.largest(cost, 1 / start, within=_NEAR)
+        if not self.layers:  # there is no choice
+            over = 1.0 if self._plain_bytes(start) <= budget else 0.0
+        else:
+            over = rate.largest(cost, 1 / start, within=_NEAR)
         if over == 0:
             raise DataError(
                 f"{self.options.name}: no grid meets the budget; the rest of the model is too "
@@ -280,13 +290,11 @@ class StepSearch:
         effect is measured on inputs of the other half, so that a fit to too few inputs is not
         mistaken for a good one.
         """
-        import numpy as np
-
         from onnxshrink.kernels import rate
 
         found = [self._fitted(view, 0) for view in self._by_name.values()]
         steps = {
-            layer.name: _MIDDLING * float(np.sqrt(np.square(layer.weights).mean())) or 1.0
+            layer.name: layer.possible(_MIDDLING * _deviation(layer.weights) or 1.0)
             for layer in found
         }
         weights = sum(layer.size for layer in found)
@@ -316,10 +324,17 @@ class StepSearch:
         """A layer whose roundings are fitted to one half of the inputs, or to all."""
         import numpy as np
 
+        from onnxshrink.graph.forms import integer_codes
         from onnxshrink.graph.weights import second_moments
         from onnxshrink.kernels import obs, rate
         from onnxshrink.kernels.rate import GridTensor
 
+        if not view.uses:
+            whole = integer_codes.Whole.of(view)
+            # One row: one step suits all codes, as the kernel's scales suit them to channels.
+            low, high = (np.broadcast_to(one, view.shape).reshape(1, 1, -1) for one in whole.limits)
+            values = whole.values.reshape(1, 1, -1)
+            return GridTensor(view.name, values, None, 0.0, within=(low, high))
         matrix = np.array(view.matrix, np.float32)  # a copy: the file behind it is let go
         view.release()
         known = second_moments.of(self.ctx.statistics, view)
@@ -329,7 +344,7 @@ class StepSearch:
             return GridTensor(view.name, matrix[None], None, 0.0, relative)
         folded, moments = known.fold(matrix), known.mean(half)
         if view.name not in self._dampings:
-            step = _MIDDLING * float(np.sqrt(np.square(matrix).mean())) or 1.0
+            step = _MIDDLING * _deviation(matrix) or 1.0
             self._dampings[view.name] = obs.choose_damping(
                 folded[0], moments[0], known.mean(1)[0], lambda rows: obs.uniform(step)
             )
@@ -384,7 +399,9 @@ class StepSearch:
             packed = self.nbytes(codes)
             how = "coded" if self.ctx.storage == "coded" else "packed"
             note = f"{dtype}, {8 * packed / codes.size:.2f} bits {how}"
-            if fitted.factors is None and fitted.relative is None:
+            if fitted.within is not None:
+                note += f", steps of {step:g} codes of {view.op_type}"
+            elif fitted.factors is None and fitted.relative is None:
                 note += f", to nearest (no gptq: {second_moments.unknown(view)})"
             if scale.size > 1:
                 note += f", {len(set(scale.flat))} steps by how often rows are looked up"
@@ -400,6 +417,8 @@ def kept_at_eight(view: WeightView) -> str:
 
     if view.size < _PLAIN:
         return f"fewer than {_PLAIN} elements"
+    if not view.uses:
+        return ""
     product = view.main.product
     if product is not None and product.convolves and view.size // view.shape[view.axes.out[0]] < 32:
         return "depthwise" if product.groups > 1 else ""
@@ -438,7 +457,19 @@ def _rows(answers: Answers) -> int:
     return sum(count.pop() if len(count) == 1 else 1 for count in counts)
 
 
+def _deviation(weights: np.ndarray) -> float:
+    """Of numbers around zero."""
+    import numpy as np
+
+    return float(np.sqrt(np.square(weights).mean()))
+
+
 def _unfold(view: WeightView, values: np.ndarray) -> np.ndarray:
     """[groups, rows, width] as the weight is stored, of the weight's type if they are floats."""
+    from onnxshrink.graph.forms import integer_codes
+
+    if not view.uses:
+        whole = values.dtype.kind != "f"
+        return values.reshape(view.shape) if whole else integer_codes.Whole.of(view).codes(values)
     stored = view.from_matrix(values.reshape(-1, values.shape[-1]))
     return stored.astype(view.dtype.numpy()) if stored.dtype.kind == "f" else stored
