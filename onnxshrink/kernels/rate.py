@@ -306,12 +306,12 @@ def escaped(codes: npt.NDArray[np.integer]) -> Escaped | None:
     if flat.size > np.iinfo(np.int32).max:
         return None
     narrow = np.clip(codes, -_LARGEST_SHORT, _LARGEST_SHORT).astype(np.int8)
-    if _ideal_bytes(narrow) + _escapes(places.size) > _WORSE * _ideal_bytes(codes):
+    if ideal_bytes(narrow) + _escapes(places.size) > _WORSE * ideal_bytes(codes):
         return None
     return Escaped(narrow, places.astype(np.int32), flat[places].astype(np.int16))
 
 
-def _ideal_bytes(codes: npt.NDArray[np.integer]) -> float:
+def ideal_bytes(codes: npt.NDArray[np.integer]) -> float:
     """What codes pack to, about, without packing them."""
     low = int(codes.min(initial=0))
     kinds = np.count_nonzero(np.bincount((codes.astype(np.int64) - low).reshape(-1)))
@@ -325,13 +325,16 @@ def _escapes(count: int) -> int:
     return _ESCAPE_BYTES * count + _ESCAPE_NODES
 
 
-def largest(cost: Callable[[float], float], start: float, *, within: float = 1.05) -> float:
+def largest(
+    cost: Callable[[float], float], start: float, *, within: float = 1.05, apart: float = 4.0
+) -> float:
     """The largest number whose cost is at most 1, for costs that grow with it.
 
     Args:
         cost: What a number costs; it takes long to find out.
-        start: Where to begin; neighbours are tried at factors of 4.
+        start: Where to begin.
         within: Factor between the result and a number that costs more.
+        apart: Factor between the neighbours that are tried at first.
 
     Returns:
         A number that was found to cost at most 1, or 0 if there was none.
@@ -346,7 +349,7 @@ def largest(cost: Callable[[float], float], start: float, *, within: float = 1.0
         else:
             high, above = at, found
         if np.isinf(low) or np.isinf(high):
-            at += np.log(4) if found <= 0 else -np.log(4)
+            at += np.log(apart) if found <= 0 else -np.log(apart)
             continue
         if high - low <= reach:
             break

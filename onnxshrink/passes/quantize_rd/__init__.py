@@ -75,7 +75,7 @@ class QuantizeRd(Pass):
         from onnxshrink.graph import weights
         from onnxshrink.graph.forms import codes
         from onnxshrink.graph.weights import second_moments
-        from onnxshrink.passes.quantize_rd.rates import kept_at_eight
+        from onnxshrink.passes.quantize_rd.plain_weights import kept_at_eight
 
         if self.requantize:
             model = model.clone()
