@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _GENERATED = 4
 _CALIBRATION = 64
 _WORTH_LOWERING = 256  # fewer coefficients take less room than the nodes in their place
-_WIDE = 0.03  # of a file: 16-bit codes that take more than this beyond 8 bits are better coded
+_WORTH = 0.03  # of a file: what coding must save to be done, or at least spoken of
 _HARDLY = 1.1  # times smaller
 
 StrPath = str | os.PathLike[str]
@@ -448,7 +448,7 @@ def write(
     instead = ""
     if packing and storage == "auto" and options.storage is None:
         beyond, plain = codes.wide_bytes(result.model) // 2, result.model.nbytes()
-        if beyond > _WIDE * plain:  # as plain integers they are larger than int8 would be
+        if beyond > _WORTH * plain:  # as plain integers they are larger than int8 would be
             storage = "coded"
             instead = (
                 f"stored with coded weights: as 16-bit integers they would take {size(plain)}, "
@@ -471,9 +471,13 @@ def write(
         storage = "auto"
     if storage != "packed" and storage != "coded":
         report.bytes_after = result.model.save(out, storage)
+        whole = report.bytes_after
         report.warnings += [
-            f"{name}: its codes are small only where they are coded: --storage coded or packed"
-            for name in packing
+            f"{step.name}: in a plain file its codes take whole bytes, {size(whole)} in all; "
+            f"--storage packed makes about {size(whole - step.coding_saves)} of it, for readers of "
+            "packs, and --storage coded a little more, for any runtime"
+            for step in report.steps
+            if step.name in packing and step.coding_saves > _WORTH * whole
         ]
     report.renamed = {} if names is None else names.given
     written = {Path(out), *data_files(Path(out))}
