@@ -190,6 +190,13 @@ class Report:
     written: bool = True
     renamed: dict[str, str] = field(default_factory=dict)
 
+    def shortened(self, name: str) -> None:
+        """Credit a step, the only one that did anything, with names that the file has shorter."""
+        step = next(step for step in self.steps if step.name == name)
+        step.status, step.bytes_after = "done", self.bytes_after
+        note = f"{len(self.renamed)} names shortened"
+        step.changes.append(Change("names", "graph", step.bytes_before, self.bytes_after, note))
+
     @property
     def changed(self) -> bool:
         """Whether any step changed the model."""
