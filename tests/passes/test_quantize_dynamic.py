@@ -610,14 +610,15 @@ def test_codes_are_right_on_every_cpu(
 
 
 def test_what_a_file_is_for_and_what_a_kernel_does_not_take_is_said(tmp_path: Path) -> None:
-    model = lstm(5).model
-    for options, note in (
-        ({"dtype": "uint8"}, "its kernel takes no uint8"),
-        ({}, "coarser for CPUs without VNNI"),
-        ({"cpu": "vnni"}, ""),
+    step = quantized(lstm(5).model, tmp_path, dtype="uint8").report.steps[0]
+    notes = {change.what: change.note for change in step.changes}
+    assert all("(its kernel takes no uint8" in notes[name] for name in ("W", "R"))
+    model = parsed("g (float[3, 64] x) => (float[3, 40] y) { y = MatMul(x, W) }", W=normal(64, 40))
+    for options, note, count in (
+        ({}, " (coarser for CPUs without VNNI)", 0),
+        ({"cpu": "vnni"}, "", 1),
     ):
         step = quantized(model, tmp_path, **options).report.steps[0]
-        notes = {change.what: change.note for change in step.changes}
-        assert any(note in notes[name] for name in ("W", "R"))
-        told = any(line.startswith("the file is for CPUs with VNNI") for line in step.warnings)
-        assert told == (options.get("cpu") == "vnni")
+        assert [change.note for change in step.changes] == [f"int8, 40 scales, MatMulInteger{note}"]
+        told = [line for line in step.warnings if line.startswith("the file is for CPUs with VNNI")]
+        assert len(told) == count
