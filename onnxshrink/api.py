@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _GENERATED = 4
 _CALIBRATION = 64
 _WORTH_LOWERING = 256  # fewer coefficients take less room than the nodes in their place
-_WIDE = 0.03  # of a file: 16-bit codes that take more than this beyond 8 bits are better coded
+_WORTH = 0.03  # of a file: what coding must save to be done, or at least spoken of
 _HARDLY = 1.1  # times smaller
 
 StrPath = str | os.PathLike[str]
@@ -63,7 +63,7 @@ class Options:
         reading: How pictures, sentences, sounds and tables among the inputs become numbers.
         data_limit: Bytes that one array of a compressed file of inputs may unpack to; 4 GiB by
             default.
-        worker: What ``runtime.worker.Worker`` is made with: ``timeout``, ``memory_limit``.
+        worker: For ``runtime.worker.Worker``: ``timeout``, ``memory_limit``, ``custom_ops``.
         compare_at: Names of values that are compared in place of the outputs behind them, where a
             model ranks or picks; what the graph itself says of that needs no names.
         reads: Other files that the caller reads for this run: its recipe, say. None is written to.
@@ -440,7 +440,8 @@ def write(
     done = [step.name for step in report.steps if step.status == "done"]
     packing = [n for n in done if n in pass_names() and find_pass(n).for_packing]
     names = None
-    if report.changed and not options.keep_names:
+    cleans = any(step.name == "clean" for step in report.steps)
+    if (report.changed or cleans) and not options.keep_names:
         names = result.model.shorten_names(list(_selected(recipe.steps)))
     asked = storage = options.storage or storage
     form, was = coded_read.form_of(report.source)
@@ -450,7 +451,7 @@ def write(
     instead = ""
     if packing and storage == "auto" and options.storage is None:
         beyond, plain = codes.wide_bytes(result.model) // 2, result.model.nbytes()
-        if beyond > _WIDE * plain:  # as plain integers they are larger than int8 would be
+        if beyond > _WORTH * plain:  # as plain integers they are larger than int8 would be
             storage = "coded"
             instead = (
                 f"stored with coded weights: as 16-bit integers they would take {size(plain)}, "
@@ -461,7 +462,7 @@ def write(
         note = certificate.origin(replace(recipe, storage=asked), report.source, decide)
         result.model.ir.metadata_props[certificate.KEY] = json.dumps(note, separators=(",", ":"))
         report.origin = note
-    link, old = os.path.islink(out), data_files(Path(out))
+    link, old, coding_missed = os.path.islink(out), data_files(Path(out)), False
     try:
         if storage == "packed":
             report.bytes_after = packed.save(result.model, out)
@@ -470,14 +471,19 @@ def write(
             report.warnings += [*coding.warnings(), *filter(None, [instead])]
     except BudgetMissed as error:
         report.warnings.append(f"stored as one plain file: {error}")
-        storage = "auto"
+        storage, coding_missed = "auto", True
     if storage != "packed" and storage != "coded":
-        report.bytes_after = result.model.save(out, storage)
+        whole = report.bytes_after = result.model.save(out, storage)
         report.warnings += [
-            f"{name}: its codes are small only where they are coded: --storage coded or packed"
-            for name in packing
+            f"{step.name}: in a plain file its codes take whole bytes, {size(whole)} in all; "
+            f"--storage packed makes about {size(whole - step.coding_saves)} of it, for readers of "
+            "packs, and --storage coded a little more, for any runtime"
+            for step in report.steps
+            if step.name in packing and step.coding_saves > _WORTH * whole and not coding_missed
         ]
     report.renamed = {} if names is None else names.given
+    if report.renamed and not report.changed:
+        report.shortened("clean")
     written = {Path(out), *data_files(Path(out))}
     report.bytes_gzip, report.bytes_brotli = files.gzip_bytes(written), files.brotli_bytes(written)
     report.storage = storage

@@ -403,8 +403,10 @@ def _step(
         pass_.apply(trial, ctx)
         if calls and step.changes:
             ctx.changed("functions", 0, kind="model", note=f"{calls} calls inlined")
-        if computed and step.changes:
-            ctx.changed("weights", 0, kind="model", note=f"{computed} were computed from constants")
+        freed = step.bytes_before - trial.nbytes() if computed and not step.changes else 0
+        if computed and (step.changes or freed >= judge.least_saving(step)):
+            note = f"{computed} were computed from constants"
+            ctx.changed("weights", 0, kind="model", before=max(freed, 0), note=note)
         reason, may_grow = "", pass_.may_grow or step.may_grow
         saves = pass_.saves and not may_grow and pass_.max_error is None and not _asked(pass_)
         if step.changes:

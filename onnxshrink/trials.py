@@ -163,6 +163,8 @@ def answers(
 
     if noise.is_random(model):
         model = noise.seeded(model)
+    if noise.has_state(model):
+        worker.release()  # the model may be loaded, and have drawn
     before = entering(model, at)
     with contextlib.ExitStack() as stack:
         path = stack.enter_context(on_disk(model, folder))
@@ -236,17 +238,26 @@ class Exchange:
     """
 
     def __init__(self, model: Model, names: Iterable[str], worker: Worker):
+        from onnxshrink.graph.analysis import noise
         from onnxshrink.graph.analysis.instrument import instrument
         from onnxshrink.graph.analysis.tails import tails
-        from onnxshrink.runtime.session import SessionOptions
 
         self._worker = worker
         self._stack = contextlib.ExitStack()
-        path = self._stack.enter_context(files.scratch()) / "model.onnx"
+        self._path = self._stack.enter_context(files.scratch()) / "model.onnx"
         weakref.finalize(self, self._stack.close)
-        self.refused = instrument(model, path, free=names).refused
-        outputs = worker.open(path, SessionOptions(accuracy_level=0)).outputs
+        self.refused = instrument(model, self._path, free=names).refused
+        self._draws = noise.has_state(model)
+        outputs = self._open()
         self._nothing = Answers(tuple(outputs), [], _stacked(model), tails(model))
+
+    def _open(self) -> Sequence[str]:
+        """Load the model, anew if it draws numbers; the names of its outputs."""
+        from onnxshrink.runtime.session import SessionOptions
+
+        if self._draws:
+            self._worker.release()
+        return list(self._worker.open(self._path, SessionOptions(accuracy_level=0)).outputs)
 
     def answers(self, feeds: Feeds, weights: Mapping[str, np.ndarray] | None = None) -> Answers:
         """What the model answers with these constants exchanged, and the others its own.
@@ -257,6 +268,8 @@ class Exchange:
         """
         from onnxshrink.runtime.decoding import steps
 
+        if self._draws:
+            self._open()
         self._worker.hold(weights or {})
         found = steps.answered(self._worker, self._nothing.names, feeds)
         return replace(self._nothing, outputs=[row for row, _ in found])

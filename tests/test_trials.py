@@ -1,6 +1,7 @@
 """What a model answers, and one distance between answers."""
 
 import math
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -140,3 +141,22 @@ def test_what_cannot_be_exchanged_is_said(worker: Worker) -> None:
     assert set(exchange.refused) <= {"v", "own"}
     assert all(exchange.refused.values())
     exchange.close()
+
+
+def test_weights_are_exchanged_without_the_noise_of_a_random_model(worker: Worker) -> None:
+    drawing = Model.from_proto(
+        text(
+            "g (float[n, 8] x) => (float[n, 8] y) "
+            "{ h = MatMul(x, w)  r = RandomNormalLike(h)  y = Add(h, r) }",
+            w=weight(1, 8, 8),
+        )
+    )  # fmt: skip
+    feeds = [{"x": weight(n, 4, 8)} for n in range(3)]
+    with closing(Exchange(drawing, ["w"], worker)) as exchange:
+        before = exchange.answers(feeds).outputs
+        same = exchange.answers(feeds, {"w": weight(1, 8, 8)}).outputs
+        other = exchange.answers(feeds, {"w": weight(2, 8, 8)}).outputs
+    np.testing.assert_array_equal(before, same)
+    for feed, (a,), (b,) in zip(feeds, before, other, strict=True):
+        moved = feed["x"] @ (weight(2, 8, 8) - weight(1, 8, 8))
+        np.testing.assert_allclose(b - a, moved, rtol=1e-4, atol=1e-5)

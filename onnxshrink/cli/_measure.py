@@ -89,7 +89,7 @@ class MeasureOptions:
         """
         return cls(
             Inputs.take(values), dict(map(shape_option, values.pop("shape"))), values.pop("seed"),
-            worker_limits(values.pop("timeout"), values.pop("memory_limit")),
+            worker_limits(*(values.pop(n) for n in ("timeout", "memory_limit", "custom_ops"))),
             values.pop("provider"), values.pop("threads"), values.pop("accuracy_level"),
             values.pop("as_json"),
         )  # fmt: skip

@@ -75,6 +75,10 @@ def run_options(command: F) -> F:
                 help="Roll back steps that would raise the operator set beyond this one.",
             ),
             common_option(
+                "--runtime", metavar="VERSION",
+                help="The same for what an older ONNX Runtime, such as 1.16, has to load.",
+            ),
+            common_option(
                 "--keep-names", is_flag=True,
                 help="Keep names of values and nodes, which else are shortened where it pays.",
             ),
@@ -124,10 +128,18 @@ class RunOptions:
         self.strict: bool = values.pop("strict")
         self.inputs = Inputs.take(values)
         self.shapes = dict(map(shape_option, values.pop("shape")))
-        self.worker = worker_limits(values.pop("timeout"), values.pop("memory_limit"))
+        self.worker = worker_limits(
+            *(values.pop(name) for name in ("timeout", "memory_limit", "custom_ops"))
+        )
         if values["sign"] is not None and not values["certificate"]:
             raise RecipeError("--sign signs a certificate: ask for one with --certificate")
+        runtime = values.pop("runtime")
         self.rest = {name: values.pop(name) for name in _KEPT}
+        if runtime is not None:
+            from onnxshrink.graph.rewrite.opset import newest_for
+
+            most = [newest_for(runtime), self.rest["max_opset"] or sys.maxsize]
+            self.rest["max_opset"] = min(most)
 
     def options(
         self, progress: Callable[[str, int, int], None], reads: Iterable[str] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -53,6 +54,10 @@ worker_options = (
     common_option(
         "--memory-limit", metavar="SIZE",
         help="Address space for models that run  [default: the machine's memory and 16GiB]",
+    ),
+    common_option(
+        "--custom-ops", multiple=True, metavar="LIB",
+        help="A shared library with custom operators of the model. Repeatable.",
     ),
 )  # fmt: skip
 
@@ -123,13 +128,24 @@ def function_files(text: str | None) -> list[str]:
     return [] if text is None else [text.rpartition(":")[0]]
 
 
-def worker_limits(timeout: float | None, memory_limit: str | None) -> dict[str, Any]:
-    """What ``Worker`` is told of these options: nothing where its defaults hold."""
+def worker_limits(
+    timeout: float | None, memory_limit: str | None, custom_ops: Sequence[str]
+) -> dict[str, Any]:
+    """What ``Worker`` is told of these options: nothing where its defaults hold.
+
+    Raises:
+        RecipeError: The limit is no size, or a library is no file.
+    """
     limits: dict[str, Any] = {}
     if timeout is not None:
         limits["timeout"] = timeout or None
     if memory_limit is not None:
         limits["memory_limit"] = size_option(memory_limit, "--memory-limit")
+    for library in custom_ops:
+        if not os.path.isfile(library):
+            raise RecipeError(f"--custom-ops {library}: no such file")
+    if custom_ops:
+        limits["custom_ops"] = custom_ops
     return limits
 
 

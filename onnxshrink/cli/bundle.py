@@ -41,11 +41,13 @@ _TARGETS = ("web", "mobile", "android", "ios", "linux-c", "python")
 @input_options
 @worker_options[0]
 @worker_options[1]
+@worker_options[2]
 @input_option("--shape", multiple=True, metavar="NAME:DIMS", help="Shape of a generated sample.")
 @common_option("--seed", default=0, type=SEED, help="For a generated sample.")
 def command(
     source: str, out: str, target: str, web_runtime: str | None, licences: tuple[str, ...],
-    sign: str | None, timeout: float | None, memory_limit: str | None, shape: tuple[str, ...],
+    sign: str | None, timeout: float | None, memory_limit: str | None,
+    custom_ops: tuple[str, ...], shape: tuple[str, ...],
     seed: int, **values: Any,
 ) -> None:  # fmt: skip
     """Put a model into a folder or .zip with what an application needs: an example that runs.
@@ -62,7 +64,7 @@ def command(
 
     options = Options(
         **Inputs.take(values).options, shapes=dict(map(shape_option, shape)), seed=seed,
-        worker=worker_limits(timeout, memory_limit),
+        worker=worker_limits(timeout, memory_limit, custom_ops),
     )  # fmt: skip
     names = commands.bundle(
         source, out, target, options, web_runtime=web_runtime, licences=licences, sign=sign,

@@ -23,10 +23,11 @@ from onnxshrink.errors import RecipeError
 @input_options
 @worker_options[0]
 @worker_options[1]
+@worker_options[2]
 def command(
     source: str, original: str, providers: str | None, python: str | None, node: str | None,
     web: str | None, certificate: str | None, sign: str | None, timeout: float | None,
-    memory_limit: str | None, **values: Any,
+    memory_limit: str | None, custom_ops: tuple[str, ...], **values: Any,
 ) -> None:  # fmt: skip
     """Put what a model does in other places into its certificate.
 
@@ -47,7 +48,7 @@ def command(
         )
     findings = commands.certify(
         source, original, where,
-        Options(**inputs.options, worker=worker_limits(timeout, memory_limit)),
+        Options(**inputs.options, worker=worker_limits(timeout, memory_limit, custom_ops)),
         certificate=certificate, key=sign,
     )  # fmt: skip
     show_findings(f"{source} against {original}", findings, as_json=False)

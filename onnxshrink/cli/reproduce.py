@@ -19,8 +19,10 @@ from onnxshrink.cli._values import worker_limits, worker_options
 @input_options
 @worker_options[0]
 @worker_options[1]
+@worker_options[2]
 def command(
     certificate: str, source: str, out: str, timeout: float | None, memory_limit: str | None,
+    custom_ops: tuple[str, ...],
     **values: Any,
 ) -> None:  # fmt: skip
     """Make a certified model again from the original, and hold it against the certificate.
@@ -34,7 +36,9 @@ def command(
     inputs = Inputs.take(values)
     with progress_bar() as progress:
         options = Options(
-            **inputs.options, progress=progress, worker=worker_limits(timeout, memory_limit)
+            **inputs.options,
+            progress=progress,
+            worker=worker_limits(timeout, memory_limit, custom_ops),
         )
         commands.reproduce(certificate, source, out, options)
     say(f"{out}: the certified bytes")

@@ -18,11 +18,13 @@ from onnxshrink.cli._values import COUNT, SEED, shape_option, worker_limits, wor
 @input_options
 @worker_options[0]
 @worker_options[1]
+@worker_options[2]
 @input_option("--shape", multiple=True, metavar="NAME:DIMS", help="Shape of a generated input.")
 @input_option("--count", default=64, type=COUNT, help="Use at most this many inputs.")
 @common_option("--seed", default=0, type=SEED, help="For generated inputs.")
 def command(
     model: str, folder: str, timeout: float | None, memory_limit: str | None,
+    custom_ops: tuple[str, ...],
     shape: tuple[str, ...], count: int, seed: int, **values: Any,
 ) -> None:  # fmt: skip
     """Write what another machine needs to run a model on the same inputs.
@@ -44,7 +46,7 @@ def command(
 
     options = Options(
         **Inputs.take(values).options, shapes=dict(map(shape_option, shape)), seed=seed,
-        worker=worker_limits(timeout, memory_limit),
+        worker=worker_limits(timeout, memory_limit, custom_ops),
     )  # fmt: skip
     written = commands.run_inputs(model, folder, options, count=count, say=warn)
     say(f"{folder}: inputs.json with {written} inputs, and run_inputs.py")

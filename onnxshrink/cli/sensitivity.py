@@ -24,6 +24,7 @@ from onnxshrink.errors import RecipeError
 @input_options
 @worker_options[0]
 @worker_options[1]
+@worker_options[2]
 @input_option("--shape", multiple=True, metavar="NAME:DIMS", help="Shape of a generated input.")
 @input_option(
     "--count", default=16, type=COUNT, show_default=True, help="Use at most this many inputs."
@@ -36,6 +37,7 @@ from onnxshrink.errors import RecipeError
 def command(
     model: str, step: str, given: tuple[str, ...], shape: tuple[str, ...], count: int, seed: int,
     by: Any, plot: str | None, as_json: bool, timeout: float | None, memory_limit: str | None,
+    custom_ops: tuple[str, ...],
     **values: Any,
 ) -> None:  # fmt: skip
     """Measure what a step does to the outputs, weight by weight, alone and with others.
@@ -57,7 +59,7 @@ def command(
     with progress_bar() as progress:
         options = Options(
             **inputs.options, shapes=dict(map(shape_option, shape)), seed=seed, progress=progress,
-            worker=worker_limits(timeout, memory_limit),
+            worker=worker_limits(timeout, memory_limit, custom_ops),
         )  # fmt: skip
         found = commands.sensitivity(
             model, step, options, settings=_options(given), count=count, by=by, say=warn

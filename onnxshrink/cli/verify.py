@@ -33,10 +33,12 @@ from onnxshrink.cli._values import size_option, worker_limits, worker_options
 @input_options
 @worker_options[0]
 @worker_options[1]
+@worker_options[2]
 def command(
     source: str, base: str | None, limit: str | None, certificate: str | None, key: str | None,
     original: str | None, providers: str | None, python: str | None, node: str | None,
-    web: str | None, timeout: float | None, memory_limit: str | None, **values: Any,
+    web: str | None, timeout: float | None, memory_limit: str | None,
+    custom_ops: tuple[str, ...], **values: Any,
 ) -> None:  # fmt: skip
     """Check a model: every checksum of packed or coded weights, and its certificate.
 
@@ -53,7 +55,9 @@ def command(
 
     inputs = Inputs.take(values)
     done = commands.verify(
-        source, Options(**inputs.options, worker=worker_limits(timeout, memory_limit)), base=base,
+        source,
+        Options(**inputs.options, worker=worker_limits(timeout, memory_limit, custom_ops)),
+        base=base,
         limit=size_option(limit, "--limit") if limit else None, certificate=certificate, key=key,
         original=original, places=places(providers, python, node, web),
     )  # fmt: skip

@@ -32,6 +32,8 @@ MAX_RATIO = 1032
 
 _WORTH = 0.99  # a code must save this much, else the bytes are stored and can be mapped
 _PROBE = 1 << 14  # bytes on which the search for repeats is tried
+_QUICK = 6  # a level that looks for repeats in a tenth of the time of the highest,
+_HOPELESS = 1.12  # and whose result times this share is out of its reach, too
 _SAMPLE, _SLICES = 1 << 16, 8  # elements on which filters are compared, from this many places
 _DEALT_ROWS, _PARTS = 256, 8  # rows of a table that may be dealt to parts, and how many
 _CLOSE = 1.05  # estimates within this are settled by coding the whole tensor
@@ -99,8 +101,13 @@ def deflate(raw: Bytes) -> bytes | None:
         The stream, or None if it would save less than one percent.
     """
     probe = raw[:_PROBE]
-    single, repeats = _coded(probe, zlib.Z_HUFFMAN_ONLY), _coded(probe, zlib.Z_DEFAULT_STRATEGY)
-    if len(repeats) < 0.95 * min(len(single), probe.size):
+    single = _coded(probe, zlib.Z_HUFFMAN_ONLY)
+    shortest = min(len(single), probe.size)
+    quick = len(_coded(probe, zlib.Z_DEFAULT_STRATEGY, _QUICK))
+    repeats = b""
+    if quick <= _HOPELESS * shortest:
+        repeats = _coded(probe, zlib.Z_DEFAULT_STRATEGY)
+    if repeats and len(repeats) < 0.95 * shortest:
         coded = repeats if raw.size == probe.size else _coded(raw, zlib.Z_DEFAULT_STRATEGY)
     elif raw.size == probe.size:
         coded = single
@@ -307,8 +314,8 @@ def _size(sample: Bytes, choice: Filtering) -> int:
     return table + sum(len(deflate(stream) or stream) for stream in streams)
 
 
-def _coded(raw: Bytes, strategy: int) -> bytes:
-    coder = zlib.compressobj(9, zlib.DEFLATED, -15, 9, strategy)
+def _coded(raw: Bytes, strategy: int, level: int = 9) -> bytes:
+    coder = zlib.compressobj(level, zlib.DEFLATED, -15, 9, strategy)
     return coder.compress(raw.data) + coder.flush()
 
 

@@ -110,6 +110,8 @@ class Fidelity:
         self._others = others
         self._stacked = stacked
         self._free_scale = measure == "cosine"
+        self._found_given: dict[int, bool] = {}  # see _given
+        self._found_leads: dict[int, list[Floats]] = {}  # of the others
         count = len(reference[0]) if reference else 0
         arrays = [[feed[i] for feed in reference] for i in range(count)]
         if kinds is None:
@@ -131,10 +133,11 @@ class Fidelity:
         for i, known in enumerate(self.kinds):
             if known.kind == "states":
                 continue
-            agreement = self._agreement(outputs, i)
             told = known.kind == "tokens" or (known.chooses and self._given(i))
-            divergence = agreement.kl if told else None
-            total += agreement.relative_error**2 if divergence is None else divergence
+            divergence = self._agreement(outputs, i, by_rows=True).kl if told else None
+            if divergence is None:
+                divergence = self._agreement(outputs, i).relative_error ** 2
+            total += divergence
         return total
 
     def score(self, outputs: Outputs) -> float:
@@ -189,9 +192,11 @@ class Fidelity:
             return counted
         rows = sum(x.size // x.shape[-1] for x, _ in pairs)
         noisy = [unit for x, y in pairs if x.size for unit in self._noisy(x, y, output)]
-        others = [known.rows(feed[output]) for feed in self._others]
-        leads = [unit for x in others if x.size for unit, _ in self._noisy(x, x, output)]
-        turned = ties.turned([*(unit for unit, _ in noisy), *leads], noisy)
+        if output not in self._found_leads:
+            others = [known.rows(feed[output]) for feed in self._others]
+            leads = [unit for x in others if x.size for unit, _ in self._noisy(x, x, output)]
+            self._found_leads[output] = leads
+        turned = ties.turned([*(u for u, _ in noisy), *self._found_leads[output]], noisy)
         return float(min(1 - turned.at_most(confidence), counted + 1 / max(rows, 1)))
 
     def _noisy(self, x: np.ndarray, y: np.ndarray, output: int) -> list[tuple[Floats, Floats]]:
@@ -250,16 +255,20 @@ class Fidelity:
         return errors, signals, powers
 
     def _given(self, output: int) -> bool:
-        known = self.kinds[output]
-        rows = [known.rows(feed[output]) for feed in self._reference if feed[output].size]
-        return all(map(are_probabilities, rows)) or all(map(are_logarithms, rows))
+        """Whether the reference's rows are probabilities or their logarithms."""
+        if output not in self._found_given:
+            known = self.kinds[output]
+            rows = [known.rows(feed[output]) for feed in self._reference if feed[output].size]
+            given = all(map(are_probabilities, rows)) or all(map(are_logarithms, rows))
+            self._found_given[output] = given
+        return self._found_given[output]
 
     def _pairs(self, outputs: Outputs, output: int) -> list[tuple[np.ndarray, np.ndarray]]:
         return [(x[output], y[output]) for x, y in zip(self._reference, outputs, strict=True)]
 
-    def _agreement(self, outputs: Outputs, output: int) -> Agreement:
+    def _agreement(self, outputs: Outputs, output: int, by_rows: bool = False) -> Agreement:
         known = self.kinds[output]
-        agreement = Agreement(stacked=output in self._stacked)
+        agreement = Agreement(stacked=output in self._stacked, by_rows=by_rows)
         for x, y in self._pairs(outputs, output):
             agreement.add(known.rows(x), known.rows(y))
         return agreement

@@ -103,8 +103,19 @@ def damped(moment: npt.NDArray[np.floating], damping: float) -> Array:
         ValueError: H is not finite.
     """
     h: Array = np.array(moment, np.float64)
-    if not np.isfinite(h).all():
-        raise ValueError("the second moment is not finite")
     places = np.arange(h.shape[-1])
-    h[..., places, places] += ridge(h, damping)[..., None]
+    h[..., places, places] = damped_diagonal(h, damping)
     return h
+
+
+def damped_diagonal(moment: npt.NDArray[np.floating], damping: float) -> Array:
+    """The diagonals of :func:`damped`, [..., width]: all that damping changes.
+
+    Raises:
+        ValueError: H is not finite.
+    """
+    if not np.isfinite(moment).all():
+        raise ValueError("the second moment is not finite")
+    diagonal: Array = np.diagonal(moment, axis1=-2, axis2=-1).astype(np.float64)
+    diagonal += ridge(moment, damping)[..., None]
+    return diagonal

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxshrink.kernels.moments import damped, loss
+from onnxshrink.kernels.moments import damped_diagonal, loss
 
 Floats = npt.NDArray[np.float32]
 Floats64 = npt.NDArray[np.float64]
@@ -57,11 +57,16 @@ def factor(moment: npt.NDArray[np.floating], damping: float = 0.01) -> Factor:
     """
     from scipy.linalg import LinAlgError, cholesky
 
-    h = damped(moment, damping)
-    order = np.argsort(-h.diagonal(), kind="stable")
+    h = np.asarray(moment, np.float64)
+    diagonal = damped_diagonal(h, damping)
+    order = np.argsort(-diagonal, kind="stable")
     backwards = order[::-1]
+    # One copy, laid out as LAPACK has matrices, so that it is factored in place: of a wide layer
+    # each takes as much as the whole model.
+    turned = h.T[np.ix_(backwards, backwards)].T
+    np.fill_diagonal(turned, diagonal[backwards])
     try:
-        lower = cholesky(h[np.ix_(backwards, backwards)], lower=True, check_finite=False)
+        lower = cholesky(turned, lower=True, check_finite=False, overwrite_a=True)
     except LinAlgError as error:
         raise ValueError("the second moment is not positive definite; damp it more") from error
     upper = lower[::-1, ::-1]

@@ -356,7 +356,9 @@ class MomentSums:
         A half without rows gives that of the other.
         """
         chosen = [0, 1] if half is None or not self.rows[half] else [half]
-        total: Floats64 = self.sums[chosen].sum(0, dtype=np.float64)
+        total: Floats64 = self.sums[chosen[0]].astype(np.float64)
+        for other in chosen[1:]:
+            total += self.sums[other]
         total /= max(float(self.rows[chosen].sum()), 1)
         return total
 

@@ -49,6 +49,8 @@ class GridTensor:
         factors: The factored second moment of each group's inputs; None rounds to nearest.
         sensitivity: Squared output error that a grid of step 1 would cause.
         relative: [rows]: steps of the rows of one table, in steps of the layer; None: all alike.
+        within: Of weights that are whole numbers, and stay so: the least and the largest one, to
+            be broadcast; None: they are any floats.
     """
 
     name: str
@@ -56,11 +58,16 @@ class GridTensor:
     factors: tuple[obs.Factor, ...] | None
     sensitivity: float
     relative: Floats | None = None
+    within: tuple[Floats, Floats] | None = None
 
     @property
     def size(self) -> int:
         """Weights."""
         return self.weights.size
+
+    def possible(self, step: float) -> float:
+        """The nearest step that it can have: whole numbers stand on whole steps."""
+        return step if self.within is None else max(round(step), 1)
 
     def scales(self, step: float) -> Floats:
         """What codes are multiplied with, [1, rows, 1]; those of rows are exact in float16."""
@@ -70,6 +77,10 @@ class GridTensor:
 
     def codes(self, step: float) -> Codes:
         """Multiples of a step that stand for the weights, in their shape."""
+        if self.within is not None:
+            low, high = (limit / step for limit in self.within)
+            codes = _multiples(self.weights, self.scales(step))
+            return np.clip(codes, np.ceil(low), np.floor(high)).astype(np.int32)
         if self.factors is None:
             return _multiples(self.weights, self.scales(step))
         grid = obs.uniform(step)
@@ -97,8 +108,11 @@ class GridTensor:
             step: The step that they were rounded to.
 
         Returns:
-            The step, as it was where the gain would do more harm than leaving the weights out.
+            The step, as it was where the gain would do more harm than leaving the weights out, and
+            of whole numbers.
         """
+        if self.within is not None:
+            return step
         values, factors = codes * self.scales(step), self.factors or [None] * len(codes)
         sums = np.zeros(3)
         for exact, rounded, known in zip(self.weights, values, factors, strict=True):
@@ -197,7 +211,8 @@ def steps(
         largest = float(np.abs(weights).max(initial=0.0))
         floor = max(largest / _LARGEST * 1.5, float(np.finfo(np.float32).tiny))
         step = np.sqrt(share * layer.size / layer.sensitivity) if layer.sensitivity else np.inf
-        found[layer.name] = float(np.clip(step, floor, max(coarsest * deviation, floor)))
+        step = float(np.clip(step, floor, max(coarsest * deviation, floor)))
+        found[layer.name] = layer.possible(step)
     return found
 
 
@@ -291,12 +306,12 @@ def escaped(codes: npt.NDArray[np.integer]) -> Escaped | None:
     if flat.size > np.iinfo(np.int32).max:
         return None
     narrow = np.clip(codes, -_LARGEST_SHORT, _LARGEST_SHORT).astype(np.int8)
-    if _ideal_bytes(narrow) + _escapes(places.size) > _WORSE * _ideal_bytes(codes):
+    if ideal_bytes(narrow) + _escapes(places.size) > _WORSE * ideal_bytes(codes):
         return None
     return Escaped(narrow, places.astype(np.int32), flat[places].astype(np.int16))
 
 
-def _ideal_bytes(codes: npt.NDArray[np.integer]) -> float:
+def ideal_bytes(codes: npt.NDArray[np.integer]) -> float:
     """What codes pack to, about, without packing them."""
     low = int(codes.min(initial=0))
     kinds = np.count_nonzero(np.bincount((codes.astype(np.int64) - low).reshape(-1)))
@@ -310,13 +325,16 @@ def _escapes(count: int) -> int:
     return _ESCAPE_BYTES * count + _ESCAPE_NODES
 
 
-def largest(cost: Callable[[float], float], start: float, *, within: float = 1.05) -> float:
+def largest(
+    cost: Callable[[float], float], start: float, *, within: float = 1.05, apart: float = 4.0
+) -> float:
     """The largest number whose cost is at most 1, for costs that grow with it.
 
     Args:
         cost: What a number costs; it takes long to find out.
-        start: Where to begin; neighbours are tried at factors of 4.
+        start: Where to begin.
         within: Factor between the result and a number that costs more.
+        apart: Factor between the neighbours that are tried at first.
 
     Returns:
         A number that was found to cost at most 1, or 0 if there was none.
@@ -331,7 +349,7 @@ def largest(cost: Callable[[float], float], start: float, *, within: float = 1.0
         else:
             high, above = at, found
         if np.isinf(low) or np.isinf(high):
-            at += np.log(4) if found <= 0 else -np.log(4)
+            at += np.log(apart) if found <= 0 else -np.log(apart)
             continue
         if high - low <= reach:
             break

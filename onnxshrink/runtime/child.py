@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -60,9 +60,14 @@ def receive(pipe: IO[bytes]) -> Any:
 
 
 class Service:
-    """What a worker does when asked: one session at a time; a method for each kind of request."""
+    """What a worker does when asked: one session at a time; a method for each kind of request.
 
-    def __init__(self) -> None:
+    Args:
+        libraries: Shared libraries with custom operators, for every session.
+    """
+
+    def __init__(self, libraries: Sequence[str] = ()) -> None:
+        self._libraries = tuple(libraries)
         self._session: InferenceSession | None = None
         self._loaded: Any = None
         self._signature: tuple[dict[str, str], dict[str, str], float] = {}, {}, 0.0
@@ -128,7 +133,7 @@ class Service:
         _start_over()
         self.label, self._before = path, memory()[0]
         start = time.perf_counter()
-        session = self._session = open_session(path, options)
+        session = self._session = open_session(path, options, libraries=self._libraries)
         seconds = time.perf_counter() - start
         inputs, outputs = (
             {port.name: port.type for port in ports}
@@ -198,7 +203,7 @@ class Service:
         """
         from onnxshrink.runtime.session import open_session
 
-        self._beside = open_session(path, options)
+        self._beside = open_session(path, options, libraries=self._libraries)
         self._pairs = [(outputs, need, need.statistic.start()) for outputs, need in wanted]
         self._stacked, self._sizes, self._unfit, self._seen = stacked, {}, {}, set()
 
@@ -281,7 +286,9 @@ class Service:
 
         path, options, _ = self._loaded
         with tempfile.TemporaryDirectory() as folder:
-            session = open_session(path, options, profile=os.path.join(folder, "profile"))
+            session = open_session(
+                path, options, profile=os.path.join(folder, "profile"), libraries=self._libraries
+            )
             start, runs = time.perf_counter(), 0
             while runs < 2 or time.perf_counter() - start < at_least:
                 run_session(session, feed, path)
@@ -362,7 +369,7 @@ def main() -> None:
     import onnx.checker  # noqa: F401  (both while the parent is still at work)
     import onnxruntime  # noqa: F401
 
-    service = Service()
+    service = Service(sys.argv[2:])
     while True:
         method, arguments = waiting.get()
         try:

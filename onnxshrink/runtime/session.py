@@ -44,7 +44,8 @@ _LACKS = (
     (r"Could not find an implementation for (\S+) node", "no kernel for operator {}"),
     (
         r"Fatal error: (\S+?)\(-?\d+\) is not a registered function/op",
-        "no custom operator {}; --check off writes the result without running it",
+        "no custom operator {}; --custom-ops LIB.so loads the library that has it, --check off "
+        "writes the result without running it",
     ),
     (r"No Op registered for (\S+) with domain_version of (\d+)", "no operator {} in opset {}"),
     (r"Type '(.+?)' of input parameter .*? of operator \((\w+)\)", "no kernel for {} {}"),
@@ -131,6 +132,7 @@ def open_session(
     files: Mapping[str, np.ndarray] | None = None,
     profile: str | None = None,
     label: str = "the model",
+    libraries: Sequence[str] = (),
 ) -> InferenceSession:
     """Load a model into ONNX Runtime.
 
@@ -140,9 +142,10 @@ def open_session(
         files: Contents of external data files by name, uint8, in place of files on disk.
         profile: How the name of a file starts, to write a profile of all runs to.
         label: What to call a model of bytes in messages.
+        libraries: Shared libraries with custom operators.
 
     Raises:
-        RecipeError: The execution provider is not installed.
+        RecipeError: The execution provider is not installed, or a library does not load.
         UnsupportedModel: The installed ONNX Runtime has no kernel for an operator, or does not
             know the model's opset; the message names it.
         ModelError: Any other reason why the model does not load.
@@ -165,6 +168,12 @@ def open_session(
         settings.add_session_config_entry(
             "session.qdq_matmulnbits_accuracy_level", str(options.accuracy_level)
         )
+    for library in libraries:
+        try:
+            settings.register_custom_ops_library(library)
+        except Exception as error:  # as below
+            reason = " ".join(str(error).split())
+            raise RecipeError(f"--custom-ops {library}: does not load: {reason}") from error
     if profile is not None:
         settings.enable_profiling, settings.profile_file_prefix = True, profile
     if files:

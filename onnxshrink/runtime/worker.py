@@ -80,10 +80,15 @@ class Worker:
         timeout: Seconds that one load, one check or one inference may take; None: for ever.
         memory_limit: Bytes of address space for the child, on systems that have such a limit; None:
             all memory of the machine, and 16 GiB for what is reserved and not used.
+        custom_ops: Shared libraries with custom operators: their code runs in the child.
     """
 
-    def __init__(self, *, timeout: float | None = DEFAULT_TIMEOUT, memory_limit: int | None = None):
+    def __init__(
+        self, *, timeout: float | None = DEFAULT_TIMEOUT, memory_limit: int | None = None,
+        custom_ops: Sequence[PathLike] = (),
+    ):  # fmt: skip
         self._timeout = timeout
+        self._libraries = tuple(map(os.path.abspath, custom_ops))
         self._busy = threading.RLock()
         self._memory_limit = memory_limit
         self._model = ""
@@ -100,7 +105,9 @@ class Worker:
 
     def another(self) -> Worker:
         """A worker beside this one, under the same limits: the one way to get it in a run."""
-        return type(self)(timeout=self._timeout, memory_limit=self._memory_limit)
+        return type(self)(
+            timeout=self._timeout, memory_limit=self._memory_limit, custom_ops=self._libraries
+        )
 
     def start(self) -> None:
         """Start the child, without waiting: it imports ONNX Runtime while the caller works on."""
@@ -111,7 +118,7 @@ class Worker:
         search = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (it lives as long as the child)
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "onnxshrink.runtime.child", str(limit)],
+            [sys.executable, "-m", "onnxshrink.runtime.child", str(limit), *self._libraries],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

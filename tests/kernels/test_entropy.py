@@ -191,3 +191,18 @@ def test_what_is_not_worth_dealing(rows):
     assert entropy.deal(data, 8, rows) is None
     assert entropy.deal(data, 4, 1000) is None
     assert entropy.deal(np.arange(50_000, dtype=np.uint16).view(np.uint8), 16, 1000) is None
+
+
+@pytest.mark.parametrize("spread", [0.2, 0.3, 0.35, 0.4, 0.45, 0.6, 1.0, 3.0])
+@pytest.mark.parametrize("count", [3000, 1 << 14, 40000])
+def test_the_quick_look_for_repeats_decides_as_the_thorough_one(spread: float, count: int) -> None:
+    codes = np.rint(np.random.default_rng(count).normal(0, spread, count)).astype(np.int8)
+
+    def coded(raw: bytes, strategy: int) -> bytes:
+        coder = zlib.compressobj(9, zlib.DEFLATED, -15, 9, strategy)
+        return coder.compress(raw) + coder.flush()
+
+    start, strategy = codes[: 1 << 14].tobytes(), zlib.Z_HUFFMAN_ONLY
+    if len(coded(start, zlib.Z_DEFAULT_STRATEGY)) < 0.95 * len(coded(start, strategy)):
+        strategy = zlib.Z_DEFAULT_STRATEGY
+    assert entropy.deflate(codes.view(np.uint8)) == coded(codes.tobytes(), strategy)

@@ -491,7 +491,7 @@ def test_others_are_stored_as_quantize_weights_does(worker: Worker, tmp_path: Pa
     }
     assert notes == {
         "E": "int8, 50 scales, cast-mul (is used by Gather)",
-        "W": "int8, 40 scales, MatMulInteger"
+        "W": "int8, 40 scales, MatMulInteger (coarser for CPUs without VNNI)",
     }  # fmt: skip
     result = quantized(model, tmp_path)
     assert reasons(result) == {"E": "is used by Gather"}
@@ -547,7 +547,8 @@ def test_options_by_layer(tmp_path: Path) -> None:
     layers = {"V": {"weight_type": "QUInt8", "per_channel": False}}
     changes = quantized(model, tmp_path, layers=layers).report.steps[0].changes
     assert {c.what: c.note for c in changes} == {
-        "W": "int8, 40 scales, MatMulInteger", "V": "uint8, 1 scales, MatMulInteger"
+        "W": "int8, 40 scales, MatMulInteger (coarser for CPUs without VNNI)",
+        "V": "uint8, 1 scales, MatMulInteger",
     }  # fmt: skip
 
 
@@ -568,7 +569,9 @@ def test_every_rounding(
     result.model.save(tmp_path / "after.onnx")
     (change,) = result.report.steps[0].changes
     fitted = f", {rounding}" if rounding not in ("rtn", "balanced") else ""
-    assert change.note == f"int8, 40 scales, MatMulInteger{fitted}"
+    fits = "coarser" if rounding in ("rtn", "balanced", "mse") else "7 bits,"
+    cpus = f" ({fits} for CPUs without VNNI)"
+    assert change.note == f"int8, 40 scales, MatMulInteger{fitted}{cpus}"
     holds(Case("rounded", model, ("W",), feeds[0]), stored, worker, tmp_path)
 
 
@@ -604,3 +607,18 @@ def test_codes_are_right_on_every_cpu(
         assert codes
         rows = [c.swapaxes(-1, -2).reshape(-1, c.shape[-2]) for c in codes]
         assert any(saturation.can_saturate(one).any() for one in rows) == overflow
+
+
+def test_what_a_file_is_for_and_what_a_kernel_does_not_take_is_said(tmp_path: Path) -> None:
+    step = quantized(lstm(5).model, tmp_path, dtype="uint8").report.steps[0]
+    notes = {change.what: change.note for change in step.changes}
+    assert all("(its kernel takes no uint8" in notes[name] for name in ("W", "R"))
+    model = parsed("g (float[3, 64] x) => (float[3, 40] y) { y = MatMul(x, W) }", W=normal(64, 40))
+    for options, note, count in (
+        ({}, " (coarser for CPUs without VNNI)", 0),
+        ({"cpu": "vnni"}, "", 1),
+    ):
+        step = quantized(model, tmp_path, **options).report.steps[0]
+        assert [change.note for change in step.changes] == [f"int8, 40 scales, MatMulInteger{note}"]
+        told = [line for line in step.warnings if line.startswith("the file is for CPUs with VNNI")]
+        assert len(told) == count

@@ -142,6 +142,14 @@ def test_a_target_may_be_looser_than_the_start(worker: Worker) -> None:
     assert 0.95 * FINEST < bits <= FINEST
 
 
+def test_goals_in_bytes_where_no_weight_has_a_grid_of_its_own(worker: Worker) -> None:
+    for goal, said in (({"target_ratio": 1.005}, ""), ({"bits_per_weight": 4.0}, "no grid meets")):
+        step = QuantizeRd(weights=Select(only=("head",)), **goal)
+        row = run([step], network(), Settings(feeds=inputs()), worker).report.steps[0]
+        assert said in row.reason
+        assert [change.what for change in row.changes] == [] if said else ["head"]
+
+
 def test_more_to_spend_gives_fewer_bits_and_more_error(worker: Worker) -> None:
     sizes, errors = [], []
     for lam in (1e-4, 1e-3, 1e-2):

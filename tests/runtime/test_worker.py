@@ -1,8 +1,11 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -245,3 +248,44 @@ def test_whole_runs_of_two_threads_wait_for_each_other(worker, onnx_file):
     signs = [-1, 1] * 6
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(total, signs)) == [sign * 4 * 190 for sign in signs]
+
+
+LIBRARY = r"""
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+void *RegisterCustomOps(void *options, const void *api) {
+  FILE *file = fopen(getenv("LOADED_BY"), "w");
+  fprintf(file, "%d", (int)getppid());
+  fclose(file);
+  return NULL;
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
+def test_custom_operators_are_loaded_in_the_child(
+    tmp_path: Path, onnx_file: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ops.c").write_text(LIBRARY)
+    library, told = tmp_path / "ops.so", tmp_path / "parent"
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", "-o", library, tmp_path / "ops.c"], check=True, timeout=60
+    )
+    monkeypatch.setenv("LOADED_BY", str(told))
+    path = onnx_file("(float[N] x) => (float[N] y) { y = Neg(x) }")
+    with Worker(custom_ops=[library]) as worker, worker.another() as other:
+        for each in (worker, other):
+            each.open(path)
+            assert told.read_text() == str(os.getpid())
+            told.unlink()
+
+
+def test_a_library_that_does_not_load_is_told(tmp_path: Path, onnx_file: Any) -> None:
+    (tmp_path / "ops.so").write_text("no library")
+    path = onnx_file("(float[N] x) => (float[N] y) { y = Neg(x) }")
+    with (
+        Worker(custom_ops=[tmp_path / "ops.so"]) as worker,
+        pytest.raises(RecipeError, match=r"--custom-ops .*ops\.so: does not load"),
+    ):
+        worker.open(path)

@@ -15,6 +15,7 @@ from pathlib import Path
 import onnx
 
 from onnxshrink.graph import operators, read
+from onnxshrink.graph.analysis import noise
 from onnxshrink.graph.file.model import Model
 
 
@@ -47,7 +48,7 @@ class _Scope:
 def instrument(
     model: Model, path: Path, watch: Iterable[str] = (), free: Iterable[str] = ()
 ) -> Instrumented:
-    """Save a model with measuring points.
+    """Save a model with measuring points, and what it draws with seeds.
 
     Args:
         model: The model; it is left as it is.
@@ -58,6 +59,8 @@ def instrument(
     Returns:
         What can be watched and fed, and what not.
     """
+    if noise.is_random(model):
+        model = noise.seeded(model)
     model.save(path, "external", durable=False)
     proto = onnx.load(path, load_external_data=False)
     types = {v.name: v.dtype for node in model.nodes for v in node.outputs if v.dtype is not None}

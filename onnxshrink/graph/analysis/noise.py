@@ -22,6 +22,11 @@ def is_random(model: Model) -> bool:
     return any(map(_draws, model.nodes))
 
 
+def has_state(model: Model) -> bool:
+    """Whether a session of a model draws other numbers in its second run: seeds begin with it."""
+    return any(map(_draws_ever, model.nodes))
+
+
 def draws(path: str | os.PathLike[str]) -> bool:
     """Whether a model file draws numbers; of one that cannot be read it is not known."""
     try:
@@ -68,7 +73,12 @@ def _may_draw(node: onnx.NodeProto) -> bool:
 
 def _draws(node: ir.Node) -> bool:
     """Whether a node draws numbers without a seed of its own."""
-    if node.domain or "seed" in node.attributes:
+    return "seed" not in node.attributes and _draws_ever(node)
+
+
+def _draws_ever(node: ir.Node) -> bool:
+    """Whether a node draws numbers."""
+    if node.domain:
         return False
     row = operators.of(node, operators.Elementwise)
     trains = row is not None and row.trains is not None and read.input(node, row.trains)

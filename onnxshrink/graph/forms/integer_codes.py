@@ -68,6 +68,12 @@ def takes(view: WeightView) -> bool:
     return view.tensor.dtype in _BYTES and not view.locked
 
 
+def _known(view: WeightView) -> tuple[Array, int]:
+    grid = _grid(view)
+    assert grid is not None  # a weight of unlocked()
+    return grid
+
+
 def _grid(view: WeightView) -> tuple[Array, int] | None:
     """The zero point of a weight's codes, to be broadcast, and their axis of channels.
 
@@ -98,28 +104,62 @@ def _grid(view: WeightView) -> tuple[Array, int] | None:
     return first
 
 
+@dataclass(frozen=True)
+class Whole:
+    """What the codes of a kernel stand for: whole numbers, before the kernel's scales.
+
+    Attributes:
+        values: The codes less their zero point, in float32.
+        zero: The zero point, to be broadcast.
+        dtype: The kernel's type.
+    """
+
+    values: Array
+    zero: Array
+    dtype: np.dtype[Any]
+
+    @property
+    def limits(self) -> tuple[Array, Array]:
+        """The least and the largest number that the kernel's type holds."""
+        kind = np.iinfo(self.dtype)
+        return kind.min - self.zero, kind.max - self.zero
+
+    @classmethod
+    def of(cls, view: WeightView) -> Whole:
+        """What a weight of :func:`unlocked` stands for."""
+        zero, _ = _known(view)
+        codes = np.array(view.tensor.numpy(), np.float32)
+        tensors.release(view.tensor)
+        return cls(codes - zero.astype(np.float32), zero, view.tensor.dtype.numpy())
+
+    def codes(self, values: Array) -> Array:
+        """The kernel's codes for other numbers within the limits, in the weight's shape."""
+        return (values.reshape(self.values.shape) + self.zero).astype(self.dtype)
+
+
 def coarser(
     view: WeightView, dtype: Dtype, *, symmetric: bool, clip: Clip, rounding: Rounding
 ) -> Coarser:
     """Codes of fewer bits for a weight of :func:`unlocked`; the arguments are those of affine."""
-    grid = _grid(view)
-    assert grid is not None
-    zero, axis = grid
-    codes = np.array(view.tensor.numpy(), np.float32)
-    tensors.release(view.tensor)
-    values = codes - zero.astype(np.float32)
+    whole, axis = Whole.of(view), _known(view)[1]
+    values = whole.values
     along = tuple(range(1, values.ndim)) if axis == _CONV else (values.ndim - 2,)
     fine = affine.quantize(values, dtype, along, symmetric=symmetric, clip=clip, rounding=rounding)
     steps = np.maximum(np.rint(fine.scale), 1)
     stored = affine.rescaled(values, fine, steps, rounding)
     # A product beyond the kernel's type would wrap round.
-    limits = np.iinfo(view.tensor.dtype.numpy())
     middle = 0 if stored.zero_point is None else stored.zero_point.astype(np.int32)
-    lowest = np.ceil((limits.min - zero) / steps) + middle
-    highest = np.floor((limits.max - zero) / steps) + middle
-    within = np.clip(stored.codes, lowest, highest).astype(stored.codes.dtype)
-    stored = replace(stored, codes=within)
-    return Coarser(stored, zero, affine.sqnr_db(values, stored))
+    lowest, highest = whole.limits
+    within = np.clip(
+        stored.codes, np.ceil(lowest / steps) + middle, np.floor(highest / steps) + middle
+    )
+    return on_grid(view, replace(stored, codes=within.astype(stored.codes.dtype)))
+
+
+def on_grid(view: WeightView, stored: Quantized) -> Coarser:
+    """Codes that stand for whole numbers of a weight of :func:`unlocked`, and what they lose."""
+    whole = Whole.of(view)
+    return Coarser(stored, whole.zero, affine.sqnr_db(whole.values, stored))
 
 
 def put_in_place(model: Model, view: WeightView, found: Coarser) -> int:

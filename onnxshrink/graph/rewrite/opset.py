@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import onnx
 import onnx_ir as ir
 from onnx import version_converter
 
-from onnxshrink.errors import UnsupportedModel
+from onnxshrink.errors import RecipeError, UnsupportedModel
 from onnxshrink.graph.file import round_trip
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.operators import contrib
@@ -25,6 +27,28 @@ _SINCE = {
 def first_runtime(opset: int) -> str:
     """The first ONNX Runtime that loads an operator set; empty where that is not known."""
     return _SINCE.get(opset, "1.6" if opset < min(_SINCE) else "")
+
+
+def newest_for(runtime: str) -> int:
+    """The newest operator set that an ONNX Runtime loads.
+
+    Args:
+        runtime: Its version, as in ``1.16`` or ``1.16.3``.
+
+    Raises:
+        RecipeError: It is no version, or one that is older than all that are known.
+    """
+    if re.fullmatch(r"\d+\.\d+(\.\d+)?", runtime) is None:
+        raise RecipeError(f"--runtime takes a version such as 1.16, not {runtime!r}")
+    asked = _version(runtime)
+    known = [opset for opset, since in _SINCE.items() if _version(since) <= asked]
+    if not known:
+        raise RecipeError(f"--runtime {runtime}: {min(_SINCE.values(), key=_version)} or newer")
+    return max(known)
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(".")))
 
 
 def needs(before: int, model: Model) -> str:
@@ -66,7 +90,8 @@ def raise_opset(model: Model, version: int) -> bool:
         return _lower(model, max(version, _NEWEST))
     if model.max_opset is not None and version > model.max_opset:
         raise UnsupportedModel(
-            f"this needs operator set {version}, and --max-opset allows {model.max_opset}"
+            f"this needs operator set {version}, and --max-opset or --runtime allows "
+            f"{model.max_opset}"
         )
     before = model.opset
     inline_functions(model)  # ONNX's converter would lose them

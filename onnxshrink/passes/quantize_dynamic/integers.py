@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from onnxshrink.kernels.affine import Dtype, Quantized
 
 _OVERHEAD = 250  # bytes of the names and nodes of an integer product
+_FOR_VNNI = (
+    "the file is for CPUs with VNNI or Arm's dot products: others may add up wrongly; 'cpu: any' "
+    "is right on all"
+)
 _SLOW = "ConvInteger is slow: on most CPUs slower than the float convolution"
 
 
@@ -113,14 +117,22 @@ class DynamicScheme:
 
         seven: dict[Dtype, Dtype] = {"int8": "int7", "uint8": "uint7"}
         codes, method = rounded(seven[kind] if narrow else kind)
-        if self.cpu == "any" and kind == "int8" and not narrow:
-            codes = _rounding.coarser(layout, codes)
-            if not signed and _rounding.is_too_coarse(layout, codes):
-                kind = "uint8"
-                codes, method = rounded(kind)
+        whys = [f"its kernel takes no {self.dtype}"] * (signed and self.dtype != "int8")
+        if narrow and not self.reduce_range:
+            whys.append("7 bits, for CPUs without VNNI")
+        elif kind == "int8" and not narrow and _rounding.overflows(layout, codes):
+            if self.cpu == "vnni":
+                ctx.warn(_FOR_VNNI)
+            else:
+                codes = _rounding.coarser(layout, codes)
+                whys.append("coarser for CPUs without VNNI")
+                if not signed and _rounding.is_too_coarse(layout, codes):
+                    kind, whys = "uint8", ["for CPUs without VNNI"]
+                    codes, method = rounded(kind)
         if codes.nbytes + _OVERHEAD >= view.nbytes:
             raise ValueError(f"would not be smaller as {asked}")
-        why = _rounding.lesser(view, kind, self.rounding, method)
+        whys.append(_rounding.lesser(view, kind, self.rounding, method))
+        why = "; ".join(filter(None, whys))
         sqnr = affine.sqnr_db(layout.values(), codes)
         return _Rounded(replace(codes, dtype=kind), method, sqnr, why)
 

@@ -54,7 +54,9 @@ class QuantizeRd(Pass):
         " cosine: the scale of outputs does not matter",
     )
     requantize: bool = option(
-        False, help="weights that are integers already, too, which costs accuracy once more"
+        False,
+        help="weights that are integers already, too, which costs accuracy once more; those of "
+        "integer kernels get coarser codes, and are rebuilt for them as the model loads",
     )
     beside_integers: bool = option(
         False,
@@ -73,7 +75,7 @@ class QuantizeRd(Pass):
         from onnxshrink.graph import weights
         from onnxshrink.graph.forms import codes
         from onnxshrink.graph.weights import second_moments
-        from onnxshrink.passes.quantize_rd.rates import kept_at_eight
+        from onnxshrink.passes.quantize_rd.plain_weights import kept_at_eight
 
         if self.requantize:
             model = model.clone()
@@ -86,8 +88,7 @@ class QuantizeRd(Pass):
 
     def apply(self, model: Model, ctx: Context) -> None:
         """Measure, allocate, round, and store codes in place of weights."""
-        from onnxshrink.graph import weights
-        from onnxshrink.graph.forms import codes
+        from onnxshrink.graph.forms import codes, integer_codes
         from onnxshrink.graph.rewrite import clean
         from onnxshrink.passes.quantize_rd.rates import StepSearch
         from onnxshrink.passes.quantize_rd.storage import store, store_packed
@@ -95,16 +96,20 @@ class QuantizeRd(Pass):
         self._check_goals()
         before = model.stored_bytes()
         taken = codes.take_out(model, codes.is_weight) if self.requantize else {}
-        known = list(weights.find(model))
+        known = self._found(model)
         names = {(use.node, use.index): v.name for v in known if v.uses for use in [v.main]}
         norms = 0
-        if any(view.uses and not self.weights.why_not(view) for view in known):
+        if any(
+            (view.uses or integer_codes.takes(view))
+            and not self.weights.why_not(view, any_role=True)
+            for view in known
+        ):
             _check_inputs(ctx)
             norms = _norms(model)
             clean.fold_batch_norms(model)  # a grid must suit the scales that norms multiply with
         views, vectors = [], []
-        for view, _ in ctx.each(self, weights.find(model), any_role=True):
-            if view.uses:
+        for view, _ in ctx.each(self, self._found(model), any_role=True):
+            if view.uses or integer_codes.takes(view):
                 views.append(view)
             elif len(view.shape) == 1:
                 vectors.append(view)
@@ -112,7 +117,7 @@ class QuantizeRd(Pass):
                 ctx.skip(view, view.why_not)
         views = [view for view in views if _fits(view, ctx)]
         if not views:
-            codes.put_back(model, list(weights.find(model)), taken)
+            codes.put_back(model, self._found(model), taken)
             return
         search = StepSearch(self, model, views, ctx)
         spend = search.spend()
@@ -122,17 +127,31 @@ class QuantizeRd(Pass):
         if self.target_ratio is None:
             ctx.step.chosen["lam"] = spend
         # Folding a norm changes the weight's name, and not where it is used.
-        called = {v: names.get((v.main.node, v.main.index), v.name) for v in views}
+        called = {
+            v: names.get((v.main.node, v.main.index), v.name) if v.uses else v.name for v in views
+        }
         came = {name: (one.nbytes, search.nbytes(one.numbers)) for name, one in taken.items()}
+        for view in views:
+            if integer_codes.takes(view):
+                came[view.name] = view.nbytes, search.nbytes(view.tensor.numpy())
+                view.release()
         if self.target_ratio is None:
             store(model, search.stored(spend), vectors, called, came, ctx)
         else:
             goal = before / self.target_ratio
             store_packed(model, search, spend, goal, vectors, called, came, ctx)
-        codes.put_back(model, list(weights.find(model)), taken)
+        codes.put_back(model, self._found(model), taken)
         ctx.step.may_grow = bool(came)  # codes of int8 that pack to fewer bits take as much here
         if folded := norms - _norms(model):
             ctx.changed("norms", 0, kind="graph", note=f"{folded} folded into convolutions")
+
+    def _found(self, model: Model) -> list[WeightView]:
+        """The weights of a model; if they are asked for, those of integer kernels as free ones."""
+        from onnxshrink.graph import weights
+        from onnxshrink.graph.forms import integer_codes
+
+        found = weights.find(model)
+        return list(integer_codes.unlocked(found) if self.requantize else found)
 
     def _check_goals(self) -> None:
         goals = ("bits_per_weight", "target_ratio", "lam", "min_fidelity")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from collections import Counter
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from onnxshrink.errors import DataError
+from onnxshrink.passes.quantize_rd.plain_weights import eight_bits, finer, kept_at_eight
 from onnxshrink.pipeline import Context
 from onnxshrink.trials import Answers, Exchange
 
@@ -24,8 +26,9 @@ if TYPE_CHECKING:
     from onnxshrink.kernels.rate import GridTensor
     from onnxshrink.passes.quantize_rd import QuantizeRd
 
+    Count = Callable[[npt.NDArray[np.integer]], float]
+
 _log = logging.getLogger(__name__)
-_PLAIN = 2048  # weights of fewer elements are not worth a search of their own
 _MIDDLING = 0.5  # standard deviations: the step at which a layer's effect is first measured
 #: Standard deviations: the coarsest step at which it is measured. Beyond, most weights are zero and
 #: the effect grows no more, so that the layer would seem to care less than it does.
@@ -37,6 +40,11 @@ FINEST = 9  # mean bits of a weight beyond which codes of 8 bits do as well
 _BESIDE_INTEGERS = 2  # times what weights of 8 bits lose that may be lost beside integer kernels
 _EXACT = 1e-9  # a fidelity of 1 is asked for: this much may be lost
 _NEAR = 1.01  # how closely a goal in bytes is met, in what is spent: 0.007 bits a weight
+_ABOVE_ENTROPY = 1.05  # what packed codes take, about, before any were packed
+_FAR, _NEXT = 4.0, 1.3  # how far apart what to spend is tried: at first, and once it is about right
+_CORRECTIONS = 3  # how often packing corrects a count of bytes, which it nearly always does once
+_CAUTION = 1.001  # so that the next time it is not too much by next to nothing
+_NEAR_BYTES = 0.985  # of a goal in bytes: what is near enough
 _PROBES = 2, 8  # feeds that tell the effect of each layer, first and (at least) second time
 _MOST_PROBES = 32  # of a small model: what few inputs say of a layer is mostly noise
 _MORE_BITS = 7  # than 8, of weights without a grid: codes of 16 bits
@@ -91,6 +99,8 @@ class StepSearch:
         self._half: int | None = 0  # of the inputs, to which the layers are fitted; None: all
         self._dampings: dict[str, float] = {}
         self._lost_by_plain = 0.0  # squared output error of their 8 bits
+        self._excess = _ABOVE_ENTROPY  # of packed codes, as far as it is known
+        self._packed: dict[tuple[str, bytes], int] = {}  # see nbytes
         self._finer: dict[int, list[Quantized]] = {}  # by how many bits they have more
         self._finer_bytes: dict[int, int] = {}
         self._by_name: dict[str, WeightView] = {}  # those of the search
@@ -100,9 +110,18 @@ class StepSearch:
             if names[view.name] > 1:  # branches may use one name for two weights
                 reason = "its name is not unique"
             if reason:
-                self.plain.append((view, _eight_bits(view), reason))
+                self._leave(view, reason)
             else:
                 self._by_name[view.name] = view
+
+    def _leave(self, view: WeightView, reason: str) -> None:
+        """Give a weight no grid of its own: 8 bits, or the integers that it is."""
+        from onnxshrink.graph.forms import integer_codes
+
+        if integer_codes.takes(view):
+            self.ctx.skip(view, f"is integers of 8 bits already ({reason})")
+        else:
+            self.plain.append((view, eight_bits(view), reason))
 
     def spend(self) -> float:
         """The squared output error to spend for the goal; measures the layers first.
@@ -120,10 +139,9 @@ class StepSearch:
         names = [*self._by_name, *(view.name for view, *_ in self.plain)]
         with closing(Exchange(self.model, names, self.ctx.worker)) as exchange:
             for name in [name for name in self._by_name if name in exchange.refused]:
-                view = self._by_name.pop(name)
-                self.plain.append((view, _eight_bits(view), exchange.refused[name]))
+                self._leave(self._by_name.pop(name), exchange.refused[name])
             if not self._by_name:
-                return 0.0
+                return _SPEND
             self.layers = self._measured(exchange)
             found = {layer.name: layer.sensitivity for layer in self.layers}
             self.ctx.findings[key] = (
@@ -158,8 +176,7 @@ class StepSearch:
         self._dampings.update(dampings)
         self._lost_by_plain = lost_by_plain
         for name in [name for name in self._by_name if name not in sensitivities]:
-            view = self._by_name.pop(name)
-            self.plain.append((view, _eight_bits(view), refused[name]))
+            self._leave(self._by_name.pop(name), refused[name])
         self.layers = [
             replace(self._fitted(view, 0), sensitivity=sensitivities[name])
             for name, view in self._by_name.items()
@@ -174,8 +191,8 @@ class StepSearch:
             return 1.0
         weights = {}
         for view in self.views:
-            if view.name not in exchange.refused:
-                weights[view.name] = affine.dequantize(_eight_bits(view)).astype(view.dtype.numpy())
+            if view.uses and view.name not in exchange.refused:
+                weights[view.name] = affine.dequantize(eight_bits(view)).astype(view.dtype.numpy())
         loss = lost(exchange.answers(self._judge, weights))
         _log.info("8 bits lose %.3f of what may be lost", loss)
         return max(1.0, _BESIDE_INTEGERS * loss)
@@ -195,8 +212,12 @@ class StepSearch:
         """Bytes that codes take in the result, entropy-coded as it will be stored."""
         from onnxshrink.kernels import rate
 
-        count = rate.coded_bytes if self.ctx.storage == "coded" else rate.packed_bytes
-        return count(codes)
+        if self.ctx.storage == "coded":
+            return rate.coded_bytes(codes)
+        key = codes.dtype.str, hashlib.sha256(codes.tobytes()).digest()
+        if key not in self._packed:  # it takes a second for each megabyte
+            self._packed[key] = rate.packed_bytes(codes)
+        return self._packed[key]
 
     def finest(self) -> float:
         """Bytes of all codes when finer ones would gain nothing."""
@@ -215,21 +236,49 @@ class StepSearch:
         """
         from onnxshrink.kernels import rate
 
-        def cost(inverse: float) -> float:
-            room = budget - self._plain_bytes(1 / inverse)
-            if room <= 0:
-                return math.inf
-            steps = rate.steps(self.layers, 1 / inverse)
-            codes = (rate.stored(layer.codes(steps[layer.name])) for layer in self.layers)
-            return sum(map(self.nbytes, codes)) / room
-
-        over = rate.largest(cost, 1 / start, within=_NEAR)
-        if over == 0:
+        if not self.layers and self._plain_bytes(start) <= budget:
+            return start
+        # Packing takes far longer than counting, and its result is in proportion: so a grid that
+        # is counted to be right is packed, and what that says corrects the count.
+        for turn in range(_CORRECTIONS if self.layers else 0):
+            spend = self._within(
+                budget, start, lambda codes: self._excess * rate.ideal_bytes(codes),
+                apart=_FAR if turn == 0 else _NEXT,
+            )  # fmt: skip
+            if not spend:
+                break
+            counted = self._layer_bytes(spend, rate.ideal_bytes)
+            packed = self._layer_bytes(spend, self.nbytes)
+            found = self._plain_bytes(spend) + packed
+            _log.info("%d bytes counted, %d packed; the goal is %d", counted, found, budget)
+            if _NEAR_BYTES * budget <= found <= budget:
+                return spend
+            start, self._excess = spend, _CAUTION * packed / counted
+        spend = self._within(budget, start, self.nbytes) if self.layers else 0.0
+        if not spend:
             raise DataError(
                 f"{self.options.name}: no grid meets the budget; the rest of the model is too "
                 "large, or too many weights are kept at 8 bits"
             )
-        return 1 / over
+        return spend
+
+    def _within(self, budget: float, start: float, count: Count, apart: float = _FAR) -> float:
+        """The least to spend for codes of so many bytes, as they are counted; 0 where none is."""
+        from onnxshrink.kernels import rate
+
+        def cost(inverse: float) -> float:
+            room = budget - self._plain_bytes(1 / inverse)
+            return math.inf if room <= 0 else self._layer_bytes(1 / inverse, count) / room
+
+        over = rate.largest(cost, 1 / start, within=_NEAR, apart=apart)
+        return 1 / over if over else 0.0
+
+    def _layer_bytes(self, spend: float, count: Count) -> float:
+        """Bytes of the codes of all weights with a grid of their own."""
+        from onnxshrink.kernels import rate
+
+        steps = rate.steps(self.layers, spend)
+        return sum(count(rate.stored(layer.codes(steps[layer.name]))) for layer in self.layers)
 
     def _more_bits(self, spend: float) -> int:
         """How many bits more than 8 the plain weights get.
@@ -250,7 +299,7 @@ class StepSearch:
         """The codes of the plain weights, as fine as they should be beside the others."""
         more = self._more_bits(spend)
         if more not in self._finer:
-            self._finer[more] = [_finer(view, eight, more) for view, eight, _ in self.plain]
+            self._finer[more] = [finer(view, eight, more) for view, eight, _ in self.plain]
         return self._finer[more]
 
     def _plain_bytes(self, spend: float) -> int:
@@ -280,13 +329,11 @@ class StepSearch:
         effect is measured on inputs of the other half, so that a fit to too few inputs is not
         mistaken for a good one.
         """
-        import numpy as np
-
         from onnxshrink.kernels import rate
 
         found = [self._fitted(view, 0) for view in self._by_name.values()]
         steps = {
-            layer.name: _MIDDLING * float(np.sqrt(np.square(layer.weights).mean())) or 1.0
+            layer.name: layer.possible(_MIDDLING * _deviation(layer.weights) or 1.0)
             for layer in found
         }
         weights = sum(layer.size for layer in found)
@@ -317,10 +364,17 @@ class StepSearch:
         """A layer whose roundings are fitted to one half of the inputs, or to all."""
         import numpy as np
 
+        from onnxshrink.graph.forms import integer_codes
         from onnxshrink.graph.weights import second_moments
         from onnxshrink.kernels import obs, rate
         from onnxshrink.kernels.rate import GridTensor
 
+        if not view.uses:
+            whole = integer_codes.Whole.of(view)
+            # One row: one step suits all codes, as the kernel's scales suit them to channels.
+            low, high = (np.broadcast_to(one, view.shape).reshape(1, 1, -1) for one in whole.limits)
+            values = whole.values.reshape(1, 1, -1)
+            return GridTensor(view.name, values, None, 0.0, within=(low, high))
         matrix = np.array(view.matrix, np.float32)  # a copy: the file behind it is let go
         view.release()
         known = second_moments.of(self.ctx.statistics, view)
@@ -330,7 +384,7 @@ class StepSearch:
             return GridTensor(view.name, matrix[None], None, 0.0, relative)
         folded, moments = known.fold(matrix), known.mean(half)
         if view.name not in self._dampings:
-            step = _MIDDLING * float(np.sqrt(np.square(matrix).mean())) or 1.0
+            step = _MIDDLING * _deviation(matrix) or 1.0
             self._dampings[view.name] = obs.choose_damping(
                 folded[0], moments[0], known.mean(1)[0], lambda rows: obs.uniform(step)
             )
@@ -385,7 +439,9 @@ class StepSearch:
             packed = self.nbytes(codes)
             how = "coded" if self.ctx.storage == "coded" else "packed"
             note = f"{dtype}, {8 * packed / codes.size:.2f} bits {how}"
-            if fitted.factors is None and fitted.relative is None:
+            if fitted.within is not None:
+                note += f", steps of {step:g} codes of {view.op_type}"
+            elif fitted.factors is None and fitted.relative is None:
                 note += f", to nearest (no gptq: {second_moments.unknown(view)})"
             if scale.size > 1:
                 note += f", {len(set(scale.flat))} steps by how often rows are looked up"
@@ -395,51 +451,25 @@ class StepSearch:
             yield StoredWeight(view, Quantized(codes, scale, None, dtype), packed, note, figures)
 
 
-def kept_at_eight(view: WeightView) -> str:
-    """Why a weight keeps 8 bits; empty when it need not."""
-    from onnxshrink.graph import operators
-
-    if view.size < _PLAIN:
-        return f"fewer than {_PLAIN} elements"
-    product = view.main.product
-    if product is not None and product.convolves and view.size // view.shape[view.axes.out[0]] < 32:
-        return "depthwise" if product.groups > 1 else ""
-    source = view.activation.producer() if view.activation is not None else None
-    return "reads a one-hot encoding" if operators.of(source, operators.OneHot) else ""
-
-
-def _eight_bits(view: WeightView) -> Quantized:
-    """A weight in int8, each output with a scale of its own."""
-    from onnxshrink.kernels import affine
-
-    axes = view.axes.contract or tuple(range(len(view.shape)))
-    quantized = affine.quantize(view.array(), "int8", axes, rounding="balanced", short_scale=True)
-    view.release()
-    return quantized
-
-
-def _finer(view: WeightView, stored: Quantized, more: int) -> Quantized:
-    """A weight on the grid of its 8 bits, made finer by some bits."""
-    import numpy as np
-
-    from onnxshrink.kernels import affine, rate
-    from onnxshrink.kernels.affine import Quantized
-
-    if not more or stored.zero_point is not None:
-        return stored
-    scale = affine.usable(stored.scale / 2**more, short=True)
-    codes = rate.stored(np.rint(view.array() / scale).astype(np.int32))
-    view.release()
-    return Quantized(codes, scale, None, "int8" if codes.itemsize == 1 else "int16")
-
-
 def _rows(answers: Answers) -> int:
     """How many inputs answers are to: rows of the first axis, where all outputs have as many."""
     counts = [{output.shape[0] if output.ndim else 1 for output in row} for row in answers.outputs]
     return sum(count.pop() if len(count) == 1 else 1 for count in counts)
 
 
+def _deviation(weights: np.ndarray) -> float:
+    """Of numbers around zero."""
+    import numpy as np
+
+    return float(np.sqrt(np.square(weights).mean()))
+
+
 def _unfold(view: WeightView, values: np.ndarray) -> np.ndarray:
     """[groups, rows, width] as the weight is stored, of the weight's type if they are floats."""
+    from onnxshrink.graph.forms import integer_codes
+
+    if not view.uses:
+        whole = values.dtype.kind != "f"
+        return values.reshape(view.shape) if whole else integer_codes.Whole.of(view).codes(values)
     stored = view.from_matrix(values.reshape(-1, values.shape[-1]))
     return stored.astype(view.dtype.numpy()) if stored.dtype.kind == "f" else stored

@@ -41,7 +41,7 @@ def store(
     Returns:
         Bytes that all codes pack to.
     """
-    from onnxshrink.graph.forms import dequantize
+    from onnxshrink.graph.forms import dequantize, integer_codes
     from onnxshrink.graph.forms.rebuild import REBUILD_OVERHEAD
     from onnxshrink.kernels import affine
     from onnxshrink.passes.to_float16 import narrow
@@ -57,11 +57,14 @@ def store(
             ctx.skip(view, "would not be smaller as integer codes")
             continue
         total += packed
-        sqnr = affine.sqnr_db(view.array(), quantized)
-        looked_up = view.size >= _LOOKED_UP and dequantize.can_gather(model, view)
-        after = dequantize.dequantized(
-            model, view, quantized, "gather" if looked_up else "cast-mul"
-        )
+        if integer_codes.takes(view):
+            found = integer_codes.on_grid(view, quantized)
+            after, sqnr = integer_codes.put_in_place(model, view, found), found.sqnr
+        else:
+            sqnr = affine.sqnr_db(view.array(), quantized)
+            looked_up = view.size >= _LOOKED_UP and dequantize.can_gather(model, view)
+            form: dequantize.Form = "gather" if looked_up else "cast-mul"
+            after = dequantize.dequantized(model, view, quantized, form)
         ctx.changed(
             names[view], after, note=note, before=before, kind=kind, elements=elements,
             coded=packed, sqnr_db=sqnr, **figures,
@@ -98,6 +101,7 @@ def store_packed(
         DataError: No grid is coarse enough.
     """
     from onnxshrink.graph import weights
+    from onnxshrink.graph.forms.integer_codes import unlocked
 
     rest = float(model.nbytes() - sum(view.nbytes for view in search.views))
     rest -= sum(view.nbytes // 2 for view in vectors)
@@ -107,8 +111,8 @@ def store_packed(
         # Between what is close enough and the goal: the guess may err in both directions.
         spend = search.spend_bytes(min(goal * (1 + _CLOSE) / 2 - rest, finest), spend)
         trial, step = model.clone(), Step(ctx.step.name)
-        pairs = zip(weights.find(model), weights.find(trial), strict=True)
-        twin = {ours.value: other for ours, other in pairs}
+        pairs = zip(unlocked(weights.find(model)), weights.find(trial), strict=True)
+        twin = {ours.value: replace(other, locked=ours.locked) for ours, other in pairs}
         codes = store(
             trial,
             (one._replace(view=twin[one.view.value]) for one in search.stored(spend)),

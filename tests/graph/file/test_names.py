@@ -132,3 +132,16 @@ def test_a_run_says_so_and_can_be_told_not_to(proto, tmp_path) -> None:
     assert report.bytes_after > 1.02 * reports[0].bytes_after
     for x, y in zip(answers(tmp_path / "a.onnx"), answers(tmp_path / "c.onnx"), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+def test_cleaning_shortens_names_where_there_is_nothing_else_to_do(proto, tmp_path) -> None:
+    onnx.save(proto, tmp_path / "in.onnx")
+    recipe = Recipe((find_pass("clean")(),))
+    long = tmp_path / "long.onnx"
+    cleaned = api.apply_recipe(
+        recipe, tmp_path / "in.onnx", long, api.Options(check="quick", keep_names=True)
+    )
+    report = api.apply_recipe(recipe, long, tmp_path / "short.onnx", api.Options(check="quick"))
+    (change,) = report.steps[0].changes
+    assert (change.what, report.changed, bool(report.renamed)) == ("names", True, True)
+    assert change.after == report.bytes_after < 0.98 * cleaned.bytes_after

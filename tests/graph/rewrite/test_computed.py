@@ -94,6 +94,13 @@ def test_fake_quantization_of_a_weight_is_codes_without_an_error() -> None:
     assert operators == ["DequantizeLinear", "MatMul"]
     assert stored["q"].dtype == np.int8
     assert np.array_equal(answers(model.to_proto(), x=X)[0], answers(proto, x=X)[0])
+    # A step that leaves codes alone stores them, as no step leaves the floats.
+    result = run([QuantizeWeights()], Model.from_proto(proto), Settings(feeds=[{"x": X}]))
+    assert result.report.bytes_after == model.nbytes() < 0.5 * result.report.bytes_before
+    (change,) = result.report.steps[0].changes
+    assert (change.note, change.before - change.after) == (
+        "1 were computed from constants", result.report.bytes_before - model.nbytes()
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("size", [32, 256])

@@ -12,10 +12,10 @@ from hard_models import HARD, text, weight
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxshrink.contract import Settings
-from onnxshrink.errors import UnsupportedModel
+from onnxshrink.errors import RecipeError, UnsupportedModel
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.rewrite.hoist import hoist_constants
-from onnxshrink.graph.rewrite.opset import needs, raise_opset
+from onnxshrink.graph.rewrite.opset import needs, newest_for, raise_opset
 from onnxshrink.passes.quantize_weights import QuantizeWeights
 from onnxshrink.pipeline import run
 from onnxshrink.runtime.session import open_session, run_session
@@ -157,7 +157,7 @@ def test_what_a_raised_model_needs_is_said(before: int, after: int, says: str) -
 def test_the_operator_set_is_raised_only_so_far() -> None:
     model = Model.from_proto(branches(17))
     model.max_opset = 20
-    with pytest.raises(UnsupportedModel, match="needs operator set 21, and --max-opset allows 20"):
+    with pytest.raises(UnsupportedModel, match="set 21, and --max-opset or --runtime allows 20"):
         raise_opset(model.clone(), 21)
     assert raise_opset(model, 20)
 
@@ -186,3 +186,16 @@ def test_it_is_not_where_that_would_change_something() -> None:
     model.ir.graph[1].attributes.add(ir.AttrString("of_the_new_set", "x"))
     assert not raise_opset(model, 13)
     assert model.opset == 28
+
+
+@pytest.mark.parametrize(
+    ("runtime", "opset"), [("1.6", 13), ("1.16", 19), ("1.16.3", 19), ("1.18", 21), ("1.99", 23)]
+)
+def test_the_newest_operator_set_of_a_runtime(runtime: str, opset: int) -> None:
+    assert newest_for(runtime) == opset
+
+
+@pytest.mark.parametrize("runtime", ["1.2", "new", "1", "1.x"])
+def test_a_runtime_that_is_not_known_is_told(runtime: str) -> None:
+    with pytest.raises(RecipeError, match="--runtime"):
+        newest_for(runtime)
