@@ -10,7 +10,7 @@ from rich.console import Console
 from onnxshrink.cli import _terminal
 from onnxshrink.progress import counted
 
-SEARCH = "trying recipes"
+SEARCH = "searching"
 
 
 def test_what_is_counted_ends_however_its_loop_does() -> None:

@@ -42,7 +42,7 @@ _STEEPEST, _FLATTEST = 1.5, 0.25
 _SURELY = 0.7  # times what was spent, where more is refused once more
 _LEAP = 8.0  # the factor by which what is spent changes at most
 _WHERE = "the search"
-_DOING = "trying recipes"
+_DOING = "searching"
 _BEFORE = 3  # recipes: the model as it is, the first one, the same tuned
 _INTERRUPTED = "interrupted"
 
