@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from onnxshrink.errors import DataError, ModelError, RecipeError
 from onnxshrink.goal import Goal
 from onnxshrink.options import nearest
+from onnxshrink.reading import Reading
 from onnxshrink.report import Step, size
 from onnxshrink.trials import Answers, Feeds, answers, told
 
@@ -66,6 +67,7 @@ class Settings:
         goal: What the answers must keep in the end, for passes that steer by them.
         findings: What steps found out about models on these inputs, for later runs on them.
         compare_at: Names of values that are compared in place of the outputs behind them.
+        reading: How ``feeds`` became inputs, for steps that read more of them.
     """
 
     check: Level = "full"
@@ -83,6 +85,7 @@ class Settings:
     goal: Goal = field(default_factory=Goal)
     findings: dict[Any, Any] = field(default_factory=dict)
     compare_at: tuple[str, ...] = ()
+    reading: Reading = field(default_factory=Reading)
 
 
 class Judge:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from onnxshrink.graph.gradients import Aim
     from onnxshrink.graph.layers.parameters import Kind
     from onnxshrink.kernels.kinds import Known
+    from onnxshrink.kernels.split import Split
+
+_JUDGES = 64  # inputs are enough to judge; a look at them takes as long as steps do
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +36,10 @@ class Distill(Tuning):
     with weight ``alpha``, and with ``layers`` the values inside, as far as both models have them.
 
     It recovers what removes much: channels, most of the bits, most of the weights. It needs many
-    inputs, hundreds of them; nobody has to label them. One half judges, as with tune, which is the
-    one for few inputs.
+    inputs, hundreds of them; nobody has to label them. A run takes 64 for all of its steps:
+    ``train_on`` names more for this one, which are read one after the other and lie in a file while
+    they are used, so that there may be more than memory holds. Every fourth of these
+    judges, 64 at most; of others one half, as with tune, which is the one for few inputs.
     """
 
     steps: int = option(400, help="steps at most", ge=1)
@@ -42,6 +47,10 @@ class Distill(Tuning):
     free: tuple[Literal["scales", "tables", "gains", "biases", "weights"], ...] = option(
         ("scales", "tables", "gains", "biases", "weights"), help="what may change"
     )
+    train_on: str = option(
+        "", help="more inputs to train on, in any form that --calibration takes; in place of those"
+    )
+    most_inputs: int = option(10_000, help="of these at most: the first ones", ge=2)
     temperature: float = option(2.0, help="what scores of classes are divided by", ge=0.1, le=100)
     labels: str = option(
         "", help=".npy file of the right classes, one for each row of the output, in order"
@@ -52,6 +61,24 @@ class Distill(Tuning):
     def kinds(self) -> Sequence[Kind]:
         """As asked."""
         return self.free
+
+    def examples(self, model: Model, ctx: Context) -> Context:
+        """Those of ``train_on``, where it names any."""
+        from dataclasses import replace
+
+        from onnxshrink.runtime.inputs import stored_inputs
+
+        if not self.train_on:
+            return ctx
+        feeds = stored_inputs(self.train_on, model, self.most_inputs, ctx.reading)
+        return replace(ctx, feeds=feeds, generated=False)
+
+    def parts(self, split: Split) -> tuple[Sequence[int], Sequence[int]]:
+        """A half judges; of more inputs a quarter, or as many as are enough."""
+        if not self.train_on:
+            return split.fit, split.judge
+        judge = split.held[:: -(-len(split.held) // _JUDGES)]
+        return [number for number in range(split.count) if number not in judge], judge
 
     def goal(self, model: Model, original: Model, ctx: Context) -> Objective:
         """The outputs of the original, and what is asked for beside them."""

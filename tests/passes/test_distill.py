@@ -97,3 +97,13 @@ def test_labels_that_do_not_fit_are_refused(
         worker, PruneMagnitude(max_error=9), Distill(labels=str(tmp_path / "labels.npy"))
     )
     assert message in done.report.steps[1].reason
+
+
+def test_more_inputs_take_the_place_of_those_of_the_run(worker: Worker, tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    for number in range(10):
+        np.save(tmp_path / "more" / f"{number}.npy", FEEDS[number]["x"][:3])
+    np.save(tmp_path / "labels.npy", np.zeros(7, np.int64))
+    options = {"train_on": str(tmp_path / "more"), "labels": str(tmp_path / "labels.npy")}
+    done = distilled(worker, PruneMagnitude(max_error=9), Distill(most_inputs=9, **options))
+    assert "7 labels for 27 rows of the output" in done.report.steps[1].reason
