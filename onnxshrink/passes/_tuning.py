@@ -159,8 +159,15 @@ def train(
     after = loss(trial, goal, judge, ctx)
     errors = {"error_before": math.sqrt(before), "error_after": math.sqrt(max(after, 0.0))}
     if not after < before:
-        moved = f"from {errors['error_before']:.3g} to {errors['error_after']:.3g}"
-        ctx.skip("model", f"would take the error on inputs that were not fitted to {moved}")
+        if outcome.after < outcome.before:
+            moved = f"from {errors['error_before']:.3g} to {errors['error_after']:.3g}"
+            reason = f"would take the error on inputs that were not fitted to {moved}"
+        else:
+            error = errors["error_before"]
+            reason = (
+                f"no step brought the error on inputs that were not fitted to below {error:.3g}"
+            )
+        ctx.skip("model", reason)
         return
     model.adopt(trial)
     ctx.step.chosen |= {"steps": outcome.planned, "taken": outcome.steps, **errors}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, np.ndarray]
 
 _log = logging.getLogger(__name__)
-_RUNS = 16  # at least: one direction of the outputs each
+_RUNS = 8  # at least: one direction of the outputs each
 _AT_ONCE = 2**28  # bytes of weights whose gradients are computed together
 FEW = 4  # weights: for fewer, a run with the noise of each is as fast, and exact
 
