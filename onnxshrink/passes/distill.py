@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal
 
-from onnxshrink.errors import DataError
+from onnxshrink.errors import DataError, RecipeError
 from onnxshrink.options import option
 from onnxshrink.passes._training import Objective
 from onnxshrink.passes._tuning import Tuning, squares
 from onnxshrink.pipeline import Context
+from onnxshrink.select import check_patterns
 from onnxshrink.trials import Answers, answers
 
 if TYPE_CHECKING:
@@ -57,6 +60,9 @@ class Distill(Tuning):
     )
     alpha: float = option(0.5, help="weight of the labels, where there are any", ge=0, le=1)
     layers: float = option(0.0, help="weight of the values inside, of all layers together", ge=0)
+    layer_weights: Mapping[str, float] = option(
+        {}, help="shares of layers in that, by name of the value or pattern; 1 where nothing says"
+    )
 
     def kinds(self) -> Sequence[Kind]:
         """As asked."""
@@ -88,12 +94,12 @@ class Distill(Tuning):
 
         wanted, judge = answers(original, ctx.feeds, ctx.worker), ctx.split.judge
         values = _columns(wanted)
-        if self.layers:
-            values |= _inside(model, original, ctx)
-        aims, weights = squares(values, judge)
-        for name in values.keys() - dict.fromkeys(wanted.names).keys():
-            if name in weights:
-                weights[name] *= self.layers / max(len(values) - len(wanted.names), 1)
+        inside = _inside(model, original, ctx) if self.layers else {}
+        parts = self._shares(inside)
+        aims, weights = squares(values | inside, judge)
+        for name in inside.keys() & weights.keys():
+            weights[name] *= self.layers * parts[name] / (sum(parts.values()) or 1)
+        values |= inside
         targets = {name: values[name] for name in aims}
         scores: dict[str, Known] = {}
         for name in wanted.names:
@@ -108,6 +114,25 @@ class Distill(Tuning):
         rows = [{name: column[at] for name, column in targets.items()}
                 for at in range(len(ctx.feeds))]  # fmt: skip
         return Objective(aims, weights, rows)
+
+    def _shares(self, names: Collection[str]) -> dict[str, float]:
+        """The share of each layer in the weight of all.
+
+        Raises:
+            RecipeError: A pattern names no layer, or a share is no number from 0 on.
+        """
+        every = [(name,) for name in names]
+        check_patterns(self.layer_weights, every, self.name, "value that both models have")
+        found = dict.fromkeys(names, 1.0)
+        for pattern, share in self.layer_weights.items():
+            if not isinstance(share, int | float) or not 0 <= share < math.inf:
+                raise RecipeError(
+                    f"{self.name}: layer-weights of {pattern!r} is {share!r}, no weight"
+                )
+            for name in names:
+                if name == pattern or fnmatchcase(name, pattern):
+                    found[name] = float(share)
+        return found
 
     def _add_labels(
         self, aims: dict[str, Aim], weights: dict[str, float],
