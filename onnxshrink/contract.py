@@ -18,6 +18,7 @@ from onnxshrink.errors import DataError, ModelError, RecipeError
 from onnxshrink.goal import Goal
 from onnxshrink.options import nearest
 from onnxshrink.progress import Progress, silent
+from onnxshrink.reading import Reading
 from onnxshrink.report import Step, size
 from onnxshrink.trials import Answers, Feeds, answers, told
 
@@ -65,6 +66,7 @@ class Settings:
         goal: What the answers must keep in the end, for passes that steer by them.
         findings: What steps found out about models on these inputs, for later runs on them.
         compare_at: Names of values that are compared in place of the outputs behind them.
+        reading: How ``feeds`` became inputs, for steps that read more of them.
     """
 
     check: Level = "full"
@@ -82,6 +84,7 @@ class Settings:
     goal: Goal = field(default_factory=Goal)
     findings: dict[Any, Any] = field(default_factory=dict)
     compare_at: tuple[str, ...] = ()
+    reading: Reading = field(default_factory=Reading)
 
 
 class Judge:

@@ -22,6 +22,7 @@ from onnxshrink.fewer_weights import retreat
 from onnxshrink.goal import Goal
 from onnxshrink.options import amended, check, dump, nearest, option
 from onnxshrink.progress import Progress, silent
+from onnxshrink.reading import Reading
 from onnxshrink.report import Change, Report, Skip, Step, size
 from onnxshrink.select import SKIP, Select, unmatched
 from onnxshrink.trials import Answers, Feeds, Reference
@@ -137,6 +138,7 @@ class Context:
             once more, on fewer of its weights.
         findings: What steps found out about models on these inputs, by a key of their own; it is
             theirs to make sure that the model is the same.
+        reading: How the feeds became inputs.
         verify: Why a model half-way through the step breaks the contract, or an empty text; for
             passes that try something and can do without. Takes a bound of its own, if wanted.
     """
@@ -153,6 +155,7 @@ class Context:
     goal: Goal = field(default_factory=Goal)
     memo: dict[str, Any] = field(default_factory=dict)
     findings: dict[Any, Any] = field(default_factory=dict)
+    reading: Reading = field(default_factory=Reading)
     verify: Callable[..., str] = field(default=lambda model, bound=0.0: "")
 
     @property
@@ -381,7 +384,7 @@ def _step(
     ctx = Context(
         step, settings.feeds, settings.generated, original=original, worker=worker,
         seed=settings.seed, progress=settings.progress, storage=settings.storage,
-        goal=settings.goal, findings=settings.findings,
+        goal=settings.goal, findings=settings.findings, reading=settings.reading,
         verify=lambda half_way, limit=bound: judge.verify(half_way, limit),
     )  # fmt: skip
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -24,6 +24,7 @@ Floats = npt.NDArray[np.float64]
 _IN_DOUBT = 3.0  # times as many answers may change where it is not known that they are answers
 _FEW = 2.0  # times what two or three inputs show may be what others do
 _EXACT = 1e-9  # nothing may be lost: this much may
+_UNLIKELY = 1e-12  # probability below which the divergence knows no difference
 
 
 class Estimate(NamedTuple):
@@ -133,12 +134,45 @@ class Fidelity:
         for i, known in enumerate(self.kinds):
             if known.kind == "states":
                 continue
-            told = known.kind == "tokens" or (known.chooses and self._given(i))
-            divergence = self._agreement(outputs, i, by_rows=True).kl if told else None
+            divergence = self._agreement(outputs, i, by_rows=True).kl if self._diverges(i) else None
             if divergence is None:
                 divergence = self._agreement(outputs, i).relative_error ** 2
             total += divergence
         return total
+
+    def directions(self, rng: np.random.Generator) -> Iterator[dict[int, Floats]]:
+        """Random directions that tell the distortion of small noise from its part along them.
+
+        The sum over feeds of the squares of ``sum(direction * noise)``, where all outputs of a feed
+        add up, is the distortion in the mean over directions, to second order in the noise
+        (Hutchinson's estimator of a trace).
+
+        Args:
+            rng: Chooses the signs.
+
+        Yields:
+            For each feed of the reference, the direction of every output that counts, by its number
+            and in its shape. Labels have none, nor have zeros.
+        """
+        units: dict[int, float] = {}
+        for i, known in enumerate(self.kinds):
+            arrays = [known.rows(feed[i]) for feed in self._reference]
+            if known.kind in ("labels", "states") or any(a.dtype.kind != "f" for a in arrays):
+                continue
+            rows = sum(a.size // max(a.shape[-1], 1) for a in arrays if a.ndim)
+            power = math.fsum(np.square(a, dtype=np.float64).sum() for a in arrays)
+            if 0 < power < math.inf:
+                units[i] = math.sqrt(2 * rows if self._diverges(i) else power)
+        for feed in self._reference:
+            found = {}
+            for i, unit in units.items():
+                array = self.kinds[i].rows(feed[i])
+                along: Floats = rng.choice([-1.0, 1.0], array.shape) / unit
+                if self._diverges(i):
+                    along = _along_shares(array, along)
+                axis = self.kinds[i].axis
+                found[i] = along if axis == -1 else np.moveaxis(along, -1, axis)
+            yield found
 
     def score(self, outputs: Outputs) -> float:
         """The least of any output, 1 at best: agreement of classes and labels, else likeness.
@@ -254,6 +288,11 @@ class Fidelity:
         errors, signals, powers = (np.concatenate(part) for part in zip(*found, strict=True))
         return errors, signals, powers
 
+    def _diverges(self, output: int) -> bool:
+        """Whether noise in an output is told by the divergence of its rows."""
+        known = self.kinds[output]
+        return known.kind == "tokens" or (known.chooses and self._given(output))
+
     def _given(self, output: int) -> bool:
         """Whether the reference's rows are probabilities or their logarithms."""
         if output not in self._found_given:
@@ -288,6 +327,18 @@ def _rows(known: Known, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> int:
         return sum(x.size for x, _ in pairs)
     rows = (known.rows(x) for x, _ in pairs)
     return sum(x.size // x.shape[-1] for x in rows if x.ndim and x.shape[-1] > 1)
+
+
+def _along_shares(array: np.ndarray, signs: Floats) -> Floats:
+    """Directions whose covariance is the Fisher information of the classes' shares."""
+    if are_probabilities(array):
+        likely: Floats = np.maximum(array.astype(np.float64), _UNLIKELY)
+        return signs / np.sqrt(likely)
+    shares: Floats = np.exp(array.astype(np.float64) - array.max(axis=-1, keepdims=True))
+    shares /= shares.sum(axis=-1, keepdims=True)
+    found: Floats = signs * np.sqrt(shares)
+    found -= shares * found.sum(axis=-1, keepdims=True)
+    return found
 
 
 def _pair_kl(x: np.ndarray, y: np.ndarray) -> float:

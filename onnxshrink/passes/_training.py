@@ -207,7 +207,7 @@ class Training:
 
         from onnxshrink.kernels.adam import Adam
 
-        falls, astray, idle = 0, 0, 0
+        falls, astray, idle, spoilt = 0, 0, 0, ""
         numbers = {each.name: each.numbers() for each in self.student.parameters}
         kept = {each.name: _kept(each, numbers[each.name]) for each in self.student.parameters}
         tied = {each.name: _tied(each, numbers[each.name]) for each in self.student.parameters}
@@ -228,7 +228,8 @@ class Training:
             self.progress(self.name, step, planned)
             batch = self._batch(itertools.islice(order, len(fit)), schedule.batch)
             gradients = _joined(self._gradients(batch, numbers), tied)
-            sound = all(np.isfinite(each).all() for each in gradients.values())
+            unsound = [name for name, each in gradients.items() if not np.isfinite(each).all()]
+            sound, spoilt = not unsound, spoilt or next(iter(unsound), "")
             if sound:
                 adam.step(gradients, rate * (1 + math.cos(math.pi * step / planned)) / 2)
                 best.steps = step + 1
@@ -248,6 +249,8 @@ class Training:
                 adam.forget()
             if falls > _FALLS:
                 break
+        if spoilt:
+            best.notes.append(f"gradients of {spoilt!r} are infinite or no numbers on some inputs")
         if astray:
             best.notes.append(f"{astray} times steps led astray and were taken back")
         self.progress(self.name, planned, planned)

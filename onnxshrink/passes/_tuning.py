@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
     from onnxshrink.graph.gradients import Aim
     from onnxshrink.graph.layers.parameters import Kind, Parameter
+    from onnxshrink.kernels.split import Split
 
 _ALIKE = 0.2  # losses of the model as it is tuned and as it will run
 _SAME = 1e-10  # a loss below this is rounding
@@ -62,6 +63,14 @@ class Tuning(Pass, ABC):
     def kinds(self) -> Sequence[Kind]:
         """What may change."""
 
+    def examples(self, model: Model, ctx: Context) -> Context:
+        """The context with the inputs to train on: those of the run, unless it says."""
+        return ctx
+
+    def parts(self, split: Split) -> tuple[Sequence[int], Sequence[int]]:
+        """Numbers of the inputs to fit to, and of those that judge."""
+        return split.fit, split.judge
+
     @abstractmethod
     def goal(self, model: Model, original: Model, ctx: Context) -> Objective:
         """What the model is held to.
@@ -92,14 +101,16 @@ class Tuning(Pass, ABC):
                 chosen.append(parameter)
         if not chosen:
             return
+        ctx = self.examples(model, ctx)
         ctx.check_halves()
+        fit, judge = self.parts(ctx.split)
         goal = self.goal(model, original, ctx)
         if not goal.aims:
             ctx.skip("model", "has no output of floating-point numbers that are not all zero")
             return
         end = None if self.time_limit is None else start + self.time_limit
         schedule = Schedule(self.rate, self.steps, self.batch, end, ctx.seed)
-        train(model, goal, chosen, schedule, ctx)
+        train(model, goal, chosen, schedule, fit, judge, ctx)
 
     def _why_not(self, parameter: Parameter) -> str:
         if parameter.kind not in self.kinds():
@@ -108,8 +119,9 @@ class Tuning(Pass, ABC):
 
 
 def train(
-    model: Model, goal: Objective, parameters: Sequence[Parameter], schedule: Schedule, ctx: Context
-) -> None:
+    model: Model, goal: Objective, parameters: Sequence[Parameter], schedule: Schedule,
+    fit: Sequence[int], judge: Sequence[int], ctx: Context,
+) -> None:  # fmt: skip
     """Move numbers of a model towards a goal, where others inputs than those of the fit agree.
 
     Args:
@@ -117,10 +129,11 @@ def train(
         goal: What it is held to.
         parameters: The numbers that may change.
         schedule: How long, how fast.
+        fit: Numbers of the inputs to fit to.
+        judge: Of those that judge.
         ctx: Inputs, where to run models, and where to report.
     """
-    split = ctx.split
-    before = loss(model, goal, split.judge, ctx)
+    before = loss(model, goal, judge, ctx)
     if before < _SAME:
         ctx.skip("model", "answers as it should")
         return
@@ -132,7 +145,7 @@ def train(
         if not student.parameters:
             return
         training = Training(student, ctx.feeds, goal, ctx.progress, ctx.step.name)
-        outcome = training.run(schedule, split.fit, split.judge)
+        outcome = training.run(schedule, fit, judge)
     finally:
         student.close()
     if not math.isclose(outcome.before, before, rel_tol=_ALIKE):
@@ -143,11 +156,18 @@ def train(
         ctx.warn(note)
     trial = model.clone()
     _put(trial, student.parameters, outcome)
-    after = loss(trial, goal, split.judge, ctx)
+    after = loss(trial, goal, judge, ctx)
     errors = {"error_before": math.sqrt(before), "error_after": math.sqrt(max(after, 0.0))}
     if not after < before:
-        moved = f"from {errors['error_before']:.3g} to {errors['error_after']:.3g}"
-        ctx.skip("model", f"would take the error on inputs that were not fitted to {moved}")
+        if outcome.after < outcome.before:
+            moved = f"from {errors['error_before']:.3g} to {errors['error_after']:.3g}"
+            reason = f"would take the error on inputs that were not fitted to {moved}"
+        else:
+            error = errors["error_before"]
+            reason = (
+                f"no step brought the error on inputs that were not fitted to below {error:.3g}"
+            )
+        ctx.skip("model", reason)
         return
     model.adopt(trial)
     ctx.step.chosen |= {"steps": outcome.planned, "taken": outcome.steps, **errors}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal
 
-from onnxshrink.errors import DataError
+from onnxshrink.errors import DataError, RecipeError
 from onnxshrink.options import option
 from onnxshrink.passes._training import Objective
 from onnxshrink.passes._tuning import Tuning, squares
 from onnxshrink.pipeline import Context
+from onnxshrink.select import check_patterns
 from onnxshrink.trials import Answers, answers
 
 if TYPE_CHECKING:
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
     from onnxshrink.graph.gradients import Aim
     from onnxshrink.graph.layers.parameters import Kind
     from onnxshrink.kernels.kinds import Known
+    from onnxshrink.kernels.split import Split
+
+_JUDGES = 64  # inputs are enough to judge; a look at them takes as long as steps do
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +39,10 @@ class Distill(Tuning):
     with weight ``alpha``, and with ``layers`` the values inside, as far as both models have them.
 
     It recovers what removes much: channels, most of the bits, most of the weights. It needs many
-    inputs, hundreds of them; nobody has to label them. One half judges, as with tune, which is the
-    one for few inputs.
+    inputs, hundreds of them; nobody has to label them. A run takes 64 for all of its steps:
+    ``train_on`` names more for this one, which are read one after the other and lie in a file while
+    they are used, so that there may be more than memory holds. Every fourth of these
+    judges, 64 at most; of others one half, as with tune, which is the one for few inputs.
     """
 
     steps: int = option(400, help="steps at most", ge=1)
@@ -42,16 +50,41 @@ class Distill(Tuning):
     free: tuple[Literal["scales", "tables", "gains", "biases", "weights"], ...] = option(
         ("scales", "tables", "gains", "biases", "weights"), help="what may change"
     )
+    train_on: str = option(
+        "", help="more inputs to train on, in any form that --calibration takes; in place of those"
+    )
+    most_inputs: int = option(10_000, help="of these at most: the first ones", ge=2)
     temperature: float = option(2.0, help="what scores of classes are divided by", ge=0.1, le=100)
     labels: str = option(
         "", help=".npy file of the right classes, one for each row of the output, in order"
     )
     alpha: float = option(0.5, help="weight of the labels, where there are any", ge=0, le=1)
     layers: float = option(0.0, help="weight of the values inside, of all layers together", ge=0)
+    layer_weights: Mapping[str, float] = option(
+        {}, help="shares of layers in that, by name of the value or pattern; 1 where nothing says"
+    )
 
     def kinds(self) -> Sequence[Kind]:
         """As asked."""
         return self.free
+
+    def examples(self, model: Model, ctx: Context) -> Context:
+        """Those of ``train_on``, where it names any."""
+        from dataclasses import replace
+
+        from onnxshrink.runtime.inputs import stored_inputs
+
+        if not self.train_on:
+            return ctx
+        feeds = stored_inputs(self.train_on, model, self.most_inputs, ctx.reading)
+        return replace(ctx, feeds=feeds, generated=False)
+
+    def parts(self, split: Split) -> tuple[Sequence[int], Sequence[int]]:
+        """A half judges; of more inputs a quarter, or as many as are enough."""
+        if not self.train_on:
+            return split.fit, split.judge
+        judge = split.held[:: -(-len(split.held) // _JUDGES)]
+        return [number for number in range(split.count) if number not in judge], judge
 
     def goal(self, model: Model, original: Model, ctx: Context) -> Objective:
         """The outputs of the original, and what is asked for beside them."""
@@ -61,12 +94,12 @@ class Distill(Tuning):
 
         wanted, judge = answers(original, ctx.feeds, ctx.worker), ctx.split.judge
         values = _columns(wanted)
-        if self.layers:
-            values |= _inside(model, original, ctx)
-        aims, weights = squares(values, judge)
-        for name in values.keys() - dict.fromkeys(wanted.names).keys():
-            if name in weights:
-                weights[name] *= self.layers / max(len(values) - len(wanted.names), 1)
+        inside = _inside(model, original, ctx) if self.layers else {}
+        parts = self._shares(inside)
+        aims, weights = squares(values | inside, judge)
+        for name in inside.keys() & weights.keys():
+            weights[name] *= self.layers * parts[name] / (sum(parts.values()) or 1)
+        values |= inside
         targets = {name: values[name] for name in aims}
         scores: dict[str, Known] = {}
         for name in wanted.names:
@@ -81,6 +114,25 @@ class Distill(Tuning):
         rows = [{name: column[at] for name, column in targets.items()}
                 for at in range(len(ctx.feeds))]  # fmt: skip
         return Objective(aims, weights, rows)
+
+    def _shares(self, names: Collection[str]) -> dict[str, float]:
+        """The share of each layer in the weight of all.
+
+        Raises:
+            RecipeError: A pattern names no layer, or a share is no number from 0 on.
+        """
+        every = [(name,) for name in names]
+        check_patterns(self.layer_weights, every, self.name, "value that both models have")
+        found = dict.fromkeys(names, 1.0)
+        for pattern, share in self.layer_weights.items():
+            if not isinstance(share, int | float) or not 0 <= share < math.inf:
+                raise RecipeError(
+                    f"{self.name}: layer-weights of {pattern!r} is {share!r}, no weight"
+                )
+            for name in names:
+                if name == pattern or fnmatchcase(name, pattern):
+                    found[name] = float(share)
+        return found
 
     def _add_labels(
         self, aims: dict[str, Aim], weights: dict[str, float],

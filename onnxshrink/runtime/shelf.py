@@ -12,6 +12,8 @@ import numpy as np
 
 #: Bytes of the answers to one set of inputs that stay in memory.
 IN_MEMORY = 2**26
+_AT_ONCE = 2**26  # bytes of a file that are mapped together: each map takes a file descriptor
+_ALIGNED = 64
 
 
 class Shelf:
@@ -24,6 +26,8 @@ class Shelf:
     def __init__(self) -> None:
         self._nbytes = 0
         self._file: IO[bytes] | None = None
+        self._map: np.ndarray = np.zeros(0, np.uint8)  # what was mapped last
+        self._start = self._taken = 0  # of that: where it lies in the file, and how much is in use
 
     def __enter__(self) -> Shelf:
         return self
@@ -42,11 +46,18 @@ class Shelf:
             return array
         if self._file is None:
             self._file = tempfile.TemporaryFile()  # noqa: SIM115  (closed at the end)
-        place = self._file.seek(0, 2)
+        if self._taken + array.nbytes > len(self._map):
+            size = max(array.nbytes, _AT_ONCE)
+            self._start, self._taken = self._start + len(self._map), 0
+            self._file.truncate(self._start + size)
+            self._map = np.asarray(np.memmap(self._file, np.uint8, "r", self._start, (size,)))
+        self._file.seek(self._start + self._taken)
+        # Not through the map: a full disk must be an error, and no signal.
         self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         self._file.flush()
-        found = np.memmap(self._file, np.uint8, "r", place, (array.nbytes,))
-        kept: np.ndarray = np.asarray(found).view(array.dtype).reshape(array.shape)
+        place = self._map[self._taken : self._taken + array.nbytes]
+        self._taken += -(-array.nbytes // _ALIGNED) * _ALIGNED
+        kept: np.ndarray = place.view(array.dtype).reshape(array.shape)
         return kept
 
 

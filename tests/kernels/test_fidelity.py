@@ -1,11 +1,15 @@
 """Fidelity: what counts as classes, and an agreement that few rows can be trusted with."""
 
+import itertools
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.special import softmax
 
 from onnxshrink.kernels import metrics
 from onnxshrink.kernels.fidelity import Fidelity
+from onnxshrink.kernels.kinds import Known
 
 
 def probabilities(rows: int, classes: int = 5, seed: int = 0) -> np.ndarray:
@@ -103,3 +107,39 @@ def test_few_rows_are_trusted_less() -> None:
 
     assert score(4) < score(40) < score(4000) <= 1
     assert score(4000) > 0.999
+
+
+class Patterns:
+    """In place of a generator: every pattern of signs once."""
+
+    def __init__(self, count: int):
+        self._left = itertools.product([-1.0, 1.0], repeat=count)
+
+    def choice(self, signs: list[float], shape: tuple[int, ...]) -> np.ndarray:
+        return np.array(next(self._left)).reshape(shape)
+
+
+def test_directions_tell_the_distortion_of_small_noise() -> None:
+    p, rng = probabilities(3, 3), np.random.default_rng(1)
+    noise = 1e-5 * rng.standard_normal((3, 3))
+    on_shares = noise - noise.mean(-1, keepdims=True)
+    logs, values = np.log(p), rng.standard_normal((3, 3))
+    tokens = [Known("tokens", "")]
+    cases = [
+        (Fidelity([[p]]), p + on_shares), (Fidelity([[logs]]), np.log(p + on_shares)),
+        (Fidelity([[values]]), values + noise),
+        (Fidelity([[values]], kinds=tokens), values + noise),
+    ]  # fmt: skip
+    for fidelity, after in cases:
+        before = fidelity._reference[0][0]
+        signs: Any = Patterns(before.size)
+        found = [
+            float((next(fidelity.directions(signs))[0] * (after - before)).sum()) ** 2
+            for _ in range(2**before.size)
+        ]
+        assert np.mean(found) == pytest.approx(fidelity.distortion([[after]]), rel=1e-4)
+
+
+def test_labels_and_zeros_have_no_direction() -> None:
+    fidelity = Fidelity([[np.array([1, 2]), np.zeros((2, 3)), np.ones((2, 3))]])
+    assert [*next(fidelity.directions(np.random.default_rng(0)))] == [2]

@@ -9,12 +9,14 @@ import pytest
 from weight_models import normal, parsed
 
 from onnxshrink.contract import Settings
+from onnxshrink.errors import RecipeError
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.gradients import Aim, Soft, with_losses
 from onnxshrink.passes.distill import Distill
 from onnxshrink.passes.prune_channels import PruneChannels
 from onnxshrink.passes.prune_magnitude import PruneMagnitude
-from onnxshrink.pipeline import Pass, Result, run
+from onnxshrink.pipeline import Context, Pass, Result, run
+from onnxshrink.report import Step
 from onnxshrink.runtime.session import open_session, run_session
 from onnxshrink.runtime.worker import Worker
 from onnxshrink.trials import Reference
@@ -97,3 +99,35 @@ def test_labels_that_do_not_fit_are_refused(
         worker, PruneMagnitude(max_error=9), Distill(labels=str(tmp_path / "labels.npy"))
     )
     assert message in done.report.steps[1].reason
+
+
+def test_more_inputs_take_the_place_of_those_of_the_run(worker: Worker, tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    for number in range(10):
+        np.save(tmp_path / "more" / f"{number}.npy", FEEDS[number]["x"][:3])
+    np.save(tmp_path / "labels.npy", np.zeros(7, np.int64))
+    options = {"train_on": str(tmp_path / "more"), "labels": str(tmp_path / "labels.npy")}
+    done = distilled(worker, PruneMagnitude(max_error=9), Distill(most_inputs=9, **options))
+    assert "7 labels for 27 rows of the output" in done.report.steps[1].reason
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [({"nowhere": 1.0}, "nowhere"), ({"u": -1.0}, "layer-weights of 'u' is -1.0, no weight")],
+)
+def test_weights_of_layers_that_say_nothing_are_refused(
+    weights: dict[str, float], message: str, worker: Worker
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        distilled(worker, PruneMagnitude(max_error=9), Distill(layers=1.0, layer_weights=weights))
+
+
+def test_layers_share_their_weight_as_asked(worker: Worker) -> None:
+    ctx = Context(Step("distill"), FEEDS[:4], worker=worker)
+    aims = {}
+    for weights in ({}, {"[uz]": 3.0, "z": 0.0}):
+        step = Distill(layers=2.0, layer_weights=weights)
+        aims[len(weights)] = step.goal(classifier(), classifier(), ctx).weights
+    assert aims[0].keys() == {"u", "z", "y"}
+    assert aims[2]["u"] == pytest.approx(2 * aims[0]["u"])
+    assert (aims[2]["z"], aims[2]["y"]) == (0.0, aims[0]["y"])

@@ -87,7 +87,7 @@ def codes(model: Model) -> dict[str, np.ndarray]:
 def test_works_with_nothing_else_given(worker: Worker) -> None:
     result, step = quantized(worker, feeds=inputs(8, 128))
     assert step.status == "done", step.reason
-    other = inputs(6, 512, seed=7)
+    other = inputs(24, 512, seed=7)
     agree = answers(network(), other).argmax(-1) == answers(result.model, other).argmax(-1)
     assert agree.mean() >= 0.99
     bits = [8 * rate.packed_bytes(array) / array.size for array in codes(result.model).values()]

@@ -294,3 +294,16 @@ def run_tuned(
     tune = Tune(steps=200, batch=8)
     tune.apply(model, Context(Step("tune"), inputs, original=original, worker=worker))
     return model
+
+
+def test_gradients_that_are_no_numbers_are_said(worker: Worker) -> None:
+    """The slope of a square root at 0 is infinite, and times 0 it is no number."""
+    model = Model.from_proto(parsed(
+        """g (float[N, 16] x) => (float[N, 8] y) {
+            t = MatMul(x, w)  d = Sub(t, t)  r = Sqrt(d)  u = Add(t, r)  y = Add(u, b)
+        }""", w=normal(16, 8), b=normal(8)))  # fmt: skip
+    passes = [PruneMagnitude(ratio=0.5, max_error=9, weights=_ALL), Tune(free=("weights",))]
+    done = steps(passes, model, worker)
+    step = done.report.steps[1]
+    assert any("gradients of 'w' are infinite or no numbers" in line for line in step.warnings)
+    assert "no step brought the error" in step.skips[-1].reason

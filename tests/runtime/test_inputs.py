@@ -8,7 +8,9 @@ from onnx import numpy_helper, parser
 
 from onnxshrink.errors import DataError, UnsupportedModel
 from onnxshrink.graph.file.model import Model
-from onnxshrink.runtime.inputs import choose_inputs, load_inputs
+from onnxshrink.reading import Reading
+from onnxshrink.runtime import shelf
+from onnxshrink.runtime.inputs import choose_inputs, load_inputs, stored_inputs
 
 HEADER = '<ir_version: 8, opset_import: ["": 17]> g '
 
@@ -381,3 +383,19 @@ def test_inputs_with_an_initializer_need_no_data():
 def test_inputs_that_are_no_tensors_are_unsupported():
     with pytest.raises(UnsupportedModel, match="input 'x' is not a tensor"):
         load_inputs([], model("seq(float[N]) x"))
+
+
+def test_many_inputs_lie_in_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(shelf, "IN_MEMORY", 0)
+    for number in range(150):
+        np.save(tmp_path / f"{number:03}.npy", np.full((1, 4), number, np.float64))
+    wanted = model("float[n, 4] x")
+    expected = load_inputs(tmp_path, wanted)
+    found = stored_inputs(tmp_path, wanted, 140, Reading())
+    assert len(found) == 140
+    for one, other in zip(found, expected, strict=False):
+        np.testing.assert_array_equal(one["x"], other["x"])
+        assert one["x"].dtype == np.float32
+        assert not one["x"].flags.writeable  # it is mapped
+    with pytest.raises(DataError, match="nowhere"):
+        stored_inputs(tmp_path / "nowhere", wanted, 2, Reading())

@@ -15,6 +15,7 @@ from onnxshrink.runtime.worker import Worker
 
 def test_arrays_come_back_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shelf, "IN_MEMORY", 100)
+    monkeypatch.setattr(shelf, "_AT_ONCE", 300)
     rng = np.random.default_rng(0)
     arrays: list[np.ndarray] = [
         rng.standard_normal((3, 4), np.float32), rng.standard_normal((5, 6)).T, np.zeros((0, 3)),
@@ -29,6 +30,13 @@ def test_arrays_come_back_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
             assert np.array_equal(array, other)
     assert kept[0] is arrays[0]
     assert kept[1].base is not None
+
+
+def test_many_arrays_take_few_file_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelf, "IN_MEMORY", 0)
+    with shelf.Shelf() as keeper:
+        kept = keeper.keep(np.full(3, number) for number in range(3000))
+    assert [array[2] for array in kept] == list(range(3000))
 
 
 def test_answers_of_a_run_lie_in_a_file(

@@ -32,11 +32,13 @@ class Stop:
         node: What people know it by.
         op_type: The operator.
         reason: Why, as in ``has no rule for gradients``.
+        behind: Values that were asked for and act through it: their gradients are not whole.
     """
 
     node: str
     op_type: str
     reason: str
+    behind: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         return f"{self.node} ({self.op_type}) {self.reason}"
@@ -124,13 +126,28 @@ def backward(
             op = Application.of(node, tape)
             made = rule(op.reached(gradients))
         except read.Unknown as reason:
-            stops.append(Stop(_name(node), node.op_type, str(reason)))
+            stops.append(Stop(_name(node), node.op_type, str(reason), _behind(node, wanted)))
             continue
         for operand, gradient in zip(op.inputs, made, strict=False):
             if operand is not None and operand.value in depends and gradient is not None:
                 reached[operand.value].append(gradient.shaped(operand.shape))
     totals = {value: _total(value, reached) for value in wanted}
     return {value: total for value, total in totals.items() if total is not None}, stops
+
+
+def _behind(node: ir.Node, wanted: Collection[ir.Value]) -> frozenset[str]:
+    """Names of the values among these that a node depends on."""
+    seen: set[ir.Value] = set()
+    left = [*_operands(node)]
+    while left:
+        value = left.pop()
+        if value is None or value in seen:
+            continue
+        seen.add(value)
+        maker = value.producer()
+        if maker is not None:
+            left += _operands(maker)
+    return frozenset(value.name or "" for value in seen.intersection(wanted))
 
 
 def _name(node: ir.Node) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from onnxshrink.errors import DataError
 from onnxshrink.passes.quantize_rd.plain_weights import eight_bits, finer, kept_at_eight
 from onnxshrink.pipeline import Context
-from onnxshrink.trials import Answers, Exchange
+from onnxshrink.trials import Answers, Exchange, Feeds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -137,12 +137,15 @@ class StepSearch:
         if self.options.lam is not None and key in self.ctx.findings:
             return self._known(self.options.lam, *self.ctx.findings[key])
         names = [*self._by_name, *(view.name for view, *_ in self.plain)]
+        layers = [self._fitted(view, 0) for view in self._by_name.values()]
+        told = self._told(layers)
         with closing(Exchange(self.model, names, self.ctx.worker)) as exchange:
             for name in [name for name in self._by_name if name in exchange.refused]:
                 self._leave(self._by_name.pop(name), exchange.refused[name])
             if not self._by_name:
                 return _SPEND
-            self.layers = self._measured(exchange)
+            layers = [layer for layer in layers if layer.name in self._by_name]
+            self.layers = self._measured(exchange, layers, told)
             found = {layer.name: layer.sensitivity for layer in self.layers}
             self.ctx.findings[key] = (
                 found, dict(self._dampings), dict(exchange.refused), self._lost_by_plain,
@@ -322,36 +325,59 @@ class StepSearch:
             if view.name not in exchange.refused
         }
 
-    def _measured(self, exchange: Exchange) -> list[GridTensor]:
-        """Layers fitted to the first half of the inputs, with what their noise does to outputs.
+    def _told(self, layers: Sequence[GridTensor]) -> dict[str, float]:
+        """Sensitivities by name, as far as gradients tell them; see :mod:`.effects`."""
+        from onnxshrink.passes.quantize_rd import effects
 
-        Each is rounded alone, first at a middling step, then at the one that this suggests; its
-        effect is measured on inputs of the other half, so that a fit to too few inputs is not
-        mistaken for a good one.
+        # Integers of a kernel have no gradient.
+        layers = [layer for layer in layers if self._by_name[layer.name].uses]
+        if len(layers) < effects.FEW:
+            return {}
+        noise, steps = {}, {layer.name: _middling(layer.weights) for layer in layers}
+        for layer in layers:
+            step = steps[layer.name]
+            off = layer.values(layer.codes(step), step) - layer.weights
+            noise[self._by_name[layer.name]] = off.reshape(-1, off.shape[-1])
+        self.ctx.progress("measuring sensitivities", 0, len(layers))
+        found = effects.by_gradients(
+            self.model, noise, self._probes(layers), self.ctx.goal, self.options.measure,
+            self.ctx.worker, self.ctx.seed,
+        )  # fmt: skip
+        _log.info("gradients tell the sensitivity of %d weights of %d", len(found), len(layers))
+        return {name: max(effect, _LEAST) / steps[name] ** 2 for name, effect in found.items()}
+
+    def _probes(self, layers: Sequence[GridTensor]) -> Feeds:
+        """The inputs that tell the effects of layers, of the half that no layer is fitted to."""
+        weights = sum(layer.size for layer in layers)
+        return self._judge[: min(max(_WORK // max(weights, 1), _PROBES[1]), _MOST_PROBES)]
+
+    def _measured(
+        self, exchange: Exchange, layers: Sequence[GridTensor], told: Mapping[str, float]
+    ) -> list[GridTensor]:
+        """Layers with what their noise does to the outputs.
+
+        What gradients do not tell is measured: each layer is rounded alone, first at a middling
+        step, then at the one that this suggests. Effects are those on inputs that no layer was
+        fitted to, so that a fit to too few inputs is not mistaken for a good one.
         """
         from onnxshrink.kernels import rate
 
-        found = [self._fitted(view, 0) for view in self._by_name.values()]
-        steps = {
-            layer.name: layer.possible(_MIDDLING * _deviation(layer.weights) or 1.0)
-            for layer in found
-        }
-        weights = sum(layer.size for layer in found)
-        more = min(max(_WORK // max(weights, 1), _PROBES[1]), _MOST_PROBES)
-        for turn, count in enumerate((_PROBES[0], more)):
-            probes = self._judge[:count]
+        found = [replace(layer, sensitivity=told.get(layer.name, 0.0)) for layer in layers]
+        steps = {layer.name: layer.possible(_middling(layer.weights)) for layer in found}
+        left = [number for number, layer in enumerate(found) if layer.name not in told]
+        more = self._probes(layers)
+        for turn, probes in enumerate((self._judge[: _PROBES[0]], more) if left else (more,)):
             before = exchange.answers(probes)
             reference = self.ctx.goal.holder(before, measure=self.options.measure)
-            for number, layer in enumerate(found):
-                done, total = turn * len(found) + number, 2 * len(found)
-                self.ctx.progress("measuring sensitivities", done, total)
+            for done, number in enumerate(left):
+                done += turn * len(left)
+                self.ctx.progress("measuring sensitivities", done, 2 * len(left))
+                layer = found[number]
                 view, step = self._by_name[layer.name], steps[layer.name]
                 noisy = _unfold(view, layer.values(layer.codes(step), step))
                 after = exchange.answers(probes, {layer.name: noisy})
                 effect = reference.distortion(after.outputs)
-                sensitivity = max(effect, _LEAST) / step**2
-                found[number] = replace(layer, sensitivity=sensitivity)
-            self.ctx.progress("measuring sensitivities", (turn + 1) * len(found), 2 * len(found))
+                found[number] = replace(layer, sensitivity=max(effect, _LEAST) / step**2)
             eight = self._plain_weights(exchange, [stored for _, stored, _ in self.plain])
             if eight:
                 self._lost_by_plain = reference.distortion(exchange.answers(probes, eight).outputs)
@@ -384,7 +410,7 @@ class StepSearch:
             return GridTensor(view.name, matrix[None], None, 0.0, relative)
         folded, moments = known.fold(matrix), known.mean(half)
         if view.name not in self._dampings:
-            step = _MIDDLING * _deviation(matrix) or 1.0
+            step = _middling(matrix)
             self._dampings[view.name] = obs.choose_damping(
                 folded[0], moments[0], known.mean(1)[0], lambda rows: obs.uniform(step)
             )
@@ -451,17 +477,17 @@ class StepSearch:
             yield StoredWeight(view, Quantized(codes, scale, None, dtype), packed, note, figures)
 
 
+def _middling(weights: np.ndarray) -> float:
+    """A step at which the effect of a tensor's noise is told, of numbers around zero."""
+    import numpy as np
+
+    return _MIDDLING * float(np.sqrt(np.square(weights).mean())) or 1.0
+
+
 def _rows(answers: Answers) -> int:
     """How many inputs answers are to: rows of the first axis, where all outputs have as many."""
     counts = [{output.shape[0] if output.ndim else 1 for output in row} for row in answers.outputs]
     return sum(count.pop() if len(count) == 1 else 1 for count in counts)
-
-
-def _deviation(weights: np.ndarray) -> float:
-    """Of numbers around zero."""
-    import numpy as np
-
-    return float(np.sqrt(np.square(weights).mean()))
 
 
 def _unfold(view: WeightView, values: np.ndarray) -> np.ndarray:

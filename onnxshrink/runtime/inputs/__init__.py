@@ -10,19 +10,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from onnxshrink.errors import DataError
 from onnxshrink.reading import Reading
 from onnxshrink.runtime.inputs.fitting import doubts, fitted
 from onnxshrink.runtime.inputs.ports import Feed, Found, Port, ports
 from onnxshrink.runtime.inputs.reader import FUNCTION, SPLIT_OF_FILE, Reader, files_of
 from onnxshrink.runtime.inputs.showing import show
+from onnxshrink.runtime.shelf import Shelf
 
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
 
-__all__ = ["Chosen", "Feed", "Port", "choose_inputs", "load_inputs", "ports", "source_files"]
+__all__ = [
+    "Chosen", "Feed", "Port", "choose_inputs", "load_inputs", "ports", "source_files",
+    "stored_inputs",
+]  # fmt: skip
 
 _MOST_BYTES = 4 * 2**30
+_AT_ONCE = 64  # feeds of many that are in memory
 _FARTHEST = 64  # times as many feeds as are wanted are looked at, to choose from
 
 _log = logging.getLogger(__name__)
@@ -120,6 +127,41 @@ def choose_inputs(
     if reading.show_inputs is not None:
         show(feeds, Path(reading.show_inputs), reader.maker)
     return Chosen(feeds, left, (*reader.notes, *doubts(feeds, wanted)), tuple(places))
+
+
+def stored_inputs(source: object, model: Model, most: int, reading: Reading) -> list[Feed]:
+    """As many inputs as one likes: they are read one after the other, and lie in a file.
+
+    Args:
+        source: See :func:`load_inputs`.
+        model: The model to feed.
+        most: How many at most: the first ones.
+        reading: How pictures, sentences, sounds and tables become inputs.
+
+    Raises:
+        DataError: See :func:`load_inputs`.
+        UnsupportedModel: The model has an input that is not a tensor.
+    """
+    from onnxshrink.runtime.decoding import rolling
+
+    wanted, feeds = ports(model), list[Feed]()
+    reader = Reader(wanted, None, _MOST_BYTES, None, reading)
+    with Shelf() as shelf, contextlib.closing(reader.read(source, "the inputs")) as found:
+        first = itertools.islice(found, most)
+        while part := list(itertools.islice(first, _AT_ONCE)):
+            made = [(where, item() if callable(item) else item) for where, item in part]
+            for where, item in rolling.rolled_out(model, made, None):
+                feed = fitted(item, where, wanted, reader.note)
+                # A part of a stack would keep all of it in memory.
+                own = (np.array(array) if array.base is not None else array
+                       for array in feed.values())  # fmt: skip
+                feed.update(zip(feed, shelf.keep(own), strict=True))
+                feeds.append(feed)
+    for note in reader.notes:
+        _log.warning("%s", note)
+    if not feeds:
+        raise DataError(f"{source}: holds no inputs")
+    return feeds
 
 
 def _spread(found: Iterator[Found], limit: int | None, reader: Reader) -> tuple[list[Found], int]:
