@@ -15,17 +15,14 @@ if TYPE_CHECKING:
     from onnxshrink.api import Options, apply_excluding, apply_recipe, shrink
     from onnxshrink.commands import (
         bench,
-        bundle,
-        certify,
         compare,
         inspect,
         pack,
-        reproduce,
-        run_inputs,
         sensitivity,
         unpack,
         verify,
     )
+    from onnxshrink.delivery import bundle, certify, reproduce, run_inputs
     from onnxshrink.errors import (
         BudgetMissed,
         DataError,
@@ -53,9 +50,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "api": ("Options", "apply_excluding", "apply_recipe", "shrink"),
     "commands": (
-        "bench", "bundle", "certify", "compare", "inspect", "pack", "reproduce", "run_inputs",
-        "sensitivity", "unpack", "verify",
+        "bench", "compare", "inspect", "pack", "sensitivity", "unpack", "verify",
     ),
+    "delivery": ("bundle", "certify", "reproduce", "run_inputs"),
     "errors": (
         "BudgetMissed", "DataError", "ModelError", "OutputError", "RecipeError", "ShrinkError",
         "SidecarError", "UnsupportedModel",

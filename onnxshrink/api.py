@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -350,13 +350,6 @@ def cleaning(model: Model, keep_metadata: bool = False) -> tuple[Pass, ...]:
     return tuple(steps)
 
 
-def _selected(steps: Iterable[Pass]) -> Iterator[str]:
-    """The names and patterns by which options of some passes select."""
-    for values in map(dump, steps):
-        for name in ("only", "among", "keep", "layers"):
-            yield from map(str, values.get(name, ()))
-
-
 def _files_of(steps: Iterable[Pass]) -> list[str]:
     """The files that options of some passes name: they are read."""
     return files.likely(value for step in steps for value in dump(step).values())
@@ -443,7 +436,7 @@ def write(
     names = None
     cleans = any(step.name == "clean" for step in report.steps)
     if (report.changed or cleans) and not options.keep_names:
-        names = result.model.shorten_names(list(_selected(recipe.steps)))
+        names = result.model.shorten_names(recipe.selected)
     asked = storage = options.storage or storage
     form, was = coded_read.form_of(report.source)
     if form:

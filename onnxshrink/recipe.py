@@ -159,6 +159,17 @@ class Recipe:
         recipe = cls.parse(text, str(path))
         return replace(recipe, reads=(str(path), *recipe.reads))
 
+    @property
+    def selected(self) -> list[str]:
+        """The names and patterns by which options of its steps select."""
+        options = ("only", "among", "keep", "layers")
+        return [
+            str(name)
+            for values in map(dump, self.steps)
+            for option in options
+            for name in values.get(option, ())
+        ]
+
     def to_yaml(self) -> str:
         """The recipe as YAML; only what differs from the defaults is written."""
         steps: list[Any] = []

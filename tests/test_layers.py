@@ -30,7 +30,7 @@ LAYERS = (
     ("api",),
     ("reproducing", "bundling", "evolving"),
     ("commands", "one_step"),
-    ("gate", "steps"),
+    ("gate", "steps", "delivery"),
     ("cli",),
     ("__main__",),
 )

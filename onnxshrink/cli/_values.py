@@ -82,7 +82,7 @@ def _refuse_percent(text: str) -> None:
             raise click.BadParameter(f"{text[:60]!r} is written as {share:g}")
 
 
-class Whole(click.IntRange):
+class WholeNumber(click.IntRange):
     """A whole number; help shows its least value, since nobody comes near the largest."""
 
     name = "N"
@@ -100,9 +100,9 @@ class Whole(click.IntRange):
 
 
 #: How many inputs to use: at least one.
-COUNT = Whole(1, 31)
+COUNT = WholeNumber(1, 31)
 #: Of generators of random numbers.
-SEED = Whole(0, 63)
+SEED = WholeNumber(0, 63)
 
 
 def shape_option(text: str) -> tuple[str, tuple[int, ...]]:

@@ -59,14 +59,14 @@ def command(
     onnxshrink bundle small.onnx app --target web --calibration inputs.npz
     onnxshrink bundle small.onnx app.zip --target mobile --calibration inputs.npz
     """
-    from onnxshrink import commands
+    from onnxshrink import delivery
     from onnxshrink.api import Options
 
     options = Options(
         **Inputs.take(values).options, shapes=dict(map(shape_option, shape)), seed=seed,
         worker=worker_limits(timeout, memory_limit, custom_ops),
     )  # fmt: skip
-    names = commands.bundle(
+    names = delivery.bundle(
         source, out, target, options, web_runtime=web_runtime, licences=licences, sign=sign,
         say=warn,
     )  # fmt: skip

@@ -37,7 +37,7 @@ def command(
     \b
     onnxshrink certify small.onnx model.onnx --calibration inputs.npz --providers CPU,reference
     """
-    from onnxshrink import commands
+    from onnxshrink import delivery
     from onnxshrink.api import Options
 
     inputs, where = Inputs.take(values), places(providers, python, node, web)
@@ -46,7 +46,7 @@ def command(
             "certify takes places (--providers, --node, --web) and the --calibration inputs that "
             "the certificate was made with"
         )
-    findings = commands.certify(
+    findings = delivery.certify(
         source, original, where,
         Options(**inputs.options, worker=worker_limits(timeout, memory_limit, custom_ops)),
         certificate=certificate, key=sign,

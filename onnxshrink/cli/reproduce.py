@@ -30,7 +30,7 @@ def command(
     \b
     onnxshrink reproduce small.onnx.certificate.json model.onnx again.onnx --calibration inputs.npz
     """
-    from onnxshrink import commands
+    from onnxshrink import delivery
     from onnxshrink.api import Options
 
     inputs = Inputs.take(values)
@@ -40,5 +40,5 @@ def command(
             progress=progress,
             worker=worker_limits(timeout, memory_limit, custom_ops),
         )
-        commands.reproduce(certificate, source, out, options)
+        delivery.reproduce(certificate, source, out, options)
     say(f"{out}: the certified bytes")

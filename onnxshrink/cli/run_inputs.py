@@ -41,12 +41,12 @@ def command(
     onnxshrink run-inputs small.onnx there --calibration inputs.npz
     onnxshrink compare model.onnx small.onnx --calibration inputs.npz --results answers.json
     """
-    from onnxshrink import commands
+    from onnxshrink import delivery
     from onnxshrink.api import Options
 
     options = Options(
         **Inputs.take(values).options, shapes=dict(map(shape_option, shape)), seed=seed,
         worker=worker_limits(timeout, memory_limit, custom_ops),
     )  # fmt: skip
-    written = commands.run_inputs(model, folder, options, count=count, say=warn)
+    written = delivery.run_inputs(model, folder, options, count=count, say=warn)
     say(f"{folder}: inputs.json with {written} inputs, and run_inputs.py")

@@ -334,8 +334,7 @@ class StepSearch:
         if len(layers) < effects.FEW:
             return {}
         noise, steps = {}, {layer.name: _middling(layer.weights) for layer in layers}
-        for layer in layers:
-            step = steps[layer.name]
+        for layer, step in zip(layers, steps.values(), strict=True):
             off = layer.values(layer.codes(step), step) - layer.weights
             noise[self._by_name[layer.name]] = off.reshape(-1, off.shape[-1])
         self.ctx.progress("measuring sensitivities", 0, len(layers))
@@ -343,7 +342,7 @@ class StepSearch:
             self.model, noise, self._probes(layers), self.ctx.goal, self.options.measure,
             self.ctx.worker, self.ctx.seed,
         )  # fmt: skip
-        _log.info("gradients tell the sensitivity of %d weights of %d", len(found), len(layers))
+        _log.info("gradients tell %d weights of %d", len(found), len(layers))
         return {name: max(effect, _LEAST) / steps[name] ** 2 for name, effect in found.items()}
 
     def _probes(self, layers: Sequence[GridTensor]) -> Feeds:
