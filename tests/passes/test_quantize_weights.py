@@ -415,3 +415,15 @@ def test_vectors_of_a_model_of_integers_stay(tmp_path: Path) -> None:
     assert [change.what for change in step.changes] == ["w"]
     reasons = {skip.what: skip.reason for skip in step.skips}
     assert reasons["b"] == "the weights next to it are small already: it keeps them exact"
+
+
+def test_scales_count_as_the_file_has_them(worker: Worker) -> None:
+    """Four weights of float16 to a scale: with scales of float32 there would be no saving."""
+    w = np.random.default_rng(0).standard_normal((512, 4)).astype(np.float16)
+    model = parsed("g (float16[n, 4] x) => (float16[n, 512] y) { y = Gemm<transB = 1>(x, w) }", w=w)
+    feeds = [{"x": np.random.default_rng(1).standard_normal((8, 4)).astype(np.float16)}]
+    step, before = QuantizeWeights(), Model.from_proto(model)
+    report = run([step], before, Settings(feeds=feeds), worker).report
+    (change,) = report.steps[0].changes
+    assert change.what == "w"
+    assert report.bytes_after < report.bytes_before - 500

@@ -58,6 +58,12 @@ def can_dequantize(layout: Layout, nbits: int) -> bool:
     return len(shape) == len(view.shape) + 1  # one axis is cut into blocks
 
 
+def stored_bytes(stored: Quantized, form: Form) -> int:
+    """Bytes that codes take in a form, scales and zero points included, nodes and names not."""
+    short = form in ("cast-mul", "gather") and stored.scale.size >= _SHORT_SCALES
+    return stored.nbytes - short * (stored.scale.nbytes // 2 - CAST_OVERHEAD)
+
+
 def code_tensor(stored: Quantized, shape: Sequence[int]) -> np.ndarray | ir.TensorProtocol:
     """Codes as the tensor to store, of a given shape."""
     kind = ir.DataType[stored.dtype.upper()]

@@ -64,7 +64,8 @@ class WeightScheme:
         except ValueError as error:
             ctx.skip(view, str(error))
             return
-        if stored.nbytes + REBUILD_OVERHEAD * (not came) >= (came or view.nbytes):
+        now = dequantize.stored_bytes(stored, form) + REBUILD_OVERHEAD * (not came)
+        if now >= (came or view.nbytes):
             ctx.skip(view, f"would not be smaller as {self.dtype}")
             return
         sqnr = affine.sqnr_db(layout.values(), stored)
