@@ -1,6 +1,7 @@
 """The search holds inputs back, steps back when they refuse, and keeps the best when it ends."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -153,31 +154,33 @@ def test_a_tuning_that_gives_nothing_is_not_in_the_recipe(worker: Worker) -> Non
 
 
 @pytest.mark.parametrize(
-    ("left", "seen", "taken"),
+    ("left", "seen", "steps", "taken"),
     [
-        ([0.9, 0.8], 0.5, 2),  # of the error, in both tries
-        ([0.99], 0.5, 0),  # too little to go on
-        ([0.97, 0.97], 0.5, 0),  # too little in the end
-        ([0.9, 0.8], 1.0, 0),  # what is asked for is not served
-        ([None], 0.5, 0),  # too slow
+        (0.97, 0.5, 20, True),  # of the error
+        (0.985, 0.5, 20, False),  # too little to go on
+        (0.8, 1.0, 20, False),  # what is asked for is not served
+        (0.8, 0.5, 9, False),  # too few steps in the time there was
+        (None, 0.5, 20, False),  # too slow
     ],
 )
 def test_tuning_goes_on_where_it_wins_enough_and_unseen_inputs_are_not_asked(
-    monkeypatch: pytest.MonkeyPatch, left: list[float | None], seen: float, taken: int
+    monkeypatch: pytest.MonkeyPatch, left: float | None, seen: float, steps: int, taken: bool
 ) -> None:
-    waiting = iter(left)
+    tried = []
 
-    def evaluate(steps: tuple[Any, ...]) -> Tried | None:
-        share = next(waiting)
-        monkeypatch.setattr(Tried, "eased", share)
-        return None if share is None else Tried(Recipe(steps), 90, seen, 0.1, [])
+    def evaluate(recipe: tuple[Any, ...]) -> Tried | None:
+        *first, tune = recipe
+        tried.append(tune)
+        monkeypatch.setattr(Tried, "eased", left)
+        done = Recipe((*first, replace(tune, steps=steps)))
+        return None if left is None else Tried(done, 90, seen, 0.1, [])
 
     plain = Tried(Recipe((QuantizeRd(lam=0.1),)), 100, 0.5, 0.1, [], spend=0.1)
     ask = SimpleNamespace(evaluate=evaluate, behind=lambda one: one.recipe.steps)
     found = Search(ask)._tuned(plain)  # type: ignore[arg-type]
     assert found is not None
-    assert len(found.recipe.steps) == (2 if taken else 1)
-    assert next(waiting, None) is None
+    assert [step.name for step in found.recipe.steps] == ["quantize-rd", "tune"][: 1 + taken]
+    assert [tune.steps for tune in tried] == [20]
 
 
 def test_more_is_spent_until_it_is_refused_and_then_less() -> None:

@@ -9,6 +9,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from onnxshrink.errors import ModelError
+from onnxshrink.progress import Progress, counted, silent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +31,7 @@ FEW = 4  # weights: for fewer, a run with the noise of each is as fast, and exac
 
 def by_gradients(
     model: Model, noise: Mapping[WeightView, np.ndarray], feeds: Feeds, goal: Goal,
-    measure: Measure, worker: Worker, seed: int = 0,
+    measure: Measure, worker: Worker, seed: int = 0, progress: Progress = silent,
 ) -> dict[str, float]:  # fmt: skip
     """The distortion of the outputs that noise in each weight alone would cause, if it is small.
 
@@ -48,6 +49,7 @@ def by_gradients(
         measure: See ``Fidelity``.
         worker: Where to run. No other model may be in use there.
         seed: Chooses the directions.
+        progress: Told how far it is.
 
     Returns:
         The distortion by name of the weight: of those that gradients reach on all ways.
@@ -71,7 +73,7 @@ def by_gradients(
 
     found: dict[str, float] = {}
     try:
-        for part in _parts(views):
+        for part in counted(progress, "measuring sensitivities", [*_parts(views)]):
             found |= _effects(model, {view: noise[view] for view in part}, runs(), worker)
     except ModelError as error:
         _log.info("ONNX Runtime computes no gradients: %s", error)

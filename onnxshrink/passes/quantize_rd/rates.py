@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from onnxshrink.errors import DataError
 from onnxshrink.passes.quantize_rd.plain_weights import eight_bits, finer, kept_at_eight
 from onnxshrink.pipeline import Context
+from onnxshrink.progress import counted
 from onnxshrink.trials import Answers, Exchange, Feeds
 
 if TYPE_CHECKING:
@@ -337,10 +338,9 @@ class StepSearch:
         for layer, step in zip(layers, steps.values(), strict=True):
             off = layer.values(layer.codes(step), step) - layer.weights
             noise[self._by_name[layer.name]] = off.reshape(-1, off.shape[-1])
-        self.ctx.progress("measuring sensitivities", 0, len(layers))
         found = effects.by_gradients(
             self.model, noise, self._probes(layers), self.ctx.goal, self.options.measure,
-            self.ctx.worker, self.ctx.seed,
+            self.ctx.worker, self.ctx.seed, self.ctx.progress,
         )  # fmt: skip
         _log.info("gradients tell %d weights of %d", len(found), len(layers))
         return {name: max(effect, _LEAST) / steps[name] ** 2 for name, effect in found.items()}
@@ -365,12 +365,10 @@ class StepSearch:
         steps = {layer.name: layer.possible(_middling(layer.weights)) for layer in found}
         left = [number for number, layer in enumerate(found) if layer.name not in told]
         more = self._probes(layers)
-        for turn, probes in enumerate((self._judge[: _PROBES[0]], more) if left else (more,)):
+        for probes in (self._judge[: _PROBES[0]], more) if left else (more,):
             before = exchange.answers(probes)
             reference = self.ctx.goal.holder(before, measure=self.options.measure)
-            for done, number in enumerate(left):
-                done += turn * len(left)
-                self.ctx.progress("measuring sensitivities", done, 2 * len(left))
+            for number in counted(self.ctx.progress, "measuring sensitivities", left):
                 layer = found[number]
                 view, step = self._by_name[layer.name], steps[layer.name]
                 noisy = _unfold(view, layer.values(layer.codes(step), step))
