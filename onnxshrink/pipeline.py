@@ -306,9 +306,10 @@ def run(
 
     settings, steps = settings or Settings(), tuple(steps)
     alone = len(steps) == 1 and begun is None
-    collected = {} if begun is None else begun.collected
+    given = settings.feeds
     for pass_ in steps:
         settings = replace(settings, feeds=pass_.inputs(model, settings.feeds))
+    collected = {} if begun is None or settings.feeds is not given else begun.collected
     report = Report(source=model.label if model.path else "")
     report.bytes_before, report.bytes_after = model.stored_bytes(), model.nbytes()
     with contextlib.ExitStack() as stack:
