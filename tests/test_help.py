@@ -115,7 +115,8 @@ def test_words_of_other_tools_lead_to_ours(cli: Run, name: str) -> None:
     [
         (["compare", "a", "b", "--target-ratio", "3"], "; apply, search, shrink and "),
         (["inspect", "a", "--max-error", "3"], "--max-error; apply, check, compare and "),
-        (["pack", "a", "b", "--plot", "3"], "pack has no option --plot; sensitivity has it"),
+        (["pack", "a", "b", "--plot", "3"], "pack has no option --plot; sensitivity has it\n"),
+        (["certify", "a", "b", "--count", "3"], "compare, run-inputs and 1 more have it\n"),
         (["shrink", "a", "b", "--tagret-ratio", "3"], "No such option"),
         (["bench", "a", "--seed", "1", "--seed", "2"], "--seed is given 2 times; it takes one"),
         (["inspect", "a", "--json", "--json"], "--json is given 2 times"),

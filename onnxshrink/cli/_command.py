@@ -94,9 +94,9 @@ class Command(click.Command):
             return error
         names, rest = ", ".join(having[:3]), len(having) - 3
         have = f"{names} and {rest} more have" if rest > 0 else names + (" has", " have")[rest > -2]
-        near = "".join(f"; did you mean {name}?" for name in error.possibilities or ())
-        said = f"{ctx.info_name} has no option {error.option_name}; {have} it{near}"
-        return click.UsageError(said, ctx)
+        return click.UsageError(
+            f"{ctx.info_name} has no option {error.option_name}; {have} it", ctx
+        )
 
 
 def _split_value(args: list[str], extra: str) -> str | None:

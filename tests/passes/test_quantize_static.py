@@ -478,7 +478,7 @@ def test_codes_are_right_on_every_cpu(quantized: Callable[..., Result]) -> None:
     assert not saturation.can_saturate(v.T).any()
     assert (w[::2].astype(int) + w[1::2]).max() == 128  # and no less than can be
     assert np.abs(v.astype(int)).max() > 90
-    full = quantized(proto, feeds, cpu="vnni")
+    full = quantized(proto, feeds, cpu="vnni", max_error=9.0)  # here it may be one of the others
     assert np.abs(codes_of(full.model)[0].astype(int)).max() == 127
     said = full.report.steps[0].warnings  # and perhaps that so small a model is not faster
     (warned,) = (each for each in said if "not faster on this machine" not in each)
