@@ -29,6 +29,7 @@ _WORDS = (
     "words",
 )
 _WIDTH = 64
+_FEW = 96  # inputs
 
 
 def make(folder: Path) -> None:
@@ -43,6 +44,17 @@ def make(folder: Path) -> None:
     _tables(folder)
     _sounds(folder, rng)
     _sentences(folder, rng)
+
+
+def make_models(folder: Path) -> None:
+    """The models of the project with fewer inputs, so that examples take seconds."""
+    for path in MODELS.glob("*/model.onnx"):
+        there = folder / path.parent.name
+        there.mkdir(parents=True)
+        for name in ("model.onnx", "test.npz"):
+            (there / name).symlink_to(path.parent / name)
+        with np.load(path.parent / "calibration.npz") as inputs:
+            np.savez(there / "calibration.npz", **{n: inputs[n][:_FEW] for n in inputs.files})
 
 
 def _photos(folder: Path, images: np.ndarray) -> None:

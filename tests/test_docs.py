@@ -90,7 +90,7 @@ def execute(words: list[str], place: str) -> None:
 def test_examples_run_in_the_order_of_the_text(
     document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "models").symlink_to(ROOT / "models")
+    example_files.make_models(tmp_path / "models")
     if document in WITH_FILES:
         example_files.make(tmp_path)
     monkeypatch.chdir(tmp_path)
