@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.forms.dequantize import can_gather, factor
+from onnxshrink.graph.forms.dequantize import HALVES, can_gather, factor
 from onnxshrink.graph.forms.rebuild import REBUILD_OVERHEAD, Rebuild
 from onnxshrink.graph.forms.sharing import PACKED_OVERHEAD, Shared
 from onnxshrink.graph.weights.views import WeightView
@@ -66,8 +66,7 @@ class CodebookWriter:
             Bytes that it takes now, about.
         """
         rebuild = Rebuild(self.model, view)
-        # Products are taken in float32 where the runtime has no kernel for the weight's own type.
-        short = view.dtype == ir.DataType.BFLOAT16 and shared.scale is not None
+        short = view.dtype in HALVES and shared.scale is not None
         working = ir.DataType.FLOAT if short else view.dtype
         order = tuple(range(len(view.shape)))
         if shared.rows:
@@ -309,8 +308,7 @@ class CodebookWriter:
         places = rebuild.node("Add", [places, rebuild.constant(before, "o")], "a")
         entries = np.concatenate([np.zeros(1, flat.dtype), table.T[kept.T]])
         value = rebuild.node("Gather", [rebuild.constant(entries, "t"), places], "v")
-        # There are no products of bfloat16.
-        short = view.dtype == ir.DataType.BFLOAT16
+        short = view.dtype in HALVES
         working = ir.DataType.FLOAT if short else view.dtype
         value = rebuild.node("Cast", [value], "f", to=working.value) if short else value
         present = rebuild.node("Cast", [bits], "b", to=working.value)

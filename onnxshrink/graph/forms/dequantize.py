@@ -23,6 +23,9 @@ from onnxshrink.kernels.affine import Quantized
 #: DequantizeLinear of codes in 8 bits, which a Cast makes of narrower ones as the model is loaded,
 #: for integer kernels, which take no others.
 Form = Literal["dq", "cast-mul", "gather", "nbits", "wide-dq"]
+#: Types of 16 bits: CPUs have no kernel for their products, so that a runtime could not fold these
+#: at load and would compute the weight at every run. Products are taken in float32, and cast.
+HALVES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 
 #: Bytes that a Cast behind a constant costs, about.
 CAST_OVERHEAD = 50
@@ -130,8 +133,7 @@ def cast_mul(
     """
     view = rebuild.view
     wanted = result_type or view.dtype
-    # Products are taken in float32 where the runtime has no kernel for the weight's own type.
-    working = wanted if wanted != ir.DataType.BFLOAT16 else ir.DataType.FLOAT
+    working = ir.DataType.FLOAT if wanted in HALVES else wanted
     shape = stored.codes.shape
     large = None
     if stored.codes.dtype == np.int16 and rebuild.model.opset >= _SCATTER_ELEMENTS:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnxshrink.graph import read
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.forms import products
-from onnxshrink.graph.forms.dequantize import cast_mul, factor
+from onnxshrink.graph.forms.dequantize import HALVES, cast_mul, factor
 from onnxshrink.graph.forms.rebuild import Rebuild
 from onnxshrink.graph.operators import Matrices, Product
 from onnxshrink.graph.weights.views import WeightView
@@ -213,12 +213,16 @@ def with_residual(
     rebuild = Rebuild(model, view)
     turned = view.axes.contract < view.axes.out
     sides = (right.T, left.T) if turned else (left, right)
-    first, second = (factor(rebuild, np.ascontiguousarray(s), view.dtype) for s in sides)
+    working = ir.DataType.FLOAT if view.dtype in HALVES else view.dtype
+    first, second = (factor(rebuild, np.ascontiguousarray(s), working) for s in sides)
     value = rebuild.node("MatMul", [first, second], "m")
     if len(view.shape) > 2:
         shape = rebuild.constant(np.array(view.shape, np.int64), "n")
         value = rebuild.node("Reshape", [value, shape], "r")
-    rebuild.finish(rebuild.node("Add", [value, cast_mul(rebuild, stored)], "w"))
+    value = rebuild.node("Add", [value, cast_mul(rebuild, stored, working)], "w")
+    if working != view.dtype:
+        value = rebuild.node("Cast", [value], "h", to=view.dtype.value)
+    rebuild.finish(value)
     return rebuild.nbytes
 
 
