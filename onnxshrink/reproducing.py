@@ -53,25 +53,7 @@ def certify(
     found: Certificate, source: StrPath, result: StrPath, options: Options,
     places: Sequence[Place], key: StrPath | None = None,
 ) -> list[Finding]:  # fmt: skip
-    """Put what a certified model does in other places into its certificate.
-
-    Args:
-        found: The certificate.
-        source: The original.
-        result: The certified model.
-        options: The inputs that the certificate was made with, and how to run.
-        places: Where it runs.
-        key: A file with an Ed25519 private key in PEM; needed where the certificate is signed.
-
-    Returns:
-        What was found in each place.
-
-    Raises:
-        DataError: These are other inputs.
-        ModelError: ``source`` is not the original.
-        BudgetMissed: A figure is worse than certified already.
-        RecipeError: The key is none, or there must be one.
-    """
+    """See :func:`onnxshrink.delivery.certify`; ``found`` is the certificate, read."""
     certificate.with_places(found, (), (), key)  # before the work: is there a key where one is due?
     feeds = _certified_inputs(found, source, options)
     _measured_again(found, source, result, feeds, options)
@@ -112,10 +94,8 @@ def _in_places(
     from onnxshrink.runtime.session import SessionOptions
     from onnxshrink.runtime.worker import DEFAULT_TIMEOUT, Worker
 
-    timeout, exact = (
-        options.worker.get("timeout", DEFAULT_TIMEOUT),
-        SessionOptions(accuracy_level=0),
-    )
+    timeout = options.worker.get("timeout", DEFAULT_TIMEOUT)
+    exact = SessionOptions(accuracy_level=0)
     with (
         Worker(**options.worker) as worker, certificate.plain(source) as a,
         certificate.plain(result) as b,
@@ -124,18 +104,7 @@ def _in_places(
 
 
 def reproduce(found: Certificate, source: StrPath, out: StrPath, options: Options) -> Report:
-    """Make a certified model again from the original.
-
-    Args:
-        found: The certificate.
-        source: The original.
-        out: Where the result goes, under any name.
-        options: The inputs, and how to run.
-
-    Raises:
-        BudgetMissed: It was written, and its bytes are not those that are certified.
-        ModelError: ``source`` is not the original.
-    """
+    """See :func:`onnxshrink.delivery.reproduce`; ``found`` is the certificate, read."""
     origin, recipe = _origin(found, source)
     asked = {name: origin[name] for name in certificate.OPTIONS}
     report = apply_recipe(recipe, source, out, replace(options, **asked, certificate=True))

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.forms.dequantize import HALVES, can_gather, factor
+from onnxshrink.graph.forms.dequantize import can_gather, factor, multiplied_in
 from onnxshrink.graph.forms.rebuild import REBUILD_OVERHEAD, Rebuild
 from onnxshrink.graph.forms.sharing import PACKED_OVERHEAD, Shared
 from onnxshrink.graph.weights.views import WeightView
@@ -66,8 +66,7 @@ class CodebookWriter:
             Bytes that it takes now, about.
         """
         rebuild = Rebuild(self.model, view)
-        short = view.dtype in HALVES and shared.scale is not None
-        working = ir.DataType.FLOAT if short else view.dtype
+        working = view.dtype if shared.scale is None else multiplied_in(view.dtype)
         order = tuple(range(len(view.shape)))
         if shared.rows:
             order = view.axes.out + view.axes.contract
@@ -308,8 +307,8 @@ class CodebookWriter:
         places = rebuild.node("Add", [places, rebuild.constant(before, "o")], "a")
         entries = np.concatenate([np.zeros(1, flat.dtype), table.T[kept.T]])
         value = rebuild.node("Gather", [rebuild.constant(entries, "t"), places], "v")
-        short = view.dtype in HALVES
-        working = ir.DataType.FLOAT if short else view.dtype
+        working = multiplied_in(view.dtype)
+        short = working != view.dtype
         value = rebuild.node("Cast", [value], "f", to=working.value) if short else value
         present = rebuild.node("Cast", [bits], "b", to=working.value)
         value = rebuild.node("Mul", [value, present], "w")

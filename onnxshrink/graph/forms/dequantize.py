@@ -23,9 +23,6 @@ from onnxshrink.kernels.affine import Quantized
 #: DequantizeLinear of codes in 8 bits, which a Cast makes of narrower ones as the model is loaded,
 #: for integer kernels, which take no others.
 Form = Literal["dq", "cast-mul", "gather", "nbits", "wide-dq"]
-#: Types of 16 bits: CPUs have no kernel for their products, so that a runtime could not fold these
-#: at load and would compute the weight at every run. Products are taken in float32, and cast.
-HALVES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 
 #: Bytes that a Cast behind a constant costs, about.
 CAST_OVERHEAD = 50
@@ -133,7 +130,7 @@ def cast_mul(
     """
     view = rebuild.view
     wanted = result_type or view.dtype
-    working = ir.DataType.FLOAT if wanted in HALVES else wanted
+    working = multiplied_in(wanted)
     shape = stored.codes.shape
     large = None
     if stored.codes.dtype == np.int16 and rebuild.model.opset >= _SCATTER_ELEMENTS:
@@ -152,6 +149,16 @@ def cast_mul(
     if working != wanted:
         result = rebuild.node("Cast", [result], "t", to=wanted.value)
     return result
+
+
+def multiplied_in(dtype: ir.DataType) -> ir.DataType:
+    """The type in which what rebuilds a weight is multiplied; a Cast makes the weight's of it.
+
+    CPUs have no kernels for products of 16 bits: a runtime could not fold these at load, and would
+    compute the weight at every run.
+    """
+    short = dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    return ir.DataType.FLOAT if short else dtype
 
 
 def _with_large(

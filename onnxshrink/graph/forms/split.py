@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnxshrink.graph import read
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.forms import products
-from onnxshrink.graph.forms.dequantize import HALVES, cast_mul, factor
+from onnxshrink.graph.forms.dequantize import cast_mul, factor, multiplied_in
 from onnxshrink.graph.forms.rebuild import Rebuild
 from onnxshrink.graph.operators import Matrices, Product
 from onnxshrink.graph.weights.views import WeightView
@@ -213,7 +213,7 @@ def with_residual(
     rebuild = Rebuild(model, view)
     turned = view.axes.contract < view.axes.out
     sides = (right.T, left.T) if turned else (left, right)
-    working = ir.DataType.FLOAT if view.dtype in HALVES else view.dtype
+    working = multiplied_in(view.dtype)
     first, second = (factor(rebuild, np.ascontiguousarray(s), working) for s in sides)
     value = rebuild.node("MatMul", [first, second], "m")
     if len(view.shape) > 2:
