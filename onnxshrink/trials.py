@@ -107,7 +107,10 @@ class Answers:
             read([outputs[i] for i in places] for outputs in answers)
             for answers in (self.outputs[: len(other.outputs)], other.outputs)
         )
-        return compare_outputs(self.judged, mine, its, stacked=self.stacked, random=self.random)
+        states = {name for name, tail in self.tails.items() if tail.fed_back}
+        return compare_outputs(
+            self.judged, mine, its, stacked=self.stacked, random=self.random, states=states
+        )
 
     def errors(self, other: Answers) -> list[list[float]]:
         """How far another model is from these, for each feed and each row of it.

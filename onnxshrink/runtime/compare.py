@@ -189,6 +189,7 @@ def compare(
         other = worker.open(second, options_b)
         known = tails(coded_read.load(a)[0]) if len(signature.outputs) > 1 else {}
         followed = frozenset(name for name, tail in known.items() if tail.followed)
+        states = {name for name, tail in known.items() if tail.fed_back}
         _check_signatures(os.fspath(a), signature, os.fspath(b), other)
         order = [list(other.outputs).index(name) for name in signature.outputs]
         results = (outputs for outputs, _ in steps.answered(worker, tuple(other.outputs), feeds))
@@ -199,6 +200,7 @@ def compare(
             atol=atol or 0.0,
             rtol=rtol or 0.0,
             random=random,
+            states=states,
         )
     if not any(output.elements for output in outputs):
         raise DataError(f"{os.fspath(a)}: every output is empty: there is nothing to compare")
