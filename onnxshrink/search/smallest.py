@@ -53,6 +53,8 @@ _OTHERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("quantize-weights", {"dtype": "int8"}),
     ("to-float16", {}),
 )
+#: Likewise of trees.
+_TREES = (8, 6, 4)
 _INTEGERS: tuple[tuple[tuple[str, dict[str, Any]], ...], ...] = (
     (("quantize-static", {"only": ["Conv"], "others": "keep"}), ("quantize-dynamic", {})),
     (("quantize-dynamic", {}),),
@@ -154,7 +156,7 @@ class Search:
         yield 0.0
         yield from self._path(self._tuned(found))
         if self._smallest().spend is None:
-            for name, options in _OTHERS:
+            for name, options in _OTHERS + self._of_trees():
                 self._try([build(find_pass(name), options, _WHERE)])
                 yield 0.0
             yield from self._ladder()
@@ -169,6 +171,15 @@ class Search:
         yield 0.0
         if one is not None and self._dominates(one, best):
             yield from self._path(one)
+
+    def _of_trees(self) -> tuple[tuple[str, dict[str, Any]], ...]:
+        """What can be tried on trees, where there are any."""
+        from onnxshrink.graph.rewrite import trees
+
+        found = any(map(trees.is_ensemble, self._ask.model.nodes))
+        short = self._ask.storage == "packed"  # elsewhere it saves nothing
+        options = [{"bits": bits, "thresholds": short} for bits in _TREES if found]
+        return tuple(("round-trees", each) for each in options)
 
     def _integers(self, best: Tried) -> Iterator[float]:
         """Kernels that compute with the integers of the best: they take less time and memory."""
