@@ -177,7 +177,7 @@ class Goal:
             arrays = [outputs[place] for outputs in answers.outputs]
             found[name] = decide(name, arrays, answers.tails.get(name))
             if name in self.measures:
-                found[name] = Known(self.measures[name], "as you say")
+                found[name] = Known(self.measures[name], "as you say", blank=found[name].blank)
         return found
 
     def asked(self, before: Answers) -> dict[str, dict[Figure, float]]:
@@ -287,14 +287,17 @@ def _called(metric: Metric) -> str:
 
 
 def _top1(row: OutputComparison, known: Known, before: Answers, after: Answers) -> float | None:
-    if known.axis == -1:
+    if known.axis == -1 and known.blank is None:
         return row.top1
     from onnxshrink.kernels.metrics import Agreement
 
     agreement, place = Agreement(), before.names.index(row.name)
     for x, y in zip(before.outputs, after.outputs, strict=True):
         agreement.add(known.rows(x[place]), known.rows(y[place]))
-    return agreement.top1
+    if agreement.top1 is None:
+        return None
+    dilution = known.dilution([feed[place] for feed in before.outputs])
+    return max(1 - (1 - agreement.top1) * dilution, 0.0)
 
 
 def _missed(row: OutputComparison, limits: Mapping[Figure, float], top1: float | None) -> list[str]:

@@ -113,6 +113,7 @@ class Fidelity:
         self._free_scale = measure == "cosine"
         self._found_given: dict[int, bool] = {}  # see _given
         self._found_leads: dict[int, list[Floats]] = {}  # of the others
+        self._found_dilution: dict[int, float] = {}
         count = len(reference[0]) if reference else 0
         arrays = [[feed[i] for feed in reference] for i in range(count)]
         if kinds is None:
@@ -221,17 +222,27 @@ class Fidelity:
         known, counted = self.kinds[output], self._agreement(outputs, output).top1
         if counted is None or known.kind == "labels":
             return 1.0 if counted is None else counted
+        dilution = self._dilution(output)
+        counted = max(1 - (1 - counted) * dilution, 0.0)
         pairs = [(known.rows(x), known.rows(y)) for x, y in self._pairs(outputs, output)]
         if any(x.shape != y.shape for x, y in pairs):
             return counted
-        rows = sum(x.size // x.shape[-1] for x, _ in pairs)
+        rows = sum(x.size // x.shape[-1] for x, _ in pairs) / dilution
         noisy = [unit for x, y in pairs if x.size for unit in self._noisy(x, y, output)]
         if output not in self._found_leads:
             others = [known.rows(feed[output]) for feed in self._others]
             leads = [unit for x in others if x.size for unit, _ in self._noisy(x, x, output)]
             self._found_leads[output] = leads
         turned = ties.turned([*(u for u, _ in noisy), *self._found_leads[output]], noisy)
-        return float(min(1 - turned.at_most(confidence), counted + 1 / max(rows, 1)))
+        likely = 1 - dilution * turned.at_most(confidence)
+        return float(max(min(likely, counted + 1 / max(rows, 1)), 0.0))
+
+    def _dilution(self, output: int) -> float:
+        """See :meth:`Known.dilution`."""
+        if output not in self._found_dilution:
+            arrays = [feed[output] for feed in (*self._reference, *self._others)]
+            self._found_dilution[output] = self.kinds[output].dilution(arrays)
+        return self._found_dilution[output]
 
     def _noisy(self, x: np.ndarray, y: np.ndarray, output: int) -> list[tuple[Floats, Floats]]:
         """Leads and their changes, of each row of the batch, or of each input."""
@@ -248,7 +259,9 @@ class Fidelity:
         pairs = self._pairs(outputs, output)
         if figure == "agreement":
             counted = 1.0 if agreement.top1 is None else agreement.top1
-            rows = _rows(self.kinds[output], pairs)
+            dilution = self._dilution(output)
+            counted = max(1 - (1 - counted) * dilution, 0.0)
+            rows = round(_rows(self.kinds[output], pairs) / dilution)
             least = share_at_least(round(counted * rows), rows, confidence) if rows else 1.0
             likely = self.agreement(outputs, output, confidence)
             return Estimate(figure, counted, likely, rows, least)
@@ -318,7 +331,7 @@ def _measured_by(measure: Measure, known: Known, arrays: Sequence[np.ndarray]) -
         return known
     rows = all(array.ndim > 1 and array.shape[-1] > 1 for array in arrays)
     kind: Kind = "classes" if measure == "agreement" and rows else "values"
-    return Known(kind, f"by the measure {measure}")
+    return Known(kind, f"by the measure {measure}", blank=known.blank)
 
 
 def _rows(known: Known, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> int:

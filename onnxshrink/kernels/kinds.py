@@ -40,6 +40,9 @@ _YES_OR_NO = {"Sigmoid", "HardSigmoid"}
 _CHOICES = {"ArgMax", "Softmax", "LogSoftmax", "Hardmax", "TopK"}
 _LONG_ROW = 8
 _VOCABULARY = 1000
+_SYMBOLS = 32  # classes: with fewer it may be tags, of which one says "no tag"
+_FEWEST_SYMBOLS = 3  # that occur, or it may be a row of numbers of which one is large
+_BETWEEN = (0.3, 0.97)  # of the steps
 _UNIT = 1e-2  # slack of lengths that are 1
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
@@ -75,12 +78,14 @@ class Known:
         why: For the report.
         axis: The axis of classes.
         state: Whether the values are a state: its units, along the last axis, are one thing.
+        blank: The class that says nothing, in sequences of symbols with nothing between them.
     """
 
     kind: Kind
     why: str = field(compare=False)
     axis: int = -1
     state: bool = False
+    blank: int | None = None
 
     @property
     def chooses(self) -> bool:
@@ -90,6 +95,17 @@ class Known:
     def rows(self, array: np.ndarray) -> np.ndarray:
         """The values with classes along the last axis."""
         return array if self.axis == -1 else np.moveaxis(array, self.axis, -1)
+
+    def dilution(self, arrays: Sequence[np.ndarray]) -> float:
+        """How many rows there are for each that says something, 1 or more.
+
+        A row that is turned is one symbol wrong, missing, or too much: what counts is their share
+        of the symbols, not of all rows, most of which may say nothing.
+        """
+        if self.blank is None:
+            return 1.0
+        chosen = np.concatenate([self.rows(array).argmax(axis=-1).ravel() for array in arrays])
+        return chosen.size / max(int(np.count_nonzero(chosen != self.blank)), 1)
 
 
 def decide(name: str, arrays: Sequence[np.ndarray], tail: Tail | None = None) -> Known:
@@ -108,6 +124,8 @@ def decide(name: str, arrays: Sequence[np.ndarray], tail: Tail | None = None) ->
     filled = [array for array in arrays if array.size]
     if not filled:
         return Known("values", "no values to tell by")
+    if not tail.fed_back and (blank := _blank(filled)) is not None:
+        return Known("classes", f"a sequence of symbols, class {blank} between them", blank=blank)
     if tail.fed_back:
         return Known("values", f"a state: it goes on as input {tail.fed_back!r}", state=True)
     if all(map(are_probabilities, filled)):
@@ -143,6 +161,26 @@ def decide(name: str, arrays: Sequence[np.ndarray], tail: Tail | None = None) ->
     if alike:
         return Known("vectors", "long rows of one kind: scores or embeddings, held to both")
     return Known("values", "numbers that mean something one by one")
+
+
+def _blank(arrays: Sequence[np.ndarray]) -> int | None:
+    """The class between symbols (Graves et al. 2006), where rows look like that.
+
+    It is the first or the last of many, and many steps choose it; the others differ.
+    """
+    if not all(array.ndim == 3 and array.shape[-1] >= _SYMBOLS for array in arrays):
+        return None
+    count = arrays[0].shape[-1]
+    if any(array.shape[-1] != count or array.size <= count for array in arrays):
+        return None
+    steps = np.zeros(count, np.int64)
+    for array in arrays:
+        steps += np.bincount(array.argmax(axis=-1).ravel(), minlength=count)
+    most = int(steps.argmax())
+    symbols = np.count_nonzero(steps) - 1
+    share = steps[most] / steps.sum()
+    found = most in (0, count - 1) and _BETWEEN[0] <= share <= _BETWEEN[1]
+    return most if found and symbols >= _FEWEST_SYMBOLS else None
 
 
 def _are_maps(array: np.ndarray) -> bool:
