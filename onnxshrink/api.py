@@ -398,7 +398,7 @@ def prepare(
         generated=options.calibration is None, seed=options.seed, cache=cache, left=left,
         notes=notes, folder=Path(out).absolute().parent, progress=options.progress,
         storage=options.storage or storage, goal=goal or Goal(), compare_at=options.compare_at,
-        reading=options.reading,
+        reading=options.reading, keep_names=options.keep_names,
     )  # fmt: skip
 
 

@@ -63,6 +63,7 @@ class Settings:
         progress: Called with what is done, how much of it, and out of how much.
         cache: Statistics of earlier runs.
         storage: How the result will be stored, for passes that steer by its bytes.
+        keep_names: Whether no name is shortened where the result is written.
         goal: What the answers must keep in the end, for passes that steer by them.
         findings: What steps found out about models on these inputs, for later runs on them.
         compare_at: Names of values that are compared in place of the outputs behind them.
@@ -81,6 +82,7 @@ class Settings:
     progress: Progress = silent
     cache: CalibrationCache | None = None
     storage: str = "auto"
+    keep_names: bool = False
     goal: Goal = field(default_factory=Goal)
     findings: dict[Any, Any] = field(default_factory=dict)
     compare_at: tuple[str, ...] = ()
