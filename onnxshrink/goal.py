@@ -29,10 +29,11 @@ PRESETS: Mapping[str, tuple[float, float, float, float]] = {
     "smallest": (0.97, 0.97, 0.1, 0.15),
     "fastest": (0.99, 0.99, 0.05, 0.05),
 }
-_LIMITS = ("min_agreement", "max_error", "max_kl", "max_drop")
+#: Fields of a goal that say how much may be lost.
+LIMITS = ("min_agreement", "max_error", "max_kl", "max_perplexity_rise", "max_drop")
 _WORDS = {
     "agreement": "top-1 agreement", "likeness": "likeness", "error": "relative error",
-    "divergence": "divergence",
+    "divergence": "divergence", "perplexity": "rise of perplexity",
 }  # fmt: skip
 
 
@@ -99,6 +100,8 @@ class Goal:
         min_agreement: Least share of rows whose largest output stays at the same place.
         max_error: Largest relative L2 error of any output.
         max_kl: Largest mean divergence of outputs with classes, in nats.
+        max_perplexity_rise: How much higher, relatively, the perplexity of the tokens that follow
+            may be.
         max_drop: Largest loss of ``metric``; without one, of top-1 agreement.
         metric: Takes the outputs of every feed, gives a number; higher is better.
         measures: What outputs are, by name, where they should not be told by themselves.
@@ -109,6 +112,7 @@ class Goal:
     min_agreement: float | None = None
     max_error: float | None = None
     max_kl: float | None = None
+    max_perplexity_rise: float | None = None
     max_drop: float | None = None
     metric: Metric | None = None
     measures: Mapping[str, Kind] = field(default_factory=dict)
@@ -136,13 +140,18 @@ class Goal:
     @property
     def plain(self) -> bool:
         """Whether nothing is asked for but what the preset says."""
-        asked = (self.min_agreement, self.max_error, self.max_kl, self.max_drop)
-        return all(limit is None for limit in asked)
+        return all(getattr(self, name) is None for name in LIMITS)
+
+    @property
+    def _only_metric(self) -> bool:
+        """Whether nothing but a drop is asked for."""
+        names = (name for name in LIMITS if name != "max_drop")
+        return all(getattr(self, name) is None for name in names)
 
     @property
     def asks(self) -> dict[str, object]:
         """What is asked for, by option; what is left to the preset aside."""
-        limits = {name: getattr(self, name) for name in _LIMITS if getattr(self, name) is not None}
+        limits = {name: getattr(self, name) for name in LIMITS if getattr(self, name) is not None}
         measures = {f"measure of {name}": kind for name, kind in self.measures.items()}
         metric = {} if self.metric is None else {"metric": _called(self.metric)}
         return {
@@ -181,10 +190,19 @@ class Goal:
         return found
 
     def asked(self, before: Answers) -> dict[str, dict[Figure, float]]:
-        """The limits of every figure of every output, by name; the metric aside."""
+        """The limits of every figure of every output, by name; the metric aside.
+
+        Raises:
+            RecipeError: A rise of perplexity is asked for, and nobody knows what tokens follow.
+        """
+        if self.max_perplexity_rise is not None and not any(
+            labels is not None for labels in before.following
+        ):
+            from onnxshrink.kernels.perplexity import NO_TOKENS
+
+            raise RecipeError(f"max_perplexity_rise: {NO_TOKENS}")
         kinds = self.kinds(before)
-        by_metric = self.metric is not None and self.max_error is None and self.max_kl is None
-        if self.plain or (by_metric and self.min_agreement is None):
+        if self.plain or (self.metric is not None and self._only_metric):
             return {name: self.limits.asked(known.kind) for name, known in kinds.items()}
         least = self.min_agreement
         if least is None and self.max_drop is not None and self.metric is None:
@@ -196,6 +214,8 @@ class Goal:
                 found[name]["agreement"] = least
             if self.max_kl is not None and kinds[name].chooses:
                 found[name]["divergence"] = self.max_kl
+            if self.max_perplexity_rise is not None and kinds[name].kind == "tokens":
+                found[name]["perplexity"] = self.max_perplexity_rise
             if self.max_error is not None:
                 found[name]["error"] = self.max_error
         return {name: {} if kinds[name].kind == "states" else each for name, each in found.items()}
@@ -217,7 +237,7 @@ class Goal:
         stacked = [i for i, name in enumerate(before.names) if name in before.stacked]
         return Fidelity(
             before.outputs, measure, others, kinds=[kinds[name] for name in before.names],
-            stacked=stacked,
+            stacked=stacked, labels=before.following,
         )  # fmt: skip
 
     def strain(
@@ -244,12 +264,14 @@ class Goal:
             drop = self.metric(before.plain.outputs) - self.metric(after.plain.outputs)
             if not drop <= self.max_drop:
                 lines.append(f"the metric drops by {drop:.4g}, more than {self.max_drop:g}")
-            if self.max_error is None and self.min_agreement is None and self.max_kl is None:
+            if self._only_metric:
                 return lines
         rows, asked = {row.name: row for row in effect}, self.asked(before)
         kinds = self.kinds(before)
         for name in (name for name in before.names if name in rows):
-            lines += _missed(rows[name], asked[name], _top1(rows[name], kinds[name], before, after))
+            top1 = _top1(rows[name], kinds[name], before, after)
+            rise = _rise(name, before, after) if "perplexity" in asked[name] else None
+            lines += _missed(rows[name], asked[name], top1, rise)
         return lines
 
     def promises(
@@ -300,9 +322,21 @@ def _top1(row: OutputComparison, known: Known, before: Answers, after: Answers) 
     return max(1 - (1 - agreement.top1) * dilution, 0.0)
 
 
-def _missed(row: OutputComparison, limits: Mapping[Figure, float], top1: float | None) -> list[str]:
+def _rise(name: str, before: Answers, after: Answers) -> float:
+    """How much higher the perplexity of an output is, relatively."""
+    from onnxshrink.kernels.perplexity import perplexity
+
+    place = before.names.index(name)
+    x, y = (perplexity((o[place] for o in a.outputs), before.following) for a in (before, after))
+    return y / x - 1 if x and y else float("inf")
+
+
+def _missed(
+    row: OutputComparison, limits: Mapping[Figure, float], top1: float | None, rise: float | None
+) -> list[str]:
     figures = {
         "agreement": top1, "likeness": row.likeness, "error": row.worst, "divergence": row.kl,
+        "perplexity": rise,
     }  # fmt: skip
     lines = []
     for figure, limit in limits.items():
@@ -314,8 +348,8 @@ def _missed(row: OutputComparison, limits: Mapping[Figure, float], top1: float |
             lines.append(
                 f"relative error of {row.name!r}{of_slice} is {value:.3g}, above {limit:g}"
             )
-        elif figure == "divergence" and not value <= limit:
-            lines.append(f"divergence of {row.name!r} is {value:.3g}, above {limit:g}")
+        elif figure in ("divergence", "perplexity") and not value <= limit:
+            lines.append(f"{_WORDS[figure]} of {row.name!r} is {value:.3g}, above {limit:g}")
         elif figure in ("agreement", "likeness") and not value >= limit:
             lines.append(f"{_WORDS[figure]} of {row.name!r} is {value:.4f}, below {limit:g}")
     return lines

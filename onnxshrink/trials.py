@@ -44,6 +44,8 @@ class Answers:
         tails: What the graph says of outputs, by name.
         random: Outputs that differ from run to run of one model, and how far apart their
             distributions are then (relative L2 of quantiles): these are compared, not values.
+        following: For each feed the tokens that follow its own, where that is known; see
+            :func:`onnxshrink.runtime.decoding.steps.following`.
         entering: How many of the last names are no outputs, but values that enter a tail that
             ranks: see :mod:`onnxshrink.graph.analysis.ranked`.
     """
@@ -54,6 +56,7 @@ class Answers:
     tails: Mapping[str, Tail] = field(default_factory=dict)
     random: Mapping[str, float] = field(default_factory=dict)
     entering: int = 0
+    following: Sequence[np.ndarray | None] = ()
 
     @property
     def plain(self) -> Answers:
@@ -68,7 +71,10 @@ class Answers:
 
     def part(self, numbers: Iterable[int]) -> Answers:
         """Those to some of the feeds."""
-        return replace(self, outputs=[self.outputs[number] for number in numbers])
+        chosen = list(numbers)
+        following = [self.following[number] for number in chosen] if self.following else ()
+        outputs = [self.outputs[number] for number in chosen]
+        return replace(self, outputs=outputs, following=following)
 
     @property
     def judged(self) -> tuple[str, ...]:
@@ -162,6 +168,7 @@ def answers(
     from onnxshrink.graph.analysis import noise
     from onnxshrink.graph.analysis.ranked import entering, exposed
     from onnxshrink.graph.analysis.tails import tails
+    from onnxshrink.runtime.decoding.steps import following
     from onnxshrink.runtime.session import DEFAULT_OPTIONS
 
     if noise.is_random(model):
@@ -186,7 +193,9 @@ def answers(
     for name in before.outputs & known.keys() if before.values else ():
         known[name] = replace(known[name], followed=True)
     names = (*run.output_names[: len(known)], *(f"value {i} before the tail" for i in range(more)))
-    return Answers(names, run.outputs, _stacked(model), known, entering=more)
+    return Answers(
+        names, run.outputs, _stacked(model), known, entering=more, following=following(feeds)
+    )
 
 
 def _stacked(model: Model) -> frozenset[str]:

@@ -4,6 +4,7 @@ import csv
 import shutil
 from pathlib import Path
 
+import decoders
 import numpy as np
 import onnx
 import pyarrow as pa
@@ -44,6 +45,7 @@ def make(folder: Path) -> None:
     _tables(folder)
     _sounds(folder, rng)
     _sentences(folder, rng)
+    onnx.save(decoders.genai(layers=1, packed=True), folder / "decoder.onnx")
 
 
 def make_models(folder: Path) -> None:

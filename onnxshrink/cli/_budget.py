@@ -10,7 +10,7 @@ import click
 
 from onnxshrink.cli._values import function_files, number, size_option
 from onnxshrink.errors import BudgetMissed, RecipeError
-from onnxshrink.goal import PRESETS
+from onnxshrink.goal import LIMITS, PRESETS
 
 if TYPE_CHECKING:
     from onnxshrink.cli._run import RunOptions
@@ -69,6 +69,10 @@ def budget_options(command: F) -> F:
                 "--max-kl", type=number, metavar="NATS",
                 help="Largest mean divergence of tokens or classes from the original's.",
             ),
+            click.option(
+                "--max-perplexity-rise", type=number, metavar="SHARE",
+                help="How much higher the perplexity of the tokens that follow may be, as in 0.02.",
+            ),
             goal_option("--max-drop"),
             goal_option("--metric"),
             _MEASURES,
@@ -116,7 +120,7 @@ class Budget:
             sizes: Whether size goals are among them, and not options of a pass.
         """
         lifted = values.pop("no_budget", False)
-        names = ("min_agreement", "max_error", "max_kl", "max_drop", "metric") if sizes else ()
+        names = (*LIMITS, "metric") if sizes else ()
         goal = {name: values.pop(name) for name in names}
         goal["preset"] = values.pop("preset")
         if not sizes:

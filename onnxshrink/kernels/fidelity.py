@@ -13,16 +13,18 @@ import numpy.typing as npt
 from onnxshrink.kernels import ties
 from onnxshrink.kernels.kinds import Kind, Known, decide
 from onnxshrink.kernels.metrics import Agreement
+from onnxshrink.kernels.perplexity import foretells, surprise
 from onnxshrink.kernels.probabilities import are_logarithms, are_probabilities
 from onnxshrink.kernels.promise import CONFIDENCE, ratio_at_most, share_at_least
 
-Figure = Literal["agreement", "likeness", "error", "divergence"]
+Figure = Literal["agreement", "likeness", "error", "divergence", "perplexity"]
 Measure = Literal["auto", "agreement", "cosine"]
 Outputs = Sequence[Sequence[np.ndarray]]
 Floats = npt.NDArray[np.float64]
 
 _IN_DOUBT = 3.0  # times as many answers may change where it is not known that they are answers
 _FEW = 2.0  # times what two or three inputs show may be what others do
+_LOST = 700.0  # nats above which exp overflows
 _EXACT = 1e-9  # nothing may be lost: this much may
 _UNLIKELY = 1e-12  # probability below which the divergence knows no difference
 
@@ -101,15 +103,18 @@ class Fidelity:
             comes to ties there counts too.
         kinds: What the outputs are; by default what their values say.
         stacked: Numbers of outputs whose first axis is of fixed length, and not the batch.
+        labels: For each feed the tokens that follow, where they are known.
     """
 
     def __init__(
         self, reference: Outputs, measure: Measure = "auto", others: Outputs = (),
         kinds: Sequence[Known] | None = None, stacked: Collection[int] = (),
+        labels: Sequence[np.ndarray | None] = (),
     ):  # fmt: skip
         self._reference = reference
         self._others = others
         self._stacked = stacked
+        self._labels = labels
         self._free_scale = measure == "cosine"
         self._found_given: dict[int, bool] = {}  # see _given
         self._found_leads: dict[int, list[Floats]] = {}  # of the others
@@ -268,9 +273,12 @@ class Fidelity:
         if figure == "divergence":
             divergence = agreement.kl or 0.0
             known = self.kinds[output]
+            counts = [_rows(known, [pair]) for pair in pairs]  # a prompt has many, a step has one
             each = [_pair_kl(known.rows(x), known.rows(y)) for x, y in pairs]
-            most = ratio_at_most(each, np.ones(len(each)), confidence)
+            most = ratio_at_most(np.multiply(each, counts), counts, confidence)
             return Estimate(figure, divergence, most, len(each))
+        if figure == "perplexity":
+            return self._rise(pairs, confidence)
         errors, signals, powers = self._sums(pairs, output)
         if figure == "likeness":
             most = ratio_at_most(errors, signals + powers, confidence)
@@ -280,6 +288,22 @@ class Fidelity:
         whole = found.relative_error
         scale = found.worst / whole if 0 < whole < np.inf else 1.0
         return Estimate(figure, found.worst, max(most * scale, found.worst), errors.size)
+
+    def _rise(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]], confidence: float) -> Estimate:
+        """How much higher the perplexity is, relatively, of the tokens that are known to follow."""
+        more, tokens = [], []
+        for (x, y), labels in zip(pairs, self._labels or [None] * len(pairs), strict=True):
+            if labels is not None and foretells(x, labels) and x.shape == y.shape:
+                (before, count), (after, _) = surprise(x, labels), surprise(y, labels)
+                more.append(after - before)
+                tokens.append(count)
+        if not sum(tokens):
+            return Estimate("perplexity", math.inf, math.inf, 0)
+        most = ratio_at_most(more, tokens, confidence)
+        return Estimate(
+            "perplexity", math.expm1(sum(more) / sum(tokens)), math.expm1(min(most, _LOST)),
+            len(more),
+        )  # fmt: skip
 
     def _sums(
         self, pairs: Sequence[tuple[np.ndarray, np.ndarray]], output: int

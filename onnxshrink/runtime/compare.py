@@ -17,6 +17,7 @@ from onnxshrink.graph.analysis import noise
 from onnxshrink.graph.file.reading import is_file_packed
 from onnxshrink.graph.forms import coded_read, packed
 from onnxshrink.kernels.metrics import OutputComparison, compare_outputs, differing
+from onnxshrink.kernels.perplexity import NO_TOKENS, Perplexity, counted, pairs_of
 from onnxshrink.options import check_share
 from onnxshrink.runtime import shelf
 from onnxshrink.runtime.decoding import steps
@@ -43,6 +44,9 @@ class Comparison:
         min_agreement: Least top-1 agreement allowed, 0 to 1.
         max_error: Largest relative error allowed, of an output or of the worst slice of it.
         max_kl: Largest mean divergence allowed, in nats, of an output with classes.
+        max_perplexity_rise: How much higher, relatively, the perplexity of tokens may be.
+        perplexity: Of outputs that foretell tokens, that of ``a`` and that of ``b``, over those
+            that are known to follow.
         followed: Outputs that the next run goes on from: the others tell of them, so that no
             threshold is held against them.
         random: Outputs that differ from run to run of the reference, and how far apart their
@@ -60,6 +64,8 @@ class Comparison:
     min_agreement: float | None = None
     max_error: float | None = None
     max_kl: float | None = None
+    max_perplexity_rise: float | None = None
+    perplexity: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     followed: frozenset[str] = frozenset()
 
     @property
@@ -104,6 +110,15 @@ class Comparison:
                 lines.append(f"{name}: top-1 agreement {top1:.4g} is below {least:g}")
             if self.max_kl is not None and output.kl is not None and not output.kl <= self.max_kl:
                 lines.append(f"{name}: divergence {output.kl:.3g} is above {self.max_kl:g}")
+        rise = self.max_perplexity_rise
+        for name, (before, after) in self.perplexity.items():
+            if rise is not None and not after / before - 1 <= rise:
+                lines.append(
+                    f"output {name!r}: perplexity rises from {before:.4g} to {after:.4g}, by "
+                    f"{after / before - 1:.3g}, more than {rise:g}"
+                )
+        if rise is not None and not self.perplexity:
+            lines.append(NO_TOKENS)
         if asked and self.outputs and not any(output.elements for output in self.outputs):
             lines.append("every output is empty on these inputs: there is nothing to compare")
         if of_classes and self.top1 is None:
@@ -120,6 +135,7 @@ class Comparison:
             "options_a": dict(self.options_a),
             "options_b": dict(self.options_b),
             "random": dict(self.random),
+            "perplexity": {name: list(pair) for name, pair in self.perplexity.items()},
             "missed": self.missed,
         }
 
@@ -136,6 +152,7 @@ def compare(
     min_agreement: float | None = None,
     max_error: float | None = None,
     max_kl: float | None = None,
+    max_perplexity_rise: float | None = None,
     worker: Worker | None = None,
 ) -> Comparison:
     """Run two models on the same feeds and compare their outputs, by name.
@@ -154,6 +171,7 @@ def compare(
         min_agreement: See there.
         max_error: See there.
         max_kl: See there.
+        max_perplexity_rise: See there.
         worker: Where to run them; without one, a process is started for it.
 
     Raises:
@@ -163,7 +181,7 @@ def compare(
     """
     check_thresholds({
         "atol": atol, "rtol": rtol, "min_agreement": min_agreement, "max_error": max_error,
-        "max_kl": max_kl,
+        "max_kl": max_kl, "max_perplexity_rise": max_perplexity_rise,
     })  # fmt: skip
     from onnxshrink.graph.analysis.tails import tails
 
@@ -193,10 +211,12 @@ def compare(
         _check_signatures(os.fspath(a), signature, os.fspath(b), other)
         order = [list(other.outputs).index(name) for name in signature.outputs]
         results = (outputs for outputs, _ in steps.answered(worker, tuple(other.outputs), feeds))
+        before, after = ({name: Perplexity() for name in signature.outputs} for _ in range(2))
+        labels = steps.following(feeds)
         outputs = compare_outputs(
             tuple(signature.outputs),
-            shelf.read(references),
-            ([result[place] for place in order] for result in results),
+            counted(shelf.read(references), before, labels),
+            counted(([result[place] for place in order] for result in results), after, labels),
             atol=atol or 0.0,
             rtol=rtol or 0.0,
             random=random,
@@ -208,6 +228,7 @@ def compare(
         a=os.fspath(a), b=os.fspath(b), feeds=len(references), outputs=outputs,
         options_a=options_a.describe(), options_b=options_b.describe(),
         atol=atol, rtol=rtol, min_agreement=min_agreement, max_error=max_error, max_kl=max_kl,
+        max_perplexity_rise=max_perplexity_rise, perplexity=pairs_of(before, after),
         followed=followed, random=random,
     )  # fmt: skip
 

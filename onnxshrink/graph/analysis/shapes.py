@@ -24,6 +24,7 @@ from onnxshrink.errors import DataError, ModelError
 from onnxshrink.graph import operators, read
 from onnxshrink.graph.analysis.folding import affordable
 from onnxshrink.graph.analysis.shape_rules import (
+    FURTHER,
     LIKE,
     RULES,
     Shape,
@@ -228,6 +229,11 @@ class _Walker:
             kinds = self._operator(node, attributes, frame)
         blank = onnx.TypeProto()
         padded = [*kinds, *[blank] * len(node.outputs)]
+        further = FURTHER.get(node.op_type, {}) if node.domain == "com.microsoft" else {}
+        for place in further.keys() & range(len(node.outputs)):
+            elem = self._type(node.inputs[0]).tensor_type.elem_type
+            shape = further[place](list(map(self._shape, node.inputs)), attributes)
+            padded[place] = tensor_type(elem, shape)
         for value, kind in zip(node.outputs, padded, strict=False):
             self.types[value] = filled(kind, self.declared(value))
         self.calls[frame, node] = Call(
@@ -274,7 +280,9 @@ class _Walker:
         if not onnx.defs.has(op_type, version, domain):
             return ()
         schema = onnx.defs.get_schema(op_type, version, domain)
-        proto = _proto(op_type, domain, inputs, node.outputs, attributes, schema)
+        # An operator that is like a standard one may have outputs that this one has not.
+        outputs = node.outputs[: schema.max_output]
+        proto = _proto(op_type, domain, inputs, outputs, attributes, schema)
         names = dict(zip(proto.input, inputs, strict=True))
         names.pop("", None)
         data = {

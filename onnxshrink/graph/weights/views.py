@@ -80,9 +80,16 @@ class Use:
     @property
     def picks_rows(self) -> bool:
         """Whether one input holds the numbers of rows of the weight, which lies as it is stored."""
-        return (
-            self.is_lookup and self.activation is not None and self.axes.out == (0,) and self.direct
-        )
+        return self._picks and self.axes.out == (0,) and self.direct
+
+    @property
+    def picks_columns(self) -> bool:
+        """Whether one input holds the numbers of rows of what is stored as their columns."""
+        return self._picks and self.axes.out == (1,)
+
+    @property
+    def _picks(self) -> bool:
+        return self.is_lookup and self.activation is not None
 
     @property
     def is_one_by_one(self) -> bool:
