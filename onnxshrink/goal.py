@@ -32,7 +32,7 @@ PRESETS: Mapping[str, tuple[float, float, float, float]] = {
 _LIMITS = ("min_agreement", "max_error", "max_kl", "max_drop")
 _WORDS = {
     "agreement": "top-1 agreement", "likeness": "likeness", "error": "relative error",
-    "divergence": "divergence",
+    "divergence": "divergence", "matched": "matched detections",
 }  # fmt: skip
 
 
@@ -71,10 +71,10 @@ class Promise:
 
         figure, found, careful, units, counted = self.estimate
         line = f"{_WORDS[figure]} of {self.output!r} on {units} unseen "
-        line += "rows" if figure == "agreement" else "inputs or rows"
+        line += {"agreement": "rows", "matched": "detections"}.get(figure, "inputs or rows")
         line += f": {found:.4g}"
-        least = figure in ("agreement", "likeness")
-        if isfinite(careful):
+        least = figure in ("agreement", "likeness", "matched")
+        if isfinite(careful) and figure != "matched":
             side = "at least" if least else "at most"
             line += f" ({side} {careful:.4g} with {100 * self.confidence:.0f} % confidence"
             if figure == "agreement" and counted < careful:
@@ -178,10 +178,26 @@ class Goal:
             found[name] = decide(name, arrays, answers.tails.get(name))
             if name in self.measures:
                 found[name] = Known(self.measures[name], "as you say")
+        if answers.detections is not None and not self.measures:
+            why = "boxes, with scores and classes, of which there are any number"
+            for number in answers.detections.outputs:
+                found[answers.names[number]] = Known("states", "the boxes tell of it")
+            found[answers.names[answers.detections.boxes]] = Known("detections", why)
         return found
 
     def asked(self, before: Answers) -> dict[str, dict[Figure, float]]:
         """The limits of every figure of every output, by name; the metric aside."""
+        return self._without_entering(self._asked(before), before)
+
+    def _without_entering(
+        self, asked: dict[str, dict[Figure, float]], before: Answers
+    ) -> dict[str, dict[Figure, float]]:
+        """Where detections are told apart, they are what is asked for, not what enters them."""
+        told = any("matched" in limits for limits in asked.values())
+        entering = before.names[len(before.names) - before.entering :] if told else ()
+        return {name: {} if name in entering else limits for name, limits in asked.items()}
+
+    def _asked(self, before: Answers) -> dict[str, dict[Figure, float]]:
         kinds = self.kinds(before)
         by_metric = self.metric is not None and self.max_error is None and self.max_kl is None
         if self.plain or (by_metric and self.min_agreement is None):
@@ -192,6 +208,9 @@ class Goal:
         choosing = {n for n, known in kinds.items() if known.chooses or known.kind == "labels"}
         found: dict[str, dict[Figure, float]] = {name: {} for name in kinds}
         for name in kinds:
+            if kinds[name].kind == "detections":
+                found[name] = {"matched": self.limits.agreement if least is None else least}
+                continue
             if least is not None and (name in choosing or not choosing):
                 found[name]["agreement"] = least
             if self.max_kl is not None and kinds[name].chooses:
@@ -300,6 +319,7 @@ def _top1(row: OutputComparison, known: Known, before: Answers, after: Answers) 
 def _missed(row: OutputComparison, limits: Mapping[Figure, float], top1: float | None) -> list[str]:
     figures = {
         "agreement": top1, "likeness": row.likeness, "error": row.worst, "divergence": row.kl,
+        "matched": None,
     }  # fmt: skip
     lines = []
     for figure, limit in limits.items():
