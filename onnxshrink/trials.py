@@ -12,6 +12,7 @@ import tempfile
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from onnxshrink.graph.file.model import Model
+    from onnxshrink.kernels.detections import BoxLayout
     from onnxshrink.kernels.kinds import Tail
     from onnxshrink.kernels.metrics import OutputComparison
     from onnxshrink.runtime.session import SessionOptions
@@ -82,6 +84,33 @@ class Answers:
         followed = {name for name, tail in self.tails.items() if tail.followed}
         return tuple(name for name in self.names if name not in followed)
 
+    @cached_property
+    def sounds(self) -> frozenset[str]:
+        """Outputs that are waveforms."""
+        from onnxshrink.kernels.kinds import sounds
+        from onnxshrink.runtime.shelf import read
+
+        return sounds(self.names, [*read(self.outputs)], self.tails)
+
+    @cached_property
+    def detections(self) -> BoxLayout | None:
+        """Where boxes are, with scores and classes, of which there are any number."""
+        from onnxshrink.kernels.detections import found
+
+        return found(self.plain.outputs, picks=self.entering > 0)
+
+    def matched(self, other: Answers) -> tuple[int, int] | None:
+        """Detections that are found again in another model's, and all; None where there are none.
+
+        See :mod:`onnxshrink.kernels.detections`.
+        """
+        from onnxshrink.kernels.detections import matched
+
+        if self.detections is None:
+            return None
+        mine = self.plain.outputs[: len(other.outputs)]
+        return matched(mine, other.plain.outputs, self.detections)
+
     @property
     def silent(self) -> dict[str, str]:
         """Outputs to which likeness says nothing, and why: by name."""
@@ -115,7 +144,13 @@ class Answers:
         )
         states = {name for name, tail in self.tails.items() if tail.fed_back}
         return compare_outputs(
-            self.judged, mine, its, stacked=self.stacked, random=self.random, states=states
+            self.judged,
+            mine,
+            its,
+            stacked=self.stacked,
+            random=self.random,
+            states=states,
+            sounds=self.sounds,
         )
 
     def errors(self, other: Answers) -> list[list[float]]:
@@ -124,6 +159,7 @@ class Answers:
         Of outputs the worst counts; those that differ from run to run do not.
         """
         from onnxshrink.kernels.by_input import input_errors
+        from onnxshrink.kernels.sound import as_heard
 
         if self.names != other.names and (self.entering or other.entering):
             return self.plain.errors(other.plain)
@@ -132,6 +168,8 @@ class Answers:
         for name in names:
             place = self.names.index(name)
             pairs = [(x[place], y[place]) for x, y in zip(self.outputs, other.outputs, strict=True)]
+            if name in self.sounds:
+                pairs = [as_heard(x, y) for x, y in pairs]
             for feed, rows in zip(
                 found, input_errors(pairs, whole=name in self.stacked), strict=True
             ):

@@ -10,19 +10,20 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from onnxshrink.kernels import ties
+from onnxshrink.kernels import detections, sound, ties
 from onnxshrink.kernels.kinds import Kind, Known, decide
 from onnxshrink.kernels.metrics import Agreement
 from onnxshrink.kernels.perplexity import foretells, surprise
 from onnxshrink.kernels.probabilities import are_logarithms, are_probabilities
 from onnxshrink.kernels.promise import CONFIDENCE, ratio_at_most, share_at_least
 
-Figure = Literal["agreement", "likeness", "error", "divergence", "perplexity"]
+Figure = Literal["agreement", "likeness", "error", "divergence", "perplexity", "matched"]
 Measure = Literal["auto", "agreement", "cosine"]
 Outputs = Sequence[Sequence[np.ndarray]]
 Floats = npt.NDArray[np.float64]
 
 _IN_DOUBT = 3.0  # times as many answers may change where it is not known that they are answers
+_HEARD = 2.5  # times the error of values may be that of magnitudes: 1 dB for .05
 _FEW = 2.0  # times what two or three inputs show may be what others do
 _LOST = 700.0  # nats above which exp overflows
 _EXACT = 1e-9  # nothing may be lost: this much may
@@ -48,7 +49,7 @@ class Estimate(NamedTuple):
 
     def strain(self, limit: float) -> float:
         """The share of what may be lost that is lost, with care."""
-        more = self.name in ("agreement", "likeness")
+        more = self.name in ("agreement", "likeness", "matched")
         lost, may = (1 - self.careful, 1 - limit) if more else (self.careful, limit)
         return max(lost, 0.0) / max(may, _EXACT) if lost == lost else math.inf
 
@@ -88,6 +89,8 @@ class Limits:
             "vectors": {**likeness, "agreement": 1 - _IN_DOUBT * (1 - self.agreement)},
             "values": {"error": self.error},
             "states": {},
+            "detections": {"matched": self.agreement},
+            "audio": {"error": _HEARD * self.error},
         }
         return asked[kind]
 
@@ -140,6 +143,9 @@ class Fidelity:
         for i, known in enumerate(self.kinds):
             if known.kind == "states":
                 continue
+            if known.kind == "detections":
+                total += (1 - self._matched(outputs, i)[0]) ** 2
+                continue
             divergence = self._agreement(outputs, i, by_rows=True).kl if self._diverges(i) else None
             if divergence is None:
                 divergence = self._agreement(outputs, i).relative_error ** 2
@@ -163,7 +169,8 @@ class Fidelity:
         units: dict[int, float] = {}
         for i, known in enumerate(self.kinds):
             arrays = [known.rows(feed[i]) for feed in self._reference]
-            if known.kind in ("labels", "states") or any(a.dtype.kind != "f" for a in arrays):
+            silent = known.kind in ("labels", "states", "detections")
+            if silent or any(a.dtype.kind != "f" for a in arrays):
                 continue
             rows = sum(a.size // max(a.shape[-1], 1) for a in arrays if a.ndim)
             power = math.fsum(np.square(a, dtype=np.float64).sum() for a in arrays)
@@ -190,6 +197,8 @@ class Fidelity:
         for i, known in enumerate(self.kinds):
             if known.kind in ("labels", "classes", "tokens"):
                 scores.append(self.agreement(outputs, i))
+            elif known.kind == "detections":
+                scores.append(self._matched(outputs, i)[0])
             elif known.kind != "states":
                 agreement = self._agreement(outputs, i)
                 scores.append(agreement.cosine if self._free_scale else agreement.likeness)
@@ -260,6 +269,9 @@ class Fidelity:
         self, outputs: Outputs, output: int, figure: Figure, confidence: float = CONFIDENCE
     ) -> Estimate:
         """One figure of one output, and what unseen inputs will keep to with a confidence."""
+        if figure == "matched":
+            share, units = self._matched(outputs, output)
+            return Estimate(figure, share, share, units, share)
         agreement = self._agreement(outputs, output)
         pairs = self._pairs(outputs, output)
         if figure == "agreement":
@@ -340,7 +352,17 @@ class Fidelity:
         return self._found_given[output]
 
     def _pairs(self, outputs: Outputs, output: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        return [(x[output], y[output]) for x, y in zip(self._reference, outputs, strict=True)]
+        pairs = [(x[output], y[output]) for x, y in zip(self._reference, outputs, strict=True)]
+        sounds = self.kinds[output].kind == "audio"
+        return [sound.as_heard(x, y) for x, y in pairs] if sounds else pairs
+
+    def _matched(self, outputs: Outputs, output: int) -> tuple[float, int]:
+        """The share of detections that are found again, and how many there are."""
+        where = detections.layout(self._reference, output)
+        if where is None:
+            return 1.0, 0
+        again, total = detections.matched(self._reference, outputs, where)
+        return again / max(total, 1) if total else 1.0, total
 
     def _agreement(self, outputs: Outputs, output: int, by_rows: bool = False) -> Agreement:
         known = self.kinds[output]

@@ -9,23 +9,27 @@ held to more rather than to less.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from onnxshrink.kernels.probabilities import are_logarithms, are_probabilities, is_discrete
+from onnxshrink.kernels.sound import is_sound
 
 #: ``labels``: integers and texts, which must be equal. ``classes``: rows of scores, whose largest
 #: counts. ``tokens``: the same over a vocabulary, where the other scores count, too.
 #: ``embeddings``: rows that are compared by direction. ``vectors``: rows of scores or embeddings,
 #: one cannot tell: held to both. ``values``: numbers that mean something one by one. ``states``:
 #: what the next run goes on from: other outputs tell of it, so that it is not judged by itself.
-Kind = Literal["labels", "classes", "tokens", "embeddings", "vectors", "values", "states"]
-KINDS: tuple[Kind, ...] = (
-    "labels", "classes", "tokens", "embeddings", "vectors", "values", "states",
-)  # fmt: skip
+#: ``detections``: boxes with scores and classes, which are found again or not. ``audio``: samples
+#: of a sound, of which the magnitudes of the spectrum over time count, and the length.
+Kind = Literal[
+    "labels", "classes", "tokens", "embeddings", "vectors", "values", "states", "detections",
+    "audio",
+]  # fmt: skip
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _SCORES = {
     "logit", "logits", "logprob", "logprobs", "class", "classes", "classification", "classifier",
@@ -37,6 +41,7 @@ _EMBEDDINGS = {
 }  # fmt: skip
 _STATES = {"state", "states", "hidden", "cell", "cache", "present", "memory"}
 _YES_OR_NO = {"Sigmoid", "HardSigmoid"}
+_SOUNDS = {"audio", "sound", "speech", "wav", "wave", "waveform"}
 _CHOICES = {"ArgMax", "Softmax", "LogSoftmax", "Hardmax", "TopK"}
 _LONG_ROW = 8
 _VOCABULARY = 1000
@@ -118,7 +123,8 @@ def decide(name: str, arrays: Sequence[np.ndarray], tail: Tail | None = None) ->
     """
     tail = tail or Tail()
     if tail.followed:
-        return Known("states", f"the next run goes on from it, as input {tail.fed_back!r}")
+        next_run = f"the next run goes on from it, as input {tail.fed_back!r}"
+        return Known("states", next_run if tail.fed_back else "what enters the tail tells of it")
     if any(map(is_discrete, arrays)):
         return Known("labels", "integers, booleans or texts")
     filled = [array for array in arrays if array.size]
@@ -134,8 +140,10 @@ def decide(name: str, arrays: Sequence[np.ndarray], tail: Tail | None = None) ->
         return Known("classes", "probabilities along axis 1, for every place", 1)
     if all(map(are_logarithms, filled)):
         return Known("classes", "its rows are logarithms of probabilities")
-    wide = all(array.ndim > 1 and array.shape[-1] > 1 for array in filled)
     words = {word.lower() for word in _WORDS.findall(name)}
+    if (words & _SOUNDS or tail.last == "Tanh") and is_sound(filled):
+        return Known("audio", "one long row around zero: a waveform")
+    wide = all(array.ndim > 1 and array.shape[-1] > 1 for array in filled)
     if wide and tail.decodes and all(array.shape[-1] >= _LONG_ROW for array in filled):
         return Known("tokens", "scores of a vocabulary: the model appends to a cache")
     if not wide:
@@ -181,6 +189,24 @@ def _blank(arrays: Sequence[np.ndarray]) -> int | None:
     share = steps[most] / steps.sum()
     found = most in (0, count - 1) and _BETWEEN[0] <= share <= _BETWEEN[1]
     return most if found and symbols >= _FEWEST_SYMBOLS else None
+
+
+def sounds(
+    names: Sequence[str], runs: Sequence[Sequence[np.ndarray]], tails: Mapping[str, Tail]
+) -> frozenset[str]:
+    """Which outputs are waveforms.
+
+    Args:
+        names: Of the outputs.
+        runs: For each feed, the outputs.
+        tails: What the graph says of outputs, by name.
+    """
+    each = {name: [run[place] for run in runs] for place, name in enumerate(names)}
+    return frozenset(
+        name for name, arrays in each.items()
+        if any(a.dtype.kind == "f" and a.ndim and a.size == a.shape[-1] for a in arrays[:1])
+        and decide(name, arrays, tails.get(name)).kind == "audio"
+    )  # fmt: skip
 
 
 def _are_maps(array: np.ndarray) -> bool:

@@ -32,6 +32,7 @@ CASES: dict[str, tuple[str, np.ndarray, Kind]] = {
     "one number": ("y", SCORES[:, :1], "values"),
     "a few numbers": ("y", SCORES[:, :3], "values"),
     "a state by name": ("hidden_2", SCORES, "values"),
+    "a waveform by name": ("audio", np.sin(np.arange(3000) / 9)[None, None], "audio"),
     "nothing": ("y", np.zeros((0, 4)), "values"),
 }
 

@@ -130,7 +130,7 @@ def test_an_output_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no such output"):
         api.shrink(source, tmp_path / "o.onnx", options, goal=Goal(measures={"z": "classes"}))
     with pytest.raises(RecipeError, match="takes one of"):
-        Goal(measures={"y": "detections"})  # type: ignore[dict-item]
+        Goal(measures={"y": "boxes"})  # type: ignore[dict-item]
 
 
 def deep_net() -> Model:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 
 #: Sizes along the axes; None where unknown. None altogether when even the rank is unknown.
 Shape = tuple[int | None, ...] | None
@@ -166,8 +167,17 @@ RULES: dict[str, Rule] = {
 }
 
 #: Of outputs behind the first, by their number.
-FURTHER: dict[str, dict[int, Rule]] = {
+_FURTHER: dict[str, dict[int, Rule]] = {
     "GroupQueryAttention": dict.fromkeys((1, 2), _cache),
     "SkipLayerNormalization": {3: _same},
     "SkipSimplifiedLayerNormalization": {3: _same},
 }
+
+
+def further(
+    node: ir.Node, shapes: Sequence[Shape], attributes: Mapping[str, Any]
+) -> dict[int, Shape]:
+    """Shapes of outputs behind the first, by their number, of operators of ONNX Runtime."""
+    rules = _FURTHER.get(node.op_type, {}) if node.domain == "com.microsoft" else {}
+    places = rules.keys() & range(len(node.outputs))
+    return {place: rules[place](shapes, attributes) for place in places}

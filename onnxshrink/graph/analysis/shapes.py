@@ -24,12 +24,12 @@ from onnxshrink.errors import DataError, ModelError
 from onnxshrink.graph import operators, read
 from onnxshrink.graph.analysis.folding import affordable
 from onnxshrink.graph.analysis.shape_rules import (
-    FURTHER,
     LIKE,
     RULES,
     Shape,
     common,
     filled,
+    further,
     shape_of,
     static,
     tensor_type,
@@ -222,24 +222,19 @@ class _Walker:
             self.known.pop(value, None)
         function = self.model.ir.functions.get(node.op_identifier())
         attributes = _attributes(node, frame)
-        kinds: Sequence[onnx.TypeProto]
-        if function is not None:
-            kinds = self._function(node, function, frame)
-        else:
+        kinds: Sequence[onnx.TypeProto] = ()
+        if function is None:
             kinds = self._operator(node, attributes, frame)
-        blank = onnx.TypeProto()
-        padded = [*kinds, *[blank] * len(node.outputs)]
-        further = FURTHER.get(node.op_type, {}) if node.domain == "com.microsoft" else {}
-        for place in further.keys() & range(len(node.outputs)):
-            elem = self._type(node.inputs[0]).tensor_type.elem_type
-            shape = further[place](list(map(self._shape, node.inputs)), attributes)
-            padded[place] = tensor_type(elem, shape)
+        else:
+            kinds = self._function(node, function, frame)
+        padded = [*kinds, *[onnx.TypeProto()] * len(node.outputs)]
+        shapes = tuple(map(self._shape, node.inputs))
+        for place, shape in further(node, shapes, attributes).items():
+            padded[place] = tensor_type(self._type(node.inputs[0]).tensor_type.elem_type, shape)
         for value, kind in zip(node.outputs, padded, strict=False):
             self.types[value] = filled(kind, self.declared(value))
-        self.calls[frame, node] = Call(
-            node, attributes, tuple(map(self._shape, node.inputs)),
-            tuple(map(self._shape, node.outputs)),
-        )  # fmt: skip
+        made = tuple(map(self._shape, node.outputs))
+        self.calls[frame, node] = Call(node, attributes, shapes, made)
         self._fold(node, attributes)
         for value in self.seen.keys() & set(node.outputs):
             self.take_seen(value)
