@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from onnxshrink import heap
 from onnxshrink.errors import DataError, ModelError, RecipeError
 from onnxshrink.goal import Goal
 from onnxshrink.options import nearest
@@ -246,6 +247,7 @@ class Judge:
             grown = step.bytes_after - step.bytes_before
             return f"the file would be {size(grown)} bigger ({size(step.bytes_after)})"
         before = self._last
+        heap.give_back()  # what the step has left is room for the model
         try:
             answers = self._observe(trial)
         except (ModelError, DataError) as error:

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxshrink import files
+from onnxshrink import files, heap
 from onnxshrink.errors import ModelError
 
 if TYPE_CHECKING:
@@ -297,6 +297,7 @@ class Exchange:
         self._path = self._stack.enter_context(files.scratch()) / "model.onnx"
         weakref.finalize(self, self._stack.close)
         self.refused = instrument(model, self._path, free=names).refused
+        heap.give_back()
         self._draws = noise.has_state(model)
         outputs = self._open()
         self._nothing = Answers(tuple(outputs), [], _stacked(model), tails(model))
@@ -307,7 +308,8 @@ class Exchange:
 
         if self._draws:
             self._worker.release()
-        return list(self._worker.open(self._path, SessionOptions(accuracy_level=0)).outputs)
+        options = SessionOptions(accuracy_level=0, lean=True)
+        return list(self._worker.open(self._path, options).outputs)
 
     def answers(self, feeds: Feeds, weights: Mapping[str, np.ndarray] | None = None) -> Answers:
         """What the model answers with these constants exchanged, and the others its own.
@@ -328,6 +330,7 @@ class Exchange:
         """Let go of the model."""
         self._worker.release()
         self._stack.close()
+        heap.give_back()
 
 
 class Reference:

@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 #: A room may import those on its own line and above.
 LAYERS = (
-    ("errors", "report", "page", "kernels", "progress"),
+    ("errors", "report", "page", "kernels", "progress", "heap"),
     ("files",),
     ("options", "functions", "plain_yaml", "graph", "sidecar"),
     ("reading",),

@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from onnxshrink import heap
 from onnxshrink.errors import DataError
 from onnxshrink.passes.quantize_rd.bearing import losses
 from onnxshrink.passes.quantize_rd.plain_weights import MORE_BITS, eight_bits, finer, kept_at_eight
@@ -397,14 +398,17 @@ class StepSearch:
             lookups = second_moments.looked_up(self.ctx.statistics, view, half)
             relative = None if lookups is None else rate.relative_steps(lookups)
             return GridTensor(view.name, matrix[None], None, 0.0, relative)
-        folded, moments = known.fold(matrix), known.mean(half)
+        folded, moments = known.fold(matrix), known.narrow(half)
         if view.name not in self._dampings:
             step = _middling(matrix)
             self._dampings[view.name] = obs.choose_damping(
-                folded[0], moments[0], known.mean(1)[0], lambda rows: obs.uniform(step)
+                folded[0], moments[0], known.narrow(1)[0], lambda rows: obs.uniform(step)
             )
         damping = self._dampings[view.name]
-        return GridTensor(view.name, folded, tuple(obs.factor(h, damping) for h in moments), 0.0)
+        found = tuple(obs.factor(h, damping) for h in moments)
+        del known, moments
+        heap.give_back()
+        return GridTensor(view.name, folded, found, 0.0)
 
     def _refitted(self, layer: GridTensor) -> GridTensor:
         """A layer fitted to all inputs."""
@@ -440,6 +444,8 @@ class StepSearch:
         from onnxshrink.kernels.affine import Quantized
 
         steps = rate.steps(self.layers, spend)
+        if self._half is not None:  # each is fitted anew
+            self.layers = [replace(layer, factors=None) for layer in self.layers]
         plain = zip(self.plain, self._plain_codes(spend), strict=True)
         for (view, _, reason), quantized in plain:
             note = f"{quantized.dtype} ({reason})"
