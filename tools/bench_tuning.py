@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from bench_rate import MOST_INPUTS, answers, module
@@ -64,6 +65,11 @@ class Arrays:
         return float((found == self._truth).mean())
 
 
+def task(folder: Path) -> Any:
+    """What loads the inputs of a folder and rates the answers to those for TEST."""
+    return module(folder) if (folder / "evaluate.py").exists() else Arrays(folder)
+
+
 def at_error(points: Sequence[tuple[int, float, float]], error: float) -> float:
     """The bytes at an error, between the runs that are next to it; NaN outside of all of them."""
     logs = np.log(np.array(sorted((point[:2] for point in points), key=lambda point: point[1])))
@@ -77,8 +83,7 @@ class Bench:
 
     def __init__(self, folder: Path, scratch: Path, worker: Worker, steps: int):
         self._task, self._scratch, self._worker, self._steps = (
-            module(folder) if (folder / "evaluate.py").exists() else Arrays(folder),
-            scratch, worker, steps,
+            task(folder), scratch, worker, steps,
         )  # fmt: skip
         self._name, source = folder.name, folder / "model.onnx"
         self._model = Model.load(source)
