@@ -329,7 +329,7 @@ class Fidelity:
 
     def _agreement(self, outputs: Outputs, output: int, by_rows: bool = False) -> Agreement:
         known = self.kinds[output]
-        agreement = Agreement(stacked=output in self._stacked, by_rows=by_rows)
+        agreement = Agreement(stacked=output in self._stacked, by_rows=by_rows, state=known.state)
         for x, y in self._pairs(outputs, output):
             agreement.add(known.rows(x), known.rows(y))
         return agreement

@@ -41,6 +41,7 @@ _EMBEDDINGS = {
 }  # fmt: skip
 _STATES = {"state", "states", "hidden", "cell", "cache", "present", "memory"}
 _SOUNDS = {"audio", "sound", "speech", "wav", "wave", "waveform"}
+_YES_OR_NO = {"Sigmoid", "HardSigmoid"}
 _CHOICES = {"ArgMax", "Softmax", "LogSoftmax", "Hardmax", "TopK"}
 _LONG_ROW = 8
 _VOCABULARY = 1000
@@ -78,11 +79,13 @@ class Known:
         kind: See :data:`Kind`.
         why: For the report.
         axis: The axis of classes.
+        state: Whether the values are a state: its units, along the last axis, are one thing.
     """
 
     kind: Kind
     why: str = field(compare=False)
     axis: int = -1
+    state: bool = False
 
     @property
     def chooses(self) -> bool:
@@ -112,7 +115,7 @@ def decide(name: str, arrays: Sequence[np.ndarray], tail: Tail | None = None) ->
     if not filled:
         return Known("values", "no values to tell by")
     if tail.fed_back:
-        return Known("values", f"a state: it goes on as input {tail.fed_back!r}")
+        return Known("values", f"a state: it goes on as input {tail.fed_back!r}", state=True)
     if all(map(are_probabilities, filled)):
         return Known("classes", "its rows are probabilities")
     if all(map(_are_maps, filled)):
@@ -140,6 +143,8 @@ def decide(name: str, arrays: Sequence[np.ndarray], tail: Tail | None = None) ->
         if filled[0].ndim == 3 and filled[0].shape[-1] >= _VOCABULARY:
             return Known("tokens", "by its name, scores of a vocabulary")
         return Known("classes", "its name says scores of classes")
+    if tail.last in _YES_OR_NO:
+        return Known("values", "of a sigmoid: each value answers by itself")
     alike = flat and all(array.shape[-1] >= _LONG_ROW for array in filled) and _one_kind(filled)
     if alike and words & _EMBEDDINGS:
         return Known("embeddings", "its name says embeddings")

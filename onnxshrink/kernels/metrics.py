@@ -106,11 +106,13 @@ class Agreement:
         rtol: Tolerance of :attr:`outside` relative to the reference.
         stacked: Whether the first axis is of fixed length, and not the batch.
         by_rows: Whether :attr:`top1` and :attr:`kl` are all that is asked for.
+        state: Whether the last axis are units of a state: nothing reads these one by one.
     """
 
     def __init__(
-        self, *, atol: float = 0.0, rtol: float = 0.0, stacked: bool = False, by_rows: bool = False
-    ):
+        self, *, atol: float = 0.0, rtol: float = 0.0, stacked: bool = False, by_rows: bool = False,
+        state: bool = False,
+    ):  # fmt: skip
         self._atol, self._rtol, self._by_rows = atol, rtol, by_rows
         self._discrete = self._broken = False
         self._unequal = self._rows = 0
@@ -120,6 +122,7 @@ class Agreement:
         self.reshaped = ""
         self._silence = Silence()
         self._slices = Slices(stacked)
+        self._state = state
         self._long_rows = True
         self._classes: Classes | None = None
         self._shared: int | None = None  # the axis along which values are shares of a whole
@@ -269,7 +272,8 @@ class Agreement:
         """All figures under the output's name."""
         worst, place = self.relative_error, ""
         # That a class next to never is likely is no thing of its own: its share is nothing.
-        sliced, where = self._slices.worst(but=self._shared)
+        together = {self._shared, self._slices.rank - 1 if self._state else None}
+        sliced, where = self._slices.worst(but=together)
         if sliced > _CLEARLY * worst:
             worst, place = sliced, where
         vectors = self._long_rows and not self._discrete and self._slices.alike
@@ -436,6 +440,7 @@ def compare_outputs(
     rtol: float = 0.0,
     stacked: Collection[str] = (),
     random: Collection[str] = (),
+    states: Collection[str] = (),
     sounds: Collection[str] = (),
 ) -> tuple[OutputComparison, ...]:
     """Compare the outputs of two models, each output over all feeds.
@@ -448,9 +453,13 @@ def compare_outputs(
         rtol: Its relative tolerance.
         stacked: Names of outputs whose first axis is of fixed length, and not the batch.
         random: Names of outputs of which distributions are compared, over all feeds, not values.
+        states: Names of outputs that the next run goes on from.
         sounds: Names of outputs that are waveforms.
     """
-    agreements = [Agreement(atol=atol, rtol=rtol, stacked=name in stacked) for name in names]
+    agreements = [
+        Agreement(atol=atol, rtol=rtol, stacked=name in stacked, state=name in states)
+        for name in names
+    ]
     heard: dict[str, list[tuple[float, float]]] = {}
     pooled: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {}
     for reference, other in zip(reference_runs, other_runs, strict=True):

@@ -206,6 +206,7 @@ def compare(
         again = [0, 0]
         followed = frozenset(name for name, tail in known.items() if tail.followed)
         followed |= {names[place] for place in boxes.outputs} if boxes else frozenset()
+        states = {name for name, tail in known.items() if tail.fed_back}
         _check_signatures(os.fspath(a), signature, os.fspath(b), other)
         order = [list(other.outputs).index(name) for name in signature.outputs]
 
@@ -226,6 +227,7 @@ def compare(
             rtol=rtol or 0.0,
             random=random,
             sounds=sounds(names, references, known),
+            states=states,
         )
     if not any(output.elements for output in outputs):
         raise DataError(f"{os.fspath(a)}: every output is empty: there is nothing to compare")

@@ -107,7 +107,11 @@ class Found:
             return "not kept on unseen inputs"
         if not one.keeps:
             return one.misses[0] if one.misses else "outside, or too near to the limit"
-        return "bigger" if one.nbytes > self.best.nbytes else "saves too little for what it loses"
+        if one.nbytes > self.best.nbytes:
+            return "bigger"
+        if self.best.promises and not one.promises:
+            return "loses more than it saves, by what steps have seen"
+        return "saves too little for what it loses"
 
 
 class Search:

@@ -52,7 +52,9 @@ def test_probabilities_of_every_place_are_along_axis_1() -> None:
 
 def test_the_graph_tells() -> None:
     assert decide("y", [SCORES], Tail(read_by=frozenset({"ArgMax"}))).kind == "classes"
-    assert decide("logits", [SCORES], Tail(fed_back="h")).kind == "values"
+    state = decide("logits", [SCORES], Tail(fed_back="h"))
+    assert (state.kind, state.state) == ("values", True)
+    assert decide("y", [1 / (1 + np.exp(-SCORES))], Tail("Sigmoid")).kind == "values"
     normed = Tail(normed=SCORES.shape[1])
     assert decide("last_hidden_state", [SCORES], normed).kind == "embeddings"
     assert decide("y", [SCORES[:, 1:]], normed).kind == "vectors"  # other rows than the norm's

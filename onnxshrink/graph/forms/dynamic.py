@@ -19,9 +19,10 @@ from onnxshrink.graph import operators, read, surgery
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.forms import products
 from onnxshrink.graph.forms.dequantize import code_tensor, factor, trimmed
-from onnxshrink.graph.forms.layout import SHORT_ROW, Layout
+from onnxshrink.graph.forms.layout import Layout
 from onnxshrink.graph.forms.layout import of as layout_of
 from onnxshrink.graph.forms.rebuild import Rebuild
+from onnxshrink.graph.operators.one_by_one import SHORT_ROW
 from onnxshrink.graph.rewrite import opset
 from onnxshrink.graph.surgery import Recorder
 from onnxshrink.graph.weights.views import WeightView

@@ -39,7 +39,7 @@ def unknown(view: WeightView) -> str:
 
 def _found(view: WeightView) -> tuple[tuple[Need, ...], str]:
     """What is needed, and why nothing is."""
-    if not view.uses or view.main.is_arithmetic:
+    if not view.uses or view.main.is_one_by_one:
         return (), "it is not summed over"
     found, reason = [], "its rows are looked up"
     for use in view.uses:
