@@ -22,8 +22,9 @@ from onnxshrink.errors import ModelError
 if TYPE_CHECKING:
     import numpy as np
 
+    from onnxshrink.graph.analysis.ranked import Entering
     from onnxshrink.graph.file.model import Model
-    from onnxshrink.kernels.detections import BoxLayout
+    from onnxshrink.kernels.detections import Detector
     from onnxshrink.kernels.kinds import Tail
     from onnxshrink.kernels.metrics import OutputComparison
     from onnxshrink.runtime.session import SessionOptions
@@ -93,7 +94,7 @@ class Answers:
         return sounds(self.names, [*read(self.outputs)], self.tails)
 
     @cached_property
-    def detections(self) -> BoxLayout | None:
+    def detections(self) -> Detector | None:
         """Where boxes are, with scores and classes, of which there are any number."""
         from onnxshrink.kernels.detections import found
 
@@ -205,7 +206,6 @@ def answers(
     """
     from onnxshrink.graph.analysis import noise
     from onnxshrink.graph.analysis.ranked import entering, exposed
-    from onnxshrink.graph.analysis.tails import tails
     from onnxshrink.runtime.decoding.steps import following
     from onnxshrink.runtime.session import DEFAULT_OPTIONS
 
@@ -226,14 +226,26 @@ def answers(
         except ModelError as error:
             # The temporary file means nothing to the reader; the model does.
             raise type(error)(str(error).replace(str(path), model.label)) from error
+    found = _unanswered(model, run.output_names, before)
+    return replace(found, outputs=run.outputs, following=following(feeds))
+
+
+def _unanswered(model: Model, outputs: Sequence[str], before: Entering) -> Answers:
+    """What is known of answers before there are any.
+
+    Args:
+        model: The model.
+        outputs: Names of its outputs, and of what it hands out besides.
+        before: Where to compare instead.
+    """
+    from onnxshrink.graph.analysis.tails import tails
+
     known = tails(model)
-    more = len(run.output_names) - len(known)
+    more = len(outputs) - len(known)
     for name in before.outputs & known.keys() if before.values else ():
         known[name] = replace(known[name], followed=True)
-    names = (*run.output_names[: len(known)], *(f"value {i} before the tail" for i in range(more)))
-    return Answers(
-        names, run.outputs, _stacked(model), known, entering=more, following=following(feeds)
-    )
+    names = (*outputs[: len(known)], *(f"value {i} before the tail" for i in range(more)))
+    return Answers(names, [], _stacked(model), known, entering=more)
 
 
 def _stacked(model: Model) -> frozenset[str]:
@@ -279,6 +291,7 @@ class Exchange:
         model: The model; it is left as it is.
         names: Constants that are to be exchanged.
         worker: Where to run.
+        whole: Whether values that enter a tail that ranks are among the answers.
 
     Attributes:
         refused: Constants that cannot be exchanged, and why.
@@ -287,20 +300,24 @@ class Exchange:
         ModelError: The model does not load.
     """
 
-    def __init__(self, model: Model, names: Iterable[str], worker: Worker):
+    def __init__(
+        self, model: Model, names: Iterable[str], worker: Worker, *, whole: bool = False
+    ):  # fmt: skip
         from onnxshrink.graph.analysis import noise
         from onnxshrink.graph.analysis.instrument import instrument
-        from onnxshrink.graph.analysis.tails import tails
+        from onnxshrink.graph.analysis.ranked import Entering, entering, exposed
 
         self._worker = worker
         self._stack = contextlib.ExitStack()
         self._path = self._stack.enter_context(files.scratch()) / "model.onnx"
         weakref.finalize(self, self._stack.close)
-        self.refused = instrument(model, self._path, free=names).refused
+        before = entering(model) if whole else Entering()
+        shown = exposed(model, before.values) if before.values else model
+        self.refused = instrument(shown, self._path, free=names).refused
         heap.give_back()
         self._draws = noise.has_state(model)
-        outputs = self._open()
-        self._nothing = Answers(tuple(outputs), [], _stacked(model), tails(model))
+        self._outputs = tuple(self._open())
+        self._nothing = _unanswered(model, self._outputs, before)
 
     def _open(self) -> Sequence[str]:
         """Load the model, anew if it draws numbers; the names of its outputs."""
@@ -323,7 +340,7 @@ class Exchange:
         if self._draws:
             self._open()
         self._worker.hold(weights or {})
-        found = steps.answered(self._worker, self._nothing.names, feeds)
+        found = steps.answered(self._worker, self._outputs, feeds)
         return replace(self._nothing, outputs=[row for row, _ in found])
 
     def close(self) -> None:

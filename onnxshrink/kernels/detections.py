@@ -25,7 +25,7 @@ _CORNERS, _BESIDE = 4, (6, 7)  # columns: boxes alone; with score and class, and
 
 
 @dataclass(frozen=True)
-class BoxLayout:
+class Detector:
     """Which outputs say what.
 
     Attributes:
@@ -51,7 +51,7 @@ class BoxLayout:
         return frozenset({self.boxes, *(each for each in others if each is not None)})
 
 
-def layout(outputs: Outputs, boxes: int | None = None) -> BoxLayout | None:
+def layout(outputs: Outputs, boxes: int | None = None) -> Detector | None:
     """What the outputs of a detector say, by shapes and values; None where they are no detections.
 
     Args:
@@ -74,7 +74,7 @@ def layout(outputs: Outputs, boxes: int | None = None) -> BoxLayout | None:
     return None
 
 
-def found(outputs: Outputs, *, picks: bool) -> BoxLayout | None:
+def found(outputs: Outputs, *, picks: bool) -> Detector | None:
     """The same as :func:`layout`, where the model picks: the number of boxes varies.
 
     Args:
@@ -86,7 +86,7 @@ def found(outputs: Outputs, *, picks: bool) -> BoxLayout | None:
     return where if picks or varies else None
 
 
-def matched(before: Outputs, after: Outputs, where: BoxLayout) -> tuple[int, int]:
+def matched(before: Outputs, after: Outputs, where: Detector) -> tuple[int, int]:
     """Detections that are found again in the other model's, and all; of both models.
 
     Args:
@@ -107,14 +107,14 @@ def matched(before: Outputs, after: Outputs, where: BoxLayout) -> tuple[int, int
     return again, total
 
 
-Picture = tuple[Floats, Floats, npt.NDArray[np.generic]]
+Shown = tuple[Floats, Floats, npt.NDArray[np.generic]]
 
 
 def _rows(array: np.ndarray) -> int:
     return array.size // array.shape[-1] if array.size else 0
 
 
-def _apart(outputs: Outputs, boxes: int) -> BoxLayout | None:
+def _apart(outputs: Outputs, boxes: int) -> Detector | None:
     """Boxes, scores and classes in outputs of their own, one of the last two at least."""
     scores = classes = None
     for number in range(len(outputs[0])):
@@ -129,10 +129,10 @@ def _apart(outputs: Outputs, boxes: int) -> BoxLayout | None:
     if scores is None:
         return None
     corners = all(_are_corners(feed[boxes]) for feed in outputs)
-    return BoxLayout(boxes, scores, classes, False, 0, corners)
+    return Detector(boxes, scores, classes, False, 0, corners)
 
 
-def _beside(arrays: Sequence[np.ndarray], number: int) -> BoxLayout | None:
+def _beside(arrays: Sequence[np.ndarray], number: int) -> Detector | None:
     """Boxes whose score and class, in either order, are the last two columns."""
     rows = np.concatenate([array.reshape(-1, array.shape[-1]) for array in arrays])
     width = rows.shape[1]
@@ -144,7 +144,7 @@ def _beside(arrays: Sequence[np.ndarray], number: int) -> BoxLayout | None:
             if kinds and _are_shares(rows[:, score]):
                 corners = _are_corners(rows[:, first : first + 4])
                 if corners or width == max(_BESIDE) - 1:
-                    return BoxLayout(number, score, kind, True, first, corners)
+                    return Detector(number, score, kind, True, first, corners)
     return None
 
 
@@ -156,7 +156,7 @@ def _are_corners(boxes: np.ndarray) -> bool:
     return bool((boxes[..., 2:4] >= boxes[..., :2]).all())
 
 
-def _pictures(feed: Sequence[np.ndarray], where: BoxLayout) -> Iterator[Picture]:
+def _pictures(feed: Sequence[np.ndarray], where: Detector) -> Iterator[Shown]:
     """Boxes as corners, scores and classes of each picture."""
     whole = feed[where.boxes].astype(np.float64)
     for number, rows in enumerate(whole if whole.ndim == 3 else whole[None]):
@@ -175,7 +175,7 @@ def _pictures(feed: Sequence[np.ndarray], where: BoxLayout) -> Iterator[Picture]
         yield boxes, scores.astype(np.float64), classes
 
 
-def _pairs(one: Picture, other: Picture) -> tuple[list[int], list[int]]:
+def _pairs(one: Shown, other: Shown) -> tuple[list[int], list[int]]:
     """Places of detections that are each other's, the best overlap first."""
     overlap = _overlaps(one[0], other[0])
     overlap[one[2][:, None] != other[2][None]] = 0

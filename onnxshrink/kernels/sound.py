@@ -12,6 +12,7 @@ Floats = npt.NDArray[np.float64]
 _WINDOWS = (256, 1024)  # samples: short for onsets, long for tones
 _OVERLAPPING = 4
 _FLOOR = 1e-3  # of the largest magnitude: 60 dB below it nothing is heard
+_LOUDEST = 1.5  # of a waveform, whose samples are mostly within 1
 _DECIBELS = 20 / math.log(10)
 
 
@@ -57,12 +58,13 @@ def as_heard(reference: np.ndarray, other: np.ndarray) -> tuple[Floats, Floats]:
 
 
 def is_sound(arrays: list[np.ndarray]) -> bool:
-    """Whether all arrays can be waveforms: one long row around zero each, of any length."""
-    return all(
-        a.dtype.kind == "f" and a.ndim and a.size == a.shape[-1] >= _WINDOWS[-1]
-        and abs(float(a.mean())) <= 0.1 * float(a.std()) and float(np.abs(a).max()) <= 1.5
-        for a in arrays
-    )  # fmt: skip
+    """Whether all arrays can be waveforms: one row around zero each, in the mean a long one."""
+    if not all(a.dtype.kind == "f" and a.ndim and a.size == a.shape[-1] for a in arrays):
+        return False
+    whole = np.concatenate([_samples(array) for array in arrays] or [np.zeros(0)])
+    if whole.size < _WINDOWS[-1] * len(arrays) or not np.isfinite(whole).all():
+        return False
+    return bool(abs(whole.mean()) <= 0.1 * whole.std() and np.abs(whole).max() <= _LOUDEST)
 
 
 def _samples(array: np.ndarray) -> Floats:

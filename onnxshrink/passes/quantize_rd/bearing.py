@@ -86,7 +86,7 @@ def _found(
     split = ctx.split
     fit = split.of(ctx.feeds, split.fit)[:_FEEDS]
     judge = split.of(ctx.feeds, split.judge)[:_FEEDS]
-    with closing(Exchange(model, order, ctx.worker)) as exchange:
+    with closing(Exchange(model, order, ctx.worker, whole=True)) as exchange:
         order = [name for name in order if name not in exchange.refused]
         before = exchange.answers(judge)
         lost = losses(options, ctx.goal, before, exchange.answers(fit).outputs)

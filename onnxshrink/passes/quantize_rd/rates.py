@@ -139,7 +139,7 @@ class StepSearch:
         names = [*self._by_name, *(view.name for view, *_ in self.plain)]
         layers = [self._fitted(view, 0) for view in self._by_name.values()]
         told = self._told(layers)
-        with closing(Exchange(self.model, names, self.ctx.worker)) as exchange:
+        with closing(Exchange(self.model, names, self.ctx.worker, whole=True)) as exchange:
             for name in [name for name in self._by_name if name in exchange.refused]:
                 self._leave(self._by_name.pop(name), exchange.refused[name])
             if not self._by_name:
@@ -290,7 +290,7 @@ class StepSearch:
         if others / 2 * math.log2(1 + self._lost_by_plain / spend) <= 8 * few:
             return 0
         apart = self._lost_by_plain / (spend * few / others)
-        return min(max(round(math.log2(apart) / 2), 1), MORE_BITS)
+        return max(round(min(math.log2(apart) / 2, MORE_BITS)), 1)
 
     def _plain_codes(self, spend: float) -> list[Quantized]:
         """The codes of the plain weights, as fine as they should be beside the others."""
