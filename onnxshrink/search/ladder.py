@@ -31,11 +31,18 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+Rungs = Sequence[Mapping[str, Any]]
+
 #: Options of quantize-weights for each rung below float.
 _RUNGS: tuple[dict[str, Any], ...] = (
     {"dtype": "int4", "block_size": 32},
     {"dtype": "int8", "block_size": 0},
     {"dtype": "int8", "block_size": 32},
+)
+#: The same in operators that take codes as they are, which keeps them small in memory.
+BLOCKS: Rungs = (
+    {"dtype": "int4", "block_size": 32, "form": "nbits", "rounding": "hqq"},
+    {"dtype": "int8", "block_size": 32, "form": "nbits"},
 )
 #: Weights whose effect is measured one by one; the rest, being small, move up first.
 _MEASURED = 64
@@ -61,7 +68,9 @@ class FoundRecipe:
     misses: list[str]
 
 
-def find_recipe(model: Model, judge: Judge, goal: Goal, progress: Progress) -> FoundRecipe:
+def find_recipe(
+    model: Model, judge: Judge, goal: Goal, progress: Progress, kinds: Rungs = _RUNGS
+) -> FoundRecipe:
     """Search the ladder.
 
     Args:
@@ -69,36 +78,39 @@ def find_recipe(model: Model, judge: Judge, goal: Goal, progress: Progress) -> F
         judge: Holds the original's answers on real inputs.
         goal: What must be kept.
         progress: Told of every model that was tried.
+        kinds: Options of quantize-weights for each rung below float.
 
     Returns:
         The recipe without the cleaning.
     """
-    search = _LadderSearch(model, judge, goal, progress)
+    search = _LadderSearch(model, judge, goal, progress, kinds)
     rungs = dict.fromkeys(search.names, 0)
     misses = search.misses(rungs)
-    for rung in range(len(_RUNGS)):
+    for rung in range(len(kinds)):
         if not misses:
             break
         rungs, misses = search.move_up(rungs, rung)
     search.end()
     lowest = min(rungs.values(), default=0)
-    moved = {name: _rung_name(rung) for name, rung in rungs.items() if rung > lowest}
+    moved = {name: _rung_name(rung, kinds) for name, rung in rungs.items() if rung > lowest}
     return FoundRecipe(Recipe(search.allowed(rungs)), moved, misses)
 
 
-def _rung_name(rung: int) -> str:
-    if rung >= len(_RUNGS):
+def _rung_name(rung: int, kinds: Rungs) -> str:
+    if rung >= len(kinds):
         return "float16"
-    blocks = _RUNGS[rung]["block_size"]
-    return f"{_RUNGS[rung]['dtype']}" + (f" in blocks of {blocks}" if blocks else "")
+    blocks = kinds[rung]["block_size"]
+    return f"{kinds[rung]['dtype']}" + (f" in blocks of {blocks}" if blocks else "")
 
 
 class _LadderSearch:
-    def __init__(self, model: Model, judge: Judge, goal: Goal, progress: Progress):
+    def __init__(
+        self, model: Model, judge: Judge, goal: Goal, progress: Progress, kinds: Rungs
+    ):  # fmt: skip
         from onnxshrink.graph import weights
 
         self._model, self._judge, self._goal, self._progress = model, judge, goal, progress
-        self._tried = 0
+        self._tried, self._kinds = 0, kinds
         assert judge.original is not None
         self._before = judge.original
         select: Select = find_pass("quantize-weights")().weights  # type: ignore[attr-defined]
@@ -108,7 +120,7 @@ class _LadderSearch:
         self.names = list(self._views)
         self._worst: dict[tuple[int, ...], float] = {}
         each = min(len(self.names), _MEASURED) + len(self.names).bit_length() + _VERDICTS
-        self._most = 1 + len(_RUNGS) * each
+        self._most = 1 + len(self._kinds) * each
 
     def end(self) -> None:
         """Tell that it is over."""
@@ -119,18 +131,18 @@ class _LadderSearch:
         if not rungs:
             return ()
         quantize, narrow = find_pass("quantize-weights"), find_pass("to-float16")
-        low = min(rungs.values(), default=len(_RUNGS))
-        if low >= len(_RUNGS):
+        low = min(rungs.values(), default=len(self._kinds))
+        if low >= len(self._kinds):
             return (narrow(),)
         layers: dict[str, Any] = {}
         for name, rung in rungs.items():
-            if rung >= len(_RUNGS):
+            if rung >= len(self._kinds):
                 layers[name] = SKIP
             elif rung > low:
                 # An override says all that differs from the step's own options.
-                layers[name] = _RUNGS[rung]
-        step = build(quantize, {**_RUNGS[low], "layers": layers}, _WHERE)
-        floats = tuple(name for name, rung in rungs.items() if rung >= len(_RUNGS))
+                layers[name] = dict(self._kinds[rung])
+        step = build(quantize, {**self._kinds[low], "layers": layers}, _WHERE)
+        floats = tuple(name for name, rung in rungs.items() if rung >= len(self._kinds))
         if not floats:
             return (step,)
         return (step, build(narrow, {"only": floats}, _WHERE))
@@ -177,7 +189,7 @@ class _LadderSearch:
             The rungs, and what they may still miss.
         """
         names = [name for name in rungs if rungs[name] == rung]
-        top, target = len(_RUNGS), rung + 1
+        top, target = len(self._kinds), rung + 1
         misses = self.misses({**rungs, **dict.fromkeys(names, target)})
         if misses:
             if target == top or self.misses({**rungs, **dict.fromkeys(names, top)}):
@@ -198,7 +210,7 @@ class _LadderSearch:
         large = sorted(names, key=lambda name: -self._views[name].nbytes)[:_MEASURED]
         harm: dict[str, float] = {}
         for name in large:
-            options = {**_RUNGS[rung], "only": (name,), "vectors": "keep"}
+            options = {**self._kinds[rung], "only": (name,), "vectors": "keep"}
             step = build(quantize, options, _WHERE)
             try:
                 effect, _ = self._effect([step], _RANKING_FEEDS)
