@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 
 #: Sizes along the axes; None where unknown. None altogether when even the rank is unknown.
 Shape = tuple[int | None, ...] | None
@@ -171,3 +172,11 @@ FURTHER: dict[str, dict[int, Rule]] = {
     "SkipLayerNormalization": {3: _same},
     "SkipSimplifiedLayerNormalization": {3: _same},
 }
+
+
+def further(
+    node: ir.Node, shapes: Sequence[Shape], attributes: Mapping[str, Any], elem: int
+) -> dict[int, onnx.TypeProto]:
+    """Types of the outputs behind the first, as far as a rule says them: by number."""
+    rules = FURTHER.get(node.op_type, {}) if node.domain == "com.microsoft" else {}
+    return {place: tensor_type(elem, rule(shapes, attributes)) for place, rule in rules.items()}

@@ -24,12 +24,12 @@ from onnxshrink.errors import DataError, ModelError
 from onnxshrink.graph import operators, read
 from onnxshrink.graph.analysis.folding import affordable
 from onnxshrink.graph.analysis.shape_rules import (
-    FURTHER,
     LIKE,
     RULES,
     Shape,
     common,
     filled,
+    further,
     shape_of,
     static,
     tensor_type,
@@ -227,19 +227,14 @@ class _Walker:
             kinds = self._function(node, function, frame)
         else:
             kinds = self._operator(node, attributes, frame)
-        blank = onnx.TypeProto()
-        padded = [*kinds, *[blank] * len(node.outputs)]
-        further = FURTHER.get(node.op_type, {}) if node.domain == "com.microsoft" else {}
-        for place in further.keys() & range(len(node.outputs)):
-            elem = self._type(node.inputs[0]).tensor_type.elem_type
-            shape = further[place](list(map(self._shape, node.inputs)), attributes)
-            padded[place] = tensor_type(elem, shape)
-        for value, kind in zip(node.outputs, padded, strict=False):
+        shapes = list(map(self._shape, node.inputs))
+        elem = self._type(node.inputs[0] if node.inputs else None).tensor_type.elem_type
+        behind = further(node, shapes, attributes, elem)
+        for place, value in enumerate(node.outputs):
+            kind = kinds[place] if place < len(kinds) else behind.get(place, onnx.TypeProto())
             self.types[value] = filled(kind, self.declared(value))
-        self.calls[frame, node] = Call(
-            node, attributes, tuple(map(self._shape, node.inputs)),
-            tuple(map(self._shape, node.outputs)),
-        )  # fmt: skip
+        results = tuple(map(self._shape, node.outputs))
+        self.calls[frame, node] = Call(node, attributes, tuple(shapes), results)
         self._fold(node, attributes)
         for value in self.seen.keys() & set(node.outputs):
             self.take_seen(value)
