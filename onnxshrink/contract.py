@@ -126,6 +126,7 @@ class Judge:
         else:
             self._observe_first(model)
         self._newest: Answers | None = None
+        self.worst = math.inf  # error of an output in what was verified last
 
     @property
     def original(self) -> Answers | None:
@@ -220,11 +221,12 @@ class Judge:
 
     def verify(self, trial: Model, bound: float) -> str:
         """Why a model half-way through a step does not do; empty when it does."""
-        before = self._last
+        before, self.worst = self._last, math.inf
         try:
             figures = self._compare(before, self._observe(trial))
         except (ModelError, DataError) as error:
             return f"the result does not run: {error}"
+        self.worst = max((row.worst for row in figures), default=0.0)
         return self._excess(figures, bound, before)
 
     def refusal(
