@@ -76,7 +76,9 @@ class Promise:
         line += {"agreement": "rows", "matched": "detections"}.get(figure, "inputs or rows")
         line += f": {found:.4g}"
         least = figure in ("agreement", "likeness", "matched")
-        if isfinite(careful) and figure != "matched":
+        if figure == "matched":
+            line += f" (at least {counted:.4g} with {100 * self.confidence:.0f} % confidence)"
+        elif isfinite(careful):
             side = "at least" if least else "at most"
             line += f" ({side} {careful:.4g} with {100 * self.confidence:.0f} % confidence"
             if figure == "agreement" and counted < careful:

@@ -38,7 +38,8 @@ class Estimate(NamedTuple):
         figure: What they show.
         careful: The end of its interval that is worse; unbounded where they are too few.
         units: How many rows or inputs it rests on.
-        counted: Of an agreement the same by nothing but the count, which knows of no noise.
+        counted: Of an agreement the same by nothing but the count, which knows of no noise. Of
+            matched detections only this is an interval: some dozens of boxes could promise nothing.
     """
 
     name: Figure
@@ -271,7 +272,8 @@ class Fidelity:
         """One figure of one output, and what unseen inputs will keep to with a confidence."""
         if figure == "matched":
             share, units = self._matched(outputs, output)
-            return Estimate(figure, share, share, units, share)
+            least = share_at_least(round(share * units), units, confidence) if units else 1.0
+            return Estimate(figure, share, share, units, least)
         agreement = self._agreement(outputs, output)
         pairs = self._pairs(outputs, output)
         if figure == "agreement":
