@@ -12,8 +12,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 
-from onnxshrink import session, shrink
+from onnxshrink import shrink
 from onnxshrink.api import Options
 from onnxshrink.recipe import Storage
 
@@ -41,7 +42,7 @@ def main() -> None:
             recipe, plain = made["single"]
             packed = made["packed"][1]
             before, after = (
-                session(path).run(None, {session(path).get_inputs()[0].name: rows})[0]
+                onnxruntime.InferenceSession(path).run(None, {"X": rows})[0]
                 for path in (source, Path(folder) / f"{name}.single.onnx")
             )
             if before.dtype.kind == "f":

@@ -39,11 +39,12 @@ def main() -> None:
     rng = np.random.default_rng(0)
     x = x + rng.normal(0, 0.3, x.shape).astype(np.float32)  # thresholds of many values
     train, rest, labels, truth = train_test_split(x, y, test_size=0.5, random_state=0)
+    quiet = {"verbose": -1, "n_jobs": 1}
     forests = {
         "forest": RandomForestClassifier(16, random_state=0).fit(train, labels),
         "regression": RandomForestRegressor(16, random_state=0).fit(train, labels),
-        "boosted": lightgbm.LGBMClassifier(n_estimators=20, verbose=-1).fit(train, labels),
-        "binary": lightgbm.LGBMClassifier(n_estimators=60, verbose=-1).fit(train, labels > 4),
+        "boosted": lightgbm.LGBMClassifier(n_estimators=20, **quiet).fit(train, labels),
+        "binary": lightgbm.LGBMClassifier(n_estimators=60, **quiet).fit(train, labels > 4),
     }
     for name, forest in forests.items():
         options = {id(forest): {"zipmap": False}} if hasattr(forest, "classes_") else None

@@ -191,9 +191,7 @@ class Search:
         from onnxshrink.graph.rewrite import trees
 
         found = any(map(trees.is_ensemble, self._ask.model.nodes))
-        short = self._ask.storage == "packed"  # elsewhere it saves nothing
-        options = [{"bits": bits, "thresholds": short} for bits in _TREES if found]
-        return tuple(("round-trees", each) for each in options)
+        return tuple(("round-trees", {"bits": bits}) for bits in _TREES if found)
 
     def _blocks(self, sizes: Sequence[int]) -> Iterator[float]:
         """Four bits in blocks for all weights; where that is too much, eight for what hurts."""
