@@ -77,7 +77,8 @@ def compare(
     reference: StrPath, other: StrPath, options: Options | None = None, *, count: int = 64,
     atol: float | None = None, rtol: float | None = None, min_agreement: float | None = None,
     max_error: float | None = None, max_kl: float | None = None,
-    session: SessionOptions | None = None, provider: str | None = None,
+    max_perplexity_rise: float | None = None, session: SessionOptions | None = None,
+    provider: str | None = None,
     say: Callable[[str], None] = _log.warning,
 ) -> Comparison:  # fmt: skip
     """Run two models on the same inputs and compare their outputs, by name.
@@ -92,6 +93,7 @@ def compare(
         min_agreement: Least top-1 agreement, 0 to 1.
         max_error: Largest relative L2 error of an output.
         max_kl: Largest mean divergence of rows of classes, in nats.
+        max_perplexity_rise: How much higher, relatively, the perplexity of tokens may be.
         session: How the models run; see :class:`onnxshrink.runtime.session.SessionOptions`.
         provider: The execution provider of the other, where it is not that of the reference.
         say: Told what the user must know of the inputs.
@@ -113,7 +115,8 @@ def compare(
         feeds = inputs_for(reference, options, count, worker, say)
         return run_compare(
             reference, other, feeds, options_a=first, options_b=second, atol=atol, rtol=rtol,
-            min_agreement=min_agreement, max_error=max_error, max_kl=max_kl, worker=worker,
+            min_agreement=min_agreement, max_error=max_error, max_kl=max_kl,
+            max_perplexity_rise=max_perplexity_rise, worker=worker,
         )  # fmt: skip
 
 

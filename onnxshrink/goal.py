@@ -29,10 +29,12 @@ PRESETS: Mapping[str, tuple[float, float, float, float]] = {
     "smallest": (0.97, 0.97, 0.1, 0.15),
     "fastest": (0.99, 0.99, 0.05, 0.05),
 }
-_LIMITS = ("min_agreement", "max_error", "max_kl", "max_drop")
+#: Fields of a goal that say how much may be lost.
+LIMITS = ("min_agreement", "max_error", "max_kl", "max_perplexity_rise", "max_drop")
 _WORDS = {
     "agreement": "top-1 agreement", "likeness": "likeness", "error": "relative error",
-    "divergence": "divergence",
+    "divergence": "divergence", "perplexity": "rise of perplexity",
+    "matched": "matched detections",
 }  # fmt: skip
 
 
@@ -71,10 +73,10 @@ class Promise:
 
         figure, found, careful, units, counted = self.estimate
         line = f"{_WORDS[figure]} of {self.output!r} on {units} unseen "
-        line += "rows" if figure == "agreement" else "inputs or rows"
+        line += {"agreement": "rows", "matched": "detections"}.get(figure, "inputs or rows")
         line += f": {found:.4g}"
-        least = figure in ("agreement", "likeness")
-        if isfinite(careful):
+        least = figure in ("agreement", "likeness", "matched")
+        if isfinite(careful) and figure != "matched":
             side = "at least" if least else "at most"
             line += f" ({side} {careful:.4g} with {100 * self.confidence:.0f} % confidence"
             if figure == "agreement" and counted < careful:
@@ -99,6 +101,8 @@ class Goal:
         min_agreement: Least share of rows whose largest output stays at the same place.
         max_error: Largest relative L2 error of any output.
         max_kl: Largest mean divergence of outputs with classes, in nats.
+        max_perplexity_rise: How much higher, relatively, the perplexity of the tokens that follow
+            may be.
         max_drop: Largest loss of ``metric``; without one, of top-1 agreement.
         metric: Takes the outputs of every feed, gives a number; higher is better.
         measures: What outputs are, by name, where they should not be told by themselves.
@@ -109,6 +113,7 @@ class Goal:
     min_agreement: float | None = None
     max_error: float | None = None
     max_kl: float | None = None
+    max_perplexity_rise: float | None = None
     max_drop: float | None = None
     metric: Metric | None = None
     measures: Mapping[str, Kind] = field(default_factory=dict)
@@ -136,13 +141,18 @@ class Goal:
     @property
     def plain(self) -> bool:
         """Whether nothing is asked for but what the preset says."""
-        asked = (self.min_agreement, self.max_error, self.max_kl, self.max_drop)
-        return all(limit is None for limit in asked)
+        return all(getattr(self, name) is None for name in LIMITS)
+
+    @property
+    def _only_metric(self) -> bool:
+        """Whether nothing but a drop is asked for."""
+        names = (name for name in LIMITS if name != "max_drop")
+        return all(getattr(self, name) is None for name in names)
 
     @property
     def asks(self) -> dict[str, object]:
         """What is asked for, by option; what is left to the preset aside."""
-        limits = {name: getattr(self, name) for name in _LIMITS if getattr(self, name) is not None}
+        limits = {name: getattr(self, name) for name in LIMITS if getattr(self, name) is not None}
         measures = {f"measure of {name}": kind for name, kind in self.measures.items()}
         metric = {} if self.metric is None else {"metric": _called(self.metric)}
         return {
@@ -177,14 +187,39 @@ class Goal:
             arrays = [outputs[place] for outputs in answers.outputs]
             found[name] = decide(name, arrays, answers.tails.get(name))
             if name in self.measures:
-                found[name] = Known(self.measures[name], "as you say")
+                found[name] = Known(self.measures[name], "as you say", blank=found[name].blank)
+        if answers.detections is not None and not self.measures:
+            why = "boxes, with scores and classes, of which there are any number"
+            for number in answers.detections.outputs:
+                found[answers.names[number]] = Known("states", "the boxes tell of it")
+            found[answers.names[answers.detections.boxes]] = Known("detections", why)
         return found
 
     def asked(self, before: Answers) -> dict[str, dict[Figure, float]]:
-        """The limits of every figure of every output, by name; the metric aside."""
+        """The limits of every figure of every output, by name; the metric aside.
+
+        Raises:
+            RecipeError: A rise of perplexity is asked for, and nobody knows what tokens follow.
+        """
+        return self._without_entering(self._asked(before), before)
+
+    def _without_entering(
+        self, asked: dict[str, dict[Figure, float]], before: Answers
+    ) -> dict[str, dict[Figure, float]]:
+        """Where detections are told apart, they are what is asked for, not what enters them."""
+        told = any("matched" in limits for limits in asked.values())
+        entering = before.names[len(before.names) - before.entering :] if told else ()
+        return {name: {} if name in entering else limits for name, limits in asked.items()}
+
+    def _asked(self, before: Answers) -> dict[str, dict[Figure, float]]:
+        if self.max_perplexity_rise is not None and not any(
+            labels is not None for labels in before.following
+        ):
+            from onnxshrink.kernels.perplexity import NO_TOKENS
+
+            raise RecipeError(f"max_perplexity_rise: {NO_TOKENS}")
         kinds = self.kinds(before)
-        by_metric = self.metric is not None and self.max_error is None and self.max_kl is None
-        if self.plain or (by_metric and self.min_agreement is None):
+        if self.plain or (self.metric is not None and self._only_metric):
             return {name: self.limits.asked(known.kind) for name, known in kinds.items()}
         least = self.min_agreement
         if least is None and self.max_drop is not None and self.metric is None:
@@ -192,10 +227,15 @@ class Goal:
         choosing = {n for n, known in kinds.items() if known.chooses or known.kind == "labels"}
         found: dict[str, dict[Figure, float]] = {name: {} for name in kinds}
         for name in kinds:
+            if kinds[name].kind == "detections":
+                found[name] = {"matched": self.limits.agreement if least is None else least}
+                continue
             if least is not None and (name in choosing or not choosing):
                 found[name]["agreement"] = least
             if self.max_kl is not None and kinds[name].chooses:
                 found[name]["divergence"] = self.max_kl
+            if self.max_perplexity_rise is not None and kinds[name].kind == "tokens":
+                found[name]["perplexity"] = self.max_perplexity_rise
             if self.max_error is not None:
                 found[name]["error"] = self.max_error
         return {name: {} if kinds[name].kind == "states" else each for name, each in found.items()}
@@ -217,7 +257,7 @@ class Goal:
         stacked = [i for i, name in enumerate(before.names) if name in before.stacked]
         return Fidelity(
             before.outputs, measure, others, kinds=[kinds[name] for name in before.names],
-            stacked=stacked,
+            stacked=stacked, labels=before.following,
         )  # fmt: skip
 
     def strain(
@@ -244,12 +284,14 @@ class Goal:
             drop = self.metric(before.plain.outputs) - self.metric(after.plain.outputs)
             if not drop <= self.max_drop:
                 lines.append(f"the metric drops by {drop:.4g}, more than {self.max_drop:g}")
-            if self.max_error is None and self.min_agreement is None and self.max_kl is None:
+            if self._only_metric:
                 return lines
         rows, asked = {row.name: row for row in effect}, self.asked(before)
         kinds = self.kinds(before)
         for name in (name for name in before.names if name in rows):
-            lines += _missed(rows[name], asked[name], _top1(rows[name], kinds[name], before, after))
+            top1 = _top1(rows[name], kinds[name], before, after)
+            rise = _rise(name, before, after) if "perplexity" in asked[name] else None
+            lines += _missed(rows[name], asked[name], top1, rise)
         return lines
 
     def promises(
@@ -287,19 +329,35 @@ def _called(metric: Metric) -> str:
 
 
 def _top1(row: OutputComparison, known: Known, before: Answers, after: Answers) -> float | None:
-    if known.axis == -1:
+    if known.axis == -1 and known.blank is None:
         return row.top1
     from onnxshrink.kernels.metrics import Agreement
 
     agreement, place = Agreement(), before.names.index(row.name)
     for x, y in zip(before.outputs, after.outputs, strict=True):
         agreement.add(known.rows(x[place]), known.rows(y[place]))
-    return agreement.top1
+    if agreement.top1 is None:
+        return None
+    dilution = known.dilution([feed[place] for feed in before.outputs])
+    return max(1 - (1 - agreement.top1) * dilution, 0.0)
 
 
-def _missed(row: OutputComparison, limits: Mapping[Figure, float], top1: float | None) -> list[str]:
+def _rise(name: str, before: Answers, after: Answers) -> float:
+    """How much higher the perplexity of an output is, relatively."""
+    from onnxshrink.kernels.perplexity import perplexity
+
+    place = before.names.index(name)
+    x, y = (perplexity((o[place] for o in a.outputs), before.following) for a in (before, after))
+    return y / x - 1 if x and y else float("inf")
+
+
+def _missed(
+    row: OutputComparison, limits: Mapping[Figure, float], top1: float | None, rise: float | None
+) -> list[str]:
     figures = {
         "agreement": top1, "likeness": row.likeness, "error": row.worst, "divergence": row.kl,
+        "perplexity": rise,
+        "matched": None,
     }  # fmt: skip
     lines = []
     for figure, limit in limits.items():
@@ -311,8 +369,8 @@ def _missed(row: OutputComparison, limits: Mapping[Figure, float], top1: float |
             lines.append(
                 f"relative error of {row.name!r}{of_slice} is {value:.3g}, above {limit:g}"
             )
-        elif figure == "divergence" and not value <= limit:
-            lines.append(f"divergence of {row.name!r} is {value:.3g}, above {limit:g}")
+        elif figure in ("divergence", "perplexity") and not value <= limit:
+            lines.append(f"{_WORDS[figure]} of {row.name!r} is {value:.3g}, above {limit:g}")
         elif figure in ("agreement", "likeness") and not value >= limit:
             lines.append(f"{_WORDS[figure]} of {row.name!r} is {value:.4f}, below {limit:g}")
     return lines

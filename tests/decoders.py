@@ -56,32 +56,48 @@ def _model(graph: onnx.GraphProto, opset: int = 17, ir_version: int = 9) -> onnx
     return helper.make_model(graph, opset_imports=imports, ir_version=ir_version)
 
 
-def _caches(names: str, length: str, layers: int) -> list[tuple[str, int, Dims]]:
+def _caches(
+    names: str, length: str, layers: int, size: int | str = SIZE
+) -> list[tuple[str, int, Dims]]:
     return [
-        (f"{names}.{layer}.{kind}", F, ("batch_size", SHARED, length, SIZE))
+        (f"{names}.{layer}.{kind}", F, ("batch_size", SHARED, length, size))
         for layer in range(layers)
         for kind in ("key", "value")
     ]
 
 
-def genai(*, layers: int = LAYERS, tied: bool = False) -> onnx.ModelProto:
-    """A decoder as onnxruntime-genai's builder writes it: attention and norms in one operator."""
+def genai(*, layers: int = LAYERS, tied: bool = False, packed: bool = False) -> onnx.ModelProto:
+    """A decoder as onnxruntime-genai's builder writes it: attention and norms in one operator.
+
+    Args:
+        layers: How many.
+        tied: Whether the table of the tokens is the head, too.
+        packed: As its version 0.18 writes it: queries, keys and values are one product, the head is
+            looked up through a Transpose, and the file does not say how large a head is.
+    """
     b = _Builder()
     angles = np.outer(np.arange(_LONGEST), 1e4 ** -(np.arange(SIZE // 2) / (SIZE // 2)))
     cos, sin = b.put("cos_cache", np.cos(angles)), b.put("sin_cache", np.sin(angles))
-    table = b.put("embed_tokens", 2 * weight(1, WORDS, WIDTH) * np.sqrt(WIDTH))
+    if not packed:
+        table = b.put("embed_tokens", 2 * weight(1, WORDS, WIDTH) * np.sqrt(WIDTH))
     summed = b.op("ReduceSum", "attention_mask", b.put("axis", [1], np.int64), keepdims=0)
     lengths = b.op("Cast", b.op("Sub", summed, b.put("one", 1, np.int64)), to=TensorProto.INT32)
     whole = b.op("Gather", b.op("Shape", "attention_mask"), b.put("second", 1, np.int64))
     total = b.op("Cast", whole, to=TensorProto.INT32)
+    if packed:
+        table = b.op("Transpose", b.matrix("head", WIDTH, WORDS, 99, 3.0), perm=[1, 0])
     hidden = b.op("Gather", table, "input_ids")
     gain = b.put("gain", np.ones(WIDTH))
     read = b.op("SimplifiedLayerNormalization", hidden, gain, axis=-1, epsilon=1e-6)
     for i in range(layers):
-        parts = [
-            b.op("MatMul", read, b.matrix(f"{part}.{i}", WIDTH, heads * SIZE, 10 * i + seed))
-            for seed, (part, heads) in enumerate((("q", HEADS), ("k", SHARED), ("v", SHARED)))
-        ]
+        if packed:
+            whole_width = (HEADS + 2 * SHARED) * SIZE
+            parts = [b.op("MatMul", read, b.matrix(f"qkv.{i}", WIDTH, whole_width, 10 * i)), "", ""]
+        else:
+            parts = [
+                b.op("MatMul", read, b.matrix(f"{part}.{i}", WIDTH, heads * SIZE, 10 * i + seed))
+                for seed, (part, heads) in enumerate((("q", HEADS), ("k", SHARED), ("v", SHARED)))
+            ]
         kinds = ("key", "value")
         past = [f"past_key_values.{i}.{kind}" for kind in kinds]
         now = [f"present.{i}.{kind}" for kind in kinds]
@@ -99,18 +115,30 @@ def genai(*, layers: int = LAYERS, tied: bool = False) -> onnx.ModelProto:
         b.own("SkipSimplifiedLayerNormalization", f"r{i}", down, gain, out=skip, epsilon=1e-6)
         hidden, read = f"u{i}", f"t{i}"
     head = (
-        b.op("Transpose", table, perm=[1, 0]) if tied else b.matrix("head", WIDTH, WORDS, 99, 3.0)
+        "head"
+        if packed
+        else (
+            b.op("Transpose", table, perm=[1, 0])
+            if tied
+            else b.matrix("head", WIDTH, WORDS, 99, 3.0)
+        )
     )
     b.op("MatMul", read, head, out="logits")
     tokens = ("input_ids", I64, ("batch_size", "sequence_length"))
     mask = ("attention_mask", I64, ("batch_size", "total_sequence_length"))
+    size = "kv_cache_dim" if packed else SIZE
     return _model(
         b.graph(
-            [tokens, mask, *_caches("past_key_values", "past_sequence_length", layers)],
+            [tokens, mask, *_caches("past_key_values", "past_sequence_length", layers, size)],
             [("logits", F, ("batch_size", "sequence_length", WORDS)),
-             *_caches("present", "total_sequence_length", layers)],
+             *_caches("present", "total_sequence_length", layers, size)],
         )
     )  # fmt: skip
+
+
+def packed() -> onnx.ModelProto:
+    """See :func:`genai`."""
+    return genai(packed=True)
 
 
 def dynamo() -> onnx.ModelProto:

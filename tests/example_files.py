@@ -4,6 +4,7 @@ import csv
 import shutil
 from pathlib import Path
 
+import decoders
 import numpy as np
 import onnx
 import pyarrow as pa
@@ -39,11 +40,12 @@ def make(folder: Path) -> None:
     shutil.copy(MODELS / "recommender" / "model.onnx", folder / "tabular.onnx")
     with np.load(MODELS / "vision_cnn" / "calibration.npz") as inputs:
         images = inputs["image"]
-    np.savez(folder / "inputs.npz", image=images)
+    np.savez(folder / "inputs.npz", image=images[:_FEW])
     _photos(folder / "photos", images)
     _tables(folder)
     _sounds(folder, rng)
     _sentences(folder, rng)
+    onnx.save(decoders.genai(layers=1, packed=True), folder / "decoder.onnx")
 
 
 def make_models(folder: Path) -> None:

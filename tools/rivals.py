@@ -70,6 +70,19 @@ def quantize_static(source: str, out: str, data: str) -> None:
         quantize_static(prepared, out, Reader(), per_channel=True)
 
 
+def quantize_blocks(source: str, out: str, data: str) -> None:
+    """ONNX Runtime's int4 codes for MatMul and Gather, as onnxruntime-genai's builder asks for."""
+    import onnx
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    found = MatMulNBitsQuantizer(
+        onnx.load(source), bits=4, block_size=32, is_symmetric=True, accuracy_level=4,
+        op_types_to_quantize=("MatMul", "Gather"), quant_axes=(("MatMul", 0), ("Gather", 1)),
+    )  # fmt: skip
+    found.process()
+    found.model.save_model_to_file(out, False)
+
+
 def quantize_weights(source: str, out: str, data: str) -> None:
     """onnx-shrink-ray's integer weights."""
     import onnx

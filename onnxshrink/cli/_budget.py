@@ -10,7 +10,7 @@ import click
 
 from onnxshrink.cli._values import function_files, number, size_option
 from onnxshrink.errors import BudgetMissed, RecipeError
-from onnxshrink.goal import PRESETS
+from onnxshrink.goal import LIMITS, PRESETS
 
 if TYPE_CHECKING:
     from onnxshrink.cli._run import RunOptions
@@ -26,7 +26,7 @@ _PRESET = click.option(
 _MEASURES = click.option(
     "--measure", "measures", multiple=True, metavar="OUTPUT=KIND",
     help="What an output is, where it is not told right: labels, classes, tokens, embeddings, "
-    "vectors or values. Repeatable.",
+    "vectors, values, detections (of the output with boxes) or audio. Repeatable.",
 )  # fmt: skip
 _NO_BUDGET = click.option(
     "--no-budget", is_flag=True, help="Write the result whatever its answers have become."
@@ -68,6 +68,10 @@ def budget_options(command: F) -> F:
             click.option(
                 "--max-kl", type=number, metavar="NATS",
                 help="Largest mean divergence of tokens or classes from the original's.",
+            ),
+            click.option(
+                "--max-perplexity-rise", type=number, metavar="SHARE",
+                help="How much higher the perplexity of the tokens that follow may be, as in 0.02.",
             ),
             goal_option("--max-drop"),
             goal_option("--metric"),
@@ -116,7 +120,7 @@ class Budget:
             sizes: Whether size goals are among them, and not options of a pass.
         """
         lifted = values.pop("no_budget", False)
-        names = ("min_agreement", "max_error", "max_kl", "max_drop", "metric") if sizes else ()
+        names = (*LIMITS, "metric") if sizes else ()
         goal = {name: values.pop(name) for name in names}
         goal["preset"] = values.pop("preset")
         if not sizes:

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 @click.option("--min-agreement", type=number, help="Least top-1 agreement, 0 to 1.")
 @click.option("--max-error", type=number, help="Largest relative L2 error of an output.")
 @click.option("--max-kl", type=number, help="Largest mean divergence of rows of classes, in nats.")
+@click.option(
+    "--max-perplexity-rise",
+    type=number,
+    metavar="SHARE",
+    help="How much higher the perplexity of the tokens that follow may be, as in 0.02.",
+)
 def command(
     a: str, b: str, count: int, providers: str | None, python: str | None, node: str | None,
     web: str | None, results: tuple[str, ...], no_fallback: bool, **values: Any,
@@ -70,11 +76,22 @@ def command(
                 "-" if row.kl is None else f"{row.kl:.3g}",
             )  # fmt: skip
         show(table)
+        for row in found.outputs:
+            if row.spectrum_db is not None and row.drift is not None:
+                say(
+                    f"{row.name}: a sound: log-spectral distance {row.spectrum_db:.2f} dB, length "
+                    f"drift {100 * row.drift:.2f} %"
+                )
+        if found.matched is not None and found.matched[1]:
+            again, total = found.matched
+            say(f"matched detections {100 * again / total:.1f} % ({again:,} of {total:,})")
         if found.random:
             say(
                 "the model is random: two runs of it differ in "
                 f"{', '.join(found.random)}, of which distributions are compared"
             )
+        for name, (before, after) in found.perplexity.items():
+            say(f"perplexity of {name!r}: {before:.4g} -> {after:.4g} ({after / before - 1:+.2%})")
         say(f"{found.feeds} inputs; {settings(found.options_b)}")
     if found.missed:
         raise BudgetMissed("; ".join(found.missed))

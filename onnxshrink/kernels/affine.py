@@ -154,6 +154,13 @@ def quantize(
     )
 
 
+def signs(weights: npt.NDArray[np.floating], axes: tuple[int, ...]) -> Array:
+    """For each group -1 or 1: times it, the largest of its weights is negative."""
+    positive = weights.max(axes, keepdims=True) > -weights.min(axes, keepdims=True)
+    found: Array = np.where(positive, np.float32(-1), np.float32(1))
+    return found
+
+
 def _chunk_axis(weights: npt.NDArray[np.floating], axes: tuple[int, ...]) -> int | None:
     """The longest axis that can be cut without cutting through a scale's weights."""
     free = [axis for axis in range(weights.ndim) if axis not in axes]

@@ -36,6 +36,7 @@ _GROUPS = 4  # runs of the model in which the layers of a sequential calibration
 def quantize(
     layout: Layout, dtype: Dtype, rounding: Rounding, ctx: Context, *,
     clip: Clip = "auto", symmetric: bool | None = True, short_scale: bool = False,
+    signed_scale: bool = False,
 ) -> tuple[Quantized, Rounding]:  # fmt: skip
     """A weight's grid and codes.
 
@@ -49,6 +50,8 @@ def quantize(
         symmetric: Whether zero is in the middle of the range; None: unless a zero point is worth
             its bytes.
         short_scale: Round scales to what float16 holds.
+        signed_scale: Whether scales may be negative: then the largest weight that shares one may
+            have the lowest code, whatever its sign. There is no positive one of that size.
 
     Returns:
         The codes, and the method that made them.
@@ -61,6 +64,12 @@ def quantize(
     if rounding == "mse" or (clip == "auto" and affine.BITS[dtype] < 8 and rounding != "hqq"):
         clip = "mse"
     values = layout.values()
+    signs = None
+    # Codes of 8 bits have both signs of every size; adaround bounds weights by scales.
+    signed_scale = signed_scale and rounding != "adaround" and affine.BITS[dtype] < 8
+    if signed_scale and symmetric:
+        signs = affine.signs(values, layout.axes)
+        values = values * signs
     first, *others = [
         affine.quantize(
             values, dtype, layout.axes, symmetric=centred, short_scale=short_scale,
@@ -73,7 +82,11 @@ def quantize(
     if others and _worth_a_zero_point(values, first, others[0]):
         stored = others[0]
     if rounding == "hqq" and not affine.is_float(dtype):
-        return hqq.refit(values, stored, layout.axes, short=short_scale), rounding
+        stored = hqq.refit(values, stored, layout.axes, short=short_scale)
+    if signs is not None:
+        stored = replace(stored, scale=stored.scale * signs)
+    if rounding == "hqq" and not affine.is_float(dtype):
+        return stored, rounding
     if rounding in CALIBRATED and not affine.is_float(dtype):
         fitted = _fitted(layout, stored, rounding, ctx)
         return (stored, "balanced") if fitted is None else (fitted, rounding)

@@ -14,9 +14,13 @@ import numpy as np
 from onnxshrink import files
 from onnxshrink.errors import DataError, ModelError, RecipeError
 from onnxshrink.graph.analysis import noise
+from onnxshrink.graph.analysis.ranked import ranks
 from onnxshrink.graph.file.reading import is_file_packed
 from onnxshrink.graph.forms import coded_read, packed
+from onnxshrink.kernels import detections
+from onnxshrink.kernels.kinds import sounds
 from onnxshrink.kernels.metrics import OutputComparison, compare_outputs, differing
+from onnxshrink.kernels.perplexity import NO_TOKENS, Perplexity, counted, pairs_of
 from onnxshrink.options import check_share
 from onnxshrink.runtime import shelf
 from onnxshrink.runtime.decoding import steps
@@ -43,10 +47,15 @@ class Comparison:
         min_agreement: Least top-1 agreement allowed, 0 to 1.
         max_error: Largest relative error allowed, of an output or of the worst slice of it.
         max_kl: Largest mean divergence allowed, in nats, of an output with classes.
+        max_perplexity_rise: How much higher, relatively, the perplexity of tokens may be.
+        perplexity: Of outputs that foretell tokens, that of ``a`` and that of ``b``, over those
+            that are known to follow.
         followed: Outputs that the next run goes on from: the others tell of them, so that no
             threshold is held against them.
         random: Outputs that differ from run to run of the reference, and how far apart their
             distributions are then: these are compared, and the distance of two runs is allowed.
+        matched: Of a detector: detections that are found again, and all, of both models. The
+            least agreement is asked of these, and nothing of the outputs that hold them.
     """
 
     a: str
@@ -60,6 +69,8 @@ class Comparison:
     min_agreement: float | None = None
     max_error: float | None = None
     max_kl: float | None = None
+    max_perplexity_rise: float | None = None
+    perplexity: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     followed: frozenset[str] = frozenset()
 
     @property
@@ -68,6 +79,7 @@ class Comparison:
         return tuple(output for output in self.outputs if output.name not in self.followed)
 
     random: Mapping[str, float] = field(default_factory=dict)
+    matched: tuple[int, int] | None = None
 
     @property
     def relative_error(self) -> float:
@@ -104,9 +116,23 @@ class Comparison:
                 lines.append(f"{name}: top-1 agreement {top1:.4g} is below {least:g}")
             if self.max_kl is not None and output.kl is not None and not output.kl <= self.max_kl:
                 lines.append(f"{name}: divergence {output.kl:.3g} is above {self.max_kl:g}")
+        rise = self.max_perplexity_rise
+        for name, (before, after) in self.perplexity.items():
+            if rise is not None and not after / before - 1 <= rise:
+                lines.append(
+                    f"output {name!r}: perplexity rises from {before:.4g} to {after:.4g}, by "
+                    f"{after / before - 1:.3g}, more than {rise:g}"
+                )
+        if rise is not None and not self.perplexity:
+            lines.append(NO_TOKENS)
         if asked and self.outputs and not any(output.elements for output in self.outputs):
             lines.append("every output is empty on these inputs: there is nothing to compare")
-        if of_classes and self.top1 is None:
+        if self.matched is not None and self.min_agreement is not None:
+            again, total = self.matched
+            if total and not again / total >= self.min_agreement:
+                share = f"matched detections {again / total:.4g}"
+                lines.append(f"{share} is below {self.min_agreement:g}")
+        if of_classes and self.top1 is None and self.matched is None:
             lines.append("no output has classes: there is no top-1 agreement to ask for")
         return lines
 
@@ -120,6 +146,8 @@ class Comparison:
             "options_a": dict(self.options_a),
             "options_b": dict(self.options_b),
             "random": dict(self.random),
+            "perplexity": {name: list(pair) for name, pair in self.perplexity.items()},
+            "matched": self.matched,
             "missed": self.missed,
         }
 
@@ -136,6 +164,7 @@ def compare(
     min_agreement: float | None = None,
     max_error: float | None = None,
     max_kl: float | None = None,
+    max_perplexity_rise: float | None = None,
     worker: Worker | None = None,
 ) -> Comparison:
     """Run two models on the same feeds and compare their outputs, by name.
@@ -154,6 +183,7 @@ def compare(
         min_agreement: See there.
         max_error: See there.
         max_kl: See there.
+        max_perplexity_rise: See there.
         worker: Where to run them; without one, a process is started for it.
 
     Raises:
@@ -163,7 +193,7 @@ def compare(
     """
     check_thresholds({
         "atol": atol, "rtol": rtol, "min_agreement": min_agreement, "max_error": max_error,
-        "max_kl": max_kl,
+        "max_kl": max_kl, "max_perplexity_rise": max_perplexity_rise,
     })  # fmt: skip
     from onnxshrink.graph.analysis.tails import tails
 
@@ -187,18 +217,37 @@ def compare(
             worker.release()
             random = differing(tuple(signature.outputs), references, ask()[1])
         other = worker.open(second, options_b)
-        known = tails(coded_read.load(a)[0]) if len(signature.outputs) > 1 else {}
+        names = tuple(signature.outputs)
+        model = coded_read.load(a)[0] if len(names) > 1 else None
+        known = {} if model is None else tails(model)
+        boxes = detections.found(references, picks=model is not None and ranks(model))
+        again = [0, 0]
         followed = frozenset(name for name, tail in known.items() if tail.followed)
+        states = {name for name, tail in known.items() if tail.fed_back}
+        followed |= {names[place] for place in boxes.outputs} if boxes else frozenset()
         _check_signatures(os.fspath(a), signature, os.fspath(b), other)
         order = [list(other.outputs).index(name) for name in signature.outputs]
-        results = (outputs for outputs, _ in steps.answered(worker, tuple(other.outputs), feeds))
+
+        def results() -> Iterator[list[np.ndarray]]:
+            asked = steps.answered(worker, tuple(other.outputs), feeds)
+            for reference, (outputs, _) in zip(references, asked, strict=True):
+                result = [outputs[place] for place in order]
+                if boxes is not None:
+                    for place, many in enumerate(detections.matched([reference], [result], boxes)):
+                        again[place] += many
+                yield result
+
+        before, after = ({name: Perplexity() for name in signature.outputs} for _ in range(2))
+        labels = steps.following(feeds)
         outputs = compare_outputs(
-            tuple(signature.outputs),
-            shelf.read(references),
-            ([result[place] for place in order] for result in results),
+            names,
+            counted(shelf.read(references), before, labels),
+            counted(results(), after, labels),
             atol=atol or 0.0,
             rtol=rtol or 0.0,
             random=random,
+            states=states,
+            sounds=sounds(names, references, known),
         )
     if not any(output.elements for output in outputs):
         raise DataError(f"{os.fspath(a)}: every output is empty: there is nothing to compare")
@@ -206,7 +255,8 @@ def compare(
         a=os.fspath(a), b=os.fspath(b), feeds=len(references), outputs=outputs,
         options_a=options_a.describe(), options_b=options_b.describe(),
         atol=atol, rtol=rtol, min_agreement=min_agreement, max_error=max_error, max_kl=max_kl,
-        followed=followed, random=random,
+        max_perplexity_rise=max_perplexity_rise, perplexity=pairs_of(before, after),
+        followed=followed, random=random, matched=(again[0], again[1]) if boxes else None,
     )  # fmt: skip
 
 

@@ -329,6 +329,8 @@ def _dims(value: ir.Value) -> list[Any] | None:
         return None
     if operators.dequantizes(producer) or operators.carries(producer) == "columns":
         return _dims(producer.inputs[0])
+    if operators.moves(producer) == "permutes" and (dims := _dims(producer.inputs[0])):
+        return [dims[axis] for axis in read.integers(producer, "perm") or range(len(dims))[::-1]]
     return None
 
 

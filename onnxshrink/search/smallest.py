@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onnxshrink.contract import Judge
 from onnxshrink.goal import Aim
@@ -27,6 +27,9 @@ from onnxshrink.report import Attempt, size
 from onnxshrink.search import ladder
 from onnxshrink.search.evaluation import TUNING, Evaluator, Tried, spending
 from onnxshrink.search.measured import bench_tried
+
+if TYPE_CHECKING:
+    from onnxshrink.graph.file.model import Model
 
 _log = logging.getLogger(__name__)
 
@@ -53,11 +56,18 @@ _OTHERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("quantize-weights", {"dtype": "int8"}),
     ("to-float16", {}),
 )
+#: Likewise of trees.
+_TREES = (8, 6, 4)
 _INTEGERS: tuple[tuple[tuple[str, dict[str, Any]], ...], ...] = (
     (("quantize-static", {"only": ["Conv"], "others": "keep"}), ("quantize-dynamic", {})),
     (("quantize-dynamic", {}),),
     (("quantize-static", {"others": "keep"}),),
 )
+#: Codes that operators take as they are, so that they are small in memory, too: the weights fitted
+#: to the inputs.
+_BLOCKS = {"dtype": "int4", "form": "nbits", "rounding": "gptq"}
+_BLOCK_SIZES = (128, 64, 32)
+_MOSTLY = 0.5  # of the bytes: what such operators must be able to take
 _HALF = 0.5  # of the squared error for weights, the other for what is multiplied with them
 _FEW_TURNS = 2
 _NEARLY = 1.05  # times the least cost: of those the smallest file
@@ -105,7 +115,11 @@ class Found:
             return "not kept on unseen inputs"
         if not one.keeps:
             return one.misses[0] if one.misses else "outside, or too near to the limit"
-        return "bigger" if one.nbytes > self.best.nbytes else "saves too little for what it loses"
+        if one.nbytes > self.best.nbytes:
+            return "bigger"
+        if self.best.promises and not one.promises:
+            return "loses more than it saves, by what steps have seen"
+        return "saves too little for what it loses"
 
 
 class Search:
@@ -147,6 +161,8 @@ class Search:
 
     def _explore(self) -> Iterator[float]:
         """Try recipes; before each, the seconds that it is likely to take, where that is known."""
+        if self._aim != "size" and (sizes := block_sizes(self._ask.model)):
+            yield from self._blocks(sizes)
         start = time.monotonic()
         backbone = find_pass("quantize-rd")()
         found = self._try([backbone]) or self._try([spending(backbone, _FIRST)])
@@ -154,7 +170,7 @@ class Search:
         yield 0.0
         yield from self._path(self._tuned(found))
         if self._smallest().spend is None:
-            for name, options in _OTHERS:
+            for name, options in _OTHERS + self._of_trees():
                 self._try([build(find_pass(name), options, _WHERE)])
                 yield 0.0
             yield from self._ladder()
@@ -169,6 +185,27 @@ class Search:
         yield 0.0
         if one is not None and self._dominates(one, best):
             yield from self._path(one)
+
+    def _of_trees(self) -> tuple[tuple[str, dict[str, Any]], ...]:
+        """What can be tried on trees, where there are any."""
+        from onnxshrink.graph.rewrite import trees
+
+        found = any(map(trees.is_ensemble, self._ask.model.nodes))
+        short = self._ask.storage == "packed"  # elsewhere it saves nothing
+        options = [{"bits": bits, "thresholds": short} for bits in _TREES if found]
+        return tuple(("round-trees", each) for each in options)
+
+    def _blocks(self, sizes: Sequence[int]) -> Iterator[float]:
+        """Four bits in blocks for all weights; where that is too much, eight for what hurts."""
+        for block_size in sizes:
+            options = {**_BLOCKS, "block_size": block_size}
+            one = self._try([build(find_pass("quantize-weights"), options, _WHERE)])
+            if one is not None:
+                self._look(one)
+            yield 0.0
+            if one is not None and one.keeps:
+                return
+        yield from self._ladder(ladder.BLOCKS)
 
     def _integers(self, best: Tried) -> Iterator[float]:
         """Kernels that compute with the integers of the best: they take less time and memory."""
@@ -219,17 +256,21 @@ class Search:
     def _cost(self, one: Tried) -> float:
         return float((one.latency if self._aim == "latency" else one.memory) or 0.0)
 
-    def _ladder(self) -> Iterator[float]:
-        """Where the backbone does not do: the weights that hurt at a higher precision."""
+    def _ladder(self, *kinds: ladder.Rungs) -> Iterator[float]:
+        """Where something does not do for all weights: those that hurt at a higher precision."""
         settings = self._ask.settings
         judge = Judge(self._ask.model, settings, self._ask.worker)
         if judge.original is None or not judge.original.outputs:
             return
-        found = ladder.find_recipe(self._ask.model, judge, self._ask.goal, settings.progress)
+        found = ladder.find_recipe(
+            self._ask.model, judge, self._ask.goal, settings.progress, *kinds
+        )
         yield 0.0
         one = None if found.misses else self._try(found.recipe.steps)
         if one is not None:
             one.moved = found.moved
+            if self._aim != "size":  # what costs least is chosen of those that were asked about
+                self._look(one)
         yield 0.0
 
     def _path(self, one: Tried | None, turns: int = _TURNS) -> Iterator[float]:
@@ -321,6 +362,26 @@ class Search:
                 self._add(finer)
             best = finer or self._smallest()
         return self._smallest()
+
+
+def block_sizes(model: Model) -> list[int]:
+    """The sizes of blocks in which operators that take codes can have most of a model's weights.
+
+    Those in which they can have fewer weights than in others are left out: what they cannot have is
+    not small in memory.
+    """
+    from onnxshrink.graph import weights
+    from onnxshrink.graph.forms import nbits
+
+    views = [view for view in weights.find(model) if view.uses]
+    taken = {
+        size: sum(view.nbytes for view in views if not nbits.why_not(view, 4, size))
+        for size in _BLOCK_SIZES
+    }
+    most = max(taken.values())
+    if most <= _MOSTLY * sum(view.nbytes for view in views):
+        return []
+    return [size for size, nbytes in taken.items() if nbytes == most]
 
 
 def _next(points: Sequence[Tried]) -> float | None:

@@ -88,6 +88,22 @@ def matmul(k: int, n: int = 24, dtype: type = np.float32) -> Case:
     return Case(f"{k}", parsed(text, W=normal(k, n).astype(dtype)), ("W",), feed)
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+def test_the_largest_weight_of_a_block_has_the_lowest_code_whatever_its_sign(
+    bits: int, worker: Worker, tmp_path: Path
+) -> None:
+    """Weights that are multiples of a step, 2 ** (bits - 1) the largest, are stored exactly."""
+    case, rng = matmul(64), np.random.default_rng(3)
+    middle = 1 << (bits - 1)
+    steps = rng.integers(-middle, middle, (64, 24))
+    steps[::32] = -middle
+    weight = (0.25 * steps * rng.choice([-1, 1], 24)).astype(np.float32)
+    proto = parsed("g (float[2, 3, 64] x) => (float y) { y = MatMul(x, W) }", W=weight)
+    quantized(proto, tmp_path, bits=bits, block_size=32, rounding="rtn", max_error=1.0)
+    (found,) = worker.run(tmp_path / "after.onnx", [case.feed], LEVELS[1]).outputs[0]
+    np.testing.assert_allclose(found, case.feed["x"] @ weight, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("block_size", [16, 32, 64, 128])
 @pytest.mark.parametrize("k", [128, 100])  # which no block size divides

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import decoders
@@ -11,6 +12,7 @@ import onnxruntime
 import pytest
 from command_line import Run
 
+from onnxshrink.errors import RecipeError
 from onnxshrink.goal import Goal
 from onnxshrink.graph.analysis.states import State, states
 from onnxshrink.graph.file.model import Model
@@ -21,7 +23,7 @@ from onnxshrink.runtime.inputs import Feed, load_inputs
 from onnxshrink.runtime.worker import Worker
 from onnxshrink.trials import Answers, answers
 
-DECODERS = [decoders.genai, decoders.dynamo, decoders.merged]
+DECODERS = [decoders.genai, decoders.packed, decoders.dynamo, decoders.merged]
 Build = Callable[[], onnx.ModelProto]
 
 
@@ -169,6 +171,45 @@ def test_tokens_are_held_to_their_distribution_and_caches_to_nothing(
     assert asked.pop("logits") == {"divergence": 0.02}
     assert not any(asked.values())
     assert reference.judged == ("logits",)
+
+
+def test_perplexity_is_that_of_one_run_over_all_tokens(cli: Run, tmp_path: Path) -> None:
+    """Whoever gives tokens alone is told how well the next ones are foretold, in both models."""
+    proto, ids = decoders.genai(), decoders.tokens(8, 9)
+    other = onnx.ModelProto()
+    other.CopyFrom(proto)
+    (head,) = (stored for stored in other.graph.initializer if stored.name == "head")
+    array = onnx.numpy_helper.to_array(head)
+    head.CopyFrom(onnx.numpy_helper.from_array(array * np.float32(1.1), "head"))
+    for name, each in (("a.onnx", proto), ("b.onnx", other)):
+        (tmp_path / name).write_bytes(each.SerializeToString())
+    np.savez("ids.npz", input_ids=ids)
+    words = ["compare", "a.onnx", "b.onnx", "--calibration", "ids.npz"]
+    found = json.loads(cli(*words, "--json").out)["perplexity"]
+    expected = [_perplexity(each, ids) for each in (proto, other)]
+    np.testing.assert_allclose(found["logits"], expected, rtol=1e-4)
+    rise = found["logits"][1] / found["logits"][0] - 1
+    assert cli(*words, "--max-perplexity-rise", rise + 1e-3).code == 0
+    assert "perplexity rises from" in cli(*words, "--max-perplexity-rise", rise - 1e-3).err
+    reference, after = _answers(proto, tmp_path), _answers(other, tmp_path)
+    goal = Goal(max_perplexity_rise=0.01)
+    (promise,) = goal.promises(reference, after)
+    known = decoders.tokens(8, 6)
+    told = _perplexity(other, known) / _perplexity(proto, known) - 1
+    assert promise.estimate.figure == pytest.approx(told, rel=1e-3)
+    assert promise.refuses == (promise.estimate.careful > 0.01)
+    with pytest.raises(RecipeError, match="token ids, or text"):
+        goal.asked(replace(reference, following=()))
+
+
+def _perplexity(proto: onnx.ModelProto, ids: np.ndarray) -> float:
+    feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    for name in (f"past_key_values.{i}.{kind}" for i in range(2) for kind in ("key", "value")):
+        feed[name] = np.zeros((len(ids), decoders.SHARED, 0, decoders.SIZE), np.float32)
+    logits = _session(proto).run(["logits"], feed)[0].astype(np.float64)[:, :-1]
+    shares = np.exp(logits - logits.max(-1, keepdims=True))
+    shares /= shares.sum(-1, keepdims=True)
+    return float(np.exp(-np.log(np.take_along_axis(shares, ids[:, 1:, None], -1)).mean()))
 
 
 def _answers(proto: onnx.ModelProto, folder: Path) -> Answers:

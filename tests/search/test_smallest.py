@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import decoders
 import numpy as np
 import pytest
 from command_line import Run
@@ -25,6 +26,7 @@ from onnxshrink.passes.quantize_rd import QuantizeRd
 from onnxshrink.passes.tune import Tune
 from onnxshrink.pipeline import run
 from onnxshrink.recipe import Recipe
+from onnxshrink.runtime.inputs import load_inputs
 from onnxshrink.runtime.worker import Worker
 from onnxshrink.search import smallest
 from onnxshrink.search.evaluation import Evaluator, Tried
@@ -130,7 +132,7 @@ def test_an_output_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no such output"):
         api.shrink(source, tmp_path / "o.onnx", options, goal=Goal(measures={"z": "classes"}))
     with pytest.raises(RecipeError, match="takes one of"):
-        Goal(measures={"y": "detections"})  # type: ignore[dict-item]
+        Goal(measures={"y": "boxes"})  # type: ignore[dict-item]
 
 
 def deep_net() -> Model:
@@ -218,3 +220,26 @@ def test_more_is_spent_until_it_is_refused_and_then_less() -> None:
     assert 2 < between < 4
     points.append(tried(2.2, 1.1))
     assert smallest._next(points) is None
+
+
+@pytest.mark.parametrize(("most", "kinds"), [(9.0, {4}), (0.03, {4, 8})])
+def test_for_memory_a_decoder_gets_codes_that_stay_small(
+    most: float, kinds: set[int], worker: Worker
+) -> None:
+    """Of token ids alone; eight bits for what hurts where four for all are too much."""
+    model = Model.from_proto(decoders.genai(packed=True))
+    sizes = smallest.block_sizes(model)
+    assert sizes == [64, 32]  # a block of 128 is longer than a row of the table
+    feeds = load_inputs({"input_ids": decoders.tokens(32, 8)}, model)
+    settings = Settings(feeds=feeds[::2], unseen=feeds[1::2])
+    search = Search(Evaluator(model, (), settings, Goal(max_kl=most), worker, "single"), "memory")
+    search._try(())
+    for _ in search._blocks(sizes):
+        pass
+    best = search._smallest()
+    assert best.keeps
+    nodes = list(search._ask.result(best).model.nodes)
+    assert {"MatMulNBits", "GatherBlockQuantized"} <= {node.op_type for node in nodes}
+    assert {
+        node.attributes["bits"].as_int() for node in nodes if "bits" in node.attributes
+    } == kinds

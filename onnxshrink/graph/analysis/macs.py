@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from onnxshrink.graph.analysis.shape_rules import Shape, static
+from onnxshrink.graph.analysis.shape_rules import Shape, head_size, static
 from onnxshrink.graph.analysis.shapes import Call
 
 Attributes = Mapping[str, Any]
@@ -153,6 +153,18 @@ def _attention(query_heads: str, key_heads: str, *, past: int) -> Rule:
     return count
 
 
+def _grouped(
+    inputs: Sequence[Shape], outputs: Sequence[Shape], attributes: Attributes
+) -> int | None:
+    """As attention, with fewer heads of keys and values, which may come beside the queries."""
+    rows, size = static(inputs[0]), head_size(inputs, attributes)
+    if rows is None or size is None or len(rows) != 3:
+        return None
+    before = static(_at(inputs, 3))  # [batch, heads, length, size]
+    source = rows[1] + (before[2] if before is not None and len(before) == 4 else 0)
+    return 2 * rows[0] * int(attributes["num_heads"]) * rows[1] * source * size
+
+
 def _linear(
     inputs: Sequence[Shape], outputs: Sequence[Shape], attributes: Attributes
 ) -> int | None:
@@ -186,6 +198,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("com.microsoft", "FusedConv"): _conv(1),
     ("com.microsoft", "FusedGemm"): _GEMM,
     ("com.microsoft", "FusedMatMul"): _matmul(0, 1),
+    ("com.microsoft", "GroupQueryAttention"): _grouped,
     ("com.microsoft", "MatMulBnb4"): _block_quantized,
     ("com.microsoft", "MatMulIntegerToFloat"): _matmul(0, 1),
     ("com.microsoft", "MatMulNBits"): _block_quantized,
@@ -195,7 +208,7 @@ RULES: dict[tuple[str, str], Rule] = {
 }
 
 #: Operators of ONNX Runtime that multiply matrices in ways that no rule above describes.
-_UNCOUNTED = {"BeamSearch", "DecoderMaskedMultiHeadAttention", "GroupQueryAttention", "MoE",
+_UNCOUNTED = {"BeamSearch", "DecoderMaskedMultiHeadAttention", "MoE",
               "PackedAttention", "QMoE", "SparseAttention"}  # fmt: skip
 
 

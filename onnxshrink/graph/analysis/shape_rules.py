@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 
 #: Sizes along the axes; None where unknown. None altogether when even the rank is unknown.
 Shape = tuple[int | None, ...] | None
+Rule = Callable[[Sequence[Shape], Mapping[str, Any]], Shape]
 
 
 def tensor_type(elem: int, shape: Shape) -> onnx.TypeProto:
@@ -115,8 +117,34 @@ def _attention(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> Shape:
     return (*shapes[0][:2], hidden)
 
 
+def _same(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> Shape:
+    return shapes[0]
+
+
 def _query(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> Shape:
     return shapes[0] if shapes[0] is not None and len(shapes[0]) == 3 else None
+
+
+def head_size(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> int | None:
+    """Of GroupQueryAttention, whose first input may hold queries, keys and values side by side."""
+    queries, shared = int(attributes["num_heads"]), int(attributes["kv_num_heads"])
+    q, k = (*shapes, None)[:2]
+    rows, heads = (q, queries + 2 * shared) if k is None else (k, shared)
+    return None if rows is None or len(rows) != 3 or rows[-1] is None else rows[-1] // heads
+
+
+def _grouped(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> Shape:
+    size = head_size(shapes, attributes)
+    rows = _query(shapes, attributes)
+    if rows is None or size is None:
+        return rows
+    return (*rows[:2], int(attributes["num_heads"]) * size)
+
+
+def _cache(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> Shape:
+    """[batch, heads, past and new, head size]."""
+    batch = None if shapes[0] is None else shapes[0][0]
+    return (batch, int(attributes["kv_num_heads"]), None, head_size(shapes, attributes))
 
 
 def _quantized_lstm(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> Shape:
@@ -126,14 +154,30 @@ def _quantized_lstm(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> S
     return (x[0], weight[0], x[1], attributes.get("hidden_size"))
 
 
-RULES: dict[str, Callable[[Sequence[Shape], Mapping[str, Any]], Shape]] = {
+RULES: dict[str, Rule] = {
     "Attention": _attention,
     "DynamicQuantizeLSTM": _quantized_lstm,
     "DynamicQuantizeMatMul": _fused_matmul,
     "FusedMatMul": _fused_matmul,
-    "GroupQueryAttention": _query,
+    "GroupQueryAttention": _grouped,
     "MatMulBnb4": _last,
     "MatMulNBits": _last,
     "MultiHeadAttention": _query,
     "QAttention": _attention,
 }
+
+#: Of outputs behind the first, by their number.
+_FURTHER: dict[str, dict[int, Rule]] = {
+    "GroupQueryAttention": dict.fromkeys((1, 2), _cache),
+    "SkipLayerNormalization": {3: _same},
+    "SkipSimplifiedLayerNormalization": {3: _same},
+}
+
+
+def further(
+    node: ir.Node, shapes: Sequence[Shape], attributes: Mapping[str, Any]
+) -> dict[int, Shape]:
+    """Shapes of outputs behind the first, by their number, of operators of ONNX Runtime."""
+    rules = _FURTHER.get(node.op_type, {}) if node.domain == "com.microsoft" else {}
+    places = rules.keys() & range(len(node.outputs))
+    return {place: rules[place](shapes, attributes) for place in places}

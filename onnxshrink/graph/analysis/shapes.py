@@ -29,6 +29,7 @@ from onnxshrink.graph.analysis.shape_rules import (
     Shape,
     common,
     filled,
+    further,
     shape_of,
     static,
     tensor_type,
@@ -221,19 +222,19 @@ class _Walker:
             self.known.pop(value, None)
         function = self.model.ir.functions.get(node.op_identifier())
         attributes = _attributes(node, frame)
-        kinds: Sequence[onnx.TypeProto]
-        if function is not None:
-            kinds = self._function(node, function, frame)
-        else:
+        kinds: Sequence[onnx.TypeProto] = ()
+        if function is None:
             kinds = self._operator(node, attributes, frame)
-        blank = onnx.TypeProto()
-        padded = [*kinds, *[blank] * len(node.outputs)]
+        else:
+            kinds = self._function(node, function, frame)
+        padded = [*kinds, *[onnx.TypeProto()] * len(node.outputs)]
+        shapes = tuple(map(self._shape, node.inputs))
+        for place, shape in further(node, shapes, attributes).items():
+            padded[place] = tensor_type(self._type(node.inputs[0]).tensor_type.elem_type, shape)
         for value, kind in zip(node.outputs, padded, strict=False):
             self.types[value] = filled(kind, self.declared(value))
-        self.calls[frame, node] = Call(
-            node, attributes, tuple(map(self._shape, node.inputs)),
-            tuple(map(self._shape, node.outputs)),
-        )  # fmt: skip
+        made = tuple(map(self._shape, node.outputs))
+        self.calls[frame, node] = Call(node, attributes, shapes, made)
         self._fold(node, attributes)
         for value in self.seen.keys() & set(node.outputs):
             self.take_seen(value)
@@ -274,7 +275,9 @@ class _Walker:
         if not onnx.defs.has(op_type, version, domain):
             return ()
         schema = onnx.defs.get_schema(op_type, version, domain)
-        proto = _proto(op_type, domain, inputs, node.outputs, attributes, schema)
+        # An operator that is like a standard one may have outputs that this one has not.
+        outputs = node.outputs[: schema.max_output]
+        proto = _proto(op_type, domain, inputs, outputs, attributes, schema)
         names = dict(zip(proto.input, inputs, strict=True))
         names.pop("", None)
         data = {

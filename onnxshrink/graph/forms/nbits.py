@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 
@@ -26,18 +28,19 @@ def why_not(view: WeightView, nbits: int, block_size: int = 32) -> str:
     """
     if view.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
         return f"MatMulNBits takes float and float16, not {view.dtype.name.lower()}"
-    lookups = products.lookups(view)
+    lookups = products.lookups(view, turned=True)
+    width = view.shape[-1] if not lookups else math.prod(view.shape[a] for a in view.axes.contract)
     if len(lookups) == len(view.uses) and not view.others:
-        whole = view.shape[1] * nbits % 8 == 0
-        return "" if whole else f"a row of {view.shape[1]} codes does not fill its last byte"
+        whole = width * nbits % 8 == 0
+        return "" if whole else f"a row of {width} codes does not fill its last byte"
     try:
         products.of(view, but=lookups, turned=True)
     except ValueError as error:
         return str(error)
     if len(view.shape) != 2:
         return f"MatMulNBits takes matrices, not {view.shape}"
-    if lookups and view.shape[1] % block_size:
-        return f"is looked up, too, and {view.shape[1]} is no multiple of {block_size}"
+    if lookups and width % block_size:
+        return f"is looked up, too, and {width} is no multiple of {block_size}"
     return ""
 
 
@@ -60,7 +63,7 @@ def stored(model: Model, view: WeightView, codes: Quantized, accuracy_level: int
     middle = 0 if codes.dtype.startswith("u") else 1 << (codes.bits - 1)
     numbers = codes.codes.astype(np.uint8)
     numbers += np.uint8(middle)
-    lookups = products.lookups(view)
+    lookups = products.lookups(view, turned=True)
     multiplied = products.of(view, but=lookups, turned=True)
     width = view.size // rows
     if not multiplied:  # products take every block whole
@@ -82,7 +85,7 @@ def stored(model: Model, view: WeightView, codes: Quantized, accuracy_level: int
         table = rebuild.node("Reshape", [data, shape], "r")
     rebuild.place()
     for use in lookups:
-        indices = use.node.inputs[1]
+        looked_up, indices = use.node.inputs[:2]
         assert indices is not None
         opset.import_domain(model, use.node, _DOMAIN)
         result = rebuild.node(
@@ -90,6 +93,7 @@ def stored(model: Model, view: WeightView, codes: Quantized, accuracy_level: int
             bits=codes.bits, block_size=block_size, gather_axis=0, quantize_axis=1,
         )  # fmt: skip
         rebuild.put_in_place(use.node, [result])
+        products.forget_between(rebuild, looked_up)
     for product in multiplied:
         opset.import_domain(model, product.node, _DOMAIN)
         level = {"accuracy_level": accuracy_level} if accuracy_level else {}

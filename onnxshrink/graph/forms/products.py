@@ -115,15 +115,30 @@ def _product(view: WeightView, use: Use, turned: bool) -> RebuiltProduct:
     return RebuiltProduct(way, way.alpha, way.beta, way.function)
 
 
-def lookups(view: WeightView) -> list[Use]:
-    """The uses that look up rows of a matrix."""
-    return [use for use in view.uses if len(view.shape) == 2 and use.picks_rows]
+def lookups(view: WeightView, *, turned: bool = False) -> list[Use]:
+    """The uses that look up rows of a matrix.
+
+    Args:
+        view: The weight.
+        turned: Whether rows of its transpose count, too, which are columns as it is stored.
+    """
+    if len(view.shape) != 2:
+        return []
+    return [
+        use for use in view.uses
+        if use.picks_rows or (turned and use.picks_columns and _only_turned(view, use))
+    ]  # fmt: skip
 
 
 def replace(rebuild: Rebuild, product: RebuiltProduct, result: ir.Value) -> None:
     """Put a value in the place of a product, and a Transpose of its weight out of the graph."""
     weight = product.node.inputs[product.way.index]
     rebuild.put_in_place(product.node, [product.completed(rebuild, result)])
+    forget_between(rebuild, weight)
+
+
+def forget_between(rebuild: Rebuild, weight: ir.Value | None) -> None:
+    """Take a Transpose of a weight out of the graph, once nothing uses it any more."""
     between = None if weight is None or weight is rebuild.view.value else weight.producer()
     if weight is not None and between is not None and not weight.uses():
         surgery.remove(rebuild.model, between)

@@ -59,7 +59,7 @@ class WeightScheme:
                 layout, self.dtype, self.rounding, ctx, clip=self.clip,
                 # Kernels that take codes as they are differ in what they know of zero points.
                 symmetric=True if self.symmetric is None and form != "cast-mul" else self.symmetric,
-                short_scale=form != "dq",
+                short_scale=form != "dq", signed_scale=form == "nbits",
             )  # fmt: skip
         except ValueError as error:
             ctx.skip(view, str(error))

@@ -76,7 +76,9 @@ def roll_out(
     for _, text in texts:
         whole = text[decoder.tokens].shape[min(1, text[decoder.tokens].ndim - 1)]
         ends.append([*range(max(whole - _STEPS, 1), whole + 1)])
-        last.append(DecodingStep(decoder.feed(text, {}, 0, ends[-1][0]), None, decoder.carried()))
+        labels = decoder.following(text, 0, ends[-1][0])
+        first = decoder.feed(text, {}, 0, ends[-1][0])
+        last.append(DecodingStep(first, None, decoder.carried(), labels))
     with _opened(model, worker) as names:
         for turn in range(1 + _STEPS):
             for number, (where, text) in enumerate(texts):
@@ -88,8 +90,9 @@ def roll_out(
                     continue
                 state = _state(decoder, feed, worker, names, where)
                 past, end = ends[number][turn : turn + 2]
-                following = decoder.feed(text, state, past, end)
-                last[number] = DecodingStep(following, feed, decoder.carried())
+                labels = decoder.following(text, past, end)
+                step = decoder.feed(text, state, past, end)
+                last[number] = DecodingStep(step, feed, decoder.carried(), labels)
 
 
 def _in_a_row(

@@ -19,12 +19,23 @@ class DecodingStep(dict[str, np.ndarray]):
     Attributes:
         before: The feed of the run before; None for a first run.
         states: Input -> the output of that run.
+        following: For each of its tokens the one that follows, or ``perplexity.UNKNOWN``; None
+            where that is not known.
     """
 
-    def __init__(self, feed: Feed, before: DecodingStep | None, states: Mapping[str, str]):
+    def __init__(
+        self, feed: Feed, before: DecodingStep | None, states: Mapping[str, str],
+        following: np.ndarray | None = None,
+    ):  # fmt: skip
         super().__init__(feed)
         self.before = before
         self.states = states
+        self.following = following
+
+
+def following(feeds: Sequence[Mapping[str, np.ndarray]]) -> list[np.ndarray | None]:
+    """The tokens that follow those of each feed, where that is known."""
+    return [feed.following if isinstance(feed, DecodingStep) else None for feed in feeds]
 
 
 def answered(

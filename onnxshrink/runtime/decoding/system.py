@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onnxshrink.graph import operators
 from onnxshrink.graph.analysis.states import State, states
+from onnxshrink.kernels.perplexity import UNKNOWN
 from onnxshrink.runtime.decoding.lengths import Lengths, evaluated, solved
 from onnxshrink.runtime.inputs import Feed, Port, ports
 
@@ -92,6 +93,18 @@ class Decoder:
                 made[name] = np.zeros(evaluated(self.lengths[name], known), port.dtype)
         return made
 
+    def following(self, given: Mapping[str, np.ndarray], past: int, end: int) -> np.ndarray | None:
+        """What follows each token from ``past`` to ``end``; None where tokens are embeddings."""
+        ids = given[self.tokens]
+        if ids.dtype.kind not in "iu":
+            return None
+        mask = next((given[name] for name in self.masks if name in given), None)
+        if mask is not None and mask.shape == ids.shape:  # nobody says anything behind the end
+            ids = np.where(mask != 0, ids, UNKNOWN)
+        after = np.full((*ids.shape[:-1], 1), UNKNOWN, np.int64)
+        shifted: np.ndarray = np.concatenate([ids[..., 1:].astype(np.int64), after], -1)
+        return shifted[..., past:end]
+
     def _part(self, name: str, array: np.ndarray, past: int, end: int) -> np.ndarray:
         """What was given, as far as these tokens reach."""
         terms = self.lengths.get(name, ())
@@ -129,7 +142,7 @@ def find(model: Model) -> Decoder | None:
     found = states(model)
     if not found:
         return None
-    wanted = ports(model)
+    wanted = _completed(ports(model), found, model)
     kept = {state.input for state in found}
     past = {
         dim
@@ -175,6 +188,30 @@ def find(model: Model) -> Decoder | None:
     return Decoder(
         wanted, found, tokens, lengths, frozenset(masks), frozenset(places), branch, words
     )
+
+
+def _completed(wanted: Mapping[str, Port], found: Sequence[State], model: Model) -> dict[str, Port]:
+    """Inputs with lengths of states that a file leaves open although its graph knows them."""
+    free = [state for state in found if _open_axes(wanted[state.input], state)]
+    if not free:
+        return dict(wanted)
+    from onnxshrink.graph.analysis.shapes import walk
+
+    shapes = {value.name: shape for value, shape in walk(model, open_batch=True).shapes.items()}
+    completed = dict(wanted)
+    for state in free:
+        port, shape = wanted[state.input], shapes.get(state.output)
+        dims = list(port.dims or ())
+        for axis in _open_axes(port, state) if shape and len(shape) == len(dims) else ():
+            dims[axis] = dims[axis] if shape is None or shape[axis] is None else shape[axis]
+        completed[state.input] = replace(port, dims=tuple(dims))
+    return completed
+
+
+def _open_axes(port: Port, state: State) -> list[int]:
+    """The axes without a number behind the first one, but for that which grows."""
+    dims = port.dims or ()
+    return [n for n, d in enumerate(dims) if n and n != state.grows and not isinstance(d, int)]
 
 
 def _term(

@@ -32,7 +32,19 @@ SHAPES = [
     ("Conv", "", {}, [(1, 8, 6, 6), (16, 2, 3, 3)], [(None, 16, 4, 4)], None),
     ("MatMul", "", {}, [(None, 7), (7, 2)], [(None, 2)], None),
     ("MatMul", "", {}, [(7, 2)], [None], None),
-    ("GroupQueryAttention", "com.microsoft", {}, [(1, 2, 3)], [None], None),
+    (
+        "GroupQueryAttention", "com.microsoft", {"num_heads": 4, "kv_num_heads": 2},
+        [(1, 3, 32), (1, 3, 16), (1, 3, 16), (1, 2, 5, 8)], [None], 4 * 3 * (5 + 3) * (8 + 8),
+    ),
+    (
+        "GroupQueryAttention", "com.microsoft", {"num_heads": 4, "kv_num_heads": 2},
+        [(1, 3, 64), None, None, (1, 2, 5, 8)], [None], 4 * 3 * (5 + 3) * (8 + 8),
+    ),
+    (
+        "GroupQueryAttention", "com.microsoft", {"num_heads": 4, "kv_num_heads": 2},
+        [(1, None, 64)], [None], None,
+    ),
+    ("DecoderMaskedMultiHeadAttention", "com.microsoft", {}, [(1, 2, 3)], [None], None),
 ]  # fmt: skip
 
 

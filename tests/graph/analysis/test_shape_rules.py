@@ -1,5 +1,6 @@
 """Operators that only ONNX Runtime knows have the shapes that ONNX Runtime gives them."""
 
+import decoders
 import numpy as np
 import onnx
 import pytest
@@ -50,6 +51,24 @@ def test_shapes_are_those_of_the_runtime(name: str) -> None:
     feed = {key: normal(*shape) for key, shape in shapes.items()}
     (answer,) = open_session(proto.SerializeToString()).run(None, feed)
     assert found == answer.shape
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_shapes_of_a_decoder_are_those_of_the_runtime(packed: bool) -> None:
+    """Without a word of the file on what lies between, nor on the size of its heads."""
+    proto, feed = decoders.genai(packed=packed), decoders.genai_feed(3, 2)
+    model = Model.from_proto(proto)
+    shapes = walk(model, {name: array.shape for name, array in feed.items()}).shapes
+    session = open_session(proto.SerializeToString())
+    names = [output.name for output in session.get_outputs()]
+    found = {value.name: shape for value, shape in shapes.items()}
+    for name, answer in zip(names, session.run(names, feed), strict=True):
+        known = found[name]
+        assert known is not None
+        assert [length for length in known if length is not None] == [
+            length for length, told in zip(answer.shape, known, strict=True) if told is not None
+        ]
+        assert known[-1] == answer.shape[-1]
 
 
 @pytest.mark.parametrize("name", ["FusedMatMul", "MatMulNBits", "Attention", "MultiHeadAttention"])

@@ -39,6 +39,31 @@ def test_a_lookup() -> None:
     np.testing.assert_allclose(answers(model, x=x)[0], expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("stored_as", ["table", "head"])
+def test_a_table_that_is_multiplied_too_has_one_set_of_codes(stored_as: str) -> None:
+    turned = stored_as == "head"
+    rows, head = ("t", "w") if turned else ("w", "t")
+    source = f"""g (int64[3] i) => (float[3, 32] e, float[3, 8] y) {{
+        t = Transpose <perm = [1, 0]> (w) e = Gather <axis = 0> ({rows}, i) y = MatMul(e, {head})
+    }}"""
+    table, i = normal(8, 32), np.array([7, 0, 7])
+    model = Model.from_proto(text(source, w=table.T if turned else table))
+    view = view_of(model, "w")
+    assert nbits.why_not(view, 4, 16) == ""
+    assert "no multiple of 64" in nbits.why_not(view, 4, 64)
+    found = layout.blocks(view, 16)
+    stored = affine.quantize(found.values(), "int4", found.axes)
+    nbits.stored(model, view, stored, 0)
+    assert sorted(kinds(model)) == ["GatherBlockQuantized", "MatMulNBits", "Reshape"]
+    values = found.spread(affine.dequantize(stored))
+    expected = (values.T if turned else values)[i]
+    looked_up, scores = answers(model, i=i)
+    np.testing.assert_allclose(looked_up, expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        scores, expected @ (values if turned else values.T), rtol=1e-4, atol=1e-5
+    )
+
+
 @pytest.mark.parametrize(
     ("source", "array", "said"),
     [
