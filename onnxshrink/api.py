@@ -398,7 +398,7 @@ def prepare(
         generated=options.calibration is None, seed=options.seed, cache=cache, left=left,
         notes=notes, folder=Path(out).absolute().parent, progress=options.progress,
         storage=options.storage or storage, goal=goal or Goal(), compare_at=options.compare_at,
-        reading=options.reading,
+        reading=options.reading, keep_names=options.keep_names,
     )  # fmt: skip
 
 
@@ -481,7 +481,7 @@ def write(
     written = {Path(out), *data_files(Path(out))}
     report.bytes_gzip, report.bytes_brotli = files.gzip_bytes(written), files.brotli_bytes(written)
     report.storage = storage
-    report.runtime, report.packed = first_runtime(result.model.opset), storage == "packed"
+    report.runtime, report.packed = first_runtime(result.model), storage == "packed"
     if link:
         report.warnings.append(f"{out} was a link; it is a file now, and its target is as it was")
     report.warnings += superseded(old, Path(out))

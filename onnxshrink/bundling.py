@@ -167,7 +167,7 @@ class Bundle:
         total = sum(file.stat().st_size for file in self._files())
         return {
             "MODEL": source.name, "STEM": source.stem, "TITLE": source.stem, "SIZE": size(total),
-            "RUNTIME": (first_runtime(model.opset) if model is not None else "1.24") or "1.23",
+            "RUNTIME": (first_runtime(model) if model is not None else "1.24") or "1.23",
             "INPUTS": _listed(signature.inputs), "OUTPUTS": _listed(signature.outputs),
             "DATA": self._web_data(pack),
         }  # fmt: skip

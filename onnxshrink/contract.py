@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from onnxshrink import heap
 from onnxshrink.errors import DataError, ModelError, RecipeError
 from onnxshrink.goal import Goal
 from onnxshrink.options import nearest
@@ -63,6 +64,7 @@ class Settings:
         progress: Called with what is done, how much of it, and out of how much.
         cache: Statistics of earlier runs.
         storage: How the result will be stored, for passes that steer by its bytes.
+        keep_names: Whether no name is shortened where the result is written.
         goal: What the answers must keep in the end, for passes that steer by them.
         findings: What steps found out about models on these inputs, for later runs on them.
         compare_at: Names of values that are compared in place of the outputs behind them.
@@ -81,6 +83,7 @@ class Settings:
     progress: Progress = silent
     cache: CalibrationCache | None = None
     storage: str = "auto"
+    keep_names: bool = False
     goal: Goal = field(default_factory=Goal)
     findings: dict[Any, Any] = field(default_factory=dict)
     compare_at: tuple[str, ...] = ()
@@ -123,6 +126,7 @@ class Judge:
         else:
             self._observe_first(model)
         self._newest: Answers | None = None
+        self.worst = math.inf  # error of an output in what was verified last
 
     @property
     def original(self) -> Answers | None:
@@ -217,11 +221,12 @@ class Judge:
 
     def verify(self, trial: Model, bound: float) -> str:
         """Why a model half-way through a step does not do; empty when it does."""
-        before = self._last
+        before, self.worst = self._last, math.inf
         try:
             figures = self._compare(before, self._observe(trial))
         except (ModelError, DataError) as error:
             return f"the result does not run: {error}"
+        self.worst = max((row.worst for row in figures), default=0.0)
         return self._excess(figures, bound, before)
 
     def refusal(
@@ -244,6 +249,7 @@ class Judge:
             grown = step.bytes_after - step.bytes_before
             return f"the file would be {size(grown)} bigger ({size(step.bytes_after)})"
         before = self._last
+        heap.give_back()  # what the step has left is room for the model
         try:
             answers = self._observe(trial)
         except (ModelError, DataError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from onnxshrink.pipeline import Context
 
 _TRIES = 16  # models that are tried
+_FEWER = 6  # tries: both halves, and all quarters
+_NO_LESS = 0.5  # of the error of all weights: what a quarter of them makes where each adds its own
 _SLOW = "what it would do there is not faster on this machine"
 
 
@@ -43,6 +46,13 @@ def retreat(
     order, faster = list(savings), bool(getattr(pass_, "faster_only", False))
     last: tuple[Model, Step] | None = None
     reasons: dict[str, str] = {}
+    whole = math.inf if step.max_error is None else step.max_error
+    errors: list[float] = []
+
+    def hopeless() -> bool:
+        """Whether it makes no difference how many weights are changed: outputs are chaotic."""
+        tried = last is None and len(errors) >= _FEWER
+        return tried and min(errors) >= _NO_LESS * whole
 
     def tolerated(chosen: Sequence[str]) -> bool:
         nonlocal last
@@ -52,7 +62,10 @@ def retreat(
             fewer.apply(trial, replace(ctx, step=row))
         except ShrinkError:
             return False
-        if not row.changes or judge.verify(trial, bound):
+        if not row.changes:
+            return False
+        if judge.verify(trial, bound):
+            errors.append(judge.worst)
             return False
         if faster:
             latency = judge.latency(last[0] if last else model, trial)
@@ -66,6 +79,8 @@ def retreat(
         ctx.progress("trying fewer weights", tries, _TRIES)
 
     def worth(left: Sequence[str]) -> bool:
+        if hopeless():
+            return False
         return not saves or sum(savings[name] for name in left) >= judge.least_saving(step)
 
     if faster and len(order) == 1:  # it is not too much: only its time is to be seen

@@ -131,6 +131,13 @@ def output(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
+def scratch_file(path: Path) -> Iterator[BinaryIO]:
+    """A file in a scratch folder, written in place; errors like those of :func:`output`."""
+    with writing(path), open(path, "wb") as file:
+        yield file
+
+
+@contextlib.contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """Like :func:`output`, for those who know better than this what an OSError means."""
     with scratch(path.absolute().parent) as folder:

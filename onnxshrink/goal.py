@@ -34,6 +34,7 @@ LIMITS = ("min_agreement", "max_error", "max_kl", "max_perplexity_rise", "max_dr
 _WORDS = {
     "agreement": "top-1 agreement", "likeness": "likeness", "error": "relative error",
     "divergence": "divergence", "perplexity": "rise of perplexity",
+    "matched": "matched detections",
 }  # fmt: skip
 
 
@@ -72,10 +73,10 @@ class Promise:
 
         figure, found, careful, units, counted = self.estimate
         line = f"{_WORDS[figure]} of {self.output!r} on {units} unseen "
-        line += "rows" if figure == "agreement" else "inputs or rows"
+        line += {"agreement": "rows", "matched": "detections"}.get(figure, "inputs or rows")
         line += f": {found:.4g}"
-        least = figure in ("agreement", "likeness")
-        if isfinite(careful):
+        least = figure in ("agreement", "likeness", "matched")
+        if isfinite(careful) and figure != "matched":
             side = "at least" if least else "at most"
             line += f" ({side} {careful:.4g} with {100 * self.confidence:.0f} % confidence"
             if figure == "agreement" and counted < careful:
@@ -186,7 +187,12 @@ class Goal:
             arrays = [outputs[place] for outputs in answers.outputs]
             found[name] = decide(name, arrays, answers.tails.get(name))
             if name in self.measures:
-                found[name] = Known(self.measures[name], "as you say")
+                found[name] = Known(self.measures[name], "as you say", blank=found[name].blank)
+        if answers.detections is not None and not self.measures:
+            why = "boxes, with scores and classes, of which there are any number"
+            for number in answers.detections.outputs:
+                found[answers.names[number]] = Known("states", "the boxes tell of it")
+            found[answers.names[answers.detections.boxes]] = Known("detections", why)
         return found
 
     def asked(self, before: Answers) -> dict[str, dict[Figure, float]]:
@@ -195,6 +201,17 @@ class Goal:
         Raises:
             RecipeError: A rise of perplexity is asked for, and nobody knows what tokens follow.
         """
+        return self._without_entering(self._asked(before), before)
+
+    def _without_entering(
+        self, asked: dict[str, dict[Figure, float]], before: Answers
+    ) -> dict[str, dict[Figure, float]]:
+        """Where detections are told apart, they are what is asked for, not what enters them."""
+        told = any("matched" in limits for limits in asked.values())
+        entering = before.names[len(before.names) - before.entering :] if told else ()
+        return {name: {} if name in entering else limits for name, limits in asked.items()}
+
+    def _asked(self, before: Answers) -> dict[str, dict[Figure, float]]:
         if self.max_perplexity_rise is not None and not any(
             labels is not None for labels in before.following
         ):
@@ -210,6 +227,9 @@ class Goal:
         choosing = {n for n, known in kinds.items() if known.chooses or known.kind == "labels"}
         found: dict[str, dict[Figure, float]] = {name: {} for name in kinds}
         for name in kinds:
+            if kinds[name].kind == "detections":
+                found[name] = {"matched": self.limits.agreement if least is None else least}
+                continue
             if least is not None and (name in choosing or not choosing):
                 found[name]["agreement"] = least
             if self.max_kl is not None and kinds[name].chooses:
@@ -309,14 +329,17 @@ def _called(metric: Metric) -> str:
 
 
 def _top1(row: OutputComparison, known: Known, before: Answers, after: Answers) -> float | None:
-    if known.axis == -1:
+    if known.axis == -1 and known.blank is None:
         return row.top1
     from onnxshrink.kernels.metrics import Agreement
 
     agreement, place = Agreement(), before.names.index(row.name)
     for x, y in zip(before.outputs, after.outputs, strict=True):
         agreement.add(known.rows(x[place]), known.rows(y[place]))
-    return agreement.top1
+    if agreement.top1 is None:
+        return None
+    dilution = known.dilution([feed[place] for feed in before.outputs])
+    return max(1 - (1 - agreement.top1) * dilution, 0.0)
 
 
 def _rise(name: str, before: Answers, after: Answers) -> float:
@@ -334,6 +357,7 @@ def _missed(
     figures = {
         "agreement": top1, "likeness": row.likeness, "error": row.worst, "divergence": row.kl,
         "perplexity": rise,
+        "matched": None,
     }  # fmt: skip
     lines = []
     for figure, limit in limits.items():

@@ -359,6 +359,7 @@ def run(
         report.warnings += judge.silences
         report.unproven = judge.proves_nothing and not settings.generated
         report.outputs = {row.name: row.to_dict() for row in effect}
+        report.matched = judge.answers and judge.answers[0].matched(judge.answers[1])
     return Result(model, report, effect, judge.answers)
 
 

@@ -159,6 +159,7 @@ class Report:
         signal: The exit code that tells of Ctrl-C or SIGTERM, where one of them ended the search
             and this is the best that it had found; else 0.
         unproven: Whether the given inputs could not have shown a difference.
+        matched: Detections that are found again, and all, where the model has some.
     """
 
     source: str = ""
@@ -181,6 +182,7 @@ class Report:
     front: Table | None = None
     signal: int = 0
     unproven: bool = False
+    matched: tuple[int, int] | None = None
     bytes_before: int = 0
     bytes_after: int = 0
     bytes_gzip: int | None = None
@@ -259,6 +261,17 @@ class Report:
             worst = f"{_figure(row['worst'])} at {row['slice']}" if row["slice"] else ""
             effect.add(name, *figures, worst)
         tables.append(effect)
+        if self.matched is not None and self.matched[1]:
+            boxes = Table("detections", ("of both models", "found again", "matched detections"))
+            again, total = self.matched
+            boxes.add(f"{total:,}", f"{again:,}", f"{100 * again / total:.1f} %")
+            tables.append(boxes)
+        heard = {n: row for n, row in self.outputs.items() if row.get("spectrum_db") is not None}
+        if heard:
+            sounds = Table("sounds", ("output", "log-spectral distance", "length drift"))
+            for name, row in heard.items():
+                sounds.add(name, f"{row['spectrum_db']:.2f} dB", f"{100 * row['drift']:.2f} %")
+            tables.append(sounds)
         if self.renamed:
             names = Table("names", ("internal names", "in the result"))
             how = "shortened; a .json report has the old ones, --keep-names keeps them"

@@ -16,6 +16,7 @@ from onnxshrink.passes.quantize_rd import QuantizeRd
 from onnxshrink.passes.quantize_static import QuantizeStatic
 from onnxshrink.passes.quantize_weights import QuantizeWeights
 from onnxshrink.passes.reconstruct import Reconstruct
+from onnxshrink.passes.round_trees import RoundTrees
 from onnxshrink.passes.share_codebook import ShareCodebook
 from onnxshrink.passes.smooth import Smooth
 from onnxshrink.passes.specialize import Specialize
@@ -39,6 +40,7 @@ quantize_rd = OneStep(QuantizeRd)
 quantize_static = OneStep(QuantizeStatic)
 quantize_weights = OneStep(QuantizeWeights)
 reconstruct = OneStep(Reconstruct)
+round_trees = OneStep(RoundTrees)
 share_codebook = OneStep(ShareCodebook)
 smooth = OneStep(Smooth)
 specialize = OneStep(Specialize)

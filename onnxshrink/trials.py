@@ -12,16 +12,19 @@ import tempfile
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxshrink import files
+from onnxshrink import files, heap
 from onnxshrink.errors import ModelError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from onnxshrink.graph.analysis.ranked import Entering
     from onnxshrink.graph.file.model import Model
+    from onnxshrink.kernels.detections import Detector
     from onnxshrink.kernels.kinds import Tail
     from onnxshrink.kernels.metrics import OutputComparison
     from onnxshrink.runtime.session import SessionOptions
@@ -82,6 +85,33 @@ class Answers:
         followed = {name for name, tail in self.tails.items() if tail.followed}
         return tuple(name for name in self.names if name not in followed)
 
+    @cached_property
+    def sounds(self) -> frozenset[str]:
+        """Outputs that are waveforms."""
+        from onnxshrink.kernels.kinds import sounds
+        from onnxshrink.runtime.shelf import read
+
+        return sounds(self.names, [*read(self.outputs)], self.tails)
+
+    @cached_property
+    def detections(self) -> Detector | None:
+        """Where boxes are, with scores and classes, of which there are any number."""
+        from onnxshrink.kernels.detections import found
+
+        return found(self.plain.outputs, picks=self.entering > 0)
+
+    def matched(self, other: Answers) -> tuple[int, int] | None:
+        """Detections that are found again in another model's, and all; None where there are none.
+
+        See :mod:`onnxshrink.kernels.detections`.
+        """
+        from onnxshrink.kernels.detections import matched
+
+        if self.detections is None:
+            return None
+        mine = self.plain.outputs[: len(other.outputs)]
+        return matched(mine, other.plain.outputs, self.detections)
+
     @property
     def silent(self) -> dict[str, str]:
         """Outputs to which likeness says nothing, and why: by name."""
@@ -113,7 +143,16 @@ class Answers:
             read([outputs[i] for i in places] for outputs in answers)
             for answers in (self.outputs[: len(other.outputs)], other.outputs)
         )
-        return compare_outputs(self.judged, mine, its, stacked=self.stacked, random=self.random)
+        states = {name for name, tail in self.tails.items() if tail.fed_back}
+        return compare_outputs(
+            self.judged,
+            mine,
+            its,
+            stacked=self.stacked,
+            random=self.random,
+            states=states,
+            sounds=self.sounds,
+        )
 
     def errors(self, other: Answers) -> list[list[float]]:
         """How far another model is from these, for each feed and each row of it.
@@ -121,6 +160,7 @@ class Answers:
         Of outputs the worst counts; those that differ from run to run do not.
         """
         from onnxshrink.kernels.by_input import input_errors
+        from onnxshrink.kernels.sound import as_heard
 
         if self.names != other.names and (self.entering or other.entering):
             return self.plain.errors(other.plain)
@@ -129,6 +169,8 @@ class Answers:
         for name in names:
             place = self.names.index(name)
             pairs = [(x[place], y[place]) for x, y in zip(self.outputs, other.outputs, strict=True)]
+            if name in self.sounds:
+                pairs = [as_heard(x, y) for x, y in pairs]
             for feed, rows in zip(
                 found, input_errors(pairs, whole=name in self.stacked), strict=True
             ):
@@ -164,7 +206,6 @@ def answers(
     """
     from onnxshrink.graph.analysis import noise
     from onnxshrink.graph.analysis.ranked import entering, exposed
-    from onnxshrink.graph.analysis.tails import tails
     from onnxshrink.runtime.decoding.steps import following
     from onnxshrink.runtime.session import DEFAULT_OPTIONS
 
@@ -185,14 +226,26 @@ def answers(
         except ModelError as error:
             # The temporary file means nothing to the reader; the model does.
             raise type(error)(str(error).replace(str(path), model.label)) from error
+    found = _unanswered(model, run.output_names, before)
+    return replace(found, outputs=run.outputs, following=following(feeds))
+
+
+def _unanswered(model: Model, outputs: Sequence[str], before: Entering) -> Answers:
+    """What is known of answers before there are any.
+
+    Args:
+        model: The model.
+        outputs: Names of its outputs, and of what it hands out besides.
+        before: Where to compare instead.
+    """
+    from onnxshrink.graph.analysis.tails import tails
+
     known = tails(model)
-    more = len(run.output_names) - len(known)
+    more = len(outputs) - len(known)
     for name in before.outputs & known.keys() if before.values else ():
         known[name] = replace(known[name], followed=True)
-    names = (*run.output_names[: len(known)], *(f"value {i} before the tail" for i in range(more)))
-    return Answers(
-        names, run.outputs, _stacked(model), known, entering=more, following=following(feeds)
-    )
+    names = (*outputs[: len(known)], *(f"value {i} before the tail" for i in range(more)))
+    return Answers(names, [], _stacked(model), known, entering=more)
 
 
 def _stacked(model: Model) -> frozenset[str]:
@@ -238,6 +291,7 @@ class Exchange:
         model: The model; it is left as it is.
         names: Constants that are to be exchanged.
         worker: Where to run.
+        whole: Whether values that enter a tail that ranks are among the answers.
 
     Attributes:
         refused: Constants that cannot be exchanged, and why.
@@ -246,19 +300,24 @@ class Exchange:
         ModelError: The model does not load.
     """
 
-    def __init__(self, model: Model, names: Iterable[str], worker: Worker):
+    def __init__(
+        self, model: Model, names: Iterable[str], worker: Worker, *, whole: bool = False
+    ):  # fmt: skip
         from onnxshrink.graph.analysis import noise
         from onnxshrink.graph.analysis.instrument import instrument
-        from onnxshrink.graph.analysis.tails import tails
+        from onnxshrink.graph.analysis.ranked import Entering, entering, exposed
 
         self._worker = worker
         self._stack = contextlib.ExitStack()
         self._path = self._stack.enter_context(files.scratch()) / "model.onnx"
         weakref.finalize(self, self._stack.close)
-        self.refused = instrument(model, self._path, free=names).refused
+        before = entering(model) if whole else Entering()
+        shown = exposed(model, before.values) if before.values else model
+        self.refused = instrument(shown, self._path, free=names).refused
+        heap.give_back()
         self._draws = noise.has_state(model)
-        outputs = self._open()
-        self._nothing = Answers(tuple(outputs), [], _stacked(model), tails(model))
+        self._outputs = tuple(self._open())
+        self._nothing = _unanswered(model, self._outputs, before)
 
     def _open(self) -> Sequence[str]:
         """Load the model, anew if it draws numbers; the names of its outputs."""
@@ -266,7 +325,8 @@ class Exchange:
 
         if self._draws:
             self._worker.release()
-        return list(self._worker.open(self._path, SessionOptions(accuracy_level=0)).outputs)
+        options = SessionOptions(accuracy_level=0, lean=True)
+        return list(self._worker.open(self._path, options).outputs)
 
     def answers(self, feeds: Feeds, weights: Mapping[str, np.ndarray] | None = None) -> Answers:
         """What the model answers with these constants exchanged, and the others its own.
@@ -280,13 +340,14 @@ class Exchange:
         if self._draws:
             self._open()
         self._worker.hold(weights or {})
-        found = steps.answered(self._worker, self._nothing.names, feeds)
+        found = steps.answered(self._worker, self._outputs, feeds)
         return replace(self._nothing, outputs=[row for row, _ in found])
 
     def close(self) -> None:
         """Let go of the model."""
         self._worker.release()
         self._stack.close()
+        heap.give_back()
 
 
 class Reference:

@@ -78,9 +78,10 @@ def _warm(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(autouse=True)
 def _hasty(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where latency is not what is tested, steps that are for speed take one turn to measure it."""
+    """Where latency is not what is tested, models run once where they are timed."""
     if request.path.stem not in ("test_bench", "test_latency"):
-        monkeypatch.setattr("onnxshrink.runtime.bench._TURNS", 1)
+        for name, hasty in (("_TURNS", 1), ("_BURST_SECONDS", 0.0), ("_PROFILED_SECONDS", 0.0)):
+            monkeypatch.setattr(f"onnxshrink.runtime.bench.{name}", hasty)
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def make(folder: Path) -> None:
     shutil.copy(MODELS / "recommender" / "model.onnx", folder / "tabular.onnx")
     with np.load(MODELS / "vision_cnn" / "calibration.npz") as inputs:
         images = inputs["image"]
-    np.savez(folder / "inputs.npz", image=images)
+    np.savez(folder / "inputs.npz", image=images[:_FEW])
     _photos(folder / "photos", images)
     _tables(folder)
     _sounds(folder, rng)

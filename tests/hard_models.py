@@ -529,6 +529,25 @@ def recurrent() -> Hard:
 
 
 @hard
+def one_by_one() -> Hard:
+    """Tokens that are joined, positions that are repeated, slopes and gains of several axes."""
+    proto = text(
+        """g (float[n, 16, 48] x) => (float[n, 24, 48] y) {
+            one = Constant <value = int64[1] {1}> ()  all = Shape <end = 1> (x)
+            many = Concat <axis = 0> (all, one, one)
+            places = Expand(positions, many)  s = Add(x, places)
+            h = MatMul(s, w)  a = PRelu(h, slopes)
+            m = LayerNormalization <axis = 1> (a, gains)
+            queries = Expand(tokens, many)  y = Concat <axis = 1> (queries, m)
+        }""",
+        w=weight(61, 48, 48), positions=weight(62, 1, 16, 48), slopes=weight(63, 16, 48),
+        gains=1 + weight(64, 16, 48), tokens=weight(65, 1, 8, 48),
+    )  # fmt: skip
+    rng = np.random.default_rng(66)
+    return Hard(proto, [{"x": rng.standard_normal((4, 16, 48), np.float32)} for _ in range(2)])
+
+
+@hard
 def sparse() -> Hard:
     """A sparse initializer beside a dense one."""
     proto = text(

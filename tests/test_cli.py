@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from command_line import Run
+from example_files import make_models
 
 from onnxshrink.cli import main
 from onnxshrink.cli._terminal import show
@@ -33,8 +34,12 @@ def data_of(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_shrink_and_apply_give_the_same_bytes(cli: Run, name: str, tmp_path: Path) -> None:
-    source, data = model_of(name), data_of(name)
+def test_shrink_and_apply_give_the_same_bytes(
+    cli: Run, name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    models = tmp_path_factory.mktemp("few") / "models"
+    make_models(models)
+    source, data = models / name / "model.onnx", models / name / "calibration.npz"
     done = cli(
         "shrink", source, "small.onnx", "--calibration", data, "--recipe-out", "recipe.yaml",
         "--json", "--no-bench",

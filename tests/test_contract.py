@@ -13,7 +13,7 @@ import pytest
 from hard_models import rows, text, weight
 
 from onnxshrink import fewer_weights
-from onnxshrink.contract import Settings
+from onnxshrink.contract import Judge, Settings
 from onnxshrink.errors import (
     DataError,
     InputsMissing,
@@ -30,6 +30,7 @@ from onnxshrink.passes.quantize_weights import QuantizeWeights
 from onnxshrink.pipeline import Context, Pass, Result, run
 from onnxshrink.report import Report, Step
 from onnxshrink.runtime.worker import Worker
+from onnxshrink.select import Select
 
 FEEDS = rows(3, 64)
 
@@ -327,6 +328,36 @@ def test_a_search_for_what_may_stand_ends(worker: Worker, monkeypatch: pytest.Mo
     result = run([COARSE], branches(0), Settings(feeds=CALM), worker)
     changed = {change.what for change in result.report.steps[0].changes}
     assert changed == {"w3", "w4", "w5"}
+
+
+def test_where_fewer_weights_are_no_better_the_search_ends_early(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sine of large numbers turns over whatever weight is touched."""
+    names = [f"w{number}" for number in range(32)]
+    body = "".join(f"a{n + 1} = Add(a{n}, c{n})  c{n + 1} = MatMul(x, {name})  "
+                   for n, name in enumerate(names, 1))  # fmt: skip
+    net = (
+        "g (float[n, 64] x) => (float[n, 8] y) { "
+        f"a1 = MatMul(x, w)  c1 = MatMul(x, w0)  {body} "
+        "b = Mul(a33, large)  y = Sin(b) }"
+    )
+    weights = {name: weight(n, 8, 64).T for n, name in enumerate(names)}
+    model = Model.from_proto(
+        text(net, **weights, w=weight(99, 8, 64).T, large=np.array(1e5, np.float32))
+    )
+    tries: list[float] = []
+    verify = Judge.verify
+
+    def counted(judge: Judge, trial: Model, bound: float) -> str:
+        tries.append(bound)
+        return verify(judge, trial, bound)
+
+    monkeypatch.setattr(Judge, "verify", counted)
+    step = QuantizeWeights(weights=Select(min_size=64))
+    result = run([step], model, Settings(feeds=FEEDS), worker)
+    assert result.report.steps[0].status == "rolled back"
+    assert len(tries) == 6
 
 
 def test_a_refusal_by_the_pass_is_rolled_back(attempt):

@@ -1,7 +1,7 @@
 """Mutated models through the commands: refused in one line, or answered by a model that loads.
 
 The models are the node tests of the onnx wheel, each with a few fields of its messages changed.
-``ONNXSHRINK_FUZZ`` says how many: 2,000 here, tens of thousands by hand.
+``ONNXSHRINK_FUZZ`` says how many: 1,000 here, tens of thousands by hand.
 """
 
 import functools
@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import onnx.backend.test
 import pytest
+import shares
 from google.protobuf.message import Message
 from onnx.backend.test.loader import load_model_tests
 
@@ -29,7 +30,7 @@ from onnxshrink.select import Select
 #: One process makes the cases of the wheel, for all tests that try them.
 pytestmark = [pytest.mark.fuzz, pytest.mark.xdist_group("oracle")]
 
-CASES = int(os.environ.get("ONNXSHRINK_FUZZ", "2000"))
+CASES = shares.FUZZ
 FIRST = int(os.environ.get("ONNXSHRINK_FUZZ_FIRST", "0"))
 LARGEST = 20_000
 ODD = (0, 1, -1, 2, 7, 255, 2**31 - 1, -(2**31), 2**62, -(2**63), 2**63 - 1)

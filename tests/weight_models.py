@@ -20,6 +20,13 @@ Feed = dict[str, np.ndarray]
 Formula = Callable[[dict[str, Array], Feed], np.ndarray]
 
 
+#: Cases whose weight is in no sum: its numbers are used one by one.
+ONE_BY_ONE = (
+    "Add", "Sub", "Mul", "Where", "Expand", "Reshape", "ScatterND", "Concat", "PRelu",
+    "gains of several axes", "places of four numbers",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Case:
     """A model and how to run it.
@@ -106,6 +113,11 @@ def _conv_transpose_of(
     return _conv_transpose(m["W"], feed["x"], kernel, group)
 
 
+def _normalized(m: dict[str, Array], feed: Feed) -> np.ndarray:
+    x = feed["x"] - feed["x"].mean((1, 2), keepdims=True)
+    return m["W"] * x / x.std((1, 2), keepdims=True)
+
+
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
@@ -138,6 +150,29 @@ def _rnn(m: dict[str, Array], feed: Feed) -> np.ndarray:
             h = np.tanh(x @ w.T + h @ r.T)
         results.append(h)
     return np.stack(results)
+
+
+def waves(w: Array, *shape: int) -> tuple[onnx.ModelProto, list[Feed]]:
+    """A product with ``w``, and waves of frequencies in a table: in float16 phases are lost."""
+    rng, rows = np.random.default_rng(7), shape[0] if len(shape) > 1 else 1
+    proto = parsed(
+        f"""g (float[n, {len(w)}] x, float[n, {rows}, 1] t) => (float[n, {shape[-1]}] y) {{
+            first = Constant <value = int64[1] {{1}}> ()
+            h = MatMul(x, w)  r = Mul(h, gains)  many = Mul(t, table)  each = Sin(many)
+            s = ReduceSum <keepdims = 0> (each, first)  y = Add(r, s)
+        }}""",
+        '<ir_version: 8, opset_import: ["": 17]>',
+        w=w, gains=rng.integers(1, 9, shape[-1]).astype(np.float32),
+        table=rng.uniform(1, 2, shape).astype(np.float32),
+    )  # fmt: skip
+    feeds = [
+        {"x": rng.standard_normal((16, len(w)), np.float32),
+         "t": rng.uniform(0, 1e4, (16, rows, 1)).astype(np.float32)}
+        for _ in range(8)
+    ]  # fmt: skip
+    for feed in feeds:
+        feed["x"][:, [0, 32]] = 0  # rows that tests give outliers
+    return proto, feeds
 
 
 # ------------------------------------------------------------------------- every operator
@@ -270,12 +305,33 @@ def operators() -> list[Case]:
     )
 
     feed = {"x": normal(20, 32, seed=1)}
-    chosen = "g (float[20, 32] x) => (float y) { n = Neg(x) m = Less(n, x) y = Where(m, x, W) }"
-    cases.append(
-        _case(
-            "Where", chosen, feed, lambda m, f: np.where(f["x"] > 0, f["x"], m["W"]), (20, 32),
-            W=normal(20, 32),
-        )
+    ends = "a = Constant<value = int64[1] {0}>() b = Constant<value = int64[1] {1}>() "
+    one_by_one: list[tuple[str, str, Formula]] = [
+        ("Where", "n = Neg(x) m = Less(n, x) y = Where(m, x, W)",
+         lambda m, f: np.where(f["x"] > 0, f["x"], m["W"])),
+        ("Expand", "s = Shape(x) e = Expand(W, s) y = Mul(x, e)", lambda m, f: f["x"] * m["W"]),
+        ("Reshape", "s = Shape(x) e = Reshape(W, s) y = Sub(x, e)", lambda m, f: f["x"] - m["W"]),
+        ("ScatterND", ends + "k = Unsqueeze(a, b) v = Slice(x, a, b) y = ScatterND(W, k, v)",
+         lambda m, f: np.concatenate([f["x"][:1], m["W"][1:]])),
+    ]  # fmt: skip
+    for name, body, formula in one_by_one:
+        text = f"g (float[20, 32] x) => (float y) {{ {body} }}"
+        cases.append(_case(name, text, feed, formula, (20, 32), W=normal(20, 32)))
+    matmul(
+        "Concat", "Concat<axis = 1>(W, x)", (1, 3, 64), (1, 40, 64),
+        lambda m, f: np.concatenate([m["W"][None], f["x"]], 1), (40, 64),
+    )  # fmt: skip
+    matmul(
+        "PRelu", "PRelu(x, W)", (3, 8, 7, 9), (8, 7, 9),
+        lambda m, f: np.where(f["x"] > 0, f["x"], m["W"].reshape(8, 7, 9) * f["x"]), (8, 63),
+    )  # fmt: skip
+    matmul(
+        "gains of several axes", "LayerNormalization<axis = 1, epsilon = 0.0>(x, W)",
+        (3, 20, 32), (20, 32), _normalized, (20, 32),
+    )  # fmt: skip
+    matmul(
+        "places of four numbers", "Add(x, W)", (2, 300, 4), (300, 4),
+        lambda m, f: f["x"] + m["W"].T, (4, 300),
     )  # fmt: skip
     deformed = "g (float[2, 8, 7, 9] x, float[2, 18, 5, 7] o) => (float y) "
     deformed += "{ y = DeformConv<kernel_shape = [3, 3]>(x, W, o) }"
@@ -299,7 +355,7 @@ def operators() -> list[Case]:
                 W=normal(*shape),
             )
         )
-    for op, formula, gates, ways in (
+    for op, steps, gates, ways in (
         ("LSTM", _lstm, 4, 1),
         ("GRU", _gru, 3, 1),
         ("RNN", _rnn, 1, 2),
@@ -311,7 +367,7 @@ def operators() -> list[Case]:
                 op,
                 f"g (float[3, 2, 60] x) => (float y) {{ {body} }}",
                 {"x": normal(3, 2, 60, seed=1)},
-                formula,
+                steps,
                 (ways * gates * 10, 60),
                 W=normal(ways, gates * 10, 60) / 5,
                 R=normal(ways, gates * 10, 10, seed=2) / 5,

@@ -59,7 +59,7 @@ def load(folder: Path) -> tuple[Feeds, Feeds]:
 def oracle(folder: Path, calibration: Feeds, test: Feeds, worker: Worker) -> int:
     """Bytes of the smallest that keeps the budget on TEST, told what TEST says."""
     model, goal = Model.load(folder / "model.onnx"), Goal(confidence=0.5)
-    settings = Settings(feeds=calibration[:64], unseen=test, storage="coded")
+    settings = Settings(feeds=calibration[:64], unseen=test, storage="coded", keep_names=True)
     ask = Evaluator(model, [find_pass("clean")()], settings, goal, worker, "coded")
     return Search(ask).run().best.nbytes
 

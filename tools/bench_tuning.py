@@ -1,14 +1,16 @@
 """Measure what tuning saves: packed bytes at the same error on inputs that no step has seen.
 
-Every folder of the zoo holds ``model.onnx`` and ``evaluate.py``, a module with
-``load_inputs(split)`` and ``metric(outputs)``; at most 64 inputs of the split ``calibration`` are
-used, and answers are compared on the split ``test``.
+Every folder of the zoo holds ``model.onnx`` and either ``evaluate.py``, a module with
+``load_inputs(split)`` and ``metric(outputs)``, or the arrays of both splits as ``calibration.npz``
+and ``test.npz``; at most 64 inputs of the split ``calibration`` are used, and answers are compared
+on the split ``test``.
 
-    python tools/bench_tuning.py ZOO [folder ...] [--steps 60] [--error E]
+    python tools/bench_tuning.py ZOO [folder ...] [--steps 60] [--error E] [--bytes N]
 
 quantize-rd runs as it would by itself, which gives an error; then at coarser steps, with and
 without ``tune`` behind it. Between these runs the logarithms of sizes and errors are interpolated,
-to find the bytes of both at the error of the first, or at one that is given.
+to find the bytes of both at the error of the first, or at one that is given. With ``--bytes`` it is
+asked for packed models of that size, and the errors of both are told.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from bench_rate import MOST_INPUTS, answers, module
@@ -34,7 +37,37 @@ from onnxshrink.pipeline import Result, run
 from onnxshrink.runtime.worker import Worker
 
 FOLDERS = ("fashion_cnn", "mlp_tabular", "arabic_gru_decoder", "magika_v3_3", "ppocr_rec_v4")
+_STACK = 8
 COARSER = (1, 2, 4, 8, 16, 32)  # times what quantize-rd spends by itself
+
+
+class Arrays:
+    """Inputs in stacks, and the right classes of those for TEST: accuracy is the metric."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        with np.load(folder / "test.npz") as stored:
+            self._truth = stored["truth"]
+
+    def load_inputs(self, split: str) -> list[dict[str, np.ndarray]]:
+        """All of a split, in stacks of eight."""
+        with np.load(self._folder / f"{split}.npz") as stored:
+            arrays = {key: stored[key] for key in stored.files if key != "truth"}
+        count = len(next(iter(arrays.values())))
+        return [
+            {key: array[at : at + _STACK] for key, array in arrays.items()}
+            for at in range(0, count, _STACK)
+        ]
+
+    def metric(self, outputs: Sequence[Sequence[np.ndarray]]) -> float:
+        """The share of classes that are right."""
+        found = np.concatenate([row[0].argmax(-1) for row in outputs])
+        return float((found == self._truth).mean())
+
+
+def task(folder: Path) -> Any:
+    """What loads the inputs of a folder and rates the answers to those for TEST."""
+    return module(folder) if (folder / "evaluate.py").exists() else Arrays(folder)
 
 
 def at_error(points: Sequence[tuple[int, float, float]], error: float) -> float:
@@ -50,7 +83,7 @@ class Bench:
 
     def __init__(self, folder: Path, scratch: Path, worker: Worker, steps: int):
         self._task, self._scratch, self._worker, self._steps = (
-            module(folder), scratch, worker, steps,
+            task(folder), scratch, worker, steps,
         )  # fmt: skip
         self._name, source = folder.name, folder / "model.onnx"
         self._model = Model.load(source)
@@ -77,6 +110,18 @@ class Bench:
     def _run(self, *steps: QuantizeRd | Tune) -> Result:
         settings = Settings(check="quick", feeds=self._feeds)
         return run(steps, self._model, settings, self._worker)
+
+    def of_size(self, wanted: float) -> str:
+        """The line of the table, for a packed model of so many bytes."""
+        step = QuantizeRd(target_ratio=self._model.stored_bytes() / wanted, max_error=99)
+        started = time.perf_counter()
+        plain, tuned = (
+            self._figures(self._run(*steps)) for steps in ((step,), (step, Tune(steps=self._steps)))
+        )
+        return (
+            f"| {self._name} | {plain[0]:,} | {plain[1]:.4f} | {plain[2]:.4f} | {tuned[0]:,} "
+            f"| {tuned[1]:.4f} | {tuned[2]:.4f} | {time.perf_counter() - started:.0f} |"
+        )
 
     def row(self, error: float | None) -> str:
         """The line of the table."""
@@ -111,16 +156,19 @@ def main() -> None:
     parser.add_argument("folders", nargs="*", help="default: some that are unlike each other")
     parser.add_argument("--steps", type=int, default=60, help="of tune")
     parser.add_argument("--error", type=float, help="at which bytes are told")
+    parser.add_argument("--bytes", type=float, help="of a packed model, whose errors are told")
     arguments = parser.parse_args()
     sys.path.insert(0, str(arguments.zoo))  # what the evaluate.py share lies there
-    print(
-        "| model | metric | error | bytes | tuned | saved | errors at each step | seconds, both |"
-    )
-    print("|" + " --- |" * 8)
+    columns = "metric | error | bytes | tuned | saved | errors at each step | seconds, both"
+    if arguments.bytes:
+        columns = "bytes | error | metric | tuned | error | metric | seconds, both"
+    print(f"| model | {columns} |")
+    print("|" + " --- |" * (2 + columns.count("|")))
     with tempfile.TemporaryDirectory(prefix="onnxshrink-bench-") as scratch, Worker() as worker:
         for name in arguments.folders or FOLDERS:
             bench = Bench(arguments.zoo / name, Path(scratch), worker, arguments.steps)
-            print(bench.row(arguments.error), flush=True)
+            size = arguments.bytes
+            print(bench.of_size(size) if size else bench.row(arguments.error), flush=True)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ _PRESET = click.option(
 _MEASURES = click.option(
     "--measure", "measures", multiple=True, metavar="OUTPUT=KIND",
     help="What an output is, where it is not told right: labels, classes, tokens, embeddings, "
-    "vectors or values. Repeatable.",
+    "vectors, values, detections (of the output with boxes) or audio. Repeatable.",
 )  # fmt: skip
 _NO_BUDGET = click.option(
     "--no-budget", is_flag=True, help="Write the result whatever its answers have become."

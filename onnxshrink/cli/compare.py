@@ -76,6 +76,15 @@ def command(
                 "-" if row.kl is None else f"{row.kl:.3g}",
             )  # fmt: skip
         show(table)
+        for row in found.outputs:
+            if row.spectrum_db is not None and row.drift is not None:
+                say(
+                    f"{row.name}: a sound: log-spectral distance {row.spectrum_db:.2f} dB, length "
+                    f"drift {100 * row.drift:.2f} %"
+                )
+        if found.matched is not None and found.matched[1]:
+            again, total = found.matched
+            say(f"matched detections {100 * again / total:.1f} % ({again:,} of {total:,})")
         if found.random:
             say(
                 "the model is random: two runs of it differ in "

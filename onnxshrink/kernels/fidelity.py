@@ -10,19 +10,20 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from onnxshrink.kernels import ties
+from onnxshrink.kernels import detections, sound, ties
 from onnxshrink.kernels.kinds import Kind, Known, decide
 from onnxshrink.kernels.metrics import Agreement
 from onnxshrink.kernels.perplexity import foretells, surprise
 from onnxshrink.kernels.probabilities import are_logarithms, are_probabilities
 from onnxshrink.kernels.promise import CONFIDENCE, ratio_at_most, share_at_least
 
-Figure = Literal["agreement", "likeness", "error", "divergence", "perplexity"]
+Figure = Literal["agreement", "likeness", "error", "divergence", "perplexity", "matched"]
 Measure = Literal["auto", "agreement", "cosine"]
 Outputs = Sequence[Sequence[np.ndarray]]
 Floats = npt.NDArray[np.float64]
 
 _IN_DOUBT = 3.0  # times as many answers may change where it is not known that they are answers
+_HEARD = 2.5  # times the error of values may be that of magnitudes: 1 dB for .05
 _FEW = 2.0  # times what two or three inputs show may be what others do
 _LOST = 700.0  # nats above which exp overflows
 _EXACT = 1e-9  # nothing may be lost: this much may
@@ -48,7 +49,7 @@ class Estimate(NamedTuple):
 
     def strain(self, limit: float) -> float:
         """The share of what may be lost that is lost, with care."""
-        more = self.name in ("agreement", "likeness")
+        more = self.name in ("agreement", "likeness", "matched")
         lost, may = (1 - self.careful, 1 - limit) if more else (self.careful, limit)
         return max(lost, 0.0) / max(may, _EXACT) if lost == lost else math.inf
 
@@ -88,6 +89,8 @@ class Limits:
             "vectors": {**likeness, "agreement": 1 - _IN_DOUBT * (1 - self.agreement)},
             "values": {"error": self.error},
             "states": {},
+            "detections": {"matched": self.agreement},
+            "audio": {"error": _HEARD * self.error},
         }
         return asked[kind]
 
@@ -118,6 +121,7 @@ class Fidelity:
         self._free_scale = measure == "cosine"
         self._found_given: dict[int, bool] = {}  # see _given
         self._found_leads: dict[int, list[Floats]] = {}  # of the others
+        self._found_dilution: dict[int, float] = {}
         count = len(reference[0]) if reference else 0
         arrays = [[feed[i] for feed in reference] for i in range(count)]
         if kinds is None:
@@ -138,6 +142,9 @@ class Fidelity:
         total = 0.0
         for i, known in enumerate(self.kinds):
             if known.kind == "states":
+                continue
+            if known.kind == "detections":
+                total += (1 - self._matched(outputs, i)[0]) ** 2
                 continue
             divergence = self._agreement(outputs, i, by_rows=True).kl if self._diverges(i) else None
             if divergence is None:
@@ -162,7 +169,8 @@ class Fidelity:
         units: dict[int, float] = {}
         for i, known in enumerate(self.kinds):
             arrays = [known.rows(feed[i]) for feed in self._reference]
-            if known.kind in ("labels", "states") or any(a.dtype.kind != "f" for a in arrays):
+            silent = known.kind in ("labels", "states", "detections")
+            if silent or any(a.dtype.kind != "f" for a in arrays):
                 continue
             rows = sum(a.size // max(a.shape[-1], 1) for a in arrays if a.ndim)
             power = math.fsum(np.square(a, dtype=np.float64).sum() for a in arrays)
@@ -189,6 +197,8 @@ class Fidelity:
         for i, known in enumerate(self.kinds):
             if known.kind in ("labels", "classes", "tokens"):
                 scores.append(self.agreement(outputs, i))
+            elif known.kind == "detections":
+                scores.append(self._matched(outputs, i)[0])
             elif known.kind != "states":
                 agreement = self._agreement(outputs, i)
                 scores.append(agreement.cosine if self._free_scale else agreement.likeness)
@@ -226,17 +236,27 @@ class Fidelity:
         known, counted = self.kinds[output], self._agreement(outputs, output).top1
         if counted is None or known.kind == "labels":
             return 1.0 if counted is None else counted
+        dilution = self._dilution(output)
+        counted = max(1 - (1 - counted) * dilution, 0.0)
         pairs = [(known.rows(x), known.rows(y)) for x, y in self._pairs(outputs, output)]
         if any(x.shape != y.shape for x, y in pairs):
             return counted
-        rows = sum(x.size // x.shape[-1] for x, _ in pairs)
+        rows = sum(x.size // x.shape[-1] for x, _ in pairs) / dilution
         noisy = [unit for x, y in pairs if x.size for unit in self._noisy(x, y, output)]
         if output not in self._found_leads:
             others = [known.rows(feed[output]) for feed in self._others]
             leads = [unit for x in others if x.size for unit, _ in self._noisy(x, x, output)]
             self._found_leads[output] = leads
         turned = ties.turned([*(u for u, _ in noisy), *self._found_leads[output]], noisy)
-        return float(min(1 - turned.at_most(confidence), counted + 1 / max(rows, 1)))
+        likely = 1 - dilution * turned.at_most(confidence)
+        return float(max(min(likely, counted + 1 / max(rows, 1)), 0.0))
+
+    def _dilution(self, output: int) -> float:
+        """See :meth:`Known.dilution`."""
+        if output not in self._found_dilution:
+            arrays = [feed[output] for feed in (*self._reference, *self._others)]
+            self._found_dilution[output] = self.kinds[output].dilution(arrays)
+        return self._found_dilution[output]
 
     def _noisy(self, x: np.ndarray, y: np.ndarray, output: int) -> list[tuple[Floats, Floats]]:
         """Leads and their changes, of each row of the batch, or of each input."""
@@ -249,11 +269,16 @@ class Fidelity:
         self, outputs: Outputs, output: int, figure: Figure, confidence: float = CONFIDENCE
     ) -> Estimate:
         """One figure of one output, and what unseen inputs will keep to with a confidence."""
+        if figure == "matched":
+            share, units = self._matched(outputs, output)
+            return Estimate(figure, share, share, units, share)
         agreement = self._agreement(outputs, output)
         pairs = self._pairs(outputs, output)
         if figure == "agreement":
             counted = 1.0 if agreement.top1 is None else agreement.top1
-            rows = _rows(self.kinds[output], pairs)
+            dilution = self._dilution(output)
+            counted = max(1 - (1 - counted) * dilution, 0.0)
+            rows = round(_rows(self.kinds[output], pairs) / dilution)
             least = share_at_least(round(counted * rows), rows, confidence) if rows else 1.0
             likely = self.agreement(outputs, output, confidence)
             return Estimate(figure, counted, likely, rows, least)
@@ -327,11 +352,21 @@ class Fidelity:
         return self._found_given[output]
 
     def _pairs(self, outputs: Outputs, output: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        return [(x[output], y[output]) for x, y in zip(self._reference, outputs, strict=True)]
+        pairs = [(x[output], y[output]) for x, y in zip(self._reference, outputs, strict=True)]
+        sounds = self.kinds[output].kind == "audio"
+        return [sound.as_heard(x, y) for x, y in pairs] if sounds else pairs
+
+    def _matched(self, outputs: Outputs, output: int) -> tuple[float, int]:
+        """The share of detections that are found again, and how many there are."""
+        where = detections.layout(self._reference, output)
+        if where is None:
+            return 1.0, 0
+        again, total = detections.matched(self._reference, outputs, where)
+        return again / max(total, 1) if total else 1.0, total
 
     def _agreement(self, outputs: Outputs, output: int, by_rows: bool = False) -> Agreement:
         known = self.kinds[output]
-        agreement = Agreement(stacked=output in self._stacked, by_rows=by_rows)
+        agreement = Agreement(stacked=output in self._stacked, by_rows=by_rows, state=known.state)
         for x, y in self._pairs(outputs, output):
             agreement.add(known.rows(x), known.rows(y))
         return agreement
@@ -342,7 +377,7 @@ def _measured_by(measure: Measure, known: Known, arrays: Sequence[np.ndarray]) -
         return known
     rows = all(array.ndim > 1 and array.shape[-1] > 1 for array in arrays)
     kind: Kind = "classes" if measure == "agreement" and rows else "values"
-    return Known(kind, f"by the measure {measure}")
+    return Known(kind, f"by the measure {measure}", blank=known.blank)
 
 
 def _rows(known: Known, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> int:

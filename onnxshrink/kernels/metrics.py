@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from onnxshrink.kernels.probabilities import (
     is_discrete,
 )
 from onnxshrink.kernels.slices import Piece, Slices, pieces
+from onnxshrink.kernels.sound import as_heard, length_drift, spectral_distance
 
 _LONG_ROW = 8  # numbers that are scores of classes, or an embedding, rather than measures
 _CLEARLY = 1.1  # times as wrong as the whole: of slices that are all alike none is to blame
@@ -63,6 +64,9 @@ class OutputComparison:
         slice: Which slice, ``[:, 4]``; empty for the whole.
         worst_input: The largest relative error of a single feed; one whose answer is smaller than
             usual is held against the usual size. 0 for labels.
+        spectrum_db: Of sounds, whose errors are those of magnitudes as heard: the mean log-spectral
+            distance; see :mod:`onnxshrink.kernels.sound`.
+        drift: Of sounds: by how much of its length one is longer or shorter, at most.
         vectors: Whether it is rows of many numbers of one kind, as scores and embeddings are.
     """
 
@@ -83,6 +87,8 @@ class OutputComparison:
     slice: str = ""
     vectors: bool = False
     worst_input: float = 0.0
+    spectrum_db: float | None = None
+    drift: float | None = None
 
     def to_dict(self) -> dict[str, object]:
         """The figures for JSON, which has no infinity: those become None."""
@@ -100,11 +106,13 @@ class Agreement:
         rtol: Tolerance of :attr:`outside` relative to the reference.
         stacked: Whether the first axis is of fixed length, and not the batch.
         by_rows: Whether :attr:`top1` and :attr:`kl` are all that is asked for.
+        state: Whether the last axis are units of a state: nothing reads these one by one.
     """
 
     def __init__(
-        self, *, atol: float = 0.0, rtol: float = 0.0, stacked: bool = False, by_rows: bool = False
-    ):
+        self, *, atol: float = 0.0, rtol: float = 0.0, stacked: bool = False, by_rows: bool = False,
+        state: bool = False,
+    ):  # fmt: skip
         self._atol, self._rtol, self._by_rows = atol, rtol, by_rows
         self._discrete = self._broken = False
         self._unequal = self._rows = 0
@@ -114,6 +122,7 @@ class Agreement:
         self.reshaped = ""
         self._silence = Silence()
         self._slices = Slices(stacked)
+        self._state = state
         self._long_rows = True
         self._classes: Classes | None = None
         self._shared: int | None = None  # the axis along which values are shares of a whole
@@ -263,7 +272,8 @@ class Agreement:
         """All figures under the output's name."""
         worst, place = self.relative_error, ""
         # That a class next to never is likely is no thing of its own: its share is nothing.
-        sliced, where = self._slices.worst(but=self._shared)
+        together = {self._shared, self._slices.rank - 1 if self._state else None}
+        sliced, where = self._slices.worst(but=together)
         if sliced > _CLEARLY * worst:
             worst, place = sliced, where
         vectors = self._long_rows and not self._discrete and self._slices.alike
@@ -430,6 +440,8 @@ def compare_outputs(
     rtol: float = 0.0,
     stacked: Collection[str] = (),
     random: Collection[str] = (),
+    states: Collection[str] = (),
+    sounds: Collection[str] = (),
 ) -> tuple[OutputComparison, ...]:
     """Compare the outputs of two models, each output over all feeds.
 
@@ -441,17 +453,32 @@ def compare_outputs(
         rtol: Its relative tolerance.
         stacked: Names of outputs whose first axis is of fixed length, and not the batch.
         random: Names of outputs of which distributions are compared, over all feeds, not values.
+        states: Names of outputs that the next run goes on from.
+        sounds: Names of outputs that are waveforms.
     """
-    agreements = [Agreement(atol=atol, rtol=rtol, stacked=name in stacked) for name in names]
+    agreements = [
+        Agreement(atol=atol, rtol=rtol, stacked=name in stacked, state=name in states)
+        for name in names
+    ]
+    heard: dict[str, list[tuple[float, float]]] = {}
     pooled: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {}
     for reference, other in zip(reference_runs, other_runs, strict=True):
         for name, agreement, x, y in zip(names, agreements, reference, other, strict=True):
             if name in random:
                 pooled.setdefault(name, ([], []))[0].append(x)
                 pooled[name][1].append(y)
+            elif name in sounds:
+                heard.setdefault(name, []).append((spectral_distance(x, y), length_drift(x, y)))
+                agreement.add(*as_heard(x, y))
             else:
                 agreement.add(x, y)
     for name, agreement in zip(names, agreements, strict=True):
         if name in pooled:
             agreement.add(*map(quantiles, pooled[name]))
-    return tuple(a.result(name) for a, name in zip(agreements, names, strict=True))
+    rows = [a.result(name) for a, name in zip(agreements, names, strict=True)]
+    for place, name in enumerate(names):
+        if name in heard:
+            decibels, drifts = zip(*heard[name], strict=True)
+            mean = math.fsum(decibels) / len(decibels)
+            rows[place] = replace(rows[place], spectrum_db=mean, drift=max(drifts))
+    return tuple(rows)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.float64]
 N = TypeVar("N", bound=np.generic)
+_COLUMNS = 512  # that are multiplied at once
 
 
 class InputMoments:
@@ -39,6 +40,15 @@ class InputMoments:
             half: 0 or 1 for the inputs with even or odd numbers only.
         """
         total: Array = sum((one.mean(half) for one in self._sums[1:]), self._sums[0].mean(half))
+        return total
+
+    def narrow(self, half: int | None = None) -> npt.NDArray[np.float32]:
+        """The same in float32, as it was collected: that of a wide layer is a large array."""
+        kind = np.float32
+        first, *more = self._sums
+        total = first.mean(half, kind)
+        for one in more:
+            total += one.mean(half, kind)
         return total
 
     def damped(self, damping: float) -> Array:
@@ -72,8 +82,13 @@ def loss(error: npt.NDArray[np.floating], moment: npt.NDArray[np.floating]) -> f
     """
     if error.ndim == 3:
         return sum(loss(e, h) for e, h in zip(error, moment, strict=True))
-    e, h = np.asarray(error, np.float64), np.asarray(moment, np.float64)
-    return float(np.einsum("ij,ij->", e @ h, e))
+    e, total = np.asarray(error, np.float64), 0.0
+    for start in range(0, len(moment), _COLUMNS):
+        part = slice(start, start + _COLUMNS)  # so that no second copy of H is made
+        total += float(
+            np.einsum("ij,ij->", e @ np.asarray(moment[:, part], np.float64), e[:, part])
+        )
+    return total
 
 
 def ridge(moment: npt.NDArray[np.floating], damping: float) -> Array:
@@ -87,7 +102,7 @@ def ridge(moment: npt.NDArray[np.floating], damping: float) -> Array:
         [...]. Inputs that are always zero say nothing, and what they are multiplied with should
         stay as it is: 1 where H is zero.
     """
-    mean = np.trace(moment, axis1=-2, axis2=-1) / max(moment.shape[-1], 1)
+    mean = np.trace(moment, axis1=-2, axis2=-1, dtype=np.float64) / max(moment.shape[-1], 1)
     scaled: Array = np.where(mean > 0, damping * np.where(mean > 0, mean, 1.0), 1.0)
     return scaled
 

@@ -57,20 +57,22 @@ def factor(moment: npt.NDArray[np.floating], damping: float = 0.01) -> Factor:
     """
     from scipy.linalg import LinAlgError, cholesky
 
-    h = np.asarray(moment, np.float64)
-    diagonal = damped_diagonal(h, damping)
+    diagonal, width = damped_diagonal(moment, damping), len(moment)
     order = np.argsort(-diagonal, kind="stable")
     backwards = order[::-1]
     # One copy, laid out as LAPACK has matrices, so that it is factored in place: of a wide layer
     # each takes as much as the whole model.
-    turned = h.T[np.ix_(backwards, backwards)].T
+    turned = np.empty((width, width), np.float64, order="F")
+    for start in range(0, width, _BLOCK):
+        columns = backwards[start : start + _BLOCK]
+        turned[:, start : start + _BLOCK] = moment[np.ix_(backwards, columns)]
     np.fill_diagonal(turned, diagonal[backwards])
     try:
         lower = cholesky(turned, lower=True, check_finite=False, overwrite_a=True)
     except LinAlgError as error:
         raise ValueError("the second moment is not positive definite; damp it more") from error
     upper = lower[::-1, ::-1]
-    noise = np.empty(len(h))
+    noise = np.empty(width)
     noise[order] = np.square(upper.diagonal())
     return Factor(order, np.ascontiguousarray(upper, np.float32), noise)
 

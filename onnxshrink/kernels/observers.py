@@ -350,13 +350,19 @@ class MomentSums:
                 self.sums[half, group] += rows.T @ rows
             self.rows[half] += len(part)
 
-    def mean(self, half: int | None = None) -> Floats64:
+    def mean(
+        self, half: int | None = None, kind: type[np.floating] = np.float64
+    ) -> npt.NDArray[Any]:
         """E[x x^T] of every group, [groups, width, width], of all feeds or of one half.
 
         A half without rows gives that of the other.
+
+        Args:
+            half: 0 or 1; None: both.
+            kind: The type to compute it in; the sums are float32.
         """
         chosen = [0, 1] if half is None or not self.rows[half] else [half]
-        total: Floats64 = self.sums[chosen[0]].astype(np.float64)
+        total: npt.NDArray[Any] = self.sums[chosen[0]].astype(kind)
         for other in chosen[1:]:
             total += self.sums[other]
         total /= max(float(self.rows[chosen].sum()), 1)

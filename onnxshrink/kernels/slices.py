@@ -9,6 +9,7 @@ need not be right to the last digit.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -66,12 +67,15 @@ class Slices:
 
     Args:
         stacked: Whether the first axis, too, is of fixed length, and not the batch.
+
+    Attributes:
+        rank: Of the output.
     """
 
     def __init__(self, stacked: bool = False):
         self._stacked = stacked
         self._sums: dict[int, npt.NDArray[np.float64]] | None = None
-        self._rank = 0
+        self.rank = 0
 
     def add(self, reference: Floats, error: Floats, piece: Piece | None = None) -> None:
         """Take in one feed's values, finite, and what is wrong with them, in the same shape.
@@ -89,11 +93,11 @@ class Slices:
             if 1 < piece.whole[axis] <= LONGEST
         ]
         if self._sums is None:
-            self._rank = rank
+            self.rank = rank
             self._sums = {axis: np.zeros((2, piece.whole[axis])) for axis in axes}
         for axis in list(self._sums):
             sums = self._sums[axis]
-            if rank != self._rank or piece.whole[axis] != sums.shape[1]:
+            if rank != self.rank or piece.whole[axis] != sums.shape[1]:
                 del self._sums[axis]  # its length is free
                 continue
             part = piece.places if axis == piece.axis else slice(None)
@@ -102,22 +106,22 @@ class Slices:
                 row[part] += np.einsum("ij,ij->i", moved, moved)
 
     @np.errstate(over="ignore", invalid="ignore")
-    def worst(self, but: int | None = None) -> tuple[float, str]:
+    def worst(self, but: Collection[int | None] = ()) -> tuple[float, str]:
         """The largest relative error of any slice, and which one it is: ``[:, 4]``.
 
         Args:
-            but: An axis whose slices are one thing together.
+            but: Axes whose slices are one thing together.
         """
         found, place = 0.0, ""
         for axis, (error, signal) in (self._sums or {}).items():
-            if axis == but:
+            if axis in but:
                 continue
             against = _against(signal)
             shares = np.divide(error, against, out=np.zeros(len(error)), where=against > 0)
             at = int(shares.argmax())
             if shares[at] > found:
                 found = float(shares[at])
-                free = [":"] * self._rank
+                free = [":"] * self.rank
                 free[axis] = str(at)
                 place = f"[{', '.join(free)}]"
         return found**0.5, place
@@ -125,7 +129,7 @@ class Slices:
     @property
     def alike(self) -> bool:
         """Whether all slices of the last axis are of one kind."""
-        signal = (self._sums or {}).get(self._rank - 1)
+        signal = (self._sums or {}).get(self.rank - 1)
         return signal is None or len({*kinds(signal[1])}) < 2
 
 

@@ -101,7 +101,7 @@ class CalibratedPruning(Pruning):
         found: dict[WeightView, np.ndarray] = {}
         names = Counter(view.name for view in views)
         split = ctx.split
-        with closing(Exchange(model, names, ctx.worker)) as exchange:
+        with closing(Exchange(model, names, ctx.worker, whole=True)) as exchange:
             probes = split.of(ctx.feeds, split.judge)[:_PROBES]
             reference = ctx.goal.holder(exchange.answers(probes))
             for view in counted(ctx.progress, "measuring sensitivities", views):

@@ -225,7 +225,7 @@ def matrix_of(view: WeightView) -> np.ndarray:
 
 def obstacle(view: WeightView) -> str:
     """Why its zeros would not mean connections less; empty when they do."""
-    if view.uses and view.main.is_arithmetic:
+    if view.uses and view.main.is_one_by_one:
         return f"is not summed over, but used element by element ({view.op_type})"
     return ""
 

@@ -35,8 +35,13 @@ class MergeTrees(Pass):
     def apply(self, model: Model, ctx: Context) -> None:
         """Rewrite all ensembles, or none: the newer version has the older operators no more."""
         from onnxshrink.graph.rewrite import ml, trees
+        from onnxshrink.graph.rewrite.opset import TREES_SINCE, has_trees
 
         found = list(ml.find(model, trees.KINDS))
+        if not has_trees(model):
+            for operator in found:
+                ctx.skip(operator.label, f"TreeEnsemble needs ONNX Runtime {TREES_SINCE} or newer")
+            return
         known = {id(operator.node) for operator in found}
         others = [each for each in model.nodes if id(each) not in known]
         for node in others:

@@ -130,7 +130,7 @@ class ToFloat16(Pass):
             tensors = [tensor for v in node.inputs if v and (tensor := weights.constant(v))]
             if (largest := float(max(ends, default=0.0))) > _LARGEST:
                 reason = f"values up to {largest:.3g} are beyond float16"
-            elif any(t.dtype.name == "FLOAT" and _in_half(t.numpy()) is None for t in tensors):
+            elif any(t.dtype.name == "FLOAT" and in_half(t.numpy()) is None for t in tensors):
                 reason = "float16 does not hold its constants to 11 bits"
             else:
                 continue
@@ -139,7 +139,7 @@ class ToFloat16(Pass):
         return found
 
 
-def _in_half(values: np.ndarray) -> np.ndarray | None:
+def in_half(values: np.ndarray) -> np.ndarray | None:
     """Values in float16, where that loses nothing worth the name; else None."""
     import numpy as np
 
@@ -177,7 +177,7 @@ def narrow(view: WeightView, model: Model, ctx: Context) -> None:
     if view.dtype.name not in ("FLOAT", "DOUBLE"):
         ctx.skip(view, f"is stored as {view.dtype.name.lower()} already")
         return
-    half = _in_half(view.array().astype(np.float32))
+    half = in_half(view.array().astype(np.float32))
     if half is None:
         ctx.skip(view, "float16 does not hold its values to 11 bits")
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import os
 import pickle
@@ -21,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxshrink import heap
 from onnxshrink.errors import ModelError, ShrinkError
 
 if TYPE_CHECKING:
@@ -303,6 +303,7 @@ class Service:
         """Let go of the session, and of what was held and watched for it."""
         self._session, self._held, self._watched = None, {}, []
         self._beside, self._pairs = None, []
+        heap.give_back()
 
 
 def memory() -> tuple[int, int]:
@@ -324,8 +325,7 @@ def _start_over() -> None:
     """Give what the last model used back to the system, and forget its peak (Linux)."""
     gc.collect()
     gc.freeze()  # what is left are modules: to look through them takes longer than a small model
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    heap.give_back()
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as refs:
         refs.write("5")
 

@@ -14,8 +14,11 @@ import numpy as np
 from onnxshrink import files
 from onnxshrink.errors import DataError, ModelError, RecipeError
 from onnxshrink.graph.analysis import noise
+from onnxshrink.graph.analysis.ranked import ranks
 from onnxshrink.graph.file.reading import is_file_packed
 from onnxshrink.graph.forms import coded_read, packed
+from onnxshrink.kernels import detections
+from onnxshrink.kernels.kinds import sounds
 from onnxshrink.kernels.metrics import OutputComparison, compare_outputs, differing
 from onnxshrink.kernels.perplexity import NO_TOKENS, Perplexity, counted, pairs_of
 from onnxshrink.options import check_share
@@ -51,6 +54,8 @@ class Comparison:
             threshold is held against them.
         random: Outputs that differ from run to run of the reference, and how far apart their
             distributions are then: these are compared, and the distance of two runs is allowed.
+        matched: Of a detector: detections that are found again, and all, of both models. The
+            least agreement is asked of these, and nothing of the outputs that hold them.
     """
 
     a: str
@@ -74,6 +79,7 @@ class Comparison:
         return tuple(output for output in self.outputs if output.name not in self.followed)
 
     random: Mapping[str, float] = field(default_factory=dict)
+    matched: tuple[int, int] | None = None
 
     @property
     def relative_error(self) -> float:
@@ -121,7 +127,12 @@ class Comparison:
             lines.append(NO_TOKENS)
         if asked and self.outputs and not any(output.elements for output in self.outputs):
             lines.append("every output is empty on these inputs: there is nothing to compare")
-        if of_classes and self.top1 is None:
+        if self.matched is not None and self.min_agreement is not None:
+            again, total = self.matched
+            if total and not again / total >= self.min_agreement:
+                share = f"matched detections {again / total:.4g}"
+                lines.append(f"{share} is below {self.min_agreement:g}")
+        if of_classes and self.top1 is None and self.matched is None:
             lines.append("no output has classes: there is no top-1 agreement to ask for")
         return lines
 
@@ -136,6 +147,7 @@ class Comparison:
             "options_b": dict(self.options_b),
             "random": dict(self.random),
             "perplexity": {name: list(pair) for name, pair in self.perplexity.items()},
+            "matched": self.matched,
             "missed": self.missed,
         }
 
@@ -205,20 +217,37 @@ def compare(
             worker.release()
             random = differing(tuple(signature.outputs), references, ask()[1])
         other = worker.open(second, options_b)
-        known = tails(coded_read.load(a)[0]) if len(signature.outputs) > 1 else {}
+        names = tuple(signature.outputs)
+        model = coded_read.load(a)[0] if len(names) > 1 else None
+        known = {} if model is None else tails(model)
+        boxes = detections.found(references, picks=model is not None and ranks(model))
+        again = [0, 0]
         followed = frozenset(name for name, tail in known.items() if tail.followed)
+        states = {name for name, tail in known.items() if tail.fed_back}
+        followed |= {names[place] for place in boxes.outputs} if boxes else frozenset()
         _check_signatures(os.fspath(a), signature, os.fspath(b), other)
         order = [list(other.outputs).index(name) for name in signature.outputs]
-        results = (outputs for outputs, _ in steps.answered(worker, tuple(other.outputs), feeds))
+
+        def results() -> Iterator[list[np.ndarray]]:
+            asked = steps.answered(worker, tuple(other.outputs), feeds)
+            for reference, (outputs, _) in zip(references, asked, strict=True):
+                result = [outputs[place] for place in order]
+                if boxes is not None:
+                    for place, many in enumerate(detections.matched([reference], [result], boxes)):
+                        again[place] += many
+                yield result
+
         before, after = ({name: Perplexity() for name in signature.outputs} for _ in range(2))
         labels = steps.following(feeds)
         outputs = compare_outputs(
-            tuple(signature.outputs),
+            names,
             counted(shelf.read(references), before, labels),
-            counted(([result[place] for place in order] for result in results), after, labels),
+            counted(results(), after, labels),
             atol=atol or 0.0,
             rtol=rtol or 0.0,
             random=random,
+            states=states,
+            sounds=sounds(names, references, known),
         )
     if not any(output.elements for output in outputs):
         raise DataError(f"{os.fspath(a)}: every output is empty: there is nothing to compare")
@@ -227,7 +256,7 @@ def compare(
         options_a=options_a.describe(), options_b=options_b.describe(),
         atol=atol, rtol=rtol, min_agreement=min_agreement, max_error=max_error, max_kl=max_kl,
         max_perplexity_rise=max_perplexity_rise, perplexity=pairs_of(before, after),
-        followed=followed, random=random,
+        followed=followed, random=random, matched=(again[0], again[1]) if boxes else None,
     )  # fmt: skip
 
 

@@ -180,9 +180,10 @@ class Evaluator:
             row.options = dump(step)
             chosen.append(step)
         seen, misses = self._seen(result)
+        recipe = replace(recipe, steps=(*self.first, *chosen))
+        stay = None if self.settings.keep_names else recipe.selected
         one = Tried(
-            replace(recipe, steps=(*self.first, *chosen)),
-            stored_bytes(result.model, self.storage), seen,
+            recipe, stored_bytes(result.model, self.storage, stay), seen,
             max((row.worst for row in result.effect), default=0.0), misses, spend, result=result,
         )  # fmt: skip
         if looks:

@@ -1,8 +1,9 @@
 """The smallest weight-only recipe whose answers stay inside a budget.
 
-The ladder's rungs: int4 in blocks, int8 per channel, int8 in blocks, float16. Every weight starts
-on the lowest. While the answers are outside the budget, the weights that hurt most for the bytes
-they save are moved up a rung; how many is found by bisection.
+The ladder's rungs: int4 in blocks, int8 per channel, int8 in blocks, float16, float32. Every weight
+starts on the lowest, vectors on float16. While the answers are outside the budget, the weights that
+hurt most for the bytes they save are moved up a rung; how many is found by bisection. A table that
+large numbers are multiplied with may be the only one that does not bear float16: it is found first.
 """
 
 from __future__ import annotations
@@ -84,21 +85,27 @@ def find_recipe(
         The recipe without the cleaning.
     """
     search = _LadderSearch(model, judge, goal, progress, kinds)
-    rungs = dict.fromkeys(search.names, 0)
+    start = rungs = search.start
     misses = search.misses(rungs)
-    for rung in range(len(kinds)):
-        if not misses:
-            break
-        rungs, misses = search.move_up(rungs, rung)
+    if misses:
+        rungs = search.vectors_first(rungs)
+        misses = search.misses(rungs)
+    for rung in range(search.float32):
+        if misses and rung in rungs.values():
+            rungs, misses = search.move_up(rungs, rung)
     search.end()
     lowest = min(rungs.values(), default=0)
-    moved = {name: _rung_name(rung, kinds) for name, rung in rungs.items() if rung > lowest}
+    moved = {
+        name: _rung_name(rung, kinds)
+        for name, rung in rungs.items()
+        if rung > max(lowest, start[name])
+    }
     return FoundRecipe(Recipe(search.allowed(rungs)), moved, misses)
 
 
 def _rung_name(rung: int, kinds: Rungs) -> str:
     if rung >= len(kinds):
-        return "float16"
+        return "float16" if rung == len(kinds) else "float32"
     blocks = kinds[rung]["block_size"]
     return f"{kinds[rung]['dtype']}" + (f" in blocks of {blocks}" if blocks else "")
 
@@ -111,16 +118,20 @@ class _LadderSearch:
 
         self._model, self._judge, self._goal, self._progress = model, judge, goal, progress
         self._tried, self._kinds = 0, kinds
+        self._float16 = len(kinds)  # to-float16, which also keeps weights that it would harm
+        self.float32 = self._float16 + 1  # as they are
         assert judge.original is not None
         self._before = judge.original
         select: Select = find_pass("quantize-weights")().weights  # type: ignore[attr-defined]
         self._views: dict[str, WeightView] = {
-            view.name: view for view in weights.find(model) if not select.why_not(view)
+            view.name: view
+            for view in weights.find(model)
+            if not select.why_not(view, any_role=True) and (view.uses or view.is_vector)
         }
-        self.names = list(self._views)
+        self.start = {name: 0 if view.uses else self._float16 for name, view in self._views.items()}
         self._worst: dict[tuple[int, ...], float] = {}
-        each = min(len(self.names), _MEASURED) + len(self.names).bit_length() + _VERDICTS
-        self._most = 1 + len(self._kinds) * each
+        each = min(len(self.start), _MEASURED) + len(self.start).bit_length() + _VERDICTS
+        self._most = 2 + (self.float32 + 1) * each
 
     def end(self) -> None:
         """Tell that it is over."""
@@ -128,24 +139,21 @@ class _LadderSearch:
 
     def steps(self, rungs: Mapping[str, int]) -> tuple[Pass, ...]:
         """The passes that put every weight on its rung."""
-        if not rungs:
-            return ()
         quantize, narrow = find_pass("quantize-weights"), find_pass("to-float16")
-        low = min(rungs.values(), default=len(self._kinds))
-        if low >= len(self._kinds):
-            return (narrow(),)
+        low = min(rungs.values(), default=self.float32)
+        if low == self.float32:
+            return ()
+        if low == self._float16:
+            kept = [name for name, rung in rungs.items() if rung == self.float32]
+            return (build(narrow, {"keep": kept}, _WHERE),)
         layers: dict[str, Any] = {}
         for name, rung in rungs.items():
-            if rung >= len(self._kinds):
-                layers[name] = SKIP
-            elif rung > low:
+            if rung > max(low, self.start[name]):
                 # An override says all that differs from the step's own options.
-                layers[name] = dict(self._kinds[rung])
+                layers[name] = SKIP if rung >= self._float16 else self._kinds[rung]
         step = build(quantize, {**self._kinds[low], "layers": layers}, _WHERE)
-        floats = tuple(name for name, rung in rungs.items() if rung >= len(self._kinds))
-        if not floats:
-            return (step,)
-        return (step, build(narrow, {"only": floats}, _WHERE))
+        floats = [name for name in layers if rungs[name] == self._float16]
+        return (step, build(narrow, {"only": floats}, _WHERE)) if floats else (step,)
 
     def misses(self, rungs: Mapping[str, int]) -> list[str]:
         """What the model on these rungs does not keep."""
@@ -161,11 +169,14 @@ class _LadderSearch:
     def allowed(self, rungs: Mapping[str, int]) -> tuple[Pass, ...]:
         """The passes for rungs that were tried, none with a bound below what was measured then.
 
-        What the goal accepts must not be rolled back because a pass expects to do better.
+        What the goal accepts must not be rolled back because a pass expects to do better. Only
+        float16 keeps its own bound: what is beyond it is a weight that needs its range.
         """
         worst = 1.1 * self._worst[tuple(rungs.values())]
         return tuple(
-            step if worst <= step.bound else replace(step, max_error=worst)
+            step
+            if worst <= step.bound or step.name == "to-float16"
+            else replace(step, max_error=worst)
             for step in self.steps(rungs)
         )
 
@@ -179,6 +190,21 @@ class _LadderSearch:
         self._progress(_DOING, min(self._tried, self._most), self._most)
         return self._judge.effect(trial, feeds)
 
+    def vectors_first(self, rungs: dict[str, int]) -> dict[str, int]:
+        """The same, but for vectors that float16 loses too much of, even beside exact weights.
+
+        Else every weight would be moved up for their sake, and in vain.
+        """
+        exact = {
+            name: self.float32 if rung < self._float16 else rung for name, rung in rungs.items()
+        }
+        if not self.misses(exact):
+            return rungs
+        moved, _ = self.move_up(exact, self._float16)
+        return {
+            name: moved[name] if rung == self._float16 else rung for name, rung in rungs.items()
+        }
+
     def move_up(self, rungs: dict[str, int], rung: int) -> tuple[dict[str, int], list[str]]:
         """Move the fewest weights from one rung to the next, or all when nothing helps.
 
@@ -189,7 +215,7 @@ class _LadderSearch:
             The rungs, and what they may still miss.
         """
         names = [name for name in rungs if rungs[name] == rung]
-        top, target = len(self._kinds), rung + 1
+        top, target = self.float32, rung + 1
         misses = self.misses({**rungs, **dict.fromkeys(names, target)})
         if misses:
             if target == top or self.misses({**rungs, **dict.fromkeys(names, top)}):
@@ -206,12 +232,16 @@ class _LadderSearch:
 
     def _by_harm(self, names: Sequence[str], rung: int) -> list[str]:
         """Weights by the output error that each alone causes for every byte that it saves."""
-        quantize = find_pass("quantize-weights")
+        step_type, base = find_pass("to-float16"), {}
+        if rung < self._float16:
+            step_type, base = (
+                find_pass("quantize-weights"),
+                {**self._kinds[rung], "vectors": "keep"},
+            )
         large = sorted(names, key=lambda name: -self._views[name].nbytes)[:_MEASURED]
         harm: dict[str, float] = {}
         for name in large:
-            options = {**self._kinds[rung], "only": (name,), "vectors": "keep"}
-            step = build(quantize, options, _WHERE)
+            step = build(step_type, {**base, "only": [name]}, _WHERE)
             try:
                 effect, _ = self._effect([step], _RANKING_FEEDS)
                 error = distance(effect) ** 2

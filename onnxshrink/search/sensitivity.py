@@ -243,7 +243,7 @@ def exchange(parts: PartialStep) -> Iterator[Anew | Exchanged]:
     if arrays is None:
         yield Anew(parts)
         return
-    loaded = Exchange(parts.model, arrays, parts.worker)
+    loaded = Exchange(parts.model, arrays, parts.worker, whole=True)
     try:
         exchanged = Exchanged(parts, loaded, arrays)
         same = not loaded.refused and _alike(wanted, exchanged.answers(arrays))

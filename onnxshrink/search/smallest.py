@@ -56,6 +56,8 @@ _OTHERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("quantize-weights", {"dtype": "int8"}),
     ("to-float16", {}),
 )
+#: Likewise of trees.
+_TREES = (8, 6, 4)
 _INTEGERS: tuple[tuple[tuple[str, dict[str, Any]], ...], ...] = (
     (("quantize-static", {"only": ["Conv"], "others": "keep"}), ("quantize-dynamic", {})),
     (("quantize-dynamic", {}),),
@@ -113,7 +115,11 @@ class Found:
             return "not kept on unseen inputs"
         if not one.keeps:
             return one.misses[0] if one.misses else "outside, or too near to the limit"
-        return "bigger" if one.nbytes > self.best.nbytes else "saves too little for what it loses"
+        if one.nbytes > self.best.nbytes:
+            return "bigger"
+        if self.best.promises and not one.promises:
+            return "loses more than it saves, by what steps have seen"
+        return "saves too little for what it loses"
 
 
 class Search:
@@ -164,7 +170,7 @@ class Search:
         yield 0.0
         yield from self._path(self._tuned(found))
         if self._smallest().spend is None:
-            for name, options in _OTHERS:
+            for name, options in _OTHERS + self._of_trees():
                 self._try([build(find_pass(name), options, _WHERE)])
                 yield 0.0
             yield from self._ladder()
@@ -179,6 +185,15 @@ class Search:
         yield 0.0
         if one is not None and self._dominates(one, best):
             yield from self._path(one)
+
+    def _of_trees(self) -> tuple[tuple[str, dict[str, Any]], ...]:
+        """What can be tried on trees, where there are any."""
+        from onnxshrink.graph.rewrite import trees
+
+        found = any(map(trees.is_ensemble, self._ask.model.nodes))
+        short = self._ask.storage == "packed"  # elsewhere it saves nothing
+        options = [{"bits": bits, "thresholds": short} for bits in _TREES if found]
+        return tuple(("round-trees", each) for each in options)
 
     def _blocks(self, sizes: Sequence[int]) -> Iterator[float]:
         """Four bits in blocks for all weights; where that is too much, eight for what hurts."""

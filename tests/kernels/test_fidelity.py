@@ -143,3 +143,17 @@ def test_directions_tell_the_distortion_of_small_noise() -> None:
 def test_labels_and_zeros_have_no_direction() -> None:
     fidelity = Fidelity([[np.array([1, 2]), np.zeros((2, 3)), np.ones((2, 3))]])
     assert [*next(fidelity.directions(np.random.default_rng(0)))] == [2]
+
+
+def test_a_symbol_is_turned_not_a_row_of_which_most_say_nothing() -> None:
+    """Two symbols of fifty are wrong: 4 %, of rows it is 1 %."""
+    rng = np.random.default_rng(0)
+    scores = rng.standard_normal((1, 200, 40))
+    scores[..., 0] += 8
+    scores[:, ::4, 0] -= 16
+    wrong = scores.copy()
+    wrong[:, [4, 8]] = np.roll(scores[:, [4, 8]], 1, axis=-1)
+    told = Fidelity([[scores]]).estimate([[wrong]], 0, "agreement")
+    assert told.figure == pytest.approx(0.96)
+    assert told.units == 50
+    assert told.careful <= 0.98

@@ -32,6 +32,7 @@ CASES: dict[str, tuple[str, np.ndarray, Kind]] = {
     "one number": ("y", SCORES[:, :1], "values"),
     "a few numbers": ("y", SCORES[:, :3], "values"),
     "a state by name": ("hidden_2", SCORES, "values"),
+    "a waveform by name": ("audio", np.sin(np.arange(3000) / 9)[None, None], "audio"),
     "nothing": ("y", np.zeros((0, 4)), "values"),
 }
 
@@ -49,9 +50,33 @@ def test_probabilities_of_every_place_are_along_axis_1() -> None:
     assert (known.rows(maps) == SHARES.reshape(1, 4, 5, 10)).all()
 
 
+def symbols(blank: int, rows: int = 200, classes: int = 40) -> np.ndarray:
+    """Scores of a sequence of symbols with three rows of nothing to each of them."""
+    rng = np.random.default_rng(blank)
+    scores = rng.standard_normal((1, rows, classes))
+    scores[..., blank] += 8
+    scores[:, ::4, blank] -= 16
+    return scores
+
+
+@pytest.mark.parametrize("blank", [0, 39])
+def test_what_stands_between_symbols_says_nothing(blank: int) -> None:
+    known = decide("y", [symbols(blank)])
+    assert (known.kind, known.blank) == ("classes", blank)
+    assert known.dilution([symbols(blank)]) == 4
+    assert decide("y", [symbols(blank)], Tail(fed_back="h")).blank is None
+    assert decide("y", [symbols(7)]).blank is None
+    assert decide("y", [symbols(blank)[..., :20]]).blank is None  # tags
+    still = symbols(blank)
+    still[..., 3] += 100
+    assert decide("y", [still]).blank is None
+
+
 def test_the_graph_tells() -> None:
     assert decide("y", [SCORES], Tail(read_by=frozenset({"ArgMax"}))).kind == "classes"
-    assert decide("logits", [SCORES], Tail(fed_back="h")).kind == "values"
+    state = decide("logits", [SCORES], Tail(fed_back="h"))
+    assert (state.kind, state.state) == ("values", True)
+    assert decide("y", [1 / (1 + np.exp(-SCORES))], Tail("Sigmoid")).kind == "values"
     normed = Tail(normed=SCORES.shape[1])
     assert decide("last_hidden_state", [SCORES], normed).kind == "embeddings"
     assert decide("y", [SCORES[:, 1:]], normed).kind == "vectors"  # other rows than the norm's

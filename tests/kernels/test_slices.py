@@ -110,3 +110,17 @@ def test_a_class_that_is_never_likely_is_no_slice() -> None:
     row = compared(shares, off)
     assert (row.worst, row.slice) == (row.relative_error, "")
     assert compared(2 * shares, 2 * off).slice == "[:, 3]"  # what adds up to 2 is no whole
+
+
+def test_units_of_a_state_are_one_thing_its_layers_are_not() -> None:
+    x = np.sign(normal(2, 12, 64))
+    y = x.copy()
+    y[..., 5] *= 1.2
+    told = compare_outputs(["y"], [[x]], [[y]], stacked={"y"})[0]
+    state = compare_outputs(["y"], [[x]], [[y]], stacked={"y"}, states={"y"})[0]
+    assert told.slice == "[:, :, 5]"
+    assert state.slice == ""
+    assert state.worst == state.relative_error == told.relative_error
+    y[1] *= 1.1
+    layer = compare_outputs(["y"], [[x]], [[y]], stacked={"y"}, states={"y"})[0]
+    assert layer.slice == "[1, :, :]"

@@ -75,7 +75,7 @@ def corrected(
     proto: onnx.ModelProto, worker: Worker, *steps: Pass, real: bool = True, **options: object
 ) -> Result:
     settings = Settings(feeds=feeds(proto) if real else ())
-    correct = CorrectBias(**options)  # type: ignore[arg-type]
+    correct = CorrectBias(**{"add": True, **options})  # type: ignore[arg-type]
     return run([*(steps or (PRUNE,)), correct], Model.from_proto(proto), settings, worker)
 
 
@@ -184,11 +184,21 @@ def test_layers_that_no_input_reaches_are_left_alone(worker: Worker) -> None:
     hard = HARD["untaken"]()
     prune = step("prune-magnitude", ratio=0.5, scope="weight", min_size=65)
     settings = Settings(feeds=hard.feeds)
-    result = run([prune, CorrectBias()], Model.from_proto(hard.proto), settings, worker)
+    result = run([prune, CorrectBias(add=True)], Model.from_proto(hard.proto), settings, worker)
     row = result.report.steps[1]
     assert [change.what for change in row.changes] == ["b"]
     reasons = {skip.reason for skip in row.skips if "stays inside of LSTM" not in skip.reason}
     assert reasons == {"its output could not be observed"}
+
+
+def test_the_file_grows_only_where_that_is_asked_for(worker: Worker) -> None:
+    source = CHAIN.replace("MatMul(q, v)", "Gemm(q, v, b)")
+    proto = text(source, w=W, v=V, b=np.zeros(V.shape[1], np.float32))
+    before, after = corrected(proto, worker, add=False).report.steps
+    assert [change.what for change in after.changes] == ["b"]
+    assert {skip.what for skip in after.skips if "--add" in skip.reason} == {"w"}
+    assert after.bytes_after <= before.bytes_after
+    assert corrected(proto, worker).report.steps[1].bytes_after > before.bytes_after
 
 
 def test_only_and_keep(worker: Worker) -> None:
@@ -212,7 +222,7 @@ def test_the_original_may_be_a_file(worker: Worker, tmp_path: Path) -> None:
     onnx.save(proto, tmp_path / "original.onnx")
     small = run([PRUNE], Model.from_proto(proto), Settings(feeds=feeds(proto)), worker).model
     done = run(
-        [CorrectBias(reference=str(tmp_path / "original.onnx"))], small,
+        [CorrectBias(add=True, reference=str(tmp_path / "original.onnx"))], small,
         Settings(feeds=feeds(proto)), worker,
     )  # fmt: skip
     assert done.report.steps[0].status == "done"
@@ -233,7 +243,7 @@ def test_a_correction_that_does_harm_is_taken_back(worker: Worker) -> None:
     w = np.array([[1], [0.3]], np.float32)
     proto = text(source, w=w, b=np.zeros(1, np.float32))
     x = np.array([[-0.1, 0.1], [0.1, -0.1], [0.05, 40.0]], np.float32)
-    steps = [PRUNE, CorrectBias()]
+    steps = [PRUNE, CorrectBias(add=True)]
     result = run(steps, Model.from_proto(proto), Settings(feeds=[{"x": x}]), worker)
     row = result.report.steps[1]
     assert row.status == "nothing to do"
@@ -294,7 +304,7 @@ def test_a_vector_that_is_made_has_the_type_of_the_layer(worker: Worker) -> None
         w=weight(1, 64, 48).astype(np.float16),
     )
     inputs = np.random.default_rng(5).uniform(0, 1, (4, 30, 64)).astype(np.float16)
-    steps = [step("split-lowrank", ratio=0.5, min_size=2), CorrectBias()]
+    steps = [step("split-lowrank", ratio=0.5, min_size=2), CorrectBias(add=True)]
     settings = Settings(feeds=[{"x": x} for x in inputs])
     result = run(steps, Model.from_proto(proto), settings, worker)
     assert [row.status for row in result.report.steps] == ["done", "done"]

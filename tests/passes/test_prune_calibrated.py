@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from weight_models import Case, homes, normal, operators, parsed
+from weight_models import ONE_BY_ONE, Case, homes, normal, operators, parsed
 from weight_passes import EVERY, check, check_against_numpy
 
 from onnxshrink.contract import Settings
@@ -27,9 +27,7 @@ from onnxshrink.select import Select
 
 BOTH = pytest.mark.parametrize("kind", [PruneWanda, PruneSparsegpt])
 #: What is not a product of plain rows, so that there is no second moment of its inputs.
-UNOBSERVED = (
-    "Add", "DeformConv", "EmbedLayer", "Gather", "Mul", "Sub", "Squeeze on the way", "Where",
-)  # fmt: skip
+UNOBSERVED = (*ONE_BY_ONE, "DeformConv", "EmbedLayer", "Gather", "Squeeze on the way")
 Feeds = list[dict[str, np.ndarray]]
 
 

@@ -622,3 +622,15 @@ def test_what_a_file_is_for_and_what_a_kernel_does_not_take_is_said(tmp_path: Pa
         assert [change.note for change in step.changes] == [f"int8, 40 scales, MatMulInteger{note}"]
         told = [line for line in step.warnings if line.startswith("the file is for CPUs with VNNI")]
         assert len(told) == count
+
+
+def test_what_is_rounded_already_is_not_rounded_to_other_scales(tmp_path: Path) -> None:
+    """As in a model that was trained with quantization; codes of a weight are no such thing."""
+    rounded = """s = Constant<value = float {0.03}>() z = Constant<value = uint8 {128}>()
+        q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z)"""
+    model = parsed(
+        f"g (float[3, 64] x) => (float[3, 40] y) {{ {rounded} t = Flatten(d) y = MatMul(t, W) }}",
+        W=normal(64, 40),
+    )
+    assert reasons(quantized(model, tmp_path))["W"] == dynamic._ROUNDED
+    assert counted(tmp_path)["DynamicQuantizeLinear"] == 0

@@ -25,6 +25,8 @@ from onnxshrink.passes.to_float16 import ToFloat16
 from onnxshrink.passes.tune import Tune
 from onnxshrink.pipeline import Context, Pass, Result, run
 from onnxshrink.report import Step
+from onnxshrink.runtime.decoding.steps import DecodingStep
+from onnxshrink.runtime.session import open_session, run_session
 from onnxshrink.runtime.worker import Worker
 from onnxshrink.select import Select
 from onnxshrink.trials import Reference
@@ -211,6 +213,49 @@ def test_numbers_in_branches_are_left_alone_and_named(worker: Worker) -> None:
     assert skips["b"].startswith("is used in the body of an If")
     assert skips["k"] == "no gradient reaches it: u (If) runs a graph of its own"
     assert {change.what for change in done.changes} == {"e"}
+
+
+def test_numbers_in_and_before_loops_are_left_alone_and_named(worker: Worker) -> None:
+    model = Model.from_proto(parsed(
+        """g (float[N, 4] x, int64 n, bool c) => (float[N, 4] y) {
+            t = Mul(x, k)
+            u = Loop(n, c, t) <body = a (int64 i, bool d, float[N, 4] p) => (bool d2, float[N, 4] q)
+                { d2 = Identity(d)  q = Add(p, b) }>
+            y = Add(u, e)
+        }""", k=normal(4), b=normal(4, seed=1), e=normal(4, seed=2)))  # fmt: skip
+    more = {"n": np.asarray(3), "c": np.asarray(True)}
+    feeds = [{"x": normal(3, 4, seed=number), **more} for number in range(8)]
+    done = run([Detune(), Tune(steps=30)], model, Settings(feeds=feeds), worker).report.steps[1]
+    skips = {skip.what: skip.reason for skip in done.skips}
+    assert skips["b"].startswith("is used in the body of an If, a Loop")
+    assert skips["k"] == "no gradient reaches it: u (Loop) runs a graph of its own"
+    assert {change.what for change in done.changes} == {"e"}
+
+
+def test_a_step_of_a_recurrent_net_is_tuned_on_the_states_that_the_original_had(
+    worker: Worker,
+) -> None:
+    """What is judged goes on from states of its own, so that errors may build up, and do not."""
+    model = Model.from_proto(parsed(
+        """g (float[1, 8] x, float[1, 8] s) => (float[1, 4] y, float[1, 8] s_next) {
+            t = MatMul(x, w)  r = MatMul(s, v)  a = Add(t, r)  p = Add(a, b)  s_next = Tanh(p)
+            y = MatMul(s_next, o)
+        }""", w=normal(8, 8) / 4, v=normal(8, 8, seed=1) / 4, b=normal(8, seed=2) / 4,
+        o=normal(8, 4, seed=3) / 4))  # fmt: skip
+    session = open_session(model.to_proto().SerializeToString())
+    feeds: list[DecodingStep] = []
+    for number in range(40):
+        before = feeds[-1] if feeds else None
+        state = np.zeros((1, 8), np.float32) if before is None else run_session(session, before)[1]
+        fed = {"x": normal(1, 8, seed=200 + number), "s": state}
+        feeds.append(DecodingStep(fed, before, {"s": "s_next"}))
+    tune = Tune(free=("weights", "biases"), steps=60)
+    settings = Settings(feeds=feeds)
+    off, tuned = (run(each, model, settings, worker) for each in ([Detune()], [Detune(), tune]))
+    chosen = tuned.report.steps[1].chosen
+    assert chosen["error_after"] < 0.7 * chosen["error_before"]
+    for before, after in zip(off.effect, tuned.effect, strict=True):
+        assert after.relative_error < 0.7 * before.relative_error
 
 
 def test_float16_is_tuned_or_left_alone(worker: Worker) -> None:

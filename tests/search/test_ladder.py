@@ -9,6 +9,7 @@ import pytest
 from command_line import Run
 from hard_models import text
 from onnx import helper
+from weight_models import waves
 
 from onnxshrink import api
 from onnxshrink.contract import Judge, Settings
@@ -130,7 +131,7 @@ def test_nothing_moves_where_nothing_hurts(worker: Worker) -> None:
     assert tried == [1]
 
 
-def test_a_goal_out_of_reach_ends_at_float16(worker: Worker) -> None:
+def test_a_goal_that_no_narrower_type_meets_leaves_everything(worker: Worker) -> None:
     rng = np.random.default_rng(6)
     model = model_of("int4", "int4")
     for value in model.ir.graph.initializers.values():
@@ -138,10 +139,22 @@ def test_a_goal_out_of_reach_ends_at_float16(worker: Worker) -> None:
         value.const_value = ir.Tensor(noise, name=value.name)
         model.touch(value.name)
     found, _ = search(model, Goal(max_error=1e-9), worker)
-    assert [step.name for step in found.recipe.steps] == ["to-float16"]
-    assert len(found.misses) == 1
-    assert "relative error of 'y'" in found.misses[0]
-    assert "above 1e-09" in found.misses[0]
+    assert found.recipe.steps == ()
+    assert found.misses == []
+
+
+@pytest.mark.parametrize("shape", [(WIDTH,), (1, WIDTH), (2, WIDTH)])
+def test_a_table_that_needs_its_bits_is_all_that_stays(
+    shape: tuple[int, ...], worker: Worker
+) -> None:
+    proto, inputs = waves(layers()["int4"], *shape)
+    model = Model.from_proto(proto)
+    judge = Judge(model, Settings(feeds=inputs), worker)
+    found = find_recipe(model, judge, Goal(max_error=1e-3), lambda *_: None)
+    assert found.moved == {"table": "float32"}
+    assert found.misses == []
+    (step,) = found.recipe.steps
+    assert step.dtype == "int4"  # type: ignore[attr-defined]
 
 
 def test_a_model_without_weights_has_nothing_to_search(worker: Worker) -> None:

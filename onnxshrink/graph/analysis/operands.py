@@ -186,7 +186,7 @@ def _rank(reach: _Reach) -> int:
         return 3
     key = (reach.node.domain, reach.node.op_type)
     found = row(reach.node)
-    return 0 if key in macs.RULES else 1 if found is not None and found.weights else 2
+    return 0 if key in macs.RULES else 1 if found is not None and found.takes(reach.index) else 2
 
 
 def fixed_values(model: Model, stored: set[ir.Value]) -> set[ir.Value]:

@@ -68,6 +68,11 @@ def entering(model: Model, at: Collection[str] = ()) -> Entering:
     return Entering(tuple(found), frozenset(outputs)) if found and outputs else Entering()
 
 
+def ranks(model: Model) -> bool:
+    """Whether a tail of the model ranks or picks."""
+    return bool(entering(model).outputs)
+
+
 def exposed(model: Model, names: Collection[str]) -> Model:
     """A copy of a model that also returns some of its intermediate values."""
     given = {value.name for value in model.ir.graph.outputs}

@@ -167,7 +167,7 @@ RULES: dict[str, Rule] = {
 }
 
 #: Of outputs behind the first, by their number.
-FURTHER: dict[str, dict[int, Rule]] = {
+_FURTHER: dict[str, dict[int, Rule]] = {
     "GroupQueryAttention": dict.fromkeys((1, 2), _cache),
     "SkipLayerNormalization": {3: _same},
     "SkipSimplifiedLayerNormalization": {3: _same},
@@ -175,8 +175,9 @@ FURTHER: dict[str, dict[int, Rule]] = {
 
 
 def further(
-    node: ir.Node, shapes: Sequence[Shape], attributes: Mapping[str, Any], elem: int
-) -> dict[int, onnx.TypeProto]:
-    """Types of the outputs behind the first, as far as a rule says them: by number."""
-    rules = FURTHER.get(node.op_type, {}) if node.domain == "com.microsoft" else {}
-    return {place: tensor_type(elem, rule(shapes, attributes)) for place, rule in rules.items()}
+    node: ir.Node, shapes: Sequence[Shape], attributes: Mapping[str, Any]
+) -> dict[int, Shape]:
+    """Shapes of outputs behind the first, by their number, of operators of ONNX Runtime."""
+    rules = _FURTHER.get(node.op_type, {}) if node.domain == "com.microsoft" else {}
+    places = rules.keys() & range(len(node.outputs))
+    return {place: rules[place](shapes, attributes) for place in places}

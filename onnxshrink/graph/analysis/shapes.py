@@ -222,19 +222,19 @@ class _Walker:
             self.known.pop(value, None)
         function = self.model.ir.functions.get(node.op_identifier())
         attributes = _attributes(node, frame)
-        kinds: Sequence[onnx.TypeProto]
-        if function is not None:
-            kinds = self._function(node, function, frame)
-        else:
+        kinds: Sequence[onnx.TypeProto] = ()
+        if function is None:
             kinds = self._operator(node, attributes, frame)
-        shapes = list(map(self._shape, node.inputs))
-        elem = self._type(node.inputs[0] if node.inputs else None).tensor_type.elem_type
-        behind = further(node, shapes, attributes, elem)
-        for place, value in enumerate(node.outputs):
-            kind = kinds[place] if place < len(kinds) else behind.get(place, onnx.TypeProto())
+        else:
+            kinds = self._function(node, function, frame)
+        padded = [*kinds, *[onnx.TypeProto()] * len(node.outputs)]
+        shapes = tuple(map(self._shape, node.inputs))
+        for place, shape in further(node, shapes, attributes).items():
+            padded[place] = tensor_type(self._type(node.inputs[0]).tensor_type.elem_type, shape)
+        for value, kind in zip(node.outputs, padded, strict=False):
             self.types[value] = filled(kind, self.declared(value))
-        results = tuple(map(self._shape, node.outputs))
-        self.calls[frame, node] = Call(node, attributes, tuple(shapes), results)
+        made = tuple(map(self._shape, node.outputs))
+        self.calls[frame, node] = Call(node, attributes, shapes, made)
         self._fold(node, attributes)
         for value in self.seen.keys() & set(node.outputs):
             self.take_seen(value)

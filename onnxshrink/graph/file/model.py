@@ -74,7 +74,7 @@ class Model:
         self._resolve()
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Model:
+    def load(cls, path: files.StrPath) -> Model:
         """Open a model file; its weights are read when they are needed.
 
         Raises:
@@ -386,16 +386,14 @@ class Model:
             payloads.append((tensor.nbytes, partial(tensors.write, tensor)))
         return wire.FileLayout(proto, payloads)
 
-    def save(
-        self, path: str | os.PathLike[str], storage: Storage = "auto", *, durable: bool = True
-    ) -> int:
+    def save(self, path: files.StrPath, storage: Storage = "auto", *, durable: bool = True) -> int:
         """Write the model in one go: either the whole file appears or none.
 
         Args:
             path: Where to; must not be the file that the model came from.
             storage: ``single`` file, ``external`` data in ``path + '.data'``, or ``auto``:
                 external only where one file could not hold it.
-            durable: Wait until the bytes are on the disk; not needed for a scratch file.
+            durable: Wait until it is on the disk; False is for a scratch folder: written in place.
 
         Returns:
             Bytes written, external data included.
@@ -412,7 +410,7 @@ class Model:
                     size = proto.ByteSize() + sum(t.nbytes + 32 for t in outside.values())
                     if size <= SINGLE_FILE_LIMIT:
                         layout = self._layout(proto, outside)
-                        with files.output(path, durable=durable) as file:
+                        with files.output(path) if durable else files.scratch_file(path) as file:
                             layout.write(file)
                         return layout.nbytes
                 if storage == "single":
@@ -429,7 +427,8 @@ class Model:
         outside: dict[str, ir.TensorProtocol],
         durable: bool,
     ) -> int:
-        with files.writing(path), files.scratch(path.parent) as folder:
+        made = files.scratch(path.parent) if durable else contextlib.nullcontext(path.parent)
+        with files.writing(path), made as folder:
             places: dict[str, int] = {}
             with files.new_file(folder / "data", durable=durable) as file:
                 out = files.Digesting(file)

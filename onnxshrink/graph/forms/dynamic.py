@@ -19,16 +19,18 @@ from onnxshrink.graph import operators, read, surgery
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.forms import products
 from onnxshrink.graph.forms.dequantize import code_tensor, factor, trimmed
-from onnxshrink.graph.forms.layout import SHORT_ROW, Layout
+from onnxshrink.graph.forms.layout import Layout
 from onnxshrink.graph.forms.layout import of as layout_of
 from onnxshrink.graph.forms.rebuild import Rebuild
+from onnxshrink.graph.operators.one_by_one import SHORT_ROW
 from onnxshrink.graph.rewrite import opset
 from onnxshrink.graph.surgery import Recorder
-from onnxshrink.graph.weights.views import WeightView
+from onnxshrink.graph.weights.views import Use, WeightView
 from onnxshrink.kernels.affine import Quantized
 
 _WORKING = ir.DataType.FLOAT  # what DynamicQuantizeLinear takes
 _LSTM_INPUTS = 8  # in front of the scales
+_ROUNDED = "what it is multiplied with is rounded to integers already"
 
 
 def wants_codes(node: ir.Node, index: int) -> bool:
@@ -50,7 +52,7 @@ def why_not(view: WeightView) -> str:
         return f"is used by {view.op_type}"
     if lookups and view.shape[1] < SHORT_ROW:
         return f"is looked up, too, in rows of {view.shape[1]}, which are not worth a scale each"
-    return ""
+    return _ROUNDED if any(map(_is_rounded, view.uses)) else ""
 
 
 def why_not_conv(view: WeightView) -> str:
@@ -64,8 +66,20 @@ def why_not_conv(view: WeightView) -> str:
         return f"there is no integer {use.op_type}"
     if reason := read.obstacle(use.node):
         return reason
+    if _is_rounded(use):
+        return _ROUNDED
     fits = way.added is None and way.function in products.FUNCTIONS
     return "" if fits else f"is used by {use.op_type}, of which {way.hidden}"
+
+
+def _is_rounded(use: Use) -> bool:
+    """Whether what a weight is multiplied with was rounded to codes, perhaps moved since."""
+    maker = None if use.activation is None else use.activation.producer()
+    while maker is not None and operators.moves(maker) and maker.inputs[0] is not None:
+        maker = maker.inputs[0].producer()
+    if maker is None or not operators.dequantizes(maker):
+        return False
+    return read.constant(read.input(maker, 0)) is None
 
 
 def recurrent(view: WeightView, views: Sequence[WeightView]) -> tuple[WeightView, WeightView]:

@@ -11,14 +11,13 @@ import numpy.typing as npt
 
 from onnxshrink.graph import read
 from onnxshrink.graph.operators import Matrices
+from onnxshrink.graph.operators.one_by_one import SHORT_ROW
 from onnxshrink.graph.weights.views import WeightView
 from onnxshrink.kernels.affine import Quantized
 
 #: ``stored``: as it is. ``turned``: its transpose. ``matrix``: [outputs, inputs], filled up with
 #: zeros to whole blocks.
 Order = Literal["stored", "turned", "matrix"]
-#: Shorter rows of a lookup have no scale each.
-SHORT_ROW = 32  # a scale for every row of a lookup that is shorter would cost more than it gains
 
 
 @dataclass(frozen=True)

@@ -110,12 +110,11 @@ def _gather(op: Application) -> Gradients:
     if op.axis(0) != 0:
         return _by_places(op)
     rows, table = op[1].cast(ir.DataType.INT64).unsqueeze([op[1].rank]), op.x
-    return [table.zeros().apply("ScatterND", rows, op.dy, reduction="add")]
+    return [table.zeros().plus_at("ScatterND", rows, op.dy)]
 
 
 def _gather_elements(op: Application) -> Gradients:
-    empty, axis = op.x.zeros(), op.axis(0)
-    return [empty.apply("ScatterElements", op[1], op.dy, axis=axis, reduction="add")]
+    return [op.x.zeros().plus_at("ScatterElements", op[1], op.dy, axis=op.axis(0))]
 
 
 def _scatter(op: Application) -> Gradients:

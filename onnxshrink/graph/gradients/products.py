@@ -8,7 +8,9 @@ from onnxshrink.graph.analysis.shape_rules import static
 from onnxshrink.graph.gradients.application import Application, Gradients, Rule
 from onnxshrink.graph.gradients.terms import Term
 from onnxshrink.graph.gradients.windows import Windows
-from onnxshrink.graph.operators.rows import letters
+from onnxshrink.graph.operators.rows import (
+    letters,
+)
 from onnxshrink.graph.read import Unknown
 
 # -------------------------------------------------------------------------------- matrices

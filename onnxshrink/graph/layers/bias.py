@@ -65,8 +65,7 @@ def shift(
     tensor = weights.constant(stored)
     assert tensor is not None
     values = tensor.numpy() + amount
-    own = len(stored.uses()) == len(outline.bias.uses()) == 1
-    if own and values.shape == tuple(tensor.shape):
+    if is_own(outline) and values.shape == tuple(tensor.shape):
         view = next(view for view in weights.find(model) if view.value is stored)
         surgery.set_constant(model, view.value, values)
         return stored.name or "", tensor.nbytes, tensor.nbytes
@@ -77,6 +76,14 @@ def shift(
     surgery.give_constant(model, user, index, values, f"{outline.output}.bias")
     surgery.forget(model, stored)
     return outline.output, 0, values.nbytes
+
+
+def is_own(outline: Outline) -> bool:
+    """Whether a layer has a bias that is stored for it alone, and not once for several."""
+    stored = None if outline.bias is None else _stored(outline.bias)
+    if stored is None or outline.bias is None:
+        return False
+    return len(stored.uses()) == len(outline.bias.uses()) == 1
 
 
 def _adds(user: ir.Node, outline: Outline) -> bool:

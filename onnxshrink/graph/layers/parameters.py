@@ -107,7 +107,7 @@ def _kind(operand: ConstantOperand, part: Constant) -> Kind | None:
         return "biases"
     if isinstance(row, Arithmetic) and _is_vector(part):
         return "gains" if row.scales else "biases"
-    if row is not None and index in row.weights and part.size > 1:
+    if row is not None and row.takes(index) and part.size > 1:
         return "weights" if operand.is_weight else "scales"  # scales of rows, looked up like these
     return None
 

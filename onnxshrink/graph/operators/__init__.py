@@ -2,6 +2,16 @@
 
 from onnxshrink.graph.operators.memory import Memory, memory
 from onnxshrink.graph.operators.norms import Gains, gains
+from onnxshrink.graph.operators.one_by_one import (
+    Arithmetic,
+    Choice,
+    Elementwise,
+    Movement,
+    Norm,
+    OneByOne,
+    Repetition,
+    Scatter,
+)
 from onnxshrink.graph.operators.predicates import (
     adds,
     branches,
@@ -17,22 +27,17 @@ from onnxshrink.graph.operators.predicates import (
 from onnxshrink.graph.operators.products import Product, product, sides
 from onnxshrink.graph.operators.roles import role
 from onnxshrink.graph.operators.rows import (
-    Arithmetic,
     Axes,
-    Choice,
     Control,
     Convolution,
     Deformed,
     DynamicQuantizer,
-    Elementwise,
     Equation,
     Fill,
     Limit,
     Logic,
     Lookup,
     Matrices,
-    Movement,
-    Norm,
     OneHot,
     QuantizedRow,
     Random,
@@ -40,12 +45,10 @@ from onnxshrink.graph.operators.rows import (
     Recurrent,
     Reduction,
     Relation,
-    Repetition,
     Rotary,
     Rounding,
     Row,
     RunningSum,
-    Scatter,
     Selection,
     Series,
     ShapeOf,
@@ -72,6 +75,7 @@ __all__ = [
     "Memory",
     "Movement",
     "Norm",
+    "OneByOne",
     "OneHot",
     "Product",
     "QuantizedRow",

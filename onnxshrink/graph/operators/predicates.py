@@ -7,16 +7,18 @@ from typing import Literal
 import onnx
 import onnx_ir as ir
 
-from onnxshrink.graph.operators.rows import (
+from onnxshrink.graph.operators.one_by_one import (
     Arithmetic,
     Choice,
+    Movement,
+    Repetition,
+)
+from onnxshrink.graph.operators.rows import (
     Control,
     DynamicQuantizer,
     Limit,
     Lookup,
-    Movement,
     QuantizedRow,
-    Repetition,
 )
 from onnxshrink.graph.operators.table import of
 

@@ -6,30 +6,34 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
+from onnxshrink.graph.operators.one_by_one import (
+    Elementwise,
+    Movement,
+    Norm,
+    Repetition,
+    Scatter,
+)
 from onnxshrink.graph.operators.rows import (
     Control,
     Convolution,
     Deformed,
     Matrices,
-    Movement,
-    Norm,
     Recurrent,
-    Repetition,
-    Scatter,
 )
 from onnxshrink.graph.operators.table import row as row_of
 
 _OF_RECURRENT = {3: "bias", 5: "initial state", 6: "initial state", 7: "peephole"}
-_OF_OTHERS = {"PRelu": {1: "slope"}}
 
 
 def role(node: ir.Node, index: int) -> str:
     """What an input is to a node, as in ``the bias of Conv``; empty where that is not known."""
     row, kind = row_of(node), node.op_type
-    known: Mapping[int, str] = _OF_OTHERS.get(kind, {})
+    known: Mapping[int, str] = {}
     if isinstance(row, Norm):
         known = {row.gain: "gain", **dict.fromkeys(row.fixed, "statistic")}
         known |= {} if row.shift is None else {row.shift: "shift"}
+    elif isinstance(row, Elementwise) and row.slope is not None:
+        known = {row.slope: "slope"}
     elif isinstance(row, Recurrent):
         known = _OF_RECURRENT
     elif isinstance(row, Matrices | Convolution | Deformed) and row.bias is not None:

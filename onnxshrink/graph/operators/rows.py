@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import onnx_ir as ir
 
@@ -44,6 +43,10 @@ class Row:
     def weights(self) -> Mapping[int, int | None]:
         """Inputs that may be its weight: each with the input that it is used together with."""
         return {}
+
+    def takes(self, index: int) -> bool:
+        """Whether an input may be its weight."""
+        return index in self.weights
 
     def axes(self, node: ir.Node, index: int, rank: int) -> Axes | None:
         """The roles of the axes of a weight; None where it plays no such role.
@@ -193,61 +196,6 @@ class Lookup(Row):
 
 
 @dataclass(frozen=True)
-class Arithmetic(Row):
-    """One number of each of two operands makes one of the result.
-
-    Attributes:
-        scales: Whether they are multiplied, rather than added.
-        inverse: Whether the second is taken away, or divided by.
-    """
-
-    scales: bool = False
-    inverse: bool = False
-
-    @property
-    def weights(self) -> Mapping[int, int | None]:
-        """Either operand, by itself; of a quotient the parts play different roles."""
-        return {} if self.scales and self.inverse else {0: None, 1: None}
-
-    def axes(self, node: ir.Node, index: int, rank: int) -> Axes | None:
-        """Rows of numbers; a vector has none."""
-        return Axes.split(rank, [rank - 1]) if rank > 1 else None
-
-
-@dataclass(frozen=True)
-class Choice(Row):
-    """Takes each number from one operand or from the other."""
-
-    @property
-    def weights(self) -> Mapping[int, int | None]:
-        """Either operand, by itself."""
-        return {1: None, 2: None}
-
-    def axes(self, node: ir.Node, index: int, rank: int) -> Axes | None:
-        """Rows of numbers; a vector has none."""
-        return Axes.split(rank, [rank - 1]) if rank > 1 else None
-
-
-@dataclass(frozen=True)
-class Elementwise(Row):
-    """A function of single numbers, or of those at several places of one channel.
-
-    Attributes:
-        factors: Whether f(s x) = s f(x) for s > 0.
-        means: Whether the mean of each channel stays what it is.
-        places: Whether a result is made of several places of a channel.
-        positive: Whether what is below zero becomes zero, and nothing else changes.
-        trains: The input that makes it draw numbers, as in training.
-    """
-
-    factors: bool = False
-    means: bool = False
-    places: bool = False
-    positive: bool = False
-    trains: int | None = None
-
-
-@dataclass(frozen=True)
 class Limit(Row):
     """Keeps each number, or takes the limit that it is beyond.
 
@@ -289,23 +237,6 @@ class OneHot(Row):
 
 
 @dataclass(frozen=True)
-class Movement(Row):
-    """Hands numbers on as they are: elsewhere, in another type, or only some of them.
-
-    Attributes:
-        how: ``copies``; ``converts``: in another type; ``permutes``: axes in another order;
-            ``squeezes`` and ``unsqueezes``: axes of size 1 go or come; ``reshapes``; ``flattens``:
-            all axes before one and all others become one each; ``parts``: some of the numbers;
-            ``pads``: more around them; ``joins``: those of several values.
-    """
-
-    how: Literal[
-        "copies", "converts", "permutes", "squeezes", "unsqueezes", "reshapes", "flattens", "parts",
-        "pads", "joins",
-    ]  # fmt: skip
-
-
-@dataclass(frozen=True)
 class Random(Row):
     """Makes numbers that differ from run to run."""
 
@@ -313,28 +244,6 @@ class Random(Row):
 @dataclass(frozen=True)
 class Reduction(Row):
     """Makes one number of all along some axes, with f(s x) = s f(x)."""
-
-
-@dataclass(frozen=True)
-class Norm(Row):
-    """Brings values to a common size, multiplies each channel with a gain and adds a shift.
-
-    Attributes:
-        gain: The input that holds the gains.
-        shift: The input that holds the shifts; None where there are none.
-        channels: The axis of the channels. -1: it normalises over the axes from ``axis`` on, and
-            has a gain for each of their places.
-        sums: Inputs that are added up before.
-        fixed: Inputs that say what the size is, mean and variance, where it is not computed.
-        grouped: Whether it may have one gain for each of its groups, rather than of its channels.
-    """
-
-    gain: int
-    shift: int | None
-    channels: int = -1
-    sums: tuple[int, ...] = (0,)
-    fixed: tuple[int, ...] = ()
-    grouped: bool = False
 
 
 @dataclass(frozen=True)
@@ -404,22 +313,6 @@ class Logic(Row):
 @dataclass(frozen=True)
 class Rounding(Row):
     """Makes whole numbers of numbers."""
-
-
-@dataclass(frozen=True)
-class Scatter(Row):
-    """Its first input with some numbers replaced.
-
-    Attributes:
-        places: The input that says where.
-    """
-
-    places: int = 1
-
-
-@dataclass(frozen=True)
-class Repetition(Row):
-    """Hands numbers on as they are, again and again."""
 
 
 @dataclass(frozen=True)

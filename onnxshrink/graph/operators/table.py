@@ -11,22 +11,26 @@ from typing import TypeVar
 import onnx
 import onnx_ir as ir
 
-from onnxshrink.graph.operators.rows import (
+from onnxshrink.graph.operators.one_by_one import (
     Arithmetic,
     Choice,
+    Elementwise,
+    Movement,
+    Norm,
+    Repetition,
+    Scatter,
+)
+from onnxshrink.graph.operators.rows import (
     Control,
     Convolution,
     Deformed,
     DynamicQuantizer,
-    Elementwise,
     Equation,
     Fill,
     Limit,
     Logic,
     Lookup,
     Matrices,
-    Movement,
-    Norm,
     OneHot,
     QuantizedRow,
     Random,
@@ -34,12 +38,10 @@ from onnxshrink.graph.operators.rows import (
     Recurrent,
     Reduction,
     Relation,
-    Repetition,
     Rotary,
     Rounding,
     Row,
     RunningSum,
-    Scatter,
     Selection,
     Series,
     ShapeOf,
@@ -80,7 +82,7 @@ TABLE: dict[tuple[str, str], Row] = {
     ("", "Abs"): Elementwise(factors=True),
     ("", "Dropout"): Elementwise(factors=True, means=True, trains=2),
     ("", "LeakyRelu"): Elementwise(factors=True),
-    ("", "PRelu"): Elementwise(factors=True),
+    ("", "PRelu"): Elementwise(factors=True, slope=1),
     ("", "Relu"): Elementwise(factors=True, positive=True),
     ("", "AveragePool"): Elementwise(factors=True, means=True, places=True),
     ("", "GlobalAveragePool"): Elementwise(factors=True, means=True, places=True),

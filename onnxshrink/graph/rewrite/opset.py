@@ -14,6 +14,8 @@ from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.operators import contrib
 from onnxshrink.graph.rewrite.hoist import separate_inputs
 from onnxshrink.graph.rewrite.inline import inline_functions
+from onnxshrink.graph.rewrite.ml import DOMAIN
+from onnxshrink.graph.rewrite.trees import VERSION
 
 #: The last operator set whose QuantizeLinear and DequantizeLinear ONNX Runtime 1.32 computes.
 _NEWEST = 27
@@ -22,11 +24,15 @@ _SINCE = {
     13: "1.6", 14: "1.8", 15: "1.9", 16: "1.11", 17: "1.12", 18: "1.14",
     19: "1.15", 20: "1.17", 21: "1.18", 22: "1.21", 23: "1.23",
 }  # fmt: skip
+#: The first that has ``TreeEnsemble``.
+TREES_SINCE = "1.20"
 
 
-def first_runtime(opset: int) -> str:
-    """The first ONNX Runtime that loads an operator set; empty where that is not known."""
-    return _SINCE.get(opset, "1.6" if opset < min(_SINCE) else "")
+def first_runtime(model: Model) -> str:
+    """The first ONNX Runtime that loads a model's operator sets; empty where that is not known."""
+    known = _SINCE.get(model.opset, "1.6" if model.opset < min(_SINCE) else "")
+    newer = model.ir.opset_imports.get(DOMAIN, 0) >= VERSION
+    return max(known, TREES_SINCE, key=_version) if known and newer else known
 
 
 def newest_for(runtime: str) -> int:
@@ -45,6 +51,12 @@ def newest_for(runtime: str) -> int:
     if not known:
         raise RecipeError(f"--runtime {runtime}: {min(_SINCE.values(), key=_version)} or newer")
     return max(known)
+
+
+def has_trees(model: Model) -> bool:
+    """Whether every ONNX Runtime that a model is made for has ``TreeEnsemble``."""
+    since = _SINCE.get(model.max_opset or max(_SINCE), "")
+    return not since or _version(since) >= _version(TREES_SINCE)
 
 
 def _version(text: str) -> tuple[int, ...]:

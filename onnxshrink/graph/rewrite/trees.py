@@ -27,7 +27,7 @@ _MODES = {
     "BRANCH_NEQ": 5,
 }  # fmt: skip
 _LEAF = "LEAF"
-_AGGREGATES = {"AVERAGE": 0, "SUM": 1}
+AGGREGATES = {"AVERAGE": 0, "SUM": 1}
 _INPUTS = {ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64}
 _MOST_ROWS = 2**24  # numbers of rows are float32 on the way
 
@@ -225,6 +225,11 @@ def merges(node: ir.Node) -> bool:
     return node.domain == DOMAIN and node.op_type in KINDS
 
 
+def is_ensemble(node: ir.Node) -> bool:
+    """Whether a node holds trees, in whichever version."""
+    return node.domain == DOMAIN and node.op_type in (*KINDS, "TreeEnsemble")
+
+
 def rewrite(model: Model, operator: MlOperator) -> tuple[int, int, str]:
     """Put ``TreeEnsemble`` in the place of a node.
 
@@ -314,7 +319,7 @@ def _regressor(standard: Standard) -> tuple[list[ir.Value], str]:
     targets = read.integer(node, "n_targets", 1)
     aggregate = read.text(node, "aggregate_function", "SUM")
     transform = read.text(node, "post_transform", "NONE")
-    if aggregate not in _AGGREGATES or transform != "NONE":
+    if aggregate not in AGGREGATES or transform != "NONE":
         raise ValueError(f"aggregates by {aggregate} and ends in {transform}")
     base = standard.operator.numbers("base_values")
     if len(base) not in (0, targets):
@@ -330,12 +335,12 @@ def _scores(
     found = before.merged()
     trees = len(found.roots)
     if found.single:
-        result = _ensemble(standard, found, targets, aggregate)
+        result = ensemble(standard, found, targets, aggregate)
         note = ""
     else:
         if len(found.rows) >= _MOST_ROWS:
             raise ValueError(f"has {len(found.rows)} different leaves")
-        numbers = _ensemble(standard, found, trees, "SUM", numbered=True)
+        numbers = ensemble(standard, found, trees, "SUM", numbered=True)
         table = standard.constant(found.rows, "leaves")
         rows = standard.node("Gather", table, standard.cast(numbers, ir.DataType.INT32), axis=0)
         axis = standard.constant(np.array([1], np.int64), "trees")
@@ -350,7 +355,7 @@ def _scores(
     return result, f"TreeEnsemble{note}; {splits:,} splits and {leaves:,} leaves merged"
 
 
-def _ensemble(
+def ensemble(
     standard: Standard, found: Forest, targets: int, aggregate: str, numbered: bool = False
 ) -> ir.Value:
     """A TreeEnsemble; ``numbered``: each tree is a target, and says the number of its row."""
@@ -381,7 +386,7 @@ def _ensemble(
     flat[ends] = which.reshape(-1)
     places, is_leaf = flat.reshape(-1, 2), (children < 0).astype(np.int64)
     attributes: dict[str, Any] = {
-        "n_targets": targets, "aggregate_function": _AGGREGATES[aggregate], "post_transform": 0,
+        "n_targets": targets, "aggregate_function": AGGREGATES[aggregate], "post_transform": 0,
         "tree_roots": roots.tolist(), "nodes_featureids": feature.tolist(),
         "nodes_splits": ir.Tensor(threshold), "nodes_modes": ir.Tensor(mode),
         "nodes_truenodeids": places[:, 0].tolist(), "nodes_trueleafs": is_leaf[:, 0].tolist(),
@@ -391,7 +396,10 @@ def _ensemble(
     if missing.any():
         attributes["nodes_missing_value_tracks_true"] = missing.astype(np.int64).tolist()
     value = standard.cast(standard.input, ir.DataType.FLOAT)
-    return standard.node("TreeEnsemble", value, domain=DOMAIN, **attributes)
+    result = standard.node("TreeEnsemble", value, domain=DOMAIN, **attributes)
+    if standard.operator.node.name and (made := result.producer()) is not None:
+        made.name = standard.operator.node.name  # reports know it by that
+    return result
 
 
 def _tree_of(children: Ints, roots: Ints) -> Ints:

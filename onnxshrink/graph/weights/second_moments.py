@@ -39,7 +39,7 @@ def unknown(view: WeightView) -> str:
 
 def _found(view: WeightView) -> tuple[tuple[Need, ...], str]:
     """What is needed, and why nothing is."""
-    if not view.uses or view.main.is_arithmetic:
+    if not view.uses or view.main.is_one_by_one:
         return (), "it is not summed over"
     found, reason = [], "its rows are looked up"
     for use in view.uses:
@@ -184,7 +184,7 @@ def _fed_back(
     numbers = np.arange(len(matrix)).reshape(known.groups, -1)
     rounded = [
         obs.quantize(part, obs.factor(h, damping), grid(rows))
-        for part, h, rows in zip(known.fold(matrix), known.mean(), numbers, strict=True)
+        for part, h, rows in zip(known.fold(matrix), known.narrow(), numbers, strict=True)
     ]
     return np.concatenate(rounded).reshape(matrix.shape)
 
@@ -196,7 +196,7 @@ def _damping(
 ) -> float:
     """The damping that is best on the feeds that the roundings were not fitted to."""
     first = known.fold(matrix)[0]
-    return obs.choose_damping(first, known.mean(0)[0], known.mean(1)[0], grid)
+    return obs.choose_damping(first, known.narrow(0)[0], known.narrow(1)[0], grid)
 
 
 def _need(view: WeightView, use: Use) -> Need:

@@ -19,7 +19,17 @@ import onnx_ir as ir
 from onnxshrink.graph import operators, read
 from onnxshrink.graph.file import tensors
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.operators import Arithmetic, Axes, Choice, Lookup, Product, QuantizedRow, Row
+from onnxshrink.graph.operators import (
+    Arithmetic,
+    Axes,
+    Lookup,
+    Movement,
+    OneByOne,
+    Product,
+    QuantizedRow,
+    Repetition,
+    Row,
+)
 from onnxshrink.graph.read import constant
 
 #: Movements through which codes are followed.
@@ -82,9 +92,9 @@ class Use:
         return self.is_lookup and self.activation is not None
 
     @property
-    def is_arithmetic(self) -> bool:
-        """Whether it is added, multiplied or chosen number by number."""
-        return isinstance(self.row, Arithmetic | Choice)
+    def is_one_by_one(self) -> bool:
+        """Whether its numbers are added, multiplied, chosen or handed on one by one."""
+        return isinstance(self.row, OneByOne)
 
 
 #: The stored axis of each axis of a value on its way to an operator; None where it was inserted.
@@ -168,6 +178,11 @@ class WeightView(read.HasTensor):
     def activation(self) -> ir.Value | None:
         """The value to observe for statistics of this weight's inputs."""
         return self.main.activation
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether no more than one of its axes is longer than 1, as of a bias or a norm's gains."""
+        return self.size == max(self.shape, default=1)
 
     @property
     def nbytes(self) -> int:
@@ -255,7 +270,7 @@ def _view(
     model: Model, value: ir.Value, scope: ir.Graph | ir.Function, tensor: ir.TensorProtocol
 ) -> WeightView | None:
     if tensor.dtype in FLOATS:
-        tracer = _Tracer(model, len(tensor.shape))
+        tracer = _Tracer(model, read.shape(tensor))
         tracer.follow(value, tuple(range(tracer.rank)), direct=True)
         uses, others = tuple(tracer.uses), tuple(tracer.others)
         if not uses and not others and not tracer.rebuilds:
@@ -270,9 +285,10 @@ def _view(
 class _Tracer:
     """Collects the operators that one constant reaches."""
 
-    def __init__(self, model: Model, rank: int):
+    def __init__(self, model: Model, shape: tuple[int, ...]):
         self.model = model
-        self.rank = rank
+        self.shape = shape
+        self.rank = len(shape)
         self.uses: list[Use] = []
         self.others: list[str] = []
         self.roles: list[str] = []
@@ -303,8 +319,11 @@ class _Tracer:
 
     def _use(self, node: ir.Node, index: int, order: Order, direct: bool) -> Use | None:
         row = operators.row(node)
-        if row is None or index not in row.weights or not order:
+        if row is None or not row.takes(index) or not order:
             return None
+        if isinstance(row, OneByOne):
+            rows = row.rows(self.shape)
+            return None if rows is None else Use(node, index, rows, None, direct)
         other = row.weights[index]
         axes = row.axes(node, index, len(order))
         if axes is None:
@@ -354,8 +373,14 @@ def _takes_codes(node: ir.Node) -> bool:
     return row is not None and not row.floats
 
 
-def _rebuilds(node: ir.Node, index: int) -> bool:
-    """Whether a node rebuilds a weight from integer codes: by Mul or Sub, or by a table."""
+def _rebuilds(node: ir.Node, index: int, depth: int = 4) -> bool:
+    """Whether a node rebuilds a weight from integer codes: by Mul or Sub, or by a table.
+
+    Or it hands scales or a table on to one that does.
+    """
+    if isinstance(operators.row(node), Movement | Repetition):
+        later = node.outputs[0].uses() if depth else ()
+        return any(_rebuilds(user, at, depth - 1) for user, at in later)
     if _rescales(node):
         return any(map(_from_codes, node.inputs))
     if not operators.looks_up(node) or index:

@@ -22,9 +22,9 @@ class CorrectBias(Pass):
     Rounding or removing weights shifts the mean of what a layer makes, and the next layers shift it
     on. The difference of the means, measured on calibration inputs against the original model, is
     taken from each bias, layer after layer, on the model as it is by then (empirical bias
-    correction, 1906.04721). A layer without a bias gets one: some bytes. It helps where weights
-    were rounded to nearest with few bits, or pruned; after GPTQ, which keeps means by itself, it
-    does next to nothing. What does not bring the outputs closer is taken back.
+    correction, 1906.04721). A layer without a bias gets one only with ``add``, for some bytes. It
+    helps where weights were rounded to nearest with few bits, or pruned; after GPTQ, which keeps
+    means by itself, it does next to nothing. What does not bring the outputs closer is taken back.
 
     ``method: analytic`` computes what the errors of a layer's weights add to its mean output, from
     the means of its inputs in the original: one run, and layers do not see each other. Without
@@ -45,13 +45,20 @@ class CorrectBias(Pass):
         "unset: once for every layer that comes behind another",
         ge=1,
     )
+    add: bool = option(
+        False, help="give layers that have no bias of their own one, which makes the file bigger"
+    )
     only: tuple[str, ...] = option(
         (), help="correct these layers only: operator types, names of weights or nodes, or patterns"
     )
     keep: tuple[str, ...] = option((), help="leave these layers alone")
 
-    may_grow: ClassVar[bool] = True
     runs_models: ClassVar[bool] = True
+
+    @property
+    def may_grow(self) -> bool:  # type: ignore[override]
+        """By biases that are new."""
+        return self.add
 
     @property
     def bound(self) -> float:
@@ -61,7 +68,7 @@ class CorrectBias(Pass):
     def apply(self, model: Model, ctx: Context) -> None:
         """Correct round by round; keep it if the outputs are closer to the original's."""
         from onnxshrink.graph.forms import coded_read
-        from onnxshrink.graph.layers import fitting
+        from onnxshrink.graph.layers import bias, fitting
         from onnxshrink.graph.rewrite import plain
         from onnxshrink.passes.correct_bias.correction import Correction
 
@@ -77,6 +84,8 @@ class CorrectBias(Pass):
         chosen = []
         for outline in outlines:
             reason = left_out(self.only, self.keep, outline.names) or correction.why_not(outline)
+            if not reason and not self.add and not bias.is_own(outline):
+                reason = "has no bias of its own: --add gives it one, which takes bytes"
             if reason:
                 ctx.skip(outline.name or outline.output, reason)
             else:

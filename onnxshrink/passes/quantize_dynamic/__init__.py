@@ -100,7 +100,7 @@ class QuantizeDynamic(Pass):
             if view in done:
                 continue  # with the other weight of its LSTM
             if not view.uses:
-                if options.vectors == "float16" and len(view.shape) == 1:
+                if options.vectors == "float16" and view.is_vector:
                     vectors.append(view)  # a bias, or a norm's parameters
                 else:
                     ctx.skip(view, view.why_not)

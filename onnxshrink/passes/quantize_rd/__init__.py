@@ -90,6 +90,7 @@ class QuantizeRd(Pass):
         """Measure, allocate, round, and store codes in place of weights."""
         from onnxshrink.graph.forms import codes, integer_codes
         from onnxshrink.graph.rewrite import clean
+        from onnxshrink.passes.quantize_rd.bearing import delicate
         from onnxshrink.passes.quantize_rd.rates import StepSearch
         from onnxshrink.passes.quantize_rd.storage import store, store_packed
 
@@ -111,11 +112,13 @@ class QuantizeRd(Pass):
         for view, _ in ctx.each(self, self._found(model), any_role=True):
             if view.uses or integer_codes.takes(view):
                 views.append(view)
-            elif len(view.shape) == 1:
+            elif view.is_vector:
                 vectors.append(view)
             else:
                 ctx.skip(view, view.why_not)
         views = [view for view in views if _fits(view, ctx)]
+        if views and (left := delicate(model, views, vectors, self, ctx)):
+            views, vectors = ([v for v in some if v not in left] for some in (views, vectors))
         if not views:
             codes.put_back(model, self._found(model), taken)
             return

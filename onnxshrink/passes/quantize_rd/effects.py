@@ -56,12 +56,15 @@ def by_gradients(
     """
     import numpy as np
 
+    from onnxshrink.graph.analysis.ranked import entering, exposed
     from onnxshrink.runtime.decoding.steps import DecodingStep
     from onnxshrink.trials import answers
 
     views = [view for view in noise if _home(view) is model.ir.graph]
     if len(views) < FEW or any(isinstance(feed, DecodingStep) for feed in feeds):
         return {}
+    if tail := entering(model).values:  # no gradient comes through what ranks
+        model = exposed(model, tail)
     before = answers(model, feeds, worker).plain
     reference, rounds = goal.holder(before, measure=measure), -(-_RUNS // len(feeds))
 

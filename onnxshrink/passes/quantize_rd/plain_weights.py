@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from onnxshrink.graph.weights.views import WeightView
     from onnxshrink.kernels.affine import Quantized
 
+MORE_BITS = 7  # than 8 at most, of weights without a grid: codes of 16 bits
 _LEAST = 2048  # weights of fewer elements are not worth a search of their own
 
 

@@ -11,8 +11,10 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from onnxshrink import heap
 from onnxshrink.errors import DataError
-from onnxshrink.passes.quantize_rd.plain_weights import eight_bits, finer, kept_at_eight
+from onnxshrink.passes.quantize_rd.bearing import losses
+from onnxshrink.passes.quantize_rd.plain_weights import MORE_BITS, eight_bits, finer, kept_at_eight
 from onnxshrink.pipeline import Context
 from onnxshrink.progress import counted
 from onnxshrink.trials import Answers, Exchange, Feeds
@@ -36,10 +38,8 @@ _MIDDLING = 0.5  # standard deviations: the step at which a layer's effect is fi
 _COARSEST_PROBE = 3.0
 _LEAST = 1e-9  # squared output error below which nothing was measured but rounding
 _SPEND = 0.02  # squared output error that the search begins with
-_FIDELITY = 0.99
 FINEST = 9  # mean bits of a weight beyond which codes of 8 bits do as well
 _BESIDE_INTEGERS = 2  # times what weights of 8 bits lose that may be lost beside integer kernels
-_EXACT = 1e-9  # a fidelity of 1 is asked for: this much may be lost
 _NEAR = 1.01  # how closely a goal in bytes is met, in what is spent: 0.007 bits a weight
 _ABOVE_ENTROPY = 1.05  # what packed codes take, about, before any were packed
 _FAR, _NEXT = 4.0, 1.3  # how far apart what to spend is tried: at first, and once it is about right
@@ -48,7 +48,6 @@ _CAUTION = 1.001  # so that the next time it is not too much by next to nothing
 _NEAR_BYTES = 0.985  # of a goal in bytes: what is near enough
 _PROBES = 2, 8  # feeds that tell the effect of each layer, first and (at least) second time
 _MOST_PROBES = 32  # of a small model: what few inputs say of a layer is mostly noise
-_MORE_BITS = 7  # than 8, of weights without a grid: codes of 16 bits
 _WORK = 2**25  # weights times feeds of the second time
 
 
@@ -140,7 +139,7 @@ class StepSearch:
         names = [*self._by_name, *(view.name for view, *_ in self.plain)]
         layers = [self._fitted(view, 0) for view in self._by_name.values()]
         told = self._told(layers)
-        with closing(Exchange(self.model, names, self.ctx.worker)) as exchange:
+        with closing(Exchange(self.model, names, self.ctx.worker, whole=True)) as exchange:
             for name in [name for name in self._by_name if name in exchange.refused]:
                 self._leave(self._by_name.pop(name), exchange.refused[name])
             if not self._by_name:
@@ -203,14 +202,8 @@ class StepSearch:
 
     def _losses(self, exchange: Exchange) -> Callable[[Answers], float]:
         """What tells how much of that which may be lost answers on the judging half lose."""
-        options, goal = self.options, self.ctx.goal
         before, others = exchange.answers(self._judge), exchange.answers(self._fit).outputs
-        if options.min_fidelity is None and options.measure == "auto":
-            strain = goal.strain(before, others)
-            return lambda after: strain(after.outputs)
-        least = _FIDELITY if options.min_fidelity is None else options.min_fidelity
-        reference = goal.holder(before, others, options.measure)
-        return lambda after: (1 - reference.score(after.outputs)) / max(1 - least, _EXACT)
+        return losses(self.options, self.ctx.goal, before, others)
 
     def nbytes(self, codes: npt.NDArray[np.integer]) -> int:
         """Bytes that codes take in the result, entropy-coded as it will be stored."""
@@ -297,7 +290,7 @@ class StepSearch:
         if others / 2 * math.log2(1 + self._lost_by_plain / spend) <= 8 * few:
             return 0
         apart = self._lost_by_plain / (spend * few / others)
-        return min(max(round(math.log2(apart) / 2), 1), _MORE_BITS)
+        return max(round(min(math.log2(apart) / 2, MORE_BITS)), 1)
 
     def _plain_codes(self, spend: float) -> list[Quantized]:
         """The codes of the plain weights, as fine as they should be beside the others."""
@@ -405,14 +398,17 @@ class StepSearch:
             lookups = second_moments.looked_up(self.ctx.statistics, view, half)
             relative = None if lookups is None else rate.relative_steps(lookups)
             return GridTensor(view.name, matrix[None], None, 0.0, relative)
-        folded, moments = known.fold(matrix), known.mean(half)
+        folded, moments = known.fold(matrix), known.narrow(half)
         if view.name not in self._dampings:
             step = _middling(matrix)
             self._dampings[view.name] = obs.choose_damping(
-                folded[0], moments[0], known.mean(1)[0], lambda rows: obs.uniform(step)
+                folded[0], moments[0], known.narrow(1)[0], lambda rows: obs.uniform(step)
             )
         damping = self._dampings[view.name]
-        return GridTensor(view.name, folded, tuple(obs.factor(h, damping) for h in moments), 0.0)
+        found = tuple(obs.factor(h, damping) for h in moments)
+        del known, moments
+        heap.give_back()
+        return GridTensor(view.name, folded, found, 0.0)
 
     def _refitted(self, layer: GridTensor) -> GridTensor:
         """A layer fitted to all inputs."""
@@ -448,6 +444,8 @@ class StepSearch:
         from onnxshrink.kernels.affine import Quantized
 
         steps = rate.steps(self.layers, spend)
+        if self._half is not None:  # each is fitted anew
+            self.layers = [replace(layer, factors=None) for layer in self.layers]
         plain = zip(self.plain, self._plain_codes(spend), strict=True)
         for (view, _, reason), quantized in plain:
             note = f"{quantized.dtype} ({reason})"

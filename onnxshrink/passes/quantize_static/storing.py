@@ -331,7 +331,7 @@ def store_others(work: Preparation, select: Select, others: Literal["int8", "kee
         if others == "keep":
             reason = reason or "no integer kernel takes it"
         least = select.min_size
-        if view.main.is_arithmetic:  # norms and biases: few bytes, much harm
+        if view.main.is_one_by_one:  # norms and biases: few bytes, much harm
             least = max(least, _LARGE_OPERAND)
         if view.size < least:
             reason = f"fewer than {least} elements"

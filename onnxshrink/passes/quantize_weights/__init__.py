@@ -163,7 +163,7 @@ class QuantizeWeights(Pass):
                 options.scheme.store(view, model, ctx, came=came)
             elif integer_codes.takes(view):
                 options.scheme.narrow(view, model, ctx)
-            elif options.vectors == "float16" and len(view.shape) == 1:
+            elif options.vectors == "float16" and view.is_vector:
                 vectors.append(view)  # a bias, or a norm's parameters
             else:
                 ctx.skip(view, view.why_not)

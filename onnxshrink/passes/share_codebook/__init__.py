@@ -178,7 +178,7 @@ class ShareCodebook(Pass):
         for view, options in ctx.each(self, views, any_role=True):
             tables = options._tables
             try:
-                if not view.uses and (len(view.shape) != 1 or self.vectors == "keep"):
+                if not view.uses and (not view.is_vector or self.vectors == "keep"):
                     ctx.skip(view, view.why_not)
                 elif not view.uses or planned.get(view) == ():
                     vectors.append(view)

@@ -68,7 +68,7 @@ def steps_of(genes: Genes) -> tuple[Pass, ...]:
     elif genes["kernels"] != "none":
         found.append(_step(genes["kernels"]))
     if genes["repair"] != "none":
-        found.append(_step(genes["repair"]))
+        found.append(_step(genes["repair"], add=True))
     return tuple(found)
 
 

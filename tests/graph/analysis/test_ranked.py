@@ -8,6 +8,7 @@ import pytest
 from command_line import Run
 from hard_models import text, weight
 
+from onnxshrink.goal import Goal
 from onnxshrink.graph.analysis.ranked import entering
 from onnxshrink.graph.file.model import Model
 from onnxshrink.pipeline import Settings, run
@@ -98,3 +99,51 @@ def test_a_value_can_be_named(cli: Run, tmp_path: Path) -> None:
     wrong = cli(*words, "--compare-at", "score")
     assert wrong.code == 2
     assert "the model has no such value; did you mean 'scores'?" in wrong.err
+
+
+def _picking() -> onnx.ModelProto:
+    """The detector, with scores and classes beside the boxes that it picks."""
+    proto = detector()
+    nodes = [
+        onnx.helper.make_node("GatherND", ["scores", "which"], ["certain"]),
+        onnx.helper.make_node("Gather", ["which", "kind"], ["class"], axis=1),
+    ]
+    proto.graph.node.extend(nodes)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(1), "kind"))
+    del proto.graph.output[1]
+    proto.graph.output.extend([
+        onnx.helper.make_tensor_value_info("certain", onnx.TensorProto.FLOAT, ["n"]),
+        onnx.helper.make_tensor_value_info("class", onnx.TensorProto.INT64, ["n"]),
+    ])  # fmt: skip
+    return proto
+
+
+def test_detections_are_held_to_being_found_again(worker: Worker, tmp_path: Path, cli: Run) -> None:
+    feeds = _feeds(0, 24)
+    before = answers(Model.from_proto(_picking()), feeds, worker)
+    goal = Goal(min_agreement=0.97)
+    kinds = goal.kinds(before)
+    assert [kinds[name].kind for name in ("kept", "certain", "class")] == [
+        "detections", "states", "states",
+    ]  # fmt: skip
+    asked = {name: limits for name, limits in goal.asked(before).items() if limits}
+    assert asked == {"kept": {"matched": 0.97}}
+    step = find_pass("quantize-weights")(dtype="int4", block_size=16)
+    result = run((step,), Model.from_proto(_picking()), Settings(feeds=feeds), worker)
+    after = answers(result.model, feeds, worker)
+    again, total = before.matched(after) or (0, 0)
+    assert 0 < again < total  # int4 loses some
+    assert result.report.matched == (again, total)
+    (promise,) = goal.promises(before, after)
+    assert promise.estimate.figure == again / total
+    assert promise.strain == pytest.approx((1 - again / total) / 0.03)
+    onnx.save(_picking(), tmp_path / "a.onnx")
+    result.model.save(tmp_path / "b.onnx")
+    np.savez(tmp_path / "x.npz", x=np.stack([feed["x"] for feed in feeds]))
+    paths = [str(tmp_path / name) for name in ("a.onnx", "b.onnx")]
+    data = str(tmp_path / "x.npz")
+    done = cli("compare", *paths, "--calibration", data, "--min-agreement", "0.999")
+    share = again / total
+    assert f"matched detections {100 * share:.1f} % ({again:,} of {total:,})" in done.out + done.err
+    assert done.code == 1
+    assert f"matched detections {share:.4g} is below 0.999" in done.err

@@ -70,3 +70,17 @@ def test_a_value_that_is_not_there_is_named() -> None:
     model = Model.from_proto(parsed("g (float[N] x) => (float[N] y) { y = Neg(x) }"))
     with pytest.raises(DataError, match="has no value 'w' to differentiate"):
         differentiate(model, ["y"], ["w"])
+
+
+def test_gradients_of_16_bits_are_added_up_in_32() -> None:
+    """Rows that are looked up a thousand times; in float16 256 + .1 is 256."""
+    model = Model.from_proto(parsed(
+        """g (int64[N] i, int64[N, 4] j) => (float16[N, 4] y) {
+            r = Gather(w, i)  e = GatherElements<axis = 0>(w, j)  y = Add(r, e)
+        }""", w=normal(5, 4).astype(np.float16)))  # fmt: skip
+    made = differentiate(model, ["y"], ["w"])
+    rows = np.repeat(np.arange(3), 1000)
+    seed = np.full((3000, 4), 0.1, np.float16)
+    found = run(made, i=rows, j=np.full((3000, 4), 4), **{made.seeds["y"]: seed})
+    wanted = np.repeat([[100.0], [100], [100], [0], [300]], 4, axis=1)
+    np.testing.assert_allclose(found[made.gradients["w"]], wanted, rtol=1e-3)

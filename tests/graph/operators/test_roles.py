@@ -84,13 +84,14 @@ def test_they_are_stored_as_integers(
         ("y = InstanceNormalization(x, c, c)",
          "is the gain of InstanceNormalization and the shift of InstanceNormalization"),
         ("y = PRelu(x, p)", "is the slope of PRelu"),
-        ("y = Concat <axis = 0> (x, c4)", "is moved by Concat, and no weight of a product"),
+        ("y = Concat <axis = 1> (x, p4)", "is moved by Concat, and no weight of a product"),
         ("y = Pow(x, c4)", "not a weight of a known operator (Pow)"),
     ],
 )  # fmt: skip
 def test_the_reason_is_what_it_is(nodes: str, reason: str) -> None:
     constants = {
-        "k": normal(4, 4, 1, 1), "c": normal(4), "p": normal(4, 1, 1), "c4": normal(1, 4, 5, 5),
+        "k": normal(4, 4, 1, 1), "c": normal(4), "p": normal(4, 1, 1), "p4": normal(1, 1, 5, 1),
+        "c4": normal(1, 4, 5, 5),
     }  # fmt: skip
     source = f"g (float[1, 4, 5, 5] x) => (float[a, b, c, d] y) {{ {nodes} }}"
     used = {name: array for name, array in constants.items() if name in nodes.replace(",", ")")}

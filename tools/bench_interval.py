@@ -1,0 +1,96 @@
+"""How often the interval of few inputs misses what many say, and how wide it is: of agreement.
+
+    python tools/bench_interval.py ZOO folder ... [--spend .001 .003] [--draws 400]
+
+Folders are those of ``bench_tuning.py``, of models whose first output is scores of classes in rows.
+quantize-rd makes a smaller model, spending what is asked for, which answers all TEST inputs. The
+share of rows that it turns is the truth. Then rows are drawn, of which a few may show the noise
+(unseen) and all show how close answers are to a tie, as in ``shrink``; nothing is run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bench_rate import MOST_INPUTS, answers
+from bench_tuning import task
+
+from onnxshrink.contract import Settings
+from onnxshrink.graph.file.model import Model
+from onnxshrink.kernels import ties
+from onnxshrink.passes.quantize_rd import QuantizeRd
+from onnxshrink.pipeline import run
+from onnxshrink.runtime.worker import Worker
+
+_CONFIDENCE = 0.9
+
+
+def scores(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """[rows, classes] of the first output."""
+    return np.concatenate([row[0].reshape(-1, row[0].shape[-1]) for row in rows])
+
+
+def line(
+    before: np.ndarray, after: np.ndarray, count: int, unseen: Sequence[int], draws: int
+) -> str:
+    """The truth, and for each number of unseen rows the end over it and the share of misses."""
+    truth = float((before.argmax(1) != after.argmax(1)).mean())
+    lead, top = ties.lead(before)
+    moved = ties.moved(after, lead, top)
+    rng, cells = np.random.default_rng(0), [f"{truth:.4f}"]
+    for few in unseen:
+        ends = []
+        for _ in range(draws):
+            drawn = rng.permutation(len(lead))[:count]
+            noisy = [(lead[[row]], moved[[row]]) for row in drawn[:few]]
+            found = ties.turned([lead[[row]] for row in drawn], noisy)
+            ends.append(found.at_most(_CONFIDENCE))
+        width = np.median(ends) / truth if truth else float("inf")
+        cells.append(f"{width:.2f}, {100 * np.mean(np.array(ends) < truth):.0f} %")
+    return " | ".join(cells)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("zoo", type=Path, help="a folder of folders")
+    parser.add_argument("folders", nargs="+")
+    parser.add_argument("--spend", nargs="+", type=float, default=[0.0005, 0.001, 0.003])
+    parser.add_argument("--rows", type=int, default=64, help="drawn together")
+    parser.add_argument("--unseen", nargs="+", type=int, default=[16, 32, 64], help="of these")
+    parser.add_argument("--draws", type=int, default=400)
+    asked = parser.parse_args()
+    sys.path.insert(0, str(asked.zoo))  # what the evaluate.py share lies there
+    print("| model, spent | turned |", " | ".join(f"{few} unseen" for few in asked.unseen), "|")
+    print("|" + " --- |" * (2 + len(asked.unseen)))
+    with tempfile.TemporaryDirectory(prefix="onnxshrink-bench-") as scratch, Worker() as worker:
+        for name in asked.folders:
+            source, data = asked.zoo / name / "model.onnx", task(asked.zoo / name)
+            model, test = Model.load(source), data.load_inputs("test")
+            taken = set(model.signature[0])
+            feeds: list[dict[str, Any]] = [
+                {key: array for key, array in feed.items() if key in taken}
+                for feed in data.load_inputs("calibration")[:MOST_INPUTS]
+            ]
+            before, settings = (
+                scores(answers(source, test)[1]),
+                Settings(check="quick", feeds=feeds),
+            )
+            for spend in asked.spend:
+                small = Path(scratch, "small.onnx")
+                run([QuantizeRd(lam=spend, max_error=99)], model, settings, worker).model.save(
+                    small
+                )
+                after = scores(answers(small, test)[1])
+                cells = line(before, after, asked.rows, asked.unseen, asked.draws)
+                print(f"| {name}, {spend:g} | {cells} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
