@@ -36,6 +36,9 @@ OURS: Mapping[str, tuple[str, ...]] = {
     "mse, 32, proof": (*_NBITS, "--block-size", "32", "--rounding", "mse", "--check", "quick"),
     "gptq, 32": (*_NBITS, "--block-size", "32", "--rounding", "gptq", *_FITTED),
     "gptq, 64": (*_NBITS, "--block-size", "64", "--rounding", "gptq", *_FITTED),
+    "gptq, 64, data outside": (
+        *_NBITS, "--block-size", "64", "--rounding", "gptq", *_FITTED, "--storage", "external",
+    ),
     "gptq, 64, coded": (
         *_NBITS, "--block-size", "64", "--rounding", "gptq", *_FITTED, "--storage", "coded",
     ),

@@ -2,17 +2,15 @@
 """Train a language model on text at hand, and export it as decoders are exported.
 
     python tools/build_language_model.py FOLDER --text /usr/share/doc /usr/share/man
-    python tools/build_language_model.py --small        # `models/language_model`
 
 The model is a Llama (rotary places, grouped heads, gated layers, one table for input and output) of
-105 MB, or of 350 kB with ``--small``. It is trained for so many minutes on the docstrings of
-Python's standard library and on the files that ``--text`` names; when it is called again, it goes
-on where it stopped, and the schedule of its steps starts anew. Every twentieth document is held
-out.
+105 MB. It is trained for so many minutes on the docstrings of Python's standard library and on the
+files that ``--text`` names; when it is called again, it goes on where it stopped, and the schedule
+of its steps starts anew. Every twentieth document is held out.
 
 In the folder: ``tokenizer.json``, ``train.txt`` and ``test.txt`` (one text a line), ``dynamo/``
-(torch's exporter: `past_key_values` in and out) and ``genai/`` (onnxruntime-genai's builder:
-GroupQueryAttention, folder as its runtime opens it).
+(torch's exporter: `past_key_values` in and out), ``genai/`` (onnxruntime-genai's builder:
+GroupQueryAttention, a folder as its runtime opens it) and ``int4/`` (the same builder's codes).
 
 Needs `pip install torch transformers onnxscript onnxruntime-genai`. A rebuild is another model:
 minutes are no number of steps.
@@ -27,8 +25,10 @@ import argparse
 import ast
 import gzip
 import hashlib
+import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -67,8 +67,7 @@ class Size(NamedTuple):
     rate: float
 
 
-LARGE = Size(16_000, 512, 6, 8, 2, 1536, 128, 8, 1.2e-3)
-SMALL = Size(512, 64, 2, 4, 2, 160, 128, 16, 4e-3)
+SIZE = Size(16_000, 512, 6, 8, 2, 1536, 128, 8, 1.2e-3)
 
 
 def texts_of(file: Path) -> Iterator[str]:
@@ -155,7 +154,7 @@ def train(model: Any, tokens: np.ndarray, size: Size, minutes: float) -> None:
         batch = torch.from_numpy(np.stack([tokens[s : s + size.context + 1] for s in starts]))
         for group in optimizer.param_groups:
             group["lr"] = size.rate * min(1.0, (step + 1) / 50) * (1 - done)
-        with torch.autocast("cpu", torch.bfloat16, enabled=size is LARGE):
+        with torch.autocast("cpu", torch.bfloat16, enabled=True):
             logits = model(input_ids=batch[:, :-1], use_cache=False).logits
         loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
         optimizer.zero_grad()
@@ -230,13 +229,12 @@ def export_genai(checkpoint: Path, folder: Path, precision: str = "fp32") -> Non
 def main() -> None:
     """Train, and export."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("models/language_model"))
+    parser.add_argument("folder", type=Path)
     parser.add_argument("--text", nargs="*", default=[], help="folders of further texts")
     parser.add_argument("--minutes", type=float, default=6.0)
-    parser.add_argument("--small", action="store_true")
     arguments = parser.parse_args()
     folder: Path = arguments.folder
-    size = SMALL if arguments.small else LARGE
+    size = SIZE
     torch.manual_seed(SEED)
     checkpoint = folder / "checkpoint"
     if checkpoint.exists():
@@ -265,7 +263,13 @@ def main() -> None:
     train(model, tokens, size, arguments.minutes)
     model.eval()
     model.save_pretrained(checkpoint)
+    shutil.copy(folder / "tokenizer.json", checkpoint)
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END, "eos_token": END}
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(kind))
     print(f"perplexity {perplexity(model, unseen, size.context):.1f} of {size.words}", flush=True)
+    export_dynamo(model, size, folder / "dynamo" / "model.onnx")
+    export_genai(checkpoint, folder / "genai")
+    export_genai(checkpoint, folder / "int4", "int4")
 
 
 if __name__ == "__main__":
