@@ -28,9 +28,17 @@ ROOT = Path(__file__).parent.parent
 #: Their examples name the files of example_files.py.
 WITH_FILES = tuple(
     ROOT / "docs" / f"{name}.md"
-    for name in ("inputs", "goals", "for-web", "for-mobile", "for-servers", "for-pipelines")
+    for name in (
+        "guide",
+        "inputs",
+        "goals",
+        "for-web",
+        "for-mobile",
+        "for-servers",
+        "for-pipelines",
+    )
 )
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "guide.md", *WITH_FILES)
+DOCUMENTS = (ROOT / "README.md", *WITH_FILES)
 EVERY = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("models/**/*.md")})
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")

@@ -52,7 +52,7 @@ EXAMPLES: dict[str, dict[str, Any] | Callable[[Hard], dict[str, Any]]] = {
     "specialize": shapes_of_a_feed,
     "split-lowrank": {"ratio": 0.9},
     "surgeon": {"function": "{surgery}:tidy"},
-    "round-trees": {"bits": 7},
+    "round-trees": {"bits": 3},
     "tune": {"steps": 10},
 }
 #: What a pass repairs: steps that run before it.

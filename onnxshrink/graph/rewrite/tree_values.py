@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxshrink.graph import read, surgery
+from onnxshrink.graph import operators, read, surgery
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.rewrite import ml, trees
 from onnxshrink.graph.rewrite.trees import Floats, Forest
@@ -175,9 +175,9 @@ def _tensor(node: ir.Node, name: str) -> npt.NDArray[np.float32]:
 def _table(node: ir.Node) -> ir.Value | None:
     """The table whose rows a node numbers, as ``merge-trees`` writes it."""
     for cast, _ in node.outputs[0].uses():
-        for gather, place in cast.outputs[0].uses() if cast.op_type == "Cast" else ():
+        for gather, place in cast.outputs[0].uses() if operators.moves(cast) == "converts" else ():
             data = gather.inputs[0]
-            if gather.op_type == "Gather" and place == 1 and data is not None:
+            if operators.looks_up(gather) and place == 1 and data is not None:
                 constant = read.constant(data)
                 if constant is None or constant.dtype != ir.DataType.FLOAT or len(data.uses()) > 1:
                     raise ValueError("numbers rows of a table that is no constant of its own")

@@ -17,6 +17,7 @@ MAY_ASK = {
     "graph/analysis/macs.py": "a rule for each operator: what it multiplies",
     "graph/analysis/pointwise.py": "a rule for each operator: what it computes",
     "graph/analysis/shapes.py": "a rule for each operator: the shapes that it makes",
+    "graph/analysis/shape_rules.py": "a rule for each operator that only ONNX Runtime knows",
     "graph/gradients": "a rule for each operator: its derivative",
     "channels/labels.py": "a rule for each operator: how it carries labels",
     "channels/rules": "the same: these are the rules",
