@@ -23,7 +23,7 @@ import brotli
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from browser import value_when_there  # noqa: E402
+from browser import value_when_there  # type: ignore[import-not-found]  # noqa: E402
 
 NODE = shutil.which("node") or "node"
 MODULES = ROOT / "tests" / "readers" / "js"
