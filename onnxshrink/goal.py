@@ -80,6 +80,8 @@ class Promise:
             line += f" (at least {counted:.4g} with {100 * self.confidence:.0f} % confidence)"
         elif isfinite(careful):
             side = "at least" if least else "at most"
+            if least and careful > found:  # a row too many may be chance
+                side = f"of others {side}"
             line += f" ({side} {careful:.4g} with {100 * self.confidence:.0f} % confidence"
             if figure == "agreement" and counted < careful:
                 line += f", from how far they are from a tie; {counted:.4g} by the count alone"
