@@ -89,9 +89,8 @@ class Answers:
     def sounds(self) -> frozenset[str]:
         """Outputs that are waveforms."""
         from onnxshrink.kernels.kinds import sounds
-        from onnxshrink.runtime.shelf import read
 
-        return sounds(self.names, [*read(self.outputs)], self.tails)
+        return sounds(self.names, self.outputs, self.tails)
 
     @cached_property
     def detections(self) -> Detector | None:
@@ -160,7 +159,7 @@ class Answers:
         Of outputs the worst counts; those that differ from run to run do not.
         """
         from onnxshrink.kernels.by_input import input_errors
-        from onnxshrink.kernels.sound import as_heard
+        from onnxshrink.kernels.hearing import as_heard
 
         if self.names != other.names and (self.entering or other.entering):
             return self.plain.errors(other.plain)

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from onnxshrink.kernels import detections, sound, ties
+from onnxshrink.kernels import detections, hearing, ties
 from onnxshrink.kernels.kinds import Kind, Known, decide
 from onnxshrink.kernels.metrics import Agreement
 from onnxshrink.kernels.perplexity import foretells, surprise
@@ -356,7 +356,7 @@ class Fidelity:
     def _pairs(self, outputs: Outputs, output: int) -> list[tuple[np.ndarray, np.ndarray]]:
         pairs = [(x[output], y[output]) for x, y in zip(self._reference, outputs, strict=True)]
         sounds = self.kinds[output].kind == "audio"
-        return [sound.as_heard(x, y) for x, y in pairs] if sounds else pairs
+        return [hearing.as_heard(x, y) for x, y in pairs] if sounds else pairs
 
     def _matched(self, outputs: Outputs, output: int) -> tuple[float, int]:
         """The share of detections that are found again, and how many there are."""

@@ -15,8 +15,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from onnxshrink.kernels.hearing import is_sound
 from onnxshrink.kernels.probabilities import are_logarithms, are_probabilities, is_discrete
-from onnxshrink.kernels.sound import is_sound
 
 #: ``labels``: integers and texts, which must be equal. ``classes``: rows of scores, whose largest
 #: counts. ``tokens``: the same over a vocabulary, where the other scores count, too.

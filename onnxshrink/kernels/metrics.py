@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from onnxshrink.kernels.classes import Classes, classes
+from onnxshrink.kernels.hearing import as_heard, length_drift, spectral_distance
 from onnxshrink.kernels.probabilities import (
     are_probabilities,
     as_log_probabilities,
     is_discrete,
 )
 from onnxshrink.kernels.slices import Piece, Slices, pieces
-from onnxshrink.kernels.sound import as_heard, length_drift, spectral_distance
 
 _LONG_ROW = 8  # numbers that are scores of classes, or an embedding, rather than measures
 _CLEARLY = 1.1  # times as wrong as the whole: of slices that are all alike none is to blame
@@ -65,7 +65,7 @@ class OutputComparison:
         worst_input: The largest relative error of a single feed; one whose answer is smaller than
             usual is held against the usual size. 0 for labels.
         spectrum_db: Of sounds, whose errors are those of magnitudes as heard: the mean log-spectral
-            distance; see :mod:`onnxshrink.kernels.sound`.
+            distance; see :mod:`onnxshrink.kernels.hearing`.
         drift: Of sounds: by how much of its length one is longer or shorter, at most.
         vectors: Whether it is rows of many numbers of one kind, as scores and embeddings are.
     """

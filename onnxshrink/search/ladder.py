@@ -111,9 +111,7 @@ def _rung_name(rung: int, kinds: Rungs) -> str:
 
 
 class _LadderSearch:
-    def __init__(
-        self, model: Model, judge: Judge, goal: Goal, progress: Progress, kinds: Rungs
-    ):  # fmt: skip
+    def __init__(self, model: Model, judge: Judge, goal: Goal, progress: Progress, kinds: Rungs):
         from onnxshrink.graph import weights
 
         self._model, self._judge, self._goal, self._progress = model, judge, goal, progress
@@ -234,10 +232,8 @@ class _LadderSearch:
         """Weights by the output error that each alone causes for every byte that it saves."""
         step_type, base = find_pass("to-float16"), {}
         if rung < self._float16:
-            step_type, base = (
-                find_pass("quantize-weights"),
-                {**self._kinds[rung], "vectors": "keep"},
-            )
+            step_type = find_pass("quantize-weights")
+            base = {**self._kinds[rung], "vectors": "keep"}
         large = sorted(names, key=lambda name: -self._views[name].nbytes)[:_MEASURED]
         harm: dict[str, float] = {}
         for name in large:

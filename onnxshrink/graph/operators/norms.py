@@ -7,13 +7,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxshrink.graph import read
-from onnxshrink.graph.operators.one_by_one import (
-    Norm,
-)
+from onnxshrink.graph.operators.one_by_one import Norm
 from onnxshrink.graph.operators.predicates import multiplies
-from onnxshrink.graph.operators.rows import (
-    QuantizedRow,
-)
+from onnxshrink.graph.operators.rows import QuantizedRow
 from onnxshrink.graph.operators.table import of
 
 

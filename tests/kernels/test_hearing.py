@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
+from onnxshrink.kernels.hearing import as_heard, is_sound, length_drift, spectral_distance
 from onnxshrink.kernels.metrics import compare_outputs
-from onnxshrink.kernels.sound import as_heard, is_sound, length_drift, spectral_distance
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.standard_normal(16000)
