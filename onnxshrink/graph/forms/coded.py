@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +22,13 @@ import onnx_ir as ir
 from onnxshrink.errors import BudgetMissed, UnsupportedModel
 from onnxshrink.graph import read
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.forms.coded_nodes import LEAST_OPSET, LEVEL_BYTES, TENSOR_BYTES, Chains
+from onnxshrink.graph.forms.coded_nodes import (
+    LEAST_OPSET,
+    LEVEL_BYTES,
+    TABLE_BYTES,
+    TENSOR_BYTES,
+    Chains,
+)
 from onnxshrink.graph.rewrite.hoist import hoist_constants, lift_constants, separate_inputs
 from onnxshrink.graph.rewrite.opset import raise_opset
 from onnxshrink.kernels import coded, coded_plan
@@ -36,6 +42,7 @@ _SAMPLE = 2**22  # codes that tables are chosen for
 _WORTH = 0.97  # of its bytes that a tensor must go below
 _MOST_VALUES = 256
 _SET_OF_TABLES = 3000  # bytes that one more set of tables takes, with its nodes
+_FEWEST_IN_TABLE = 256  # entries: the nodes of smaller tables take more than is saved
 _TOO_LARGE = "as ONNX Runtime would not fold nodes with outputs so large"
 _OUTSIDE = "as an input or an output of the model"
 _MANY_VALUES = f"has more than {_MOST_VALUES} different values"
@@ -121,6 +128,11 @@ class Part(NamedTuple):
 
     tensors: list[CodableTensor]
     pieces: list[coded.Coded]
+
+    @property
+    def kind(self) -> np.dtype[Any]:
+        """Type of the codes: int8 where all are signed, else uint8."""
+        return np.dtype(np.int8 if all(one.is_signed for one in self.tensors) else np.uint8)
 
 
 @dataclass
@@ -211,8 +223,11 @@ def code(model: Model) -> Coding:
     found = _candidates(model, coding)
     notes: dict[str, list[Any]] = {}
     parts = [part for group in _groups(found) for part in _write(group, coding)]
-    longest = max((piece.longest for part in parts for piece in part.pieces), default=0)
+    tables, written = _tables(parts)
+    pieces = [*written, *(piece for part in parts for piece in part.pieces)]
+    longest = max((piece.longest for piece in pieces), default=0)
     chains, order = Chains(model, longest), list(model.ir.graph.initializers)
+    chains.give_tables(tables, written)
     for part in parts:
         _put(model, chains, part, coding, notes)
     chains.place()
@@ -371,16 +386,40 @@ def _parts(group: list[CodableTensor]) -> list[list[CodableTensor]]:
     return parts
 
 
+def _tables(parts: Sequence[Part]) -> tuple[list[np.ndarray], list[coded.Coded]]:
+    """The tables of all books that take fewer bytes coded, and their codes, one after the other."""
+    found: dict[tuple[bytes, tuple[int, ...], str], np.ndarray] = {}
+    for part in parts:
+        for table in _tables_of(part.pieces[0].book, part.kind):
+            found[table.tobytes(), table.shape, table.dtype.name] = table
+    tables = [table for table in found.values() if table.size >= _FEWEST_IN_TABLE]
+    if not tables:
+        return [], []
+    codes = np.concatenate([table.reshape(-1).view(np.uint8) for table in tables])
+    book = coded_plan.plan(codes, LEVEL_BYTES)  # whose own tables stay plain
+    piece = coded.encode(codes, book)
+    price = book.nbytes + piece.nbytes + LEVEL_BYTES * _levels(book) + TABLE_BYTES * len(tables)
+    return (tables, [piece]) if price < _WORTH * codes.size else ([], [])
+
+
+def _tables_of(book: coded.Book, kind: np.dtype[Any]) -> Iterator[np.ndarray]:
+    if book.low_bits:
+        yield coded.low_table(book.low_bits).view(kind)
+    for level in book.levels:
+        yield level.table.view(kind)
+        if level.rows is not None:
+            yield from _tables_of(level.rows, np.dtype(np.uint8))
+
+
 def _put(
     model: Model, chains: Chains, part: Part, coding: Coding, notes: dict[str, list[Any]]
 ) -> None:
     """Put chains in the place of tensors."""
     shapes = [tuple(one.tensor.shape.numpy()) for one in part.tensors]
-    kind = np.dtype(np.int8 if all(one.is_signed for one in part.tensors) else np.uint8)
-    values = chains.tensors(part.pieces, [one.codes.size for one in part.tensors], kind)
+    values = chains.tensors(part.pieces, [one.codes.size for one in part.tensors], part.kind)
     for one, shape, value in zip(part.tensors, shapes, values, strict=True):
         name = one.value.name or ""
-        result = _typed(chains, one, value, kind, shape)
+        result = _typed(chains, one, value, part.kind, shape)
         notes[name] = [one.tensor.dtype.name, list(shape), checksum(one.tensor)]
         coding.ideal += one.ideal
         coding.weights += one.codes.size

@@ -24,9 +24,11 @@ _ADDS_BYTES = 14
 _NAME = "w"  # every name begins so: there are many, and they are bytes
 _INT32 = ir.DataType.INT32.value
 _SHARED_BYTES = 4096  # of constants that may be the same as others: tables, shapes, numbers
-#: Bytes that nodes, names and constants take, about: of a level, of a tensor (and its note).
+#: Bytes that nodes, names and constants take, about: of a level, of a tensor (and its note), and
+#: of a table that is coded itself.
 LEVEL_BYTES = 400
 TENSOR_BYTES = 230
+TABLE_BYTES = 70
 
 
 class Chains:
@@ -58,6 +60,23 @@ class Chains:
     def node(self, op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
         """A node with one output."""
         return self._recorder.node(op_type, inputs, _NAME, **attributes)
+
+    def give_tables(self, tables: Sequence[np.ndarray], pieces: Sequence[Coded]) -> None:
+        """Tables that are coded themselves: from here on, they stand for constants like them.
+
+        Args:
+            tables: Of int8 or uint8.
+            pieces: Their bytes, one table after the other; empty if there are none.
+        """
+        if not tables:
+            return
+        kind = np.dtype(np.uint8 if any(each.dtype == np.uint8 for each in tables) else np.int8)
+        values = self.tensors(pieces, [table.size for table in tables], kind)
+        for table, value in zip(tables, values, strict=True):
+            if table.dtype != kind:
+                value = self.node("Cast", value, to=ir.DataType.INT8.value)
+            found = self.shaped(value, table.shape)
+            self._constants[table.dtype.name, table.tobytes(), table.shape] = found
 
     def place(self) -> None:
         """Put the nodes at the beginning of the graph, once all are there: chains share some."""

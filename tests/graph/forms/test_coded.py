@@ -380,12 +380,41 @@ def test_long_sequences_are_cut_into_chains_that_share_tables(
     _, coding = coded.save(Model.from_proto(model), tmp_path / "small.onnx")
     assert sorted(coding.coded) == ["q0", "q1", "q2"]
     assert any("large" in line for line in coding.warnings())
-    assert operators(tmp_path / "small.onnx")["Split"] == 1  # two tensors, and one alone
+    assert operators(tmp_path / "small.onnx")["Split"] == 2  # two tensors; the tables
     feed = {"x": np.zeros((3, WIDTH), np.float32)}
     found = session(tmp_path / "small.onnx").run(None, feed)
     for one, other in zip(session(tmp_path / "plain.onnx").run(None, feed), found, strict=True):
         assert np.array_equal(one, other)
     assert coded_read.verify(tmp_path / "small.onnx") == 3
+
+
+@pytest.mark.parametrize("kinds", [(np.int8, np.int8), (np.int8, np.uint8)], ids=str)
+def test_tables_are_coded_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kinds: tuple[type, type]
+) -> None:
+    """Tensors that are spread differently have tables of their own: these are codes as well."""
+    stored = {
+        "a": codes(3 * WIDTH, 3 * WIDTH, spread=0.4).view(kinds[0]),
+        "b": codes(3 * WIDTH, 3 * WIDTH, spread=4).view(kinds[1]),
+    }
+    nodes = [helper.make_node("Cast", [name], [f"y{name}"], to=TensorProto.FLOAT) for name in "ab"]
+    model = model_of(nodes, stored, outputs=("ya", "yb"))
+    onnx.save(model, tmp_path / "plain.onnx")
+    coded.save(Model.from_proto(model), tmp_path / "small.onnx")
+    graph = onnx.load(tmp_path / "small.onnx").graph
+    made = {name: node.op_type for node in graph.node for name in node.output}
+    of_tables = [made.get(node.input[0]) for node in graph.node if node.op_type == "Gather"]
+    assert of_tables.count("Reshape") >= 2
+    feed = {"x": np.zeros((3, WIDTH), np.float32)}
+    expected = session(tmp_path / "plain.onnx").run(None, feed)
+    found = session(tmp_path / "small.onnx", tmp_path / "opt.onnx").run(None, feed)
+    assert all(np.array_equal(one, other) for one, other in zip(expected, found, strict=True))
+    assert not operators(tmp_path / "opt.onnx")["Gather"]
+    assert coded_read.verify(tmp_path / "small.onnx") == 2
+    with_tables = (tmp_path / "small.onnx").stat().st_size
+    monkeypatch.setattr(coded, "_FEWEST_IN_TABLE", 10**6)
+    coded.save(Model.from_proto(model), tmp_path / "small.onnx")
+    assert with_tables < (tmp_path / "small.onnx").stat().st_size
 
 
 def test_what_would_not_get_smaller_stays_plain(tmp_path: Path) -> None:
