@@ -8,6 +8,7 @@ still says the same: an unjournaled difference is an error, never a silent loss.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from itertools import islice
 
 import onnx
 
@@ -136,6 +137,18 @@ def merge(
     if before and not rewritten:
         raise _unjournaled(f"function {next(iter(before))[1]!r}")
     _merge_graph(new.graph, original.graph, touched, rewritten)
+    if rewritten:
+        _forget_inferred(new, original)
+
+
+def _forget_inferred(new: onnx.ModelProto, original: onnx.ModelProto) -> None:
+    """In bodies that a rewriter moved: types and shapes that the original did without."""
+    said = {value.name for graph in graphs(original) for value in graph.value_info}
+    for body in islice(graphs(new), 1, None):
+        kept = [value for value in body.value_info if value.name in said]
+        kept = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in kept]
+        del body.value_info[:]
+        body.value_info.extend(kept)
 
 
 def _keep_opsets(

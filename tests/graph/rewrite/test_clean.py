@@ -68,3 +68,23 @@ def test_what_a_caller_of_a_function_decides_is_not_folded() -> None:
     fold.fold_biases(model)
     assert model.to_proto().functions[0] == proto.functions[0]
     onnx.checker.check_model(model.to_proto())
+
+
+def test_shapes_inferred_on_the_way_are_not_written_into_bodies() -> None:
+    """A body whose If has another name now is not found in the original: nothing is put back."""
+    branch = "a = Mul(x, two)  four = Constant <value = float {4.0}> ()  b = Add(a, four)"
+    proto = text(
+        f"""g (float[2, 4] x, bool c) => (float[2, 4] y) {{
+            two = Constant <value = float {{2.0}}> ()
+            k = If (c) <then_branch = t () => (float[2, 4] b) {{ {branch} }},
+                        else_branch = e () => (float[2, 4] d) {{ d = Neg(x) }}>
+            y = Identity(k)
+        }}"""
+    )
+    model = Model.from_proto(proto)
+    clean.fold_constants(model)
+    clean.drop_identities(model)
+    graph = model.to_proto().graph
+    (chosen,) = (node for node in graph.node if node.op_type == "If")
+    assert list(chosen.output) == ["y"]
+    assert not any(attribute.g.value_info for attribute in chosen.attribute)
