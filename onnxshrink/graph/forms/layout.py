@@ -45,9 +45,8 @@ class Layout:
         if self.order == "turned":
             values = values.T
         elif self.order == "matrix":
-            # Side by side, as every step from here on goes through the blocks.
-            values = np.ascontiguousarray(self.view.to_matrix(values))
-            if missing := math.prod(self.shape[1:]) - values.shape[1]:
+            values = self.view.to_matrix(values)
+            if missing := math.prod(self.shape[1:]) - values.shape[1]:  # else it is no copy
                 values = np.pad(values, ((0, 0), (0, missing)))
         return values.reshape(self.shape)
 
