@@ -479,7 +479,7 @@ def write(
     if report.renamed and not report.changed:
         report.shortened("clean")
     written = {Path(out), *data_files(Path(out))}
-    report.bytes_gzip, report.bytes_brotli = files.gzip_bytes(written), files.brotli_bytes(written)
+    report.bytes_gzip, report.bytes_brotli = files.sent_bytes(written)
     report.storage = storage
     report.runtime, report.packed = first_runtime(result.model), storage == "packed"
     if link:

@@ -112,6 +112,16 @@ def brotli_bytes(paths: Iterable[Path]) -> int | None:
     return sum(len(brotli.compress(path.read_bytes(), quality=_BROTLI)) for path in paths)
 
 
+def sent_bytes(paths: Iterable[Path]) -> tuple[int | None, int | None]:
+    """:func:`gzip_bytes` and :func:`brotli_bytes` of some files, found side by side."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    paths = list(paths)
+    with ThreadPoolExecutor(1) as other:
+        after_brotli = other.submit(brotli_bytes, paths)
+        return gzip_bytes(paths), after_brotli.result()
+
+
 # ------------------------------------------------------------------------ one file
 
 

@@ -131,21 +131,27 @@ def _projected_attention(past: int) -> Rule:
 
 
 def _attention(query_heads: str, key_heads: str, *, past: int) -> Rule:
-    """Q x K^T, then the result x V; Q, K and V are [batch, length, heads * size] or 4-D."""
+    """Q x K^T, then the result x V; each is [batch, length, heads * size] or 4-D, by heads.
+
+    Keys and values of another sequence, computed once, come by heads to queries that do not.
+    """
 
     def count(
         inputs: Sequence[Shape], outputs: Sequence[Shape], attributes: Attributes
     ) -> int | None:
         q, k, v = (static(_at(inputs, index)) for index in range(3))
-        if q is None or k is None or v is None or not len(q) == len(k) == len(v) in (3, 4):
+        if q is None or k is None or v is None:
             return None
+        if {len(q), len(k), len(v)} - {3, 4}:
+            return None
+        batch = q[0]
         if len(q) == 4:  # [batch, heads, length, size]
-            batch, heads, length, size = q
-            source, value_size = k[2], v[3]
+            heads, length, size = q[1:]
         else:
             heads = int(attributes[query_heads])
-            batch, length, size = q[0], q[1], q[2] // heads
-            source, value_size = k[1], v[2] // int(attributes[key_heads])
+            length, size = q[1], q[2] // heads
+        source = k[-2]
+        value_size = v[3] if len(v) == 4 else v[2] // int(attributes[key_heads])
         before = static(_at(inputs, past))  # [batch, heads, length, size]
         source += before[2] if before is not None and len(before) == 4 else 0
         return batch * heads * length * source * (size + value_size)

@@ -25,7 +25,19 @@ SHAPES = [
         "MultiHeadAttention", "com.microsoft", {"num_heads": 2},
         [(1, 3, 8), (1, 5, 8), (1, 5, 4)], [(1, 3, 4)], 3 * 5 * (8 + 4),
     ),
+    (
+        "MultiHeadAttention", "com.microsoft", {"num_heads": 2},
+        [(1, 3, 8), (1, 2, 5, 4), (1, 2, 5, 4)], [(1, 3, 8)], 3 * 5 * (8 + 8),
+    ),
+    (
+        "MultiHeadAttention", "com.microsoft", {"num_heads": 2},
+        [(1, 1, 8), (1, 1, 8), (1, 1, 8), None, None, None, (1, 2, 6, 4)], [None], 7 * (8 + 8),
+    ),
     ("Attention", "", {}, [(1, 2, 3, 4), (1, 2, 5, 4), (1, 2, 5, 6)], [None], 2 * 3 * 5 * 10),
+    (
+        "Attention", "", {"q_num_heads": 4, "kv_num_heads": 2},
+        [(1, 1, 32), (1, 1, 16), (1, 1, 16), None, (1, 2, 5, 8)], [None], 4 * 6 * (8 + 8),
+    ),
     ("LinearRegressor", "ai.onnx.ml", {"coefficients": [1.0] * 6}, [(4, 3)], [(4, 2)], 24),
     ("Relu", "", {}, [(4, 4)], [(4, 4)], 0),
     ("Conv", "", {}, [(1, 8, 6, 6), None], [(1, 16, 4, 4)], None),
