@@ -139,8 +139,8 @@ class Report:
         checks: How the contract was checked (runtime, provider, inputs), for reproducing it.
         outputs: Effect of the whole run on every output: name -> figures against the original.
         renamed: Short names of values and nodes in the result, by the names they had.
-        bytes_gzip: Size of the result after gzip, as servers send it; None for very large ones.
-        bytes_brotli: The same after brotli of quality 9.
+        bytes_gzip: Size of the result after gzip of level 6, above 8 MiB of 1; None if very large.
+        bytes_brotli: The same after brotli of quality 9, above 8 MiB of 6.
         runtime: The first ONNX Runtime that loads the result; empty where that is not known.
         written: Whether the result stands there: one that misses takes no older one's place.
         packed: Whether the result needs a reader of packs.

@@ -1,11 +1,14 @@
 """What a run says of itself at the end."""
 
+import gzip
 import json
 from pathlib import Path
 
 import brotli
 import numpy as np
+import pytest
 
+from onnxshrink import files
 from onnxshrink.files import brotli_bytes, gzip_bytes
 from onnxshrink.report import Report, Step
 
@@ -39,10 +42,13 @@ def test_json_says_which_form_it_has() -> None:
     assert (found["schema"], found["ratio"], found["changed"]) == (2, 2.0, True)
 
 
-def test_sizes_after_compression(tmp_path: Path) -> None:
+def test_sizes_after_compression(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = np.arange(5000, dtype=np.int32).tobytes()
     (tmp_path / "a").write_bytes(data)
     (tmp_path / "b").write_bytes(data[:100])
     expected = sum(len(brotli.compress(each, quality=9)) for each in (data, data[:100]))
     assert brotli_bytes([tmp_path / "a", tmp_path / "b"]) == expected
     assert 0 < (gzip_bytes([tmp_path / "a"]) or 0) < len(data)
+    monkeypatch.setattr(files, "_LARGE", len(data) - 1)
+    assert brotli_bytes([tmp_path / "a"]) == len(brotli.compress(data, quality=6))
+    assert gzip_bytes([tmp_path / "a"]) == len(gzip.compress(data, 1, mtime=0))
