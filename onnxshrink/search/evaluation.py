@@ -33,6 +33,7 @@ _log = logging.getLogger(__name__)
 _TOLD = ("lam", "bits", "dtype", "ratio")  # options that tell one recipe from another
 _WHERE = "the search"
 TUNING = "tune"
+NARROWING = "to-float16"
 
 
 @dataclass
@@ -169,10 +170,10 @@ class Evaluator:
             if "lam" in row.chosen:
                 spend = row.chosen["lam"]
                 step = spending(step, spend)
+            if step.name in (TUNING, NARROWING) and row.status != "done":
+                result.report.steps.remove(row)  # it had nothing to give, and takes time
+                continue
             if step.name == TUNING:
-                if row.status != "done":  # it had nothing to give, and takes time
-                    result.report.steps.remove(row)
-                    continue
                 if any(OUT_OF_TIME in note for note in row.warnings):  # no run repeats that
                     _log.info("%s: takes too long", step.name)
                     return None

@@ -1,12 +1,12 @@
 """The smallest recipe whose answers keep a goal, on inputs that the search has not seen.
 
 Integer codes whose steps one number sets (quantize-rd) are the backbone: the more is spent, the
-smaller the file and the larger the loss. Where tuning what is left wins enough, by what may be
-seen, every one of them is tuned. The search follows that number until the inputs that no step has
-seen refuse. One path, taken in one direction until it is refused, is one test, however
-many its steps (Bates et al., Distribution-free, risk-controlling prediction sets, 2021). Other
-recipes are tried on what may be seen; one that is smaller there is another test, and the intervals
-of all of them allow for it.
+smaller the file and the larger the loss; what they leave is stored in float16. Where tuning wins
+enough, by what may be seen, every recipe is tuned. The search follows that number until the inputs
+that no step has seen refuse. One path, taken in one direction until it is refused, is one test,
+however many its steps (Bates et al., Distribution-free, risk-controlling prediction sets, 2021).
+Other recipes are tried on what may be seen; one that is smaller there is another test, and the
+intervals of all of them allow for it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from onnxshrink.pipeline import Pass, Result
 from onnxshrink.recipe import find_pass
 from onnxshrink.report import Attempt, size
 from onnxshrink.search import ladder
-from onnxshrink.search.evaluation import TUNING, Evaluator, Tried, spending
+from onnxshrink.search.evaluation import NARROWING, TUNING, Evaluator, Tried, spending
 from onnxshrink.search.measured import bench_tried
 
 if TYPE_CHECKING:
@@ -164,8 +164,11 @@ class Search:
         if self._aim != "size" and (sizes := block_sizes(self._ask.model)):
             yield from self._blocks(sizes)
         start = time.monotonic()
-        backbone = find_pass("quantize-rd")()
-        found = self._try([backbone]) or self._try([spending(backbone, _FIRST)])
+        backbone, narrow = find_pass("quantize-rd")(), find_pass(NARROWING)()
+        found = self._try([backbone, narrow])
+        if found is None and not self._ask.why_not.startswith(backbone.name):
+            found = self._try([backbone])
+        found = found or self._try([spending(backbone, _FIRST)])
         whole = time.monotonic() - start
         yield 0.0
         yield from self._path(self._tuned(found))
@@ -207,7 +210,8 @@ class Search:
 
     def _integers(self, best: Tried) -> Iterator[float]:
         """Kernels that compute with the integers of the best: they take less time and memory."""
-        half = [spending(step, (best.spend or 0.0) * _HALF) for step in self._ask.behind(best)]
+        codes = [step for step in self._ask.behind(best) if step.name != NARROWING]
+        half = [spending(step, (best.spend or 0.0) * _HALF) for step in codes]
         cpu = {"cpu": self._ask.platform.cpu}
         for steps in _INTEGERS:
             built = [build(find_pass(name), options | cpu, _WHERE) for name, options in steps]
