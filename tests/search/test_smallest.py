@@ -1,6 +1,6 @@
 """The search holds inputs back, steps back when they refuse, and keeps the best when it ends."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,14 +17,16 @@ from onnxshrink.cli._terminal import Terminated
 from onnxshrink.contract import Settings
 from onnxshrink.errors import RecipeError
 from onnxshrink.goal import Goal, Promise
+from onnxshrink.graph import weights
 from onnxshrink.graph.file.model import Model
 from onnxshrink.kernels.fidelity import Estimate
 from onnxshrink.kernels.split import hold_back
 from onnxshrink.options import dump
 from onnxshrink.passes.clean import Clean
 from onnxshrink.passes.quantize_rd import QuantizeRd
+from onnxshrink.passes.to_float16 import ToFloat16
 from onnxshrink.passes.tune import Tune
-from onnxshrink.pipeline import run
+from onnxshrink.pipeline import Pass, run
 from onnxshrink.recipe import Recipe
 from onnxshrink.runtime.inputs import load_inputs
 from onnxshrink.runtime.worker import Worker
@@ -166,12 +168,41 @@ def test_a_tuned_recipe_holds_the_steps_it_had_time_for(worker: Worker) -> None:
     assert dump(finer.recipe.steps[2]) == tune
 
 
-def test_a_tuning_that_gives_nothing_is_not_in_the_recipe(worker: Worker) -> None:
+def test_steps_that_give_nothing_are_not_in_the_recipe(worker: Worker) -> None:
+    """There is no time to tune, and nothing that codes have left."""
     ask = Evaluator(model_of(7), (), Settings(feeds=feeds(4)), Goal(), worker, "coded")
-    one = ask.evaluate([QuantizeRd(lam=1e-6), Tune(time_limit=0)])
+    one = ask.evaluate([QuantizeRd(lam=1e-6), ToFloat16(), Tune(time_limit=0)])
     assert one is not None
     assert [step.name for step in one.recipe.steps] == ["quantize-rd"]
     assert [step.name for step in ask.result(one).report.steps] == ["quantize-rd"]
+
+
+def test_what_codes_leave_is_stored_in_float16(worker: Worker) -> None:
+    ask = Evaluator(deep_net(), (), Settings(feeds=feeds(8)), Goal(), worker, "plain")
+    best = Search(ask).run().best
+    assert [step.name for step in best.recipe.steps[:2]] == ["quantize-rd", "to-float16"]
+    stored = [view for view in weights.find(ask.result(best).model) if view.size >= 64]
+    assert {view.dtype.name for view in stored} == {"INT8", "FLOAT16"}
+
+
+@pytest.mark.parametrize("fault", ["to-float16", "quantize-rd"])
+def test_codes_alone_are_tried_where_float16_does_not_stand(fault: str) -> None:
+    tried: list[list[str]] = []
+
+    def evaluate(steps: Sequence[Pass]) -> Tried | None:
+        tried.append([step.name for step in steps])
+        return None if len(steps) == 2 else Tried(Recipe(tuple(steps)), 100, 0.5, 0.1, [])
+
+    settings = SimpleNamespace(progress=lambda *told: None, unseen=[])
+    ask = SimpleNamespace(
+        evaluate=evaluate, settings=settings, why_not=f"{fault}: too much", model=deep_net()
+    )
+    search = Search(ask)  # type: ignore[arg-type]
+    search._try(())
+    next(search._explore())
+    assert tried == [[], ["quantize-rd", "to-float16"], ["quantize-rd"]]
+    spent = dump(search._tried[-1].recipe.steps[0]).get("lam")
+    assert (spent is None) == (fault == "to-float16")
 
 
 @pytest.mark.parametrize(
