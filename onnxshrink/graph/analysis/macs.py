@@ -76,7 +76,7 @@ def _block_quantized(
     inputs: Sequence[Shape], outputs: Sequence[Shape], attributes: Attributes
 ) -> int | None:
     """[.., K] x [K, N], where packing hides the shape of the weight."""
-    columns = attributes.get("N") if outputs[0] is None else outputs[0][-1]
+    columns = outputs[0][-1] if outputs[0] else attributes.get("N")
     return _product(inputs[0], (columns,))
 
 
@@ -93,7 +93,9 @@ def _einsum(
     inputs: Sequence[Shape], outputs: Sequence[Shape], attributes: Attributes
 ) -> int | None:
     """The product of the sizes of all letters, for each operand after the first."""
-    equation = attributes["equation"]
+    equation = attributes.get("equation")
+    if equation is None:  # no valid model
+        return None
     text = (equation.decode() if isinstance(equation, bytes) else equation).replace(" ", "")
     sizes: dict[str, int] = {}
     batches: tuple[int, ...] = ()
@@ -143,6 +145,9 @@ def _attention(query_heads: str, key_heads: str, *, past: int) -> Rule:
         if q is None or k is None or v is None:
             return None
         if {len(q), len(k), len(v)} - {3, 4}:
+            return None
+        flat = [name for rows, name in ((q, query_heads), (v, key_heads)) if len(rows) == 3]
+        if not all(attributes.get(name) for name in flat):  # no valid model
             return None
         batch = q[0]
         if len(q) == 4:  # [batch, heads, length, size]

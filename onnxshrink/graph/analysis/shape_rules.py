@@ -127,7 +127,9 @@ def _query(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> Shape:
 
 def head_size(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> int | None:
     """Of GroupQueryAttention, whose first input may hold queries, keys and values side by side."""
-    queries, shared = int(attributes["num_heads"]), int(attributes["kv_num_heads"])
+    queries, shared = (int(attributes.get(name, 0)) for name in ("num_heads", "kv_num_heads"))
+    if queries < 1 or shared < 1:  # no valid model
+        return None
     q, k = (*shapes, None)[:2]
     rows, heads = (q, queries + 2 * shared) if k is None else (k, shared)
     return None if rows is None or len(rows) != 3 or rows[-1] is None else rows[-1] // heads
@@ -144,7 +146,7 @@ def _grouped(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> Shape:
 def _cache(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> Shape:
     """[batch, heads, past and new, head size]."""
     batch = None if shapes[0] is None else shapes[0][0]
-    return (batch, int(attributes["kv_num_heads"]), None, head_size(shapes, attributes))
+    return (batch, attributes.get("kv_num_heads"), None, head_size(shapes, attributes))
 
 
 def _quantized_lstm(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> Shape:
@@ -154,6 +156,8 @@ def _quantized_lstm(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> S
     return (x[0], weight[0], x[1], attributes.get("hidden_size"))
 
 
+#: Inputs that the rules read; those that a node has not got have no shape.
+MOST_READ = 3
 RULES: dict[str, Rule] = {
     "Attention": _attention,
     "DynamicQuantizeLSTM": _quantized_lstm,
