@@ -98,7 +98,7 @@ def _last(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> Shape:
 
 
 def _fused_matmul(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> Shape:
-    a, b = shapes[:2]
+    a, b = (*shapes, None)[:2]
     if a is None or b is None or len(a) < 2 or len(b) < 2:
         return None
     rows = a[-1 if attributes.get("transA") else -2]
@@ -110,9 +110,9 @@ def _fused_matmul(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> Sha
 def _attention(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> Shape:
     if shapes[0] is None or len(shapes[0]) != 3:
         return None
-    sizes, weight = attributes.get("qkv_hidden_sizes"), shapes[1]
+    sizes, weight = attributes.get("qkv_hidden_sizes"), (*shapes, None)[1]
     hidden = sizes[2] if sizes else None
-    if hidden is None and weight is not None and weight[-1] is not None:
+    if hidden is None and weight and weight[-1] is not None:
         hidden = weight[-1] // 3
     return (*shapes[0][:2], hidden)
 
@@ -150,14 +150,12 @@ def _cache(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> Shape:
 
 
 def _quantized_lstm(shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> Shape:
-    x, weight = shapes[:2]
+    x, weight = (*shapes, None)[:2]
     if x is None or weight is None or len(x) != 3:
         return None
     return (x[0], weight[0], x[1], attributes.get("hidden_size"))
 
 
-#: Inputs that the rules read; those that a node has not got have no shape.
-MOST_READ = 3
 RULES: dict[str, Rule] = {
     "Attention": _attention,
     "DynamicQuantizeLSTM": _quantized_lstm,

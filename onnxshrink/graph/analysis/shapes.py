@@ -25,7 +25,6 @@ from onnxshrink.graph import operators, read
 from onnxshrink.graph.analysis.folding import affordable
 from onnxshrink.graph.analysis.shape_rules import (
     LIKE,
-    MOST_READ,
     RULES,
     Shape,
     common,
@@ -267,8 +266,7 @@ class _Walker:
     def _infer(self, node: ir.Node, attributes: Mapping[str, Any]) -> Sequence[onnx.TypeProto]:
         op_type, domain, inputs = node.op_type, node.domain, list(node.inputs)
         if domain == "com.microsoft" and op_type in RULES and inputs:
-            missing = [None] * (MOST_READ - len(inputs))
-            found = RULES[op_type]([*map(self._shape, inputs), *missing], attributes)
+            found = RULES[op_type](list(map(self._shape, inputs)), attributes)
             return [tensor_type(self._type(inputs[0]).tensor_type.elem_type, found)]
         if (domain or op_type == "SimplifiedLayerNormalization") and op_type in LIKE:
             op_type, taken = LIKE[op_type]

@@ -75,9 +75,8 @@ def test_nodes_without_their_attributes_are_unknown(shape: tuple[int, ...]) -> N
     for domain, op_type in macs.RULES:
         for inputs in range(1, 7):
             node = ir.node(op_type, [], domain=domain)
-            found = count(Call(node, {}, (shape,) * inputs, (shape,)))
-            assert found is None or found >= 0
+            macs_of_it = count(Call(node, {}, (shape,) * inputs, (shape,)))
+            assert macs_of_it is None or macs_of_it >= 0
     for rule in shape_rules.RULES.values():
-        for inputs in range(1, shape_rules.MOST_READ + 1):
-            missing = [None] * (shape_rules.MOST_READ - inputs)
-            assert isinstance(rule([*[shape] * inputs, *missing], {}), tuple | None)
+        for inputs in range(1, 7):
+            assert isinstance(rule((shape,) * inputs, {}), tuple | None)
