@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,19 @@ def test_a_process_that_dies_is_a_failed_trial(tmp_path: Path) -> None:
     died = [why for why in one.failures if "its process died, 2 times" in why]
     assert died
     assert len(one.failures) == 5 - len(done)
+
+
+@pytest.mark.parametrize("fault", [BrokenExecutor("gone"), OSError("handle is closed")], ids=str)
+def test_a_pool_that_breaks_while_it_starts_a_process_is_replaced(fault: Exception) -> None:
+    class Breaking(ThreadPoolExecutor):
+        def submit(self, *_: Any, **__: Any) -> Any:
+            raise fault
+
+    where = places.Workplace(1, Breaking(1), lambda: ThreadPoolExecutor(1))
+    assert where.submit(int, "7").result() == 7
+    where.close()
+    with pytest.raises(BrokenExecutor, match=str(fault)):
+        places.Workplace(1, Breaking(1)).submit(int, "7")
 
 
 def test_a_scheduler_that_is_not_there(

@@ -42,9 +42,10 @@ class Workplace:
             raise TypeError("nothing is submitted to this process")
         try:
             return self.executor.submit(function, *arguments)
-        except BrokenExecutor:
+        except (BrokenExecutor, OSError) as error:
+            # A pool that is about to break has closed the pipes that a new process needs.
             if self.renew is None:
-                raise
+                raise BrokenExecutor(str(error)) from error
             self.executor.shutdown(wait=False)
             self.executor = self.renew()
             return self.executor.submit(function, *arguments)
