@@ -1,6 +1,7 @@
 """What tests in several folders share: one process that runs models, and the command line."""
 
 import contextlib
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +25,13 @@ hypothesis.settings.register_profile(
     "onnxshrink", deadline=None, derandomize="CI" in os.environ, print_blob=True
 )
 hypothesis.settings.load_profile("onnxshrink")
+
+
+def pytest_collection_finish() -> None:
+    """What collection made stays: no search for garbage looks at it again (a tenth of all time)."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -30,7 +30,7 @@ _WORDS = (
     "words",
 )
 _WIDTH = 64
-_FEW, _FEWER = 96, 24  # inputs of an example, and of models/
+_FEW, _FEWER = 64, 24  # inputs of an example, and of models/
 
 
 def make(folder: Path) -> None:
@@ -41,7 +41,7 @@ def make(folder: Path) -> None:
     with np.load(MODELS / "vision_cnn" / "calibration.npz") as inputs:
         images = inputs["image"]
     np.savez(folder / "inputs.npz", image=images[:_FEW])
-    _photos(folder / "photos", images)
+    _photos(folder / "photos", images[:_FEW])
     _tables(folder)
     _sounds(folder, rng)
     _sentences(folder, rng)
