@@ -14,7 +14,6 @@ from onnxshrink.graph.forms import packed
 from onnxshrink.options import build
 from onnxshrink.pipeline import run
 from onnxshrink.recipe import Recipe, find_pass, recipe_names, recipe_summary, recipe_text
-from onnxshrink.runtime.inputs import load_inputs
 from onnxshrink.runtime.worker import Worker
 
 ROOT = Path(__file__).parent.parent
