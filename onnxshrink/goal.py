@@ -192,11 +192,13 @@ class Goal:
             found[name] = decide(name, arrays, answers.tails.get(name))
             if name in self.measures:
                 found[name] = Known(self.measures[name], "as you say", blank=found[name].blank)
-        if answers.detections is not None and not self.measures:
+        boxes = answers.detections
+        if boxes is not None and answers.names[boxes.boxes] not in self.measures:
             why = "boxes, with scores and classes, of which there are any number"
-            for number in answers.detections.outputs:
-                found[answers.names[number]] = Known("states", "the boxes tell of it")
-            found[answers.names[answers.detections.boxes]] = Known("detections", why)
+            for name in (answers.names[number] for number in boxes.outputs):
+                if name not in self.measures:
+                    found[name] = Known("states", "the boxes tell of it")
+            found[answers.names[boxes.boxes]] = Known("detections", why)
         return found
 
     def asked(self, before: Answers) -> dict[str, dict[Figure, float]]:
