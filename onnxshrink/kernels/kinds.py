@@ -163,6 +163,8 @@ def decide(name: str, arrays: Sequence[np.ndarray], tail: Tail | None = None) ->
         return Known("classes", "its name says scores of classes")
     if tail.last in _YES_OR_NO:
         return Known("values", "of a sigmoid: each value answers by itself")
+    if len({array.shape[-1] for array in filled}) > 1:
+        return Known("values", "its rows are as long as the inputs: one number a place")
     alike = flat and all(array.shape[-1] >= _LONG_ROW for array in filled) and _one_kind(filled)
     if alike and words & _EMBEDDINGS:
         return Known("embeddings", "its name says embeddings")

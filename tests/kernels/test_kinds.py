@@ -72,6 +72,13 @@ def test_what_stands_between_symbols_says_nothing(blank: int) -> None:
     assert decide("y", [still]).blank is None
 
 
+def test_rows_as_long_as_the_inputs_have_a_number_a_place() -> None:
+    rows = [SCORES[:1, :length] for length in (9, 12, 10)]
+    assert decide("y", rows).kind == "values"
+    assert decide("start_logits", rows).kind == "classes"  # one of the places is the answer
+    assert decide("y", rows[:1]).kind == "vectors"
+
+
 def test_the_graph_tells() -> None:
     assert decide("y", [SCORES], Tail(read_by=frozenset({"ArgMax"}))).kind == "classes"
     state = decide("logits", [SCORES], Tail(fed_back="h"))
