@@ -15,6 +15,8 @@ KILLS = min(20, max(5, FUZZ // 500))
 #: What hypothesis tries where one example takes as long as many of another test.
 EXAMPLES = min(1500, max(100, FUZZ // 7))
 EVERYTHING = os.environ.get("ONNXSHRINK_ORACLE") == "all"
+#: The distance between bits of a sound file that are flipped: every place in a byte has its turn.
+BITS = 1 if FUZZ >= 10_000 else 5
 
 
 def chosen(name: str, share: int = 8) -> bool:
