@@ -16,9 +16,9 @@ from onnxshrink.channels.groups import Removed
 from onnxshrink.channels.labels import FLOATS, Walk
 from onnxshrink.graph import operators, read
 from onnxshrink.graph.operators import Norm, Product, Recurrent
-from onnxshrink.kernels.observers import Rows
 from onnxshrink.kernels.patches import Window, sample, spread
 from onnxshrink.kernels.refit import Array
+from onnxshrink.kernels.rows import Rows
 
 _log = logging.getLogger(__name__)
 

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxshrink.kernels import split
-from onnxshrink.kernels.patches import Window, sample, spread
+from onnxshrink.kernels.patches import Window, sample
+from onnxshrink.kernels.rows import PLAIN, Rows, rows_of
 
 Array = npt.NDArray[np.floating]
 Floats64 = npt.NDArray[np.float64]
@@ -24,7 +25,6 @@ Counts = npt.NDArray[np.int64]
 #: Rows (tokens, places of a convolution) of one feed that enter a second moment: at most so many
 #: times their length, or so many.
 ROWS_PER_WIDTH, LEAST_ROWS = 4, 1024
-_CHUNK_ROWS = 2048
 _MAGNITUDES = 4096
 
 
@@ -267,24 +267,6 @@ class HistogramSums:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """An activation whose rows a weight matrix is multiplied with.
-
-    Attributes:
-        axis: The axis that is summed over.
-        batch: Sizes of the leading axes of a weight that has several matrices, else empty.
-    """
-
-    axis: int = -1
-    batch: tuple[int, ...] = ()
-
-    @property
-    def groups(self) -> int:
-        """Matrices that see rows of their own."""
-        return math.prod(self.batch)
-
-
-@dataclass(frozen=True)
 class SecondMoment:
     """Sum of X^T X over the rows X that a weight is multiplied with.
 
@@ -297,7 +279,7 @@ class SecondMoment:
     """
 
     width: int
-    layout: Rows | Window = Rows()
+    layout: Rows | Window = PLAIN
 
     @property
     def nbytes(self) -> int:
@@ -369,23 +351,6 @@ class MomentSums:
         return total
 
 
-def rows_of(array: Array, layout: Rows, most: int, feed: int) -> Any:
-    """Rows of an activation, [rows, groups, width], some at a time."""
-    if layout.axis % array.ndim != array.ndim - 1:
-        array = np.moveaxis(array, layout.axis, -1)
-    groups = layout.groups
-    if groups > 1:
-        batch, lead = len(layout.batch), array.ndim - 2 - len(layout.batch)
-        if lead < 0 or array.shape[lead : lead + batch] != layout.batch:
-            raise ValueError(f"an activation of shape {array.shape} for {layout}")
-        order = [*range(lead), array.ndim - 2, *range(lead, lead + batch), array.ndim - 1]
-        array = array.transpose(order)
-    rows = array.reshape(-1, groups, array.shape[-1])
-    places = spread(len(rows), most, feed)
-    for start in range(0, places.size, _CHUNK_ROWS):
-        yield rows[places[start : start + _CHUNK_ROWS]].astype(np.float32)
-
-
 @dataclass(frozen=True)
 class Lookups:
     """How often each row of a table is looked up, by feeds with even and odd numbers apart.
@@ -438,7 +403,7 @@ class SomeRows:
         most: Rows in all, at most.
     """
 
-    layout: Rows | Window = Rows()
+    layout: Rows | Window = PLAIN
     each: int = 8
     most: int = 128
 
@@ -486,12 +451,19 @@ SUMS: dict[type, type] = {
 
 @dataclass(frozen=True)
 class Need:
-    """A statistic of one value, as a pass asks for it.
+    """A statistic of one value, as a pass asks for it, or of several as if they were one.
 
     Attributes:
         value: The value's name in the model.
         statistic: What is wanted of it.
+        others: Values that are added up with it, such as those of all steps of an unrolled loop.
     """
 
     value: str
     statistic: Statistic
+    others: tuple[str, ...] = ()
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """The names of all of them."""
+        return self.value, *self.others

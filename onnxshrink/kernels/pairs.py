@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from onnxshrink.kernels import split
 from onnxshrink.kernels.leastsquares import Seen
-from onnxshrink.kernels.observers import LEAST_ROWS, ROWS_PER_WIDTH, Rows, rows_of
+from onnxshrink.kernels.observers import LEAST_ROWS, ROWS_PER_WIDTH
 from onnxshrink.kernels.patches import Window, sample, spread
+from onnxshrink.kernels.rows import Rows, rows_of
 
 Array = npt.NDArray[np.floating]
 Floats = npt.NDArray[np.float32]
@@ -160,3 +161,8 @@ class PairNeed:
     value: str
     source: str
     statistic: Regression
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """The names of the original's values: one."""
+        return (self.value,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -77,11 +77,20 @@ class Statistics(Mapping[Any, Any]):
             else:
                 self._files[need] = folder / f"{number}.npz"
 
-    def refuse(self, uneven: Collection[str], needs: Sequence[N]) -> list[N]:
+    def refuse(self, uneven: Set[str], needs: Sequence[N]) -> list[N]:
         """Give up values whose iterations cannot be stacked; the needs that are left."""
-        self.refused |= dict.fromkeys(uneven, UNEVEN)
-        self._files = {need: file for need, file in self._files.items() if need.value not in uneven}
-        return [need for need in needs if need.value not in uneven]
+        self._files = {
+            need: file for need, file in self._files.items() if uneven.isdisjoint(need.values)
+        }
+        return self.without(dict.fromkeys(uneven, UNEVEN), needs)
+
+    def without(self, refused: Mapping[str, str], needs: Sequence[N]) -> list[N]:
+        """The needs of none of some values; the others are refused for these values' reasons."""
+        self.refused |= refused
+        for need in needs:
+            for reason in (refused[value] for value in need.values if value in refused):
+                self.refused.setdefault(need.value, reason)
+        return [need for need in needs if refused.keys().isdisjoint(need.values)]
 
     def _recall(self, cache: CalibrationCache, keys: Mapping[Need, str]) -> list[Need]:
         """Take what a cache knows; the needs that it does not know."""
@@ -150,14 +159,13 @@ def _observe(
     entering = {value.name for value in model.inputs}
     with files.scratch() as folder:
         path = folder / "observed.onnx"
-        inside = [need.value for need in wanted if need.value not in entering]
+        inside = [name for need in wanted for name in need.values if name not in entering]
         points = instrument(model, path, watch=inside)
-        found.refused |= points.refused
-        wanted = [need for need in wanted if need.value not in points.refused]
+        wanted = found.without(points.refused, wanted)
         parts = list(rounds(wanted, max(LEAST_SUMS_BYTES, model.nbytes() // 2)))
         for number, part in enumerate(parts):
             worker.open(path)
-            outputs = [points.outputs.get(need.value, need.value) for need in part]
+            outputs = [tuple(points.outputs.get(v, v) for v in need.values) for need in part]
             worker.watch(list(zip(outputs, part, strict=True)), points.stacked)
             for i, feed in enumerate(feeds):
                 progress("calibrating", number * len(feeds) + i, len(parts) * len(feeds))

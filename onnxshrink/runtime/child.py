@@ -74,13 +74,13 @@ class Service:
         self.label = ""
         self._before = 0
         self._held: dict[str, np.ndarray] = {}
-        self._watched: list[tuple[str, Need, Sums]] = []
+        self._watched: list[tuple[tuple[str, ...], Need, Sums]] = []
         self._beside: InferenceSession | None = None
         self._pairs: list[tuple[tuple[str, str], PairNeed, RegressionSums]] = []
         self._unfit: dict[int, str] = {}
         self._sizes: dict[Any, int] = {}
         self._stacked: dict[str, int] = {}
-        self._seen: set[int] = set()
+        self._seen: set[tuple[int, str]] = set()
 
     def check(self, path: str) -> None:
         """Hold a model file against the ONNX specification."""
@@ -160,9 +160,9 @@ class Service:
         """Keep arrays here, in place of others, that join the feed of every run of the model."""
         self._held = arrays
 
-    def watch(self, wanted: list[tuple[str, Need]], stacked: dict[str, int]) -> None:
+    def watch(self, wanted: list[tuple[tuple[str, ...], Need]], stacked: dict[str, int]) -> None:
         """Begin to add up statistics of outputs (or inputs) of the loaded model."""
-        self._watched = [(output, need, need.statistic.start()) for output, need in wanted]
+        self._watched = [(outputs, need, need.statistic.start()) for outputs, need in wanted]
         self._stacked, self._sizes, self._unfit, self._seen = stacked, {}, {}, set()
 
     def _unstacked(self, output: str, array: np.ndarray) -> np.ndarray:
@@ -180,14 +180,13 @@ class Service:
         from onnxshrink.runtime.session import run_session
 
         assert self._session is not None
-        for output, array in feed.items():
-            self._add(output, array, number)
-        outputs = dict.fromkeys(output for output, _, _ in self._watched if output not in feed)
-        for part in self._slices(list(outputs)):
+        self._add(feed, number)
+        watched = (output for outputs, _, _ in self._watched for output in outputs)
+        for part in self._slices(list(dict.fromkeys(name for name in watched if name not in feed))):
             arrays = run_session(self._session, feed, self.label, part)
             for output, array in zip(part, arrays, strict=True):
                 self._sizes[output] = max(self._sizes.get(output, 0), array.nbytes)
-                self._add(output, array, number)
+            self._add(dict(zip(part, arrays, strict=True)), number)
 
     def watch_pairs(
         self, path: str, options: SessionOptions,
@@ -218,7 +217,7 @@ class Service:
                 self._sizes[x, y] = own[x].nbytes + other[y].nbytes
             for place, ((x, y), need, sums) in enumerate(self._pairs):
                 if (x, y) in part and place not in self._unfit:
-                    self._seen.update([place] if own[x].size else [])
+                    self._seen |= {(place, x), (place, y)} if own[x].size else set()
                     try:
                         mine, its = self._unstacked(x, own[x]), self._unstacked(y, other[y])
                         sums.add(need.statistic, mine, its, number)
@@ -248,15 +247,22 @@ class Service:
         if part:
             yield part
 
-    def _add(self, output: str, array: np.ndarray, number: int) -> None:
-        array = self._unstacked(output, array)
-        for place, (watched, need, sums) in enumerate(self._watched):
-            if watched == output and place not in self._unfit:
-                self._seen.update([place] if array.size else [])
-                try:
+    def _add(self, values: dict[str, np.ndarray], number: int) -> None:
+        from onnxshrink.kernels.rows import joined
+
+        for place, (outputs, need, sums) in enumerate(self._watched):
+            if place in self._unfit:
+                continue
+            found = {
+                name: self._unstacked(name, values[name]) for name in outputs if name in values
+            }
+            arrays = [array for array in found.values() if array.size]
+            self._seen |= {(place, name) for name, array in found.items() if array.size}
+            try:
+                for array in joined(getattr(need.statistic, "layout", None), arrays):
                     sums.add(need.statistic, array, number)  # type: ignore[arg-type]
-                except ValueError as error:
-                    self._unfit[place] = str(error)
+            except ValueError as error:
+                self._unfit[place] = str(error)
 
     def collect(self, folder: str) -> dict[int, str]:
         """Write the sums of every statistic to a file of its own, numbered in the order asked.
@@ -264,8 +270,8 @@ class Service:
         Returns:
             Those that could not be collected, and why.
         """
-        for place, (_, _, sums) in enumerate([*self._watched, *self._pairs]):
-            if place not in self._seen:
+        for place, (outputs, _, sums) in enumerate([*self._watched, *self._pairs]):
+            if not self._seen.issuperset((place, name) for name in outputs):
                 self._unfit.setdefault(place, _NOT_SEEN)
             if place not in self._unfit:
                 np.savez(os.path.join(folder, f"{place}.npz"), **vars(sums))

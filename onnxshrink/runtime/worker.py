@@ -219,12 +219,14 @@ class Worker:
         self._call("holding arrays", "hold", dict(arrays))
 
     def watch(
-        self, wanted: Sequence[tuple[str, Need]], stacked: Mapping[str, int] | None = None
+        self,
+        wanted: Sequence[tuple[tuple[str, ...], Need]],
+        stacked: Mapping[str, int] | None = None,
     ) -> None:
         """Begin to add up statistics.
 
         Args:
-            wanted: For each, which output of the loaded model, or input, has it.
+            wanted: For each, which outputs of the loaded model, or inputs, have it.
             stacked: How many leading axes of an output number iterations; they count as rows.
         """
         self._call("starting to observe", "watch", list(wanted), dict(stacked or {}))

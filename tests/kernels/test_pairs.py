@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 
-from onnxshrink.kernels.observers import Rows
 from onnxshrink.kernels.pairs import ChannelPairs, Regression, RegressionSums
 from onnxshrink.kernels.patches import Window
+from onnxshrink.kernels.rows import Rows
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:

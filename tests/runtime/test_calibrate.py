@@ -9,7 +9,8 @@ from onnx import parser
 from onnxshrink.graph import weights
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.weights import second_moments
-from onnxshrink.kernels.observers import Extremes, Histogram, Lookups, Need, Rows, SecondMoment
+from onnxshrink.kernels.observers import Extremes, Histogram, Lookups, Need, SecondMoment
+from onnxshrink.kernels.rows import Rows
 from onnxshrink.runtime.calibrate import calibrate
 from onnxshrink.runtime.worker import Worker
 from onnxshrink.trials import Exchange

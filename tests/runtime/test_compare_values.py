@@ -6,8 +6,8 @@ import numpy as np
 from weight_models import normal, parsed
 
 from onnxshrink.graph.file.model import Model
-from onnxshrink.kernels.observers import Rows
 from onnxshrink.kernels.pairs import PairNeed, Regression
+from onnxshrink.kernels.rows import Rows
 from onnxshrink.runtime.compare_values import compute, regress
 from onnxshrink.runtime.worker import Worker
 

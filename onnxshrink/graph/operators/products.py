@@ -23,8 +23,8 @@ from onnxshrink.graph.operators.rows import (
     transposed,
 )
 from onnxshrink.graph.operators.table import of
-from onnxshrink.kernels.observers import Rows
 from onnxshrink.kernels.patches import Window
+from onnxshrink.kernels.rows import Rows
 
 _KINDS = (Matrices, Convolution, Equation, Recurrent)
 

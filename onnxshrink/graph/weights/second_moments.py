@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -12,14 +12,14 @@ from onnxshrink.graph.operators import Recurrent
 from onnxshrink.graph.weights.views import Use, WeightView
 from onnxshrink.kernels import adaround, obs
 from onnxshrink.kernels.moments import InputMoments
-from onnxshrink.kernels.observers import Lookups, Need, SecondMoment
+from onnxshrink.kernels.observers import Lookups, Need, SecondMoment, Statistic
 
 #: How codes are fitted to the inputs; see :func:`fitted`.
 Fit = Literal["gptq", "adaround"]
 
 
 def needs(view: WeightView) -> tuple[Need, ...]:
-    """The second moments of all that a weight is multiplied with, one for each product.
+    """The second moments of all that a weight is multiplied with, of like products together.
 
     Empty where a product is not one of plain rows: such a weight has to be rounded without, and
     :func:`why_not` says why.
@@ -52,7 +52,21 @@ def _found(view: WeightView) -> tuple[tuple[Need, ...], str]:
     widths = {(n.statistic.width, n.statistic.layout.groups) for n in found}  # type: ignore[union-attr]
     if len(widths) > 1:
         return (), "its products sum over different numbers of inputs"
-    return tuple(dict.fromkeys(found)), "" if found else reason
+    return tuple(_together(found)), "" if found else reason
+
+
+def _together(needs: Iterable[Need]) -> Iterator[Need]:
+    """Needs of the same kind as one, since one sum is all that a weight is rounded against.
+
+    An unrolled loop multiplies a weight once a step: sums of their own would take the weight's
+    width squared for each step.
+    """
+    kinds: dict[Statistic, dict[str, None]] = {}
+    for need in needs:
+        kinds.setdefault(need.statistic, {})[need.value] = None
+    for statistic, names in kinds.items():
+        first, *others = names
+        yield Need(first, statistic, tuple(others))
 
 
 def of(statistics: Mapping[Need, Any], view: WeightView) -> InputMoments | None:

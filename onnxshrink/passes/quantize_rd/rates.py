@@ -134,8 +134,12 @@ class StepSearch:
         from onnxshrink.kernels import rate
 
         key = (type(self).__module__, self.model.digest(), self.options.measure, *self._by_name)
-        if self.options.lam is not None and key in self.ctx.findings:
-            return self._known(self.options.lam, *self.ctx.findings[key])
+        options = self.options
+        in_bytes = options.bits_per_weight is not None or options.target_ratio is not None
+        goal = (*key, in_bytes, options.min_fidelity, options.beside_integers, self.ctx.goal.asks)
+        spend = self.ctx.findings.get(repr(goal)) if options.lam is None else options.lam
+        if spend is not None and key in self.ctx.findings:
+            return self._known(spend, *self.ctx.findings[key])
         names = [*self._by_name, *(view.name for view, *_ in self.plain)]
         layers = [self._fitted(view, 0) for view in self._by_name.values()]
         told = self._told(layers)
@@ -150,10 +154,9 @@ class StepSearch:
             self.ctx.findings[key] = (
                 found, dict(self._dampings), dict(exchange.refused), self._lost_by_plain,
             )  # fmt: skip
-            options = self.options
             if options.lam is not None:
                 return options.lam
-            if options.bits_per_weight is not None or options.target_ratio is not None:
+            if in_bytes:
                 self.layers, self._half = [self._refitted(layer) for layer in self.layers], None
                 return _SPEND
             lost = self._losses(exchange)
@@ -169,7 +172,7 @@ class StepSearch:
                     )
                 return loss / most
 
-            return rate.largest(cost, _SPEND)
+            return float(self.ctx.findings.setdefault(repr(goal), rate.largest(cost, _SPEND)))
 
     def _known(
         self, spend: float, sensitivities: Mapping[str, float], dampings: Mapping[str, float],

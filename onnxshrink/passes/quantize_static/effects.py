@@ -33,8 +33,9 @@ def some_rows(candidate: IntegerCandidate) -> Need | None:
     if candidate.weight is None or candidate.operands != (0,):
         return None
     for need in second_moments.needs(candidate.weight):
-        if need.value == candidate.inputs[0].name and isinstance(need.statistic, SecondMoment):
-            return Need(need.value, SomeRows(need.statistic.layout))
+        name = candidate.inputs[0].name
+        if name in need.values and isinstance(need.statistic, SecondMoment):
+            return Need(name, SomeRows(need.statistic.layout))
     return None
 
 

@@ -13,8 +13,8 @@ from weight_models import normal, parsed
 from onnxshrink.graph import operators, read
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.operators import TABLE, Convolution, Matrices, Product
-from onnxshrink.kernels.observers import Rows, rows_of
 from onnxshrink.kernels.patches import Window, sample
+from onnxshrink.kernels.rows import Rows, rows_of
 from onnxshrink.runtime.session import SessionOptions, open_session, run_session
 
 EXACT = SessionOptions(optimization="disable", accuracy_level=0)

@@ -11,6 +11,8 @@ from onnxshrink.graph import weights
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.weights import second_moments
 from onnxshrink.graph.weights.views import WeightView
+from onnxshrink.runtime.calibrate import calibrate
+from onnxshrink.runtime.worker import Worker
 
 
 def views(text: str, **arrays: np.ndarray) -> dict[str, WeightView]:
@@ -72,18 +74,22 @@ def test_a_table_that_is_looked_up_twice_has_no_counts_of_its_own() -> None:
     assert second_moments.lookups(views(twice, w=normal(9, 4))["w"]) is None
 
 
-def test_where_one_product_saw_no_rows_nothing_is_known() -> None:
-    """The mean over no rows is no second moment; with rows of both they add up."""
-    view = views(
-        "g (float[3, 6] x, float[3, 6] z) => (float a, float b) {"
+def test_like_products_are_one_sum(worker: Worker) -> None:
+    """Of all rows of all of them; where one of them saw none, nothing is known."""
+    model = Model.from_proto(parsed(
+        "g (float[n, 6] x, float[m, 6] z) => (float[n, 6] a, float[m, 6] b) {"
         " a = MatMul(x, w)  b = MatMul(z, w) }", w=normal(6, 6),
-    )["w"]  # fmt: skip
-    x, z = normal(3, 6), normal(3, 6, seed=1)
-    statistics = {need: need.statistic.start() for need in second_moments.needs(view)}
-    first, second = statistics
-    statistics[first].add(first.statistic, x, 0)
-    assert second_moments.of(statistics, view) is None
-    statistics[second].add(second.statistic, z, 0)
-    found = second_moments.of(statistics, view)
+    ))  # fmt: skip
+    (view,) = weights.find(model)
+    (need,) = second_moments.needs(view)
+    assert need.values == ("x", "z")
+    assert need.statistic.nbytes == 8 * 6 * 6  # once for both
+    feeds = [{"x": normal(3, 6, seed=i), "z": normal(2 + i, 6, seed=9 - i)} for i in range(3)]
+    rows = np.concatenate([array for feed in feeds for array in feed.values()])
+    found = second_moments.of(calibrate(model, [need], feeds, worker), view)
     assert found is not None
-    np.testing.assert_allclose(found.mean(), [(x.T @ x + z.T @ z) / 3], rtol=1e-5)
+    np.testing.assert_allclose(found.mean(), [rows.T @ rows / len(rows)], rtol=1e-5, atol=1e-6)
+    empty = [feed | {"z": np.zeros((0, 6), np.float32)} for feed in feeds]
+    known = calibrate(model, [need], empty, worker)
+    assert second_moments.of(known, view) is None
+    assert "always empty" in known.refused["x"]
