@@ -157,9 +157,11 @@ class Coding:
 
     def warnings(self) -> list[str]:
         """What readers of a report should know."""
+        many = len(self.coded) != 1
         lines = [
-            f"{len(self.coded)} coded tensors are rebuilt when a session is made: without graph "
-            "optimization they are at every run; 'onnxshrink unpack' makes them plain"
+            f"{len(self.coded)} coded tensor{'s are' if many else ' is'} rebuilt when a session is "
+            f"made: without graph optimization {'they are' if many else 'it is'} at every run; "
+            f"'onnxshrink unpack' makes {'them' if many else 'it'} plain"
         ]
         if self.raised:
             lines.append(f"operator set raised from {self.raised} to {LEAST_OPSET} for CumSum")
@@ -191,7 +193,9 @@ def save(model: Model, path: str | os.PathLike[str], *, durable: bool = True) ->
     if trial.short_names is not None:  # the file's own note names these
         trial.short_names.keep |= set(coding.coded)
     after, plain = trial.nbytes(), model.nbytes()
-    if not coding.coded or after >= plain:
+    if not coding.coded:
+        raise BudgetMissed(f"{path}: not coded: no tensor in it would get smaller")
+    if after >= plain:
         raise BudgetMissed(f"{path}: not coded: that would take {after:,} bytes, plain {plain:,}")
     return trial.save(path, durable=durable), coding
 
