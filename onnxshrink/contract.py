@@ -8,6 +8,7 @@ a child process, so that a model that crashes the runtime is refused like any ot
 from __future__ import annotations
 
 import math
+import re
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -242,7 +243,8 @@ class Judge:
             saves: Whether it is there to save bytes, so that next to none are no reason to change
                 answers.
         """
-        if (now := _signature(trial)) != self._signature:
+        now = _signature(trial)
+        if now not in (self._signature, _in_half(self._signature) if step.retyped else ""):
             return f"inputs or outputs changed: {now} instead of {self._signature}"
         step.bytes_after = trial.nbytes()
         if step.bytes_after > step.bytes_before and not may_grow:
@@ -260,6 +262,8 @@ class Judge:
         reason = self._excess(figures, bound, before) or self._unoptimized(trial, answers, bound)
         if saves and not reason:
             reason = _in_vain(step)
+        if not reason:
+            self._signature = now
         if not reason and answers is not None:
             self._newest = replace(answers, random=before.random) if before else answers
         return reason
@@ -408,3 +412,8 @@ def _signature(model: Model) -> str:
     """The inputs and the outputs, each with its name and type."""
     sides = (model.inputs, model.ir.graph.outputs)
     return " -> ".join(f"({', '.join(f'{v.name} {v.type}' for v in side)})" for side in sides)
+
+
+def _in_half(signature: str) -> str:
+    """The same with float16 for float32."""
+    return re.sub(r" FLOAT(?=[,)])", " FLOAT16", signature)

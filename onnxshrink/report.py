@@ -107,6 +107,7 @@ class Step:
             the interval ``low`` to ``high``; None where it was not measured.
         may_grow: Whether the pass says that the file may become bigger this time: kernels for
             weights that were integers already take more constants.
+        retyped: Whether the pass says that inputs and outputs of float32 are float16 from now on.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Step:
     max_error: float | None = None
     latency: dict[str, float] | None = None
     may_grow: bool = False
+    retyped: bool = False
 
     @property
     def coding_saves(self) -> int:

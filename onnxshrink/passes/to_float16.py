@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from onnxshrink.errors import RecipeError
 from onnxshrink.options import option
@@ -39,10 +39,14 @@ class ToFloat16(Pass):
     loads the model, so it runs exactly as before. With ``full`` the whole graph computes in
     float16 (inputs and outputs keep their types), which pays on GPUs and NPUs, seldom on a CPU.
     Nodes whose values leave float16's range on the inputs stay in float32, and so do operators
-    that ONNX Runtime cannot run in float16.
+    that ONNX Runtime cannot run in float16. ``io`` changes the types of inputs and outputs, too: so
+    the cache of a decoder takes half the memory, and its callers must give and take float16.
     """
 
     full: bool = option(False, help="compute in float16 too, not only store")
+    io: Literal["float32", "float16"] = option(
+        "float32", help="with full: the type of inputs and outputs that are float32"
+    )
     weights: Select = select(min_size=64)
 
     retreats = True
@@ -69,6 +73,10 @@ class ToFloat16(Pass):
         """Convert the weights one by one, or the graph as a whole."""
         from onnxshrink.graph import weights
 
+        if self.io == "float16" and not self.full:
+            raise RecipeError(
+                f"{self.name}: 'io' is for 'full': stored weights alone change no types"
+            )
         if self.full:
             self._convert(model, ctx)
             return
@@ -87,6 +95,7 @@ class ToFloat16(Pass):
         ):
             ctx.skip("graph", f"no float32 constant in it has {_WORTH} elements or more")
             return
+        ctx.step.retyped = self.io == "float16"
         before = model.nbytes()
         inline.inline_functions(model)  # the converter does not know them
         beyond, plain = self._beyond(model, ctx), model.clone()
@@ -94,9 +103,12 @@ class ToFloat16(Pass):
             # The converter keeps initializers of nodes that stay in float32, but not Constants.
             hoist.hoist_constants(plain, 1)
         types: set[str] = set()
+        convert = partial(half.to_float16, made=beyond, types=types, keep_io=not ctx.step.retyped)
         while True:
             trial = plain.clone()
-            whole.rewrite(trial, partial(half.to_float16, made=beyond, types=types))
+            whole.rewrite(trial, convert)
+            if ctx.step.retyped:
+                trial.touch(*(value.name for value in (*trial.inputs, *trial.ir.graph.outputs)))
             reason = ctx.verify(trial)
             words = set(re.findall(r"\w+", reason)) if reason.startswith("the result") else set()
             at_fault = {node.op_type for node in model.nodes if node.op_type in words} - types

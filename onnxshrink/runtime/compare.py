@@ -24,7 +24,7 @@ from onnxshrink.kernels.perplexity import NO_TOKENS, Perplexity, counted, pairs_
 from onnxshrink.options import check_share
 from onnxshrink.runtime import shelf
 from onnxshrink.runtime.decoding import steps
-from onnxshrink.runtime.session import DEFAULT_OPTIONS, SessionOptions
+from onnxshrink.runtime.session import DEFAULT_OPTIONS, HALVES, SessionOptions
 from onnxshrink.runtime.worker import Signature, Worker
 
 PathLike = str | os.PathLike[str]
@@ -292,7 +292,10 @@ def check_thresholds(asked: Mapping[str, float | None]) -> None:
 
 
 def _check_signatures(a: str, first: Signature, b: str, second: Signature) -> None:
-    """Outputs may differ in type, which the figures then show; inputs must take the same feeds."""
+    """Outputs may differ in type, which the figures then show; inputs must take the same feeds.
+
+    Where one takes float16 and the other float32, each gets the feeds as it takes them.
+    """
     for kind, mine, theirs in (
         ("input", first.inputs, second.inputs),
         ("output", first.outputs, second.outputs),
@@ -302,7 +305,7 @@ def _check_signatures(a: str, first: Signature, b: str, second: Signature) -> No
                 listed = ", ".join(sorted(names))
                 raise ModelError(f"{a} and {b} cannot be compared: {path} has no {kind} {listed}")
     for name, kind in first.inputs.items():
-        if kind != second.inputs[name]:
+        if kind != second.inputs[name] and not HALVES.keys() >= {kind, second.inputs[name]}:
             raise ModelError(
                 f"{a} and {b} cannot be compared: input {name!r} is {kind} in the first and "
                 f"{second.inputs[name]} in the second"

@@ -19,9 +19,10 @@ _MADE = ("graph_input_cast", "graph_output_cast")
 
 
 def to_float16(
-    model: onnx.ModelProto, made: Collection[str] = (), types: Collection[str] = ()
-) -> onnx.ModelProto:
-    """Compute in float16; inputs and outputs keep their types.
+    model: onnx.ModelProto, made: Collection[str] = (), types: Collection[str] = (),
+    keep_io: bool = True,
+) -> onnx.ModelProto:  # fmt: skip
+    """Compute in float16.
 
     Operators that have no float16 version get Casts around them.
 
@@ -29,6 +30,7 @@ def to_float16(
         model: A whole model with its weights; it is changed.
         made: Values whose nodes stay in float32.
         types: Operators that stay in float32.
+        keep_io: Whether inputs and outputs keep their types, rather than become float16, too.
 
     Raises:
         UnsupportedModel: The converter fails on the model.
@@ -48,7 +50,7 @@ def to_float16(
         warnings.simplefilter("ignore")  # one for every clipped tensor; the outputs are compared
         try:
             converted: onnx.ModelProto = convert_float_to_float16(
-                model, keep_io_types=True, op_block_list=blocked,
+                model, keep_io_types=keep_io, op_block_list=blocked,
                 node_block_list=[node.name for node in kept],
             )  # fmt: skip
         except Exception as error:  # it raises whatever its dictionaries and protobuf raise

@@ -29,6 +29,11 @@ _OPTIMIZATION = {
 }
 _ERRORS_ONLY = 3
 
+#: Where a model takes one of these, the inputs of another may be of the other: by their names.
+HALVES: dict[str, np.dtype[Any]] = {
+    "tensor(float16)": np.dtype(np.float16), "tensor(float)": np.dtype(np.float32)
+}  # fmt: skip
+
 # Types that ONNX Runtime does not exchange with numpy by itself: its name, ml_dtypes' name, and
 # the number of the type in onnx.proto.
 _BYTEWISE = {
@@ -234,6 +239,16 @@ def _reason(error: Exception) -> str:
     return " ".join(text.split())[:_LONGEST_REASON] or type(error).__name__
 
 
+def _as_wide(feed: Mapping[str, np.ndarray], types: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Floats of a feed that a model takes in the other of the two widths, as it takes them."""
+    wanted = {name: HALVES[kind] for name, kind in types.items() if kind in HALVES}
+    return {
+        name: array.astype(wanted[name])
+        for name, array in feed.items()
+        if name in wanted and array.dtype != wanted[name] and array.dtype in HALVES.values()
+    }
+
+
 def run_session(
     session: InferenceSession,
     feed: Mapping[str, np.ndarray],
@@ -242,8 +257,9 @@ def run_session(
 ) -> list[np.ndarray]:
     """Run a session once, and no further than the outputs that are asked for need.
 
-    bfloat16 and float8 arrays (of ``ml_dtypes``) go in and come out as such. Outputs that are not
-    tensors become arrays, see :func:`as_array`.
+    bfloat16 and float8 arrays (of ``ml_dtypes``) go in and come out as such; float16 and float32
+    arrays go in as the model takes them. Outputs that are not tensors become arrays, see
+    :func:`as_array`.
 
     Raises:
         DataError: The feed does not fit the model's inputs.
@@ -252,7 +268,9 @@ def run_session(
     from onnxruntime import RunOptions
     from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
-    ports = [*session.get_inputs(), *session.get_outputs()]
+    inputs = session.get_inputs()
+    ports = [*inputs, *session.get_outputs()]
+    feed = {**feed, **_as_wide(feed, {port.name: port.type for port in inputs})}
     settings = None
     if outputs is not None:
         settings = RunOptions()

@@ -1,19 +1,22 @@
 """Stored weights are the nearest float16, exactly; nothing is lost that 11 bits could hold."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from command_line import Run
 from hard_models import HARD, rows, text, weight
 from onnx import TensorProto
 
-from onnxshrink.contract import Settings
+from onnxshrink.contract import Judge, Settings
 from onnxshrink.errors import RecipeError
 from onnxshrink.graph.file.model import Model
 from onnxshrink.passes.to_float16 import ToFloat16
 from onnxshrink.pipeline import Result, run
+from onnxshrink.report import Step
 from onnxshrink.runtime.worker import Worker
 from onnxshrink.select import Select
 
@@ -147,6 +150,46 @@ def test_full_computes_in_float16_and_keeps_inputs_and_outputs(proto, worker) ->
     (before,), (found,) = answers(proto, rows(3, 64)[0]), answers(after, rows(3, 64)[0])
     assert np.linalg.norm(found - before) < 2e-3 * np.linalg.norm(before)
     assert result.report.ratio == pytest.approx(2, rel=0.1)
+
+
+def test_inputs_and_outputs_become_float16_where_that_is_asked_for(
+    proto: onnx.ModelProto, worker: Worker, tmp_path: Path, cli: Run
+) -> None:
+    result = converted(proto, worker, ToFloat16(full=True, io="float16"))
+    assert result.report.steps[0].status == "done"
+    after = result.model.to_proto()
+    assert {v.type.tensor_type.elem_type for v in (*after.graph.input, *after.graph.output)} == {
+        TensorProto.FLOAT16
+    }
+    assert not any(node.op_type == "Cast" for node in after.graph.node)
+    feed = rows(3, 64)[0]
+    (found,) = answers(after, {"x": feed["x"].astype(np.float16)})
+    (wanted,) = answers(proto, feed)
+    np.testing.assert_allclose(found, wanted, atol=4e-3 * np.abs(wanted).max())
+    # The same inputs go to both, and no other step may change a type.
+    onnx.save(proto, tmp_path / "m.onnx")
+    onnx.save(after, tmp_path / "h.onnx")
+    np.savez(tmp_path / "d.npz", **feed)
+    done = cli("compare", "m.onnx", "h.onnx", "--calibration", "d.npz", "--max-error", "0.01")
+    assert done.code == 0, done.err
+    other = onnx.ModelProto.FromString(after.SerializeToString())
+    other.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT
+    assert "changed" in _refused(proto, other, worker, retyped=True)
+    assert "changed" in _refused(proto, after, worker, retyped=False)
+    assert not _refused(proto, after, worker, retyped=True)
+
+
+def _refused(
+    before: onnx.ModelProto, after: onnx.ModelProto, worker: Worker, *, retyped: bool
+) -> str:
+    judge = Judge(Model.from_proto(before), Settings(feeds=rows(3, 64)), worker)
+    step = Step("any", bytes_before=before.ByteSize(), retyped=retyped)
+    return judge.refusal(Model.from_proto(after), 0.05, False, step)
+
+
+def test_types_of_inputs_are_for_whole_models(proto: onnx.ModelProto, worker: Worker) -> None:
+    with pytest.raises(RecipeError, match="'io' is for 'full'"):
+        converted(proto, worker, ToFloat16(io="float16"))
 
 
 def test_full_takes_no_selection(proto, worker) -> None:
