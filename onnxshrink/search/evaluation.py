@@ -141,18 +141,21 @@ class Evaluator:
         self._unseen: Answers | None = None
         self._begun: Result | None = None
 
-    def evaluate(self, steps: Sequence[Pass], *, looks: int = 0) -> Tried | None:
+    def evaluate(
+        self, steps: Sequence[Pass], *, looks: int = 0, known: Tried | None = None
+    ) -> Tried | None:  # fmt: skip
         """Run a recipe and measure it; None where a step did not stand, or nothing changed.
 
         Args:
             steps: The steps behind the first ones.
             looks: How many kinds of recipes the unseen inputs have judged, this one included; 0
                 leaves them unasked.
+            known: What came of a recipe that these steps begin with: they go on from there.
         """
         from onnxshrink.search.stored import stored_bytes
 
         recipe = Recipe((*self.first, *steps), held_back=bool(self.settings.unseen))
-        result = self._run(steps)
+        result = self._run(steps, known)
         rows = result.report.steps[len(self.first) :]
         self.why_not = "nothing was changed"
         if any(row.status == "rolled back" for row in rows):
@@ -206,11 +209,14 @@ class Evaluator:
             one.result = self._run(self.behind(one))
         return one.result
 
-    def _run(self, steps: Sequence[Pass]) -> Result:
-        """Run steps behind the first ones, which are run once for all."""
+    def _run(self, steps: Sequence[Pass], known: Tried | None = None) -> Result:
+        """Run steps behind the first ones, which are run once for all, as those of ``known``."""
         if self._begun is None:
             self._begun = run(self.first, self.model, self.settings, self.worker)
-        return run(steps, self.model, self.settings, self.worker, begun=self._begun)
+        begun = self._begun
+        if known is not None:
+            begun, steps = self.result(known), steps[len(self.behind(known)) :]
+        return run(steps, self.model, self.settings, self.worker, begun=begun)
 
     def look(self, one: Tried, looks: int) -> None:
         """Hold a recipe against the inputs that no step has seen."""

@@ -226,7 +226,7 @@ class Search:
             return one
         options = {"steps": _STEPS, "time_limit": self._seconds()}
         tune = build(find_pass(TUNING), options, _WHERE)
-        found = self._ask.evaluate([*self._ask.behind(one), tune])
+        found = self._ask.evaluate([*self._ask.behind(one), tune], known=one)
         if found is None or found.eased > _EASED:
             return one
         if dump(found.recipe.steps[-1])["steps"] < _FEWEST_STEPS:

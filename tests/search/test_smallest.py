@@ -220,7 +220,8 @@ def test_tuning_goes_on_where_it_wins_enough_and_unseen_inputs_are_not_asked(
 ) -> None:
     tried = []
 
-    def evaluate(recipe: tuple[Any, ...]) -> Tried | None:
+    def evaluate(recipe: tuple[Any, ...], known: Tried) -> Tried | None:
+        assert known is plain
         *first, tune = recipe
         tried.append(tune)
         monkeypatch.setattr(Tried, "eased", left)
