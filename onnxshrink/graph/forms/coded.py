@@ -182,7 +182,7 @@ def save(model: Model, path: str | os.PathLike[str], *, durable: bool = True) ->
         Bytes written, and what was coded.
 
     Raises:
-        BudgetMissed: Coded, the model would take no fewer bytes; nothing is written.
+        BudgetMissed: No tensor, or not the model, takes fewer bytes coded; nothing is written.
         OutputError: The file cannot be written.
     """
     model.check_output(Path(path))
@@ -191,7 +191,9 @@ def save(model: Model, path: str | os.PathLike[str], *, durable: bool = True) ->
     if trial.short_names is not None:  # the file's own note names these
         trial.short_names.keep |= set(coding.coded)
     after, plain = trial.nbytes(), model.nbytes()
-    if not coding.coded or after >= plain:
+    if not coding.coded:
+        raise BudgetMissed(f"{path}: not coded: none of its tensors would take fewer bytes")
+    if after >= plain:
         raise BudgetMissed(f"{path}: not coded: that would take {after:,} bytes, plain {plain:,}")
     return trial.save(path, durable=durable), coding
 
