@@ -193,16 +193,17 @@ class Judge:
     def silences(self) -> list[str]:
         """What a reader must know of outputs that cannot show a difference on the given inputs."""
         original = self.original
-        if original is None or self._settings.generated:
+        if original is None:
             return []
         lines = [
             f"output {name!r} {reason} on these inputs, so that comparing it proves nothing"
             for name, reason in original.silent.items()
         ]
         if self.proves_nothing:
+            worth = "an unchecked one" if self._settings.generated else "one on generated inputs"
             lines.append(
-                "no output shows a difference: this run is worth no more than one on generated "
-                "inputs; give inputs that the model has something to say to"
+                f"no output shows a difference: this run is worth no more than {worth}; give "
+                "inputs that the model has something to say to"
             )
         return lines
 

@@ -429,7 +429,10 @@ def test_outputs_that_show_no_difference_are_named_and_prove_nothing(worker):
     assert report.unproven
     assert "no more than one on generated inputs" in report.warnings[-1]
     made = Settings(feeds=zeros, generated=True)
-    assert not run([Edit(edit=scale(1))], branches, made, worker).report.unproven
+    report = run([Edit(edit=scale(1))], branches, made, worker).report
+    assert not report.unproven  # what generated inputs are worth is known
+    assert any("'y' is 0 throughout" in warning for warning in report.warnings)
+    assert "no more than an unchecked one" in report.warnings[-1]
 
 
 def test_the_worst_slice_of_an_output_counts_and_is_named(worker):

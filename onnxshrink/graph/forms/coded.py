@@ -194,7 +194,7 @@ def save(model: Model, path: str | os.PathLike[str], *, durable: bool = True) ->
         trial.short_names.keep |= set(coding.coded)
     after, plain = trial.nbytes(), model.nbytes()
     if not coding.coded:
-        raise BudgetMissed(f"{path}: not coded: no tensor in it would get smaller")
+        raise BudgetMissed(f"{path}: not coded: none of its tensors would take fewer bytes")
     if after >= plain:
         raise BudgetMissed(f"{path}: not coded: that would take {after:,} bytes, plain {plain:,}")
     return trial.save(path, durable=durable), coding
