@@ -4,8 +4,9 @@
 
 Folders are those of ``bench_tuning.py``, of models whose first output is scores of classes in rows.
 quantize-rd makes a smaller model, spending what is asked for, which answers all TEST inputs. The
-share of rows that it turns is the truth. Then rows are drawn, of which a few may show the noise
-(unseen) and all show how close answers are to a tie, as in ``shrink``; nothing is run again.
+share of rows that it turns is the truth. Then inputs are drawn, of which a few may show the noise
+(unseen) and all show how close answers are to a tie, as in ``shrink``; nothing is run again. The
+rows of a sequence are drawn together: they are one input.
 """
 
 from __future__ import annotations
@@ -31,25 +32,30 @@ from onnxshrink.runtime.worker import Worker
 _CONFIDENCE = 0.9
 
 
-def scores(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-    """[rows, classes] of the first output."""
-    return np.concatenate([row[0].reshape(-1, row[0].shape[-1]) for row in rows])
+def scores(rows: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+    """For each input, [rows, classes] of the first output; rows of a batch are inputs."""
+    found: list[np.ndarray] = []
+    for row in rows:
+        flat = row[0].reshape(-1, row[0].shape[-1])
+        found += np.split(flat, len(flat)) if row[0].ndim == 2 else [flat]
+    return found
 
 
 def line(
-    before: np.ndarray, after: np.ndarray, count: int, unseen: Sequence[int], draws: int
-) -> str:
-    """The truth, and for each number of unseen rows the end over it and the share of misses."""
-    truth = float((before.argmax(1) != after.argmax(1)).mean())
-    lead, top = ties.lead(before)
-    moved = ties.moved(after, lead, top)
+    before: list[np.ndarray], after: list[np.ndarray], count: int, unseen: Sequence[int],
+    draws: int,
+) -> str:  # fmt: skip
+    """The truth, and for each number of unseen inputs the end over it and the share of misses."""
+    pairs = [*zip(before, after, strict=True)]
+    truth = float(np.concatenate([x.argmax(1) != y.argmax(1) for x, y in pairs]).mean())
+    leads = [ties.lead(x) for x in before]
+    noisy = [(lead, ties.moved(y, lead, top)) for (lead, top), y in zip(leads, after, strict=True)]
     rng, cells = np.random.default_rng(0), [f"{truth:.4f}"]
     for few in unseen:
         ends = []
         for _ in range(draws):
-            drawn = rng.permutation(len(lead))[:count]
-            noisy = [(lead[[row]], moved[[row]]) for row in drawn[:few]]
-            found = ties.turned([lead[[row]] for row in drawn], noisy)
+            drawn = rng.permutation(len(noisy))[:count]
+            found = ties.turned([noisy[one][0] for one in drawn], [noisy[i] for i in drawn[:few]])
             ends.append(found.at_most(_CONFIDENCE))
         width = np.median(ends) / truth if truth else float("inf")
         cells.append(f"{width:.2f}, {100 * np.mean(np.array(ends) < truth):.0f} %")

@@ -20,10 +20,13 @@ Floats = npt.NDArray[np.float64]
 
 _NEAR = 0.25  # of the rows, those with the smallest lead, tell the density at 0
 _FEWEST = 8  # rows that tell it at least, where there are as many
-_ENOUGH = 30  # rows within reach of the noise are enough to go by each of them
+_ENOUGH = 30  # rows: to go by each that is within reach of the noise, and to tell the noise
 _REACH = 2.0  # standard deviations
 _CLEAR = 2 * math.sqrt(3)  # two standard deviations of the rise of even leads
-_MODEL = 0.2  # what the law itself may be off: .2 to .3 on five models
+_MODEL = 0.2  # what the law itself may be off: .2 where every input is one row,
+_OF_SEQUENCES = 0.3  # and .3 of sequences, on four models each
+_CLOSE = 0.1  # of the rows that show noise, those whose noise counts
+_MOST = 0.5  # the same where rows are few
 _SPREAD = 0.57  # of the size of normal noise: its variance over its squared mean
 _TO_DEVIATION = math.sqrt(math.pi / 2)  # of the mean size of normal noise
 
@@ -81,10 +84,10 @@ def turned(leads: Sequence[Floats], noisy: Sequence[tuple[Floats, Floats]]) -> T
         noisy: The same for the rows that show the noise, and by how much their lead changed.
     """
     every = np.concatenate([np.abs(unit) for unit in leads])
-    sizes, middle = [], float(np.median(np.abs(np.concatenate([unit for unit, _ in noisy]))))
-    for unit, change in noisy:
-        # Rows far from a tie have noise of their own, which says nothing about the close ones.
-        sizes.append(np.abs(change[np.abs(unit) <= middle]))
+    # Rows far from a tie have noise of their own, which says nothing about the close ones: in most
+    # steps of a sequence next to nothing moves.
+    reach = _reach(np.concatenate([np.abs(unit) for unit, _ in noisy]))
+    sizes = [np.abs(change[np.abs(unit) <= reach]) for unit, change in noisy]
     sizes = [unit for unit in sizes if unit.size]
     noise = float(np.concatenate(sizes).mean()) if sizes else 0.0
     if noise == 0 or not every.size:
@@ -104,8 +107,16 @@ def turned(leads: Sequence[Floats], noisy: Sequence[tuple[Floats, Floats]]) -> T
         # At least as dense as if the next row were the only one so near.
         density = max(near.size / every.size * _at_zero(near, height), 1 / (every.size + 1))
         share = density / height * noise / 2
-    spread = math.hypot(_of_leads(leads, height), _of_noise(sizes, noise), _MODEL)
+    law = _OF_SEQUENCES if any(unit.size > 1 for unit in leads) else _MODEL
+    spread = math.hypot(_of_leads(leads, height), _of_noise(sizes, noise), law)
     return Turned(min(share, 1.0), spread)
+
+
+def _reach(leads: Floats) -> float:
+    """The lead up to which rows tell the noise: of the closest, but of enough of them."""
+    count = min(max(_CLOSE * leads.size, _ENOUGH), _MOST * leads.size)
+    place = min(max(math.ceil(count), 1), leads.size) - 1
+    return float(np.partition(leads, place)[place]) if leads.size else 0.0
 
 
 def _at_zero(near: Floats, height: float) -> float:

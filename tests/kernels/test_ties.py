@@ -49,6 +49,18 @@ def test_rows_of_one_sequence_are_one_witness() -> None:
     assert together.spread > 1.5 * alone.spread
 
 
+def test_clear_steps_say_nothing_of_the_noise_of_close_ones() -> None:
+    rng = np.random.default_rng(0)
+    units, turned = [], 0
+    for _ in range(400):
+        close, clear = rng.uniform(0, 2, 20), rng.uniform(8, 12, 80)
+        change = np.concatenate([0.3 * rng.standard_normal(20), 0.02 * rng.standard_normal(80)])
+        units.append((np.concatenate([close, clear]), change))
+        turned += int((close + change[:20] < 0).sum())
+    found = ties.turned([unit for unit, _ in units], units)
+    assert found.share == pytest.approx(turned / 40_000, rel=0.1)
+
+
 def test_no_noise_turns_nothing_and_ties_are_turned() -> None:
     lead = np.linspace(0.1, 4, 50)
     assert ties.turned([lead], [(lead, np.zeros(50))]).at_most(0.9) == 0
