@@ -115,8 +115,8 @@ class Found:
             return "not kept on unseen inputs"
         if not one.keeps:
             return one.misses[0] if one.misses else "outside, or too near to the limit"
-        if one.nbytes > self.best.nbytes:
-            return "bigger"
+        if one.nbytes >= self.best.nbytes:
+            return "bigger" if one.nbytes > self.best.nbytes else "no smaller"
         if self.best.promises and not one.promises:
             return "loses more than it saves, by what steps have seen"
         return "saves too little for what it loses"
