@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 
 from onnxshrink.errors import DataError, RecipeError
+from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.forms import packed
 from onnxshrink.kernels.metrics import compare_outputs
 from onnxshrink.runtime import run_inputs
 from onnxshrink.runtime.compare import Comparison, PathLike, check_thresholds
-from onnxshrink.runtime.session import DEFAULT_OPTIONS, SessionOptions
+from onnxshrink.runtime.session import DEFAULT_OPTIONS, SessionOptions, as_taken
 from onnxshrink.runtime.worker import DEFAULT_TIMEOUT, Worker
 
 SCRIPT = Path(run_inputs.__file__)
@@ -221,9 +222,11 @@ def compare_places(
         asked = worker.run(a, feeds, options_a)
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxshrink-places-"))
         inputs = os.path.join(folder, "inputs.json")
-        save_inputs(inputs, feeds)
-        known = [_read_results(path, b, inputs) for path in results]
         copy = packed.load(b) if packed.is_packed(b) else None  # others read no packs
+        taken = (copy or Model.load(b)).inputs
+        types = {v.name or "": f"tensor({v.dtype.name.lower()})" for v in taken if v.dtype}
+        save_inputs(inputs, [as_taken(feed, types) for feed in feeds])
+        known = [_read_results(path, b, inputs) for path in results]
         file = b if copy is None or copy.path is None else copy.path
         found = [_ask_place(place, file, inputs, fallback, timeout) for place in places]
     names, findings = asked.output_names, []

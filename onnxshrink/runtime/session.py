@@ -239,13 +239,18 @@ def _reason(error: Exception) -> str:
     return " ".join(text.split())[:_LONGEST_REASON] or type(error).__name__
 
 
-def _as_wide(feed: Mapping[str, np.ndarray], types: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """Floats of a feed that a model takes in the other of the two widths, as it takes them."""
-    wanted = {name: HALVES[kind] for name, kind in types.items() if kind in HALVES}
+def as_taken(feed: Mapping[str, np.ndarray], types: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """A feed with its floats in the one of two widths in which a model takes them.
+
+    Args:
+        feed: Inputs by name.
+        types: What the model takes, by ONNX Runtime's names of types.
+    """
     return {
-        name: array.astype(wanted[name])
+        name: array.astype(HALVES[types[name]])
+        if types.get(name) in HALVES and array.dtype in HALVES.values()
+        else array
         for name, array in feed.items()
-        if name in wanted and array.dtype != wanted[name] and array.dtype in HALVES.values()
     }
 
 
@@ -270,7 +275,7 @@ def run_session(
 
     inputs = session.get_inputs()
     ports = [*inputs, *session.get_outputs()]
-    feed = {**feed, **_as_wide(feed, {port.name: port.type for port in inputs})}
+    feed = as_taken(feed, {port.name: port.type for port in inputs})
     settings = None
     if outputs is not None:
         settings = RunOptions()
