@@ -95,7 +95,11 @@ class ToFloat16(Pass):
         ):
             ctx.skip("graph", f"no float32 constant in it has {_WORTH} elements or more")
             return
-        ctx.step.retyped = self.io == "float16"
+        wide = [value.name or "" for value in (*model.inputs, *model.ir.graph.outputs)
+                if self.io == "float16" and str(value.type) == "FLOAT"]  # fmt: skip
+        if self.io == "float16" and not wide:
+            ctx.skip("signature", "no input or output is a float32 tensor")
+        ctx.step.retyped = bool(wide)
         before = model.nbytes()
         inline.inline_functions(model)  # the converter does not know them
         beyond, plain = self._beyond(model, ctx), model.clone()
@@ -108,7 +112,7 @@ class ToFloat16(Pass):
             trial = plain.clone()
             whole.rewrite(trial, convert)
             if ctx.step.retyped:
-                trial.touch(*(value.name for value in (*trial.inputs, *trial.ir.graph.outputs)))
+                trial.touch(*wide)
             reason = ctx.verify(trial)
             words = set(re.findall(r"\w+", reason)) if reason.startswith("the result") else set()
             at_fault = {node.op_type for node in model.nodes if node.op_type in words} - types
@@ -125,6 +129,8 @@ class ToFloat16(Pass):
             return
         model.adopt(trial)
         ctx.changed("graph", model.nbytes(), before=before, kind="graph", note="float16")
+        if wide:
+            ctx.warn(f"take and give float16 now, as asked for: {', '.join(wide)}")
 
     def _beyond(self, model: Model, ctx: Context) -> set[str]:
         """The first outputs of nodes with values that float16 cannot hold; they are reported."""

@@ -157,6 +157,7 @@ def test_inputs_and_outputs_become_float16_where_that_is_asked_for(
 ) -> None:
     result = converted(proto, worker, ToFloat16(full=True, io="float16"))
     assert result.report.steps[0].status == "done"
+    assert result.report.steps[0].warnings == ["take and give float16 now, as asked for: x, y"]
     after = result.model.to_proto()
     assert {v.type.tensor_type.elem_type for v in (*after.graph.input, *after.graph.output)} == {
         TensorProto.FLOAT16
@@ -187,6 +188,18 @@ def _refused(
     judge = Judge(Model.from_proto(before), Settings(feeds=rows(3, 64)), worker)
     step = Step("any", bytes_before=before.ByteSize(), retyped=retyped)
     return judge.refusal(Model.from_proto(after), 0.05, False, step)
+
+
+def test_where_no_input_or_output_is_float32_that_is_said(worker: Worker) -> None:
+    proto = text(
+        """g (int64[n] x) => (int64[n] y) {
+            r = Gather(w, x)  h = MatMul(r, v)  y = ArgMax<axis = 1, keepdims = 0>(h)
+        }""", w=weight(1, 64, 64), v=weight(2, 64, 32),
+    )  # fmt: skip
+    feeds = [{"x": np.arange(start, start + 4)} for start in range(3)]
+    result = converted(proto, worker, ToFloat16(full=True, io="float16"), feeds)
+    assert skipped(result)["signature"] == "no input or output is a float32 tensor"
+    assert result.report.steps[0].status == "done"
 
 
 def test_types_of_inputs_are_for_whole_models(proto: onnx.ModelProto, worker: Worker) -> None:
