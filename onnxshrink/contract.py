@@ -265,8 +265,8 @@ class Judge:
             reason = _in_vain(step)
         if not reason:
             self._signature = now
-        if not reason and answers is not None:
-            self._newest = replace(answers, random=before.random) if before else answers
+            if answers is not None:
+                self._newest = replace(answers, random=before.random) if before else answers
         return reason
 
     def least_saving(self, step: Step) -> float:

@@ -28,7 +28,7 @@ hypothesis.settings.load_profile("onnxshrink")
 
 
 def pytest_collection_finish() -> None:
-    """What collection made stays: no search for garbage looks at it again (a tenth of all time)."""
+    """What collection made stays: no search for garbage looks at it again."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)

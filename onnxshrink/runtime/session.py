@@ -240,14 +240,14 @@ def _reason(error: Exception) -> str:
 
 
 def as_taken(feed: Mapping[str, np.ndarray], types: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """A feed with its floats in the one of two widths in which a model takes them.
+    """A feed with its floats in the one of two widths in which a model takes them, the rest as is.
 
     Args:
         feed: Inputs by name.
         types: What the model takes, by ONNX Runtime's names of types.
     """
     return {
-        name: array.astype(HALVES[types[name]])
+        name: array.astype(HALVES[types[name]], copy=False)
         if types.get(name) in HALVES and array.dtype in HALVES.values()
         else array
         for name, array in feed.items()

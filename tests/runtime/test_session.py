@@ -5,7 +5,13 @@ import pytest
 from onnx import helper, numpy_helper
 
 from onnxshrink.errors import DataError, ModelError, RecipeError, UnsupportedModel
-from onnxshrink.runtime.session import SessionOptions, as_array, open_session, run_session
+from onnxshrink.runtime.session import (
+    SessionOptions,
+    as_array,
+    as_taken,
+    open_session,
+    run_session,
+)
 
 SINE = "(float[N] x) => (float[N] y) { y = Sin(x) }"
 
@@ -182,3 +188,17 @@ def test_zip_map_gives_rows_in_the_order_of_its_keys():
     x = np.array([[0.1, 0.9], [0.6, 0.4], [0.5, 0.5]], np.float32)
     (y,) = run_session(open_session(model.SerializeToString()), {"x": x})
     np.testing.assert_array_equal(y.astype(np.float32), x[:, ::-1])
+
+
+def test_only_floats_of_the_other_width_are_copied() -> None:
+    x, ids = np.ones(3, np.float32), np.arange(3)
+    types = {"x": "tensor(float)", "ids": "tensor(int64)"}
+    same = as_taken({"x": x, "ids": ids}, types)
+    assert same["x"] is x
+    assert same["ids"] is ids
+    half = as_taken({"x": x, "ids": ids}, {**types, "x": "tensor(float16)"})
+    assert half["x"].dtype == np.float16
+    assert half["ids"] is ids
+    assert (
+        as_taken({"x": x.astype(np.float64)}, types)["x"].dtype == np.float64
+    )  # no such feed fits
