@@ -145,10 +145,8 @@ def apply_recipe(
             source, out, options, worker, reads, storage=recipe.storage, held_back=recipe.held_back,
             goal=goal, steps=recipe.steps,
         )  # fmt: skip
-        result, missed = budget.best(recipe.steps, model, settings, worker)
+        result, missed = budget.kept(recipe.steps, model, settings, goal, worker)
         if goal is not None:
-            blind = not any(budget.sees(step, model) for step in recipe.steps)
-            budget.judge(result, model, settings, goal, worker, blind=blind)
             result.report.asked = {**goal.asks, **budget.sizes_asked(max_size, target_ratio)}
         report = write(result, recipe, out, options, recipe.storage)
     provenance.trace(report, settings, options.command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,12 +18,77 @@ if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
     from onnxshrink.runtime.worker import Worker
 
+_log = logging.getLogger(__name__)
+
 _LEAST = 4  # inputs of which one can be held back
+_AIM = 0.96  # of what may be lost
+_SURELY, _BARELY = 0.7, 1 / 8  # times what was spent, where that was too much
+_TURNS = 3  # of steps that choose what they spend
+_TOLD = ("lam", "bits_per_weight", "target_ratio", "min_fidelity")  # options that choose for them
+
+
+def kept(
+    steps: Sequence[Pass], model: Model, settings: Settings, goal: Goal | None, worker: Worker
+) -> tuple[Result, list[str]]:
+    """The result of some steps, held to a goal, and what it misses beside that.
+
+    A step that chooses what to spend has judged it on inputs of its own. Where unseen inputs refuse
+    the result all the same, such steps spend less, a few times; the interval of what is promised
+    then allows for as often as these inputs were asked.
+
+    Args:
+        steps: What to run.
+        model: What to run them on.
+        settings: How to check them; its ``unseen`` are what no step has seen.
+        goal: What the answers must keep; None leaves the result to the contracts of its steps.
+        worker: Where to run models.
+    """
+    result, missed = best(steps, model, settings, worker)
+    if goal is None:
+        return result, missed
+    blind = not any(sees(step, model) for step in steps)
+    strain = judge(result, model, settings, goal, worker, blind=blind)
+    chosen = [] if missed else spent(steps, result.report)
+    spend = 1.0
+    for looks in range(2, _TURNS + 2):
+        if strain <= 1 or not any(chosen):
+            break
+        spend *= less(strain)
+        _log.info("unseen inputs refuse it: %.2g times what was spent", spend)
+        finer = [step if lam is None else spending(step, spend * lam)
+                 for step, lam in zip(steps, chosen, strict=True)]  # fmt: skip
+        tried = run(finer, model, settings, worker)
+        strain = judge(tried, model, settings, goal, worker, blind=blind, looks=looks)
+        if not tried.report.missed:
+            return tried, missed
+    return result, missed
+
+
+def spent(steps: Sequence[Pass], report: Report) -> list[float | None]:
+    """What each step has chosen to spend; None of those that were told, or do not choose."""
+    return [row.chosen.get("lam") if not any(dump(step).get(name) is not None for name in _TOLD)
+            else None for step, row in zip(steps, report.steps, strict=True)]  # fmt: skip
+
+
+def spending(step: Pass, lam: float) -> Pass:
+    """A step with another squared error of the outputs to spend; other steps as they are."""
+    if not hasattr(step, "lam"):
+        return step
+    return build(type(step), {**dump(step), "lam": lam}, step.name)
+
+
+def less(strain: float) -> float:
+    """What share of the squared error to spend again, where so many times too much is lost.
+
+    A loss grows with its square root, about.
+    """
+    return max(min((_AIM / max(strain, 1)) ** 2, _SURELY), _BARELY)
 
 
 def judge(
-    result: Result, model: Model, settings: Settings, goal: Goal, worker: Worker, *, blind: bool
-) -> None:  # fmt: skip
+    result: Result, model: Model, settings: Settings, goal: Goal, worker: Worker, *, blind: bool,
+    looks: int = 1,
+) -> float:  # fmt: skip
     """Put into the report what a result promises, and what it misses.
 
     Nothing is judged on inputs that are made up, or without a difference to see.
@@ -34,23 +100,27 @@ def judge(
         goal: What the answers must keep.
         worker: Where to run models.
         blind: Whether no step has asked for inputs, so that all are unseen.
+        looks: How many results these inputs have judged, this one included.
+
+    Returns:
+        How many times what may be lost is lost on unseen inputs; 0 where none tell.
     """
     from onnxshrink.trials import answers
 
     report = result.report
     if settings.generated or report.unproven or not result.answers or not result.answers[0].outputs:
-        return
+        return 0.0
     seen, after = result.answers
     if goal.by_metric:
         tell(report, result, goal, [], settings)
         report.missed += goal.misses(result.effect, seen, after)
-        return
+        return 0.0
     before, others = seen, []
     if not settings.unseen and not blind:
         tell(report, result, goal, [], settings)
         if (strain := goal.strain(seen)(after.outputs)) > 1:
             report.missed.append(f"{strain:.3g} times what may be lost is lost")
-        return
+        return 0.0
     if settings.unseen:
         before = answers(model, settings.unseen, worker, folder=settings.folder)
         others = seen.outputs
@@ -58,10 +128,12 @@ def judge(
             after = answers(result.model, settings.unseen, worker, folder=settings.folder)
         except ModelError as error:
             report.missed.append(f"the result does not run on unseen inputs: {error}")
-            return
-    tell(report, result, goal, goal.promises(before, after, 1, others), settings)
+            return 0.0
+    promises = goal.promises(before, after, looks, others)
+    tell(report, result, goal, promises, settings)
     if settings.unseen:
         report.unseen = named(before.errors(after), settings)
+    return max((promise.strain for promise in promises if promise.refuses), default=0.0)
 
 
 def tell(

@@ -12,6 +12,7 @@ from onnxshrink import api
 from onnxshrink.errors import BudgetMissed
 from onnxshrink.goal import Goal
 from onnxshrink.graph.file.model import Model
+from onnxshrink.passes.quantize_rd import QuantizeRd
 from onnxshrink.passes.quantize_weights import QuantizeWeights
 from onnxshrink.pipeline import Pass
 from onnxshrink.recipe import Recipe
@@ -106,3 +107,19 @@ def test_a_metric_that_cannot_tell_does_not_judge(source: Path, worker: Worker) 
     report = api.shrink(source, out, api.Options(calibration=data), goal=goal, time_limit=0)
     assert any("it cannot tell right from wrong" in line for line in report.warnings)
     assert list(report.measures) == ["y"]
+
+
+def test_a_step_that_chose_to_spend_too_much_spends_less(source: Path) -> None:
+    """Every fourth input is held back: here these lie where the others hardly are."""
+    data = [
+        {"x": feed["x"] * np.where(np.arange(64) < 32, 1, 4 if number % 4 == 3 else 0.2)}
+        for number, feed in enumerate(feeds(32))
+    ]
+    data = [{"x": feed["x"].astype(np.float32)} for feed in data]
+    kept = apply(source, QuantizeRd(), data, goal=Goal())
+    spend = kept.steps[0].options["lam"]
+    assert not kept.missed
+    assert spend is not None
+    (source.parent / "out.onnx").unlink()
+    with pytest.raises(BudgetMissed, match="is not promised"):  # who says what, gets that
+        apply(source, QuantizeRd(lam=spend * 8), data, goal=Goal())

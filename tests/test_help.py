@@ -49,10 +49,10 @@ def test_every_example_of_every_help_runs(cli: Run, tmp_path: Path) -> None:
         few = inputs["image"][:64]
     np.savez("inputs.npz", image=few)
     Path("edit.py").write_text("def edit(graph):\n    return graph\n")
-    Path("recipe.yaml").write_text("version: 1\nsteps: [clean, quantize-weights]\n")
+    Path("recipe.yaml").write_text("version: 1\nsteps: [clean, quantize-rd]\n")
     for words in (
         ["apply", "recipe.yaml", "model.onnx", "small.onnx", "--calibration", "inputs.npz",
-         "--certificate"],
+         "--certificate", "--no-budget"],
         ["quantize-weights", "model.onnx", "old.onnx"],
         ["pack", "old.onnx", "packed.onnx"],
         ["run-inputs", "small.onnx", "there", "--calibration", "inputs.npz"],

@@ -14,6 +14,7 @@ A rebuild is bit-identical only with the same version of torch.
 from __future__ import annotations
 
 import gzip
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ SEED = 28
 EPOCHS = 5
 BATCH = 128
 CLASSES = 10
+WIDTHS = (24, 64, 96, 144, 192)
 DATA = Path("/usr/share/datasets/fashion-mnist")
 
 README = """# vision_cnn
@@ -96,25 +98,26 @@ class Fork(nn.Module):
         return torch.cat([self.plain(x), self.separable(x)], dim=1)
 
 
-def network() -> nn.Sequential:
-    """Build the untrained network."""
+def network(widths: Sequence[int] = WIDTHS) -> nn.Sequential:
+    """Build the untrained network: channels at the start, of its three parts, and at the end."""
+    first, second, third, fourth, last = widths
     return nn.Sequential(
-        *convolve(1, 24, 3),
+        *convolve(1, first, 3),
         nn.ReLU(),
-        *convolve(24, 24, 3, stride=2, groups=24),
+        *convolve(first, first, 3, stride=2, groups=first),
         nn.ReLU(),
-        *convolve(24, 64, 1),
+        *convolve(first, second, 1),
         nn.ReLU(),
-        Residual(64, groups=8),
-        Fork(64, 96),
-        Residual(96, groups=4),
-        *convolve(96, 144, 3, stride=2),
+        Residual(second, groups=8),
+        Fork(second, third),
+        Residual(third, groups=4),
+        *convolve(third, fourth, 3, stride=2),
         nn.ReLU(),
-        *convolve(144, 192, 1),
+        *convolve(fourth, last, 1),
         nn.ReLU(),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        nn.Linear(192, CLASSES),
+        nn.Linear(last, CLASSES),
     )
 
 
@@ -135,12 +138,12 @@ def read_split(split: str) -> tuple[np.ndarray, np.ndarray]:
     return images, labels.astype(np.int64)
 
 
-def fit(images: np.ndarray, labels: np.ndarray) -> nn.Sequential:
+def fit(images: np.ndarray, labels: np.ndarray, widths: Sequence[int] = WIDTHS) -> nn.Sequential:
     """Train on one thread, which makes the sums come in the same order each time."""
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(SEED)
-    model = network()
+    model = network(widths)
     inputs, target = torch.from_numpy(images), torch.from_numpy(labels)
     steps = EPOCHS * (len(target) // BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)

@@ -26,6 +26,7 @@ from onnxshrink.errors import ModelError, ShrinkError
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
+    from onnxshrink.graph.forms.packed import Unpacked
     from onnxshrink.kernels.observers import Need, Sums
     from onnxshrink.kernels.pairs import PairNeed, RegressionSums
     from onnxshrink.runtime.profile import OperatorTime
@@ -86,16 +87,16 @@ class Service:
         """Hold a model file against the ONNX specification."""
         import onnx.checker
 
-        from onnxshrink.graph.file import reading, tensors
-        from onnxshrink.graph.forms import packed
-        from onnxshrink.graph.operators import contrib
+        from onnxshrink.graph.file import contrib, reading
 
         contrib.declare()
-        plain = packed.load(path) if reading.is_file_packed(Path(path)) else None
+        plain = _unpacked(path) if reading.is_file_packed(Path(path)) else None
         try:
             try:
                 onnx.checker.check_model(path if plain is None else str(plain.path))
             except onnx.checker.ValidationError:
+                from onnxshrink.graph.file import tensors
+
                 linked = tensors.without_linked_data(Path(path))
                 if linked is None:
                     raise
@@ -310,6 +311,12 @@ class Service:
         self._session, self._held, self._watched = None, {}, []
         self._beside, self._pairs = None, []
         heap.give_back()
+
+
+def _unpacked(path: str) -> Unpacked:
+    from onnxshrink.graph.forms import packed  # all of graph/: most models do without
+
+    return packed.load(path)
 
 
 def memory() -> tuple[int, int]:

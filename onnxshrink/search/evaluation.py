@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from onnxshrink.budget import spending
 from onnxshrink.contract import Settings
 from onnxshrink.errors import ModelError
 from onnxshrink.goal import Goal, Promise
@@ -254,11 +255,6 @@ class Evaluator:
         seen, judged = before.part(split.judge), after.part(split.judge)
         others = () if split.by_itself else before.part(split.fit).outputs
         return self.goal.strain(seen, others)(judged.outputs), []
-
-
-def spending(step: Pass, lam: float) -> Pass:
-    """A step of quantize-rd with another squared error to spend; other steps as they are."""
-    return build(type(step), {**dump(step), "lam": lam}, _WHERE) if hasattr(step, "lam") else step
 
 
 def _taken(row: Step) -> dict[str, int]:

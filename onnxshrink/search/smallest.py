@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from onnxshrink.budget import less, spending
 from onnxshrink.contract import Judge
 from onnxshrink.goal import Aim
 from onnxshrink.options import build, dump
@@ -25,7 +26,7 @@ from onnxshrink.pipeline import Pass, Result
 from onnxshrink.recipe import find_pass
 from onnxshrink.report import Attempt, size
 from onnxshrink.search import ladder
-from onnxshrink.search.evaluation import NARROWING, TUNING, Evaluator, Tried, spending
+from onnxshrink.search.evaluation import NARROWING, TUNING, Evaluator, Tried
 from onnxshrink.search.measured import bench_tried
 
 if TYPE_CHECKING:
@@ -42,7 +43,6 @@ _CLOSE = 1.15  # between what is kept and what is refused: a tenth of a bit
 _STRIDE = 1.3  # times what was kept, at least, while nothing is refused: some 5 % of the bytes
 _POWER = 0.5  # by which a loss grows with what is spent, before two of them tell
 _STEEPEST, _FLATTEST = 1.5, 0.25
-_SURELY = 0.7  # times what was spent, where more is refused once more
 _LEAP = 8.0  # the factor by which what is spent changes at most
 _WHERE = "the search"
 _DOING = "searching"
@@ -358,8 +358,7 @@ class Search:
                 return best
             finer = None
             if best.spend is not None and stopped != _INTERRUPTED:
-                spend = best.spend * min(_factor(best.strain, _POWER), _SURELY)
-                finer = self._ask.again(best, spend, self._looks)
+                finer = self._ask.again(best, best.spend * less(best.strain), self._looks)
             if finer is not None:
                 self._add(finer)
             best = finer or self._smallest()

@@ -11,12 +11,13 @@ import onnx.inliner
 import onnx_ir as ir
 
 from onnxshrink.graph import operators, read
+from onnxshrink.graph.file import contrib
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.gradients.application import Application
 from onnxshrink.graph.gradients.recurrent import unrolled
 from onnxshrink.graph.gradients.rules import RULES, STOPS
 from onnxshrink.graph.gradients.terms import Tape
-from onnxshrink.graph.operators import Recurrent, contrib
+from onnxshrink.graph.operators import Recurrent
 from onnxshrink.graph.rewrite import inline, opset, plain
 
 logger = logging.getLogger(__name__)

@@ -9,9 +9,8 @@ import onnx_ir as ir
 from onnx import version_converter
 
 from onnxshrink.errors import RecipeError, UnsupportedModel
-from onnxshrink.graph.file import round_trip
+from onnxshrink.graph.file import contrib, round_trip
 from onnxshrink.graph.file.model import Model
-from onnxshrink.graph.operators import contrib
 from onnxshrink.graph.rewrite.hoist import separate_inputs
 from onnxshrink.graph.rewrite.inline import inline_functions
 from onnxshrink.graph.rewrite.ml import DOMAIN

@@ -167,7 +167,7 @@ def test_a_new_row_is_a_new_product(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rows_are_frozen_and_known_to_onnx() -> None:
     import onnx
 
-    from onnxshrink.graph.operators import contrib
+    from onnxshrink.graph.file import contrib
 
     contrib.declare()
     for (domain, op_type), row in TABLE.items():
