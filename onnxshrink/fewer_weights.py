@@ -1,4 +1,7 @@
-"""A step that is too much for the outputs stands on as many of its weights as they tolerate."""
+"""A step that is too much for the outputs stands on as many of its weights as they tolerate.
+
+What it is too much for takes a finer form, where the step has one, before it is left alone.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from onnxshrink.errors import ShrinkError
@@ -21,7 +25,9 @@ if TYPE_CHECKING:
 
 _TRIES = 16  # models that are tried
 _FEWER = 6  # tries: both halves, and all quarters
+_FINER = 6  # models that are tried with each finer form
 _NO_LESS = 0.5  # of the error of all weights: what a quarter of them makes where each adds its own
+_WHY = "the outputs tolerate a relative error of {:g}; --max-error allows more"
 _SLOW = "what it would do there is not faster on this machine"
 
 
@@ -31,7 +37,8 @@ def retreat(
     """The model after a refused step on fewer weights; the step's report becomes that of it.
 
     Args:
-        pass_: The pass, with a field ``weights`` of type ``Select``.
+        pass_: The pass, with a field ``weights`` of type ``Select``, and perhaps ``finer``: options
+            that differ, each row finer than the one before, for weights that need it.
         model: The model before the step.
         ctx: What the step saw; its report says what was changed in vain.
         judge: Holds the answers of the step before.
@@ -45,6 +52,7 @@ def retreat(
     savings = _savings(step, model)
     order, faster = list(savings), bool(getattr(pass_, "faster_only", False))
     last: tuple[Model, Step] | None = None
+    stands: dict[str, Mapping[str, Any]] = {}  # by weight, the options that differ
     reasons: dict[str, str] = {}
     whole = math.inf if step.max_error is None else step.max_error
     errors: list[float] = []
@@ -54,9 +62,10 @@ def retreat(
         tried = last is None and len(errors) >= _FEWER
         return tried and min(errors) >= _NO_LESS * whole
 
-    def tolerated(chosen: Sequence[str]) -> bool:
+    def tolerated(chosen: Sequence[str], form: Mapping[str, Any] = {}) -> bool:
         nonlocal last
-        fewer, trial = _without(pass_, order, chosen), model.clone()
+        fewer = _without(pass_, order, {**stands, **dict.fromkeys(chosen, form)})
+        trial = model.clone()
         row = Step(step.name, dump(fewer), bytes_before=step.bytes_before)
         try:
             fewer.apply(trial, replace(ctx, step=row))
@@ -88,20 +97,32 @@ def retreat(
     else:
         taken = most_tolerated(order, tolerated, _TRIES, tell, worth)
         tell(_TRIES)
+    stands |= {name: {} for name in taken}
+    for form in () if faster else getattr(pass_, "finer", ()):
+        left = [name for name in order if name not in stands]
+        every = partial(tolerated, form=form)
+        if left and worth(left) and every(left):
+            taken = left
+        else:
+            taken = most_tolerated(left, every, _FINER, worth=worth)
+        stands |= dict.fromkeys(taken, form)
     if last is None:
         return None
     trial, row = last  # of all that were taken
     if judge.refusal(trial, bound, pass_.may_grow or row.may_grow, row, saves=saves):
         return None
-    left = set(order) - set(taken)
-    _explain(row, left, selection, reasons, bound)
-    slow = sum(reasons.get(name) == _SLOW for name in left)
+    gone = set(order) - set(stands)
+    _explain(row, gone, selection, reasons, bound)
+    if finer := sum(bool(form) for form in stands.values()):
+        row.warnings.append(
+            f"{finer} of {len(order)} weights are stored finer than asked: {_WHY.format(bound)}"
+        )
+    slow = sum(reasons.get(name) == _SLOW for name in gone)
     if slow:
         row.warnings.append(f"{slow} of {len(order)} weights are left alone: {_SLOW}")
-    if len(left) > slow:
+    if len(gone) > slow:
         row.warnings.append(
-            f"{len(left) - slow} of {len(order)} weights are left alone: the outputs tolerate a "
-            f"relative error of {bound:g}; --max-error allows more"
+            f"{len(gone) - slow} of {len(order)} weights are left alone: {_WHY.format(bound)}"
         )
     vars(step).update(vars(row))
     return trial
@@ -124,11 +145,14 @@ def _savings(step: Step, model: Model) -> dict[str, int]:
     return {name: many for name, many in saved.most_common() if many > 0 or name in coded}
 
 
-def _without(pass_: Any, order: Sequence[str], chosen: Sequence[str]) -> Any:
-    """The pass, leaving alone what is not chosen."""
+def _without(pass_: Any, order: Sequence[str], chosen: Mapping[str, Mapping[str, Any]]) -> Any:
+    """The pass, leaving alone what is not chosen, and with the options of what is."""
+    asked = pass_.weights
     left = [name for name in order if name not in chosen]
-    keep = (*pass_.weights.keep, *left)
-    return replace(pass_, weights=replace(pass_.weights, keep=keep))
+    rows = {name: form for name, form in chosen.items() if form}
+    return replace(
+        pass_, weights=replace(asked, keep=(*asked.keep, *left), layers={**asked.layers, **rows})
+    )
 
 
 def _explain(

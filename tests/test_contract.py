@@ -215,7 +215,7 @@ def branches(*spoiled: int, count: int = 6) -> Model:
     """A sum of products; of the spoiled ones, 4 bits keep nothing but an outlier that cancels."""
     weights = {f"w{i}": weight(i, 64, 64) for i in range(count)}
     for i in spoiled:
-        weights[f"w{i}"][0] = 1e4
+        weights[f"w{i}"][::32] = 1e4
     lines = " ".join(f"p{i} = MatMul(x, w{i})" for i in range(count))
     names = ", ".join(f"p{i}" for i in range(count))
     header = '<ir_version: 10, opset_import: ["": 21]> g (float[n, 64] x) => (float[n, 64] y)'
@@ -224,7 +224,7 @@ def branches(*spoiled: int, count: int = 6) -> Model:
 
 COARSE = QuantizeWeights(dtype="int4", per_channel=True, clip="minmax", max_error=0.3)
 #: Nothing in these meets the outliers.
-CALM = [{"x": feed["x"] * (np.arange(64) > 0).astype(np.float32)} for feed in FEEDS]
+CALM = [{"x": feed["x"] * (np.arange(64) % 32 > 0).astype(np.float32)} for feed in FEEDS]
 
 
 @pytest.mark.parametrize("spoiled", [(3,), (0, 5), (1, 2, 4)])
@@ -253,7 +253,7 @@ def test_the_last_few_bytes_are_not_worth_the_accuracy(
 ) -> None:
     """The large weight is ruined by 4 bits; what the small one saves must be 3 % of the file."""
     large = weight(1, 64, 1024)
-    large[0] = 1e4
+    large[::32] = 1e4
     model = Model.from_proto(
         text(
             f"g (float[n, 64] x) => (float[n, 1024] y, float[n, {width}] z) "
@@ -283,6 +283,28 @@ def test_what_leaves_every_weight_alone_does_not_stand(worker: Worker) -> None:
     proto.graph.initializer.append(onnx.numpy_helper.from_array(weight(9, 64), "bias"))
     result = run([COARSE], Model.from_proto(proto), Settings(feeds=CALM), worker)
     assert "more than 0.3" in reason(result)
+
+
+def test_what_needs_finer_codes_gets_them(worker: Worker) -> None:
+    """Blocks where some columns dwarf the others, 8 bits where that is not enough."""
+    blocks, bits = weight(1, 64, 64), weight(2, 64, 64)
+    blocks[:32] *= 1000  # of inputs that are hardly there
+    x = np.where(np.arange(64) < 32, 1e-6, 1).astype(np.float32)
+    bits -= bits.mean(axis=0)  # its output is the small difference of large numbers
+    model = Model.from_proto(
+        text(
+            """g (float[n, 64] x) => (float[n, 64] a, float[n, 64] b, float[n, 64] c) {
+                a = MatMul(x, plain)  b = MatMul(x, blocks)  even = Add(x, one)
+                c = MatMul(even, bits) }""",
+            plain=weight(3, 64, 64), blocks=blocks, bits=bits, one=np.full(64, 10, np.float32),
+        )
+    )  # fmt: skip
+    feeds = [{"x": feed["x"] * x} for feed in FEEDS]
+    step = QuantizeWeights(dtype="int4", clip="minmax", rounding="rtn", max_error=0.3)
+    (row,) = run([step], model, Settings(feeds=feeds), worker).report.steps
+    assert row.options["layers"] == {"blocks": {"block_size": 32}, "bits": {"dtype": "int8"}}
+    assert {change.what for change in row.changes} >= {"plain", "blocks", "bits"}
+    assert row.warnings[0].startswith("2 of 4 weights are stored finer than asked")
 
 
 def test_outputs_whose_shape_changes_are_told_so(worker: Worker) -> None:
@@ -325,6 +347,7 @@ def test_models_that_rank_are_told_of_rows_that_swap(worker: Worker) -> None:
 def test_a_search_for_what_may_stand_ends(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was not tried is left alone."""
     monkeypatch.setattr(fewer_weights, "_TRIES", 2)
+    monkeypatch.setattr(fewer_weights, "_FINER", 0)
     result = run([COARSE], branches(0), Settings(feeds=CALM), worker)
     changed = {change.what for change in result.report.steps[0].changes}
     assert changed == {"w3", "w4", "w5"}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from onnxshrink.errors import RecipeError
 from onnxshrink.options import amended, option, picked
@@ -25,6 +25,7 @@ _SPELLINGS = {
     "QInt2": "int2", "QUInt2": "uint2", "QFLOAT8E4M3FN": "float8e4m3fn",
     "8": "int8", "4": "int4", "2": "int2",
 }  # fmt: skip
+_FINE = 32  # weights of a block, where outputs do not tolerate a scale for each channel
 _BLOCK_SIZES = (16, 32, 64, 128, 256)  # those of MatMulNBits
 
 
@@ -111,6 +112,16 @@ class QuantizeWeights(Pass):
     def bound(self) -> float:
         """8 bits must stay close; fewer must at least stay recognisable."""
         return 0.7 if self.dtype.endswith(("4", "int2")) else 0.25
+
+    @property
+    def finer(self) -> tuple[Mapping[str, Any], ...]:
+        """Blocks, then 8 bits."""
+        forms: list[Mapping[str, Any]] = []
+        if not 0 < self.block_size <= _FINE:
+            forms.append({"block_size": _FINE})
+        if self.dtype.endswith(("4", "int2")):
+            forms.append({"dtype": "int8"})
+        return tuple(forms)
 
     def needs(self, model: Model) -> Iterator[Need]:
         """For ``gptq`` and ``adaround``: second moments of the selected weights' inputs."""
