@@ -27,7 +27,7 @@ from scipy.stats import spearmanr
 from onnxshrink.contract import Settings
 from onnxshrink.graph.file.model import Model
 from onnxshrink.kernels.rate import GridTensor
-from onnxshrink.passes.quantize_rd import QuantizeRd, rates
+from onnxshrink.passes.quantize_rd import QuantizeRd, effects, rates
 from onnxshrink.pipeline import run
 from onnxshrink.runtime.worker import Worker
 from onnxshrink.trials import Exchange, Feeds
@@ -73,7 +73,7 @@ class _Compared(rates.StepSearch):
         before = exchange.answers(self.test)
         reference, found = self.ctx.goal.holder(before, measure=self.options.measure), {}
         for layer in layers:
-            step = rates._middling(layer.weights)
+            step = effects.middling(layer.weights)
             values = layer.values(layer.codes(step), step)
             rounded = rates._unfold(self._by_name[layer.name], values)
             after = exchange.answers(self.test, {layer.name: rounded})

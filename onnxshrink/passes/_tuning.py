@@ -14,7 +14,7 @@ from onnxshrink.options import option
 from onnxshrink.passes._training import Objective, Outcome, Schedule, Student, Training, stored
 from onnxshrink.pipeline import Context, Pass
 from onnxshrink.select import check_patterns, left_out
-from onnxshrink.trials import answers
+from onnxshrink.trials import Answers, answers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,6 +83,7 @@ class Tuning(Pass, ABC):
 
     def apply(self, model: Model, ctx: Context) -> None:
         """Train, and keep what is closer to its goal on the inputs that judge."""
+        from onnxshrink.graph.analysis import noise
         from onnxshrink.graph.forms import coded_read
         from onnxshrink.graph.layers import parameters
 
@@ -100,6 +101,9 @@ class Tuning(Pass, ABC):
             else:
                 chosen.append(parameter)
         if not chosen:
+            return
+        if noise.is_random(model):
+            ctx.skip("model", "draws random numbers: no two runs of it can be compared")
             return
         ctx = self.examples(model, ctx)
         ctx.check_halves()
@@ -218,6 +222,41 @@ def _report(parameters: Sequence[Parameter], outcome: Outcome, ctx: Context) -> 
                 each.owner or each.name, each.tensor.nbytes, before=each.tensor.nbytes,
                 kind=each.node.op_type, note=f"{each.kind} tuned", moved=moved,
             )  # fmt: skip
+
+
+def wanted(
+    model: Model, original: Model, ctx: Context
+) -> tuple[Answers, dict[str, Sequence[np.ndarray]]]:
+    """What the original answers, and that by value of the model that should be so.
+
+    Values that enter a tail that ranks stand for what is behind it: that has no gradients, and
+    other shapes with every change.
+
+    Args:
+        model: The model that is trained.
+        original: The one that it is to be like.
+        ctx: Inputs, and where to run.
+    """
+    from onnxshrink.graph.analysis.ranked import deciding, entering
+
+    found = answers(original, ctx.feeds, ctx.worker)
+    values = dict(zip(found.names, zip(*found.outputs, strict=True), strict=True))
+    if found.entering:
+        ours, behind = entering(model).values, entering(original).outputs
+        inner = [values.pop(name) for name in found.names[-found.entering :]]
+        values = {name: arrays for name, arrays in values.items() if name not in behind}
+        if len(ours) == len(inner):
+            values |= zip(ours, inner, strict=True)
+    if deciding(original):
+        own = answers(model, ctx.feeds, ctx.worker)
+        columns = zip(*own.outputs, strict=True)
+        for name, column in zip(own.names, columns, strict=True):
+            if name in values and any(
+                a.shape != b.shape for a, b in zip(column, values[name], strict=True)
+            ):
+                ctx.skip(name, "has another shape than the original's: a decision fell otherwise")
+                del values[name]
+    return found, values
 
 
 def squares(

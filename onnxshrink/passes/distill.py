@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Literal
 from onnxshrink.errors import DataError, RecipeError
 from onnxshrink.options import option
 from onnxshrink.passes._training import Objective
-from onnxshrink.passes._tuning import Tuning, squares
+from onnxshrink.passes._tuning import Tuning, squares, wanted
 from onnxshrink.pipeline import Context
 from onnxshrink.select import check_patterns
-from onnxshrink.trials import Answers, answers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,8 +91,8 @@ class Distill(Tuning):
         from onnxshrink.kernels import kinds
         from onnxshrink.kernels.probabilities import are_probabilities
 
-        wanted, judge = answers(original, ctx.feeds, ctx.worker), ctx.split.judge
-        values = _columns(wanted)
+        found, values = wanted(model, original, ctx)
+        judge, names = ctx.split.judge, list(values)
         inside = _inside(model, original, ctx) if self.layers else {}
         parts = self._shares(inside)
         aims, weights = squares(values | inside, judge)
@@ -102,8 +101,8 @@ class Distill(Tuning):
         values |= inside
         targets = {name: values[name] for name in aims}
         scores: dict[str, Known] = {}
-        for name in wanted.names:
-            known = kinds.decide(name, values[name], wanted.tails.get(name))
+        for name in names:
+            known = kinds.decide(name, values[name], found.tails.get(name))
             if known.kind in ("classes", "tokens") and name in aims:
                 shares = all(are_probabilities(known.rows(each)) for each in values[name])
                 aims[name] = Aim(name, Soft(self.temperature, shares, known.axis))
@@ -153,10 +152,6 @@ class Distill(Tuning):
         targets[label] = _one_hot(self.labels, [known.rows(each) for each in targets[name]], known)
         weights[label] = weights[name] * self.alpha
         weights[name] *= 1 - self.alpha
-
-
-def _columns(wanted: Answers) -> dict[str, Sequence[np.ndarray]]:
-    return dict(zip(wanted.names, zip(*wanted.outputs, strict=True), strict=True))
 
 
 def _one_hot(path: str, outputs: Sequence[np.ndarray], known: Known) -> list[np.ndarray]:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 from onnxshrink.options import option
 from onnxshrink.passes._training import Objective
-from onnxshrink.passes._tuning import Tuning, squares
+from onnxshrink.passes._tuning import Tuning, squares, wanted
 from onnxshrink.pipeline import Context
-from onnxshrink.trials import answers
 
 if TYPE_CHECKING:
     from onnxshrink.graph.file.model import Model
@@ -44,9 +43,7 @@ class Tune(Tuning):
 
     def goal(self, model: Model, original: Model, ctx: Context) -> Objective:
         """The outputs of the original, each by its relative error."""
-        wanted = answers(original, ctx.feeds, ctx.worker)
-        columns = zip(*wanted.outputs, strict=True)
-        values = dict(zip(wanted.names, columns, strict=True))
+        _, values = wanted(model, original, ctx)
         aims, weights = squares(values, ctx.split.judge)
         targets = [{name: values[name][at] for name in aims} for at in range(len(ctx.feeds))]
         return Objective(aims, weights, targets)

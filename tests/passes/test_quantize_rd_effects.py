@@ -71,3 +71,34 @@ def test_weights_behind_a_stop_are_not_told(worker: Worker) -> None:
 def test_integers_only_tell_nothing(worker: Worker) -> None:
     model, arrays = network("y = Cast <to = 7> (z)", "int64")
     assert told(model, dict(zip(NAMES, arrays, strict=True)), worker) == {}
+
+
+def test_weights_on_which_a_decision_depends_are_not_told(worker: Worker) -> None:
+    model, arrays = network("r = Round(z)  k = Add(r, z)  y = Mul(k, k)")
+    noise = dict(zip(NAMES, arrays, strict=True))
+    assert set(told(model, noise, worker)) == set()  # the Round's own slope is none
+    proto = model.to_proto()
+    text = """g (float[1, 7] x) => (float[1, 4] y) {
+        h0 = MatMul(x, a)  r = Round(h0)  h1 = MatMul(r, b)  t1 = Tanh(h1)  h2 = MatMul(t1, c)
+        d1 = Tanh(h2)  z = MatMul(d1, e)  t3 = Tanh(z)  y = MatMul(t3, f)
+    }"""
+    more = {"e": arrays[2].T @ arrays[2], "f": arrays[2].T @ arrays[2]}
+    known = dict(zip("abc", arrays, strict=False)) | more
+    model = Model.from_proto(parsed(text, **known))
+    assert proto.graph.node
+    assert set(told(model, known, worker)) == {*"bcef"}
+
+
+def test_a_model_that_draws_is_told_by_its_first_draws(worker: Worker) -> None:
+    """How many rows the answer has follows from the draw."""
+    rng = np.random.default_rng(4)
+    arrays = [rng.standard_normal((7, 7)).astype(np.float32) for _ in range(4)]
+    text = """g (float[1, 7] x) => (float[n, 7] y) {
+        u = RandomUniformLike <low = 1.0, high = 9.0> (x)  whole = Cast <to = 7> (u)
+        count = ReduceMax <keepdims = 0> (whole)  one = Constant <value = int64[1] {1}> ()
+        first = Reshape(count, one)  shape = Concat <axis = 0> (first, one)
+        h = MatMul(x, a)  rows = Expand(h, shape)  s = Tanh(rows)  t = MatMul(s, b)  v = Tanh(t)
+        w = MatMul(v, c)  z = Tanh(w)  y = MatMul(z, d)
+    }"""
+    known = dict(zip(NAMES, arrays, strict=True))
+    assert set(told(Model.from_proto(parsed(text, **known)), known, worker)) == {*NAMES}

@@ -17,6 +17,7 @@ from onnxshrink.graph import surgery
 from onnxshrink.graph.analysis import operands
 from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.read import array
+from onnxshrink.passes.distill import Distill
 from onnxshrink.passes.prune_magnitude import PruneMagnitude
 from onnxshrink.passes.quantize_static import QuantizeStatic
 from onnxshrink.passes.quantize_weights import QuantizeWeights
@@ -197,6 +198,61 @@ def test_answers_that_are_no_floats_have_no_slope(worker: Worker) -> None:
     step = steps([prune, Tune(steps=5)], model, worker).report.steps[1]
     reason = "has no output of floating-point numbers that are not all zero"
     assert ("model", reason) in {(skip.what, skip.reason) for skip in step.skips}
+
+
+@pytest.mark.parametrize("step", [Tune(), Distill(steps=60)], ids=lambda step: step.name)
+def test_in_front_of_a_tail_that_ranks_values_are_held_to_what_they_were(
+    step: Pass, worker: Worker
+) -> None:
+    """Of what is picked there are no gradients, and every change makes it other in number."""
+    made = net().to_proto()
+    made.graph.node.extend(
+        onnx.helper.make_node(*each)
+        for each in (
+            ("Greater", ["y", "least"], ["over"]), ("NonZero", ["over"], ["places"]),
+            ("Transpose", ["places"], ["at"]), ("GatherND", ["y", "at"], ["picked"]),
+        )
+    )  # fmt: skip
+    made.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0.5), "least"))
+    made.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("picked", 1, ["m"]))
+    original = Model.from_proto(made)
+    row = steps([Detune(), step], original, worker).report.steps[-1]
+    assert row.status == "done"
+    assert row.chosen["error_after"] < 0.8 * row.chosen["error_before"]
+
+
+_AS_LONG_AS_SAID = """
+    r = Ceil(v)  sum = ReduceSum <keepdims = 0> (r)  long = Cast <to = 7> (sum)
+    one = Constant <value = int64[1] {1}> ()  first = Reshape(long, one)
+    shape = Concat <axis = 0> (first, one)
+    zero = Constant <value = int64[1] {0}> ()  h = ReduceMax(v, zero)
+    rows = Expand(h, shape)  y = MatMul(rows, w2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("graph", "what", "reason"),
+    [
+        ("e = RandomNormalLike(v)  y = Add(v, e)", "model", "draws random numbers"),
+        (_AS_LONG_AS_SAID, "y", "has another shape than the original's"),
+    ],
+    ids=["noise", "length"],
+)
+def test_answers_that_cannot_be_held_against_each_other_are_said(
+    graph: str, what: str, reason: str, worker: Worker, tmp_path: Path
+) -> None:
+    def made(bias: np.ndarray) -> Model:
+        return Model.from_proto(parsed(
+            f"""g (float[N, 16] x) => (float[M, K] y) {{
+                t = MatMul(x, w)  b = Add(t, bias)  v = Relu(b)  {graph}
+            }}""", w=normal(16, 16), w2=normal(16, 16, seed=1), bias=bias,
+        ))  # fmt: skip
+
+    made(normal(16, seed=2)).save(tmp_path / "original.onnx")
+    tune = Tune(reference=str(tmp_path / "original.onnx"))
+    row = steps([tune], made(normal(16, seed=2) + 1), worker).report.steps[0]
+    assert row.status == "nothing to do"
+    assert any(skip.what == what and skip.reason.startswith(reason) for skip in row.skips)
 
 
 def test_numbers_in_branches_are_left_alone_and_named(worker: Worker) -> None:

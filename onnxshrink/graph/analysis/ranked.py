@@ -73,6 +73,32 @@ def ranks(model: Model) -> bool:
     return bool(entering(model).outputs)
 
 
+def deciding(model: Model) -> frozenset[str]:
+    """Names of the constants on which a decision depends that weights work on.
+
+    Where a model rounds durations and then speaks, or picks and then reads, a little noise has no
+    effect at all or a large one.
+    """
+    nodes = list(model.ir.graph)
+    found: set[str] = set()
+    left = [
+        value
+        for node in nodes
+        if _turns(node) and any(_weighs(each) for each in _behind([node], nodes))
+        for value in node.inputs
+    ]
+    seen: set[int] = set()
+    while left:
+        value = left.pop()
+        if value is None or id(value) in seen:
+            continue
+        seen.add(id(value))
+        found.add(value.name or "")
+        maker = value.producer()
+        left += () if maker is None else maker.inputs
+    return frozenset(found)
+
+
 def exposed(model: Model, names: Collection[str]) -> Model:
     """A copy of a model that also returns some of its intermediate values."""
     given = {value.name for value in model.ir.graph.outputs}
@@ -111,6 +137,14 @@ def _ranks(node: ir.Node) -> bool:
     """Whether a small change of numbers may change all places, or how many there are."""
     row = operators.row(node)
     return isinstance(row, operators.Ranking | operators.Selection)
+
+
+def _turns(node: ir.Node) -> bool:
+    """Whether a node ranks, picks or rounds numbers that are computed."""
+    rounds = isinstance(operators.row(node), operators.Rounding)
+    return (rounds or _ranks(node)) and all(
+        value is None or value.dtype in (*_FLOATS, None) for value in node.inputs[:1]
+    )
 
 
 def _decides(node: ir.Node) -> bool:

@@ -167,6 +167,9 @@ def _depending(scope: Scope, wanted: Collection[ir.Value]) -> set[ir.Value]:
     """The values that change a little where any of these does: no integers, but codes."""
     found = set(wanted)
     for node in scope:
+        draws = operators.of(node, operators.Random)
+        if draws is not None and draws.like:
+            continue
         if any(value in found for value in _operands(node)):
             codes = operators.of(node, QuantizedRow)
             rounds = codes is not None and codes.floats

@@ -38,7 +38,7 @@ _UNMET = "is met in hardly any model, and has no rule"
 STOPS: Mapping[str, str] = {
     **dict.fromkeys(["Ceil", "Floor", "Hardmax", "Round", "Sign"], _STEPS),
     **dict.fromkeys(["BitCast", "OneHot", "Unique"], "makes other numbers, in steps"),
-    **dict.fromkeys(["Bernoulli", "RandomNormalLike", "RandomUniformLike"], _DRAWS),
+    "Bernoulli": _DRAWS,
     **dict.fromkeys(["GRU", "LSTM", "RNN"], _STATES),
     **dict.fromkeys(["If", "Loop", "Scan", "SequenceMap"], _BODY),
     **dict.fromkeys(["EyeLike", "MelWeightMatrix"], "makes numbers that it is not given"),

@@ -238,7 +238,13 @@ class OneHot(Row):
 
 @dataclass(frozen=True)
 class Random(Row):
-    """Makes numbers that differ from run to run."""
+    """Makes numbers that differ from run to run.
+
+    Attributes:
+        like: Whether all that it takes of its operand is the shape.
+    """
+
+    like: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, np.ndarray]
 
 _log = logging.getLogger(__name__)
+_MIDDLING = 0.5  # standard deviations: the step at which a layer's effect is first measured
 _RUNS = 8  # at least: one direction of the outputs each
 _AT_ONCE = 2**28  # bytes of weights whose gradients are computed together
+FINER = (1, 4, 16)  # shares of a step at which what decides is measured: the worst of them counts
 FEW = 4  # weights: for fewer, a run with the noise of each is as fast, and exact
 
 
@@ -52,20 +55,26 @@ def by_gradients(
         progress: Told how far it is.
 
     Returns:
-        The distortion by name of the weight: of those that gradients reach on all ways.
+        The distortion by name of the weight: of those that gradients reach on all ways, and on
+        which no decision depends.
     """
     import numpy as np
 
-    from onnxshrink.graph.analysis.ranked import entering, exposed
+    from onnxshrink.graph.analysis.noise import is_random
+    from onnxshrink.graph.analysis.ranked import deciding, entering, exposed
     from onnxshrink.runtime.decoding.steps import DecodingStep
     from onnxshrink.trials import answers
 
-    views = [view for view in noise if _home(view) is model.ir.graph]
+    jumps = deciding(model)
+    views = [v for v in noise if _home(v) is model.ir.graph and v.name not in jumps]
     if len(views) < FEW or any(isinstance(feed, DecodingStep) for feed in feeds):
         return {}
     if tail := entering(model).values:  # no gradient comes through what ranks
         model = exposed(model, tail)
     before = answers(model, feeds, worker).plain
+    if is_random(model):  # each run draws what a first run draws
+        alone = [answers(model, [feed], worker).plain for feed in feeds]
+        before = replace(before, outputs=[one.outputs[0] for one in alone])
     reference, rounds = goal.holder(before, measure=measure), -(-_RUNS // len(feeds))
 
     def runs() -> Iterator[tuple[Arrays, Arrays]]:
@@ -133,3 +142,10 @@ def _parts(views: Sequence[WeightView]) -> Iterator[list[WeightView]]:
         part.append(view)
     if part:
         yield part
+
+
+def middling(weights: np.ndarray) -> float:
+    """A step at which the effect of a tensor's noise is told, of numbers around zero."""
+    import numpy as np
+
+    return _MIDDLING * float(np.sqrt(np.square(weights).mean())) or 1.0

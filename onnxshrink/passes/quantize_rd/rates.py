@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from onnxshrink import heap
 from onnxshrink.errors import DataError
+from onnxshrink.passes.quantize_rd import effects
 from onnxshrink.passes.quantize_rd.bearing import losses
 from onnxshrink.passes.quantize_rd.plain_weights import MORE_BITS, eight_bits, finer, kept_at_eight
 from onnxshrink.pipeline import Context
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     Count = Callable[[npt.NDArray[np.integer]], float]
 
 _log = logging.getLogger(__name__)
-_MIDDLING = 0.5  # standard deviations: the step at which a layer's effect is first measured
 #: Standard deviations: the coarsest step at which it is measured. Beyond, most weights are zero and
 #: the effect grows no more, so that the layer would seem to care less than it does.
 _COARSEST_PROBE = 3.0
@@ -324,13 +324,11 @@ class StepSearch:
 
     def _told(self, layers: Sequence[GridTensor]) -> dict[str, float]:
         """Sensitivities by name, as far as gradients tell them; see :mod:`.effects`."""
-        from onnxshrink.passes.quantize_rd import effects
-
         # Integers of a kernel have no gradient.
         layers = [layer for layer in layers if self._by_name[layer.name].uses]
         if len(layers) < effects.FEW:
             return {}
-        noise, steps = {}, {layer.name: _middling(layer.weights) for layer in layers}
+        noise, steps = {}, {layer.name: effects.middling(layer.weights) for layer in layers}
         for layer, step in zip(layers, steps.values(), strict=True):
             off = layer.values(layer.codes(step), step) - layer.weights
             noise[self._by_name[layer.name]] = off.reshape(-1, off.shape[-1])
@@ -352,13 +350,15 @@ class StepSearch:
         """Layers with what their noise does to the outputs.
 
         What gradients do not tell is measured: each layer is rounded alone, first at a middling
-        step, then at the one that this suggests. Effects are those on inputs that no layer was
+        XX those on inputs that no layer was
         fitted to, so that a fit to too few inputs is not mistaken for a good one.
         """
+        from onnxshrink.graph.analysis.ranked import deciding
         from onnxshrink.kernels import rate
 
         found = [replace(layer, sensitivity=told.get(layer.name, 0.0)) for layer in layers]
-        steps = {layer.name: layer.possible(_middling(layer.weights)) for layer in found}
+        steps = {layer.name: layer.possible(effects.middling(layer.weights)) for layer in found}
+        jumps = deciding(self.model)
         left = [number for number, layer in enumerate(found) if layer.name not in told]
         more = self._probes(layers)
         for probes in (self._judge[: _PROBES[0]], more) if left else (more,):
@@ -366,11 +366,14 @@ class StepSearch:
             reference = self.ctx.goal.holder(before, measure=self.options.measure)
             for number in counted(self.ctx.progress, "measuring sensitivities", left):
                 layer = found[number]
-                view, step = self._by_name[layer.name], steps[layer.name]
-                noisy = _unfold(view, layer.values(layer.codes(step), step))
-                after = exchange.answers(probes, {layer.name: noisy})
-                effect = reference.distortion(after.outputs)
-                found[number] = replace(layer, sensitivity=max(effect, _LEAST) / step**2)
+                view, largest = self._by_name[layer.name], 0.0
+                for share in effects.FINER if layer.name in jumps else (1,):
+                    step = layer.possible(steps[layer.name] / share)
+                    noisy = _unfold(view, layer.values(layer.codes(step), step))
+                    after = exchange.answers(probes, {layer.name: noisy})
+                    effect = reference.distortion(after.outputs)
+                    largest = max(largest, max(effect, _LEAST) / step**2)
+                found[number] = replace(layer, sensitivity=largest)
             eight = self._plain_weights(exchange, [stored for _, stored, _ in self.plain])
             if eight:
                 self._lost_by_plain = reference.distortion(exchange.answers(probes, eight).outputs)
@@ -403,7 +406,7 @@ class StepSearch:
             return GridTensor(view.name, matrix[None], None, 0.0, relative)
         folded, moments = known.fold(matrix), known.narrow(half)
         if view.name not in self._dampings:
-            step = _middling(matrix)
+            step = effects.middling(matrix)
             self._dampings[view.name] = obs.choose_damping(
                 folded[0], moments[0], known.narrow(1)[0], lambda rows: obs.uniform(step)
             )
@@ -473,13 +476,6 @@ class StepSearch:
             # A step makes noise of a twelfth of its square.
             figures = {"sensitivity": 12 * size * layer.sensitivity}
             yield StoredWeight(view, Quantized(codes, scale, None, dtype), packed, note, figures)
-
-
-def _middling(weights: np.ndarray) -> float:
-    """A step at which the effect of a tensor's noise is told, of numbers around zero."""
-    import numpy as np
-
-    return _MIDDLING * float(np.sqrt(np.square(weights).mean())) or 1.0
 
 
 def _rows(answers: Answers) -> int:

@@ -9,7 +9,7 @@ from command_line import Run
 from hard_models import text, weight
 
 from onnxshrink.goal import Goal
-from onnxshrink.graph.analysis.ranked import entering
+from onnxshrink.graph.analysis.ranked import deciding, entering
 from onnxshrink.graph.file.model import Model
 from onnxshrink.pipeline import Settings, run
 from onnxshrink.recipe import find_pass
@@ -147,3 +147,15 @@ def test_detections_are_held_to_being_found_again(worker: Worker, tmp_path: Path
     assert f"matched detections {100 * share:.1f} % ({again:,} of {total:,})" in done.out + done.err
     assert done.code == 1
     assert f"matched detections {share:.4g} is below 0.999" in done.err
+
+
+@pytest.mark.parametrize("decision", ["Ceil", "Floor", "Round"])
+def test_what_weights_work_on_may_hang_on_a_decision(decision: str) -> None:
+    graph = f"""g (float[n, 8] x) => (float[n, 4] y, float[n, 8] z) {{
+        long = MatMul(x, w)  frames = {decision}(long)  free = MatMul(x, u)
+        both = Add(frames, free)  y = MatMul(both, v)  last = MatMul(x, t)  z = {decision}(last)
+    }}"""
+    weights = {name: weight(n, 8, 8) for n, name in enumerate("wut")}
+    model = Model.from_proto(text(graph, v=weight(9, 4, 8).T, **weights))
+    assert deciding(model) & {*"wuvt"} == {"w"}
+    assert deciding(Model.from_proto(detector())) == frozenset()  # its tail multiplies with none

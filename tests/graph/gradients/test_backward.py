@@ -84,3 +84,16 @@ def test_gradients_of_16_bits_are_added_up_in_32() -> None:
     found = run(made, i=rows, j=np.full((3000, 4), 4), **{made.seeds["y"]: seed})
     wanted = np.repeat([[100.0], [100], [100], [0], [300]], 4, axis=1)
     np.testing.assert_allclose(found[made.gradients["w"]], wanted, rtol=1e-3)
+
+
+def test_noise_of_the_same_shape_stops_nothing() -> None:
+    """Of what it is shaped like it takes no numbers."""
+    model = Model.from_proto(parsed(
+        """g (float[N, 3] x) => (float[N, 4] y) {
+            t = MatMul(x, w)  noise = RandomNormalLike <seed = 1.0> (t)  y = Add(t, noise)
+        }""", w=_W))  # fmt: skip
+    made = differentiate(model, ["y"], ["w"])
+    assert made.stops == ()
+    x, dy = normal(5, 3, seed=2), normal(5, 4, seed=3)
+    found = run(made, **{"x": x, made.seeds["y"]: dy})
+    np.testing.assert_allclose(found[made.gradients["w"]], x.T @ dy, rtol=1e-5, atol=1e-6)
