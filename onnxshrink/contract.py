@@ -417,4 +417,4 @@ def _signature(model: Model) -> str:
 
 def _in_half(signature: str) -> str:
     """The same with float16 for float32."""
-    return re.sub(r" FLOAT(?=[,)])", " FLOAT16", signature)
+    return re.sub(r"(?<=[ (])FLOAT(?=[,)])", "FLOAT16", signature)

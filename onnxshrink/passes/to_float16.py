@@ -96,9 +96,9 @@ class ToFloat16(Pass):
             ctx.skip("graph", f"no float32 constant in it has {_WORTH} elements or more")
             return
         wide = [value.name or "" for value in (*model.inputs, *model.ir.graph.outputs)
-                if self.io == "float16" and str(value.type) == "FLOAT"]  # fmt: skip
+                if self.io == "float16" and re.search(r"\bFLOAT\b", str(value.type))]  # fmt: skip
         if self.io == "float16" and not wide:
-            ctx.skip("signature", "no input or output is a float32 tensor")
+            ctx.skip("signature", "no input or output is of float32")
         ctx.step.retyped = bool(wide)
         before = model.nbytes()
         inline.inline_functions(model)  # the converter does not know them

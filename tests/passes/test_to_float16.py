@@ -190,6 +190,19 @@ def _refused(
     return judge.refusal(Model.from_proto(after), 0.05, False, step)
 
 
+def test_elements_of_a_sequence_become_float16_too(worker: Worker) -> None:
+    proto = text(
+        """g (float[n, 64] x) => (seq(float[n, 64]) s) {
+            a = MatMul(x, w)  b = Relu(a)  s = SequenceConstruct(a, b)
+        }""", w=weight(1, 64, 64),
+    )  # fmt: skip
+    result = converted(proto, worker, ToFloat16(full=True, io="float16"))
+    assert result.report.steps[0].warnings == ["take and give float16 now, as asked for: x, s"]
+    (output,) = result.model.to_proto().graph.output
+    elements = output.type.sequence_type.elem_type.tensor_type
+    assert elements.elem_type == TensorProto.FLOAT16
+
+
 def test_where_no_input_or_output_is_float32_that_is_said(worker: Worker) -> None:
     proto = text(
         """g (int64[n] x) => (int64[n] y) {
@@ -198,7 +211,7 @@ def test_where_no_input_or_output_is_float32_that_is_said(worker: Worker) -> Non
     )  # fmt: skip
     feeds = [{"x": np.arange(start, start + 4)} for start in range(3)]
     result = converted(proto, worker, ToFloat16(full=True, io="float16"), feeds)
-    assert skipped(result)["signature"] == "no input or output is a float32 tensor"
+    assert skipped(result)["signature"] == "no input or output is of float32"
     assert result.report.steps[0].status == "done"
 
 
