@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ _log = logging.getLogger(__name__)
 _LEAST = 4  # inputs of which one can be held back
 _AIM = 0.96  # of what may be lost
 _SURELY, _BARELY = 0.7, 1 / 8  # times what was spent, where that was too much
+_HELPED = 0.9  # times what was lost before: else it is not codes that lose it
 _TURNS = 3  # of steps that choose what they spend
 _TOLD = ("lam", "bits_per_weight", "target_ratio", "min_fidelity")  # options that choose for them
 
@@ -49,11 +51,11 @@ def kept(
     blind = not any(sees(step, model) for step in steps)
     strain = judge(result, model, settings, goal, worker, blind=blind)
     chosen = [] if missed else spent(steps, result.report)
-    spend = 1.0
+    spend, before = 1.0, math.inf
     for looks in range(2, _TURNS + 2):
-        if strain <= 1 or not any(chosen):
+        if strain <= 1 or not any(chosen) or strain > _HELPED * before:
             break
-        spend *= less(strain)
+        before, spend = strain, spend * less(strain)
         _log.info("unseen inputs refuse it: %.2g times what was spent", spend)
         finer = [step if lam is None else spending(step, spend * lam)
                  for step, lam in zip(steps, chosen, strict=True)]  # fmt: skip

@@ -78,3 +78,25 @@ def test_every_row_can_be_told_from_every_other_and_some_row_is_all_escapes():
     for level in book.levels:
         assert len(np.unique(level.table, axis=0)) == len(level.table) <= 256
         assert (level.table == level.escape).all(1).any()
+
+
+@pytest.mark.parametrize("shape", [(64, 40), (3, 64, 40), (2, 3, 20, 64)])
+def test_differences_add_up_again(shape):
+    waves = np.cumsum(np.random.default_rng(0).integers(-1, 2, shape), axis=-1)
+    values = np.clip(waves, -128, 127).astype(np.int8)
+    found = coded_plan.differences(values, 100)
+    assert found is not None
+    axis, codes = found
+    assert axis == len(shape) - 1
+    sums = np.cumsum(codes.view(np.int8).reshape(shape), axis, dtype=int)
+    np.testing.assert_array_equal(sums, values)
+    noise = np.random.default_rng(1).integers(-20, 20, shape).astype(np.int8)
+    assert coded_plan.differences(noise, 100) is None
+    assert coded_plan.differences(values.reshape(-1), 100) is None
+
+
+def test_differences_that_are_no_bytes_are_none():
+    steep = np.tile(np.array([[-128], [127]], np.int8), (64, 64))
+    assert coded_plan.differences(steep, 0) is None or coded_plan.differences(steep, 0)[0] == 1
+    both = np.where(np.add.outer(np.arange(64), np.arange(64)) % 2, 127, -128).astype(np.int8)
+    assert coded_plan.differences(both, 0) is None

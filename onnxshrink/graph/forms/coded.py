@@ -25,6 +25,7 @@ from onnxshrink.graph.file.model import Model
 from onnxshrink.graph.forms.coded_nodes import (
     LEAST_OPSET,
     LEVEL_BYTES,
+    SUM_BYTES,
     TABLE_BYTES,
     TENSOR_BYTES,
     Chains,
@@ -89,6 +90,7 @@ class CodableTensor:
         codes: Flat bytes: its values in two's complement, or numbers of entries.
         entries: What numbers stand for; None: for themselves.
         wide: What its bytes leave of integers that need more of them.
+        along: The axis along which codes are differences to the one before; None: they are not.
         counts: [256], how often each byte occurs.
         ideal: Bytes that an ideal order-0 coder takes for its values.
     """
@@ -98,6 +100,7 @@ class CodableTensor:
     codes: np.ndarray
     entries: np.ndarray | None
     wide: Wide | None
+    along: int | None
     counts: np.ndarray
     ideal: float
 
@@ -110,12 +113,14 @@ class CodableTensor:
     def beside(self) -> int:
         """Bytes that it takes beside its codes."""
         more = 0 if self.wide is None else self.wide.nbytes
+        more += 0 if self.along is None else SUM_BYTES
         return TENSOR_BYTES + more + (0 if self.entries is None else self.entries.nbytes)
 
     @property
     def is_signed(self) -> bool:
         """Whether its codes are signed bytes."""
-        return self.entries is None and self.tensor.dtype.name in _SIGNED
+        signed = self.along is not None or self.tensor.dtype.name in _SIGNED
+        return self.entries is None and signed
 
 
 class Part(NamedTuple):
@@ -276,7 +281,11 @@ def _candidate(name: str, value: ir.Value, coding: Coding) -> CodableTensor | No
     ideal = coded_plan.entropy_bytes(counts)
     if wide is not None:
         ideal = coded_plan.entropy_bytes(np.unique(tensor.numpy(), return_counts=True)[1])
-    one = CodableTensor(value, tensor, numbers, entries, wide, counts, ideal)
+    along = None
+    if tensor.dtype.name in _BYTES and (apart := coded_plan.differences(tensor.numpy(), SUM_BYTES)):
+        along, numbers = apart
+        counts = np.bincount(numbers, minlength=256)
+    one = CodableTensor(value, tensor, numbers, entries, wide, along, counts, ideal)
     if one.codes.size * one.bits / 8 * 1.03 + one.beside < _WORTH * tensor.nbytes:
         return one
     coding.plain[name] = _NOT_SMALLER
@@ -447,6 +456,9 @@ def _typed(
     if one.wide is not None:
         return chains.shaped(chains.widened(value, one.codes.size, *one.wide), shape)
     value = chains.shaped(value, shape)
+    if one.along is not None:
+        came = np.dtype(np.int8 if kind.name in _SIGNED else np.uint8)
+        value = chains.summed(value, one.along, came)
     return value if kind.name.lower() == came.name else chains.node("Cast", value, to=kind.value)
 
 

@@ -25,10 +25,11 @@ _NAME = "w"  # every name begins so: there are many, and they are bytes
 _INT32 = ir.DataType.INT32.value
 _SHARED_BYTES = 4096  # of constants that may be the same as others: tables, shapes, numbers
 #: Bytes that nodes, names and constants take, about: of a level, of a tensor (and its note), and
-#: of a table that is coded itself.
+#: of a table that is coded itself, and of sums of differences.
 LEVEL_BYTES = 400
 TENSOR_BYTES = 230
 TABLE_BYTES = 70
+SUM_BYTES = 130
 
 
 class Chains:
@@ -141,6 +142,18 @@ class Chains:
             value = self._flat(value)
         found = [places, wide] if shift == 0 else [places[None], wide[None]]
         return self.node("ScatterElements", value, *map(self.constant, found), axis=-1)
+
+    def summed(self, value: ir.Value, axis: int, kind: np.dtype[Any]) -> ir.Value:
+        """Bytes of their differences along an axis.
+
+        Args:
+            value: The differences, int8, in the tensor's shape.
+            axis: The axis.
+            kind: Type of the result, int8 or uint8.
+        """
+        steps = self.node("Cast", value, to=_INT32)
+        sums = self.node("CumSum", steps, self.constant(np.array(axis, np.int32)))
+        return self.node("Cast", sums, to=ir.DataType[kind.name.upper()].value)
 
     def _split(self, value: ir.Value, sizes: list[int]) -> Sequence[ir.Value]:
         names = [_NAME] * len(sizes)

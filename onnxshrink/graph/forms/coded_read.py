@@ -284,6 +284,12 @@ def _integers(node: ir.Node, factors: np.ndarray, rows: np.ndarray) -> list[np.n
     return [factors.astype(np.int32) @ rows.astype(np.int32)]
 
 
+def _sums(node: ir.Node, values: np.ndarray, axis: np.ndarray) -> list[np.ndarray]:
+    if read.integer(node, "exclusive", 0) or read.integer(node, "reverse", 0):
+        raise ValueError("CumSum is not that of all up to a place")
+    return [np.cumsum(values, int(axis), dtype=values.dtype)]
+
+
 def _byte_sum(node: ir.Node, *inputs: np.ndarray) -> list[np.ndarray]:
     ones, pair = inputs[0], inputs[3]
     if len(inputs) != 8 or ones.shape != (1, 2) or pair.ndim != 2 or not (ones == 1).all():
@@ -298,6 +304,7 @@ _OPERATORS: dict[str, Callable[..., list[np.ndarray]]] = {
     "Range": _range,
     "Compress": _compress,
     "ScatterElements": _scatter,
+    "CumSum": _sums,
     "Add": lambda node, a, b: [a + b],
     "Reshape": _reshape,
     "Slice": _slice,

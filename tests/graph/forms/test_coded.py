@@ -197,6 +197,22 @@ def old() -> onnx.ModelProto:
     return model_of(nodes, stored, opset=9, ir_version=3, outputs=("y", "y2"))
 
 
+def places(kind: str, *, turned: bool = False, opset: int = 21) -> onnx.ModelProto:
+    """Sines of places: next to equal from row to row, or from column to column."""
+    waves = np.arange(512)[:, None] * np.geomspace(0.2, 1e-3, WIDTH)
+    low, high = {"INT8": (-90, 90), "UINT8": (0, 180), "INT4": (-8, 7)}[kind]
+    values = np.rint((np.sin(waves) + 1) / 2 * (high - low) + low).astype(int)
+    values = values.T if turned else values
+    tensor = helper.make_tensor(
+        "q", getattr(TensorProto, kind), (1, *values.shape), values.reshape(-1).tolist()
+    )
+    nodes = [
+        helper.make_node("Cast", ["q"], ["w"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["x", "w"], ["y"]),
+    ]
+    return model_of(nodes, {"q": tensor}, shape=(1, *values.shape), rank=3, opset=opset)
+
+
 BUILT: dict[str, Callable[[], onnx.ModelProto]] = {
     "cast-mul": cast_mul,
     "static MatMul": qdq,
@@ -218,6 +234,9 @@ BUILT: dict[str, Callable[[], onnx.ModelProto]] = {
     "bodies": in_bodies,
     "lookup": looked_up,
     "old": old,
+    "places": lambda: places("INT8", opset=13),
+    "places, uint8": lambda: places("UINT8", turned=True),
+    "places, int4": lambda: places("INT4"),
 }
 
 
@@ -265,7 +284,17 @@ def test_stock_runtime_answers_with_the_same_bits_and_the_same_kernels(
         assert numpy_helper.to_array(tensor).tobytes() == numpy_helper.to_array(kept).tobytes()
     assert {name for name in names} <= {t.name for t in onnx.load(back).graph.initializer}
     assert not onnx.load(back).metadata_props
-    assert not {"Range", "Compress", "ScatterElements"} & set(operators(back))
+    assert not {"Range", "Compress", "ScatterElements", "CumSum"} & set(operators(back))
+
+
+def test_what_changes_little_along_an_axis_is_coded_as_differences(tmp_path: Path) -> None:
+    for kind in ("INT8", "UINT8", "INT4"):
+        model = Model.from_proto(places(kind, turned=kind == "UINT8"))
+        nbytes, coding = coded.save(model, tmp_path / f"{kind}.onnx")
+        assert operators(tmp_path / f"{kind}.onnx")["CumSum"] == 1
+        assert nbytes < 0.75 * coding.ideal
+    coded.save(Model.from_proto(cast_mul()), tmp_path / "other.onnx")
+    assert not operators(tmp_path / "other.onnx")["CumSum"]
 
 
 def test_every_hard_model_answers_with_the_same_bits(tmp_path: Path) -> None:
@@ -497,6 +526,7 @@ def test_without_optimization_the_chains_run_and_are_right(tmp_path: Path) -> No
         ([helper.make_node("Cast", ["x"], ["q"], to=TensorProto.INT8)], "'x' is not constant"),
         ([helper.make_node("Reshape", ["k", "k"], ["q"])], "cannot reshape"),
         ([helper.make_node("Gather", ["k", "many"], ["q"])], "out of bounds"),
+        ([helper.make_node("CumSum", ["k", "zero"], ["q"], reverse=1)], "not that of all up to"),
     ],
 )
 def test_chains_of_others_are_computed_with_care(
@@ -508,6 +538,7 @@ def test_chains_of_others_are_computed_with_care(
         helper.make_node("Mul", ["x", "w"], ["y"]),
     ]
     stored = {"k": np.array([3, 4], np.int64), "many": np.array([0, 9], np.int64)}
+    stored["zero"] = np.array(0, np.int64)
     model = model_of(nodes, stored)
     note = '{"version":1,"tensors":{"q":["INT8",[2],"00000000"]}}'
     helper.set_model_props(model, {coded.KEY: note})
