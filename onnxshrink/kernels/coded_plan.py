@@ -65,7 +65,7 @@ def differences(values: npt.NDArray[Any], overhead: int) -> tuple[int, Bytes] | 
     another's but for a little. Of other weights the differences take more bits than they do.
 
     Args:
-        values: Integers of 8 bits or fewer.
+        values: Integers between -128 and 255.
         overhead: Bytes that it takes to add differences up.
 
     Returns:

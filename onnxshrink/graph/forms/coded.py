@@ -119,8 +119,8 @@ class CodableTensor:
     @property
     def is_signed(self) -> bool:
         """Whether its codes are signed bytes."""
-        signed = self.along is not None or self.tensor.dtype.name in _SIGNED
-        return self.entries is None and signed
+        values = self.entries is None and self.tensor.dtype.name in _SIGNED
+        return values or self.along is not None
 
 
 class Part(NamedTuple):
@@ -282,8 +282,8 @@ def _candidate(name: str, value: ir.Value, coding: Coding) -> CodableTensor | No
     if wide is not None:
         ideal = coded_plan.entropy_bytes(np.unique(tensor.numpy(), return_counts=True)[1])
     along = None
-    if tensor.dtype.name in _BYTES and (apart := coded_plan.differences(tensor.numpy(), SUM_BYTES)):
-        along, numbers = apart
+    if wide is None and (apart := _differences(tensor, numbers, entries)):
+        along, numbers, entries = apart
         counts = np.bincount(numbers, minlength=256)
     one = CodableTensor(value, tensor, numbers, entries, wide, along, counts, ideal)
     if one.codes.size * one.bits / 8 * 1.03 + one.beside < _WORTH * tensor.nbytes:
@@ -317,6 +317,21 @@ def _codes(
     rank = np.empty_like(order)
     rank[order] = np.arange(order.size)
     return rank[numbers].astype(np.uint8).reshape(-1), entries[order].view(array.dtype), None
+
+
+def _differences(
+    tensor: ir.TensorProtocol, numbers: np.ndarray, entries: np.ndarray | None
+) -> tuple[int, np.ndarray, np.ndarray | None] | None:
+    """The axis along which codes are better differences, these, and what their sums stand for."""
+    values = tensor.numpy()
+    if entries is not None:
+        order = np.argsort(entries, kind="stable")  # by frequency, neighbours are far apart
+        values, entries = np.argsort(order)[numbers].reshape(values.shape), entries[order]
+    apart = coded_plan.differences(values, SUM_BYTES)
+    # Tables know runs, which entropy does not: of masks that leave little, these are fewer bytes.
+    if apart is None or _alone(apart[1]) + SUM_BYTES >= _alone(numbers):
+        return None
+    return (*apart, entries)
 
 
 def _narrowed(values: np.ndarray, shift: int) -> tuple[np.ndarray, Wide]:
@@ -364,10 +379,9 @@ def _write(group: list[CodableTensor], coding: Coding) -> list[Part]:
     step = -(-sizes // _SAMPLE)
     sample = np.concatenate([one.codes[: -(-one.codes.size // step)] for one in group])
     book = coded_plan.plan(sample, LEVEL_BYTES // step)
-    parts = [Part(part, _pieces(part, book)) for part in _parts(group)]
+    parts = [Part(part, _pieces([one.codes for one in part], book)) for part in _parts(group)]
     pieces = [piece for part in parts for piece in part.pieces]
-    price = book.nbytes + sum(piece.nbytes for piece in pieces) + sum(one.beside for one in group)
-    price += LEVEL_BYTES * _levels(book) * len(pieces)
+    price = _price(book, pieces) + sum(one.beside for one in group)
     if price < _WORTH * sum(one.tensor.nbytes for one in group):
         return parts
     for one in group:
@@ -375,8 +389,21 @@ def _write(group: list[CodableTensor], coding: Coding) -> list[Part]:
     return []
 
 
-def _pieces(part: Sequence[CodableTensor], book: coded.Book) -> list[coded.Coded]:
-    codes = part[0].codes if len(part) == 1 else np.concatenate([one.codes for one in part])
+def _alone(codes: np.ndarray) -> int:
+    """Bytes that codes take with tables of their own."""
+    step = -(-codes.size // _SAMPLE)
+    book = coded_plan.plan(codes[: -(-codes.size // step)], LEVEL_BYTES // step)
+    return _price(book, _pieces([codes], book))
+
+
+def _price(book: coded.Book, pieces: Sequence[coded.Coded]) -> int:
+    """Bytes of tables, codes and nodes."""
+    nodes = LEVEL_BYTES * _levels(book) * len(pieces)
+    return book.nbytes + sum(piece.nbytes for piece in pieces) + nodes
+
+
+def _pieces(part: Sequence[np.ndarray], book: coded.Book) -> list[coded.Coded]:
+    codes = part[0] if len(part) == 1 else np.concatenate(part)
     return [coded.encode(codes[at : at + _PIECE], book) for at in range(0, codes.size, _PIECE)]
 
 
@@ -448,17 +475,21 @@ def _typed(
 ) -> ir.Value:
     """Bytes as what they stand for, in the tensor's type."""
     kind = one.tensor.dtype
-    if one.entries is not None:
-        number = chains.node("Cast", chains.shaped(value, shape), to=ir.DataType.INT32.value)
-        return chains.node("Gather", chains.constant(one.entries), number)
     if came == np.uint8 and one.is_signed:
         value, came = chains.node("Cast", value, to=ir.DataType.INT8.value), np.dtype(np.int8)
+    if one.entries is not None:
+        number = chains.node("Cast", chains.shaped(value, shape), to=ir.DataType.INT32.value)
+        if one.along is not None:
+            number = chains.summed(number, one.along)
+        return chains.node("Gather", chains.constant(one.entries), number)
     if one.wide is not None:
         return chains.shaped(chains.widened(value, one.codes.size, *one.wide), shape)
     value = chains.shaped(value, shape)
     if one.along is not None:
         came = np.dtype(np.int8 if kind.name in _SIGNED else np.uint8)
-        value = chains.summed(value, one.along, came)
+        steps = chains.node("Cast", value, to=ir.DataType.INT32.value)
+        value = chains.summed(steps, one.along)
+        value = chains.node("Cast", value, to=ir.DataType[came.name.upper()].value)
     return value if kind.name.lower() == came.name else chains.node("Cast", value, to=kind.value)
 
 

@@ -143,17 +143,9 @@ class Chains:
         found = [places, wide] if shift == 0 else [places[None], wide[None]]
         return self.node("ScatterElements", value, *map(self.constant, found), axis=-1)
 
-    def summed(self, value: ir.Value, axis: int, kind: np.dtype[Any]) -> ir.Value:
-        """Bytes of their differences along an axis.
-
-        Args:
-            value: The differences, int8, in the tensor's shape.
-            axis: The axis.
-            kind: Type of the result, int8 or uint8.
-        """
-        steps = self.node("Cast", value, to=_INT32)
-        sums = self.node("CumSum", steps, self.constant(np.array(axis, np.int32)))
-        return self.node("Cast", sums, to=ir.DataType[kind.name.upper()].value)
+    def summed(self, steps: ir.Value, axis: int) -> ir.Value:
+        """What differences, of int32, add up to along an axis."""
+        return self.node("CumSum", steps, self.constant(np.array(axis, np.int32)))
 
     def _split(self, value: ir.Value, sizes: list[int]) -> Sequence[ir.Value]:
         names = [_NAME] * len(sizes)

@@ -213,6 +213,29 @@ def places(kind: str, *, turned: bool = False, opset: int = 21) -> onnx.ModelPro
     return model_of(nodes, {"q": tensor}, shape=(1, *values.shape), rank=3, opset=opset)
 
 
+def mask(dtype: type[np.generic]) -> onnx.ModelProto:
+    """What a decoder must not look at: all that comes after."""
+    ahead = np.triu(np.ones((WIDTH, 2 * WIDTH), bool), 1)
+    values = np.where(ahead, np.finfo(np.float32).min, 0) if dtype is np.float32 else ahead
+    stored = {"q": values.astype(dtype)[None], "zero": np.array(0, np.float32)}
+    kinds = {np.float32: "Add", np.bool_: "Where"}
+    inputs = {"Add": ["x", "q"], "Where": ["q", "zero", "x"]}[kinds[dtype]]
+    node = helper.make_node(kinds[dtype], inputs, ["y"])
+    return model_of([node], stored, shape=(1, WIDTH, 2 * WIDTH), rank=3)
+
+
+def distances() -> onnx.ModelProto:
+    """How far apart two places are, as attention looks it up: alike along diagonals."""
+    apart = np.abs(np.subtract.outer(np.arange(WIDTH), np.arange(WIDTH))) + 7
+    nodes = [
+        helper.make_node("Gather", ["table", "q"], ["w"]),
+        helper.make_node("Mul", ["x", "w"], ["y"]),
+    ]
+    table = RNG.standard_normal(2 * WIDTH).astype(np.float32)
+    stored = {"q": apart.astype(np.int64), "table": table}
+    return model_of(nodes, stored, shape=(WIDTH, WIDTH))
+
+
 BUILT: dict[str, Callable[[], onnx.ModelProto]] = {
     "cast-mul": cast_mul,
     "static MatMul": qdq,
@@ -237,6 +260,9 @@ BUILT: dict[str, Callable[[], onnx.ModelProto]] = {
     "places": lambda: places("INT8", opset=13),
     "places, uint8": lambda: places("UINT8", turned=True),
     "places, int4": lambda: places("INT4"),
+    "distances": distances,
+    "mask": lambda: mask(np.float32),
+    "mask, bool": lambda: mask(np.bool_),
 }
 
 
@@ -293,8 +319,9 @@ def test_what_changes_little_along_an_axis_is_coded_as_differences(tmp_path: Pat
         nbytes, coding = coded.save(model, tmp_path / f"{kind}.onnx")
         assert operators(tmp_path / f"{kind}.onnx")["CumSum"] == 1
         assert nbytes < 0.75 * coding.ideal
-    coded.save(Model.from_proto(cast_mul()), tmp_path / "other.onnx")
-    assert not operators(tmp_path / "other.onnx")["CumSum"]
+    for other in (cast_mul(), mask(np.float32), mask(np.bool_)):
+        coded.save(Model.from_proto(other), tmp_path / "other.onnx")
+        assert not operators(tmp_path / "other.onnx")["CumSum"]
 
 
 def test_every_hard_model_answers_with_the_same_bits(tmp_path: Path) -> None:
