@@ -145,7 +145,9 @@ def apply_recipe(
             source, out, options, worker, reads, storage=recipe.storage, held_back=recipe.held_back,
             goal=goal, steps=recipe.steps,
         )  # fmt: skip
-        result, missed = budget.kept(recipe.steps, model, settings, goal, worker)
+        result, steps, missed = budget.kept(recipe.steps, model, settings, goal, worker)
+        held_back = recipe.held_back or bool(settings.unseen)
+        recipe = replace(recipe, steps=tuple(steps), held_back=held_back)
         if goal is not None:
             result.report.asked = {**goal.asks, **budget.sizes_asked(max_size, target_ratio)}
         report = write(result, recipe, out, options, recipe.storage)

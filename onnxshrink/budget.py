@@ -31,8 +31,8 @@ _TOLD = ("lam", "bits_per_weight", "target_ratio", "min_fidelity")  # options th
 
 def kept(
     steps: Sequence[Pass], model: Model, settings: Settings, goal: Goal | None, worker: Worker
-) -> tuple[Result, list[str]]:
-    """The result of some steps, held to a goal, and what it misses beside that.
+) -> tuple[Result, Sequence[Pass], list[str]]:
+    """The result of some steps, held to a goal.
 
     A step that chooses what to spend has judged it on inputs of its own. Where unseen inputs refuse
     the result all the same, such steps spend less, a few times; the interval of what is promised
@@ -44,26 +44,30 @@ def kept(
         settings: How to check them; its ``unseen`` are what no step has seen.
         goal: What the answers must keep; None leaves the result to the contracts of its steps.
         worker: Where to run models.
+
+    Returns:
+        The result, steps that make the same of the same inputs without any goal, and what it misses
+        beside the goal.
     """
     result, missed = best(steps, model, settings, worker)
+    chosen = [None] * len(steps) if missed else spent(steps, result.report)
+    first = _told(steps, chosen)
     if goal is None:
-        return result, missed
+        return result, first, missed
     blind = not any(sees(step, model) for step in steps)
     strain = judge(result, model, settings, goal, worker, blind=blind)
-    chosen = [] if missed else spent(steps, result.report)
     spend, before = 1.0, math.inf
     for looks in range(2, _TURNS + 2):
         if strain <= 1 or not any(chosen) or strain > _HELPED * before:
             break
         before, spend = strain, spend * less(strain)
         _log.info("unseen inputs refuse it: %.2g times what was spent", spend)
-        finer = [step if lam is None else spending(step, spend * lam)
-                 for step, lam in zip(steps, chosen, strict=True)]  # fmt: skip
+        finer = _told(steps, [None if lam is None else spend * lam for lam in chosen])
         tried = run(finer, model, settings, worker)
         strain = judge(tried, model, settings, goal, worker, blind=blind, looks=looks)
         if not tried.report.missed:
-            return tried, missed
-    return result, missed
+            return tried, finer, missed
+    return result, first, missed
 
 
 def spent(steps: Sequence[Pass], report: Report) -> list[float | None]:
@@ -77,6 +81,12 @@ def spending(step: Pass, lam: float) -> Pass:
     if not hasattr(step, "lam"):
         return step
     return build(type(step), {**dump(step), "lam": lam}, step.name)
+
+
+def _told(steps: Sequence[Pass], spends: Sequence[float | None]) -> list[Pass]:
+    """Steps that are told what to spend, where that is not None."""
+    return [step if lam is None else spending(step, lam)
+            for step, lam in zip(steps, spends, strict=True)]  # fmt: skip
 
 
 def less(strain: float) -> float:

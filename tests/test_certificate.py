@@ -25,6 +25,8 @@ from onnxshrink.certificate import (
     stored,
 )
 from onnxshrink.errors import BudgetMissed, DataError, ModelError, RecipeError
+from onnxshrink.goal import Goal
+from onnxshrink.passes.quantize_rd import QuantizeRd
 from onnxshrink.passes.quantize_weights import QuantizeWeights
 from onnxshrink.recipe import Recipe
 from onnxshrink.reproducing import certify, recheck, reproduce
@@ -230,3 +232,24 @@ def test_every_storage(storage, case, tmp_path):
         with pytest.raises(ModelError, match="which is not there"):
             check_files(found, stored(out))
     assert Path(out).exists()
+
+
+@pytest.mark.parametrize(
+    "step", [QuantizeRd(), QuantizeWeights(rounding="gptq")], ids=lambda s: s.name
+)
+@pytest.mark.usefixtures("one_worker")
+def test_what_was_judged_on_inputs_held_back_is_made_and_measured_again(case, tmp_path, step):
+    """Every fourth input was kept from the steps; what quantize-rd chose to spend stands there."""
+    rng = np.random.default_rng(1)
+    np.savez(tmp_path / "data.npz", x=rng.standard_normal((64, 64)).astype(np.float32))
+    options = Options(calibration=tmp_path / "data.npz", certificate=True)
+    source, made, again = case / "model.onnx", tmp_path / "made.onnx", tmp_path / "again.onnx"
+    apply_recipe(Recipe((step,)), source, made, options, goal=Goal())
+    found = read(path_of(made))
+    recipe = Recipe.parse(found.content["origin"]["recipe"], "here")
+    assert recipe.held_back
+    assert getattr(recipe.steps[0], "lam", 0) is not None
+    options = Options(calibration=tmp_path / "data.npz")
+    reproduce(found, source, again, options)
+    assert again.read_bytes() == made.read_bytes()
+    assert recheck(found, source, made, options).comparison.outputs
