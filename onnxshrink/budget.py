@@ -26,7 +26,7 @@ _AIM = 0.96  # of what may be lost
 _SURELY, _BARELY = 0.7, 1 / 8  # times what was spent, where that was too much
 _HELPED = 0.9  # times what was lost before: else it is not codes that lose it
 _TURNS = 3  # of steps that choose what they spend
-_TOLD = ("lam", "bits_per_weight", "target_ratio", "min_fidelity")  # options that choose for them
+_GOALS = ("lam", "bits_per_weight", "target_ratio", "min_fidelity")  # options that choose for them
 
 
 def kept(
@@ -60,7 +60,7 @@ def kept(
     for looks in range(2, _TURNS + 2):
         if strain <= 1 or not any(chosen) or strain > _HELPED * before:
             break
-        before, spend = strain, spend * less(strain)
+        before, spend = strain, spend * cutback(strain)
         _log.info("unseen inputs refuse it: %.2g times what was spent", spend)
         finer = _told(steps, [None if lam is None else spend * lam for lam in chosen])
         tried = run(finer, model, settings, worker)
@@ -72,7 +72,7 @@ def kept(
 
 def spent(steps: Sequence[Pass], report: Report) -> list[float | None]:
     """What each step has chosen to spend; None of those that were told, or do not choose."""
-    return [row.chosen.get("lam") if not any(dump(step).get(name) is not None for name in _TOLD)
+    return [row.chosen.get("lam") if not any(dump(step).get(name) is not None for name in _GOALS)
             else None for step, row in zip(steps, report.steps, strict=True)]  # fmt: skip
 
 
@@ -89,10 +89,13 @@ def _told(steps: Sequence[Pass], spends: Sequence[float | None]) -> list[Pass]:
             for step, lam in zip(steps, spends, strict=True)]  # fmt: skip
 
 
-def less(strain: float) -> float:
-    """What share of the squared error to spend again, where so many times too much is lost.
+def cutback(strain: float) -> float:
+    """What to multiply the squared error with that was spent, where too much was lost.
 
-    A loss grows with its square root, about.
+    A loss grows with the square root of it, about.
+
+    Args:
+        strain: How many times what may be lost is lost.
     """
     return max(min((_AIM / max(strain, 1)) ** 2, _SURELY), _BARELY)
 

@@ -73,12 +73,12 @@ def differences(values: npt.NDArray[Any], overhead: int) -> tuple[int, Bytes] | 
     """
     if values.ndim < 2 or not values.size:
         return None
-    blocks = values.reshape(-1, *values.shape[-2:])
-    least, found = _ALIKE * (_bytes_of(blocks) - overhead), None
+    blocks, found = values.reshape(-1, *values.shape[-2:]), None
     part = blocks[:1, :_LOOK, :_LOOK]
-    for axis in (1, 2):
-        if _bytes_of(_steps(part, axis)) >= _bytes_of(part):
-            continue
+    most = _ALIKE * _bytes_of(part)
+    axes = [axis for axis in (1, 2) if _bytes_of(_steps(part, axis)) < most]
+    least = _ALIKE * (_bytes_of(blocks) - overhead) if axes else 0.0  # large ones are not copied
+    for axis in axes:
         steps = _steps(blocks, axis)
         if abs(steps).max() < 128 and (takes := _bytes_of(steps)) < least:
             codes = steps.astype(np.int8).reshape(-1).view(np.uint8)

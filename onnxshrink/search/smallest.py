@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from onnxshrink.budget import less, spending
+from onnxshrink.budget import cutback, spending
 from onnxshrink.contract import Judge
 from onnxshrink.goal import Aim
 from onnxshrink.options import build, dump
@@ -44,6 +44,8 @@ _STRIDE = 1.3  # times what was kept, at least, while nothing is refused: some 5
 _POWER = 0.5  # by which a loss grows with what is spent, before two of them tell
 _STEEPEST, _FLATTEST = 1.5, 0.25
 _LEAP = 8.0  # the factor by which what is spent changes at most
+_LITTLE = 0.8  # of the bytes of integers: what coding without loss must go below
+_INTEGER = ("INT8", "INT4", "INT2")
 _WHERE = "the search"
 _DOING = "searching"
 _BEFORE = 3  # recipes: the model as it is, the first one, the same tuned
@@ -164,7 +166,8 @@ class Search:
         if self._aim != "size" and (sizes := block_sizes(self._ask.model)):
             yield from self._blocks(sizes)
         start = time.monotonic()
-        backbone, narrow = find_pass("quantize-rd")(), find_pass(NARROWING)()
+        backbone = build(find_pass("quantize-rd"), {"requantize": self._requantizes()}, _WHERE)
+        narrow = find_pass(NARROWING)()
         found = self._try([backbone, narrow])
         if found is None and not self._ask.why_not.startswith(backbone.name):
             found = self._try([backbone])
@@ -188,6 +191,11 @@ class Search:
         yield 0.0
         if one is not None and self._dominates(one, best):
             yield from self._path(one)
+
+    def _requantizes(self) -> bool:
+        """Whether integers that came are rounded once more: where all else would save little."""
+        model, lossless = self._ask.model, self._tried[0]
+        return lossless.nbytes > _LITTLE * model.nbytes() and mostly_integers(model)
 
     def _of_trees(self) -> tuple[tuple[str, dict[str, Any]], ...]:
         """What can be tried on trees, where there are any."""
@@ -358,7 +366,7 @@ class Search:
                 return best
             finer = None
             if best.spend is not None and stopped != _INTERRUPTED:
-                finer = self._ask.again(best, best.spend * less(best.strain), self._looks)
+                finer = self._ask.again(best, best.spend * cutback(best.strain), self._looks)
             if finer is not None:
                 self._add(finer)
             best = finer or self._smallest()
@@ -383,6 +391,15 @@ def block_sizes(model: Model) -> list[int]:
     if most <= _MOSTLY * sum(view.nbytes for view in views):
         return []
     return [size for size, nbytes in taken.items() if nbytes == most]
+
+
+def mostly_integers(model: Model) -> bool:
+    """Whether at least half of the weights' bytes are integers of 8 bits or fewer."""
+    from onnxshrink.graph import weights
+
+    views = list(weights.find(model))
+    narrow = sum(view.nbytes for view in views if view.tensor.dtype.name.strip("U") in _INTEGER)
+    return 2 * narrow >= sum(view.nbytes for view in views) > 0
 
 
 def _next(points: Sequence[Tried]) -> float | None:

@@ -185,6 +185,26 @@ def test_what_codes_leave_is_stored_in_float16(worker: Worker) -> None:
     assert {view.dtype.name for view in stored} == {"INT8", "FLOAT16"}
 
 
+@pytest.mark.parametrize("even", [True, False])
+def test_integers_are_rounded_once_more_where_nothing_else_saves_much(
+    even: bool, worker: Worker
+) -> None:
+    """Evenly spread codes of 8 bits cannot be coded in fewer; those of trained weights can."""
+    rng = np.random.default_rng(2)
+    spread = rng.integers(-127, 128, (64, 256)) if even else rng.normal(0, 3, (64, 256))
+    graph = """g (float[n, 64] x) => (float[n, 256] y) {
+        q, s, z = DynamicQuantizeLinear(x)  i = MatMulInteger(q, w, z)
+        f = Cast <to = 1> (i)  t = Mul(s, scale)  y = Mul(f, t)
+    }"""
+    codes = np.rint(spread).astype(np.int8)
+    model = Model.from_proto(text(graph, w=codes, scale=np.float32(0.01)))
+    goal = Goal(max_error=0.1)
+    ask = Evaluator(model, (), Settings(feeds=feeds(16)), goal, worker, "coded")
+    best = Search(ask).run().best
+    assert any(dump(step).get("requantize") for step in best.recipe.steps) == even
+    assert best.nbytes < (0.8 if even else 0.9) * model.nbytes()
+
+
 @pytest.mark.parametrize("fault", ["to-float16", "quantize-rd"])
 def test_codes_alone_are_tried_where_float16_does_not_stand(fault: str) -> None:
     tried: list[list[str]] = []

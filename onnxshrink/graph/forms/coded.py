@@ -323,10 +323,12 @@ def _differences(
     tensor: ir.TensorProtocol, numbers: np.ndarray, entries: np.ndarray | None
 ) -> tuple[int, np.ndarray, np.ndarray | None] | None:
     """The axis along which codes are better differences, these, and what their sums stand for."""
-    values = tensor.numpy()
-    if entries is not None:
+    if entries is None:
+        values = tensor.numpy()
+    else:
         order = np.argsort(entries, kind="stable")  # by frequency, neighbours are far apart
-        values, entries = np.argsort(order)[numbers].reshape(values.shape), entries[order]
+        values = np.argsort(order).astype(np.uint8)[numbers].reshape(tensor.shape.numpy())
+        entries = entries[order]
     apart = coded_plan.differences(values, SUM_BYTES)
     # Tables know runs, which entropy does not: of masks that leave little, these are fewer bytes.
     if apart is None or _alone(apart[1]) + SUM_BYTES >= _alone(numbers):

@@ -350,8 +350,9 @@ class StepSearch:
         """Layers with what their noise does to the outputs.
 
         What gradients do not tell is measured: each layer is rounded alone, first at a middling
-        XX those on inputs that no layer was
-        fitted to, so that a fit to too few inputs is not mistaken for a good one.
+        step, then at the one that this suggests; what decides, at finer ones, too. Effects are
+        those on inputs that no layer was fitted to, so that a fit to too few is not mistaken for a
+        good one.
         """
         from onnxshrink.graph.analysis.ranked import deciding
         from onnxshrink.kernels import rate
