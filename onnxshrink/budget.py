@@ -26,6 +26,10 @@ _AIM = 0.96  # of what may be lost
 _SURELY, _BARELY = 0.7, 1 / 8  # times what was spent, where that was too much
 _HELPED = 0.9  # times what was lost before: else it is not codes that lose it
 _TURNS = 3  # of steps that choose what they spend
+_DECIDES = (
+    "the model rounds or picks, and goes on from there: rare inputs on which that falls otherwise, "
+    "and that were not among these, are not promised"
+)
 _GOALS = ("lam", "bits_per_weight", "target_ratio", "min_fidelity")  # options that choose for them
 
 
@@ -155,12 +159,16 @@ def tell(
     report: Report, result: Result, goal: Goal, promises: Sequence[Promise], settings: Settings
 ) -> None:
     """Put into the report what outputs are held to, and what is promised of them, or not."""
+    from onnxshrink.graph.analysis.ranked import deciding
+
     if result.answers is not None:
         kinds = goal.kinds(result.answers[0])
         report.measures = {name: f"{known.kind}: {known.why}" for name, known in kinds.items()}
     report.promises = [str(promise) for promise in promises]
     report.missed += [str(promise) for promise in promises if promise.refuses]
     if settings.unseen or promises:
+        if result.report.changed and deciding(result.model):
+            report.warnings.append(_DECIDES)
         return
     why = f"{len(settings.feeds)} inputs are too few to hold any back; give at least {_LEAST}"
     if goal.metric is not None:

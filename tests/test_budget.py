@@ -123,3 +123,15 @@ def test_a_step_that_chose_to_spend_too_much_spends_less(source: Path) -> None:
     (source.parent / "out.onnx").unlink()
     with pytest.raises(BudgetMissed, match="is not promised"):  # who says what, gets that
         apply(source, QuantizeRd(lam=spend * 8), data, goal=Goal())
+
+
+@pytest.mark.parametrize("decides", [True, False])
+def test_what_rare_inputs_may_decide_otherwise_is_said(tmp_path: Path, decides: bool) -> None:
+    rounded = "Ceil(h)" if decides else "Relu(h)"
+    graph = f"""g (float[n, 64] x) => (float[n, 32] y) {{
+        h = MatMul(x, w)  r = {rounded}  y = MatMul(r, v)
+    }}"""
+    w, v = (RNG.standard_normal(shape).astype(np.float32) for shape in ((64, 64), (64, 32)))
+    Model.from_proto(text(graph, w=w, v=v)).save(tmp_path / "in.onnx")
+    report = apply(tmp_path / "in.onnx", QuantizeWeights(), feeds(8), goal=Goal(max_error=0.5))
+    assert any("rounds or picks" in line for line in report.warnings) == decides

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
-from scipy.stats import norm
 
 from onnxshrink.kernels.normal import clipped_mean
 
@@ -18,7 +17,9 @@ from onnxshrink.kernels.normal import clipped_mean
 @given(mean=st.floats(-5, 5), deviation=st.floats(0.05, 4))
 def test_it_is_the_integral(low: float, high: float, mean: float, deviation: float) -> None:
     def integrand(z: float) -> float:
-        return float(min(max(z, low), high) * norm.pdf(z, mean, deviation))
+        away = (z - mean) / deviation
+        density = math.exp(-(away**2) / 2) / (deviation * math.sqrt(2 * math.pi))
+        return min(max(z, low), high) * density
 
     points = [p for p in (low, high, mean) if math.isfinite(p)]
     ends = mean - 12 * deviation, mean + 12 * deviation

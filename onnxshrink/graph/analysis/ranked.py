@@ -50,10 +50,11 @@ def entering(model: Model, at: Collection[str] = ()) -> Entering:
         outputs = {v.name or "" for v in model.ir.graph.outputs if id(v) in covered}
         return Entering(tuple(value.name or "" for value in starts), frozenset(outputs))
     tail: list[ir.Node] = []
+    fixed = _fixed(nodes)
     for node in nodes:
         if _ranks(node) and node not in tail:
             behind = _behind([node], nodes)
-            if not any(_weighs(each) for each in behind):
+            if not any(_weighs(each, fixed) for each in behind):
                 tail = [each for each in nodes if each in tail or each in behind]
     if not tail:
         return Entering()
@@ -80,11 +81,12 @@ def deciding(model: Model) -> frozenset[str]:
     effect at all or a large one.
     """
     nodes = list(model.ir.graph)
+    fixed = _fixed(nodes)
     found: set[str] = set()
     left = [
         value
         for node in nodes
-        if _turns(node) and any(_weighs(each) for each in _behind([node], nodes))
+        if _turns(node) and any(_weighs(each, fixed) for each in _behind([node], nodes))
         for value in node.inputs
     ]
     seen: set[int] = set()
@@ -154,12 +156,23 @@ def _decides(node: ir.Node) -> bool:
     return decides or operators.moves(node) == "converts"
 
 
-def _weighs(node: ir.Node) -> bool:
+def _fixed(nodes: Collection[ir.Node]) -> set[int]:
+    """Values that follow from constants alone, as weights do that are stored as integers."""
+    found: set[int] = set()
+    for node in nodes:
+        values = [value for value in node.inputs if value is not None]
+        found.update(id(value) for value in values if read.constant(value) is not None)
+        free = any(read.bodies(node)) or operators.of(node, operators.Random) is not None
+        if not free and all(id(value) in found for value in values):
+            found.update(id(value) for value in node.outputs)
+    return found
+
+
+def _weighs(node: ir.Node, fixed: set[int]) -> bool:
     """Whether a node multiplies with weights, or may do so inside."""
     if any(read.bodies(node)) or node.domain not in ("", "com.microsoft"):
         return True
     return any(
-        operators.product(node, place) is not None and read.constant(value) is not None
+        operators.product(node, place) is not None and id(value) in fixed
         for place, value in enumerate(node.inputs)
-        if value is not None
     )

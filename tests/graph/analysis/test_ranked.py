@@ -159,3 +159,22 @@ def test_what_weights_work_on_may_hang_on_a_decision(decision: str) -> None:
     model = Model.from_proto(text(graph, v=weight(9, 4, 8).T, **weights))
     assert deciding(model) & {*"wuvt"} == {"w"}
     assert deciding(Model.from_proto(detector())) == frozenset()  # its tail multiplies with none
+
+
+@pytest.mark.parametrize("form", ["cast-mul", "dq"])
+def test_weights_that_are_stored_as_integers_are_weights(form: str, worker: Worker) -> None:
+    """What lies behind a choice and multiplies with them is no tail: it has to be compared."""
+    graph = """g (float[n, 64] x) => (float[n, 64] y) {
+        a = MatMul(x, w)  k = Constant <value = int64[1] {8}> ()  b, i = TopK(a, k)
+        y = MatMul(b, v)
+    }"""
+    model = Model.from_proto(text(graph, w=weight(1, 64, 64), v=weight(2, 64, 8).T.copy()))
+    step = find_pass("quantize-weights")(form=form)
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.standard_normal((4, 64)).astype(np.float32)} for _ in range(4)]
+    result = run((step,), model, Settings(feeds=feeds), worker)
+    assert result.report.steps[0].status == "done"
+    for each in (model, result.model):
+        assert entering(each).values == ()
+        assert any(name.startswith("w") for name in deciding(each))
+    assert answers(result.model, feeds, worker).names == ("y",)
