@@ -63,7 +63,7 @@ def entering(model: Model, at: Collection[str] = ()) -> Entering:
     found: dict[str, None] = {}
     for value in (value for node in tail for value in node.inputs if value is not None):
         computed = id(value) not in inside and value.producer() is not None
-        if computed and value.dtype in (*_FLOATS, None) and read.constant(value) is None:
+        if computed and value.dtype in (*_FLOATS, None) and id(value) not in fixed:
             found[value.name or ""] = None
     outputs = {v.name or "" for v in model.ir.graph.outputs if id(v) in inside}
     return Entering(tuple(found), frozenset(outputs)) if found and outputs else Entering()

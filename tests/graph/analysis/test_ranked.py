@@ -178,3 +178,22 @@ def test_weights_that_are_stored_as_integers_are_weights(form: str, worker: Work
         assert entering(each).values == ()
         assert any(name.startswith("w") for name in deciding(each))
     assert answers(result.model, feeds, worker).names == ("y",)
+
+
+def test_constants_of_a_tail_that_are_stored_as_integers_do_not_enter_it(worker: Worker) -> None:
+    """Anchors are weights of their own: they are what they were, whatever they are made of."""
+    graph = """g (float[1, 64, 16] x) => (float[1, 8, 16] y) {
+        h = MatMul(x, w)  s = ReduceMax <axes = [2], keepdims = 0> (h)
+        k = Constant <value = int64[1] {8}> ()  best, at = TopK <axis = 1> (s, k)
+        last = Constant <value = int64[1] {2}> ()  places = Unsqueeze(at, last)
+        near = Add(h, anchors)  y = GatherND <batch_dims = 1> (near, places)
+    }"""
+    proto = text(graph, w=weight(1, 16, 16), anchors=weight(2, 64, 16)[None])
+    model = Model.from_proto(proto)
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.standard_normal((1, 64, 16)).astype(np.float32)} for _ in range(4)]
+    step = find_pass("quantize-weights")(max_error=9.0)
+    result = run((step,), model, Settings(feeds=feeds), worker)
+    assert {change.what for change in result.report.steps[0].changes} >= {"anchors"}
+    assert entering(model).outputs == entering(result.model).outputs == {"y"}
+    assert len(entering(model).values) == len(entering(result.model).values)
