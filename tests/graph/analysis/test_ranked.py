@@ -186,9 +186,10 @@ def test_constants_of_a_tail_that_are_stored_as_integers_do_not_enter_it(worker:
         h = MatMul(x, w)  s = ReduceMax <axes = [2], keepdims = 0> (h)
         k = Constant <value = int64[1] {8}> ()  best, at = TopK <axis = 1> (s, k)
         last = Constant <value = int64[1] {2}> ()  places = Unsqueeze(at, last)
-        near = Add(h, anchors)  y = GatherND <batch_dims = 1> (near, places)
+        moved = GatherND <batch_dims = 1> (h, places)
+        y = Add(moved, anchors)
     }"""
-    proto = text(graph, w=weight(1, 16, 16), anchors=weight(2, 64, 16)[None])
+    proto = text(graph, w=weight(1, 16, 16), anchors=weight(2, 8, 16)[None])
     model = Model.from_proto(proto)
     rng = np.random.default_rng(0)
     feeds = [{"x": rng.standard_normal((1, 64, 16)).astype(np.float32)} for _ in range(4)]
