@@ -131,9 +131,11 @@ def retreat(
 def _savings(step: Step, model: Model) -> dict[str, int]:
     """The weights that a step made smaller, by name, and the bytes: those that save most first.
 
-    What was integers already comes last: it got faster.
+    What was integers already comes last: it got faster. Behind that comes what decides: a little
+    noise of one such weight may turn as much as that of all.
     """
     from onnxshrink.graph import weights
+    from onnxshrink.graph.analysis.ranked import deciding
     from onnxshrink.graph.forms import codes
 
     coded = codes.names(model, {change.what for change in step.changes})
@@ -142,7 +144,9 @@ def _savings(step: Step, model: Model) -> dict[str, int]:
     for change in step.changes:
         if change.what in known:
             saved[change.what] += change.before - change.after
-    return {name: many for name, many in saved.most_common() if many > 0 or name in coded}
+    decides = deciding(model)
+    order = sorted(saved.most_common(), key=lambda one: one[0] in decides)
+    return {name: many for name, many in order if many > 0 or name in coded}
 
 
 def _without(pass_: Any, order: Sequence[str], chosen: Mapping[str, Mapping[str, Any]]) -> Any:

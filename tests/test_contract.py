@@ -307,6 +307,25 @@ def test_what_needs_finer_codes_gets_them(worker: Worker) -> None:
     assert row.warnings[0].startswith("2 of 4 weights are stored finer than asked")
 
 
+def test_what_decides_is_asked_last(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It saves most, and a little noise of it turns what is multiplied with weights behind it."""
+    model = Model.from_proto(
+        text(
+            """g (float[n, 64] x) => (float[n, 32] y, float[n, 32] z) {
+                a = MatMul(x, first)  b = MatMul(a, second)  r = Round(b)  y = MatMul(r, third)
+                z = MatMul(x, fourth) }""",
+            first=weight(1, 64, 64), second=weight(2, 64, 64), third=weight(3, 32, 64).T,
+            fourth=weight(4, 32, 64).T,
+        )
+    )  # fmt: skip
+    monkeypatch.setattr(fewer_weights, "_TRIES", 1)
+    monkeypatch.setattr(fewer_weights, "_FINER", 0)
+    step = QuantizeWeights(dtype="int4", max_error=0.25)
+    (row,) = run([step], model, Settings(feeds=FEEDS), worker).report.steps
+    assert {change.what for change in row.changes} >= {"third", "fourth"}
+    assert not {"third", "fourth"} & set(row.options["layers"])  # as asked, and at once
+
+
 def test_outputs_whose_shape_changes_are_told_so(worker: Worker) -> None:
     """As those of speech synthesis, whose length follows from rounded values."""
     model = Model.from_proto(
