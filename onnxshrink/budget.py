@@ -21,9 +21,12 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+#: By which a loss grows with the squared error that is spent, before two of them tell.
+POWER = 0.5
 _LEAST = 4  # inputs of which one can be held back
 _AIM = 0.96  # of what may be lost
-_SURELY, _BARELY = 0.7, 1 / 8  # times what was spent, where that was too much
+_LEAP = 8.0  # the factor by which what is spent changes at most
+_SURELY = 0.7  # times what was spent, where that was too much
 _HELPED = 0.9  # times what was lost before: else it is not codes that lose it
 _TURNS = 3  # of steps that choose what they spend
 _DECIDES = (
@@ -93,15 +96,23 @@ def _told(steps: Sequence[Pass], spends: Sequence[float | None]) -> list[Pass]:
             for step, lam in zip(steps, spends, strict=True)]  # fmt: skip
 
 
-def cutback(strain: float) -> float:
-    """What to multiply the squared error with that was spent, where too much was lost.
-
-    A loss grows with the square root of it, about.
+def factor(strain: float, power: float = POWER) -> float:
+    """By how much more to spend, where a share of what may be lost is lost.
 
     Args:
-        strain: How many times what may be lost is lost.
+        strain: The share; above 1 too much is lost, and less is to be spent.
+        power: By which a loss grows with what is spent.
     """
-    return max(min((_AIM / max(strain, 1)) ** 2, _SURELY), _BARELY)
+    if not strain:
+        return _LEAP
+    if math.isinf(strain):
+        return 1 / _LEAP
+    return min(max(math.exp(math.log(_AIM / strain) / power), 1 / _LEAP), _LEAP)
+
+
+def cutback(strain: float) -> float:
+    """What to multiply with what was spent, where that was refused: surely less."""
+    return min(factor(strain), _SURELY)
 
 
 def judge(

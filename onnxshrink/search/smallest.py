@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from onnxshrink.budget import cutback, spending
+from onnxshrink.budget import POWER, cutback, factor, spending
 from onnxshrink.contract import Judge
 from onnxshrink.goal import Aim
 from onnxshrink.options import build, dump
@@ -37,15 +37,11 @@ _log = logging.getLogger(__name__)
 _WORTH = 0.97  # of the bytes: what saves less is not worth any accuracy
 _CLEARLY = 0.95  # of the bytes: another kind of recipe is another test
 _TURNS = 6  # of the number that says what to spend
-_AIM = 0.96  # of what may be lost
 _FIRST = 1e-3  # to spend, where quantize-rd finds nothing on half of the inputs
 _CLOSE = 1.15  # between what is kept and what is refused: a tenth of a bit
 _STRIDE = 1.3  # times what was kept, at least, while nothing is refused: some 5 % of the bytes
-_POWER = 0.5  # by which a loss grows with what is spent, before two of them tell
 _STEEPEST, _FLATTEST = 1.5, 0.25
-_LEAP = 8.0  # the factor by which what is spent changes at most
 _LITTLE = 0.8  # of the bytes of integers: what coding without loss must go below
-_INTEGER = ("INT8", "INT4", "INT2")
 _WHERE = "the search"
 _DOING = "searching"
 _BEFORE = 3  # recipes: the model as it is, the first one, the same tuned
@@ -397,9 +393,9 @@ def mostly_integers(model: Model) -> bool:
     """Whether at least half of the weights' bytes are integers of 8 bits or fewer."""
     from onnxshrink.graph import weights
 
-    views = list(weights.find(model))
-    narrow = sum(view.nbytes for view in views if view.tensor.dtype.name.strip("U") in _INTEGER)
-    return 2 * narrow >= sum(view.nbytes for view in views) > 0
+    sizes = [(view.tensor.dtype, view.nbytes) for view in weights.find(model)]
+    narrow = sum(size for kind, size in sizes if kind.is_integer() and kind.bitwidth <= 8)
+    return 2 * narrow >= sum(size for _, size in sizes) > 0
 
 
 def _next(points: Sequence[Tried]) -> float | None:
@@ -413,14 +409,14 @@ def _next(points: Sequence[Tried]) -> float | None:
     if newest.spend is None or (high <= low * _CLOSE):
         return None
     known = [p for p in points if p.spend and 0 < p.strain < math.inf]
-    power = _POWER
+    power = POWER
     if len(known) > 1:
         power = _slope([math.log(p.spend) for p in known if p.spend],
                        [math.log(p.strain) for p in known])  # fmt: skip
     nearest = min(known, key=lambda p: abs(math.log(p.strain)), default=newest)
     if nearest.spend is None:
         return None
-    spend = nearest.spend * _factor(nearest.strain, power)
+    spend = nearest.spend * factor(nearest.strain, power)
     if not low and len(points) > 1:
         spend = min(spend, high / 2)  # the first guess was no better: time to be sure
     edge = math.sqrt(_CLOSE)
@@ -429,20 +425,11 @@ def _next(points: Sequence[Tried]) -> float | None:
     return max(spend, low * (edge if high < math.inf else _STRIDE))
 
 
-def _factor(strain: float, power: float) -> float:
-    """By how much more to spend, where a share of what may be lost is lost."""
-    if not strain:
-        return _LEAP
-    if math.isinf(strain):
-        return 1 / _LEAP
-    return min(max(math.exp(math.log(_AIM / strain) / power), 1 / _LEAP), _LEAP)
-
-
 def _slope(x: Sequence[float], y: Sequence[float]) -> float:
     """The slope of the line through points, within what a loss can do."""
     middle, height = sum(x) / max(len(x), 1), sum(y) / max(len(y), 1)
     spread = sum((a - middle) ** 2 for a in x)
     if not spread:
-        return _POWER
+        return POWER
     slope = sum((a - middle) * (b - height) for a, b in zip(x, y, strict=True)) / spread
     return min(max(slope, _FLATTEST), _STEEPEST)

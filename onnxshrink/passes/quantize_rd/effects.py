@@ -71,10 +71,13 @@ def by_gradients(
         return {}
     if tail := entering(model).values:  # no gradient comes through what ranks
         model = exposed(model, tail)
-    before = answers(model, feeds, worker).plain
-    if is_random(model):  # each run draws what a first run draws
-        alone = [answers(model, [feed], worker).plain for feed in feeds]
-        before = replace(before, outputs=[one.outputs[0] for one in alone])
+    # Below each feed is run by itself, and draws what a first run draws.
+    parts = [[feed] for feed in feeds] if is_random(model) else [feeds]
+    found = [answers(model, part, worker).plain for part in parts]
+    before = replace(
+        found[0], outputs=[row for one in found for row in one.outputs],
+        following=[each for one in found for each in one.following],
+    )  # fmt: skip
     reference, rounds = goal.holder(before, measure=measure), -(-_RUNS // len(feeds))
 
     def runs() -> Iterator[tuple[Arrays, Arrays]]:
@@ -83,13 +86,13 @@ def by_gradients(
             for feed, along in zip(feeds, reference.directions(rng), strict=True):
                 yield feed, {before.names[number]: array for number, array in along.items()}
 
-    found: dict[str, float] = {}
+    effects: dict[str, float] = {}
     try:
-        for part in counted(progress, "measuring sensitivities", [*_parts(views)]):
-            found |= _effects(model, {view: noise[view] for view in part}, runs(), worker)
+        for group in counted(progress, "measuring sensitivities", [*_parts(views)]):
+            effects |= _effects(model, {view: noise[view] for view in group}, runs(), worker)
     except ModelError as error:
         _log.info("ONNX Runtime computes no gradients: %s", error)
-    return {name: effect / rounds for name, effect in found.items() if np.isfinite(effect)}
+    return {name: effect / rounds for name, effect in effects.items() if np.isfinite(effect)}
 
 
 def _effects(
